@@ -1,0 +1,210 @@
+"""A model as torch and transformers see it: how it is loaded, its facts, and what can be read of it once loaded."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from advisor.configuration import Configuration
+from advisor.knobs import choice_of
+from advisor.model import ModelFacts
+
+#: The seed that random weights are drawn from: every process of every study draws the same ones.
+SEED = 0
+
+_OPTIONAL = ("attention_mask", "position_ids", "logits_to_keep", "cu_seq_lens_q")
+_FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def config_of(source: Mapping[str, Any]) -> Any:
+    """Return the model's configuration object, fresh: a failed load leaves its request in the one it was given."""
+    return AutoConfig.from_pretrained(source["path"], trust_remote_code=False)
+
+
+def tokenizer_of(source: Mapping[str, Any]) -> Any:
+    """Return the model's tokenizer."""
+    return AutoTokenizer.from_pretrained(source["path"], trust_remote_code=False)
+
+
+def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:
+    """Return the dtype that transformers loads the checkpoint in when told nothing: the config's, else the weights'."""
+    declared = getattr(config, "dtype", None)
+    if isinstance(declared, torch.dtype):
+        return declared
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    counts: Counter[torch.dtype] = Counter()
+    for file in sorted(Path(source["path"]).glob("*.safetensors")) if Path(source["path"]).is_dir() else []:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        counts.update(names[entry["dtype"]] for entry in header.values() if entry.get("dtype") in names)
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def load(source: Mapping[str, Any], configuration: Configuration, device: str, *, hidden: bool) -> Any:
+    """Load the model as the configuration says, in evaluation mode, on the device.
+
+    The keyword arguments are the choices' own expressions, the ones that the suggestion prints.
+    """
+    from transformers import BitsAndBytesConfig
+
+    names = {"torch": torch, "BitsAndBytesConfig": BitsAndBytesConfig}
+    expressions: dict[str, str] = {}
+    for knob, name in configuration.items():
+        expressions |= choice_of(knob, name).load(configuration)
+    arguments = {key: eval(text, names) for key, text in expressions.items()}  # noqa: S307  (our own expressions)
+    auto = AutoModel if hidden else AutoModelForCausalLM
+    if source["weights"] == "random":
+        model = _drawn(source, arguments, device, auto)
+    else:
+        model = auto.from_pretrained(
+            source["path"], trust_remote_code=False, device_map=device,
+            use_safetensors=None if source["allow_pickle"] else True, **arguments,
+        )  # fmt: skip
+    return model.eval()
+
+
+def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, auto: Any) -> Any:
+    """Draw the weights on the device, in the checkpoint's dtype, from SEED; quantise or convert afterwards."""
+    config, quantization = config_of(source), arguments.pop("quantization_config", None)
+    wanted = arguments.pop("dtype")
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        model = auto.from_config(config, dtype=checkpoint_dtype_of(source, config), **arguments)
+    if quantization is None:
+        return model.to(wanted)
+    state = {name: tensor.to("cpu", wanted) for name, tensor in model.state_dict().items()}
+    kind = type(model)
+    del model
+    return kind.from_pretrained(None, config=copy.deepcopy(config_of(source)), state_dict=state, dtype=wanted,
+                                quantization_config=quantization, device_map=device, **arguments)  # fmt: skip
+
+
+def accepted(arguments: dict[str, Any], accepts: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments without those that the class's forward does not take."""
+    dropped = {name for name in _OPTIONAL if name not in accepts}
+    if "cu_seq_lens_q" in dropped:
+        dropped |= set(_FLASH_ARGUMENTS)
+    return {name: value for name, value in arguments.items() if name not in dropped}
+
+
+def pad_token_of(model: Any) -> int:
+    """Return an id to pad with; what it is does not matter, since pads are masked."""
+    token = getattr(model.config, "pad_token_id", None)
+    return token if isinstance(token, int) and 0 <= token < model.config.vocab_size else 0
+
+
+def attention_of(model: Any) -> dict[str, str]:
+    """Return the implementation of attention of the configuration and of all its sub-configurations."""
+    found = {"": str(model.config._attn_implementation)}
+    for name in getattr(model.config, "sub_configs", {}):
+        part = getattr(model.config, name, None)
+        if part is not None and getattr(part, "_attn_implementation", None):
+            found[name] = str(part._attn_implementation)
+    return found
+
+
+def dtypes_of(model: Any) -> dict[str, int]:
+    """Return how many floating-point parameters have each dtype."""
+    counts: Counter[str] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return dict(counts)
+
+
+def linears_of(model: Any) -> dict[str, int]:
+    """Return how many linear layers there are of each class; bitsandbytes' 4-bit ones with their type."""
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            kind = getattr(module.weight, "quant_type", None)
+            counts[type(module).__name__ + (f":{kind}" if kind else "")] += 1
+    return dict(counts)
+
+
+def weight_bytes_of(model: Any) -> int:
+    """Return the bytes that parameters and buffers really take, shared storage once, quantisation state included."""
+    storages: dict[int, int] = {}
+    for tensor in _tensors(model):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(model: Any) -> list[torch.Tensor]:
+    found = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        for state in (getattr(weight, "quant_state", None), getattr(weight, "CB", None), getattr(weight, "SCB", None)):
+            if torch.is_tensor(state):
+                found.append(state)
+            elif state is not None:
+                found += [value for value in vars(state).values() if torch.is_tensor(value)]
+    return [tensor for tensor in found if tensor.device.type != "meta"]
+
+
+def read_facts(source: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
+    """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload."""
+    config = config_of(source)
+    dtype = checkpoint_dtype_of(source, config)
+    auto = AutoModel if hidden else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), dtype=dtype)
+    text = config.get_text_config()
+    heads = int(getattr(text, "num_attention_heads", 1))
+    parameters = sum(p.numel() for p in model.parameters())
+    return ModelFacts(
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        checkpoint_dtype=str(dtype).removeprefix("torch."),
+        parameters=parameters,
+        parameter_bytes=parameters * dtype.itemsize,
+        linear_parameters=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
+        layers=int(getattr(text, "num_hidden_layers", 1)),
+        hidden_size=int(text.hidden_size),
+        heads=heads,
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        vocabulary=int(text.vocab_size),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        supports_sdpa=bool(getattr(model, "_supports_sdpa", False)),
+        supports_flash=bool(getattr(model, "_supports_flash_attn", False)),
+        switches_attention=_switches_attention(model),
+        default_attention=str(model.config._attn_implementation),
+        softcap=bool(getattr(text, "attn_logit_softcapping", None)),
+        alibi=bool(getattr(text, "alibi", False)) or config.model_type in ("bloom", "mpt"),
+        sliding_window=getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None,
+        layer_types=tuple(sorted(set(getattr(text, "layer_types", None) or ()))),
+        prequantized=_prequantized(config),
+        accepts=_accepted_arguments(model),
+    ).payload
+
+
+def _switches_attention(model: Any) -> bool:
+    check = getattr(type(model), "_can_set_attn_implementation", None)
+    return bool(check and check()) and all(
+        bool(part._can_set_attn_implementation()) for part in model.modules() if hasattr(part, "_can_set_attn_implementation")
+    )
+
+
+def _prequantized(config: Any) -> str | None:
+    declared = getattr(config, "quantization_config", None)
+    if declared is None:
+        return None
+    method = declared.get("quant_method") if isinstance(declared, Mapping) else getattr(declared, "quant_method", "")
+    return str(method)
+
+
+def _accepted_arguments(model: Any) -> tuple[str, ...]:
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    named = tuple(name for name in _OPTIONAL if name in parameters)
+    return (*named, "cu_seq_lens_q") if takes_any and "cu_seq_lens_q" not in named else named

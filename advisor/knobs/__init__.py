@@ -1,0 +1,82 @@
+"""Knobs: the tunable dimensions, each a table of choices in a file of its own.
+
+A choice is one entry: its name, why it may not run here, what it changes when the model is loaded, and the proof that it
+ran. What it changes is written as Python source: the worker executes these lines and the suggestion prints them, so the
+lines a user pastes are the lines that were measured.
+
+Further choices come from the modules named in ADVISOR_PLUGINS (comma separated), which call :func:`register`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+
+from advisor.knobs import attention, packing, precision, quantization
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.model import ModelFacts
+from advisor.objective import Tier
+
+__all__ = [
+    "KNOBS", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
+    "baseline_choices", "choice_of", "effective_choices", "find_choice", "register", "tier_of",
+]  # fmt: skip
+
+#: The knobs in the order in which people read a configuration.
+KNOBS: dict[str, Knob] = {
+    knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB)
+}
+
+
+def register(choice: Choice) -> None:
+    """Add a choice to its knob's table; a name that is there already is refused with ValueError."""
+    choices = KNOBS[choice.knob].choices
+    if choice.name in choices:
+        raise ValueError(f"{choice.knob} has a choice {choice.name!r} already")
+    choices[choice.name] = choice
+
+
+def choice_of(knob: str, name: str) -> Choice:
+    """Return the choice, KeyError where there is none."""
+    return KNOBS[knob].choices[name]
+
+
+def find_choice(name: str) -> Choice | None:
+    """Return the choice with this name, whichever knob it belongs to."""
+    return next((knob.choices[name] for knob in KNOBS.values() if name in knob.choices), None)
+
+
+def baseline_choices(facts: ModelFacts) -> dict[str, str]:
+    """Return what transformers does when told nothing: the class's default attention, the checkpoint's dtype, padding."""
+    return {name: knob.default(facts) for name, knob in KNOBS.items()}
+
+
+def effective_choices(reading: Reading) -> dict[str, str]:
+    """Return the choices that really ran, from a worker's reading.
+
+    What was read back has to bring its proof too; without it the figures count for the choice whose proof holds.
+    """
+    return {knob.name: _proven(knob, knob.effective(reading), reading) for knob in KNOBS.values()}
+
+
+def _proven(knob: Knob, name: str, reading: Reading) -> str:
+    if name not in knob.choices or knob.choices[name].proof(reading) is None:
+        return name
+    others = (choice.name for choice in knob.choices.values() if choice.proof(reading) is None)
+    return next(others, f"{name} (unproven)")
+
+
+def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
+    """Return the quality tier of a configuration: the worst of its choices'. Unknown names count as exact."""
+    tiers = [
+        KNOBS[knob].choices[name].tier(facts)
+        for knob, name in choices
+        if knob in KNOBS and name in KNOBS[knob].choices
+    ]
+    return Tier.worst(Tier.EXACT, *tiers)
+
+
+for _module in filter(None, os.environ.get("ADVISOR_PLUGINS", "").split(",")):
+    for _choice in importlib.import_module(_module.strip()).CHOICES:
+        register(_choice)

@@ -1,0 +1,137 @@
+"""What a choice is, what it is asked, and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.model import ModelFacts
+from advisor.objective import Tier
+from advisor.workloads import Workload
+
+
+class Verdict(StrEnum):
+    """What a rule says (levers.md, A.7). The first three refuse; SLOW lowers the prior; WARN is told."""
+
+    INVALID = "INVALID"
+    WRONG = "WRONG"
+    ALIAS = "ALIAS"
+    SLOW = "SLOW"
+    WARN = "WARN"
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a configuration with this verdict is not run."""
+        return self in (Verdict.INVALID, Verdict.WRONG, Verdict.ALIAS)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why not: the rule's id, its verdict, words a user understands, and the command or change that would help.
+
+    about: the other knob's choice that it depends on ("" where the choice alone is the reason); subject: "knob=choice",
+    filled in by the space.
+    """
+
+    rule: str
+    verdict: Verdict
+    text: str
+    remedy: str = ""
+    about: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a rule may look at: no torch, no GPU, no clock."""
+
+    configuration: Configuration
+    workload: Workload
+    environment: Environment
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a worker read of a loaded model and one profiled step, by which a choice proves that it ran.
+
+    attention: "" and sub-configuration names -> implementation read back; dtypes: dtype -> number of floating-point
+    parameters; linears: class name -> number of linear layers; operators: names of the operators and kernels launched;
+    inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens).
+    """
+
+    attention: Mapping[str, str]
+    dtypes: Mapping[str, int]
+    linears: Mapping[str, int]
+    operators: Sequence[str]
+    inputs: Mapping[str, Any]
+    float32_matmul: str = "highest"
+    weight_bytes: int = 0
+
+    def launched(self, part: str) -> bool:
+        """Whether an operator or kernel with `part` in its name was launched."""
+        return any(part in name for name in self.operators)
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _no_reasons(_: Any) -> list[Reason]:
+    return []
+
+
+def _exact(_: Any) -> Tier:
+    return Tier.EXACT
+
+
+def _same_rate(_: Any) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a knob.
+
+    summary: words for the support table; source: where its rules were read.
+    unavailable(environment): the reason why this machine can't run it at all, or None.
+    why_not(situation): the rules of this choice in this situation, pair rules included.
+    load(configuration): keyword arguments of from_pretrained, as Python expressions.
+    before: statements executed before loading; imports: what both need.
+    proof(reading): None, or why the reading does not show that it ran.
+    rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
+    listed: False keeps a choice that exists to be refused out of the search, unless its rule is ignored.
+    """
+
+    knob: str
+    name: str
+    summary: str
+    source: str = ""
+    unavailable: Callable[[Environment], Reason | None] = _nothing
+    why_not: Callable[[Situation], list[Reason]] = _no_reasons
+    load: Callable[[Configuration], Mapping[str, str]] = field(default=lambda _: {})
+    before: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    proof: Callable[[Reading], str | None] = _nothing
+    tier: Callable[[ModelFacts], Tier] = _exact
+    rate: Callable[[Situation], float] = _same_rate
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One tunable dimension.
+
+    reload: whether changing it needs the weights loaded again; default(facts): what transformers does when told
+    nothing; effective(reading): the name of the choice that ran.
+    """
+
+    name: str
+    summary: str
+    reload: bool
+    choices: dict[str, Choice]
+    default: Callable[[ModelFacts], str]
+    effective: Callable[[Reading], str]

@@ -1,0 +1,131 @@
+"""Packing: how sequences of different lengths become one batch.
+
+Token-proportional work shrinks by 1/(1 − padding) when pads are left out. `packed` lays the sequences of a batch in one
+row with positions that start again; who may attend to whom then depends on the implementation of attention and on how the
+model is called, and several ways that look right let documents read one another without a word. Those ways are choices
+here too, so that they can be refused by name and, where the user insists, caught by the numerics gate.
+
+Rule ids P1–P14 are levers.md's; P15–P18 are ours (P15: stack.md, section 5, "explicit 4D bool mask").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.model import ModelFacts
+
+_SOURCE = "https://huggingface.co/blog/packing-with-FA2"
+
+#: Kinds of layers that carry a state from token to token and so need kernels that know where a sequence begins.
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv")
+
+
+def _is_flash(situation: Situation) -> bool:
+    return situation.configuration["attention"].startswith("flash_attention")
+
+
+def _sorted_why_not(situation: Situation) -> list[Reason]:
+    workload = situation.workload
+    if workload.padded_tokens(by_length=True) == workload.padded_tokens():
+        return [Reason("P18", Verdict.ALIAS, "sorting changes nothing: it saves no pads in this list of lengths")]
+    return []
+
+
+def _packed_why_not(situation: Situation) -> list[Reason]:
+    facts, workload, reasons = situation.facts, situation.workload, []
+    if workload.padding == 0:
+        reasons.append(Reason("P14", Verdict.ALIAS, "without pads a packed batch is the same work as a padded one"))
+    recurrent = sorted(set(facts.layer_types) & set(_RECURRENT))
+    if recurrent:
+        reasons.append(Reason("P7", Verdict.INVALID, f"layers of kind {', '.join(recurrent)} can't keep packed sequences apart"))
+    if facts.alibi:
+        reasons.append(Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack"))
+    if not _is_flash(situation):
+        reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
+    return reasons
+
+
+def _wrong_unless_flash(rule: str, text: str) -> Callable[[Situation], list[Reason]]:
+    def why_not(situation: Situation) -> list[Reason]:
+        reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
+        if _is_flash(situation):
+            reasons.append(Reason("P17", Verdict.ALIAS, "with flash attention it is the same work as packed"))
+        else:
+            reasons.append(Reason(rule, Verdict.WRONG, text, "call it as the choice packed does"))
+        return reasons
+
+    return why_not
+
+
+def _bool_mask_why_not(situation: Situation) -> list[Reason]:
+    reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
+    if situation.configuration["attention"] == "eager":
+        reasons.append(Reason("P15", Verdict.WRONG, "eager adds a 4D bool mask to the scores instead of masking with it",
+                              "pass a float mask, or none", about="attention=eager"))  # fmt: skip
+    elif _is_flash(situation):
+        reasons.append(Reason("P17", Verdict.INVALID, "flash attention takes no 4D mask"))
+    else:
+        reasons.append(Reason("P17", Verdict.ALIAS, "it is the same work as packed, with a mask made by hand"))
+    return reasons
+
+
+def _effective(reading: Reading) -> str:
+    """By how the model was called: see `advisor.knobs.packing_torch.describe`."""
+    inputs = reading.inputs
+    if not inputs.get("restarting_positions"):
+        if inputs.get("cu_seq_lens"):
+            return "packed-cu-seq-lens-only"
+        return "sorted" if inputs.get("by_length") else "padded"
+    if inputs.get("mask") == "4d-bool":
+        return "packed-bool-mask"
+    if inputs.get("mask"):
+        return "packed-2d-mask"
+    return "packed-cached" if inputs.get("cache") else "packed"
+
+
+def _proof(name: str) -> Callable[[Reading], str | None]:
+    def proof(reading: Reading) -> str | None:
+        ran = _effective(reading)
+        return None if ran == name else f"the model was called as {ran}"
+
+    return proof
+
+
+def _default(facts: ModelFacts) -> str:
+    return "padded"
+
+
+_P1 = (
+    "packing is only detected when no cache is used; with the default use_cache=True documents attend across their "
+    "boundaries: pass use_cache=False"
+)
+_P2 = "a 2D mask, even all ones, switches packed detection off: do not pass attention_mask"
+_P3 = "cu_seq_lens are read only by FlashAttention: pass position_ids that start again"
+
+KNOB = Knob(
+    name="packing",
+    summary="how sequences become a batch",
+    reload=False,
+    default=_default,
+    effective=_effective,
+    choices={
+        choice.name: choice
+        for choice in (
+            Choice("packing", "padded", "in the given order, padded to the longest of the batch", _SOURCE,
+                   proof=_proof("padded")),
+            Choice("packing", "sorted", "sorted by length into batches, then padded", _SOURCE, why_not=_sorted_why_not,
+                   proof=_proof("sorted")),
+            Choice("packing", "packed", "one row without pads; positions start again; use_cache=False; no mask", _SOURCE,
+                   why_not=_packed_why_not, proof=_proof("packed")),
+            Choice("packing", "packed-cached", "packed, with the default cache", _SOURCE,
+                   why_not=_wrong_unless_flash("P1", _P1), proof=_proof("packed-cached")),
+            Choice("packing", "packed-2d-mask", "packed, with an attention_mask of ones", _SOURCE,
+                   why_not=_wrong_unless_flash("P2", _P2), proof=_proof("packed-2d-mask")),
+            Choice("packing", "packed-cu-seq-lens-only", "packed, with cu_seq_lens and no position_ids", _SOURCE,
+                   why_not=_wrong_unless_flash("P3", _P3), proof=_proof("packed-cu-seq-lens-only")),
+            Choice("packing", "packed-bool-mask", "packed, with a 4D bool mask", _SOURCE, why_not=_bool_mask_why_not,
+                   proof=_proof("packed-bool-mask")),
+        )
+    },
+)  # fmt: skip

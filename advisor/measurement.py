@@ -1,0 +1,115 @@
+"""Measurement and Comparison: raw samples with a unit, and the statistics that are computed from them.
+
+Raw samples are kept; statistics carry the name and version of their method, so that a better one can be applied later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median, stdev
+from typing import Any
+
+#: Name and version of the interval that `interval_of_median` computes.
+STATISTIC = "median/order-statistics/1"
+
+#: A ratio must be clear of 1 by this much to be called faster or slower (measurement.md, B.3: δ = 2 %).
+TIE_ZONE = 0.02
+
+#: Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond 30 the last, which is a little too wide.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def interval_of_median(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the distribution-free interval of the median at 95 % or the most that so few samples allow.
+
+    The k-th smallest and k-th largest sample hold the median with probability 1 − 2·P(Bin(n, ½) < k); k is the largest
+    with at least 95 %. Below six samples that is the whole range (five samples: 93.75 %).
+    """
+    ordered, n = sorted(samples), len(samples)
+    if n == 0:
+        raise ValueError("no samples")
+    k, below = 0, 0.0
+    while k < n // 2:
+        below += math.comb(n, k) / 2**n
+        if 1 - 2 * below < 0.95:
+            break
+        k += 1
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric's raw samples. Units are spelled out ("s", "bytes", "tokens/s", "J").
+
+    samples are in the order they were taken; device_state says what was seen of the device while they were
+    ("not observable" where NVML can't see, never "none").
+    """
+
+    metric: str
+    unit: str
+    samples: tuple[float, ...]
+    phase: str = "search"
+    device_state: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse empty and non-finite samples."""
+        if not self.samples or not all(math.isfinite(sample) for sample in self.samples):
+            raise ValueError(f"{self.metric}: samples must be finite and not empty")
+
+    @property
+    def median(self) -> float:
+        """The samples' median."""
+        return median(self.samples)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of the median."""
+        return interval_of_median(self.samples)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against a baseline, measured in blocks: ratio > 1 means that the candidate is faster.
+
+    block_ratios: per block, baseline seconds over candidate seconds. The interval is a 95 % t-interval over their
+    logarithms (measurement.md, "Confirmation"): blocks are the unit that repeats, samples inside a block are not.
+    """
+
+    candidate: str
+    baseline: str
+    block_ratios: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what has no logarithm."""
+        if not self.block_ratios or not all(math.isfinite(r) and r > 0 for r in self.block_ratios):
+            raise ValueError("block ratios must be positive, finite and not empty")
+
+    @property
+    def ratio(self) -> float:
+        """The geometric mean of the blocks' ratios."""
+        return math.exp(fmean(math.log(r) for r in self.block_ratios))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ratio's 95 % interval; with one block there is none, and it is (0, largest float)."""
+        logs = [math.log(r) for r in self.block_ratios]
+        if len(logs) < 2:
+            return 0.0, 1e308
+        t = T_975[min(len(logs) - 2, len(T_975) - 1)]
+        half = t * stdev(logs) / math.sqrt(len(logs))
+        # A wild spread over few blocks can leave the range of floats: it is cut, for the verdict is the same.
+        return math.exp(max(fmean(logs) - half, -700.0)), math.exp(min(fmean(logs) + half, 700.0))
+
+    @property
+    def verdict(self) -> str:
+        """Return "faster", "slower" or "tie": the interval must be clear of the tie zone around 1."""
+        low, high = self.interval
+        if low > 1 + TIE_ZONE:
+            return "faster"
+        if high < 1 / (1 + TIE_ZONE):
+            return "slower"
+        return "tie"

@@ -1,0 +1,99 @@
+"""The neural network to be run: where it is, what it is, and the two keys it goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from advisor.configuration import key_of
+
+#: Entries of config.json that change neither a shape nor a speed: they stay out of the architecture's key.
+NOT_ARCHITECTURE = frozenset(
+    {
+        "_name_or_path", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+        "initializer_range", "id2label", "label2id", "task_specific_params", "finetuning_task", "auto_map",
+    }
+)  # fmt: skip
+
+
+def architecture_key_of(config: Mapping[str, Any]) -> str:
+    """Return the key of an architecture and its shapes: fine-tunes of one model share it, and so their timings."""
+    return key_of({name: value for name, value in config.items() if name not in NOT_ARCHITECTURE})
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model found: `name` as the user wrote it, `path` a directory or a config.json, weights "trained" or "random".
+
+    weights_digest identifies the weights ("random:<seed>" where they are drawn); it is what quality is keyed by.
+    """
+
+    name: str
+    path: str
+    config: Mapping[str, Any]
+    weights: str
+    weights_digest: str
+    has_tokenizer: bool
+    allow_pickle: bool = False
+
+    @property
+    def architecture_key(self) -> str:
+        """The key that timings go by."""
+        return architecture_key_of(self.config)
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the weights are drawn: then a lossy choice has no judged quality."""
+        return self.weights == "random"
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a worker needs to load it."""
+        return {"path": self.path, "weights": self.weights, "digest": self.weights_digest,
+                "allow_pickle": self.allow_pickle, "has_tokenizer": self.has_tokenizer}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the rules need to know of a model, read once by a worker and stored. Rules read nothing else of it.
+
+    Sizes are counts of elements; `*_bytes` are bytes in the checkpoint's dtype. `layer_types` holds the distinct kinds
+    of layers. `switches_attention`: the class follows transformers' AttentionInterface, so the implementation can be
+    changed without loading again (rule A23). `linear_parameters` are those inside torch.nn.Linear layers. `accepts`: which
+    of the optional call arguments the class's forward takes.
+    """
+
+    architecture: str
+    model_type: str
+    checkpoint_dtype: str
+    parameters: int
+    parameter_bytes: int
+    linear_parameters: int
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    max_positions: int | None
+    supports_sdpa: bool
+    supports_flash: bool
+    switches_attention: bool
+    default_attention: str
+    softcap: bool = False
+    alibi: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = field(default_factory=tuple)
+    prequantized: str | None = None
+    accepts: tuple[str, ...] = ("attention_mask", "position_ids", "logits_to_keep", "cu_seq_lens_q")
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The facts as JSON values."""
+        return {**asdict(self), "layer_types": list(self.layer_types), "accepts": list(self.accepts)}
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> ModelFacts:
+        """Build them from their payload."""
+        return cls(**{**payload, "layer_types": tuple(payload["layer_types"]), "accepts": tuple(payload["accepts"])})

@@ -1,0 +1,93 @@
+"""The numerics gate's verdict: is a configuration's output still right?
+
+The reference is the same checkpoint in fp32, one sequence at a time, no padding, no packing, eager attention. The shape of
+the criterion for exact levers is FlashAttention's own test: at most twice the error that the baseline makes against that
+reference. The thresholds of the lossy tiers are measurement.md's (B.6, "Recommended gate").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from advisor.objective import Tier
+from advisor.trial import Quality
+
+#: An exact lever may have this many times the baseline's own error.
+FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Errors too small to judge in a dtype: rms in standard deviations of the reference, kl in nats; and their origin."""
+
+    rms: float
+    kl: float
+    origin: str
+
+
+#: With an fp32 baseline its own error is ~0, and the factor alone would reject every right configuration.
+FLOORS: Mapping[str, Floor] = {
+    "fp32": Floor(1e-4, 1e-7, "provisional"),
+    "tf32": Floor(5e-3, 1e-5, "provisional"),
+    "fp16": Floor(5e-3, 1e-5, "provisional"),
+    "bf16": Floor(4e-2, 1e-3, "provisional"),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a lossy tier may cost: kl in nats, top1 and cosine as shares, perplexity as a ratio."""
+
+    kl: float
+    top1: float
+    perplexity_ratio: float
+    cosine: float
+
+
+#: measurement.md, B.6. The tier dtype has no perplexity limit there; one per cent is the next tier's.
+LIMITS: Mapping[Tier, Limits] = {
+    Tier.DTYPE: Limits(1e-3, 0.99, 1.01, 0.999),
+    Tier.EIGHT_BIT: Limits(1e-2, 0.975, 1.01, 0.99),
+    Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.03, 0.95),
+}
+
+
+def judge(quality: Quality, tier: Tier, precision: str, baseline: Quality | None, *, random_weights: bool) -> Quality:
+    """Return the figures with their verdict: `failures` names every limit that was broken, with both numbers.
+
+    baseline: the baseline's own figures against the same reference; None while the baseline itself is judged, which has
+    only to be finite: it is what the user gets today. With random weights a lossy choice is not judged.
+    """
+    if baseline is None:
+        return quality
+    if tier is Tier.EXACT:
+        return replace(quality, failures=_exact_failures(quality, precision, baseline))
+    if random_weights:
+        return replace(quality, judged=False)
+    return replace(quality, failures=_lossy_failures(quality, LIMITS[tier]))
+
+
+def _exact_failures(quality: Quality, precision: str, baseline: Quality) -> tuple[str, ...]:
+    floor, failures = FLOORS[precision], []
+    limit = max(FACTOR * baseline.rms, floor.rms)
+    if quality.rms > limit:
+        failures.append(f"rms error {quality.rms:.2e} > {limit:.2e}")
+    if quality.kl is not None:
+        limit = max(FACTOR * (baseline.kl or 0.0), floor.kl)
+        if quality.kl > limit:
+            failures.append(f"KL {quality.kl:.2e} > {limit:.2e} nats")
+    return tuple(failures)
+
+
+def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
+    failures = []
+    if quality.kl is not None and quality.kl > limits.kl:
+        failures.append(f"KL {quality.kl:.2e} > {limits.kl:.0e} nats")
+    if quality.top1 is not None and quality.top1 < limits.top1:
+        failures.append(f"top-1 agreement {quality.top1:.4f} < {limits.top1}")
+    if quality.perplexity_ratio is not None and quality.perplexity_ratio > limits.perplexity_ratio:
+        failures.append(f"perplexity × {quality.perplexity_ratio:.4f} > {limits.perplexity_ratio}")
+    if quality.cosine is not None and quality.cosine < limits.cosine:
+        failures.append(f"cosine {quality.cosine:.5f} < {limits.cosine}")
+    return tuple(failures)

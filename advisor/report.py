@@ -1,0 +1,247 @@
+"""What people see: tables and bars through rich. It decides nothing and prints nothing by itself but the live bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from advisor.environment import Machine
+from advisor.knobs import KNOBS, Reason
+from advisor.probe import Availability
+from advisor.script import batching_words, loading_lines
+from advisor.suggest import Candidate, Recommendation, tie_set
+from advisor.trial import Outcome, Trial
+from advisor.tune import Job
+
+
+def console(*, stderr: bool) -> Console:
+    """Return a console; on a pipe its lines are as long as they need to be, up to 200 columns."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False)
+
+
+def gib(count: float | None) -> str:
+    """Return bytes in words."""
+    if count is None:
+        return "–"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _words(configuration: Mapping[str, str]) -> str:
+    return " · ".join(configuration[knob] for knob in KNOBS if knob in configuration)
+
+
+def probe_payload(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability]) -> dict[str, Any]:
+    """Return what `advisor probe` found, as JSON values."""
+    return {
+        "devices": [
+            {"device": m.user_device, "uuid": m.uuid, "free_bytes": m.free_bytes, "problem": m.problem, "remedy": m.remedy,
+             "environment": {"key": m.environment.key, **m.environment.payload}} for m in machines
+        ],
+        "chosen": chosen.user_device,
+        "choices": [
+            {"knob": a.knob, "choice": a.choice, "available": a.reason is None,
+             "rule": a.reason.rule if a.reason else None, "reason": a.reason.text if a.reason else None,
+             "remedy": a.reason.remedy if a.reason else None} for a in availability
+        ],
+    }  # fmt: skip
+
+
+def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability]) -> Group:
+    """Return the same for people: devices, versions, and every choice with its reason and remedy."""
+    parts: list[Any] = []
+    for m in machines:
+        e = m.environment
+        capability = f", compute capability {e.compute_capability[0]}.{e.compute_capability[1]}" if e.compute_capability else ""
+        mark = "[bold green]▸[/]" if m.user_device == chosen.user_device else " "
+        parts.append(f"{mark} [bold]{m.user_device}[/]  {escape(e.device_name)}, {gib(e.memory_bytes)} ({gib(m.free_bytes)} free){capability}")
+        if m.problem:
+            parts.append(f"    [yellow]{escape(m.problem)}[/] → {escape(m.remedy)}")
+    packages = ", ".join(f"{name} {version}" for name, version in chosen.environment.packages.items())
+    driver = f"driver {chosen.environment.driver}, " if chosen.environment.driver else ""
+    parts.append(f"  {driver}{packages}\n  environment {chosen.environment.key}\n")
+    table = Table("knob", "choice", f"on {chosen.user_device}", "to get it", box=None, pad_edge=False, header_style="bold")
+    for a in availability:
+        state = "[green]available[/]" if a.reason is None else f"[red]no[/]: {escape(a.reason.text)} ({a.reason.rule})"
+        table.add_row(a.knob, a.choice, state, escape(a.reason.remedy) if a.reason else "")
+    return Group(*parts, table)
+
+
+def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:
+    """Return the recommendation as JSON values, with the lines to paste."""
+    study = recommendation.study
+    lines = loading_lines(recommendation.source, recommendation.configuration, study.workload.output, device)
+    return {
+        **recommendation.payload,
+        "load": lines,
+        "batching": batching_words(recommendation.configuration["packing"]),
+        "tied_with": [dict(candidate.configuration) for candidate in tie_set(recommendation)],
+    }
+
+
+def _headline(recommendation: Recommendation) -> str:
+    chosen, words = recommendation.chosen, f"[bold]{escape(_words(recommendation.configuration))}[/]"
+    if recommendation.verdict == "faster" and chosen.comparison:
+        low, high = chosen.comparison.interval
+        return (f"{words}: [bold green]{chosen.comparison.ratio:.2f} × the default[/] "
+                f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
+    if recommendation.verdict == "tie":
+        return f"keep the default, {words}: what looked faster is a [bold]tie[/] within its interval"
+    if recommendation.verdict == "default":
+        return f"keep the default, {words}: [bold]nothing measured is faster[/]"
+    return f"{words}: the fastest that meets the objective; the default does not, or could not be measured"
+
+
+def _evidence(candidate: Candidate) -> str:
+    speed, quality = candidate.trial.measurement("tokens_per_s"), candidate.trial.quality
+    parts = []
+    if speed:
+        low, high = speed.interval
+        parts.append(f"{speed.median:,.0f} useful tokens/s ({low:,.0f}–{high:,.0f})")
+    parts.append(f"peak {gib(candidate.trial.peak_bytes)}, weights {gib(candidate.trial.weight_bytes)}")
+    if quality:
+        figures = [f"rms {quality.rms:.1e}"]
+        figures += [f"KL {quality.kl:.1e} nats"] if quality.kl is not None else []
+        figures += [f"top-1 {quality.top1:.2%}"] if quality.top1 is not None else []
+        figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
+        parts.append(", ".join(figures) + ("" if quality.judged else " (not judged)") + f" against {quality.reference}")
+    return "\n  ".join(parts)
+
+
+def _runners_up(recommendation: Recommendation) -> Table:
+    table = Table("runner-up", "× default", "tokens/s", "peak", "note", box=None, pad_edge=False, header_style="bold")
+    tied = {candidate.configuration for candidate in tie_set(recommendation)}
+    for candidate in recommendation.runners_up[:5]:
+        speed = candidate.trial.measurement("tokens_per_s")
+        if candidate.comparison:
+            low, high = candidate.comparison.interval
+            ratio = f"{candidate.comparison.ratio:.2f} ({low:.2f}–{high:.2f})"
+        else:
+            ratio = f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
+        note = "within 2 % of the recommendation" if candidate.configuration in tied else ""
+        note = "the default" if recommendation.default and candidate.configuration == recommendation.default.configuration else note
+        table.add_row(escape(_words(candidate.configuration)), ratio, f"{speed.median:,.0f}" if speed else "–",
+                      gib(candidate.trial.peak_bytes), note)  # fmt: skip
+    return table
+
+
+def _refused(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table:
+    table = Table("refused", "rule", "why", box=None, pad_edge=False, header_style="bold")
+    for r in reasons:
+        remedy = f" → {r.remedy}" if r.remedy else ""
+        table.add_row(escape(f"{r.subject} {f'({r.about})' if r.about else ''}".strip()), r.rule, escape(r.text + remedy))
+    for t in failures:
+        table.add_row(escape(_words(t.requested)), str(t.outcome), escape(t.reason[:300]))
+    return table
+
+
+def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool) -> None:
+    """Print a recommendation for people."""
+    study, out = recommendation.study, console(stderr=stderr)
+    when = (study.finished_at or study.started_at).date().isoformat()
+    out.print(f"[bold]{escape(recommendation.source.name)}[/] · {escape(str(study.workload))}")
+    out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}\n")
+    out.print("[green]▸[/] " + _headline(recommendation))
+    out.print("  " + _evidence(recommendation.chosen) + f"\n  quality tier: {recommendation.tier}")
+    for note in recommendation.notes:
+        out.print(f"  [yellow]note:[/] {escape(note)}")
+    out.print()
+    lines = loading_lines(recommendation.source, recommendation.configuration, study.workload.output, device)
+    out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
+    batching = batching_words(recommendation.configuration["packing"])
+    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n")
+    if recommendation.runners_up:
+        out.print(_runners_up(recommendation))
+        out.print()
+    if recommendation.refusals or recommendation.failures:
+        out.print(_refused(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))
+
+
+class Progress:
+    """The live bar of a tune on stderr; on a pipe one line per trial instead."""
+
+    def __init__(self, job: Job) -> None:
+        """Show nothing yet."""
+        self.job, self.console = job, console(stderr=True)
+        self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
+        self.best, self.default_speed, self.admissible, self.confirming = "", 0.0, 0, ""
+        self._status: Any = None
+
+    def __enter__(self) -> Progress:
+        """Start the bar."""
+        self.console.print(f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
+                           f"{escape(self.job.machine.environment.device_name)}")  # fmt: skip
+        if self.console.is_terminal:
+            self._status = self.console.status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Take the bar away."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; what was printed above it stays."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Show an event of the tuning or its worker."""
+        kind = event["event"]
+        if kind == "stage":
+            self.stage = event["stage"]
+            if self.stage.startswith("waiting"):
+                self.console.print(f"[yellow]{escape(self.stage)}[/]")
+        elif kind == "study":
+            self.admissible = len(event["space"].admissible)
+            refused = len({reason.rule for reason in event["space"].refusals})
+            self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+        elif kind == "start":
+            block = f", block {event['block']} of the confirmation" if event["block"] else ""
+            self.running = _words(event["configuration"]) + block
+        elif kind == "hopeless":
+            self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
+        elif kind == "trial":
+            self._finished(event["trial"], event["best"])
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def _finished(self, trial: Trial, best: Trial | None) -> None:
+        self.done += 1
+        speed = trial.measurement("tokens_per_s")
+        if trial.number == 0 and speed:
+            self.default_speed = speed.median
+        words = f"{trial.number:3d}  {_words(trial.requested):48s} "
+        if trial.phase == "confirm":
+            words = f"{trial.number:3d}  {_words(trial.requested):48s} block {trial.block}  "
+        if trial.outcome is Outcome.OK and speed:
+            ratio = f"{speed.median / self.default_speed:5.2f} × default" if self.default_speed else ""
+            note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
+            self.console.print(f"{escape(words)}{speed.median:12,.0f} tokens/s  {ratio}{note}")
+        else:
+            self.console.print(f"{escape(words)}[red]{trial.outcome}[/] {escape(trial.reason[:200])}")
+        measured = best.measurement("tokens_per_s") if best else None
+        if best and measured:
+            ratio = f", {measured.median / self.default_speed:.2f} × default" if self.default_speed else ""
+            self.best = f"best {_words(best.ran)}: {measured.median:,.0f} tokens/s{ratio}"
+
+    def _line(self) -> str:
+        """The bar: trials done, time left, what runs, best so far."""
+        elapsed_s = time.monotonic() - self.began
+        if self.job.budget.seconds is not None:
+            left = f"{max(self.job.budget.seconds - elapsed_s, 0):.0f} s left"
+        elif self.done:
+            todo = min(self.job.budget.trials or self.admissible + 1, self.admissible + 1)
+            left = f"about {max(todo - self.done, 0) * elapsed_s / self.done:.0f} s left in the search"
+        else:
+            left = f"{elapsed_s:.0f} s"
+        return escape(f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else ""))

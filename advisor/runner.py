@@ -1,0 +1,204 @@
+"""Run one configuration: the seam between the search and the GPU.
+
+:class:`LocalRunner` keeps one worker process per device, speaks JSON lines with it, and holds the deadline: it sleeps in
+`select` while the worker works, and kills the worker's whole process group when time is up. A GPU is measured by one
+process at a time, under an exclusive lock named after its UUID, which the worker inherits: it is free only when both are
+gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from advisor.environment import Machine
+from advisor.errors import AdvisorError
+from advisor.trial import Outcome
+
+#: What a worker may write without saying anything, before it is taken for broken (bytes).
+_LINE_LIMIT = 64 * 2**20
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+class Runner(Protocol):
+    """Runs one request ("facts", "reference" or "trial") and returns its result; an outcome is always among it."""
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run it within `timeout_s` seconds."""
+
+    def close(self) -> None:
+        """Free the device."""
+
+
+class LocalRunner:
+    """A worker process on this machine, started when it is first needed and replaced after any failure."""
+
+    def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
+        """Take a device; nothing is started or locked yet. listener: hears the worker's stages and rounds."""
+        self.machine, self.listener = machine, listener or (lambda _: None)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: Any = None
+        self._lock: int | None = None
+        self._buffer = b""
+        self._count = 0
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a request and return its result. Whatever the worker does, this returns: it never hangs, it never raises."""
+        deadline = time.monotonic() + timeout_s
+        self._count += 1
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
+        try:
+            assert self._process is not None and self._process.stdin is not None
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+            result = self._wait(deadline, timeout_s)
+        except BrokenPipeError:
+            result = self._died()
+        except BaseException:
+            self._kill()
+            raise
+        if Outcome(result.get("outcome", Outcome.OK)).is_failure:
+            self._kill()
+        return result
+
+    def close(self) -> None:
+        """Stop the worker and free the device."""
+        self._kill()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _start(self) -> None:
+        self._kill()
+        self._take_lock()
+        self._errors = tempfile.TemporaryFile()
+        environment = {
+            **os.environ,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            # One GPU, by its UUID: the only spelling that MIG has, and no ordinal can be mistaken for another.
+            "CUDA_VISIBLE_DEVICES": self.machine.uuid if self.machine.environment.is_cuda else "",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "BITSANDBYTES_NOWELCOME": "1",
+            "ADVISOR_THREADS": str(self.machine.environment.threads or 1),
+            "OMP_NUM_THREADS": str(self.machine.environment.threads or 1),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            env=environment, start_new_session=True, pass_fds=[self._lock] if self._lock is not None else [],
+        )  # fmt: skip
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        path = folder / f"advisor-{os.getuid()}-{self.machine.uuid}.lock"
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.listener({"event": "stage", "stage": f"waiting: another advisor measures on {self.machine.uuid}"})
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def _wait(self, deadline: float, timeout_s: float) -> dict[str, Any]:
+        """Sleep until the worker answers, closes its channel or the deadline passes."""
+        while (left_s := deadline - time.monotonic()) > 0:
+            lines = self._lines(left_s)
+            if lines is None:
+                return self._died()
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                    event = message["event"]
+                except (ValueError, TypeError, KeyError):
+                    text = line[:200].decode(errors="replace")
+                    return {"outcome": Outcome.RUNTIME_ERROR, "reason": f"the worker sent what is no message: {text!r}",
+                            "transient": True}  # fmt: skip
+                if event == "done" and message["id"] == self._count:
+                    return dict(message["result"])
+                self.listener(message)
+        return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
+
+    def _lines(self, timeout_s: float) -> list[bytes] | None:
+        """Return the whole lines that came within the time, none if it passed, None once the channel is closed."""
+        assert self._process is not None and self._process.stdout is not None
+        stream = self._process.stdout.fileno()
+        if not select.select([stream], [], [], timeout_s)[0]:
+            return []
+        data = os.read(stream, 2**16)
+        if not data:
+            return None
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > _LINE_LIMIT:
+            lines.append(self._buffer)
+        return lines
+
+    def _died(self) -> dict[str, Any]:
+        """Say how the worker ended: by which signal or status, with the end of what it wrote to stderr."""
+        assert self._process is not None
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return {"outcome": Outcome.RUNTIME_ERROR, "reason": "the worker closed its channel and went on", "transient": True}
+        tail = self._error_text()
+        if status == -signal.SIGKILL:
+            reason = "the worker was killed (SIGKILL): most likely this machine ran out of memory"
+            return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "transient": True}
+        if status < 0:
+            how = f"the worker died of {signal.Signals(-status).name}"
+        else:
+            how = f"the worker ended with status {status}"
+        started = "ImportError" not in tail and "ModuleNotFoundError" not in tail
+        outcome = Outcome.RUNTIME_ERROR if started else Outcome.LOAD_FAILED
+        return {"outcome": outcome, "reason": f"{how}: {tail}" if tail else how, "transient": started}
+
+    def _error_text(self) -> str:
+        """The last line of the worker's stderr that says something, at most 500 characters."""
+        if self._errors is None:
+            return ""
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - 4096))
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:500] if lines else ""
+
+    def _kill_group(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _kill(self) -> None:
+        """Kill the worker with all its children and wait for it."""
+        if self._process is None:
+            return
+        self._kill_group()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self._process, self._errors = None, None
+
+
+def read_facts(runner: Runner, request: Mapping[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
+    """Return a model's facts, or raise AdvisorError with the reason why they can't be read."""
+    result = runner.run({"op": "facts", **request}, timeout_s)
+    if "outcome" in result:
+        raise AdvisorError(f"the model can't be used: {result['reason']}")
+    return result

@@ -1,0 +1,192 @@
+"""The space: which configurations are admissible for a workload here, what was refused and why, and which comes first.
+
+Every refusal is a choice's own (its `unavailable` and `why_not`); only "does it fit in memory" and "is it within the
+quality tier asked for" are the space's. No GPU time is spent, and no torch is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, tier_of
+from advisor.model import ModelFacts
+from advisor.objective import Objective
+from advisor.trial import Outcome, Trial
+from advisor.workloads import Workload
+
+#: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
+MEMORY_SHARE = 0.9
+
+_BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0}
+_QUANTIZED_BYTES = {"none": 0.0, "int8": 1.0, "nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be run, likeliest first, and what may not.
+
+    admissible: configurations in the order of their predicted speed; refusals: one per rule and subject;
+    warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not.
+    """
+
+    baseline: Configuration
+    admissible: tuple[Configuration, ...]
+    refusals: tuple[Reason, ...]
+    warnings: tuple[Reason, ...]
+
+
+def build_space(facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective,
+                free_bytes: int) -> Space:  # fmt: skip
+    """Ask every choice about every combination and return the space. free_bytes: of the device, now."""
+    admissible: dict[Configuration, float] = {}
+    refusals: dict[tuple[str, str, str], Reason] = {}
+    warnings: dict[tuple[str, str, str], Reason] = {}
+    unavailable = _unavailable(environment)
+    for configuration in _combinations():
+        situation = Situation(configuration, workload, environment, facts)
+        reasons = _reasons(situation, objective, free_bytes, unavailable)
+        refusing = [reason for reason in reasons if reason.verdict.refuses and reason.rule not in objective.ignored_rules]
+        for reason in refusing:
+            refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
+        if not refusing:
+            admissible[configuration] = predicted_cost(situation)
+            warnings |= {(r.subject, r.about, r.rule): r for r in reasons if not r.verdict.refuses}
+    ordered = sorted(admissible, key=lambda configuration: admissible[configuration])
+    return Space(
+        baseline=Configuration.of(baseline_choices(facts)),
+        admissible=tuple(ordered),
+        refusals=tuple(_telling(refusals.values(), ordered)),
+        warnings=tuple(warnings.values()),
+    )
+
+
+def _combinations() -> Iterable[Configuration]:
+    names = list(KNOBS)
+    for choices in product(*(KNOBS[name].choices for name in names)):
+        yield Configuration.of(dict(zip(names, choices, strict=True)))
+
+
+def _unavailable(environment: Environment) -> dict[tuple[str, str], Reason]:
+    found = {}
+    for knob in KNOBS.values():
+        for choice in knob.choices.values():
+            reason = choice.unavailable(environment)
+            if reason is not None:
+                found[knob.name, choice.name] = replace(reason, subject=f"{knob.name}={choice.name}")
+    return found
+
+
+def _reasons(situation: Situation, objective: Objective, free_bytes: int,
+             unavailable: dict[tuple[str, str], Reason]) -> list[Reason]:  # fmt: skip
+    configuration = situation.configuration
+    missing = [unavailable[item] for item in configuration.items() if item in unavailable]
+    if missing:
+        return missing
+    reasons = [
+        replace(reason, subject=f"{knob}={name}")
+        for knob, name in configuration.items()
+        for reason in choice_of(knob, name).why_not(situation)
+    ]
+    return reasons + _beyond_tier(situation, objective) + _too_large(situation, objective, free_bytes)
+
+
+def _beyond_tier(situation: Situation, objective: Objective) -> list[Reason]:
+    """Refuse what the objective's quality tier leaves out."""
+    return [
+        Reason("T0", Verdict.INVALID, f"its tier is {tier}, and {objective.quality} was asked for",
+               f"--quality {tier}", subject=f"{knob}={name}")
+        for knob, name in situation.configuration.items()
+        if (tier := tier_of([(knob, name)], situation.facts)).rank > objective.quality.rank
+    ]  # fmt: skip
+
+
+def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
+    """Return the bytes of the weights: linear layers in the quantised size, the rest in the precision's."""
+    size = _BYTES.get(configuration["precision"], 4.0)
+    quantized = _QUANTIZED_BYTES.get(configuration["quantization"], 0.0)
+    rest = facts.parameters - facts.linear_parameters
+    return rest * size + facts.linear_parameters * (quantized or size)
+
+
+def predicted_bytes(situation: Situation) -> float:
+    """Return the bytes that are needed for certain: weights, one layer's scores under eager, the logits asked for.
+
+    A lower bound on purpose: what it refuses can't run, and what it lets through is measured.
+    """
+    facts, workload, configuration = situation.facts, situation.workload, situation.configuration
+    size = _BYTES.get(configuration["precision"], 4.0)
+    packed = configuration["packing"].startswith("packed")
+    batches = workload.batches(by_length=configuration["packing"] == "sorted")
+    lengths = [[workload.lengths[i] for i in batch] for batch in batches]
+    columns = max(sum(batch) if packed else max(batch) for batch in lengths)
+    rows = 1 if packed else max(len(batch) for batch in lengths)
+    needed = weight_bytes(facts, configuration)
+    if configuration["attention"] == "eager":
+        needed += 2 * rows * facts.heads * columns**2 * size
+    elif packed and configuration["attention"] == "sdpa":
+        needed += columns**2
+    if workload.output == "all-logits":
+        needed += rows * columns * facts.vocabulary * size
+    return needed
+
+
+def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
+    limit = MEMORY_SHARE * free_bytes
+    if objective.max_memory_bytes is not None:
+        limit = min(limit, objective.max_memory_bytes)
+    needed = predicted_bytes(situation)
+    if needed <= limit:
+        return []
+    about = " ".join(f"{knob}={name}" for knob, name in situation.configuration.items() if knob in ("attention", "packing"))
+    subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
+    text = f"needs at least {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used"
+    return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]
+
+
+def predicted_cost(situation: Situation) -> float:
+    """Return a number that orders configurations by speed: operations over the choices' relative rates.
+
+    Linear layers: 2 operations per parameter and token processed; attention: 4·T²·heads·head size per layer, halved by
+    causality only where a kernel makes use of it (that is in the rate). Only the order matters: it is a prior, not a claim.
+    """
+    facts, workload, configuration = situation.facts, situation.workload, situation.configuration
+    packing = configuration["packing"]
+    batches = [[workload.lengths[i] for i in batch] for batch in workload.batches(by_length=packing == "sorted")]
+    rate = {knob: choice_of(knob, name).rate(situation) for knob, name in configuration.items()}
+    dense = configuration["attention"] in ("eager", "sdpa")
+    if packing.startswith("packed"):
+        tokens = workload.tokens
+        pairs = sum(sum(batch) ** 2 if dense else sum(n * n for n in batch) for batch in batches)
+    else:
+        tokens = sum(len(batch) * max(batch) for batch in batches)
+        pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
+    linear = 2.0 * facts.linear_parameters * tokens / rate["quantization"]
+    attention = 4.0 * pairs * facts.heads * facts.head_dim * facts.layers * 8.0 / rate["attention"]
+    return (linear + attention) / rate["precision"]
+
+
+def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) -> list[Reason]:
+    """Order refusals by subject, and leave out what another refusal of the same subject already says for all cases."""
+    whole = {(reason.subject, reason.rule) for reason in refusals if not reason.about}
+    kept = [reason for reason in refusals if not reason.about or (reason.subject, reason.rule) not in whole]
+    return sorted(kept, key=lambda reason: (reason.subject, reason.rule, reason.about))
+
+
+def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool = True) -> bool:
+    """Whether a search trial may be recommended under an objective: right, within its tier and its memory.
+
+    same_weights: False for a fine-tune of what was measured: its timings are shared, a lossy choice's quality is not.
+    """
+    if trial.phase != "search" or trial.outcome is not Outcome.OK or trial.quality is None or trial.quality.failures:
+        return False
+    if not trial.measurements:
+        return False
+    if objective.max_memory_bytes is not None and (trial.peak_bytes or 0) > objective.max_memory_bytes:
+        return False
+    tier = tier_of(trial.ran.items(), facts)
+    judged = trial.quality.judged and (same_weights or tier.rank == 0)
+    return tier.rank <= objective.quality.rank and (judged or objective.allow_unjudged)

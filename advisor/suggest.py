@@ -1,0 +1,311 @@
+"""The answer, from stored trials alone: which configuration, how sure, and why not the others. No torch, no GPU.
+
+A recommendation is a query over evidence, not a row: the candidate with the highest confirmed ratio over the default, or
+the default itself where nothing is clear of a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.errors import NothingAdmissible, NotMeasured
+from advisor.knobs import Reason, find_choice, tier_of
+from advisor.measurement import TIE_ZONE, Comparison
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Objective
+from advisor.space import recommendable
+from advisor.store import Store, StudyRecord
+from advisor.trial import Outcome, Trial
+from advisor.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that may be recommended, with its evidence.
+
+    search_ratio: its speed over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
+    """
+
+    trial: Trial
+    search_ratio: float | None
+    comparison: Comparison | None
+
+    @property
+    def configuration(self) -> Configuration:
+        """What ran."""
+        return self.trial.ran
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The candidate as JSON values."""
+        speed = self.trial.measurement("tokens_per_s")
+        return {
+            "configuration": dict(self.configuration),
+            "trial": self.trial.number,
+            "tokens_per_s": speed.median if speed else None,
+            "tokens_per_s_interval": list(speed.interval) if speed else None,
+            "search_ratio": self.search_ratio,
+            "ratio": self.comparison.ratio if self.comparison else None,
+            "ratio_interval": list(self.comparison.interval) if self.comparison else None,
+            "blocks": len(self.comparison.block_ratios) if self.comparison else 0,
+            "verdict": self.comparison.verdict if self.comparison else None,
+            "peak_bytes": self.trial.peak_bytes,
+            "weight_bytes": self.trial.weight_bytes,
+            "load_s": self.trial.load_s,
+            "first_call_s": self.trial.first_call_s,
+            "quality": self.trial.quality.payload if self.trial.quality else None,
+        }
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to run and why. verdict: "faster" (confirmed), "tie" or "default" (keep the default), "unconfirmed" or "only".
+
+    notes: what a reader must know to weigh it, in words; failures: trials that came to nothing; measured_at: ISO time.
+    """
+
+    source: ModelSource
+    study: StudyRecord
+    objective: Objective
+    facts: ModelFacts
+    chosen: Candidate
+    default: Candidate | None
+    verdict: str
+    runners_up: tuple[Candidate, ...]
+    refusals: tuple[Reason, ...]
+    failures: tuple[Trial, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is recommended."""
+        return self.chosen.configuration
+
+    @property
+    def tier(self) -> str:
+        """Its quality tier."""
+        return str(tier_of(self.configuration.items(), self.facts))
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The recommendation as JSON values."""
+        finished = self.study.finished_at or self.study.started_at
+        return {
+            "model": self.source.name,
+            "workload": self.study.workload.payload,
+            "objective": self.objective.payload,
+            "environment": {"key": self.study.environment_key, **self.study.environment.payload},
+            "study": self.study.id,
+            "measured_at": finished.isoformat(),
+            "verdict": self.verdict,
+            "tier": self.tier,
+            "recommendation": self.chosen.payload,
+            "default": self.default.payload if self.default else None,
+            "runners_up": [candidate.payload for candidate in self.runners_up],
+            "refusals": [
+                {"subject": r.subject, "about": r.about, "rule": r.rule, "verdict": str(r.verdict), "reason": r.text,
+                 "remedy": r.remedy} for r in self.refusals
+            ],
+            "failures": [
+                {"trial": t.number, "configuration": dict(t.requested), "outcome": str(t.outcome), "reason": t.reason}
+                for t in self.failures
+            ],
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def suggest(store: Store, source: ModelSource, workload: Workload, objective: Objective, here: Environment,
+            on: str | None = None) -> Recommendation:  # fmt: skip
+    """Return the recommendation for a model, a workload and an objective on an environment.
+
+    on: a key's beginning or a part of the device's name; without it `here`, and where `here` is a CPU that nothing was
+    measured on, whatever environment has rows. Raises NotMeasured with the nearest that was measured, NothingAdmissible
+    with every reason.
+    """
+    studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key))
+    studies, notes = _in_environment(studies, here, on)
+    if not studies:
+        raise NotMeasured(_nearest(store, source, workload, here, on))
+    study, more = _best_study(studies, source, objective)
+    return recommend(store, source, study, objective, (*notes, *more))
+
+
+def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: Objective,
+              notes: Sequence[str] = ()) -> Recommendation:  # fmt: skip
+    """Return what a study's rows recommend under an objective."""
+    trials = store.trials(study.id)
+    facts = study.facts
+    if facts is None or not trials:
+        raise NotMeasured("the study has no finished trial yet; run the same tune again")
+    same_weights = study.weights_digest == source.weights_digest
+    refusals = tuple(store.refusals(study.id))
+    failures = tuple(t for t in trials if t.outcome.is_failure)
+    comparisons = store.comparisons(study.id)
+    default_trial = trials[0] if trials[0].outcome is Outcome.OK else None
+    admissible = [t for t in trials if recommendable(t, objective, facts, same_weights=same_weights)]
+    if not admissible:
+        raise NothingAdmissible("nothing admissible: " + _every_reason(refusals, failures, trials))
+    default = _candidate(default_trial, default_trial, comparisons) if default_trial else None
+    candidates = {t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=_speed)}
+    chosen, verdict = _choose(candidates, default)
+    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -_speed(c.trial))
+    return Recommendation(source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
+                          (*notes, *_notes(study, source, chosen, default)))  # fmt: skip
+
+
+def _speed(trial: Trial) -> float:
+    measured = trial.measurement("tokens_per_s")
+    return measured.median if measured else 0.0
+
+
+def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison]) -> Candidate:
+    ratio = _speed(trial) / _speed(default) if default is not None and _speed(default) else None
+    found = None
+    if default is not None:
+        keys = (trial.ran.key, default.ran.key)
+        found = next((c for c in comparisons if (c.candidate, c.baseline) == keys), None)
+    return Candidate(trial, ratio, found)
+
+
+def _choose(candidates: dict[Configuration, Candidate], default: Candidate | None) -> tuple[Candidate, str]:
+    """Return the choice and its verdict: the highest confirmed ratio, else the default, else the fastest there is."""
+    compared = [c for c in candidates.values() if c.comparison is not None]
+    faster = [c for c in compared if c.comparison is not None and c.comparison.verdict == "faster"]
+    if faster:
+        return max(faster, key=lambda c: c.comparison.ratio if c.comparison else 0.0), "faster"
+    if default is not None and default.configuration in candidates:
+        return candidates[default.configuration], "tie" if compared else "default"
+    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, _speed(c.trial)))
+    return fastest, "only"
+
+
+def _notes(study: StudyRecord, source: ModelSource, chosen: Candidate, default: Candidate | None) -> list[str]:
+    notes = []
+    if study.state != "done":
+        notes.append(f"the study is {study.state}: run the same tune again to go on with it")
+    if default is None:
+        notes.append("the default could not be measured, so there is no ratio")
+    if study.weights_digest != source.weights_digest:
+        notes.append("speeds were measured with other weights of the same shapes")
+    if source.has_random_weights:
+        notes.append("random weights: speed is true, quality of lossy choices is not judged")
+    if chosen.trial.quality and not chosen.trial.quality.judged:
+        notes.append("the quality of this choice was not judged")
+    if study.objective.ignored_rules:
+        notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
+    return notes
+
+
+def _every_reason(refusals: Sequence[Reason], failures: Sequence[Trial], trials: Sequence[Trial]) -> str:
+    texts = [f"{t.requested}: {t.outcome} ({t.reason[:160]})" for t in failures if t.phase == "search"]
+    texts += [f"{t.requested}: outside the objective" for t in trials if t.outcome is Outcome.OK and t.phase == "search"]
+    texts += [f"{r.subject}: {r.rule} {r.text}" for r in refusals]
+    return "; ".join(texts)
+
+
+def _in_environment(studies: list[StudyRecord], here: Environment, on: str | None) -> tuple[list[StudyRecord], list[str]]:
+    if on is not None:
+        wanted = [s for s in studies if s.environment_key.startswith(on) or on.lower() in str(s.environment).lower()]
+        newest = [s for s in wanted if s.environment_key == wanted[0].environment_key]
+        return newest, []
+    own = [s for s in studies if s.environment_key == here.key]
+    if own or here.is_cuda or not studies:
+        return own, []
+    newest = [s for s in studies if s.environment_key == studies[0].environment_key]
+    others = sorted({str(s.environment) for s in studies})
+    return newest, [f"measured on {newest[0].environment}, not on this machine; there are rows of: {', '.join(others)}"]
+
+
+def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: Objective) -> tuple[StudyRecord, list[str]]:
+    """Prefer the same weights, then the same objective, then one that searched at least as wide; newest first."""
+    own = [s for s in studies if s.weights_digest == source.weights_digest] or list(studies)
+    same = [s for s in own if s.objective.payload == objective.payload]
+    if same:
+        return same[0], []
+    plain = [s for s in own if not s.objective.ignored_rules] or own
+    wide = [s for s in plain if s.objective.quality.rank >= objective.quality.rank]
+    if wide:
+        return wide[0], []
+    return plain[0], [f"only up to quality {plain[0].objective.quality} was searched, not {objective.quality}"]
+
+
+def _nearest(store: Store, source: ModelSource, workload: Workload, here: Environment, on: str | None) -> str:
+    """Say that it was not measured, what the nearest measured is and how it differs, and what would measure it."""
+    command = f"advisor tune {source.name} {workload.flags}"
+    text = f"not measured: {source.name}, {workload}, on {on or here}."
+    neighbours = store.neighbours(source.architecture_key)
+    if neighbours:
+        nearest = min(neighbours, key=lambda s: (_distance(s.workload, workload), s.environment_key != here.key))
+        text += f" Nearest measured: {nearest.workload} on {nearest.environment}"
+        text += f"; it differs in {', '.join(_differences(nearest, workload, here)) or 'nothing but age'}."
+    else:
+        known = [str(environment) for _, environment in store.environments()]
+        text += f" No workload of this architecture was measured; there are rows of: {', '.join(known) or 'nothing'}."
+    return f"{text} To measure it: {command}"
+
+
+def _distance(a: Workload, b: Workload) -> float:
+    """Distance in log tokens a batch, log longest sequence, padding, and what is asked for (measurement.md, C.4)."""
+    pairs = [(a.batch * max(a.lengths), b.batch * max(b.lengths)), (max(a.lengths), max(b.lengths))]
+    return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
+
+
+def _differences(study: StudyRecord, workload: Workload, here: Environment) -> list[str]:
+    other, found = study.workload, []
+    for name, theirs, ours in (
+        ("longest sequence", max(other.lengths), max(workload.lengths)),
+        ("padding", round(other.padding, 2), round(workload.padding, 2)),
+        ("batch", other.batch, workload.batch),
+        ("output", other.output, workload.output),
+        ("number of sequences", len(other.lengths), len(workload.lengths)),
+        ("device", study.environment.device_name, here.device_name),
+    ):
+        if theirs != ours:
+            found.append(f"{name} ({theirs}, not {ours})")
+    versions = {**study.environment.packages, "driver": study.environment.driver or ""}
+    ours_versions = {**here.packages, "driver": here.driver or ""}
+    changed = sorted(name for name in versions.keys() | ours_versions.keys() if versions.get(name) != ours_versions.get(name))
+    return found + ([f"versions of {', '.join(changed)}"] if changed and not found else [])
+
+
+def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) -> list[str]:
+    """Return, in words, why a choice is not what is recommended: rules that refuse it, trials that failed, or its figures."""
+    choice = find_choice(name)
+    assert choice is not None
+    if recommendation.configuration[choice.knob] == name:
+        return [f"{name} is recommended"]
+    subject = f"{choice.knob}={name}"
+    texts = [
+        f"{subject}{' with ' + r.about if r.about else ''}: rule {r.rule}: {r.text}{f' → {r.remedy}' if r.remedy else ''}"
+        for r in recommendation.refusals if subject in f"{r.subject} {r.about}".split()
+    ]  # fmt: skip
+    default = recommendation.default
+    for trial in trials:
+        if trial.phase == "search" and name in (trial.requested[choice.knob], trial.ran.get(choice.knob)):
+            texts.append(_figures(trial, recommendation, default))
+    return texts or [f"{subject} was not tried: the budget ended before its turn"]
+
+
+def _figures(trial: Trial, recommendation: Recommendation, default: Candidate | None) -> str:
+    if trial.outcome is not Outcome.OK:
+        return f"trial {trial.number}, {trial.requested}: {trial.outcome}: {trial.reason}"
+    best, text = recommendation.chosen.trial, f"trial {trial.number}, {trial.requested}:"
+    text += f" {_speed(trial) / max(_speed(best), 1e-9):.2f} × the speed of what is recommended"
+    if default is not None:
+        text += f", {_speed(trial) / max(_speed(default.trial), 1e-9):.2f} × the default's"
+    if trial.quality is not None and trial.quality.kl is not None:
+        text += f"; KL {trial.quality.kl:.1e}" + ("" if trial.quality.judged else ", not judged")
+    if trial.weight_bytes and best.weight_bytes:
+        text += f"; weights {(trial.weight_bytes - best.weight_bytes) / 2**30:+.2f} GiB"
+    return text
+
+
+def tie_set(recommendation: Recommendation) -> list[Candidate]:
+    """Return the runners-up within the tie zone of what is recommended."""
+    best = _speed(recommendation.chosen.trial)
+    return [c for c in recommendation.runners_up if _speed(c.trial) >= best / (1 + TIE_ZONE)]

@@ -1,0 +1,245 @@
+"""The database's schema on one page: tables, indexes, and the views that people read with SQL.
+
+migrations/ is what creates and changes a database; a test compares its result with this page on both databases.
+Choices are text in canonical JSON, never columns or SQL enums: a new backend needs no migration. JSON is kept as text,
+so that SQLite and PostgreSQL hold the same bytes. Bytes are BigInteger, seconds Double, timestamps aware and in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+#: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
+REVISIONS = ("0001",)
+HEAD = REVISIONS[-1]
+
+METADATA = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, aware on both databases: SQLite has no time zones, so UTC goes in and comes back as UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002
+        """Refuse a naive moment: nobody could say when it was."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"a moment without a time zone: {value}")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002
+        """Return the moment as aware UTC."""
+        return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+def _id() -> Column[int]:
+    return Column("id", Integer, primary_key=True)
+
+
+def _to(name: str, table: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, Integer, ForeignKey(f"{table}.id"), nullable=nullable)
+
+
+def _text(name: str, *, nullable: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=nullable)
+
+
+def _number(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, Integer, nullable=nullable)
+
+
+def _figure(name: str, *, nullable: bool = False) -> Column[float]:
+    return Column(name, Double, nullable=nullable)
+
+
+def _moment(name: str, *, nullable: bool = False) -> Column[datetime]:
+    return Column(name, UtcDateTime, nullable=nullable)
+
+
+ENVIRONMENTS = Table(
+    "environments", METADATA,
+    _id(), _text("key"), _text("payload"), _moment("first_seen"),
+    UniqueConstraint("key"),
+)  # fmt: skip
+
+MODELS = Table(
+    "models", METADATA,
+    _id(), _text("architecture_key"), _text("weights_digest"), _text("name"), _text("facts", nullable=True),
+    UniqueConstraint("architecture_key", "weights_digest"),
+)  # fmt: skip
+
+WORKLOADS = Table(
+    "workloads", METADATA,
+    _id(), _text("key"), _text("kind"), _text("architecture_key"), _text("payload"),
+    UniqueConstraint("key"), Index(None, "architecture_key"),
+)  # fmt: skip
+
+CONFIGURATIONS = Table(
+    "configurations", METADATA,
+    _id(), _text("key"), _text("payload"),
+    UniqueConstraint("key"),
+)  # fmt: skip
+
+STUDIES = Table(
+    "studies", METADATA,
+    _id(), _to("workload_id", "workloads"), _to("environment_id", "environments"), _to("model_id", "models"),
+    _text("objective"), _text("objective_key"), _text("budget"), _number("seed"), _text("state"),
+    _moment("started_at"), _moment("finished_at", nullable=True),
+    UniqueConstraint("workload_id", "environment_id", "model_id", "objective_key"), Index(None, "environment_id"),
+)  # fmt: skip
+
+TRIALS = Table(
+    "trials", METADATA,
+    _id(), _to("study_id", "studies"), _number("number"), _text("phase"), _number("block", nullable=True),
+    _to("requested_id", "configurations"), _to("effective_id", "configurations", nullable=True),
+    _text("outcome"), _text("reason"), _text("owner", nullable=True), _moment("lease", nullable=True),
+    _number("attempts"), _moment("started_at"), _moment("finished_at", nullable=True),
+    _figure("load_s", nullable=True), _figure("first_call_s", nullable=True), _figure("measure_s", nullable=True),
+    _figure("wall_s", nullable=True), Column("peak_bytes", BigInteger), Column("weight_bytes", BigInteger),
+    _text("quality", nullable=True), _text("reading", nullable=True), _to("reused_from", "trials", nullable=True),
+    _text("advisor_version"),
+    UniqueConstraint("study_id", "number"), Index(None, "requested_id"),
+)  # fmt: skip
+
+MEASUREMENTS = Table(
+    "measurements", METADATA,
+    _id(), _to("trial_id", "trials"), _text("metric"), _text("unit"), _text("phase"), _text("samples"), _number("n"),
+    _figure("median"), _figure("low"), _figure("high"), _text("statistic"), _text("device_state"),
+    UniqueConstraint("trial_id", "metric"),
+)  # fmt: skip
+
+COMPARISONS = Table(
+    "comparisons", METADATA,
+    _id(), _to("study_id", "studies"), _to("candidate_id", "configurations"), _to("baseline_id", "configurations"),
+    _figure("ratio"), _figure("low"), _figure("high"), _text("block_ratios"), _number("blocks"), _text("verdict"),
+    _moment("made_at"),
+    UniqueConstraint("study_id", "candidate_id", "baseline_id"),
+)  # fmt: skip
+
+REFUSALS = Table(
+    "refusals", METADATA,
+    _id(), _to("study_id", "studies"), _text("subject"), _text("about"), _text("rule"), _text("verdict"),
+    _text("reason"), _text("remedy"),
+    UniqueConstraint("study_id", "subject", "about", "rule"),
+)  # fmt: skip
+
+#: Which pieces of SQL the two databases spell differently: a JSON member as text, a configuration in words, and the
+#: longest sequence of a workload.
+_SPELLING = {
+    "sqlite": {
+        "member": "json_extract({column}, '$.{name}')",
+        "words": "(SELECT group_concat(value, ' · ') FROM json_each({column}))",
+        "longest": "(SELECT MAX(value) FROM json_each({column}, '$.lengths'))",
+    },
+    "postgresql": {
+        "member": "(CAST({column} AS json) ->> '{name}')",
+        "words": """(SELECT string_agg(value, ' · ' ORDER BY key COLLATE "C")
+    FROM json_each_text(CAST({column} AS json)))""",
+        "longest": """(SELECT MAX(CAST(value AS INTEGER))
+    FROM json_array_elements_text(CAST({column} AS json) -> 'lengths'))""",
+    },
+}
+
+_STUDY = """studies s
+  JOIN models m ON m.id = s.model_id
+  JOIN workloads w ON w.id = s.workload_id
+  JOIN environments e ON e.id = s.environment_id"""
+
+
+def views(dialect: str) -> dict[str, str]:
+    """Return each view's name and SELECT in the spelling of `dialect` ("sqlite" or "postgresql").
+
+    They are the public face for people who read with SQL: the columns are the same on both databases and stay.
+    """
+    made = {"v_trials": _trials, "v_recommendations": _recommendations, "v_refusals": _refusals}
+    return {name: body(dialect) for name, body in made.items()}
+
+
+def _member(dialect: str, column: str, name: str) -> str:
+    return _SPELLING[dialect]["member"].format(column=column, name=name)
+
+
+def _words(dialect: str, column: str) -> str:
+    return _SPELLING[dialect]["words"].format(column=column)
+
+
+def _trials(dialect: str) -> str:
+    knobs = ",\n  ".join(
+        f"{_member(dialect, 'COALESCE(f.payload, r.payload)', knob)} AS {knob}"
+        for knob in ("attention", "precision", "quantization", "packing")
+    )
+    return f"""SELECT s.id AS study, t.number AS number, t.phase AS phase, t.block AS block, m.name AS model,
+  w.key AS workload_key, w.kind AS kind,
+  CAST({_member(dialect, "w.payload", "batch")} AS INTEGER) AS batch,
+  {_member(dialect, "w.payload", "output")} AS output,
+  {_SPELLING[dialect]["longest"].format(column="w.payload")} AS longest,
+  {_member(dialect, "e.payload", "device_name")} AS device,
+  {_words(dialect, "r.payload")} AS requested,
+  {_words(dialect, "f.payload")} AS effective,
+  {knobs},
+  t.outcome AS outcome, t.reason AS reason,
+  x.median AS tokens_per_s, x.low AS tokens_per_s_low, x.high AS tokens_per_s_high,
+  t.peak_bytes AS peak_bytes, t.load_s AS load_s, t.first_call_s AS first_call_s,
+  CAST({_member(dialect, "t.quality", "kl")} AS DOUBLE PRECISION) AS kl,
+  CAST({_member(dialect, "t.quality", "top1")} AS DOUBLE PRECISION) AS top1,
+  CASE WHEN t.reused_from IS NULL THEN 0 ELSE 1 END AS reused
+FROM {_STUDY}
+  JOIN trials t ON t.study_id = s.id
+  JOIN configurations r ON r.id = t.requested_id
+  LEFT JOIN configurations f ON f.id = t.effective_id
+  LEFT JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'"""  # noqa: S608
+
+
+def _recommendations(dialect: str) -> str:
+    return f"""WITH baseline AS (
+  SELECT study_id, requested_id, effective_id, outcome FROM trials WHERE number = 0
+), best AS (
+  SELECT c.study_id AS study_id, c.candidate_id AS candidate_id, c.ratio AS ratio, c.low AS low, c.high AS high,
+    c.verdict AS verdict, c.blocks AS blocks,
+    ROW_NUMBER() OVER (PARTITION BY c.study_id ORDER BY c.ratio DESC, c.id) AS place
+  FROM comparisons c
+    JOIN baseline b ON b.study_id = c.study_id AND c.baseline_id IN (b.requested_id, b.effective_id)
+  WHERE c.verdict = 'faster'
+)
+SELECT s.id AS study, m.name AS model,
+  {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
+  {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
+  COALESCE(best.ratio, 1.0) AS ratio, COALESCE(best.low, 1.0) AS low, COALESCE(best.high, 1.0) AS high,
+  COALESCE(best.verdict, 'baseline') AS verdict, COALESCE(best.blocks, 0) AS blocks
+FROM {_STUDY}
+  JOIN baseline b ON b.study_id = s.id
+  LEFT JOIN best ON best.study_id = s.id AND best.place = 1
+  JOIN configurations k ON k.id = COALESCE(best.candidate_id, b.effective_id, b.requested_id)
+WHERE b.outcome = 'ok' OR EXISTS (SELECT 1 FROM comparisons c WHERE c.study_id = s.id)"""  # noqa: S608
+
+
+def _refusals(dialect: str) -> str:
+    return f"""SELECT s.id AS study, m.name AS model,
+  {_member(dialect, "e.payload", "device_name")} AS device,
+  x.subject AS subject, x.about AS about, x.rule AS rule, x.verdict AS verdict, x.reason AS reason, x.remedy AS remedy
+FROM {_STUDY}
+  JOIN refusals x ON x.study_id = s.id"""  # noqa: S608

@@ -1,0 +1,386 @@
+"""The loop: ask → check → seen before? → run → record → tell; then the finalists head to head with the default.
+
+Everything that was learned is in the store after every step, so a tune that is killed goes on where it was when the same
+command is given again. There is no second path to an answer: `suggest` reads the rows written here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from advisor.configuration import Configuration
+from advisor.environment import Machine
+from advisor.errors import BadInput
+from advisor.knobs import Reason, Verdict, tier_of
+from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Budget, Objective
+from advisor.runner import Runner, read_facts
+from advisor.search import ask
+from advisor.space import MEMORY_SHARE, Space, build_space, recommendable
+from advisor.store import Store
+from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload
+
+#: Confirmation: blocks, and how many candidates meet the default in each (measurement.md, "Confirmation").
+BLOCKS, FINALISTS = 3, 2
+
+#: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
+FAILURES_IN_A_ROW = 10
+
+#: The gate judges the first batches until it has this many sequences and tokens (measurement.md, B.6).
+GATE_SEQUENCES, GATE_TOKENS = 64, 20_000
+
+LEASE_S = 3600.0
+
+_CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "seconds_long": 30.0}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial."""
+
+    source: ModelSource
+    workload: Workload
+    objective: Objective
+    budget: Budget
+    machine: Machine
+    seed: int = 0
+    trial_timeout_s: float = 600.0
+
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Tuning:
+    """A study being worked on: what stays the same from trial to trial."""
+
+    job: Job
+    store: Store
+    runner: Runner
+    listen: Listener
+    facts: ModelFacts
+    space: Space
+    study: int
+    folder: Path
+    began: float = field(default_factory=time.monotonic)
+    aliases: list[Reason] = field(default_factory=list)
+    reference: str = ""
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials of the study, as stored."""
+        return self.store.trials(self.study)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this invocation began."""
+        return time.monotonic() - self.began
+
+
+def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
+    """Tune until the budget is spent or nothing is left to try; return the study's id. Interrupting it loses nothing."""
+    listen({"event": "stage", "stage": "reading the model"})
+    hidden = job.workload.output == "hidden"
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "hidden": hidden}))
+    longest = max(job.workload.lengths)
+    if facts.max_positions is not None and longest > facts.max_positions:
+        raise BadInput(f"--lengths {longest} is beyond the model's {facts.max_positions} positions")
+    space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
+    store.save_facts(job.source, facts)
+    store.save_refusals(study, space.refusals)
+    listen({"event": "study", "study": study, "facts": facts, "space": space})
+    state = "interrupted"
+    try:
+        with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
+            tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder))
+            _resume(tuning)
+            _search(tuning)
+            _confirm(tuning)
+        state = "done"
+    finally:
+        store.close_study(study, state)
+    return study
+
+
+def _resume(tuning: Tuning) -> None:
+    """Run again, under their own numbers, the trials that a killed tune left behind."""
+    for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
+        if tuning.store.claim(tuning.study, number, owner(), LEASE_S):
+            _run(tuning, configuration, number, phase, block)
+
+
+def _search(tuning: Tuning) -> None:
+    budget = tuning.job.budget
+    if not _of(tuning.trials, tuning.space.baseline):
+        _trial(tuning, tuning.space.baseline)
+    while (left := _trials_left(tuning)) > 0 and not _hopeless(tuning):
+        trials = [trial for trial in tuning.trials if trial.phase == "search"]
+        configuration = ask(tuning.space.admissible, trials, left, tuning.job.seed)
+        if configuration is None:
+            break
+        _trial(tuning, configuration)
+        if budget.seconds is not None and tuning.elapsed_s > budget.seconds:
+            break
+
+
+def _trials_left(tuning: Tuning) -> int:
+    """How many more search trials the budget has room for, the confirmation's time set aside."""
+    done = [trial for trial in tuning.trials if trial.phase == "search" and trial.outcome is not Outcome.RUNNING]
+    left = len(tuning.space.admissible) + 1
+    if tuning.job.budget.trials is not None:
+        left = tuning.job.budget.trials - len(done)
+    if tuning.job.budget.seconds is not None and done:
+        walls = [trial.wall_s for trial in done if trial.wall_s]
+        mean_s = sum(walls) / len(walls) if walls else 1.0
+        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done)
+        left = min(left, int(left_s / max(mean_s, 0.01)))
+    return left
+
+
+def _confirmation_s(done: Sequence[Trial]) -> float:
+    """Seconds that the confirmation will take: blocks × finalists and default × (start and load, first call, rounds)."""
+    costs = []
+    for trial in done:
+        rounds = trial.measurement("round_s")
+        if trial.outcome is Outcome.OK and rounds is not None:
+            costs.append((rounds.median, 10.0 + (trial.load_s or 0) + (trial.first_call_s or 0)))
+    best = sorted(costs)[: FINALISTS + 1]
+    stopping_s = float(_CONFIRM_STOPPING["seconds"])
+    return BLOCKS * sum(start_s + min(max(5 * round_s, 1.0), stopping_s) + 3 * round_s for round_s, start_s in best)
+
+
+def _hopeless(tuning: Tuning) -> bool:
+    """Whether the last FAILURES_IN_A_ROW search trials all failed; says what they had in common."""
+    last = [trial for trial in tuning.trials if trial.phase == "search"][-FAILURES_IN_A_ROW:]
+    if len(last) < FAILURES_IN_A_ROW or not all(trial.outcome.is_failure for trial in last):
+        return False
+    shared = set.intersection(*(set(trial.requested.items()) for trial in last))
+    common = ", ".join(f"{knob} {name}" for knob, name in sorted(shared)) or "no choice"
+    outcome, count = Counter(str(trial.outcome) for trial in last).most_common(1)[0]
+    tuning.listen({"event": "hopeless", "text": f"{len(last)} failures in a row ({outcome} × {count}); in common: {common}"})
+    return True
+
+
+def _of(trials: Sequence[Trial], configuration: Configuration) -> list[Trial]:
+    return [trial for trial in trials if trial.phase == "search" and trial.requested == configuration]
+
+
+def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
+    """Run one search trial, or take it over from another study of the same work on the same machine."""
+    known = tuning.store.reusable(tuning.study, configuration)
+    number = tuning.store.start_trial(tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=LEASE_S)
+    if known is not None and known[1].requested != tuning.space.baseline:
+        row, trial = known
+        trial = replace(trial, number=number, wall_s=0.0)
+        if _within(tuning, trial):
+            tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
+            tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
+            return trial
+    return _run(tuning, configuration, number, "search", None)
+
+
+def _within(tuning: Tuning, trial: Trial) -> bool:
+    """Whether a trial of another study was judged at least as strictly as this one would be."""
+    return trial.quality is not None and not trial.quality.failures
+
+
+def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None) -> Trial:
+    """Run a trial in the worker, with one retry in a fresh process for what may be transient, and store it."""
+    tuning.listen({"event": "start", "number": number, "configuration": configuration, "phase": phase, "block": block})
+    began, attempts = time.monotonic(), 1
+    try:
+        request = _request(tuning, configuration, phase)
+        result = tuning.runner.run(request, tuning.job.trial_timeout_s)
+        if result.get("transient"):
+            attempts = 2
+            tuning.runner.close()
+            result = tuning.runner.run(request, tuning.job.trial_timeout_s)
+    except BaseException:
+        tuning.store.release(tuning.study, number)
+        raise
+    trial = _told(tuning, configuration, number, phase, block, result)
+    trial = replace(trial, attempts=attempts, wall_s=time.monotonic() - began)
+    tuning.store.finish_trial(tuning.study, trial)
+    if result.get("alias"):
+        _refuse_alias(tuning, configuration, trial, str(result["alias"]))
+    tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
+    return trial
+
+
+def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[str, Any]:
+    job, trials = tuning.job, tuning.trials
+    gate_workload = job.workload.sample(GATE_SEQUENCES, GATE_TOKENS)
+    request: dict[str, Any] = {
+        "op": "trial",
+        "source": job.source.request,
+        "facts": tuning.facts.payload,
+        "workload": job.workload.payload,
+        "gate_workload": gate_workload.payload,
+        "configuration": dict(configuration),
+        "gate": None,
+        "measured": [],
+        "timing": {"stopping": dict(_CONFIRM_STOPPING), "incumbent_s": None},
+    }
+    if phase == "confirm":
+        return request
+    best = _best(tuning)
+    incumbent = best.measurement("round_s") if best else None
+    return request | {
+        "gate": _gate(tuning, configuration, trials, request),
+        "measured": [trial.ran.key for trial in trials if trial.phase == "search" and trial.outcome is Outcome.OK],
+        "timing": {"stopping": {}, "incumbent_s": incumbent.median if incumbent else None},
+    }
+
+
+def _gate(tuning: Tuning, configuration: Configuration, trials: Sequence[Trial], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the worker's gate needs; the reference is written when it is first asked for."""
+    path = tuning.folder / "reference.pt"
+    if not tuning.reference:
+        tuning.reference = _write_reference(tuning, request, path)
+    baseline = next((t.quality for t in trials if t.requested == tuning.space.baseline and t.quality), None)
+    is_baseline = configuration == tuning.space.baseline
+    return {
+        "path": str(path),
+        "reference": tuning.reference,
+        "baseline": None if is_baseline or baseline is None else baseline.payload,
+        "tier": str(tier_of(configuration.items(), tuning.facts)),
+    }
+
+
+def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> str:
+    """Have the reference written: fp32 and eager, one sequence at a time; in the checkpoint's dtype where fp32 does not fit."""
+    fits = tuning.facts.parameters * 4 <= MEMORY_SHARE * tuning.job.machine.free_bytes
+    own = tuning.space.baseline["precision"]
+    precisions = ["fp32", own] if fits and not tuning.facts.prequantized else [own]
+    result: dict[str, Any] = {}
+    for precision in precisions:
+        configuration = {"attention": "eager", "precision": precision, "quantization": "none", "packing": "padded"}
+        tuning.listen({"event": "stage", "stage": f"reference in {precision}"})
+        asked = {**request, "op": "reference", "workload": request["gate_workload"], "path": str(path), "configuration": configuration}
+        result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
+        if "outcome" not in result:
+            return f"{precision}, eager, one sequence at a time, {result['positions']} positions"
+    raise BadInput(f"the reference can't be computed: {result['reason']}")
+
+
+def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None,
+          result: Mapping[str, Any]) -> Trial:  # fmt: skip
+    """Turn a worker's result into a trial."""
+    effective = Configuration.of(result["effective"]) if result.get("effective") else None
+    rounds = result.get("rounds")
+    measurements = _measurements(tuning.job.workload, rounds, phase) if rounds else ()
+    reused = None
+    if rounds is None and effective is not None and Outcome(result["outcome"]) is Outcome.OK:
+        source = next(t for t in tuning.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
+        measurements, reused = source.measurements, source.number
+    return Trial(
+        number=number, requested=configuration, effective=effective, outcome=Outcome(result["outcome"]),
+        reason=result.get("reason") or result.get("alias") or "", phase=phase, block=block,
+        load_s=result.get("load_s"), first_call_s=result.get("first_call_s"),
+        measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
+        weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
+        reading=result.get("reading") or {}, reused_from=reused, measurements=measurements,
+    )  # fmt: skip
+
+
+def _measurements(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
+    state = {"after_each_round": rounds["states"], "discarded": rounds["discarded"]}
+    wall_s = tuple(rounds["wall_s"])
+    found = [
+        Measurement("round_s", "s", wall_s, phase, state),
+        Measurement("tokens_per_s", "tokens/s", tuple(workload.tokens / s for s in wall_s), phase),
+    ]
+    if any(rounds["gpu_s"]):
+        found.append(Measurement("gpu_round_s", "s", tuple(rounds["gpu_s"]), phase))
+    return tuple(found)
+
+
+def _refuse_alias(tuning: Tuning, configuration: Configuration, trial: Trial, text: str) -> None:
+    subject = " ".join(f"{k}={v}" for k, v in configuration.items() if trial.ran.get(k) != v) or str(configuration)
+    if all(reason.subject != subject for reason in tuning.aliases):
+        tuning.aliases.append(Reason("E1", Verdict.ALIAS, f"{text}; the figures count for what ran", subject=subject))
+        tuning.store.save_refusals(tuning.study, [*tuning.space.refusals, *tuning.aliases])
+
+
+def _speed(trial: Trial) -> float:
+    measured = trial.measurement("tokens_per_s")
+    return measured.median if measured else 0.0
+
+
+def _best(tuning: Tuning) -> Trial | None:
+    found = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
+    return max(found, key=_speed, default=None)
+
+
+def _confirm(tuning: Tuning) -> None:
+    """Run the default and the finalists in blocks, each in a fresh process, in random order, and compare block by block."""
+    baseline = next((t for t in tuning.trials if t.requested == tuning.space.baseline and t.phase == "search"), None)
+    if baseline is None or baseline.outcome is not Outcome.OK:
+        return
+    ranked = sorted((t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)), key=_speed, reverse=True)
+    beaten = _speed(baseline) if baseline in ranked else 0.0
+    finalists = list(dict.fromkeys(t.ran for t in ranked if t.ran != baseline.ran and _speed(t) > beaten))[:FINALISTS]
+    if not finalists:
+        return
+    _run_blocks(tuning, [baseline.ran, *finalists])
+    pairs = [(finalist, baseline.ran) for finalist in finalists]
+    pairs += [(finalists[0], other) for other in finalists[1:]]
+    tuning.store.save_comparisons(tuning.study, [c for pair in pairs if (c := _compared(tuning.trials, *pair))])
+
+
+def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration]) -> None:
+    for block in range(1, BLOCKS + 1):
+        order = list(contestants)
+        random.Random(tuning.job.seed * 1000 + block).shuffle(order)
+        for configuration in order:
+            if _in_block(tuning.trials, configuration, block) is None:
+                tuning.runner.close()
+                number = tuning.store.start_trial(
+                    tuning.study, configuration, phase="confirm", block=block, owner=owner(), lease_s=LEASE_S
+                )
+                _run(tuning, configuration, number, "confirm", block)
+
+
+def _in_block(trials: Sequence[Trial], configuration: Configuration, block: int) -> Trial | None:
+    return next((t for t in trials if t.phase == "confirm" and t.block == block and t.requested == configuration), None)
+
+
+def _compared(trials: Sequence[Trial], candidate: Configuration, baseline: Configuration) -> Comparison | None:
+    """Return the comparison over the blocks in which both ran, None where there is no such block."""
+    ratios = []
+    for block in range(1, BLOCKS + 1):
+        speeds = [t.measurement("tokens_per_s") if (t := _in_block(trials, c, block)) else None for c in (candidate, baseline)]
+        if speeds[0] is not None and speeds[1] is not None:
+            ratios.append(speeds[0].median / speeds[1].median)
+    return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
+
+
+def owner() -> str:
+    """Name this process: host, pid and when it started, so that a pid used again is not taken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def owner_is_alive(name: str) -> bool:
+    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
+    host, pid, started = name.rsplit(":", 2)
+    return host != socket.gethostname() or (_started(int(pid)) or "gone") == started
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone or can't be read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

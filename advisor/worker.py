@@ -1,0 +1,457 @@
+"""The process that touches the GPU: load, read facts, gate, warm up, time, report.
+
+Started as `python -m advisor.worker` and spoken to in JSON lines: requests on stdin, replies on a channel that is the
+original stdout; stdout itself then points to stderr, so that what a library prints is no message. It keeps the loaded
+model while only attention or packing changes, and is thrown away by its parent after any failure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from advisor import facts_torch
+from advisor.configuration import Configuration
+from advisor.device import Gauges, disturbed
+from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch
+from advisor.measurement import interval_of_median
+from advisor.numerics import judge
+from advisor.objective import Tier
+from advisor.trial import Outcome, Quality
+from advisor.workloads import Workload, workload_of
+from advisor.workloads import forward_torch as forward
+
+#: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
+TEXT_LIMIT = 2000
+
+#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds.
+EARLY_STOP_RATIO, EARLY_ROUNDS = 1.5, 2
+
+#: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
+MOST_DISCARDED = 5
+
+
+class Failed(Exception):
+    """A trial that ended: its outcome, its text, and whether another attempt might end otherwise."""
+
+    def __init__(self, outcome: Outcome, text: str, *, transient: bool = False) -> None:
+        """Keep outcome and text."""
+        super().__init__(text)
+        self.outcome, self.transient = outcome, transient
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When timing ends (measurement.md, "Stopping"): rounds and seconds.
+
+    At least `least` rounds, then until the interval's half-width is within `width` of the median, at most `most` rounds or
+    `seconds`. Where `least` rounds would outlast `seconds`, at least `least_long` rounds and at most `seconds_long`.
+    """
+
+    least: int = 10
+    most: int = 30
+    seconds: float = 20.0
+    least_long: int = 5
+    seconds_long: float = 60.0
+    width: float = 0.01
+
+    def reached(self, samples: Sequence[float]) -> bool:
+        """Whether these samples (seconds a round) are enough."""
+        n, spent = len(samples), sum(samples)
+        if n == 0:
+            return False
+        long = median(samples) * self.least > self.seconds
+        if n < (self.least_long if long else self.least):
+            return long and spent >= self.seconds_long and n >= 3
+        low, high = interval_of_median(samples)
+        precise = (high - low) / 2 <= self.width * median(samples)
+        return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
+
+
+class Session:
+    """One device, at most one loaded model, and what belongs to it."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """Hold nothing yet. send: writes one message to the parent."""
+        self.send = send
+        self.model: Any = None
+        self.loaded_as: tuple[Any, ...] | None = None
+        self.loaded_attention = ""
+        self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
+
+    def stage(self, name: str) -> None:
+        """Tell the parent what is going on."""
+        self.send({"event": "stage", "stage": name})
+
+    def tokens(self, request: Mapping[str, Any], workload: Workload) -> list[torch.Tensor]:
+        """Return the workload's tokens, drawn once."""
+        key = json.dumps(workload.payload)
+        if self.tokens_of is None or self.tokens_of[0] != key:
+            source = request["source"]
+            tokenizer = facts_torch.tokenizer_of(source) if source["has_tokenizer"] else None
+            self.tokens_of = (key, forward.draw_tokens(workload, tokenizer, request["facts"]["vocabulary"]))
+        return self.tokens_of[1]
+
+    def load(self, request: Mapping[str, Any], configuration: Configuration) -> float:
+        """Make the model be loaded as the configuration says and return the seconds it took; 0.0 if it is already.
+
+        Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
+        """
+        self.stage("load")
+        began = time.perf_counter()
+        choices = [choice_of(knob, name) for knob, name in configuration.items()]
+        for line in dict.fromkeys(line for choice in choices for line in choice.before):
+            exec(line, {"torch": torch})  # noqa: S102  (our own lines: the ones that the suggestion prints)
+        switches = request["facts"]["switches_attention"]
+        fixed = tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or (k == "attention" and not switches))
+        key = (request["source"]["digest"], request["workload"]["output"] == "hidden", fixed)
+        if self.loaded_as != key:
+            self.unload()
+            self.model = facts_torch.load(request["source"], configuration, request["device"],
+                                          hidden=request["workload"]["output"] == "hidden")  # fmt: skip
+            self.loaded_as = key
+        elif configuration["attention"] != self.loaded_attention and switches:
+            self.model.set_attn_implementation(configuration["attention"])
+        self.loaded_attention = configuration["attention"]
+        _synchronize(request["device"])
+        return time.perf_counter() - began
+
+    def unload(self) -> None:
+        """Free the model."""
+        self.model, self.loaded_as = None, None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def calls(self, request: Mapping[str, Any], workload: Workload, packing: str) -> list[forward.Call]:
+        """Return one call per batch, on the CPU, without what asks for an output."""
+        tokens, by_length = self.tokens(request, workload), packing == "sorted"
+        accepts, pad = request["facts"]["accepts"], facts_torch.pad_token_of(self.model)
+        calls = []
+        for batch in workload.batches(by_length=by_length):
+            arguments = packing_torch.collate(packing, [tokens[i] for i in batch], pad)
+            arguments = facts_torch.accepted(arguments, accepts)
+            lengths = tuple(workload.lengths[i] for i in batch)
+            calls.append(forward.Call(arguments, batch, lengths, packing.startswith("packed")))
+        return calls
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run every sequence of the gate alone, unpadded, and write its values to the file `path`."""
+    workload, configuration = workload_of(request["workload"]), Configuration.of(request["configuration"])
+    session.load(request, configuration)
+    session.stage("reference")
+    tokens, device = session.tokens(request, workload), request["device"]
+    width = request["facts"]["hidden_size" if workload.output == "hidden" else "vocabulary"]
+    offsets, values = forward.distances(workload, width), {}
+    squares = count = 0.0
+    with torch.inference_mode():
+        for number, ids in enumerate(tokens):
+            call = forward.Call({"input_ids": ids[None], "use_cache": False}, (number,), (len(ids),), packed=False)
+            accepts = request["facts"]["accepts"]
+            for sequence, found in forward.compared_values(session.model, call, offsets, workload.output, accepts, device):
+                values[str(sequence)] = found.cpu()
+                squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
+                count += found.numel()
+    torch.save({"values": values, "offsets": offsets, "deviation": (squares / count) ** 0.5}, request["path"])
+    return {"positions": sum(len(v) for v in values.values())}
+
+
+def run_gate(session: Session, request: Mapping[str, Any], configuration: Configuration) -> Quality:
+    """Run the gate's batches as the configuration does and compare them with the reference. Raises Failed if not right."""
+    session.stage("gate")
+    workload, gate = workload_of(request["gate_workload"]), request["gate"]
+    reference = torch.load(gate["path"], weights_only=True)
+    tokens, device = session.tokens(request, workload), request["device"]
+    baseline = Quality.of(gate["baseline"])
+    noise = 2 * baseline.rms * reference["deviation"] if baseline else 0.0
+    tally, logits = forward.Tally(reference["offsets"], noise), workload.output != "hidden"
+    accepts = request["facts"]["accepts"]
+    for call in session.calls(request, workload, configuration["packing"]):
+        for number, values in forward.compared_values(
+            session.model, call, reference["offsets"], workload.output, accepts, device
+        ):
+            tally.add(tokens[number], reference["values"][str(number)].to(device), values, logits=logits)
+    try:
+        found = tally.quality(logits=logits, text=request["source"]["has_tokenizer"], reference=gate["reference"])
+    except ValueError as error:
+        raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
+    return judge(found, Tier(gate["tier"]), configuration["precision"], baseline,
+                 random_weights=request["source"]["weights"] == "random")  # fmt: skip
+
+
+def read_effective(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Reading:
+    """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
+    session.stage("proof")
+    device, call = request["device"], calls[0]
+    order = [number for c in calls for number in c.sequences]
+    lengths = [n for c in calls for n in c.lengths]
+    by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.startswith("cuda"):
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        session.model(**call.on(device))
+        _synchronize(device)
+    return Reading(
+        attention=facts_torch.attention_of(session.model),
+        dtypes=facts_torch.dtypes_of(session.model),
+        linears=facts_torch.linears_of(session.model),
+        operators=sorted({event.key[:200] for event in profile.key_averages()}),
+        inputs=packing_torch.describe(call.arguments, by_length=by_length),
+        float32_matmul=torch.get_float32_matmul_precision(),
+        weight_bytes=facts_torch.weight_bytes_of(session.model),
+    )
+
+
+def timed_round(session: Session, calls: Sequence[forward.Call], device: str, output: str, order: Sequence[int]) -> tuple[float, float]:
+    """Run all batches once and return (wall seconds, seconds by CUDA events or 0.0).
+
+    Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
+    """
+    wall_s = gpu_s = 0.0
+    on_gpu = device.startswith("cuda")
+    for number in order:
+        call = calls[number]
+        if on_gpu:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began = time.perf_counter()
+        if on_gpu:
+            start.record()
+        values = forward.values_of(session.model(**call.on(device)), output)
+        if output == "last-logits":
+            values = forward.last_logits(call, values)
+        if on_gpu:
+            end.record()
+            torch.cuda.synchronize(device)
+        wall_s += time.perf_counter() - began
+        if on_gpu:
+            gpu_s += start.elapsed_time(end) / 1000
+        del values
+    return wall_s, gpu_s
+
+
+@dataclass
+class Rounds:
+    """The timed rounds of a trial: seconds by the wall clock and by CUDA events, and what the gauges said."""
+
+    wall_s: list[float]
+    gpu_s: list[float]
+    states: list[dict[str, Any]]
+    discarded: list[str]
+    pruned: str = ""
+
+
+def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Rounds:
+    """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far."""
+    device, output, timing = request["device"], request["workload"]["output"], request["timing"]
+    stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
+    on_gpu = device.startswith("cuda")
+    order = list(range(len(calls)))
+    session.stage("warm-up")
+    for _ in _until_warm(lambda: timed_round(session, calls, device, output, order)[0]):
+        pass
+    session.stage("time")
+    rounds = Rounds([], [], [], [])
+    with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
+        while not stopping.reached(rounds.wall_s) and not rounds.pruned:
+            random.Random(len(rounds.wall_s)).shuffle(order)
+            before = gauges.read(own_pid_expected=on_gpu)
+            wall_s, gpu_s = timed_round(session, calls, device, output, order)
+            after = gauges.read(own_pid_expected=on_gpu)
+            why = disturbed(before, after)
+            if why and len(rounds.discarded) < MOST_DISCARDED:
+                rounds.discarded.append(why)
+                time.sleep(0.05 * 1.5 ** len(rounds.discarded))
+                continue
+            rounds.wall_s.append(wall_s)
+            rounds.gpu_s.append(gpu_s)
+            rounds.states.append({**after, "disturbed": why} if why else after)
+            session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
+            rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
+    return rounds
+
+
+def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
+    if not incumbent_s or len(samples) != EARLY_ROUNDS or min(samples) <= EARLY_STOP_RATIO * incumbent_s:
+        return ""
+    return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
+
+
+def _until_warm(run: Callable[[], float]) -> Iterator[float]:
+    """Run rounds until two in a row differ by less than 2 %: at least 3 and 1 s, or 2 where a round takes over 1 s; at most 10."""
+    seen: list[float] = []
+    while len(seen) < 10:
+        seen.append(run())
+        yield seen[-1]
+        enough = len(seen) >= 2 if min(seen) > 1 else len(seen) >= 3 and sum(seen) >= 1
+        if enough and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
+            return
+
+
+def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
+    requested = Configuration.of(request["configuration"])
+    workload, device = workload_of(request["workload"]), request["device"]
+    result: dict[str, Any] = {"load_s": session.load(request, requested)}
+    with torch.inference_mode():
+        session.stage("first call")
+        calls = [
+            forward.with_output(call, workload.output, request["facts"]["accepts"])
+            for call in session.calls(request, workload, requested["packing"])
+        ]
+        _reset_peak(device)
+        result["first_call_s"] = timed_round(session, calls[:1], device, workload.output, [0])[0]
+        reading = read_effective(session, calls, request)
+        effective = Configuration.of(effective_choices(reading))
+        result |= {"reading": asdict(reading), "effective": dict(effective), "weight_bytes": reading.weight_bytes}
+        result["alias"] = _unproven(requested, effective, reading)
+        if result["alias"] and effective.key in request["measured"]:
+            return {**result, "outcome": Outcome.OK, "rounds": None}
+        if request["gate"]:
+            quality = run_gate(session, request, requested)
+            result["quality"] = quality.payload
+            if quality.failures:
+                return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": "; ".join(quality.failures), "rounds": None}
+        _reset_peak(device)
+        rounds = time_rounds(session, calls, request)
+    outcome = Outcome.PRUNED if rounds.pruned else Outcome.OK
+    return {**result, "outcome": outcome, "reason": rounds.pruned, "rounds": asdict(rounds), "peak_bytes": _peak_bytes(device)}
+
+
+def _unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
+    """Return "" or what was asked for and did not run, with the evidence (rule E1)."""
+    texts = []
+    for knob, name in requested.items():
+        proof = choice_of(knob, name).proof(reading)
+        if proof is None and effective[knob] != name:
+            proof = f"{effective[knob]} ran"
+        if proof:
+            texts.append(f"asked for {knob} {name}, but {proof}")
+    return "; ".join(texts)
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (proc(5)); without it the peak is the process's
+        except OSError:
+            pass
+
+
+def _peak_bytes(device: str) -> int:
+    """Peak bytes: of tensors on the GPU, or resident in this process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
+    """Return the outcome, reason and transience that an exception stands for."""
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+    name = type(error).__module__
+    if isinstance(error, Failed):
+        outcome, transient = error.outcome, error.transient
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        outcome, transient = Outcome.OUT_OF_MEMORY, True
+    elif "CUDA error" in text or type(error).__name__ == "AcceleratorError":
+        outcome, transient = Outcome.RUNTIME_ERROR, True
+    elif stage == "load":
+        outcome, transient = Outcome.LOAD_FAILED, False
+    elif name.startswith(("torch._dynamo", "torch._inductor")):
+        outcome, transient = Outcome.COMPILE_FAILED, False
+    else:
+        outcome, transient = Outcome.RUNTIME_ERROR, False
+    return {"outcome": outcome, "reason": " ".join(text.split())[:TEXT_LIMIT], "transient": transient}
+
+
+_OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]] = {
+    "facts": lambda session, request: facts_torch.read_facts(request["source"], hidden=request["hidden"]),
+    "reference": write_reference,
+    "trial": run_trial,
+}
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    """Yield requests; a thread waits for them, so that the end of stdin ends this process even within a trial."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+def _finite(value: Any) -> Any:
+    """Replace non-finite floats by None: they have no place in JSON or the database."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    _die_with_parent()
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.environ["ADVISOR_CHANNEL"] = str(channel.fileno())
+    os.dup2(2, 1)
+    torch.set_num_threads(int(os.environ.get("ADVISOR_THREADS", "1")))
+    stage = "start"
+
+    def send(message: dict[str, Any]) -> None:
+        nonlocal stage
+        stage = message.get("stage", stage)
+        channel.write(json.dumps(_finite(message), default=str) + "\n")
+
+    session = Session(send)
+    send({"event": "ready", "pid": os.getpid()})
+    for request in _requests():
+        try:
+            result = _OPERATIONS[request["op"]](session, request)
+        except Exception as error:
+            traceback.print_exc()
+            result = failure_of(error, stage)
+        send({"event": "done", "id": request["id"], "result": result})
+
+
+if __name__ == "__main__":
+    main()

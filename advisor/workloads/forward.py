@@ -1,0 +1,162 @@
+"""The forward workload: batches of sequences in, logits or hidden states out; no generation, no cache.
+
+Only *useful* tokens count, never pads. The batches differ from one another, because with one repeated batch sorting by
+length would change nothing and its gain could not be seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from advisor.configuration import key_of
+from advisor.errors import BadInput
+
+#: What may be asked of the forward pass.
+OUTPUTS = ("last-logits", "all-logits", "hidden")
+
+#: How many batches a list of generated lengths has.
+DEFAULT_BATCHES = 8
+
+Batches = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sequence lengths in tokens, in the caller's order, how many make a batch, and what output is asked for."""
+
+    lengths: tuple[int, ...]
+    batch: int
+    output: str = "last-logits"
+    kind: ClassVar[str] = "forward"
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a workload."""
+        if self.batch < 1:
+            raise BadInput(f"--batch must be at least 1, not {self.batch}")
+        if not self.lengths or min(self.lengths) < 1:
+            raise BadInput("--lengths must be at least 1 token each")
+        if self.output not in OUTPUTS:
+            raise BadInput(f"--output must be one of {', '.join(OUTPUTS)}, not {self.output!r}")
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Workload:
+        """Build one from its payload."""
+        return cls(tuple(payload["lengths"]), payload["batch"], payload["output"])
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The workload as JSON values; texts are never part of it."""
+        return {"kind": self.kind, "lengths": list(self.lengths), "batch": self.batch, "output": self.output}
+
+    def key_for(self, architecture_key: str) -> str:
+        """Return the identity that speeds are stored under: this work on an architecture and its shapes."""
+        return key_of({**self.payload, "architecture": architecture_key})
+
+    @property
+    def tokens(self) -> int:
+        """Useful tokens in one pass over the whole list."""
+        return sum(self.lengths)
+
+    def batches(self, *, by_length: bool = False) -> Batches:
+        """Return the batches as indices into `lengths`: in the given order, or longest first by length."""
+        order = list(range(len(self.lengths)))
+        if by_length:
+            order.sort(key=lambda index: -self.lengths[index])
+        return tuple(tuple(order[i : i + self.batch]) for i in range(0, len(order), self.batch))
+
+    def padded_tokens(self, *, by_length: bool = False) -> int:
+        """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
+        return sum(len(batch) * max(self.lengths[i] for i in batch) for batch in self.batches(by_length=by_length))
+
+    @property
+    def padding(self) -> float:
+        """The share of pads in the padded batches, in the given order."""
+        return 1 - self.tokens / self.padded_tokens()
+
+    def sample(self, sequences: int, tokens: int) -> Workload:
+        """Return its first batches: at least two where there are two, then until both counts are reached."""
+        size = min(2 * self.batch, len(self.lengths))
+        while size < len(self.lengths) and (size < sequences or sum(self.lengths[:size]) < tokens):
+            size = min(size + self.batch, len(self.lengths))
+        return Workload(self.lengths[:size], self.batch, self.output)
+
+    @property
+    def flags(self) -> str:
+        """The command-line flags that describe this workload."""
+        longest, padding = max(self.lengths), round(self.padding, 2)
+        count = -(-len(self.lengths) // self.batch)
+        lengths = ",".join(map(str, self.lengths)) + ("," if len(self.lengths) == 1 else "")
+        try:
+            is_generated = self.lengths == quantile_lengths(longest, padding, self.batch, count)
+        except BadInput:
+            is_generated = False
+        if is_generated:
+            lengths = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != DEFAULT_BATCHES else "")
+        return f"--lengths {lengths} --batch {self.batch} --output {self.output}"
+
+    def __str__(self) -> str:
+        """Return the workload in words."""
+        return (
+            f"forward, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
+            f"{self.output}, {len(self.batches())} batches"
+        )
+
+
+def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DEFAULT_BATCHES) -> tuple[int, ...]:
+    """Return batch × batches lengths whose padded batches waste `padding` of their tokens. Deterministic.
+
+    Every batch holds one sequence of `longest` tokens; the others are quantiles of longest·u^k, a different one in every
+    batch. A larger k means more padding; bisection finds the k that meets it in whole tokens. Raises BadInput where no
+    list does: with one full sequence a batch, padding stays below 1 − 1/batch.
+    """
+    if longest < 1:
+        raise BadInput(f"--lengths must be at least 1, not {longest}")
+    if not 0 <= padding < 1:
+        raise BadInput(f"--padding must be at least 0 and below 1, not {padding:g}")
+    if batch < 1 or batches < 1:
+        raise BadInput(f"--batch and --batches must be at least 1, not {min(batch, batches)}")
+    if padding == 0:
+        return (longest,) * (batch * batches)
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if Workload(_dealt(longest, middle, batch, batches), batch).padding < padding:
+            low = middle
+        else:
+            high = middle
+    lengths = _dealt(longest, high, batch, batches)
+    reached = Workload(lengths, batch).padding
+    if abs(reached - padding) > 0.02:
+        raise BadInput(f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can")
+    return lengths
+
+
+def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int, ...]:
+    dealt: list[int] = []
+    for number in range(batches):
+        ranks = [0.0] + [rank + number / batches for rank in range(1, batch)]
+        group = [max(1, round(longest * (1 - rank / batch) ** exponent)) for rank in ranks]
+        random.Random(number).shuffle(group)
+        dealt += group
+    return tuple(dealt)
+
+
+def parse_lengths(text: str, padding: float | None, batch: int, batches: int) -> tuple[int, ...]:
+    """Read --lengths: one number (the longest, spread by --padding) or a list with commas ("5," is a list of one).
+
+    Raises BadInput with the offending value.
+    """
+    try:
+        values: Sequence[int] = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        raise BadInput(f"--lengths must be a whole number or a list like 128,256,96, not {text!r}") from None
+    if min(values) < 1:
+        raise BadInput(f"--lengths must be at least 1, not {min(values)}")
+    if len(values) == 1 and not text.endswith(","):
+        return quantile_lengths(values[0], padding or 0.0, batch, batches)
+    if padding is not None:
+        raise BadInput("--padding goes with one number for --lengths; a list has the padding it has")
+    return tuple(values)

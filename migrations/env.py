@@ -1,0 +1,28 @@
+"""Alembic's entry: run the migrations on the connection that advisor.store hands over, or on the default database."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+from advisor.store import default_url
+from advisor.tables import METADATA
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations in one transaction: a database is upgraded as a whole or not at all.
+
+    advisor.store begins its transactions itself on SQLite, so that DDL is part of them there too.
+    """
+    context.configure(connection=connection, target_metadata=METADATA, transactional_ddl=True, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+handed_over = context.config.attributes.get("connection")
+if handed_over is not None:
+    run(handed_over)
+else:
+    with create_engine(default_url()).connect() as own:
+        run(own)
+        own.commit()
