@@ -7,15 +7,13 @@ before a worker is started.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-import os
 import re
-import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from advisor.errors import BadInput
 from advisor.model import ModelSource
@@ -27,39 +25,65 @@ _BLOCK_BYTES, _BLOCKS = 64 * 2**10, 256
 #: How long to wait for the hub to answer at all, in seconds.
 HUB_TIMEOUT_S = 3.0
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
+
+#: Where transformers lists its kinds of models.
+_TABLES = ("auto_mappings.py", "configuration_auto.py")
+
+#: The largest header that the safetensors format allows.
+_HEADER_BYTES = 100_000_000
 
 
 def find_model(name: str, *, allow_pickle: bool = False, download: bool = True) -> ModelSource:
     """Return the model called `name`. Raises BadInput, within 5 s where the hub can't be reached."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"no such file or directory: {name}", str(error)) from None
     if path.is_file():
         return _from_config(name, path)
-    if path.is_dir():
+    if name and path.is_dir():
         return _from_directory(name, path, allow_pickle=allow_pickle)
-    if name.startswith((".", "/", "~")) or name.endswith(".json") or not _HUB_ID.match(name):
-        raise BadInput(f"no such file or directory: {name}")
-    return _from_directory(name, _from_hub(name, download=download, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
+    if name.startswith((".", "/", "~")) or name.endswith(".json") or not _HUB_ID.fullmatch(name):
+        raise BadInput(f"no such file or directory: {name!r}")
+    return _from_hub(name, download=download, allow_pickle=allow_pickle)
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest sequence that a configuration declares, or None where it declares none."""
-    for part in (config, config.get("text_config") or {}):
+    for part in (config, config.get("text_config")):
         for entry in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-            if isinstance(part.get(entry), int):
+            if isinstance(part, dict) and isinstance(part.get(entry), int):
                 return int(part[entry])
     return None
+
+
+def refuse_unknown(source: ModelSource) -> None:
+    """Raise BadInput where the installed transformers has no such kind of model: then its code would come with the model.
+
+    That is read from transformers' files, for importing it takes seconds. Where they can't be read, the worker will tell.
+    """
+    found = importlib.util.find_spec("transformers")
+    tables = Path(found.origin).parent / "models" / "auto" if found and found.origin else Path()
+    texts = [file.read_text(encoding="utf-8") for name in _TABLES if (file := tables / name).is_file()]
+    kind = source.config["model_type"]
+    if not texts or any(f'"{kind}"' in text for text in texts):
+        return
+    if "auto_map" in source.config:
+        raise BadInput(f"{source.name}: its model_type {kind!r} needs Python code that comes with the model, and that is never run")
+    raise BadInput(f"{source.name}: the installed transformers does not know its model_type {kind!r}", "pip install -U transformers")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} can't be read as a model's config.json: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or not kind:
         raise BadInput(f"{path} is no model's config.json: it has no model_type")
-    return config
+    return dict(config)
 
 
 def _from_config(name: str, path: Path) -> ModelSource:
@@ -72,15 +96,7 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     if not (path / "config.json").is_file():
         raise BadInput(f"{name} has no config.json")
     config = _read_config(path / "config.json")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights and list(path.glob("*.bin")):
-        if not allow_pickle:
-            raise BadInput(f"{name} has only pickle weights, which can run code when loaded",
-                           "convert them to safetensors, or pass --allow-pickle if you trust them")  # fmt: skip
-        weights = sorted(path.glob("*.bin"))
-    if not weights:
-        raise BadInput(f"{name} has no weights", f"pass {name}/config.json to measure speed with random ones")
-    _check_shards(name, path)
+    weights = _weight_files(name, path, allow_pickle=allow_pickle)
     for file in weights:
         if file.suffix == ".safetensors":
             _check_safetensors(file)
@@ -88,13 +104,30 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     return ModelSource(name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle)
 
 
-def _check_shards(name: str, path: Path) -> None:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(file for file in files if not (path / file).is_file())
-        if missing:
-            raise BadInput(f"{name} lacks {len(missing)} of its {len(files)} weight files, {missing[0]} among them")
+def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
+    """Return the files that transformers would load: one, or those of an index; safetensors before pickle."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        files = [path / stem] if (path / stem).is_file() else _shards(name, path / f"{stem}.index.json")
+        if files and stem.endswith(".bin") and not allow_pickle:
+            raise BadInput(f"{name} has only pickle weights, which can run code when loaded",
+                           "convert them to safetensors, or pass --allow-pickle if you trust them")  # fmt: skip
+        if files:
+            return files
+    raise BadInput(f"{name} has no weights", f"pass {path / 'config.json'} to measure speed with random ones")
+
+
+def _shards(name: str, index: Path) -> list[Path]:
+    """Return the files that an index names, none where there is no index. Raises BadInput where one is missing."""
+    if not index.is_file():
+        return []
+    try:
+        files = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"{index} can't be read: it is no index of weights", "download it again") from None
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise BadInput(f"{name} lacks {len(missing)} of its {len(files)} weight files, {missing[0]} among them")
+    return [index.parent / file for file in files]
 
 
 def _check_safetensors(file: Path) -> None:
@@ -102,10 +135,15 @@ def _check_safetensors(file: Path) -> None:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length < size else {}
-        end = max(entry["data_offsets"][1] for tensor, entry in header.items() if tensor != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            header = json.loads(stream.read(length)) if 0 < length < min(size, _HEADER_BYTES) else {}
+        end = max(int(entry["data_offsets"][1]) for tensor, entry in header.items() if tensor != "__metadata__")
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        if start == b"version ":
+            raise BadInput(f"{file} is a Git LFS pointer, not the weights themselves", "git lfs pull") from None
         raise BadInput(f"{file} is corrupted: its header can't be read", "download it again") from None
     if 8 + length + end != size:
         raise BadInput(f"{file} is corrupted: {size} bytes, but its header says {8 + length + end}", "download it again")
@@ -141,48 +179,58 @@ def _hash_file(digest: Any, file: Path) -> None:
             digest.update(stream.read(_BLOCK_BYTES))
 
 
-def _from_hub(name: str, *, download: bool, allow_pickle: bool) -> Path:
-    """Return the directory of a hub model: from the cache, else downloaded where that is allowed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_hub(name: str, *, download: bool, allow_pickle: bool) -> ModelSource:
+    """Return a hub model: from the cache where it is whole there, else downloaded where that is allowed."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [*_PATTERNS, *(["*.bin"] if allow_pickle else [])]
+    lacking = BadInput(f"unknown model {name}: no such directory, not in the local cache, and the hub can't be reached")
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+        return _from_directory(name, cached, allow_pickle=allow_pickle)
     except LocalEntryNotFoundError:
-        pass
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    if not download or offline:
-        why = "HF_HUB_OFFLINE is set" if offline else "this command downloads nothing"
-        raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}")
-    if not _hub_answers():
-        raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and the hub can't be reached")
+        if constants.HF_HUB_OFFLINE or not download:
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "this command downloads nothing"
+            raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}") from None
+    except BadInput as error:  # only a part of it is in the cache
+        lacking = error
+    except ValueError as error:  # the hub's rules for names
+        raise BadInput(f"unknown model {name}: no such directory, and no hub id: {error}") from None
+    if constants.HF_HUB_OFFLINE or not download or not _hub_answers(constants.ENDPOINT):
+        raise lacking
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except HfHubHTTPError as error:
-        raise BadInput(f"the hub does not give {name}: {str(error).splitlines()[0]}", "check the name and your token") from None
-    except OSError as error:
-        raise BadInput(f"{name} could not be downloaded: {error}") from None
+        path = Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # noqa: BLE001 - HTTP, network, disk, names: what it raises has no base of its own
+        raise BadInput(f"the hub does not give {name}: {' '.join(str(error).split())[:200]}", "check the name and your token") from None
+    return _from_directory(name, path, allow_pickle=allow_pickle)
 
 
-def _hub_answers() -> bool:
-    """Whether a connection to the hub (or the proxy on the way) opens within HUB_TIMEOUT_S.
+def _hub_answers(endpoint: str) -> bool:
+    """Whether the hub, or a proxy on the way, answers a request within HUB_TIMEOUT_S, with whatever status.
 
     The hub's own client retries for most of a minute; name resolution has no time limit of its own, hence the thread.
     """
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    target = urlsplit(proxy if proxy and "//" in proxy else f"//{proxy}") if proxy else endpoint
+    import http.client
+    import ssl
+    import urllib.error
+    import urllib.request
+
     answered = threading.Event()
 
-    def connect() -> None:
+    def ask() -> None:
+        request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 - the user's own HF_ENDPOINT
         try:
-            socket.create_connection((target.hostname or "", target.port or 443), timeout=HUB_TIMEOUT_S).close()
-        except OSError:
-            return
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # A certificate that only Python's own list does not hold: the hub's client brings another list.
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
         answered.set()
 
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT_S)
     return answered.is_set()

@@ -7,16 +7,20 @@ neither torch nor Alembic nor an ORM.
 from __future__ import annotations
 
 import argparse
+import gc
+import io
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from advisor import __version__
-from advisor.errors import AdvisorError, BadInput
+from advisor.errors import AdvisorError, BadInput, StoreError
 from advisor.objective import Budget, Objective, Tier
 from advisor.workloads.forward import DEFAULT_BATCHES, OUTPUTS, Workload, parse_lengths
 
@@ -34,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line to stderr and exit with status 2."""
-        print(f"advisor: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"advisor: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -46,11 +50,11 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _SIZES[match[2].upper()])
 
 
-def parse_duration(text: str) -> float:
-    """Read a duration such as 90s, 10m or 2h; return seconds. Raises BadInput."""
+def parse_duration(text: str, flag: str = "--budget") -> float:
+    """Read a duration such as 90s, 10m or 2h; return seconds. Raises BadInput, which names the flag it was given to."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if match is None or float(match[1]) == 0:
-        raise BadInput(f"--budget must be a duration such as 90s, 10m or 2h, not {text!r}")
+        raise BadInput(f"{flag} must be a duration such as 90s, 10m or 2h, not {text!r}")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -103,10 +107,9 @@ def _add_tune_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status."""
-    options = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _write_any_character()
     try:
-        return {"probe": _probe, "tune": _tune, "suggest": _suggest, "db": _db}[options.command](options)
+        return _run(arguments)
     except AdvisorError as error:
         print(f"advisor: {error}", file=sys.stderr)
         return error.exit_status
@@ -114,12 +117,37 @@ def run(arguments: Sequence[str]) -> int:
         print("advisor: interrupted; every finished trial is stored, and the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has gone: nothing is wrong, and Python must not complain while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()  # the reader of a pipe has gone: nothing is wrong
         return 0
+    except OSError as error:
+        _discard_output()
+        print(f"advisor: {error}", file=sys.stderr)
+        return 2
     except MemoryError:
         print("advisor: this machine has no memory left", file=sys.stderr)
         return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        options = build_parser().parse_args(arguments)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return {"probe": _probe, "tune": _tune, "suggest": _suggest, "db": _db}[options.command](options)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it can still be told in a line why that is impossible
+
+
+def _write_any_character() -> None:
+    """Let a terminal that lacks a character show a question mark: that is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Point stdout to nothing: what is left in its buffer can't be written, and Python would complain about that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _workload(options: argparse.Namespace) -> Workload:
@@ -135,7 +163,7 @@ def _objective(options: argparse.Namespace) -> Objective:
             raise BadInput(f"--ignore-rule takes a rule's id such as P1, not {rule!r}")
     return Objective(
         quality=Tier(options.quality),
-        max_memory_bytes=parse_size(options.max_memory) if options.max_memory else None,
+        max_memory_bytes=None if options.max_memory is None else parse_size(options.max_memory),
         allow_unjudged=options.allow_unjudged,
         ignored_rules=tuple(sorted(set(options.ignore_rule))),
     )
@@ -144,8 +172,8 @@ def _objective(options: argparse.Namespace) -> Objective:
 def _budget(options: argparse.Namespace) -> Budget:
     if options.trials is not None and options.trials < 1:
         raise BadInput(f"--trials must be at least 1, not {options.trials}")
-    seconds = options.budget or (DEFAULT_BUDGET if options.trials is None else None)
-    return Budget(parse_duration(seconds) if seconds else None, options.trials)
+    seconds = DEFAULT_BUDGET if options.budget is None and options.trials is None else options.budget
+    return Budget(None if seconds is None else parse_duration(seconds), options.trials)
 
 
 def _check_positions(workload: Workload, config: object) -> None:
@@ -169,7 +197,7 @@ def _probe(options: argparse.Namespace) -> int:
     chosen = probe.machine(options.device)
     availability = probe.availability(chosen.environment)
     if options.format == "json":
-        print(json.dumps(report.probe_payload(machines, chosen, availability), indent=2, ensure_ascii=False))
+        print(_json(report.probe_payload(machines, chosen, availability)))
     else:
         report.console(stderr=False).print(report.probe_text(machines, chosen, availability))
     return 0
@@ -177,22 +205,24 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     workload, objective, budget = _workload(options), _objective(options), _budget(options)
-    timeout_s, threads = parse_duration(options.timeout), _threads(options)
+    timeout_s, threads = parse_duration(options.timeout, "--timeout"), _threads(options)
     from advisor import probe
-    from advisor.checkpoint import find_model
+    from advisor.checkpoint import find_model, refuse_unknown
 
     machine = probe.machine(options.device, threads)
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)
     source = find_model(options.model, allow_pickle=options.allow_pickle)
+    refuse_unknown(source)
     _check_positions(workload, source.config)
     from advisor import report
     from advisor.runner import LocalRunner
-    from advisor.store import Store, default_url
+    from advisor.store import Store, database_path, default_url
     from advisor.suggest import recommend
     from advisor.tune import Job, tune
 
     job = Job(source, workload, objective, budget, machine, options.seed, timeout_s)
+    _refuse_read_only(database_path(default_url()))
     with Store.open(default_url(), write=True) as store, report.Progress(job) as progress:
         runner = LocalRunner(machine, progress.hear)
         try:
@@ -206,6 +236,24 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_read_only(path: Path | None) -> None:
+    """Raise StoreError for a read-only file: SQLite in WAL mode says so only at the first row, after a worker's start."""
+    if path is not None and path.exists() and not os.access(path, os.W_OK):
+        raise StoreError(f"{path} can't be written: the file or its directory is read-only")
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let Python look for no garbage meanwhile, nor among what is alive now when it exits: a quarter of suggest's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@_without_collection()
 def _suggest(options: argparse.Namespace) -> int:
     workload, objective, threads = _workload(options), _objective(options), _threads(options)
     from advisor import probe
@@ -222,9 +270,9 @@ def _suggest(options: argparse.Namespace) -> int:
     with Store.open(default_url(), write=False) as store:
         recommendation = suggest(store, source, workload, objective, machine.environment, options.on)
         if options.why_not:
-            trials = store.trials(recommendation.study.id)
-            for line in why_not(recommendation, trials, options.why_not):
-                print(line)
+            lines = why_not(recommendation, store.trials(recommendation.study.id), options.why_not)
+            as_json = options.format == "json"
+            print(_json({"choice": options.why_not, "why_not": lines}) if as_json else "\n".join(lines))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     _answer(options.format, recommendation, device, to_stderr=False)
@@ -239,13 +287,17 @@ def _answer(form: str, recommendation: object, device: str, *, to_stderr: bool) 
 
     assert isinstance(recommendation, Recommendation)
     if form == "json":
-        payload = report.recommendation_payload(recommendation, device)
-        print(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
+        print(_json(report.recommendation_payload(recommendation, device)))
     elif form == "python":
-        study = recommendation.study
-        print(script_for(recommendation.source, recommendation.configuration, study.workload, recommendation.facts, device), end="")
+        study, facts = recommendation.study, recommendation.facts
+        threads = study.environment.threads or 1
+        print(script_for(recommendation.source, recommendation.configuration, study.workload, facts, device, threads), end="")
     else:
         report.print_recommendation(recommendation, device, stderr=to_stderr)
+
+
+def _json(payload: object) -> str:
+    return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _db(options: argparse.Namespace) -> int:

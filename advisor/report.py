@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -19,13 +20,22 @@ from advisor.probe import Availability
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Candidate, Recommendation, tie_set
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job
+
+if TYPE_CHECKING:  # tune brings optuna, which suggest must not pay for
+    from advisor.tune import Job
 
 
 def console(*, stderr: bool) -> Console:
-    """Return a console; on a pipe its lines are as long as they need to be, up to 200 columns."""
+    """Return a console; on a pipe its lines have up to 160 columns, unless COLUMNS says how many."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False)
+    known = (stream is not None and stream.isatty()) or os.environ.get("COLUMNS", "").isdigit()
+    return _Console(stderr=stderr, width=None if known else 160, highlight=False, soft_wrap=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
+        raise BrokenPipeError
 
 
 def gib(count: float | None) -> str:
@@ -77,14 +87,17 @@ def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Seque
 
 def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:
     """Return the recommendation as JSON values, with the lines to paste."""
-    study = recommendation.study
-    lines = loading_lines(recommendation.source, recommendation.configuration, study.workload.output, device)
     return {
         **recommendation.payload,
-        "load": lines,
+        "load": _lines_to_paste(recommendation, device),
         "batching": batching_words(recommendation.configuration["packing"]),
         "tied_with": [dict(candidate.configuration) for candidate in tie_set(recommendation)],
     }
+
+
+def _lines_to_paste(recommendation: Recommendation, device: str) -> list[str]:
+    output = recommendation.study.workload.output
+    return loading_lines(recommendation.source, recommendation.configuration, recommendation.facts, output, device)
 
 
 def _headline(recommendation: Recommendation) -> str:
@@ -95,6 +108,8 @@ def _headline(recommendation: Recommendation) -> str:
                 f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
     if recommendation.verdict == "tie":
         return f"keep the default, {words}: what looked faster is a [bold]tie[/] within its interval"
+    if recommendation.verdict == "unconfirmed":
+        return f"keep the default, {words}, for now: [bold]what looked faster is not confirmed[/]"
     if recommendation.verdict == "default":
         return f"keep the default, {words}: [bold]nothing measured is faster[/]"
     return f"{words}: the fastest that meets the objective; the default does not, or could not be measured"
@@ -154,10 +169,10 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     for note in recommendation.notes:
         out.print(f"  [yellow]note:[/] {escape(note)}")
     out.print()
-    lines = loading_lines(recommendation.source, recommendation.configuration, study.workload.output, device)
+    lines = _lines_to_paste(recommendation, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
     batching = batching_words(recommendation.configuration["packing"])
-    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n")
+    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
     if recommendation.runners_up:
         out.print(_runners_up(recommendation))
         out.print()

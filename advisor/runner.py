@@ -56,10 +56,10 @@ class LocalRunner:
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request and return its result. Whatever the worker does, this returns: it never hangs, it never raises."""
-        deadline = time.monotonic() + timeout_s
         self._count += 1
         if self._process is None or self._process.poll() is not None:
             self._start()
+        deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
         message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
         try:
             assert self._process is not None and self._process.stdin is not None
@@ -125,13 +125,14 @@ class LocalRunner:
             for line in lines:
                 try:
                     message = json.loads(line)
-                    event = message["event"]
-                except (ValueError, TypeError, KeyError):
+                    if message["event"] == "done" and message["id"] == self._count:
+                        result = dict(message["result"])
+                        Outcome(result.get("outcome", Outcome.OK))
+                        return result
+                except (ValueError, TypeError, KeyError, RecursionError):
                     text = line[:200].decode(errors="replace")
                     return {"outcome": Outcome.RUNTIME_ERROR, "reason": f"the worker sent what is no message: {text!r}",
                             "transient": True}  # fmt: skip
-                if event == "done" and message["id"] == self._count:
-                    return dict(message["result"])
                 self.listener(message)
         return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
 

@@ -21,6 +21,10 @@ from advisor.workloads import Workload
 #: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
 MEMORY_SHARE = 0.9
 
+#: Predicted to be this many times slower than the default, a configuration is not tried (rule S1, ours): on a GPU with
+#: tensor cores a 16-bit checkpoint in fp32 took 12.8 times as long on an H200, and two minutes to say so.
+HOPELESS = 8.0
+
 _BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _QUANTIZED_BYTES = {"none": 0.0, "int8": 1.0, "nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64}
 
@@ -42,6 +46,8 @@ class Space:
 def build_space(facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective,
                 free_bytes: int) -> Space:  # fmt: skip
     """Ask every choice about every combination and return the space. free_bytes: of the device, now."""
+    baseline = Configuration.of(baseline_choices(facts))
+    slowest = HOPELESS * predicted_cost(Situation(baseline, workload, environment, facts))
     admissible: dict[Configuration, float] = {}
     refusals: dict[tuple[str, str, str], Reason] = {}
     warnings: dict[tuple[str, str, str], Reason] = {}
@@ -49,6 +55,8 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
     for configuration in _combinations():
         situation = Situation(configuration, workload, environment, facts)
         reasons = _reasons(situation, objective, free_bytes, unavailable)
+        if not any(reason.verdict.refuses for reason in reasons):
+            reasons += _hopeless(situation, slowest)
         refusing = [reason for reason in reasons if reason.verdict.refuses and reason.rule not in objective.ignored_rules]
         for reason in refusing:
             refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
@@ -57,7 +65,7 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
             warnings |= {(r.subject, r.about, r.rule): r for r in reasons if not r.verdict.refuses}
     ordered = sorted(admissible, key=lambda configuration: admissible[configuration])
     return Space(
-        baseline=Configuration.of(baseline_choices(facts)),
+        baseline=baseline,
         admissible=tuple(ordered),
         refusals=tuple(_telling(refusals.values(), ordered)),
         warnings=tuple(warnings.values()),
@@ -102,6 +110,17 @@ def _beyond_tier(situation: Situation, objective: Objective) -> list[Reason]:
         for knob, name in situation.configuration.items()
         if (tier := tier_of([(knob, name)], situation.facts)).rank > objective.quality.rank
     ]  # fmt: skip
+
+
+def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
+    """Refuse what arithmetic alone puts far behind the default."""
+    cost = predicted_cost(situation)
+    if cost <= slowest:
+        return []
+    text = f"predicted to be {HOPELESS * cost / slowest:.0f} times slower than the default, by operations and rates"
+    subject, about = (" ".join(f"{k}={situation.configuration[k]}" for k in knobs)
+                      for knobs in (("precision", "quantization"), ("attention",)))  # fmt: skip
+    return [Reason("S1", Verdict.INVALID, text, "--ignore-rule S1 tries it", about=about, subject=subject)]
 
 
 def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:

@@ -7,7 +7,8 @@ the default itself where nothing is clear of a tie.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +65,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to run and why. verdict: "faster" (confirmed), "tie" or "default" (keep the default), "unconfirmed" or "only".
+    """What to run and why.
 
+    verdict: "faster" (confirmed); "tie", "default" (nothing looked faster) and "unconfirmed" (what did was not compared)
+    keep the default; "only": the default itself can't be recommended, and this is the best of what can.
     notes: what a reader must know to weigh it, in words; failures: trials that came to nothing; measured_at: ISO time.
     """
 
@@ -130,7 +133,7 @@ def suggest(store: Store, source: ModelSource, workload: Workload, objective: Ob
     studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key))
     studies, notes = _in_environment(studies, here, on)
     if not studies:
-        raise NotMeasured(_nearest(store, source, workload, here, on))
+        raise NotMeasured(_nearest(store, source, workload, objective, here, on))
     study, more = _best_study(studies, source, objective)
     return recommend(store, source, study, objective, (*notes, *more))
 
@@ -140,7 +143,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     """Return what a study's rows recommend under an objective."""
     trials = store.trials(study.id)
     facts = study.facts
-    if facts is None or not trials:
+    if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
     same_weights = study.weights_digest == source.weights_digest
     refusals = tuple(store.refusals(study.id))
@@ -149,7 +152,8 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     default_trial = trials[0] if trials[0].outcome is Outcome.OK else None
     admissible = [t for t in trials if recommendable(t, objective, facts, same_weights=same_weights)]
     if not admissible:
-        raise NothingAdmissible("nothing admissible: " + _every_reason(refusals, failures, trials))
+        outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
+        raise NothingAdmissible("nothing admissible: " + _every_reason(refusals, trials, outside))
     default = _candidate(default_trial, default_trial, comparisons) if default_trial else None
     candidates = {t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=_speed)}
     chosen, verdict = _choose(candidates, default)
@@ -179,7 +183,8 @@ def _choose(candidates: dict[Configuration, Candidate], default: Candidate | Non
     if faster:
         return max(faster, key=lambda c: c.comparison.ratio if c.comparison else 0.0), "faster"
     if default is not None and default.configuration in candidates:
-        return candidates[default.configuration], "tie" if compared else "default"
+        looked_faster = any((c.search_ratio or 0.0) > 1 + TIE_ZONE for c in candidates.values())
+        return candidates[default.configuration], "tie" if compared else "unconfirmed" if looked_faster else "default"
     fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, _speed(c.trial)))
     return fastest, "only"
 
@@ -201,16 +206,18 @@ def _notes(study: StudyRecord, source: ModelSource, chosen: Candidate, default: 
     return notes
 
 
-def _every_reason(refusals: Sequence[Reason], failures: Sequence[Trial], trials: Sequence[Trial]) -> str:
-    texts = [f"{t.requested}: {t.outcome} ({t.reason[:160]})" for t in failures if t.phase == "search"]
-    texts += [f"{t.requested}: outside the objective" for t in trials if t.outcome is Outcome.OK and t.phase == "search"]
-    texts += [f"{r.subject}: {r.rule} {r.text}" for r in refusals]
-    return "; ".join(texts)
+def _every_reason(refusals: Sequence[Reason], trials: Sequence[Trial], outside: Mapping[int, Sequence[str]]) -> str:
+    texts = []
+    for trial in trials:
+        if trial.phase == "search" and trial.outcome is not Outcome.RUNNING:
+            why = ", ".join(outside[trial.number]) if trial.outcome is Outcome.OK else f"{trial.outcome} ({trial.reason[:160]})"
+            texts.append(f"{trial.requested}: {why}")
+    return "; ".join(texts + [f"{r.subject}: {r.rule} {r.text}" for r in refusals])
 
 
 def _in_environment(studies: list[StudyRecord], here: Environment, on: str | None) -> tuple[list[StudyRecord], list[str]]:
     if on is not None:
-        wanted = [s for s in studies if s.environment_key.startswith(on) or on.lower() in str(s.environment).lower()]
+        wanted = [s for s in studies if _is_on(s, on)]
         newest = [s for s in wanted if s.environment_key == wanted[0].environment_key]
         return newest, []
     own = [s for s in studies if s.environment_key == here.key]
@@ -221,9 +228,14 @@ def _in_environment(studies: list[StudyRecord], here: Environment, on: str | Non
     return newest, [f"measured on {newest[0].environment}, not on this machine; there are rows of: {', '.join(others)}"]
 
 
+def _is_on(study: StudyRecord, on: str) -> bool:
+    return study.environment_key.startswith(on) or on.lower() in str(study.environment).lower()
+
+
 def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: Objective) -> tuple[StudyRecord, list[str]]:
-    """Prefer the same weights, then the same objective, then one that searched at least as wide; newest first."""
+    """Prefer the same weights, then the same objective, then one that searched at least as wide; finished and newest first."""
     own = [s for s in studies if s.weights_digest == source.weights_digest] or list(studies)
+    own.sort(key=lambda s: s.state != "done")
     same = [s for s in own if s.objective.payload == objective.payload]
     if same:
         return same[0], []
@@ -234,19 +246,39 @@ def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: 
     return plain[0], [f"only up to quality {plain[0].objective.quality} was searched, not {objective.quality}"]
 
 
-def _nearest(store: Store, source: ModelSource, workload: Workload, here: Environment, on: str | None) -> str:
+def _nearest(
+    store: Store, source: ModelSource, workload: Workload, objective: Objective, here: Environment, on: str | None
+) -> str:
     """Say that it was not measured, what the nearest measured is and how it differs, and what would measure it."""
-    command = f"advisor tune {source.name} {workload.flags}"
     text = f"not measured: {source.name}, {workload}, on {on or here}."
     neighbours = store.neighbours(source.architecture_key)
     if neighbours:
-        nearest = min(neighbours, key=lambda s: (_distance(s.workload, workload), s.environment_key != here.key))
+        elsewhere = {s.id: s.environment_key != here.key if on is None else not _is_on(s, on) for s in neighbours}
+        nearest = min(neighbours, key=lambda s: (_distance(s.workload, workload), elsewhere[s.id]))
+        differences = _differences(nearest.workload, workload)
+        if elsewhere[nearest.id]:
+            differences += _elsewhere(nearest.environment, here) if on is None else [f"device (not {on})"]
         text += f" Nearest measured: {nearest.workload} on {nearest.environment}"
-        text += f"; it differs in {', '.join(_differences(nearest, workload, here)) or 'nothing but age'}."
+        text += f"; it differs in {', '.join(differences)}."
     else:
         known = [str(environment) for _, environment in store.environments()]
         text += f" No workload of this architecture was measured; there are rows of: {', '.join(known) or 'nothing'}."
-    return f"{text} To measure it: {command}"
+    return f"{text} To measure it: {_command(source, workload, objective, here if on is None else None)}"
+
+
+def _command(source: ModelSource, workload: Workload, objective: Objective, here: Environment | None) -> str:
+    """Return the command line that measures this. here: the machine it is for, where that is this one."""
+    flags = [workload.flags]
+    if objective.quality != Objective().quality:
+        flags.append(f"--quality {objective.quality}")
+    if objective.max_memory_bytes is not None:
+        flags.append(f"--max-memory {objective.max_memory_bytes}")
+    flags += ["--allow-unjudged"] if objective.allow_unjudged else []
+    flags += [f"--ignore-rule {rule}" for rule in objective.ignored_rules]
+    flags += ["--allow-pickle"] if source.allow_pickle else []
+    if here is not None and here.threads > 1:
+        flags.append(f"--threads {here.threads}")
+    return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
 
 
 def _distance(a: Workload, b: Workload) -> float:
@@ -255,54 +287,80 @@ def _distance(a: Workload, b: Workload) -> float:
     return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
 
 
-def _differences(study: StudyRecord, workload: Workload, here: Environment) -> list[str]:
-    other, found = study.workload, []
-    for name, theirs, ours in (
-        ("longest sequence", max(other.lengths), max(workload.lengths)),
-        ("padding", round(other.padding, 2), round(workload.padding, 2)),
-        ("batch", other.batch, workload.batch),
-        ("output", other.output, workload.output),
-        ("number of sequences", len(other.lengths), len(workload.lengths)),
-        ("device", study.environment.device_name, here.device_name),
-    ):
-        if theirs != ours:
-            found.append(f"{name} ({theirs}, not {ours})")
-    versions = {**study.environment.packages, "driver": study.environment.driver or ""}
-    ours_versions = {**here.packages, "driver": here.driver or ""}
-    changed = sorted(name for name in versions.keys() | ours_versions.keys() if versions.get(name) != ours_versions.get(name))
-    return found + ([f"versions of {', '.join(changed)}"] if changed and not found else [])
+def _differences(other: Workload, workload: Workload) -> list[str]:
+    """Return what differs between a workload that was measured and the one asked for; nothing where they are the same."""
+    found = [
+        f"{name} ({theirs}, not {ours})"
+        for name, theirs, ours in (
+            ("longest sequence", max(other.lengths), max(workload.lengths)),
+            ("padding", round(other.padding, 2), round(workload.padding, 2)),
+            ("batch", other.batch, workload.batch),
+            ("output", other.output, workload.output),
+            ("number of sequences", len(other.lengths), len(workload.lengths)),
+        )
+        if theirs != ours
+    ]
+    return found or (["the lengths of its sequences"] if other.lengths != workload.lengths else [])
+
+
+def _elsewhere(there: Environment, here: Environment) -> list[str]:
+    """Return what differs between two environments: the device, else its settings, else versions."""
+    if there.device_name != here.device_name:
+        return [f"device ({there.device_name}, not {here.device_name})"]
+    theirs, ours = ({**e.payload, **e.packages, "packages": ""} for e in (there, here))
+    changed = sorted(name.replace("_", " ") for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return [f"the environment ({', '.join(changed)})"]
 
 
 def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) -> list[str]:
     """Return, in words, why a choice is not what is recommended: rules that refuse it, trials that failed, or its figures."""
     choice = find_choice(name)
     assert choice is not None
-    if recommendation.configuration[choice.knob] == name:
+    if recommendation.configuration.get(choice.knob) == name:
         return [f"{name} is recommended"]
     subject = f"{choice.knob}={name}"
     texts = [
-        f"{subject}{' with ' + r.about if r.about else ''}: rule {r.rule}: {r.text}{f' → {r.remedy}' if r.remedy else ''}"
+        f"{r.subject}{' with ' + r.about if r.about else ''}: rule {r.rule}: {r.text}{f' → {r.remedy}' if r.remedy else ''}"
         for r in recommendation.refusals if subject in f"{r.subject} {r.about}".split()
     ]  # fmt: skip
-    default = recommendation.default
     for trial in trials:
-        if trial.phase == "search" and name in (trial.requested[choice.knob], trial.ran.get(choice.knob)):
-            texts.append(_figures(trial, recommendation, default))
+        if trial.phase == "search" and name in (trial.requested.get(choice.knob), trial.ran.get(choice.knob)):
+            texts.append(_figures(trial, recommendation))
     return texts or [f"{subject} was not tried: the budget ended before its turn"]
 
 
-def _figures(trial: Trial, recommendation: Recommendation, default: Candidate | None) -> str:
+def _figures(trial: Trial, recommendation: Recommendation) -> str:
     if trial.outcome is not Outcome.OK:
         return f"trial {trial.number}, {trial.requested}: {trial.outcome}: {trial.reason}"
-    best, text = recommendation.chosen.trial, f"trial {trial.number}, {trial.requested}:"
+    best, default = recommendation.chosen.trial, recommendation.default
+    text = f"trial {trial.number}, {trial.requested}:"
     text += f" {_speed(trial) / max(_speed(best), 1e-9):.2f} × the speed of what is recommended"
     if default is not None:
         text += f", {_speed(trial) / max(_speed(default.trial), 1e-9):.2f} × the default's"
+    confirmed = next((c.comparison for c in recommendation.runners_up if c.configuration == trial.ran), None)
+    if confirmed is not None:
+        low, high = confirmed.interval
+        text += f"; confirmed {confirmed.ratio:.2f} × the default ({low:.2f}–{high:.2f}): {confirmed.verdict}"
     if trial.quality is not None and trial.quality.kl is not None:
         text += f"; KL {trial.quality.kl:.1e}" + ("" if trial.quality.judged else ", not judged")
     if trial.weight_bytes and best.weight_bytes:
         text += f"; weights {(trial.weight_bytes - best.weight_bytes) / 2**30:+.2f} GiB"
-    return text
+    same_weights = recommendation.study.weights_digest == recommendation.source.weights_digest
+    outside = _outside(trial, recommendation.objective, recommendation.facts, same_weights=same_weights)
+    return "; ".join([text, *outside])
+
+
+def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool) -> list[str]:
+    """Return in words what keeps a trial that ran from being recommended under an objective."""
+    texts, tier, limit, peak = [], tier_of(trial.ran.items(), facts), objective.max_memory_bytes, trial.peak_bytes or 0
+    if limit is not None and peak > limit:
+        texts.append(f"its peak of {peak / 2**30:.2f} GiB is above the {limit / 2**30:.2f} GiB allowed")
+    if tier.rank > objective.quality.rank:
+        texts.append(f"its quality tier is {tier}, and {objective.quality} was asked for")
+    judged = trial.quality is not None and trial.quality.judged
+    if not objective.allow_unjudged and not (judged and (same_weights or tier.rank == 0)):
+        texts.append("its quality with these weights is not judged, and --allow-unjudged is not set")
+    return texts
 
 
 def tie_set(recommendation: Recommendation) -> list[Candidate]:

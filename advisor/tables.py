@@ -215,26 +215,56 @@ FROM {_STUDY}
 
 
 def _recommendations(dialect: str) -> str:
+    """What suggest says of a study under its own objective: see `advisor.suggest`, whose order of preference this is.
+
+    A candidate that was confirmed faster; else the default, if it meets the objective; else ("only") the best of what
+    does, by its ratio over the default, then by its speed. Tiers need no look: a study's space ends at its objective's.
+    """
+    judged, allowed = (
+        f"CAST({_member(dialect, column, name)} AS TEXT) IN ('1', 'true')"
+        for column, name in (("t.quality", "judged"), ("s.objective", "allow_unjudged"))
+    )
+    limit = f"CAST({_member(dialect, 's.objective', 'max_memory_bytes')} AS BIGINT)"
     return f"""WITH baseline AS (
-  SELECT study_id, requested_id, effective_id, outcome FROM trials WHERE number = 0
+  SELECT study_id, COALESCE(effective_id, requested_id) AS ran_id FROM trials WHERE number = 0 AND outcome = 'ok'
+), admissible AS (
+  SELECT t.study_id AS study_id, COALESCE(t.effective_id, t.requested_id) AS ran_id, MAX(x.median) AS speed
+  FROM trials t
+    JOIN studies s ON s.id = t.study_id
+    JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'
+  WHERE t.phase = 'search' AND t.outcome = 'ok' AND {_member(dialect, "t.quality", "failures")} = '[]'
+    
+    AND COALESCE(t.peak_bytes, 0) <= COALESCE({limit}, COALESCE(t.peak_bytes, 0))
+  GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
+), compared AS (
+  SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
+    c.blocks AS blocks, c.verdict AS verdict
+  FROM comparisons c JOIN baseline b ON b.study_id = c.study_id AND b.ran_id = c.baseline_id
+), choices AS (
+  SELECT study_id, ran_id, ratio, low, high, blocks, 'faster' AS verdict, 1 AS preference, 0.0 AS speed
+  FROM compared WHERE verdict = 'faster'
+  UNION ALL
+  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, 'baseline',
+    CASE WHEN EXISTS (SELECT 1 FROM admissible a WHERE a.study_id = b.study_id AND a.ran_id = b.ran_id) THEN 2 ELSE 4 END,
+    0.0
+  FROM baseline b
+  UNION ALL
+  SELECT a.study_id, a.ran_id, c.ratio, c.low, c.high, COALESCE(c.blocks, 0), 'only', 3, a.speed
+  FROM admissible a LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
 ), best AS (
-  SELECT c.study_id AS study_id, c.candidate_id AS candidate_id, c.ratio AS ratio, c.low AS low, c.high AS high,
-    c.verdict AS verdict, c.blocks AS blocks,
-    ROW_NUMBER() OVER (PARTITION BY c.study_id ORDER BY c.ratio DESC, c.id) AS place
-  FROM comparisons c
-    JOIN baseline b ON b.study_id = c.study_id AND c.baseline_id IN (b.requested_id, b.effective_id)
-  WHERE c.verdict = 'faster'
+  SELECT study_id, ran_id, ratio, low, high, blocks, verdict,
+    ROW_NUMBER() OVER (
+      PARTITION BY study_id ORDER BY preference, COALESCE(ratio, 0.0) DESC, speed DESC, ran_id
+    ) AS place
+  FROM choices
 )
 SELECT s.id AS study, m.name AS model,
   {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
   {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
-  COALESCE(best.ratio, 1.0) AS ratio, COALESCE(best.low, 1.0) AS low, COALESCE(best.high, 1.0) AS high,
-  COALESCE(best.verdict, 'baseline') AS verdict, COALESCE(best.blocks, 0) AS blocks
+  best.ratio AS ratio, best.low AS low, best.high AS high, best.verdict AS verdict, best.blocks AS blocks
 FROM {_STUDY}
-  JOIN baseline b ON b.study_id = s.id
-  LEFT JOIN best ON best.study_id = s.id AND best.place = 1
-  JOIN configurations k ON k.id = COALESCE(best.candidate_id, b.effective_id, b.requested_id)
-WHERE b.outcome = 'ok' OR EXISTS (SELECT 1 FROM comparisons c WHERE c.study_id = s.id)"""  # noqa: S608
+  JOIN best ON best.study_id = s.id AND best.place = 1
+  JOIN configurations k ON k.id = best.ran_id"""  # noqa: S608
 
 
 def _refusals(dialect: str) -> str:

@@ -34,11 +34,15 @@ from advisor.workloads import Workload
 #: Confirmation: blocks, and how many candidates meet the default in each (measurement.md, "Confirmation").
 BLOCKS, FINALISTS = 3, 2
 
+#: Who is further than this from the best of the search is no finalist (torchao's autoquant measures again within 10 %).
+NEAR = 1.1
+
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
 FAILURES_IN_A_ROW = 10
 
-#: The gate judges the first batches until it has this many sequences and tokens (measurement.md, B.6).
-GATE_SEQUENCES, GATE_TOKENS = 64, 20_000
+#: The gate judges the first batches until it has 64 sequences and 20,000 tokens (measurement.md, B.6), or 50,000 tokens:
+#: the reference runs them one at a time in fp32.
+GATE = (64, 20_000, 50_000)
 
 LEASE_S = 3600.0
 
@@ -99,12 +103,13 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     store.save_facts(job.source, facts)
-    store.save_refusals(study, space.refusals)
+    aliases = [reason for reason in store.refusals(study) if reason.rule == "E1"]  # of a tune that this one goes on with
+    store.save_refusals(study, [*space.refusals, *aliases])
     listen({"event": "study", "study": study, "facts": facts, "space": space})
     state = "interrupted"
     try:
         with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
-            tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder))
+            tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
             _resume(tuning)
             _search(tuning)
             _confirm(tuning)
@@ -212,16 +217,16 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
         raise
     trial = _told(tuning, configuration, number, phase, block, result)
     trial = replace(trial, attempts=attempts, wall_s=time.monotonic() - began)
-    tuning.store.finish_trial(tuning.study, trial)
     if result.get("alias"):
         _refuse_alias(tuning, configuration, trial, str(result["alias"]))
+    tuning.store.finish_trial(tuning.study, trial)
     tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
     return trial
 
 
 def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[str, Any]:
     job, trials = tuning.job, tuning.trials
-    gate_workload = job.workload.sample(GATE_SEQUENCES, GATE_TOKENS)
+    gate_workload = job.workload.sample(*GATE)
     request: dict[str, Any] = {
         "op": "trial",
         "source": job.source.request,
@@ -331,7 +336,9 @@ def _confirm(tuning: Tuning) -> None:
         return
     ranked = sorted((t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)), key=_speed, reverse=True)
     beaten = _speed(baseline) if baseline in ranked else 0.0
-    finalists = list(dict.fromkeys(t.ran for t in ranked if t.ran != baseline.ran and _speed(t) > beaten))[:FINALISTS]
+    near = _speed(ranked[0]) / NEAR if ranked else 0.0
+    rivals = [t.ran for t in ranked if t.ran != baseline.ran and _speed(t) > beaten and _speed(t) >= near]
+    finalists = list(dict.fromkeys(rivals))[:FINALISTS]
     if not finalists:
         return
     _run_blocks(tuning, [baseline.ran, *finalists])
@@ -379,8 +386,9 @@ def owner_is_alive(name: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone or can't be read."""
+    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone, a zombie or unreadable."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if state in "ZX" else fields[18]

@@ -41,8 +41,9 @@ from advisor.workloads import forward_torch as forward
 #: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
 TEXT_LIMIT = 2000
 
-#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds.
-EARLY_STOP_RATIO, EARLY_ROUNDS = 1.5, 2
+#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
+#: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
+EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
@@ -265,16 +266,21 @@ class Rounds:
 
 
 def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Rounds:
-    """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far."""
+    """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far.
+
+    The first rounds are warm-up, and already they can show that: compilation and caches do not make two rounds slow.
+    """
     device, output, timing = request["device"], request["workload"]["output"], request["timing"]
     stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
     on_gpu = device.startswith("cuda")
     order = list(range(len(calls)))
     session.stage("warm-up")
-    for _ in _until_warm(lambda: timed_round(session, calls, device, output, order)[0]):
-        pass
+    rounds, warm = Rounds([], [], [], []), []
+    for round_s, gpu_s in _until_warm(lambda: timed_round(session, calls, device, output, order)):
+        warm.append(round_s)
+        if why := _clearly_slower(warm, incumbent_s):
+            return Rounds([round_s], [gpu_s], [], [], why)
     session.stage("time")
-    rounds = Rounds([], [], [], [])
     with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
         while not stopping.reached(rounds.wall_s) and not rounds.pruned:
             random.Random(len(rounds.wall_s)).shuffle(order)
@@ -295,17 +301,20 @@ def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mappin
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
-    if not incumbent_s or len(samples) != EARLY_ROUNDS or min(samples) <= EARLY_STOP_RATIO * incumbent_s:
+    if not incumbent_s or len(samples) != EARLY_ROUNDS:
+        return ""
+    if min(samples) <= max(EARLY_STOP_RATIO * incumbent_s, EARLY_STOP_S):
         return ""
     return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
 
 
-def _until_warm(run: Callable[[], float]) -> Iterator[float]:
+def _until_warm(run: Callable[[], tuple[float, float]]) -> Iterator[tuple[float, float]]:
     """Run rounds until two in a row differ by less than 2 %: at least 3 and 1 s, or 2 where a round takes over 1 s; at most 10."""
     seen: list[float] = []
     while len(seen) < 10:
-        seen.append(run())
-        yield seen[-1]
+        wall_s, gpu_s = run()
+        seen.append(wall_s)
+        yield wall_s, gpu_s
         enough = len(seen) >= 2 if min(seen) > 1 else len(seen) >= 3 and sum(seen) >= 1
         if enough and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
             return

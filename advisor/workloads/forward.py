@@ -76,10 +76,13 @@ class Workload:
         """The share of pads in the padded batches, in the given order."""
         return 1 - self.tokens / self.padded_tokens()
 
-    def sample(self, sequences: int, tokens: int) -> Workload:
-        """Return its first batches: at least two where there are two, then until both counts are reached."""
+    def sample(self, sequences: int, tokens: int, most_tokens: int) -> Workload:
+        """Return its first batches: at least two where there are two, then until both counts, or most_tokens, are reached."""
         size = min(2 * self.batch, len(self.lengths))
-        while size < len(self.lengths) and (size < sequences or sum(self.lengths[:size]) < tokens):
+        while size < len(self.lengths):
+            drawn = sum(self.lengths[:size])
+            if drawn >= most_tokens or (size >= sequences and drawn >= tokens):
+                break
             size = min(size + self.batch, len(self.lengths))
         return Workload(self.lengths[:size], self.batch, self.output)
 

@@ -1,0 +1,276 @@
+"""How often does the numerics gate reject what is right? The figures behind `advisor.numerics.FLOORS`.
+
+Every exact configuration, {eager, sdpa} × {padded, sorted, packed}, is run through the gate on many workloads, by the very
+worker that a tune uses. All of them compute the same function, so every rejection is a false one. Printed are the largest
+error and the 99th percentile, the limit it was judged by, and, with --wrong, the smallest error of the ways to pack that
+let documents read one another: the floor has to lie between the two.
+
+    python -m benchmarks.calibrate_gate --runs 100                              the shipped model in its own fp32
+    python -m benchmarks.calibrate_gate --runs 100 --dtype bf16                 the same weights, cast
+    python -m benchmarks.calibrate_gate --model CONFIG.JSON --dtype bf16 --device cuda:0 --longest 1024
+
+Exits with status 1 where something right was rejected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from advisor import probe
+from advisor.checkpoint import find_model
+from advisor.configuration import Configuration
+from advisor.knobs import tier_of
+from advisor.knobs.precision import TORCH_DTYPES
+from advisor.model import ModelFacts, ModelSource
+from advisor.numerics import FACTOR, FLOORS
+from advisor.runner import LocalRunner, read_facts
+from advisor.trial import Quality
+from advisor.workloads import Workload
+
+SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
+
+ATTENTION, PACKING = ("eager", "sdpa"), ("padded", "sorted", "packed")
+
+#: What is wrong by rule P1, P2, P3 and P15 (only under eager): these have to be far above the limit.
+WRONG = ("packed-cached", "packed-2d-mask", "packed-cu-seq-lens-only", "packed-bool-mask")
+
+#: References are written for so many workloads at once: in 16 bit the model is loaded anew for them, and they can be large.
+CHUNK = 10
+
+#: One round is enough: the gate is what is looked at.
+ONE_ROUND = {"least": 1, "most": 1, "seconds": 0.01, "least_long": 1, "seconds_long": 0.01}
+
+DEADLINE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One configuration on one workload: its figures, the limits it was held to, and what the worker said."""
+
+    configuration: Configuration
+    quality: Quality | None
+    rms_limit: float
+    kl_limit: float
+    outcome: str
+    reason: str
+
+
+class Gate:
+    """A model in one worker, whose gate is asked about configurations; the weights stay loaded from one to the next."""
+
+    def __init__(self, runner: LocalRunner, source: ModelSource, folder: Path) -> None:
+        """Read the model's facts. folder: where references are written."""
+        self.runner, self.source, self.folder = runner, source, folder
+        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "hidden": False}))
+        self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[self.facts.checkpoint_dtype]
+        self.baselines: dict[str, Quality] = {}
+
+    def configuration(self, attention: str, packing: str) -> Configuration:
+        """Return a configuration in the checkpoint's own precision."""
+        chosen = {"attention": attention, "precision": self.precision, "quantization": "none", "packing": packing}
+        return Configuration.of(chosen)
+
+    @property
+    def baseline(self) -> Configuration:
+        """What transformers does when told nothing."""
+        return self.configuration(self.facts.default_attention, "padded")
+
+    def request(self, workload: Workload, configuration: Configuration) -> dict[str, Any]:
+        """Return what is the same in every request."""
+        return {
+            "source": self.source.request,
+            "facts": self.facts.payload,
+            "workload": workload.payload,
+            "gate_workload": workload.payload,
+            "configuration": dict(configuration),
+            "gate": None,
+            "measured": [],
+            "timing": {"stopping": ONE_ROUND, "incumbent_s": None},
+        }
+
+    def _reference(self, workload: Workload) -> Path:
+        return self.folder / f"{workload.key_for('')}.pt"
+
+    def prepare(self, workload: Workload) -> None:
+        """Write the reference: fp32, eager, one sequence at a time."""
+        path = self._reference(workload)
+        fp32 = self.configuration("eager", "padded").replaced(precision="fp32")
+        result = self.runner.run({**self.request(workload, fp32), "op": "reference", "path": str(path)}, DEADLINE_S)
+        if "outcome" in result:
+            raise SystemExit(f"no reference: {result['reason']}")
+
+    def forget(self, workload: Workload) -> None:
+        """Remove the reference."""
+        self._reference(workload).unlink()
+
+    def judge(self, workload: Workload, configuration: Configuration) -> Judged:
+        """Run one configuration through the worker's gate."""
+        key, is_baseline = workload.key_for(""), configuration == self.baseline
+        baseline = self.baselines.get(key)
+        gate = {
+            "path": str(self._reference(workload)),
+            "reference": "fp32, eager, one sequence at a time",
+            "baseline": None if is_baseline or baseline is None else baseline.payload,
+            "tier": str(tier_of(configuration.items(), self.facts)),
+        }
+        request = {**self.request(workload, configuration), "op": "trial", "gate": gate}
+        result = self.runner.run(request, DEADLINE_S)
+        quality = Quality.of(result.get("quality"))
+        if is_baseline and quality is not None:
+            self.baselines[key] = baseline = quality
+        floor = FLOORS[configuration["precision"]]
+        rms, kl = (baseline.rms, baseline.kl or 0.0) if baseline else (0.0, 0.0)
+        return Judged(configuration, quality, max(FACTOR * rms, floor.rms), max(FACTOR * kl, floor.kl),
+                      str(result["outcome"]), str(result.get("reason") or ""))  # fmt: skip
+
+
+def workloads(runs: int, seed: int, longest: int) -> Iterator[Workload]:
+    """Draw workloads: two to four batches of two to six sequences, from equal lengths to mostly pads, of every output."""
+    for number in range(runs):
+        random_ = random.Random(seed * 100_003 + number)
+        batch, skew = random_.randint(2, 6), random_.choice((0.0, 0.5, 1.0, 3.0))
+        top = random_.randint(max(longest // 4, 2), longest)
+        lengths = [max(1, round(top * random_.random() ** skew)) for _ in range(batch * random_.randint(2, 4))]
+        output = ("last-logits", "all-logits", "hidden")[number * 3 // runs]  # in a row: the model is loaded anew between
+        yield Workload(tuple(lengths), batch, output)
+
+
+def right_ones(attention: Sequence[str] = ATTENTION) -> list[tuple[str, str]]:
+    """Return attention and packing of the exact configurations."""
+    return list(product(attention, PACKING))
+
+
+def wrong_ones() -> list[tuple[str, str]]:
+    """Return attention and packing of the wrong ways to pack."""
+    return [pair for pair in product(ATTENTION, WRONG) if pair != ("sdpa", "packed-bool-mask")]
+
+
+def calibrate(gate: Gate, chosen: Sequence[Workload], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
+    """Judge these configurations on every workload, each after the baseline."""
+    configurations = [gate.configuration(*pair) for pair in pairs]
+    for start in range(0, len(chosen), CHUNK):
+        chunk = chosen[start : start + CHUNK]
+        for workload in chunk:
+            gate.prepare(workload)
+        for workload in chunk:
+            baseline = gate.judge(workload, gate.baseline)
+            others = [gate.judge(workload, c) for c in configurations if c != gate.baseline]
+            yield from ([baseline, *others] if gate.baseline in configurations else others)
+            gate.forget(workload)
+
+
+def cast(model: str, dtype: str, folder: Path) -> str:
+    """Return the path of the same model in another dtype: weights cast, config.json saying so."""
+    source = Path(model)
+    config = json.loads((source / "config.json" if source.is_dir() else source).read_text(encoding="utf-8"))
+    config |= {"dtype": TORCH_DTYPES[dtype]}
+    config.pop("torch_dtype", None)
+    target = folder / f"{source.name}-{dtype}"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if not source.is_dir():
+        return str(target / "config.json")
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for file in source.glob("*.safetensors"):
+        tensors = {name: value.to(getattr(torch, TORCH_DTYPES[dtype])) for name, value in load_file(file).items()}
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+    for file in source.glob("tokenizer*"):
+        (target / file.name).write_bytes(file.read_bytes())
+    return str(target)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
+
+
+def _row(name: str, found: Sequence[Judged], last: str) -> str:
+    qualities = [(judged, judged.quality) for judged in found if judged.quality is not None]
+    rms = [quality.rms for _, quality in qualities]
+    kl = [quality.kl for _, quality in qualities if quality.kl is not None]
+    used = max((quality.rms / judged.rms_limit for judged, quality in qualities), default=0.0)
+    used_kl = max((quality.kl / j.kl_limit for j, quality in qualities if quality.kl is not None), default=0.0)
+    if not rms:
+        return f"{name:34s}no figures{'':86s}{last}"
+    figures = f"{min(rms):9.1e} {percentile(rms, 0.99):9.1e} {max(rms):9.1e} {used:9.3f}"
+    figures_kl = f"{min(kl):9.1e} {percentile(kl, 0.99):9.1e} {max(kl):9.1e} {used_kl:9.3f}" if kl else " " * 39
+    return f"{name:34s}{figures}   {figures_kl}   {last}"
+
+
+def print_table(title: str, found: Sequence[Judged], count: str) -> None:
+    """Print one row a configuration: the spread of both errors, the largest share of its limit, and how many `count`."""
+    print(f"\n{title}\n{'':34s}{'rms':>9s} {'':>9s} {'':>9s} {'max of':>9s}   {'KL':>9s} {'':>9s} {'':>9s} {'max of':>9s}")
+    print(f"{'':34s}{'min':>9s} {'p99':>9s} {'max':>9s} {'limit':>9s}   {'min':>9s} {'p99':>9s} {'max':>9s} {'limit':>9s}   {count}")
+    groups: dict[str, list[Judged]] = {}
+    for judged in found:
+        groups.setdefault(f"{judged.configuration['attention']} · {judged.configuration['packing']}", []).append(judged)
+    for name, group in groups.items():
+        rejected = sum(judged.outcome == "wrong_output" for judged in group)
+        print(_row(name, group, f"{rejected} of {len(group)}"))
+    rejected = sum(judged.outcome == "wrong_output" for judged in found)
+    print(_row("all", found, f"{rejected} of {len(found)}"))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default=str(SHIPPED), help="a model's directory or a config.json (default: the shipped one)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="cast the checkpoint to it first (default: as it is)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: %(default)s)")
+    parser.add_argument("--attention", default=",".join(ATTENTION), help="implementations (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=100, help="workloads (default: %(default)s)")
+    parser.add_argument("--wrong", type=int, default=0, metavar="N", help="also judge the wrong ways to pack on N workloads")
+    parser.add_argument("--longest", type=int, default=96, help="longest sequence in tokens (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], seconds: float) -> None:
+    floor = FLOORS[gate.precision]
+    print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
+    print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin}); limit: {FACTOR:g} × the baseline's error, at least this")
+    print_table("exact configurations, all right", right, "rejected")
+    rms = [judged.quality.rms for judged in right if judged.quality]
+    kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]
+    print(f"3 × the largest error: rms {3 * max(rms):.1e}, KL {3 * max(kl):.1e}")
+    if wrong:
+        print_table("wrong ways to pack", wrong, "caught")
+
+
+def main() -> int:
+    """Calibrate, print the tables and return the exit status."""
+    options = _arguments()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="advisor-gate-") as name:
+        folder = Path(name)
+        source = find_model(cast(options.model, options.dtype, folder) if options.dtype else options.model)
+        runner = LocalRunner(probe.machine(options.device))
+        try:
+            gate = Gate(runner, source, folder)
+            chosen = list(workloads(options.runs, options.seed, options.longest))
+            right = list(calibrate(gate, chosen, right_ones(options.attention.split(","))))
+            packs = [workload for workload in chosen if workload.batch >= 3][: options.wrong]
+            wrong = list(calibrate(gate, packs, wrong_ones()))
+        finally:
+            runner.close()
+    _report(gate, right, wrong, time.monotonic() - began)
+    failed = [judged for judged in right if judged.outcome != "ok"]
+    for judged in failed:
+        print(f"{judged.configuration}: {judged.outcome}: {judged.reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

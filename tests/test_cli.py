@@ -1,0 +1,617 @@
+"""The command line, run as people run it: a process of its own, its two streams and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+import advisor as package
+from advisor import probe
+from advisor.checkpoint import find_model
+from advisor.cli import build_parser, parse_duration, parse_size, run
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.errors import BadInput
+from advisor.knobs.choice import Reason, Verdict
+from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts
+from advisor.objective import Budget, Objective, Tier
+from advisor.store import Store
+from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload
+
+ROOT = Path(package.__file__).parent.parent
+MODEL = str(Path(__file__).parent / "models" / "causal")
+
+#: The workload that is measured here, and its flags.
+WORKLOAD = Workload((8, 8), 2)
+FLAGS = ["--lengths", "8", "--padding", "0", "--batch", "2", "--batches", "1"]
+
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+SORTED, EAGER, BF16 = (
+    DEFAULT.replaced(packing="sorted"),
+    DEFAULT.replaced(attention="eager"),
+    DEFAULT.replaced(precision="bf16"),
+)
+FACTS = ModelFacts(
+    "LlamaForCausalLM",
+    "llama",
+    "float32",
+    2_100_000,
+    8_400_000,
+    1_500_000,
+    4,
+    256,
+    8,
+    2,
+    32,
+    2048,
+    2048,
+    True,
+    True,
+    True,
+    "sdpa",
+)
+
+Done = subprocess.CompletedProcess[str]
+Command = Callable[..., Done]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Return an environment in which everything that the command could write would lie under `home`."""
+    places = ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME")
+    dropped = ("HF_", "ADVISOR_", "TRANSFORMERS_", "PYTHONUNBUFFERED", "COLUMNS", "PYTHONIOENCODING")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    own = {name: str(home / name.lower()) for name in places}
+    return {**kept, **own, "HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+
+
+@pytest.fixture
+def advisor(tmp_path: Path) -> Command:
+    """Return the command: it runs in an empty home, in whose subdirectory its database would be."""
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def command(*arguments: str, **more: str) -> Done:
+        line = [sys.executable, "-m", "advisor", *arguments]
+        return subprocess.run(
+            line, capture_output=True, text=True, cwd=home, env=environment(home, **more), check=False, timeout=120
+        )
+
+    return command
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file and directory below a folder, with the files' contents."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def line_of(done: Done, status: int) -> str:
+    """Return the one line of a command that ended with this status and printed nothing else."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("advisor: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+#: Arguments of `advisor`, and words of the line they give.
+BAD = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["frobnicate"], "invalid choice: 'frobnicate'"),
+    "no model": (["tune"], "MODEL"),
+    "unknown flag": (["tune", MODEL, "--frobnicate"], "--frobnicate"),
+    "unknown flag of two lines": (["tune", MODEL, "--two\nlines"], "--two lines"),
+    "length 0": (["tune", MODEL, "--lengths", "0"], "--lengths must be at least 1, not 0"),
+    "length negative": (["tune", MODEL, "--lengths", "-5"], "--lengths must be at least 1, not -5"),
+    "length in words": (["tune", MODEL, "--lengths", "many"], "not 'many'"),
+    "length in a list 0": (["tune", MODEL, "--lengths", "8,0"], "--lengths must be at least 1, not 0"),
+    "length in a list words": (["tune", MODEL, "--lengths", "8,x"], "not '8,x'"),
+    "length empty": (["tune", MODEL, "--lengths", ""], "not ''"),
+    "length beyond": (["tune", MODEL, "--device", "cpu", "--lengths", "2049"], "2049 is beyond the model's 2048"),
+    "length of many beyond": (["tune", MODEL, "--device", "cpu", "--lengths", "8,4096"], "4096 is beyond the model's"),
+    "padding 1": (["tune", MODEL, "--padding", "1"], "--padding must be at least 0 and below 1, not 1"),
+    "padding negative": (["tune", MODEL, "--padding", "-0.1"], "--padding must be at least 0 and below 1, not -0.1"),
+    "padding nan": (["tune", MODEL, "--padding", "nan"], "--padding must be"),
+    "padding in words": (["tune", MODEL, "--padding", "some"], "--padding"),
+    "padding unreachable": (["tune", MODEL, "--padding", "0.9", "--batch", "2"], "--padding 0.9 can't be met"),
+    "padding of a list": (["tune", MODEL, "--padding", "0.5", "--lengths", "8,4"], "--padding goes with one number"),
+    "batch 0": (["tune", MODEL, "--batch", "0"], "at least 1, not 0"),
+    "batch of a list 0": (["tune", MODEL, "--batch", "0", "--lengths", "8,4"], "--batch must be at least 1, not 0"),
+    "batches 0": (["tune", MODEL, "--batches", "0"], "at least 1, not 0"),
+    "memory in bananas": (["tune", MODEL, "--max-memory", "3bananas"], "--max-memory must be a size such as 24GiB"),
+    "memory 0": (["tune", MODEL, "--max-memory", "0"], "not '0'"),
+    "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
+    "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
+    "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be a duration"),
+    "budget empty": (["tune", MODEL, "--budget", ""], "--budget must be a duration"),
+    "timeout nonsense": (["tune", MODEL, "--timeout", "nonsense"], "--timeout must be a duration"),
+    "trials 0": (["tune", MODEL, "--trials", "0"], "--trials must be at least 1, not 0"),
+    "trials broken": (["tune", MODEL, "--trials", "1.5"], "--trials"),
+    "threads 0": (["tune", MODEL, "--threads", "0"], "--threads must be at least 1, not 0"),
+    "unknown output": (["tune", MODEL, "--output", "poems"], "--output: invalid choice: 'poems'"),
+    "unknown quality": (["tune", MODEL, "--quality", "best"], "--quality: invalid choice: 'best'"),
+    "unknown format": (["tune", MODEL, "--format", "xml"], "--format: invalid choice: 'xml'"),
+    "no rule's id": (["tune", MODEL, "--ignore-rule", "nonsense"], "--ignore-rule takes a rule's id such as P1"),
+    "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
+    "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),
+    "why not what": (["suggest", MODEL, "--why-not", "nonsense"], "no choice 'nonsense' (advisor probe lists them)"),
+    "suggest length 0": (["suggest", MODEL, "--lengths", "0"], "--lengths must be at least 1"),
+    "suggest beyond": (["suggest", MODEL, "--lengths", "2049"], "beyond the model's 2048 positions"),
+    "suggest on a tpu": (["suggest", MODEL, "--device", "tpu"], "--device must be"),
+    "suggest threads 0": (["suggest", MODEL, "--threads", "0"], "--threads must be"),
+    "probe of a tpu": (["probe", "--device", "tpu"], "--device must be"),
+    "db action": (["db", "frobnicate"], "invalid choice: 'frobnicate'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line(advisor: Command, tmp_path: Path, case: str) -> None:
+    """What can't be meant is refused with status 2 and one line that names it; no file and no directory is made."""
+    arguments, words = BAD[case]
+    before = tree(tmp_path)
+
+    assert words in line_of(advisor(*arguments), 2)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("size", "count"), [("500MB", 5 * 10**8), ("24GiB", 24 * 2**30), ("1.5 kib", 1536), ("7", 7)])
+def test_sizes_are_read(size: str, count: int) -> None:
+    """A size has a number and, in any case of letters, a decimal or a binary unit."""
+    assert parse_size(size) == count
+
+
+@pytest.mark.parametrize(("duration", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_durations_are_read(duration: str, seconds: float) -> None:
+    """A duration has a number and, if it is not in seconds, a unit."""
+    assert parse_duration(duration) == seconds
+    with pytest.raises(BadInput, match="--timeout"):
+        parse_duration(f"{duration}x", "--timeout")
+
+
+# --------------------------------------------------------------------------------------------------------- databases
+
+
+@contextmanager
+def disk(folder: Path, size: str = "1m") -> Iterator[Path]:
+    """Mount a small disk on a folder, where this process may."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def here(threads: int = 1) -> Environment:
+    """Return the environment of this machine's CPU, as the command reads it."""
+    return probe.machine("cpu", threads).environment
+
+
+TUNE = ["tune", MODEL, "--device", "cpu", *FLAGS, "--trials", "1"]
+SUGGEST = ["suggest", MODEL, "--device", "cpu", *FLAGS]
+
+
+def both(advisor: Command, url: str, *, of: tuple[list[str], ...] = (TUNE, SUGGEST)) -> list[str]:
+    """Return what tune and suggest say in one line each of a database that they can't use."""
+    return [line_of(advisor(*arguments, ADVISOR_DATABASE_URL=url), 2) for arguments in of]
+
+
+def test_a_newer_database_is_left_alone(advisor: Command, tmp_path: Path) -> None:
+    """A database from a newer advisor is named as that by tune, suggest and upgrade, and stays as it is."""
+    url = f"sqlite:///{tmp_path}/newer.db"
+    Store.open(url, write=True).close()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    before = tree(tmp_path)
+
+    for line in both(advisor, url, of=(TUNE, SUGGEST, ["db", "upgrade"])):
+        assert "from a newer advisor (revision 9999) (upgrade advisor)" in line
+    assert tree(tmp_path) == before
+
+
+def test_what_is_no_database_is_left_alone(advisor: Command, tmp_path: Path) -> None:
+    """A file that is no database, and a directory, are told in a line and not touched."""
+    (tmp_path / "words.db").write_text("no database at all, but long enough for one. " * 40)
+    before = tree(tmp_path)
+
+    for line in both(advisor, f"sqlite:///{tmp_path}/words.db"):
+        assert "words.db is not an advisor database" in line
+    for line in both(advisor, f"sqlite:///{tmp_path}"):
+        assert "can't be opened" in line
+    (line,) = both(advisor, f"sqlite:///{tmp_path}/words.db/below/advisor.db", of=(TUNE,))
+    assert "can't be made" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_url_that_is_none_is_told(advisor: Command, tmp_path: Path) -> None:
+    """A database URL of an unknown kind, or none at all, is told without repeating its password."""
+    before = tree(tmp_path)
+
+    for url in ("mysql://me:s3cret@host/x", "postgresql://me:s3cret@host:port/x", "advisor.db"):
+        for line in both(advisor, url, of=(TUNE, SUGGEST, ["db", "upgrade"])):
+            assert "s3cret" not in line
+            assert "sqlite:///PATH or postgresql://USER@HOST/NAME" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_server_that_does_not_answer_is_told(advisor: Command, tmp_path: Path) -> None:
+    """A PostgreSQL server that nobody runs is named within seconds, never with the password."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    before, began = tree(tmp_path), time.monotonic()
+    for url in (f"postgresql://me:s3cret@127.0.0.1:{port}/x", f"postgres://me@127.0.0.1:{port}/x?password=s3cret"):
+        for line in both(advisor, url):
+            assert "can't be reached" in line
+            assert str(port) in line
+            assert "s3cret" not in line
+
+    assert time.monotonic() - began < 20
+    assert tree(tmp_path) == before
+    shown = advisor("db", "url", ADVISOR_DATABASE_URL=f"postgresql://me:s3cret@127.0.0.1:{port}/x")
+    assert shown.stdout == f"postgresql://me:***@127.0.0.1:{port}/x\n"
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_read_only_database_is_read_and_not_written(advisor: Command, tmp_path: Path, what: str) -> None:
+    """On a read-only disk, or with a read-only file, suggest answers and tune says in a line that it can't write."""
+    with disk(tmp_path / "disk") as place:
+        database = place / "advisor.db"
+        stored(f"sqlite:///{database}")
+        if what == "file":
+            subprocess.run(["mount", "--bind", str(database), str(database)], check=True)
+        target = str(database if what == "file" else place)
+        subprocess.run(["mount", "-o", "remount,ro,bind" if what == "file" else "remount,ro", target], check=True)
+        try:
+            answered = advisor(*SUGGEST, "--format", "json", ADVISOR_DATABASE_URL=f"sqlite:///{database}")
+            before = tree(place)
+            (line,) = both(advisor, f"sqlite:///{database}", of=(TUNE,))
+            after = tree(place)
+        finally:
+            if what == "file":
+                subprocess.run(["umount", str(database)], check=True)
+
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)["verdict"] == "faster"
+    assert "can't be" in line
+    assert after == before
+
+
+def test_a_full_disk_is_told(advisor: Command, tmp_path: Path) -> None:
+    """Where the disk is full before anything could be measured, one line says so, and no rows are half written."""
+    with disk(tmp_path / "disk", "64k") as place:
+        (line,) = both(advisor, f"sqlite:///{place}/advisor.db", of=(TUNE,))
+
+        assert "the disk is full" in line
+        assert {path.name for path in place.iterdir()} <= {"advisor.db"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("form", ["text", "json", "python"])
+def test_an_answer_that_can_not_be_written_is_an_error(tmp_path: Path, form: str) -> None:
+    """Printing to a full disk gives status 2 and one line, for half an answer is none."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    command = [sys.executable, "-m", "advisor", *SUGGEST, "--format", form]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(tmp_path, ADVISOR_DATABASE_URL=url),
+            check=False,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- what is not measured
+
+
+def stored(
+    url: str,
+    *,
+    lengths: tuple[int, ...] = WORKLOAD.lengths,
+    ratios: tuple[float, ...] = (1.5, 1.52, 1.49),
+    where: Environment | None = None,
+) -> str:
+    """Write a study: the default, sorted faster than it, bf16 with a high peak, eager failed, flash refused."""
+    source, workload = find_model(MODEL), Workload(lengths, WORKLOAD.batch)
+    with Store.open(url, write=True) as store:
+        study = store.open_study(source, workload, where or here(), Objective(), Budget(60.0), 0)
+        store.save_facts(source, FACTS)
+        for configuration, speed, more in (
+            (DEFAULT, 1000.0, {}),
+            (SORTED, 1500.0, {}),
+            (BF16, 1400.0, {"peak_bytes": 3 * 2**30}),
+            (EAGER, 0.0, {"outcome": Outcome.TIMEOUT, "reason": "no result after 600 s"}),
+        ):
+            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            store.finish_trial(study, trial_of(number, configuration, speed, **more))
+        store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, ratios)])
+        store.save_refusals(study, [
+            Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on NVIDIA GPUs only", "use a GPU",
+                   subject="attention=flash_attention_2"),
+        ])  # fmt: skip
+        store.close_study(study, "done")
+    return url
+
+
+def trial_of(number: int, configuration: Configuration, speed: float, **more: Any) -> Trial:
+    """Return a plausible trial of this speed; without one it has no figures."""
+    known: dict[str, Any] = {"outcome": Outcome.OK, "peak_bytes": 2**30, "weight_bytes": 8_400_000, "load_s": 0.5}
+    if speed:
+        samples = tuple(speed * factor for factor in (0.99, 1.0, 1.01, 1.0, 0.995, 1.005))
+        known["measurements"] = (Measurement("tokens_per_s", "tokens/s", samples),)
+        known["quality"] = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager, one sequence at a time")
+    return Trial(number, configuration, configuration if speed else None, **{**known, **more})
+
+
+def test_without_a_database_nothing_is_measured(advisor: Command, tmp_path: Path) -> None:
+    """`suggest` before any tune ends with status 3, says what to run, and makes no database."""
+    before = tree(tmp_path)
+    line = line_of(advisor(*SUGGEST), 3)
+
+    assert "no database at" in line
+    assert "advisor tune MODEL" in line
+    assert tree(tmp_path) == before
+
+
+def test_what_is_not_measured_names_the_nearest(advisor: Command, tmp_path: Path) -> None:
+    """Status 3 comes with the nearest workload that was measured, how it differs, and the command that is missing."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db", lengths=(16, 16))
+    stored(url, lengths=(2000, 2000))
+    line = line_of(advisor(*SUGGEST, "--quality", "8bit", ADVISOR_DATABASE_URL=url), 3)
+
+    assert "not measured" in line
+    assert "Nearest measured: forward, 2 × 16 tokens" in line
+    assert "it differs in longest sequence (16, not 8)." in line
+    assert command_in(line) == (WORKLOAD, Objective(quality=Tier.EIGHT_BIT), 1)
+
+
+def command_in(line: str) -> tuple[Workload, Objective, int]:
+    """Read the command that a line ends with as the command line does."""
+    from advisor.cli import _objective, _workload  # noqa: PLC0415
+
+    words = shlex.split(line.partition("To measure it: ")[2].rstrip().removesuffix(")"))
+    assert words[:1] == ["advisor"]
+    options = build_parser().parse_args(words[1:])
+    assert (options.command, Path(options.model).name) == ("tune", "causal")
+    return _workload(options), _objective(options), options.threads
+
+
+def test_the_command_measures_what_was_asked(advisor: Command, tmp_path: Path) -> None:
+    """The command of status 3 has every flag that changes what is measured, and the model's name is quoted."""
+    folder = tmp_path / "with space; and $HOME"
+    folder.mkdir()
+    (folder / "causal").symlink_to(MODEL)
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    asked = ["--lengths", "8,4,8", "--batch", "2", "--max-memory", "2GiB", "--ignore-rule", "P1", "--threads", "3"]
+    line = line_of(advisor("suggest", str(folder / "causal"), "--device", "cpu", *asked, ADVISOR_DATABASE_URL=url), 3)
+
+    objective = Objective(max_memory_bytes=2 * 2**30, ignored_rules=("P1",))
+    assert command_in(line) == (Workload((8, 4, 8), 2), objective, 3)
+    assert shlex.quote(str(folder / "causal")) in line
+
+
+def test_another_model_is_not_measured(advisor: Command, tmp_path: Path) -> None:
+    """A model of which nothing was measured gives status 3 with the environments that have rows."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    config = {**json.loads((Path(MODEL) / "config.json").read_text()), "hidden_size": 128}
+    (tmp_path / "other.json").write_text(json.dumps(config))
+    line = line_of(advisor("suggest", str(tmp_path / "other.json"), *FLAGS, ADVISOR_DATABASE_URL=url), 3)
+
+    assert f"No workload of this architecture was measured; there are rows of: {here()}" in line
+
+
+def test_nothing_admissible_lists_every_reason(advisor: Command, tmp_path: Path) -> None:
+    """Status 4 comes with the reason of every configuration that was tried and of every rule that refused one."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    line = line_of(advisor(*SUGGEST, "--max-memory", "1MB", ADVISOR_DATABASE_URL=url), 4)
+
+    for configuration in (DEFAULT, SORTED, BF16, EAGER):
+        assert f"{configuration}: " in line
+    assert "its peak of 1.00 GiB is above the 0.00 GiB allowed" in line
+    assert "timeout (no result after 600 s)" in line
+    assert "attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only" in line
+
+
+# ----------------------------------------------------------------------------------------------------------- answers
+
+
+def test_json_is_one_document_on_stdout(advisor: Command, tmp_path: Path) -> None:
+    """With --format json stdout is one JSON document and stderr is empty, for suggest, its --why-not and probe."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    answer, why, probed = (
+        advisor(*arguments, "--format", "json", ADVISOR_DATABASE_URL=url, COLUMNS="40", FORCE_COLOR="1")
+        for arguments in (SUGGEST, [*SUGGEST, "--why-not", "eager"], ["probe", "--device", "cpu"])
+    )
+    for done in (answer, why, probed):
+        assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(answer.stdout)
+
+    assert document["recommendation"]["configuration"] == dict(SORTED)
+    assert document["verdict"] == "faster"
+    assert document["default"]["configuration"] == dict(DEFAULT)
+    assert [failure["outcome"] for failure in document["failures"]] == ["timeout"]
+    assert [refusal["rule"] for refusal in document["refusals"]] == ["A18"]
+    assert json.loads(why.stdout) == {
+        "choice": "eager", "why_not": [f"trial 3, {EAGER}: timeout: no result after 600 s"],
+    }  # fmt: skip
+    assert json.loads(probed.stdout)["chosen"] == "cpu"
+
+
+def test_answers_are_the_same_in_every_form(advisor: Command, tmp_path: Path) -> None:
+    """Text, JSON and the script recommend the same, and the text has the lines of the JSON to paste."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    words, document, script = (
+        advisor(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url) for form in ("text", "json", "python")
+    )
+
+    assert (words.returncode, words.stderr) == (0, "")
+    assert "sdpa · fp32 · none · sorted: 1.50 × the default" in words.stdout
+    assert pasted(words.stdout) == json.loads(document.stdout)["load"]
+    assert str(SORTED) in script.stdout.splitlines()[0]
+    compile(script.stdout, "script", "exec")
+
+
+def pasted(shown: str) -> list[str]:
+    """Return the lines to paste of a text answer, without the comment below them."""
+    lines = [line.rstrip() for line in shown.splitlines()]
+    first = next(n for n, line in enumerate(lines) if line.startswith("    ") and "import" in line)
+    code = textwrap.dedent("\n".join(lines[first : lines.index("", first)]))
+    compile(code, "pasted", "exec")
+    return [line for line in code.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("stream", ["pipe", "terminal"])
+def test_lines_to_paste_are_never_broken(tmp_path: Path, advisor: Command, stream: str) -> None:
+    """In 80 columns, on a terminal and on a pipe, the lines to paste and the comment under them are whole."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    expected = json.loads(advisor(*SUGGEST, "--format", "json", ADVISOR_DATABASE_URL=url).stdout)["load"]
+    assert max(map(len, expected)) > 80
+    if stream == "pipe":
+        shown = advisor(*SUGGEST, ADVISOR_DATABASE_URL=url, COLUMNS="80").stdout
+    else:
+        shown = on_terminal([*SUGGEST], environment(tmp_path, ADVISOR_DATABASE_URL=url, COLUMNS="80", TERM="xterm"))
+
+    assert pasted(shown) == expected
+    assert sum("# batches" in line for line in shown.splitlines()) == 1
+    assert any(len(line) <= 80 and "useful tokens/s" in line for line in shown.splitlines())
+
+
+def on_terminal(arguments: list[str], variables: dict[str, str]) -> str:
+    """Run the command on a pseudo-terminal and return what it shows, without colours."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-m", "advisor", *arguments], stdout=theirs, env=variables) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += (part := os.read(ours, 4096))
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not part:
+                break
+    os.close(ours)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["probe", "--device", "cpu"], *([*SUGGEST, "--format", form] for form in ("text", "json", "python")),
+     [*SUGGEST, "--why-not", "eager"]],
+    ids=["help", "probe", "text", "json", "python", "why-not"],
+)  # fmt: skip
+def test_a_pipe_closed_early_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
+    """`advisor … | head -1`, or a reader that is gone at once, gives no traceback and status 0."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "advisor", *arguments],
+        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+        env=environment(tmp_path, ADVISOR_DATABASE_URL=url),
+    )  # fmt: skip
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_head_gets_its_line(tmp_path: Path) -> None:
+    """In a shell with pipefail, `advisor suggest | head -1` prints the first line and succeeds."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    line = f"set -o pipefail; {shlex.join([sys.executable, '-m', 'advisor', *SUGGEST])} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path, ADVISOR_DATABASE_URL=url),
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert "causal" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_path: Path, form: str) -> None:
+    """On a stream that can't show ×, · or – they become question marks, which is no reason to fail."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    done = advisor(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+
+
+def test_the_place_of_the_database_is_told(advisor: Command, tmp_path: Path) -> None:
+    """`advisor db` makes, names and finds the database, in the user's data directory where no URL is set."""
+    path = advisor("db", "path").stdout.strip()
+
+    assert path == str(tmp_path / "home" / "xdg_data_home" / "advisor" / "advisor.db")
+    assert not Path(path).exists()
+    assert advisor("db", "upgrade").stdout.startswith(f"{path} is at revision ")
+    assert advisor("db", "url").stdout.strip() == path
+    assert "advisor tune" in line_of(advisor(*SUGGEST), 3)
+    assert "no file" in line_of(advisor("db", "path", ADVISOR_DATABASE_URL="postgresql://host/x"), 2)
+
+
+def test_the_version_and_the_help_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version and --help print to stdout and end with status 0."""
+    for flag, words in (("--version", package.__version__), ("--help", "suggest")):
+        with pytest.raises(SystemExit) as ended:
+            run([flag])
+        assert ended.value.code == 0
+        assert words in capsys.readouterr().out
+
+
+def test_tune_prints_json_alone_and_suggest_says_the_same(advisor: Command, tmp_path: Path) -> None:
+    """A real tune prints one JSON document to stdout and its progress to stderr, and suggest answers the same."""
+    url = f"sqlite:///{tmp_path}/made/for/it/advisor.db"
+    tuned = advisor(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    asked = advisor(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+
+    assert tuned.returncode == 0, tuned.stderr
+    assert "tokens/s" in tuned.stderr
+    assert json.loads(tuned.stdout) == json.loads(asked.stdout)
+    document = json.loads(asked.stdout)
+    assert document["recommendation"]["configuration"] == dict(DEFAULT)
+    assert document["verdict"] == "default"
+    assert document["recommendation"]["tokens_per_s"] > 0
+
+
+def test_threads_are_part_of_what_was_measured(advisor: Command, tmp_path: Path) -> None:
+    """A measurement with two threads does not answer for one, and its script sets two."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db", where=replace(here(), threads=2))
+    script = advisor(*SUGGEST, "--threads", "2", "--format", "python", ADVISOR_DATABASE_URL=url)
+
+    assert "torch.set_num_threads(2)" in script.stdout

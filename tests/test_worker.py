@@ -1,0 +1,217 @@
+"""The worker's promises, and its runner's: what is kept from trial to trial, what is read back, when it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from advisor import probe
+from advisor.checkpoint import find_model
+from advisor.model import ModelFacts
+from advisor.runner import LocalRunner, read_facts
+from advisor.trial import Outcome
+from advisor.worker import EARLY_STOP_RATIO, EARLY_STOP_S, Stopping, _clearly_slower, _finite, _until_warm
+from advisor.workloads import Workload
+
+ROOT = Path(__file__).parent.parent
+CAUSAL = ROOT / "tests" / "models" / "causal"
+FAULTS = ROOT / "tests" / "faults"
+WORKLOAD = Workload((16, 6, 12, 4), 2)
+FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a folder with a device lock of its own, so that other tests on this machine need not wait."""
+    folder = tmp_path_factory.mktemp("worker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.chdir(ROOT)
+        yield folder
+
+
+def trial_request(facts: ModelFacts, **choices: str) -> dict[str, Any]:
+    """Return a request for a trial without the gate, over after three rounds."""
+    stopping = {"least": 3, "most": 3, "seconds": 1.0, "least_long": 3, "seconds_long": 1.0}
+    return {
+        "op": "trial",
+        "source": find_model(str(CAUSAL)).request,
+        "facts": facts.payload,
+        "workload": WORKLOAD.payload,
+        "gate_workload": WORKLOAD.payload,
+        "configuration": {**FP32, **choices},
+        "gate": None,
+        "measured": [],
+        "timing": {"stopping": stopping, "incumbent_s": None},
+    }
+
+
+@pytest.fixture(scope="module")
+def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """Run four configurations in one worker: the first, then with one knob changed each."""
+    runner = LocalRunner(probe.machine("cpu"))
+    try:
+        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "hidden": False}))
+        worker = runner._process
+        found = {
+            "first": runner.run(trial_request(facts), 60),
+            "attention": runner.run(trial_request(facts, attention="eager"), 60),
+            "packing": runner.run(trial_request(facts, attention="eager", packing="packed"), 60),
+            "precision": runner.run(trial_request(facts, precision="bf16"), 60),
+        }
+        assert runner._process is worker
+        yield found
+    finally:
+        runner.close()
+
+
+def test_weights_are_kept_while_attention_or_packing_changes(results: dict[str, dict[str, Any]]) -> None:
+    """A change of attention or packing loads nothing: it takes less than a tenth of the time the weights took."""
+    loaded_s = results["first"]["load_s"]
+
+    assert results["attention"]["load_s"] < loaded_s / 10
+    assert results["packing"]["load_s"] < loaded_s / 10
+
+
+def test_what_ran_is_read_back_from_the_model(results: dict[str, dict[str, Any]]) -> None:
+    """After a switch on the loaded model, the attention read back and the operators launched are those asked for."""
+    first, switched, packed = (results[name]["reading"] for name in ("first", "attention", "packing"))
+
+    assert first["attention"][""] == "sdpa"
+    assert any("scaled_dot_product" in name for name in first["operators"])
+    assert switched["attention"][""] == "eager"
+    assert not any("scaled_dot_product" in name for name in switched["operators"])
+    assert packed["inputs"]["restarting_positions"]
+    assert packed["inputs"]["rows"] == 1
+    assert all(result["alias"] == "" for result in results.values())
+
+
+def test_precision_loads_the_weights_anew(results: dict[str, dict[str, Any]]) -> None:
+    """Another precision is another set of weights: read back as bf16, and half as large."""
+    reading = results["precision"]["reading"]
+
+    assert set(reading["dtypes"]) == {"bfloat16"}
+    assert results["precision"]["weight_bytes"] == pytest.approx(results["first"]["weight_bytes"] / 2, rel=0.05)
+    assert results["precision"]["effective"]["precision"] == "bf16"
+
+
+def test_result_holds_what_is_stored(results: dict[str, dict[str, Any]]) -> None:
+    """A trial brings its rounds in seconds with the state of the device after each, and its peak memory in bytes."""
+    for result in results.values():
+        assert result["outcome"] == Outcome.OK
+        assert len(result["rounds"]["wall_s"]) == len(result["rounds"]["states"]) == 3
+        assert all(seconds > 0 for seconds in result["rounds"]["wall_s"])
+        assert result["peak_bytes"] > result["weight_bytes"]
+        assert result["first_call_s"] > 0
+
+
+def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
+    """When its parent's end of the pipe closes, a worker ends within 5 s, also while a trial sleeps."""
+    environment = {**os.environ, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{FAULTS}"}
+    source = find_model(str(CAUSAL)).request
+    with subprocess.Popen(
+        [sys.executable, "-m", "advisor.worker"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as worker:  # fmt: skip
+        try:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "hidden": False})
+            answer = next(json.loads(line) for line in worker.stdout if '"done"' in line)
+            _ask(worker.stdin, {"id": 2, **trial_request(ModelFacts.of(answer["result"]), attention="odd-asleep")})
+            assert any("first call" in line for line in worker.stdout)
+            assert worker.poll() is None
+
+            worker.stdin.close()
+
+            assert worker.wait(timeout=5) == 0
+        finally:
+            worker.kill()
+
+
+def _ask(stream: IO[str], request: dict[str, Any]) -> None:
+    stream.write(json.dumps({"device": "cpu", "uuid": "cpu", **request}) + "\n")
+    stream.flush()
+
+
+def test_time_spent_waiting_for_the_device_is_not_the_trials(place: Path) -> None:
+    """The deadline begins when the device is had: who waited longer than it for another advisor still gets an answer."""
+    machine, wait_s = replace(probe.machine("cpu"), uuid="cpu-test-waiting"), 6.0
+    said: list[str] = []
+    runner = LocalRunner(machine, lambda event: said.append(str(event.get("stage"))))
+    lock = os.open(place / f"advisor-{os.getuid()}-{machine.uuid}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    release = threading.Timer(wait_s, lambda: os.close(lock))
+    release.start()
+    began = time.monotonic()
+    try:
+        result = runner.run({"op": "no such operation"}, wait_s)
+    finally:
+        release.join()
+        runner.close()
+
+    assert time.monotonic() - began > wait_s
+    assert said[0] == "waiting: another advisor measures on cpu-test-waiting"
+    assert result["outcome"] == Outcome.RUNTIME_ERROR
+    assert "no such operation" in result["reason"]
+
+
+def test_stopping_needs_least_rounds_then_precision() -> None:
+    """Equal rounds end at the least number; scattered ones go on to the most, or until the seconds are spent."""
+    rule = Stopping(least=10, most=30, seconds=20.0)
+
+    assert not rule.reached([0.01] * 9)
+    assert rule.reached([0.01] * 10)
+    scattered = [0.01, 0.02] * 15
+    assert not rule.reached(scattered[:29])
+    assert rule.reached(scattered)
+    assert rule.reached([1.0, 1.9] * 7)
+
+
+def test_stopping_of_long_rounds() -> None:
+    """Where the least number of rounds would outlast the seconds, five are enough, or three that took a minute."""
+    rule = Stopping()
+
+    assert not rule.reached([5.0] * 4)
+    assert rule.reached([5.0] * 5)
+    assert not rule.reached([40.0, 41.0])
+    assert rule.reached([40.0, 41.0, 40.5])
+
+
+def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
+    """A trial is stopped early after two rounds that are both too slow, and never where finishing it costs nothing."""
+    slow = EARLY_STOP_RATIO * 1.01
+
+    assert _clearly_slower([slow, 2.0], 1.0).startswith("1.5 times slower than the best so far")
+    assert _clearly_slower([slow, 1.4], 1.0) == ""
+    assert _clearly_slower([slow], 1.0) == ""
+    assert _clearly_slower([9.0, 9.0], None) == ""
+    assert _clearly_slower([EARLY_STOP_S / 2] * 2, EARLY_STOP_S / 20) == ""
+
+
+def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:
+    """Warm-up goes on until two rounds in a row agree within 2 % and a second has passed, at most ten rounds."""
+    settling = iter([2.0, 0.9, 0.6, 0.6, 0.6])
+    restless = (1.0 + number % 2 for number in range(100))
+
+    assert [wall_s for wall_s, _ in _until_warm(lambda: (next(settling), 0.0))] == [2.0, 0.9, 0.6, 0.6]
+    assert len(list(_until_warm(lambda: (next(restless), 0.0)))) == 10
+
+
+def test_no_message_holds_a_number_that_json_lacks() -> None:
+    """NaN and infinities become null, however deep they lie."""
+    message = {"a": float("nan"), "b": [1.5, float("inf"), {"c": -float("inf")}], "d": "text", "e": (1, None)}
+
+    assert _finite(message) == {"a": None, "b": [1.5, None, {"c": None}], "d": "text", "e": [1, None]}
