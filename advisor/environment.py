@@ -87,7 +87,9 @@ class Environment:
 
     def __str__(self) -> str:
         """Return the name people use, with the two versions that matter most."""
-        versions = ", ".join(f"{name} {self.packages[name]}" for name in ("torch", "transformers") if name in self.packages)
+        versions = ", ".join(
+            f"{name} {self.packages[name]}" for name in ("torch", "transformers") if name in self.packages
+        )
         return f"{self.device_name} ({versions})" if versions else self.device_name
 
 

@@ -204,7 +204,9 @@ def read_facts(source: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
 def _switches_attention(model: Any) -> bool:
     check = getattr(type(model), "_can_set_attn_implementation", None)
     return bool(check and check()) and all(
-        bool(part._can_set_attn_implementation()) for part in model.modules() if hasattr(part, "_can_set_attn_implementation")
+        bool(part._can_set_attn_implementation())
+        for part in model.modules()
+        if hasattr(part, "_can_set_attn_implementation")
     )
 
 

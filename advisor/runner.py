@@ -62,7 +62,8 @@ class LocalRunner:
         deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
         message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
         try:
-            assert self._process is not None and self._process.stdin is not None
+            assert self._process is not None
+            assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
             result = self._wait(deadline, timeout_s)
@@ -85,7 +86,7 @@ class LocalRunner:
     def _start(self) -> None:
         self._kill()
         self._take_lock()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         environment = {
             **os.environ,
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -138,7 +139,8 @@ class LocalRunner:
 
     def _lines(self, timeout_s: float) -> list[bytes] | None:
         """Return the whole lines that came within the time, none if it passed, None once the channel is closed."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         stream = self._process.stdout.fileno()
         if not select.select([stream], [], [], timeout_s)[0]:
             return []
@@ -157,7 +159,11 @@ class LocalRunner:
         try:
             status = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return {"outcome": Outcome.RUNTIME_ERROR, "reason": "the worker closed its channel and went on", "transient": True}
+            return {
+                "outcome": Outcome.RUNTIME_ERROR,
+                "reason": "the worker closed its channel and went on",
+                "transient": True,
+            }
         tail = self._error_text()
         if status == -signal.SIGKILL:
             reason = "the worker was killed (SIGKILL): most likely this machine ran out of memory"

@@ -59,7 +59,7 @@ def _drawing_lines(
         given = {"config": f"AutoConfig.from_pretrained({source.path!r})", "state_dict": "state", **arguments}
         lines += [
             f'state = {{name: tensor.to("cpu", {wanted}) for name, tensor in model.state_dict().items()}}',
-            f"model = {auto}.from_pretrained({_called('None', given, device_map=repr(device))}).eval()",
+            f"model = type(model).from_pretrained({_called('None', given, device_map=repr(device))}).eval()",
         ]
     return lines
 
@@ -69,8 +69,7 @@ def collate_source(packing: str) -> str:
     name = "collate_packed" if packing.startswith("packed") else "collate_padded"
     text = _PACKING.read_text(encoding="utf-8")
     function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
-    source = ast.get_source_segment(text, function) or ""
-    return source.replace("  # type: ignore[no-untyped-def]", "")
+    return ast.get_source_segment(text, function) or ""
 
 
 def batching_words(packing: str) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -24,7 +24,9 @@ STARTUP_TRIALS = 4
 _ASKS = 64
 
 
-def ask(admissible: Sequence[Configuration], trials: Sequence[Trial], trials_left: int, seed: int) -> Configuration | None:
+def ask(
+    admissible: Sequence[Configuration], trials: Sequence[Trial], trials_left: int, seed: int
+) -> Configuration | None:
     """Return the next configuration to try, None when every admissible one was.
 
     admissible: likeliest first. trials_left: how many more may be run; if that is all of what is left, the order of the
@@ -46,11 +48,16 @@ def _proposed(admissible: Sequence[Configuration], fresh: Sequence[Configuration
         knob: CategoricalDistribution(sorted({configuration[knob] for configuration in admissible}))
         for knob in admissible[0]
     }
-    study = optuna.create_study(sampler=TPESampler(seed=seed + len(trials), multivariate=True, constant_liar=True))
+    # Told nothing, TPE draws the first ten at random: in a budget of 12 it would learn from nothing.
+    sampler = TPESampler(
+        n_startup_trials=STARTUP_TRIALS, seed=seed + len(trials), multivariate=True, constant_liar=True
+    )
+    study = optuna.create_study(sampler=sampler)
     study.add_trials([frozen for trial in trials if (frozen := _frozen(trial, space)) is not None])
     unseen = set(fresh)
+    distributions: dict[str, BaseDistribution] = dict(space)
     for _ in range(_ASKS):
-        proposal = study.ask(space)
+        proposal = study.ask(distributions)
         configuration = Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
         if configuration in unseen:
             return configuration

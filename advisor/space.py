@@ -57,7 +57,9 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
         reasons = _reasons(situation, objective, free_bytes, unavailable)
         if not any(reason.verdict.refuses for reason in reasons):
             reasons += _hopeless(situation, slowest)
-        refusing = [reason for reason in reasons if reason.verdict.refuses and reason.rule not in objective.ignored_rules]
+        refusing = [
+            reason for reason in reasons if reason.verdict.refuses and reason.rule not in objective.ignored_rules
+        ]
         for reason in refusing:
             refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
         if not refusing:
@@ -160,7 +162,9 @@ def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> l
     needed = predicted_bytes(situation)
     if needed <= limit:
         return []
-    about = " ".join(f"{knob}={name}" for knob, name in situation.configuration.items() if knob in ("attention", "packing"))
+    about = " ".join(
+        f"{knob}={name}" for knob, name in situation.configuration.items() if knob in ("attention", "packing")
+    )
     subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
     text = f"needs at least {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used"
     return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]

@@ -233,7 +233,7 @@ def _recommendations(dialect: str) -> str:
     JOIN studies s ON s.id = t.study_id
     JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'
   WHERE t.phase = 'search' AND t.outcome = 'ok' AND {_member(dialect, "t.quality", "failures")} = '[]'
-    
+    AND ({judged} OR {allowed})
     AND COALESCE(t.peak_bytes, 0) <= COALESCE({limit}, COALESCE(t.peak_bytes, 0))
   GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
 ), compared AS (

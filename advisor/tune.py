@@ -103,7 +103,9 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     store.save_facts(job.source, facts)
-    aliases = [reason for reason in store.refusals(study) if reason.rule == "E1"]  # of a tune that this one goes on with
+    aliases = [
+        reason for reason in store.refusals(study) if reason.rule == "E1"
+    ]  # of a tune that this one goes on with
     store.save_refusals(study, [*space.refusals, *aliases])
     listen({"event": "study", "study": study, "facts": facts, "space": space})
     state = "interrupted"
@@ -174,7 +176,9 @@ def _hopeless(tuning: Tuning) -> bool:
     shared = set.intersection(*(set(trial.requested.items()) for trial in last))
     common = ", ".join(f"{knob} {name}" for knob, name in sorted(shared)) or "no choice"
     outcome, count = Counter(str(trial.outcome) for trial in last).most_common(1)[0]
-    tuning.listen({"event": "hopeless", "text": f"{len(last)} failures in a row ({outcome} × {count}); in common: {common}"})
+    tuning.listen(
+        {"event": "hopeless", "text": f"{len(last)} failures in a row ({outcome} × {count}); in common: {common}"}
+    )
     return True
 
 
@@ -185,7 +189,9 @@ def _of(trials: Sequence[Trial], configuration: Configuration) -> list[Trial]:
 def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
     """Run one search trial, or take it over from another study of the same work on the same machine."""
     known = tuning.store.reusable(tuning.study, configuration)
-    number = tuning.store.start_trial(tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=LEASE_S)
+    number = tuning.store.start_trial(
+        tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=LEASE_S
+    )
     if known is not None and known[1].requested != tuning.space.baseline:
         row, trial = known
         trial = replace(trial, number=number, wall_s=0.0)
@@ -249,7 +255,9 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
     }
 
 
-def _gate(tuning: Tuning, configuration: Configuration, trials: Sequence[Trial], request: Mapping[str, Any]) -> dict[str, Any]:
+def _gate(
+    tuning: Tuning, configuration: Configuration, trials: Sequence[Trial], request: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the worker's gate needs; the reference is written when it is first asked for."""
     path = tuning.folder / "reference.pt"
     if not tuning.reference:
@@ -273,7 +281,13 @@ def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> 
     for precision in precisions:
         configuration = {"attention": "eager", "precision": precision, "quantization": "none", "packing": "padded"}
         tuning.listen({"event": "stage", "stage": f"reference in {precision}"})
-        asked = {**request, "op": "reference", "workload": request["gate_workload"], "path": str(path), "configuration": configuration}
+        asked = {
+            **request,
+            "op": "reference",
+            "workload": request["gate_workload"],
+            "path": str(path),
+            "configuration": configuration,
+        }
         result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
         if "outcome" not in result:
             return f"{precision}, eager, one sequence at a time, {result['positions']} positions"
@@ -334,7 +348,9 @@ def _confirm(tuning: Tuning) -> None:
     baseline = next((t for t in tuning.trials if t.requested == tuning.space.baseline and t.phase == "search"), None)
     if baseline is None or baseline.outcome is not Outcome.OK:
         return
-    ranked = sorted((t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)), key=_speed, reverse=True)
+    ranked = sorted(
+        (t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)), key=_speed, reverse=True
+    )
     beaten = _speed(baseline) if baseline in ranked else 0.0
     near = _speed(ranked[0]) / NEAR if ranked else 0.0
     rivals = [t.ran for t in ranked if t.ran != baseline.ran and _speed(t) > beaten and _speed(t) >= near]
@@ -368,7 +384,9 @@ def _compared(trials: Sequence[Trial], candidate: Configuration, baseline: Confi
     """Return the comparison over the blocks in which both ran, None where there is no such block."""
     ratios = []
     for block in range(1, BLOCKS + 1):
-        speeds = [t.measurement("tokens_per_s") if (t := _in_block(trials, c, block)) else None for c in (candidate, baseline)]
+        speeds = [
+            t.measurement("tokens_per_s") if (t := _in_block(trials, c, block)) else None for c in (candidate, baseline)
+        ]
         if speeds[0] is not None and speeds[1] is not None:
             ratios.append(speeds[0].median / speeds[1].median)
     return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -121,7 +122,9 @@ class Session:
         for line in dict.fromkeys(line for choice in choices for line in choice.before):
             exec(line, {"torch": torch})  # noqa: S102  (our own lines: the ones that the suggestion prints)
         switches = request["facts"]["switches_attention"]
-        fixed = tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or (k == "attention" and not switches))
+        fixed = tuple(
+            (k, v) for k, v in configuration.items() if KNOBS[k].reload or (k == "attention" and not switches)
+        )
         key = (request["source"]["digest"], request["workload"]["output"] == "hidden", fixed)
         if self.loaded_as != key:
             self.unload()
@@ -172,7 +175,9 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
         for number, ids in enumerate(tokens):
             call = forward.Call({"input_ids": ids[None], "use_cache": False}, (number,), (len(ids),), packed=False)
             accepts = request["facts"]["accepts"]
-            for sequence, found in forward.compared_values(session.model, call, offsets, workload.output, accepts, device):
+            for sequence, found in forward.compared_values(
+                session.model, call, offsets, workload.output, accepts, device
+            ):
                 values[str(sequence)] = found.cpu()
                 squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
                 count += found.numel()
@@ -227,7 +232,9 @@ def read_effective(session: Session, calls: Sequence[forward.Call], request: Map
     )
 
 
-def timed_round(session: Session, calls: Sequence[forward.Call], device: str, output: str, order: Sequence[int]) -> tuple[float, float]:
+def timed_round(
+    session: Session, calls: Sequence[forward.Call], device: str, output: str, order: Sequence[int]
+) -> tuple[float, float]:
     """Run all batches once and return (wall seconds, seconds by CUDA events or 0.0).
 
     Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
@@ -237,7 +244,7 @@ def timed_round(session: Session, calls: Sequence[forward.Call], device: str, ou
     for number in order:
         call = calls[number]
         if on_gpu:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began = time.perf_counter()
         if on_gpu:
             start.record()
@@ -309,7 +316,7 @@ def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
 
 
 def _until_warm(run: Callable[[], tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Run rounds until two in a row differ by less than 2 %: at least 3 and 1 s, or 2 where a round takes over 1 s; at most 10."""
+    """Run rounds until two in a row differ by under 2 %: at least 3 and 1 s, or 2 where one takes over 1 s; at most 10."""
     seen: list[float] = []
     while len(seen) < 10:
         wall_s, gpu_s = run()
@@ -343,11 +350,22 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
             quality = run_gate(session, request, requested)
             result["quality"] = quality.payload
             if quality.failures:
-                return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": "; ".join(quality.failures), "rounds": None}
+                return {
+                    **result,
+                    "outcome": Outcome.WRONG_OUTPUT,
+                    "reason": "; ".join(quality.failures),
+                    "rounds": None,
+                }
         _reset_peak(device)
         rounds = time_rounds(session, calls, request)
     outcome = Outcome.PRUNED if rounds.pruned else Outcome.OK
-    return {**result, "outcome": outcome, "reason": rounds.pruned, "rounds": asdict(rounds), "peak_bytes": _peak_bytes(device)}
+    return {
+        **result,
+        "outcome": outcome,
+        "reason": rounds.pruned,
+        "rounds": asdict(rounds),
+        "peak_bytes": _peak_bytes(device),
+    }
 
 
 def _unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
@@ -366,10 +384,9 @@ def _reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (proc(5)); without it the peak is the process's
-        except OSError:
-            pass
+        # Resets VmHWM (proc(5)); where that is forbidden, the peak is the whole process's.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_bytes(device: str) -> int:
@@ -456,7 +473,7 @@ def main() -> None:
     for request in _requests():
         try:
             result = _OPERATIONS[request["op"]](session, request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever a trial raises is its outcome)
             traceback.print_exc()
             result = failure_of(error, stage)
         send({"event": "done", "id": request["id"], "result": result})

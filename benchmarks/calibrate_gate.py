@@ -1,13 +1,13 @@
 """How often does the numerics gate reject what is right? The figures behind `advisor.numerics.FLOORS`.
 
-Every exact configuration, {eager, sdpa} × {padded, sorted, packed}, is run through the gate on many workloads, by the very
-worker that a tune uses. All of them compute the same function, so every rejection is a false one. Printed are the largest
-error and the 99th percentile, the limit it was judged by, and, with --wrong, the smallest error of the ways to pack that
-let documents read one another: the floor has to lie between the two.
+Every exact configuration, {eager, sdpa} × {padded, sorted, packed}, is run through the gate on many workloads, by the
+very worker that a tune uses. All of them compute the same function, so every rejection is a false one. Printed are the
+smallest and the largest error, the 99th percentile, and the largest share of the limit it was judged by; with --wrong also
+those of the ways to pack that let documents read one another: the floor has to lie between the two.
 
-    python -m benchmarks.calibrate_gate --runs 100                              the shipped model in its own fp32
-    python -m benchmarks.calibrate_gate --runs 100 --dtype bf16                 the same weights, cast
-    python -m benchmarks.calibrate_gate --model CONFIG.JSON --dtype bf16 --device cuda:0 --longest 1024
+    python benchmarks/calibrate_gate.py --runs 100                              the shipped model in its own fp32
+    python benchmarks/calibrate_gate.py --runs 100 --dtype bf16                 the same weights, cast
+    python benchmarks/calibrate_gate.py --model CONFIG.JSON --dtype bf16 --device cuda:0 --longest 1024
 
 Exits with status 1 where something right was rejected.
 """
@@ -20,7 +20,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,7 @@ from advisor.configuration import Configuration
 from advisor.knobs import tier_of
 from advisor.knobs.precision import TORCH_DTYPES
 from advisor.model import ModelFacts, ModelSource
-from advisor.numerics import FACTOR, FLOORS
+from advisor.numerics import FACTOR, FLOORS, KL_FACTOR
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Quality
 from advisor.workloads import Workload
@@ -44,7 +44,7 @@ ATTENTION, PACKING = ("eager", "sdpa"), ("padded", "sorted", "packed")
 #: What is wrong by rule P1, P2, P3 and P15 (only under eager): these have to be far above the limit.
 WRONG = ("packed-cached", "packed-2d-mask", "packed-cu-seq-lens-only", "packed-bool-mask")
 
-#: References are written for so many workloads at once: in 16 bit the model is loaded anew for them, and they can be large.
+#: References are written for so many workloads at once: in 16 bit the model is loaded anew for them. They can be large.
 CHUNK = 10
 
 #: One round is enough: the gate is what is looked at.
@@ -55,10 +55,11 @@ DEADLINE_S = 300.0
 
 @dataclass(frozen=True)
 class Judged:
-    """One configuration on one workload: its figures, the limits it was held to, and what the worker said."""
+    """One configuration on one workload: its figures and the default's, its limits, and what the worker said."""
 
     configuration: Configuration
     quality: Quality | None
+    default: Quality | None
     rms_limit: float
     kl_limit: float
     outcome: str
@@ -72,7 +73,9 @@ class Gate:
         """Read the model's facts. folder: where references are written."""
         self.runner, self.source, self.folder = runner, source, folder
         self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "hidden": False}))
-        self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[self.facts.checkpoint_dtype]
+        self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[
+            self.facts.checkpoint_dtype
+        ]
         self.baselines: dict[str, Quality] = {}
 
     def configuration(self, attention: str, packing: str) -> Configuration:
@@ -130,18 +133,22 @@ class Gate:
             self.baselines[key] = baseline = quality
         floor = FLOORS[configuration["precision"]]
         rms, kl = (baseline.rms, baseline.kl or 0.0) if baseline else (0.0, 0.0)
-        return Judged(configuration, quality, max(FACTOR * rms, floor.rms), max(FACTOR * kl, floor.kl),
-                      str(result["outcome"]), str(result.get("reason") or ""))  # fmt: skip
+        limits = (max(FACTOR * rms, floor.rms), max(KL_FACTOR * kl, floor.kl))
+        return Judged(
+            configuration, quality, baseline, *limits, str(result["outcome"]), str(result.get("reason") or "")
+        )
 
 
 def workloads(runs: int, seed: int, longest: int) -> Iterator[Workload]:
-    """Draw workloads: two to four batches of two to six sequences, from equal lengths to mostly pads, of every output."""
+    """Draw workloads: two to four batches of two to six sequences, equal lengths to mostly pads, of every output."""
     for number in range(runs):
         random_ = random.Random(seed * 100_003 + number)
         batch, skew = random_.randint(2, 6), random_.choice((0.0, 0.5, 1.0, 3.0))
         top = random_.randint(max(longest // 4, 2), longest)
         lengths = [max(1, round(top * random_.random() ** skew)) for _ in range(batch * random_.randint(2, 4))]
-        output = ("last-logits", "all-logits", "hidden")[number * 3 // runs]  # in a row: the model is loaded anew between
+        output = ("last-logits", "all-logits", "hidden")[
+            number * 3 // runs
+        ]  # in a row: the model is loaded anew between
         yield Workload(tuple(lengths), batch, output)
 
 
@@ -197,41 +204,55 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
 
 
+def _spread(errors: Sequence[float], ratios: Sequence[float], shares: Sequence[float]) -> str:
+    """Return the columns of one error: its spread, its largest ratio to the default's, its largest share of the limit."""
+    if not errors:
+        return " " * 49
+    largest = (max(ratios, default=0.0), max(shares))
+    columns = (min(errors), percentile(errors, 0.99), max(errors), *largest)
+    return " ".join(f"{value:9.2g}" if number > 2 else f"{value:9.1e}" for number, value in enumerate(columns)).ljust(
+        46
+    )
+
+
 def _row(name: str, found: Sequence[Judged], last: str) -> str:
-    qualities = [(judged, judged.quality) for judged in found if judged.quality is not None]
-    rms = [quality.rms for _, quality in qualities]
-    kl = [quality.kl for _, quality in qualities if quality.kl is not None]
-    used = max((quality.rms / judged.rms_limit for judged, quality in qualities), default=0.0)
-    used_kl = max((quality.kl / j.kl_limit for j, quality in qualities if quality.kl is not None), default=0.0)
-    if not rms:
-        return f"{name:34s}no figures{'':86s}{last}"
-    figures = f"{min(rms):9.1e} {percentile(rms, 0.99):9.1e} {max(rms):9.1e} {used:9.3f}"
-    figures_kl = f"{min(kl):9.1e} {percentile(kl, 0.99):9.1e} {max(kl):9.1e} {used_kl:9.3f}" if kl else " " * 39
-    return f"{name:34s}{figures}   {figures_kl}   {last}"
+    pairs = [(judged, judged.quality) for judged in found if judged.quality is not None]
+    rms = [quality.rms for _, quality in pairs]
+    rms_ratios = [q.rms / j.default.rms for j, q in pairs if j.default and j.default.rms]
+    kls = [(judged, quality.kl) for judged, quality in pairs if quality.kl is not None]
+    kl_ratios = [kl / j.default.kl for j, kl in kls if j.default and j.default.kl]
+    return (
+        f"{name:33s}{_spread(rms, rms_ratios, [q.rms / j.rms_limit for j, q in pairs])}"
+        f"   {_spread([kl for _, kl in kls], kl_ratios, [kl / j.kl_limit for j, kl in kls])}   {last}"
+    )
 
 
 def print_table(title: str, found: Sequence[Judged], count: str) -> None:
-    """Print one row a configuration: the spread of both errors, the largest share of its limit, and how many `count`."""
-    print(f"\n{title}\n{'':34s}{'rms':>9s} {'':>9s} {'':>9s} {'max of':>9s}   {'KL':>9s} {'':>9s} {'':>9s} {'max of':>9s}")
-    print(f"{'':34s}{'min':>9s} {'p99':>9s} {'max':>9s} {'limit':>9s}   {'min':>9s} {'p99':>9s} {'max':>9s} {'limit':>9s}   {count}")
+    """Print one row a configuration, how many of it were `count`, and one row of all."""
+    columns = " ".join(f"{name:>9s}" for name in ("min", "p99", "max", "× default", "× limit"))
+    print(f"\n{title:33s}{'rms error':52s}KL, nats\n{'':33s}{columns}   {columns}   {count}")
     groups: dict[str, list[Judged]] = {}
     for judged in found:
         groups.setdefault(f"{judged.configuration['attention']} · {judged.configuration['packing']}", []).append(judged)
-    for name, group in groups.items():
+    for name, group in [*groups.items(), ("all", list(found))]:
         rejected = sum(judged.outcome == "wrong_output" for judged in group)
         print(_row(name, group, f"{rejected} of {len(group)}"))
-    rejected = sum(judged.outcome == "wrong_output" for judged in found)
-    print(_row("all", found, f"{rejected} of {len(found)}"))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--model", default=str(SHIPPED), help="a model's directory or a config.json (default: the shipped one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="cast the checkpoint to it first (default: as it is)")
+    parser.add_argument(
+        "--model", default=str(SHIPPED), help="a model's directory or a config.json (default: the shipped one)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="cast the checkpoint to it first (default: as it is)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: %(default)s)")
     parser.add_argument("--attention", default=",".join(ATTENTION), help="implementations (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=100, help="workloads (default: %(default)s)")
-    parser.add_argument("--wrong", type=int, default=0, metavar="N", help="also judge the wrong ways to pack on N workloads")
+    parser.add_argument(
+        "--wrong", type=int, default=0, metavar="N", help="also judge the wrong ways to pack on N workloads"
+    )
     parser.add_argument("--longest", type=int, default=96, help="longest sequence in tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -240,7 +261,8 @@ def _arguments() -> argparse.Namespace:
 def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], seconds: float) -> None:
     floor = FLOORS[gate.precision]
     print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
-    print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin}); limit: {FACTOR:g} × the baseline's error, at least this")
+    print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin})")
+    print(f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor")
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]

@@ -21,10 +21,22 @@ SHAPES = Path(__file__).parent / "shapes"
 COMMON = ["--output", "last-logits", "--quality", "exact", "--format", "json"]
 
 CASES = {
-    "llama-8b-2048-padded": ("llama-3-8b.json", ["--lengths", "2048", "--padding", "0.3", "--batch", "8", "--batches", "3"]),
-    "llama-8b-4096-full": ("llama-3-8b.json", ["--lengths", "4096", "--padding", "0", "--batch", "4", "--batches", "2"]),
-    "falcon-7b-2048-padded": ("falcon-7b.json", ["--lengths", "2048", "--padding", "0.3", "--batch", "8", "--batches", "2"]),
-    "falcon-7b-4096-full": ("falcon-7b.json", ["--lengths", "4096", "--padding", "0", "--batch", "4", "--batches", "2"]),
+    "llama-8b-2048-padded": (
+        "llama-3-8b.json",
+        ["--lengths", "2048", "--padding", "0.3", "--batch", "8", "--batches", "3"],
+    ),
+    "llama-8b-4096-full": (
+        "llama-3-8b.json",
+        ["--lengths", "4096", "--padding", "0", "--batch", "4", "--batches", "2"],
+    ),
+    "falcon-7b-2048-padded": (
+        "falcon-7b.json",
+        ["--lengths", "2048", "--padding", "0.3", "--batch", "8", "--batches", "2"],
+    ),
+    "falcon-7b-4096-full": (
+        "falcon-7b.json",
+        ["--lengths", "4096", "--padding", "0", "--batch", "4", "--batches", "2"],
+    ),
 }
 
 
@@ -50,7 +62,11 @@ def row(name: str, answer: dict[str, Any]) -> str:
         return f"| {name} | exit status {answer['exit_status']} | | | | {answer['wall_s']:.0f} |"
     found = answer["recommendation"]
     configuration = " · ".join(found["configuration"].values())
-    ratio = f"{found['ratio']:.3f} ({found['ratio_interval'][0]:.3f}–{found['ratio_interval'][1]:.3f})" if found["ratio"] else "–"
+    ratio = (
+        f"{found['ratio']:.3f} ({found['ratio_interval'][0]:.3f}–{found['ratio_interval'][1]:.3f})"
+        if found["ratio"]
+        else "–"
+    )
     return (f"| {name} | {configuration} | {answer['verdict']} | {ratio} | {found['tokens_per_s']:,.0f} "
             f"| {answer['wall_s']:.0f} |")  # fmt: skip
 
@@ -58,7 +74,10 @@ def row(name: str, answer: dict[str, Any]) -> str:
 def main() -> None:
     """Run the cases named on the command line."""
     out = Path(sys.argv[1])
-    rows = ["| case | recommended | verdict | ratio over the default | tokens/s | GPU held (s) |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| case | recommended | verdict | ratio over the default | tokens/s | GPU held (s) |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in sys.argv[2:]:
         rows.append(row(name, run_case(name, out)))
         (out / "table.md").write_text("\n".join(rows) + "\n")

@@ -71,7 +71,10 @@ def main() -> None:
     ratios = []
     for pair in range(options.pairs):
         runs = [("bare", bare_rounds), ("advisor", advisor_rounds)]
-        found = {name: median(run(source, workload, machine, options.rounds)) for name, run in runs[:: 1 if pair % 2 == 0 else -1]}
+        found = {
+            name: median(run(source, workload, machine, options.rounds))
+            for name, run in runs[:: 1 if pair % 2 == 0 else -1]
+        }
         ratios.append(found["advisor"] / found["bare"])
         first = "bare" if pair % 2 == 0 else "advisor"
         print(f"| {pair + 1} | {first} | {found['bare']:.5f} | {found['advisor']:.5f} | {ratios[-1]:.4f} |", flush=True)

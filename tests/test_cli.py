@@ -79,7 +79,15 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     dropped = ("HF_", "ADVISOR_", "TRANSFORMERS_", "PYTHONUNBUFFERED", "COLUMNS", "PYTHONIOENCODING")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     own = {name: str(home / name.lower()) for name in places}
-    return {**kept, **own, "HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+    return {
+        **kept,
+        **own,
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_RUNTIME_DIR": str(home),
+        **more,
+    }
 
 
 @pytest.fixture

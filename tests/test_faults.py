@@ -1,7 +1,7 @@
-"""What goes wrong in a worker is data: every fault has its own outcome, and the tune goes on. Real faults, real processes.
+"""What goes wrong in a worker is data: every fault has its own outcome, and the tune goes on. With real faults.
 
-The faults are choices of attention that break when they are called (tests/faults/broken_choices.py); the command line is
-the user's own, started as a process, interrupted and killed.
+The faults are choices of attention that break when they are called (tests/faults/broken_choices.py); the command line
+is the user's own, started as a process, interrupted and killed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
 
 
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
-    """Open the study and run its faults, on two devices at once: two workers share a study, and the test takes half as long."""
+    """Open the study and run its faults on two devices at once: workers can share a study, and it takes half as long."""
     runner = LocalRunner(job.machine)
     facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "hidden": False}))
     runner.close()
@@ -144,7 +144,7 @@ def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
 
 
 def _run_half(tuning: Tuning, device: int, found: Broken) -> None:
-    """Run the default, then every other fault in the worker that is warm from the trial before, then the default again."""
+    """Run the default; then every other fault, in the worker that is warm, and the default again after each."""
     job, baseline, runner = tuning.job, tuning.space.baseline, tuning.runner
     assert isinstance(runner, LocalRunner)
     assert _trial(tuning, baseline).outcome is Outcome.OK
@@ -159,7 +159,7 @@ def _run_half(tuning: Tuning, device: int, found: Broken) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_fault_has_its_own_outcome_and_names_its_cause(broken: Broken, name: str) -> None:
-    """Every fault ends as the outcome that fits it, with a reason that names the cause, after one retry if transient."""
+    """Every fault ends as the outcome that fits it, its reason names the cause, and only what may pass is retried once."""
     outcome, attempts, cause = EXPECTED[name]
     trial = broken.trials[name]
 
@@ -202,7 +202,9 @@ def test_failures_in_a_row_end_the_search_with_what_they_share(broken: Broken) -
     assert "in common: packing padded, precision fp32, quantization none" in texts[0]
     assert {trial.outcome for trial in last} == {Outcome.LOAD_FAILED}
     assert len({trial.requested for trial in last}) == FAILURES_IN_A_ROW
-    assert broken.admissible - {trial.requested["attention"] for trial in broken.all_trials} == {"eager"}  # it did end early
+    assert broken.admissible - {trial.requested["attention"] for trial in broken.all_trials} == {
+        "eager"
+    }  # it did end early
 
 
 def test_missing_module_is_named_and_not_tried_again(broken: Broken) -> None:
@@ -215,7 +217,7 @@ def test_missing_module_is_named_and_not_tried_again(broken: Broken) -> None:
 
 
 def test_study_full_of_faults_ends_with_a_recommendation(broken: Broken) -> None:
-    """With every fault in its space a study is done in the end, recommends what is right, and lists what failed and why."""
+    """With every fault in its space a study ends, recommends what is right, and lists what failed and why."""
     recommendation = broken.recommendation
 
     assert set(EXPECTED) < broken.admissible

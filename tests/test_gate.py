@@ -1,7 +1,7 @@
 """The numerics gate's promises: what is wrong is caught, what is right is let through. With real workers.
 
-The packings of rules P1, P2, P3 and P15 look right and let documents read one another. They are forced here, as a user can
-force them, and the gate has to say no; every exact configuration is run on many workloads, and it has to say yes.
+The packings of rules P1, P2, P3 and P15 look right and let documents read one another. They are forced here, as a user
+can force them, and the gate has to say no; every exact configuration is run on many workloads, and it has to say yes.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def studied(
     state: str = "done",
     **nouns: Any,
 ) -> int:
-    """Write a study as tune would: its trials in order, the blocks' ratios over what trial 0 ran, what was refused."""
+    """Write a study as tune would: trials in order, the blocks' ratios over what trial 0 ran, refusals."""
     known = {"source": SOURCE, "workload": WORKLOAD, "environment": H200, "objective": ANY, **nouns}
     study = store.open_study(**known, budget=Budget(60.0), seed=0)
     store.save_facts(known["source"], FACTS)
@@ -98,7 +98,7 @@ def answer(store: Store, source: ModelSource = SOURCE, objective: Objective = AN
     return suggest(store, source, WORKLOAD, objective, **{"here": H200, **more})
 
 
-# ----------------------------------------------------------------------------------------------------- which and how sure
+# --------------------------------------------------------------------------------------------------- which, how sure
 
 
 def test_the_highest_confirmed_ratio_wins(store: Store) -> None:
@@ -231,7 +231,7 @@ def test_what_is_unjudged_has_to_be_allowed(store: Store) -> None:
 
 
 def test_fine_tunes_share_speed_and_not_quality(store: Store) -> None:
-    """Timings answer for any weights of the same shapes; a lossy choice that was judged on others is not recommended."""
+    """Timings answer for any weights of the same shapes; a lossy choice judged on others is not recommended."""
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1200), attempt(NF4, 2000)]
     studied(store, attempts, {NF4: (2.0, 2.01, 2.0), SORTED: (1.2, 1.21, 1.2)})
     tuned = answer(store, TUNED)
@@ -244,7 +244,7 @@ def test_fine_tunes_share_speed_and_not_quality(store: Store) -> None:
 
 
 def test_ones_own_weights_come_before_others(store: Store) -> None:
-    """A study of these very weights is preferred to a newer one of other weights, and a finished one to one that runs."""
+    """A study of these very weights is preferred to a newer one of others, a finished one to one that runs."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1200)], {SORTED: (1.2, 1.2, 1.21)}, source=TUNED)
     studied(store, [attempt(DEFAULT, 1000)])
     started = Objective(Tier.EIGHT_BIT)
@@ -280,7 +280,7 @@ def test_nothing_admissible_says_everything(store: Store) -> None:
     assert "attention=flash_attention_2: A4 only fp16 and bf16" in line
 
 
-# ---------------------------------------------------------------------------------------------------------- environments
+# ------------------------------------------------------------------------------------------------------ environments
 
 
 def test_this_machine_answers_for_itself(store: Store) -> None:
@@ -293,7 +293,7 @@ def test_this_machine_answers_for_itself(store: Store) -> None:
 
 
 def test_on_takes_a_key_or_a_name(store: Store) -> None:
-    """--on chooses an environment by the beginning of its key or by a part of its name, on whatever machine one sits."""
+    """--on chooses an environment by the beginning of its key or a part of its name, wherever one sits."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 2000)], {SORTED: (2.0, 2.0, 2.01)}, environment=T4)
     studied(store, [attempt(DEFAULT, 9000)], environment=H200)
 
@@ -308,7 +308,7 @@ def test_on_takes_a_key_or_a_name(store: Store) -> None:
 
 
 def test_a_laptop_is_answered_from_what_has_rows(store: Store) -> None:
-    """On a CPU that measured nothing the newest environment with rows answers, and all that have rows are named."""
+    """On a CPU that measured nothing the newest environment with rows answers, and all with rows are named."""
     studied(store, [attempt(DEFAULT, 1000)], environment=T4)
     studied(store, [attempt(DEFAULT, 9000)], environment=H200)
     found = answer(store, here=LAPTOP)
@@ -329,7 +329,7 @@ def test_a_laptop_is_answered_from_what_has_rows(store: Store) -> None:
         (Workload((512, 128, 256, 64), 4), "batch (2, not 4)"),
         (Workload((512, 128, 256, 64), 2, "hidden"), "output (last-logits, not hidden)"),
         (Workload((512, 128, 256, 64) * 2, 2), "number of sequences (4, not 8)"),
-        (Workload((512, 129, 256, 64), 2), "the lengths of its sequences"),
+        (Workload((512, 128, 256, 63), 2), "the lengths of its sequences"),
     ],
 )
 def test_the_nearest_says_how_it_differs(store: Store, workload: Workload, difference: str) -> None:
@@ -348,7 +348,7 @@ def test_the_nearest_says_how_it_differs(store: Store, workload: Workload, diffe
 
 
 def test_why_not_answers_for_every_fate(store: Store) -> None:
-    """A choice that is recommended, was refused, failed, was slower, tied or was not tried: each has its own words."""
+    """A choice that is recommended, refused, failed, slower, tied or not tried: each has its own words."""
     pair = Reason(
         "A4", Verdict.INVALID, "only fp16 and bf16", "choose bf16", "precision=fp32", "attention=flash_attention_2"
     )
@@ -367,7 +367,7 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
     assert said["nf4"][0].startswith(
         f"trial 2, {NF4}: 0.38 × the speed of what is recommended, 0.50 × the default's; KL"
     )
-    assert "; confirmed 1.11 × the default (" in said["packed"][0]
+    assert "; confirmed 1.12 × the default (" in said["packed"][0]
     assert "): tie" in said["packed"][0]
     assert said["fp16"] == ["precision=fp16 was not tried: the budget ended before its turn"]
 
@@ -383,7 +383,7 @@ def test_why_not_names_the_objective(store: Store) -> None:
     assert "its quality tier is 4bit, and dtype was asked for" in line
 
 
-# ------------------------------------------------------------------------------------------------------- the view in SQL
+# -------------------------------------------------------------------------------------------------------- the view
 
 _NUMBERS = count()
 _CANDIDATES = [SORTED, PACKED, FLASH, EAGER, FP16, NF4]
@@ -392,7 +392,7 @@ _PEAKS = st.sampled_from([8 * GIB, 20 * GIB, 30 * GIB])
 
 @st.composite
 def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration, tuple[float, ...]]]:
-    """Draw what tune can leave behind: some trials, and comparisons of what was recommendable with a default that ran."""
+    """Draw what tune can leave behind: trials, and comparisons of recommendable ones with a default that ran."""
     limit = draw(st.sampled_from([None, 10 * GIB, 25 * GIB]))
     objective = Objective(Tier.FOUR_BIT, limit, allow_unjudged=draw(st.booleans()))
     speeds = draw(st.lists(st.floats(10, 1e5), min_size=7, max_size=7, unique=True))
@@ -408,7 +408,8 @@ def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration
         if fate == "pruned":
             more["outcome"] = Outcome.PRUNED
         attempts.append(attempt(configuration, 0.0 if fate == "failed" else speed, **more))
-    blocks = st.lists(st.floats(0.5, 3.0), min_size=2, max_size=3).map(tuple)
+    noise = st.sampled_from([(1.0, 1.001), (0.99, 1.0, 1.01), (0.5, 1.0, 2.0)])
+    blocks = st.builds(lambda ratio, factors: tuple(ratio * f for f in factors), st.floats(0.5, 3.0), noise)
     ratios = {}
     if default.outcome is Outcome.OK and draw(st.booleans()):
         fitting = [t.ran for t in attempts[1:] if t.outcome is Outcome.OK and t.ran != DEFAULT and _meets(t, objective)]

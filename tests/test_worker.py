@@ -147,7 +147,7 @@ def _ask(stream: IO[str], request: dict[str, Any]) -> None:
 
 
 def test_time_spent_waiting_for_the_device_is_not_the_trials(place: Path) -> None:
-    """The deadline begins when the device is had: who waited longer than it for another advisor still gets an answer."""
+    """The deadline begins when the device is had: after a longer wait for another advisor there still is an answer."""
     machine, wait_s = replace(probe.machine("cpu"), uuid="cpu-test-waiting"), 6.0
     said: list[str] = []
     runner = LocalRunner(machine, lambda event: said.append(str(event.get("stage"))))

@@ -24,9 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: The knobs in the order in which people read a configuration.
-KNOBS: dict[str, Knob] = {
-    knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB)
-}
+KNOBS: dict[str, Knob] = {knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB)}
 
 
 def register(choice: Choice) -> None:
@@ -70,9 +68,7 @@ def _proven(knob: Knob, name: str, reading: Reading) -> str:
 def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
     """Return the quality tier of a configuration: the worst of its choices'. Unknown names count as exact."""
     tiers = [
-        KNOBS[knob].choices[name].tier(facts)
-        for knob, name in choices
-        if knob in KNOBS and name in KNOBS[knob].choices
+        KNOBS[knob].choices[name].tier(facts) for knob, name in choices if knob in KNOBS and name in KNOBS[knob].choices
     ]
     return Tier.worst(Tier.EXACT, *tiers)
 

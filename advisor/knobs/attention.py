@@ -22,13 +22,17 @@ def _flash_2_unavailable(environment: Environment) -> Reason | None:
     if not environment.is_cuda:
         return Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on NVIDIA GPUs only", "use a GPU")
     if (environment.compute_capability or (0, 0)) < (8, 0):
-        return Reason("A1", Verdict.INVALID, "FlashAttention only supports Ampere GPUs or newer (compute capability 8.0)")
+        return Reason(
+            "A1", Verdict.INVALID, "FlashAttention only supports Ampere GPUs or newer (compute capability 8.0)"
+        )
     version = environment.version("flash-attn")
     if version is None:
         return Reason("A18", Verdict.INVALID, "the package flash-attn isn't installed",
                       "pip install flash-attn --no-build-isolation")  # fmt: skip
     if version < (2, 3, 3):
-        return Reason("A18", Verdict.INVALID, "flash-attn is older than 2.3.3", "pip install -U flash-attn --no-build-isolation")
+        return Reason(
+            "A18", Verdict.INVALID, "flash-attn is older than 2.3.3", "pip install -U flash-attn --no-build-isolation"
+        )
     return None
 
 
@@ -42,11 +46,17 @@ def _eager_why_not(situation: Situation) -> list[Reason]:
 def _sdpa_why_not(situation: Situation) -> list[Reason]:
     facts, reasons = situation.facts, []
     if not facts.supports_sdpa:
-        reasons.append(Reason("A9", Verdict.INVALID, f"{facts.architecture} does not support sdpa; its default is eager"))
+        reasons.append(
+            Reason("A9", Verdict.INVALID, f"{facts.architecture} does not support sdpa; its default is eager")
+        )
     elif facts.softcap:
-        reasons.append(Reason("A11", Verdict.INVALID, "sdpa attention does not support softcap, which this model needs"))
+        reasons.append(
+            Reason("A11", Verdict.INVALID, "sdpa attention does not support softcap, which this model needs")
+        )
     if situation.workload.padding > 0 and situation.configuration["packing"] in ("padded", "sorted"):
-        reasons.append(Reason("P12", Verdict.WARN, "one pad in a batch rules the flash kernel out and builds a 4D mask"))
+        reasons.append(
+            Reason("P12", Verdict.WARN, "one pad in a batch rules the flash kernel out and builds a 4D mask")
+        )
     window = facts.sliding_window
     if window is not None and max(situation.workload.lengths) >= window:
         reasons.append(Reason("A28", Verdict.SLOW, "sliding-window layers need a mask under sdpa"))
@@ -61,13 +71,23 @@ def _flash_2_why_not(situation: Situation) -> list[Reason]:
         reasons.append(Reason("A4", Verdict.INVALID, "FlashAttention supports only fp16 and bf16",
                               "choose bf16 or fp16", about=f"precision={configuration['precision']}"))  # fmt: skip
     if facts.head_dim > 256 or facts.head_dim % 8:
-        reasons.append(Reason("A5", Verdict.INVALID, f"head size {facts.head_dim}: FlashAttention-2 needs a multiple of 8, at most 256"))
+        reasons.append(
+            Reason(
+                "A5",
+                Verdict.INVALID,
+                f"head size {facts.head_dim}: FlashAttention-2 needs a multiple of 8, at most 256",
+            )
+        )
     if facts.alibi:
         reasons.append(Reason("A13", Verdict.INVALID, "ALiBi is not supported with FlashAttention-2"))
     if facts.softcap and (situation.environment.version("flash-attn") or ()) < (2, 6):
-        reasons.append(Reason("A12", Verdict.INVALID, "this flash-attn does not support softcap", "pip install -U flash-attn"))
+        reasons.append(
+            Reason("A12", Verdict.INVALID, "this flash-attn does not support softcap", "pip install -U flash-attn")
+        )
     if facts.model_type == "gpt_oss":
-        reasons.append(Reason("A14", Verdict.ALIAS, "attention sinks: transformers replaces FlashAttention-2 by another"))
+        reasons.append(
+            Reason("A14", Verdict.ALIAS, "attention sinks: transformers replaces FlashAttention-2 by another")
+        )
     if situation.workload.padding > 0 and configuration["packing"] in ("padded", "sorted"):
         reasons.append(Reason("P11", Verdict.WARN, "with pads every layer un-pads, pads again and waits for the host"))
     return reasons

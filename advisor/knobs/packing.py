@@ -38,9 +38,13 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         reasons.append(Reason("P14", Verdict.ALIAS, "without pads a packed batch is the same work as a padded one"))
     recurrent = sorted(set(facts.layer_types) & set(_RECURRENT))
     if recurrent:
-        reasons.append(Reason("P7", Verdict.INVALID, f"layers of kind {', '.join(recurrent)} can't keep packed sequences apart"))
+        reasons.append(
+            Reason("P7", Verdict.INVALID, f"layers of kind {', '.join(recurrent)} can't keep packed sequences apart")
+        )
     if facts.alibi:
-        reasons.append(Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack"))
+        reasons.append(
+            Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
+        )
     if not _is_flash(situation):
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
     return reasons

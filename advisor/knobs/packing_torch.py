@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-def collate_padded(sequences, pad_token_id):  # type: ignore[no-untyped-def]
+def collate_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, object]:
     """Pad on the left, as generate() wants it; positions count from the first real token. Shapes: [batch, longest]."""
     longest = max(len(s) for s in sequences)
     input_ids = torch.full((len(sequences), longest), pad_token_id)
@@ -23,7 +23,7 @@ def collate_padded(sequences, pad_token_id):  # type: ignore[no-untyped-def]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
 
 
-def collate_packed(sequences):  # type: ignore[no-untyped-def]
+def collate_packed(sequences: list[torch.Tensor]) -> dict[str, object]:
     """Lay all sequences in one row, positions starting again. Shapes: [1, total]; cu_seq_lens: [sequences + 1]."""
     lengths = torch.tensor([len(s) for s in sequences])
     ends = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
@@ -69,7 +69,7 @@ _WRONG = {
 def collate(packing: str, sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, Any]:
     """Return the keyword arguments for a batch under a packing choice."""
     if not packing.startswith("packed"):
-        return collate_padded(sequences, pad_token_id)  # type: ignore[no-any-return]
+        return collate_padded(sequences, pad_token_id)
     call: dict[str, Any] = collate_packed(sequences)
     if packing in _WRONG:
         _WRONG[packing](call, [len(s) for s in sequences])

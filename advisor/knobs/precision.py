@@ -33,7 +33,9 @@ def _bf16_unavailable(environment: Environment) -> Reason | None:
 
 def _tf32_unavailable(environment: Environment) -> Reason | None:
     if not environment.is_cuda:
-        return Reason("D2", Verdict.INVALID, "tf32 is a mode of NVIDIA GPUs", "use a GPU of compute capability 8.0 or more")
+        return Reason(
+            "D2", Verdict.INVALID, "tf32 is a mode of NVIDIA GPUs", "use a GPU of compute capability 8.0 or more"
+        )
     if (environment.compute_capability or (0, 0)) < (8, 0):
         return Reason("D2", Verdict.INVALID, "tf32 requires Ampere or newer (compute capability 8.0)")
     return None
@@ -66,8 +68,8 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
 
 def _tier(name: str) -> Callable[[ModelFacts], Tier]:
     def tier(facts: ModelFacts) -> Tier:
-        widened = name == "fp32"
-        return Tier.EXACT if widened or TORCH_DTYPES[name] == facts.checkpoint_dtype and name != "tf32" else Tier.DTYPE
+        own = name != "tf32" and TORCH_DTYPES[name] == facts.checkpoint_dtype
+        return Tier.EXACT if own or name == "fp32" else Tier.DTYPE
 
     return tier
 

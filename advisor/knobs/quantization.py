@@ -26,7 +26,9 @@ def _unavailable(minimum: tuple[int, int], rule: str) -> Callable[[Environment],
             if environment.version(package) is None:
                 return Reason("Q0", Verdict.INVALID, f"the package {package} isn't installed", f"pip install {package}")
         if environment.is_cuda and (environment.compute_capability or (0, 0)) < minimum:
-            return Reason(rule, Verdict.INVALID, f"bitsandbytes needs compute capability {minimum[0]}.{minimum[1]} for it")
+            return Reason(
+                rule, Verdict.INVALID, f"bitsandbytes needs compute capability {minimum[0]}.{minimum[1]} for it"
+            )
         return None
 
     return unavailable

@@ -133,7 +133,9 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
     lengths = _dealt(longest, high, batch, batches)
     reached = Workload(lengths, batch).padding
     if abs(reached - padding) > 0.02:
-        raise BadInput(f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can")
+        raise BadInput(
+            f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can"
+        )
     return lengths
 
 

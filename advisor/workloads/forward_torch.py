@@ -156,7 +156,9 @@ class Tally:
         deviation = max((self.reference_squares / self.values) ** 0.5, 1e-30)
         rms = (self.squares / self.values) ** 0.5 / deviation
         if not logits:
-            return Quality(rms, self.maximum / deviation, None, None, self.positions, cosine=self.cosine, reference=reference)
+            return Quality(
+                rms, self.maximum / deviation, None, None, self.positions, cosine=self.cosine, reference=reference
+            )
         likelihood = torch.tensor((self.nll - self.reference_nll) / max(self.targets, 1), dtype=torch.float64).exp()
         return Quality(
             rms=rms,

@@ -52,7 +52,7 @@ WITH baseline AS (
     JOIN studies s ON s.id = t.study_id
     JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'
   WHERE t.phase = 'search' AND t.outcome = 'ok' AND json_extract(t.quality, '$.failures') = '[]'
-    
+    AND (CAST(json_extract(t.quality, '$.judged') AS TEXT) IN ('1', 'true') OR CAST(json_extract(s.objective, '$.allow_unjudged') AS TEXT) IN ('1', 'true'))
     AND COALESCE(t.peak_bytes, 0) <= COALESCE(CAST(json_extract(s.objective, '$.max_memory_bytes') AS BIGINT), COALESCE(t.peak_bytes, 0))
   GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
 ), compared AS (
@@ -140,7 +140,7 @@ WITH baseline AS (
     JOIN studies s ON s.id = t.study_id
     JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'
   WHERE t.phase = 'search' AND t.outcome = 'ok' AND (CAST(t.quality AS json) ->> 'failures') = '[]'
-    
+    AND (CAST((CAST(t.quality AS json) ->> 'judged') AS TEXT) IN ('1', 'true') OR CAST((CAST(s.objective AS json) ->> 'allow_unjudged') AS TEXT) IN ('1', 'true'))
     AND COALESCE(t.peak_bytes, 0) <= COALESCE(CAST((CAST(s.objective AS json) ->> 'max_memory_bytes') AS BIGINT), COALESCE(t.peak_bytes, 0))
   GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
 ), compared AS (

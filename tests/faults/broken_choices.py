@@ -1,4 +1,4 @@
-"""Made-up choices of attention that really break, for tests: ADVISOR_PLUGINS=broken_choices, and this folder on PYTHONPATH.
+"""Made-up choices of attention that really break, for tests: ADVISOR_PLUGINS=broken_choices, this folder on PYTHONPATH.
 
 Each is what sdpa is, until it is called: then it does to the worker what its name says. They are admissible with padded
 batches alone, so that a space holds each of them once. No torch at module level: the process that tunes reads this too.
@@ -107,7 +107,7 @@ MISSING_IMPORTS = tuple(f"broken-import-{number}" for number in range(10))
 
 
 def register(name: str) -> None:
-    """Make a fault known to transformers, with the mask that sdpa gets. Called in the worker by the choice's own line."""
+    """Make a fault known to transformers, with the mask that sdpa gets. The choice's own line calls it in the worker."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask

@@ -2,10 +2,10 @@
 
     python tests/faults/kill.py --kills 20 --seed 0
 
-Half of the kills come at a moment drawn from the seed, the other half at the first write to the database after it. After
-each, the database must be sound, every trial that was finished must still be there unchanged, and no worker may be left.
-In the end the command is run until it completes: then no configuration was measured twice in a phase and block, and trial
-numbers have no gap. Exits with status 1, naming what broke, else with 0.
+Half of the kills come at a moment drawn from the seed, the other half at the first write to the database after it.
+After each, the database must be sound, every trial that was finished must still be there unchanged, and no worker may be
+left. In the end the command is run until it completes: then no configuration was measured twice in a phase and block, and
+trial numbers have no gap. Exits with status 1, naming what broke, else with 0.
 """
 
 from __future__ import annotations
@@ -57,11 +57,15 @@ class Victim:
             **os.environ, "ADVISOR_DATABASE_URL": f"sqlite:///{self.database}", "XDG_RUNTIME_DIR": str(self.folder),
             "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        longest = 48 + self.study
-        command = [sys.executable, "-m", "advisor", "tune", "tests/models/causal", "--lengths", f"{longest},4,4,4,6,4,{longest},4",
-                   "--batch", "4", "--quality", "exact", "--trials", str(self.trials), "--device", "cpu"]  # fmt: skip
+        lengths = f"{48 + self.study},4,4,4,6,4,{48 + self.study},4"
+        command = [
+            *(sys.executable, "-m", "advisor", "tune", "tests/models/causal", "--lengths", lengths, "--batch", "4"),
+            *("--quality", "exact", "--trials", str(self.trials), "--device", "cpu"),
+        ]
         with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def finished(self) -> tuple[Rows, int]:
         """Return every finished trial with its measurements, and how many others there are."""
@@ -72,7 +76,9 @@ class Victim:
             if "measurements" not in tables:
                 return {}, 0
             measured: dict[int, list[tuple[Any, ...]]] = {}
-            for row in connection.execute("SELECT trial_id, metric, samples, device_state FROM measurements ORDER BY id"):
+            for row in connection.execute(
+                "SELECT trial_id, metric, samples, device_state FROM measurements ORDER BY id"
+            ):
                 measured.setdefault(row[0], []).append(row)
             connection.row_factory = sqlite3.Row
             trials = connection.execute("SELECT * FROM trials ORDER BY study_id, number").fetchall()
@@ -181,7 +187,8 @@ def _check_whole(victim: Victim) -> None:
         for study, number in connection.execute("SELECT study_id, number FROM trials WHERE outcome = 'running'"):
             victim.blame(f"trial {number} of study {study} is still running")
         twice = connection.execute(
-            "SELECT study_id, phase, block, COUNT(*) FROM trials GROUP BY study_id, phase, requested_id, block HAVING COUNT(*) > 1"
+            "SELECT study_id, phase, block, COUNT(*) FROM trials "
+            "GROUP BY study_id, phase, requested_id, block HAVING COUNT(*) > 1"
         )
         for study, phase, block, count in twice:
             victim.blame(f"study {study} measured a configuration {count} times in {phase}, block {block}")

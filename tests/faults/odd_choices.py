@@ -15,7 +15,7 @@ _SLEEP_S = {"odd-pretender": 0.0, "odd-sluggish": 0.05, "odd-asleep": 600.0}
 
 
 def register(name: str) -> None:
-    """Make a choice known to transformers, with the mask that sdpa gets. Called in the worker by the choice's own line."""
+    """Make a choice known to transformers, with the mask that sdpa gets. Its own line calls it in the worker."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask

@@ -1,0 +1,40 @@
+# Every target works on a fresh Linux machine with Python >= 3.11 and make; CI calls check and test as they stand here.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test check fix faults bench clean
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(BIN)/.installed  ## tune the shipped model on this machine's CPU and show what is recommended
+	PYTHON=$(BIN)/python sh benchmarks/demo.sh
+
+check: $(BIN)/.installed  ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(BIN)/.installed  ## what a machine can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(BIN)/.installed  ## all tests; GPU tests skip where there is no GPU
+	$(BIN)/python -m pytest -q
+
+faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments
+	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0
+
+bench: $(BIN)/.installed  ## start-up times, and the gate's calibration in 100 runs
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/calibrate_gate.py --runs 100
+
+clean:
+	rm -rf $(VENV) .demo

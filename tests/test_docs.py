@@ -1,0 +1,99 @@
+"""What is written about the code is in step with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from advisor import support, tables
+from advisor.cli import build_parser
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.knobs import KNOBS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    """Read the README."""
+    if not README.exists():
+        pytest.skip("there is no README.md yet")
+    return README.read_text(encoding="utf-8")
+
+
+def rows() -> dict[str, list[str]]:
+    """Return the table's rows by choice, without head and rule."""
+    cells = [line.strip("| ").split(" | ") for line in support.support_table().splitlines()[2:]]
+    return {row[1].strip("`"): row for row in cells}
+
+
+def test_the_support_table_is_in_step(readme: str) -> None:
+    """The README holds the table that the knobs give: `python -m advisor.support --write README.md` puts it there."""
+    assert support.with_table(readme) == readme
+
+
+def test_every_choice_has_a_row() -> None:
+    """The table has one row per choice with what the machines, the tiers and the rules say of it."""
+    found = rows()
+
+    assert list(found) == [name for knob in KNOBS.values() for name in knob.choices]
+    assert all(len(row) == 9 for row in found.values())
+    assert all(row[2] and row[-1].startswith("[source](https://") for row in found.values())
+    assert found["flash_attention_2"][3:6] == ["yes", "no (A1)", "no (A18)"]
+    assert found["tf32"][3:6] == ["yes", "no (D2)", "no (D2)"]
+    assert found["bf16"][3:7] == ["yes", "no (D1)", "yes", "exact or dtype"]
+    assert found["nf4"][6] == "4bit"
+    assert found["packed-cached"][7].startswith("always: P1, ")
+
+
+def test_every_rule_that_refuses_is_named() -> None:
+    """No rule in the knobs' source that can refuse a choice is missing from the table."""
+    pattern = r"""Reason\(\s*"([A-Z]\d+)",\s*Verdict\.(?:INVALID|WRONG|ALIAS)"""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "advisor" / "knobs").glob("*.py")]
+    written = {rule for source in sources for rule in re.findall(pattern, source)}
+    named = {rule for row in rows().values() for rule in re.findall(r"[A-Z]\d+", row[7])}
+
+    assert len(written) > 15
+    assert written <= named
+
+
+def test_the_table_is_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--write puts the table between the markers and touches nothing else; --check tells whether it is there."""
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{support.BEGIN}\nold\n{support.END}\nafter\n")
+
+    assert support.main(["--check", str(document)]) == 1
+    assert "--write" in capsys.readouterr().err
+    assert support.main(["--write", str(document)]) == 0
+    assert support.main(["--check", str(document)]) == 0
+    written = document.read_text()
+    assert written == f"before\n{support.BEGIN}\n{support.support_table()}{support.END}\nafter\n"
+    assert support.main([]) == 0
+    assert capsys.readouterr().out == support.support_table()
+
+
+@pytest.mark.parametrize("content", [None, "no markers\n", f"{support.BEGIN}\nno end\n"])
+def test_a_document_without_markers_is_refused(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A document that is not there or has no place for the table ends with status 2 and one line, and stays as it is."""
+    document = tmp_path / "README.md"
+    if content is not None:
+        document.write_text(content)
+
+    assert support.main(["--write", str(document)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert content is None or document.read_text() == content
+
+
+def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
+    """Every command, every view and every exit status that a person meets is in the README."""
+    (commands,) = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
+
+    assert [name for name in commands if f"advisor {name}" not in readme] == []
+    assert [name for name in tables.views("sqlite") if f"`{name}`" not in readme] == []
+    statuses = [kind.exit_status for kind in (BadInput, NotMeasured, NothingAdmissible)]
+    assert [status for status in statuses if f"\n| {status} |" not in readme] == []
