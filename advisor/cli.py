@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from advisor import __version__
-from advisor.errors import AdvisorError, BadInput, StoreError
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, StoreError
 from advisor.objective import Budget, Objective, Tier
 from advisor.workloads.forward import DEFAULT_BATCHES, OUTPUTS, Workload, parse_lengths
 
@@ -110,6 +110,9 @@ def run(arguments: Sequence[str]) -> int:
     _write_any_character()
     try:
         return _run(arguments)
+    except NothingAdmissible as error:
+        print("\n  ".join([f"advisor: {error}", *error.reasons]), file=sys.stderr)
+        return error.exit_status
     except AdvisorError as error:
         print(f"advisor: {error}", file=sys.stderr)
         return error.exit_status

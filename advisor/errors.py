@@ -11,6 +11,8 @@ What happens to a *trial* is not an exception but data: see :class:`advisor.tria
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AdvisorError(Exception):
     """An expected failure: its text is one line for a person, `hint` says what to do next."""
@@ -43,6 +45,11 @@ class NotMeasured(AdvisorError):
 
 
 class NothingAdmissible(AdvisorError):
-    """No configuration is left: every one was refused, failed or gave a wrong output."""
+    """No configuration is left: every one was refused, failed or gave a wrong output. `reasons` lists them, a line each."""
 
     exit_status = 4
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        """Keep the reasons."""
+        super().__init__(f"nothing admissible: all {len(reasons)} reasons follow")
+        self.reasons = tuple(reasons)

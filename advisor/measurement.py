@@ -17,6 +17,9 @@ STATISTIC = "median/order-statistics/1"
 #: A ratio must be clear of 1 by this much to be called faster or slower (measurement.md, B.3: δ = 2 %).
 TIE_ZONE = 0.02
 
+#: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
+LEAST_BLOCKS = 3
+
 #: Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond 30 the last, which is a little too wide.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
@@ -106,7 +109,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Return "faster", "slower" or "tie": the interval must be clear of the tie zone around 1."""
+        """Return "faster", "slower" or "tie": the interval must be clear of the tie zone around 1, over enough blocks."""
+        if len(self.block_ratios) < LEAST_BLOCKS:
+            return "tie"
         low, high = self.interval
         if low > 1 + TIE_ZONE:
             return "faster"

@@ -32,6 +32,12 @@ def console(*, stderr: bool) -> Console:
     return _Console(stderr=stderr, width=None if known else 160, highlight=False, soft_wrap=False)
 
 
+class _Mute(Console):
+    def on_broken_pipe(self) -> None:
+        """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
+        self.quiet = True
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
@@ -185,7 +191,7 @@ class Progress:
 
     def __init__(self, job: Job) -> None:
         """Show nothing yet."""
-        self.job, self.console = job, console(stderr=True)
+        self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
         self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
         self.best, self.default_speed, self.admissible, self.confirming = "", 0.0, 0, ""
         self._status: Any = None
@@ -220,6 +226,8 @@ class Progress:
             self.admissible = len(event["space"].admissible)
             refused = len({reason.rule for reason in event["space"].refusals})
             self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+            stored = [t for t in event["trials"] if t.requested == event["space"].baseline and t.tokens_per_s]
+            self.default_speed = stored[0].tokens_per_s if stored else 0.0
         elif kind == "start":
             block = f", block {event['block']} of the confirmation" if event["block"] else ""
             self.running = _words(event["configuration"]) + block

@@ -38,6 +38,9 @@ class Runner(Protocol):
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run it within `timeout_s` seconds."""
 
+    def restart(self) -> None:
+        """Have the next request run in a fresh process, and keep the device."""
+
     def close(self) -> None:
         """Free the device."""
 
@@ -55,7 +58,7 @@ class LocalRunner:
         self._count = 0
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Run a request and return its result. Whatever the worker does, this returns: it never hangs, it never raises."""
+        """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
         self._count += 1
         if self._process is None or self._process.poll() is not None:
             self._start()
@@ -64,17 +67,20 @@ class LocalRunner:
         try:
             assert self._process is not None
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            with suppress(BrokenPipeError):  # a worker that died is found by its closed channel
+                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.flush()
             result = self._wait(deadline, timeout_s)
-        except BrokenPipeError:
-            result = self._died()
         except BaseException:
             self._kill()
             raise
         if Outcome(result.get("outcome", Outcome.OK)).is_failure:
             self._kill()
         return result
+
+    def restart(self) -> None:
+        """Stop the worker but keep the device: the next request gets a fresh process."""
+        self._kill()
 
     def close(self) -> None:
         """Stop the worker and free the device."""
@@ -108,9 +114,12 @@ class LocalRunner:
     def _take_lock(self) -> None:
         if self._lock is not None:
             return
-        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        path = folder / f"advisor-{os.getuid()}-{self.machine.uuid}.lock"
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # One folder for every user and session of this machine: what is locked is the GPU, not somebody's run.
+        folder = os.environ.get("ADVISOR_LOCK_DIR") or tempfile.gettempdir()
+        path = Path(folder) / f"advisor-{self.machine.uuid}.lock"
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        self._lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -168,8 +177,9 @@ class LocalRunner:
         if status == -signal.SIGKILL:
             reason = "the worker was killed (SIGKILL): most likely this machine ran out of memory"
             return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "transient": True}
+        names = {int(member): member.name for member in signal.Signals}
         if status < 0:
-            how = f"the worker died of {signal.Signals(-status).name}"
+            how = f"the worker died of {names.get(-status, f'signal {-status}')}"
         else:
             how = f"the worker ended with status {status}"
         started = "ImportError" not in tail and "ModuleNotFoundError" not in tail

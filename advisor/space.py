@@ -12,6 +12,7 @@ from itertools import product
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
+from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, tier_of
 from advisor.model import ModelFacts
 from advisor.objective import Objective
@@ -47,6 +48,9 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
                 free_bytes: int) -> Space:  # fmt: skip
     """Ask every choice about every combination and return the space. free_bytes: of the device, now."""
     baseline = Configuration.of(baseline_choices(facts))
+    unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
+    if unknown:
+        raise BadInput(f"this model's default has {', '.join(unknown)}, which advisor can't measure yet")
     slowest = HOPELESS * predicted_cost(Situation(baseline, workload, environment, facts))
     admissible: dict[Configuration, float] = {}
     refusals: dict[tuple[str, str, str], Reason] = {}
@@ -206,7 +210,7 @@ def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same
     """
     if trial.phase != "search" or trial.outcome is not Outcome.OK or trial.quality is None or trial.quality.failures:
         return False
-    if not trial.measurements:
+    if not trial.measurements or any(name not in KNOBS[knob].choices for knob, name in trial.ran.items()):
         return False
     if objective.max_memory_bytes is not None and (trial.peak_bytes or 0) > objective.max_memory_bytes:
         return False

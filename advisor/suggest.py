@@ -149,26 +149,27 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     refusals = tuple(store.refusals(study.id))
     failures = tuple(t for t in trials if t.outcome.is_failure)
     comparisons = store.comparisons(study.id)
-    default_trial = trials[0] if trials[0].outcome is Outcome.OK else None
+    default_trial = _default_trial(trials)
     admissible = [t for t in trials if recommendable(t, objective, facts, same_weights=same_weights)]
     if not admissible:
         outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
-        raise NothingAdmissible("nothing admissible: " + _every_reason(refusals, trials, outside))
+        raise NothingAdmissible(_every_reason(refusals, trials, outside))
     default = _candidate(default_trial, default_trial, comparisons) if default_trial else None
-    candidates = {t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=_speed)}
+    candidates = {t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=lambda t: t.tokens_per_s)}
     chosen, verdict = _choose(candidates, default)
-    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -_speed(c.trial))
+    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.tokens_per_s)
     return Recommendation(source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
                           (*notes, *_notes(study, source, chosen, default)))  # fmt: skip
 
 
-def _speed(trial: Trial) -> float:
-    measured = trial.measurement("tokens_per_s")
-    return measured.median if measured else 0.0
+def _default_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Return the newest search trial of the default that ran: it is trial 0, or a later attempt where that one failed."""
+    ran = [t for t in trials if t.phase == "search" and t.requested == trials[0].requested and t.outcome is Outcome.OK]
+    return ran[-1] if ran else None
 
 
 def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison]) -> Candidate:
-    ratio = _speed(trial) / _speed(default) if default is not None and _speed(default) else None
+    ratio = trial.tokens_per_s / default.tokens_per_s if default is not None and default.tokens_per_s else None
     found = None
     if default is not None:
         keys = (trial.ran.key, default.ran.key)
@@ -181,11 +182,13 @@ def _choose(candidates: dict[Configuration, Candidate], default: Candidate | Non
     compared = [c for c in candidates.values() if c.comparison is not None]
     faster = [c for c in compared if c.comparison is not None and c.comparison.verdict == "faster"]
     if faster:
-        return max(faster, key=lambda c: c.comparison.ratio if c.comparison else 0.0), "faster"
+        return max(faster, key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s)), "faster"
     if default is not None and default.configuration in candidates:
         looked_faster = any((c.search_ratio or 0.0) > 1 + TIE_ZONE for c in candidates.values())
-        return candidates[default.configuration], "tie" if compared else "unconfirmed" if looked_faster else "default"
-    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, _speed(c.trial)))
+        if any(c.comparison.verdict == "tie" for c in compared if c.comparison):
+            return candidates[default.configuration], "tie"
+        return candidates[default.configuration], "unconfirmed" if looked_faster and not compared else "default"
+    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s))
     return fastest, "only"
 
 
@@ -206,13 +209,15 @@ def _notes(study: StudyRecord, source: ModelSource, chosen: Candidate, default: 
     return notes
 
 
-def _every_reason(refusals: Sequence[Reason], trials: Sequence[Trial], outside: Mapping[int, Sequence[str]]) -> str:
+def _every_reason(
+    refusals: Sequence[Reason], trials: Sequence[Trial], outside: Mapping[int, Sequence[str]]
+) -> list[str]:
     texts = []
     for trial in trials:
         if trial.phase == "search" and trial.outcome is not Outcome.RUNNING:
             why = ", ".join(outside[trial.number]) if trial.outcome is Outcome.OK else f"{trial.outcome} ({trial.reason[:160]})"
             texts.append(f"{trial.requested}: {why}")
-    return "; ".join(texts + [f"{r.subject}: {r.rule} {r.text}" for r in refusals])
+    return texts + [f"{r.subject}{f' with {r.about}' if r.about else ''}: {r.rule} {r.text}" for r in refusals]
 
 
 def _in_environment(studies: list[StudyRecord], here: Environment, on: str | None) -> tuple[list[StudyRecord], list[str]]:
@@ -225,7 +230,8 @@ def _in_environment(studies: list[StudyRecord], here: Environment, on: str | Non
         return own, []
     newest = [s for s in studies if s.environment_key == studies[0].environment_key]
     others = sorted({str(s.environment) for s in studies})
-    return newest, [f"measured on {newest[0].environment}, not on this machine; there are rows of: {', '.join(others)}"]
+    differs = ", ".join(_elsewhere(newest[0].environment, here))
+    return newest, [f"measured on {newest[0].environment}, which differs from here in {differs}; rows of: {', '.join(others)}"]
 
 
 def _is_on(study: StudyRecord, on: str) -> bool:
@@ -240,10 +246,18 @@ def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: 
     if same:
         return same[0], []
     plain = [s for s in own if not s.objective.ignored_rules] or own
-    wide = [s for s in plain if s.objective.quality.rank >= objective.quality.rank]
+    wide = [s for s in plain if s.objective.quality.rank >= objective.quality.rank and _had_memory(s.objective, objective)]
     if wide:
         return wide[0], []
-    return plain[0], [f"only up to quality {plain[0].objective.quality} was searched, not {objective.quality}"]
+    searched = plain[0].objective
+    limit = f" within {searched.max_memory_bytes} bytes" if searched.max_memory_bytes is not None else ""
+    return plain[0], [f"only quality {searched.quality}{limit} was searched, which is narrower than what was asked for"]
+
+
+def _had_memory(searched: Objective, asked: Objective) -> bool:
+    if searched.max_memory_bytes is None:
+        return True
+    return asked.max_memory_bytes is not None and searched.max_memory_bytes >= asked.max_memory_bytes
 
 
 def _nearest(
@@ -334,9 +348,9 @@ def _figures(trial: Trial, recommendation: Recommendation) -> str:
         return f"trial {trial.number}, {trial.requested}: {trial.outcome}: {trial.reason}"
     best, default = recommendation.chosen.trial, recommendation.default
     text = f"trial {trial.number}, {trial.requested}:"
-    text += f" {_speed(trial) / max(_speed(best), 1e-9):.2f} × the speed of what is recommended"
+    text += f" {trial.tokens_per_s / max(best.tokens_per_s, 1e-9):.2f} × the speed of what is recommended"
     if default is not None:
-        text += f", {_speed(trial) / max(_speed(default.trial), 1e-9):.2f} × the default's"
+        text += f", {trial.tokens_per_s / max(default.trial.tokens_per_s, 1e-9):.2f} × the default's"
     confirmed = next((c.comparison for c in recommendation.runners_up if c.configuration == trial.ran), None)
     if confirmed is not None:
         low, high = confirmed.interval
@@ -364,6 +378,7 @@ def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weig
 
 
 def tie_set(recommendation: Recommendation) -> list[Candidate]:
-    """Return the runners-up within the tie zone of what is recommended."""
-    best = _speed(recommendation.chosen.trial)
-    return [c for c in recommendation.runners_up if _speed(c.trial) >= best / (1 + TIE_ZONE)]
+    """Return the runners-up whose speed in the search is within the tie zone of what is recommended, either way."""
+    best = recommendation.chosen.trial.tokens_per_s
+    near = 1 + TIE_ZONE
+    return [c for c in recommendation.runners_up if best / near <= c.trial.tokens_per_s <= best * near]

@@ -226,7 +226,12 @@ def _recommendations(dialect: str) -> str:
     )
     limit = f"CAST({_member(dialect, 's.objective', 'max_memory_bytes')} AS BIGINT)"
     return f"""WITH baseline AS (
-  SELECT study_id, COALESCE(effective_id, requested_id) AS ran_id FROM trials WHERE number = 0 AND outcome = 'ok'
+  SELECT study_id, ran_id FROM (
+    SELECT t.study_id AS study_id, COALESCE(t.effective_id, t.requested_id) AS ran_id,
+      ROW_NUMBER() OVER (PARTITION BY t.study_id ORDER BY t.number DESC) AS place
+    FROM trials t JOIN trials z ON z.study_id = t.study_id AND z.number = 0 AND z.requested_id = t.requested_id
+    WHERE t.phase = 'search' AND t.outcome = 'ok'
+  ) runs WHERE place = 1
 ), admissible AS (
   SELECT t.study_id AS study_id, COALESCE(t.effective_id, t.requested_id) AS ran_id, MAX(x.median) AS speed
   FROM trials t
@@ -238,16 +243,15 @@ def _recommendations(dialect: str) -> str:
   GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
 ), compared AS (
   SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
-    c.blocks AS blocks, c.verdict AS verdict
+    c.blocks AS blocks, c.verdict AS verdict, a.speed AS speed
   FROM comparisons c JOIN baseline b ON b.study_id = c.study_id AND b.ran_id = c.baseline_id
+    JOIN admissible a ON a.study_id = c.study_id AND a.ran_id = c.candidate_id
 ), choices AS (
-  SELECT study_id, ran_id, ratio, low, high, blocks, 'faster' AS verdict, 1 AS preference, 0.0 AS speed
+  SELECT study_id, ran_id, ratio, low, high, blocks, 'faster' AS verdict, 1 AS preference, speed
   FROM compared WHERE verdict = 'faster'
   UNION ALL
-  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, 'baseline',
-    CASE WHEN EXISTS (SELECT 1 FROM admissible a WHERE a.study_id = b.study_id AND a.ran_id = b.ran_id) THEN 2 ELSE 4 END,
-    0.0
-  FROM baseline b
+  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, 'baseline', 2, 0.0
+  FROM baseline b JOIN admissible a ON a.study_id = b.study_id AND a.ran_id = b.ran_id
   UNION ALL
   SELECT a.study_id, a.ran_id, c.ratio, c.low, c.high, COALESCE(c.blocks, 0), 'only', 3, a.speed
   FROM admissible a LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id

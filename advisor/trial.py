@@ -95,6 +95,12 @@ class Trial:
         return next((m for m in self.measurements if m.metric == metric), None)
 
     @property
+    def tokens_per_s(self) -> float:
+        """Useful tokens per second, the median; 0.0 where nothing was timed."""
+        measured = self.measurement("tokens_per_s")
+        return measured.median if measured else 0.0
+
+    @property
     def ran(self) -> Configuration:
         """What the figures count for: the effective configuration, or the requested one where nothing ran."""
         return self.effective or self.requested

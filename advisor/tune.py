@@ -19,8 +19,8 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.errors import BadInput
-from advisor.knobs import Reason, Verdict, tier_of
+from advisor.errors import AdvisorError, BadInput
+from advisor.knobs import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
@@ -67,7 +67,11 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class Tuning:
-    """A study being worked on: what stays the same from trial to trial."""
+    """A study being worked on: what stays the same from trial to trial.
+
+    first: the number of the first trial of this invocation. What failed before it is tried again: a failure may have been the
+    moment's (someone else's memory, a busy machine) and is not cached for ever.
+    """
 
     job: Job
     store: Store
@@ -80,11 +84,28 @@ class Tuning:
     began: float = field(default_factory=time.monotonic)
     aliases: list[Reason] = field(default_factory=list)
     reference: str = ""
+    first: int = 0
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials of the study, as stored."""
-        return self.store.trials(self.study)
+        """The trials of the study, as stored, without the failures of earlier invocations; a wrong output stays wrong."""
+        return [
+            trial
+            for trial in self.store.trials(self.study)
+            if trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
+        ]
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of the next run: a trial's own, or what is left of the budget, but a minute at least."""
+        if self.job.budget.seconds is None:
+            return self.job.trial_timeout_s
+        return min(self.job.trial_timeout_s, max(self.job.budget.seconds - self.elapsed_s, 60.0))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget's time is spent."""
+        return self.job.budget.seconds is not None and self.elapsed_s > self.job.budget.seconds
 
     @property
     def elapsed_s(self) -> float:
@@ -107,11 +128,12 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
         reason for reason in store.refusals(study) if reason.rule == "E1"
     ]  # of a tune that this one goes on with
     store.save_refusals(study, [*space.refusals, *aliases])
-    listen({"event": "study", "study": study, "facts": facts, "space": space})
+    listen({"event": "study", "space": space, "trials": store.trials(study)})
     state = "interrupted"
     try:
         with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
             tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
+            tuning.first = len(store.trials(study))
             _resume(tuning)
             _search(tuning)
             _confirm(tuning)
@@ -129,7 +151,6 @@ def _resume(tuning: Tuning) -> None:
 
 
 def _search(tuning: Tuning) -> None:
-    budget = tuning.job.budget
     if not _of(tuning.trials, tuning.space.baseline):
         _trial(tuning, tuning.space.baseline)
     while (left := _trials_left(tuning)) > 0 and not _hopeless(tuning):
@@ -138,7 +159,7 @@ def _search(tuning: Tuning) -> None:
         if configuration is None:
             break
         _trial(tuning, configuration)
-        if budget.seconds is not None and tuning.elapsed_s > budget.seconds:
+        if tuning.is_over:
             break
 
 
@@ -157,15 +178,17 @@ def _trials_left(tuning: Tuning) -> int:
 
 
 def _confirmation_s(done: Sequence[Trial]) -> float:
-    """Seconds that the confirmation will take: blocks × finalists and default × (start and load, first call, rounds)."""
-    costs = []
-    for trial in done:
+    """Seconds that the confirmation will take: blocks × (default and finalists) × (start and load, first call, rounds)."""
+    ok = [trial for trial in done if trial.outcome is Outcome.OK and trial.measurement("round_s")]
+    fastest = sorted(ok[1:], key=lambda trial: -trial.tokens_per_s)[:FINALISTS]
+    load_s = max((trial.load_s or 0.0 for trial in ok), default=0.0)
+    start_s, cost_s = 10.0 + load_s, 0.0
+    for trial in [*ok[:1], *fastest]:
         rounds = trial.measurement("round_s")
-        if trial.outcome is Outcome.OK and rounds is not None:
-            costs.append((rounds.median, 10.0 + (trial.load_s or 0) + (trial.first_call_s or 0)))
-    best = sorted(costs)[: FINALISTS + 1]
-    stopping_s = float(_CONFIRM_STOPPING["seconds"])
-    return BLOCKS * sum(start_s + min(max(5 * round_s, 1.0), stopping_s) + 3 * round_s for round_s, start_s in best)
+        round_s = rounds.median if rounds else 0.0
+        timed_s = min(max(5 * round_s, 1.0), max(float(_CONFIRM_STOPPING["seconds"]), 3 * round_s))
+        cost_s += start_s + (trial.first_call_s or 0.0) + 3 * round_s + timed_s
+    return BLOCKS * cost_s
 
 
 def _hopeless(tuning: Tuning) -> bool:
@@ -195,16 +218,11 @@ def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
     if known is not None and known[1].requested != tuning.space.baseline:
         row, trial = known
         trial = replace(trial, number=number, wall_s=0.0)
-        if _within(tuning, trial):
+        if trial.quality is not None and not trial.quality.failures:
             tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
             tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
             return trial
     return _run(tuning, configuration, number, "search", None)
-
-
-def _within(tuning: Tuning, trial: Trial) -> bool:
-    """Whether a trial of another study was judged at least as strictly as this one would be."""
-    return trial.quality is not None and not trial.quality.failures
 
 
 def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None) -> Trial:
@@ -213,11 +231,11 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
     began, attempts = time.monotonic(), 1
     try:
         request = _request(tuning, configuration, phase)
-        result = tuning.runner.run(request, tuning.job.trial_timeout_s)
-        if result.get("transient"):
+        result = tuning.runner.run(request, tuning.timeout_s)
+        if result.get("transient") and not tuning.is_over:
             attempts = 2
-            tuning.runner.close()
-            result = tuning.runner.run(request, tuning.job.trial_timeout_s)
+            tuning.runner.restart()
+            result = tuning.runner.run(request, tuning.timeout_s)
     except BaseException:
         tuning.store.release(tuning.study, number)
         raise
@@ -268,7 +286,7 @@ def _gate(
         "path": str(path),
         "reference": tuning.reference,
         "baseline": None if is_baseline or baseline is None else baseline.payload,
-        "tier": str(tier_of(configuration.items(), tuning.facts)),
+        "is_baseline": is_baseline,
     }
 
 
@@ -289,9 +307,11 @@ def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> 
             "configuration": configuration,
         }
         result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
+        if result.get("transient"):
+            result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
         if "outcome" not in result:
             return f"{precision}, eager, one sequence at a time, {result['positions']} positions"
-    raise BadInput(f"the reference can't be computed: {result['reason']}")
+    raise AdvisorError(f"the reference can't be computed: {result['reason']}")
 
 
 def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None,
@@ -333,43 +353,66 @@ def _refuse_alias(tuning: Tuning, configuration: Configuration, trial: Trial, te
         tuning.store.save_refusals(tuning.study, [*tuning.space.refusals, *tuning.aliases])
 
 
-def _speed(trial: Trial) -> float:
-    measured = trial.measurement("tokens_per_s")
-    return measured.median if measured else 0.0
-
-
 def _best(tuning: Tuning) -> Trial | None:
     found = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
-    return max(found, key=_speed, default=None)
+    return max(found, key=lambda trial: trial.tokens_per_s, default=None)
 
 
 def _confirm(tuning: Tuning) -> None:
     """Run the default and the finalists in blocks, each in a fresh process, in random order, and compare block by block."""
-    baseline = next((t for t in tuning.trials if t.requested == tuning.space.baseline and t.phase == "search"), None)
-    if baseline is None or baseline.outcome is not Outcome.OK:
+    baseline = next((t for t in _of(tuning.trials, tuning.space.baseline) if t.outcome is Outcome.OK), None)
+    if baseline is None:
         return
-    ranked = sorted(
-        (t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)), key=_speed, reverse=True
-    )
-    beaten = _speed(baseline) if baseline in ranked else 0.0
-    near = _speed(ranked[0]) / NEAR if ranked else 0.0
-    rivals = [t.ran for t in ranked if t.ran != baseline.ran and _speed(t) > beaten and _speed(t) >= near]
-    finalists = list(dict.fromkeys(rivals))[:FINALISTS]
+    finalists = _finalists(tuning, baseline)
     if not finalists:
         return
-    _run_blocks(tuning, [baseline.ran, *finalists])
-    pairs = [(finalist, baseline.ran) for finalist in finalists]
-    pairs += [(finalists[0], other) for other in finalists[1:]]
-    tuning.store.save_comparisons(tuning.study, [c for pair in pairs if (c := _compared(tuning.trials, *pair))])
+    contestants = [baseline.ran, *finalists]
+    blocks = _blocks(tuning.trials, contestants)
+    _run_blocks(tuning, contestants, blocks)
+    found = [c for finalist in finalists if (c := _compared(tuning.trials, finalist, baseline.ran, blocks))]
+    made = {(comparison.candidate, comparison.baseline) for comparison in found}
+    kept = [c for c in tuning.store.comparisons(tuning.study) if (c.candidate, c.baseline) not in made]
+    tuning.store.save_comparisons(tuning.study, [*kept, *found])
 
 
-def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration]) -> None:
-    for block in range(1, BLOCKS + 1):
+def _finalists(tuning: Tuning, baseline: Trial) -> list[Configuration]:
+    """Return the fastest that may be recommended, faster than the default where that may be, and near the best."""
+    right = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
+    ranked = sorted(right, key=lambda trial: -trial.tokens_per_s)
+    beaten = baseline.tokens_per_s if any(t.ran == baseline.ran for t in ranked) else 0.0
+    near = ranked[0].tokens_per_s / NEAR if ranked else 0.0
+    rivals = [t.ran for t in ranked if t.ran != baseline.ran and beaten < t.tokens_per_s >= near]
+    return list(dict.fromkeys(rivals))[:FINALISTS]
+
+
+def _blocks(trials: Sequence[Trial], contestants: Sequence[Configuration]) -> range:
+    """Return the numbers of the blocks to be run or gone on with.
+
+    The last set is gone on with where it was broken off, or is the answer where it is whole and had the same contestants. A
+    newcomer gets new blocks with everybody: run beside the default of another day, it would be compared with that day.
+    """
+    held: dict[int, set[Configuration]] = {}
+    for trial in trials:
+        if trial.phase == "confirm" and trial.block is not None:
+            held.setdefault(trial.block, set()).add(trial.requested)
+    if not held:
+        return range(1, BLOCKS + 1)
+    first = (max(held) - 1) // BLOCKS * BLOCKS + 1
+    last = [held.get(block, set()) for block in range(first, first + BLOCKS)]
+    everyone = set.union(*last)
+    is_whole = all(block == everyone for block in last)
+    if everyone == set(contestants) or (not is_whole and everyone < set(contestants)):
+        return range(first, first + BLOCKS)
+    return range(first + BLOCKS, first + 2 * BLOCKS)
+
+
+def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration], blocks: range) -> None:
+    for block in blocks:
         order = list(contestants)
         random.Random(tuning.job.seed * 1000 + block).shuffle(order)
         for configuration in order:
             if _in_block(tuning.trials, configuration, block) is None:
-                tuning.runner.close()
+                tuning.runner.restart()
                 number = tuning.store.start_trial(
                     tuning.study, configuration, phase="confirm", block=block, owner=owner(), lease_s=LEASE_S
                 )
@@ -377,18 +420,20 @@ def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration]) -> None:
 
 
 def _in_block(trials: Sequence[Trial], configuration: Configuration, block: int) -> Trial | None:
-    return next((t for t in trials if t.phase == "confirm" and t.block == block and t.requested == configuration), None)
+    found = [t for t in trials if t.phase == "confirm" and t.block == block and t.requested == configuration]
+    return found[-1] if found else None
 
 
-def _compared(trials: Sequence[Trial], candidate: Configuration, baseline: Configuration) -> Comparison | None:
-    """Return the comparison over the blocks in which both ran, None where there is no such block."""
+def _compared(
+    trials: Sequence[Trial], candidate: Configuration, baseline: Configuration, blocks: range
+) -> Comparison | None:
+    """Return the comparison over the blocks in which both ran as themselves, None where there is no such block."""
     ratios = []
-    for block in range(1, BLOCKS + 1):
-        speeds = [
-            t.measurement("tokens_per_s") if (t := _in_block(trials, c, block)) else None for c in (candidate, baseline)
-        ]
-        if speeds[0] is not None and speeds[1] is not None:
-            ratios.append(speeds[0].median / speeds[1].median)
+    for block in blocks:
+        ours, theirs = (_in_block(trials, configuration, block) for configuration in (candidate, baseline))
+        both = [t for t in (ours, theirs) if t is not None and t.outcome is Outcome.OK and t.ran == t.requested]
+        if len(both) == 2:  # noqa: PLR2004
+            ratios.append(both[0].tokens_per_s / both[1].tokens_per_s)
     return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
 
 

@@ -31,10 +31,10 @@ import torch
 from advisor import facts_torch
 from advisor.configuration import Configuration
 from advisor.device import Gauges, disturbed
-from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch
+from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch, tier_of
 from advisor.measurement import interval_of_median
-from advisor.numerics import judge
-from advisor.objective import Tier
+from advisor.model import ModelFacts
+from advisor.numerics import FLOORS, judge
 from advisor.trial import Outcome, Quality
 from advisor.workloads import Workload, workload_of
 from advisor.workloads import forward_torch as forward
@@ -185,8 +185,10 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
     return {"positions": sum(len(v) for v in values.values())}
 
 
-def run_gate(session: Session, request: Mapping[str, Any], configuration: Configuration) -> Quality:
-    """Run the gate's batches as the configuration does and compare them with the reference. Raises Failed if not right."""
+def run_gate(
+    session: Session, request: Mapping[str, Any], configuration: Configuration, effective: Configuration
+) -> Quality:
+    """Run the gate's batches as the configuration does; judge as what ran. Raises Failed where an output is not finite."""
     session.stage("gate")
     workload, gate = workload_of(request["gate_workload"]), request["gate"]
     reference = torch.load(gate["path"], weights_only=True)
@@ -204,8 +206,15 @@ def run_gate(session: Session, request: Mapping[str, Any], configuration: Config
         found = tally.quality(logits=logits, text=request["source"]["has_tokenizer"], reference=gate["reference"])
     except ValueError as error:
         raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
-    return judge(found, Tier(gate["tier"]), configuration["precision"], baseline,
-                 random_weights=request["source"]["weights"] == "random")  # fmt: skip
+    facts = ModelFacts.of(request["facts"])
+    return judge(
+        found,
+        tier_of(effective.items(), facts),
+        effective["precision"] if effective["precision"] in FLOORS else configuration["precision"],
+        baseline,
+        is_baseline=gate["is_baseline"],
+        random_weights=request["source"]["weights"] == "random",
+    )
 
 
 def read_effective(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Reading:
@@ -347,7 +356,7 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         if result["alias"] and effective.key in request["measured"]:
             return {**result, "outcome": Outcome.OK, "rounds": None}
         if request["gate"]:
-            quality = run_gate(session, request, requested)
+            quality = run_gate(session, request, requested, effective)
             result["quality"] = quality.payload
             if quality.failures:
                 return {

@@ -9,7 +9,7 @@ those of the ways to pack that let documents read one another: the floor has to 
     python benchmarks/calibrate_gate.py --runs 100 --dtype bf16                 the same weights, cast
     python benchmarks/calibrate_gate.py --model CONFIG.JSON --dtype bf16 --device cuda:0 --longest 1024
 
-Exits with status 1 where something right was rejected.
+Exits with status 1 where something right was rejected or something wrong was not caught.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
-from advisor.knobs import tier_of
 from advisor.knobs.precision import TORCH_DTYPES
 from advisor.model import ModelFacts, ModelSource
 from advisor.numerics import FACTOR, FLOORS, KL_FACTOR
@@ -124,7 +123,7 @@ class Gate:
             "path": str(self._reference(workload)),
             "reference": "fp32, eager, one sequence at a time",
             "baseline": None if is_baseline or baseline is None else baseline.payload,
-            "tier": str(tier_of(configuration.items(), self.facts)),
+            "is_baseline": is_baseline,
         }
         request = {**self.request(workload, configuration), "op": "trial", "gate": gate}
         result = self.runner.run(request, DEADLINE_S)
@@ -266,7 +265,8 @@ def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], second
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]
-    print(f"3 × the largest error: rms {3 * max(rms):.1e}, KL {3 * max(kl):.1e}")
+    if rms:
+        print(f"3 × the largest error: rms {3 * max(rms):.1e}, KL {3 * max(kl, default=0.0):.1e}")
     if wrong:
         print_table("wrong ways to pack", wrong, "caught")
 
@@ -289,6 +289,7 @@ def main() -> int:
             runner.close()
     _report(gate, right, wrong, time.monotonic() - began)
     failed = [judged for judged in right if judged.outcome != "ok"]
+    failed += [judged for judged in wrong if judged.outcome != "wrong_output"]
     for judged in failed:
         print(f"{judged.configuration}: {judged.outcome}: {judged.reason}", file=sys.stderr)
     return 1 if failed else 0

@@ -100,7 +100,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
     """Run every fault and, after each, the default again; then let `tune` finish the study."""
     folder = tmp_path_factory.mktemp("faults")
     with plugin("broken_choices"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # a device lock of its own
+        patch.setenv("ADVISOR_LOCK_DIR", str(folder))  # a device lock of its own
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(ROOT)
         machine, source = probe.machine("cpu"), find_model(str(CAUSAL))
@@ -239,7 +239,7 @@ class Command:
         self.url, self.log = f"sqlite:///{folder}/{name}.db", folder / f"{name}.log"
         self.mark = f"ADVISOR_DATABASE_URL={self.url}"
         environment = {
-            **os.environ, "XDG_RUNTIME_DIR": str(folder), "ADVISOR_DATABASE_URL": self.url, "HF_HUB_OFFLINE": "1",
+            **os.environ, "ADVISOR_LOCK_DIR": str(folder), "ADVISOR_DATABASE_URL": self.url, "HF_HUB_OFFLINE": "1",
             "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
         }  # fmt: skip
         command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",

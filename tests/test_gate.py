@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a folder with a device lock of its own, so that other tests on this machine need not wait."""
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        patch.setenv("ADVISOR_LOCK_DIR", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(ROOT)
         yield folder
@@ -92,7 +92,7 @@ def searched(place: Path, workload: Workload, objective: Objective) -> Searched:
             pass
         finally:
             runner.close()
-        study = store.study(seen["study"]["study"])
+        study = store.study(1)
         trials = [trial for trial in store.trials(study.id, full=True) if trial.phase == "search"]
         try:
             recommended = recommend(store, source, study, objective).configuration["packing"]

@@ -53,7 +53,7 @@ def run(place: Path) -> Run:
         "ADVISOR_PLUGINS": "made_up",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "plugins")]),
         "ADVISOR_DATABASE_URL": f"sqlite:///{place}/advisor.db",
-        "XDG_RUNTIME_DIR": str(place),
+        "ADVISOR_LOCK_DIR": str(place),
         "HF_HUB_OFFLINE": "1",
     }
 

@@ -425,21 +425,23 @@ def test_v_recommendations_names_the_fastest_or_the_baseline(store: Store, datab
     study = opened(store)
     started(store, study)
     assert rows(database_url, query) == []
-    store.finish_trial(study, measured(0))
+    right = Quality(0.01, 0.5, 0.002, 0.99, 380)
+    store.finish_trial(study, replace(measured(0), quality=right))
     (baseline,) = rows(database_url, query)
     assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "baseline", 1.0)
-    ran(store, study, FASTER)
-    ran(store, study, FASTEST)
+    ran(store, study, FASTER, quality=right)
+    ran(store, study, FASTEST, quality=right)
     tie = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5))
     store.save_comparisons(study, [tie])
     assert rows(database_url, query) == [baseline]
-    less, most = (Comparison(FASTER.key, BASELINE.key, (1.5, 1.5)), Comparison(FASTEST.key, BASELINE.key, (2.0, 2.0)))
-    unrelated = Comparison(FASTEST.key, FASTER.key, (9.0, 9.0))
+    less = Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)
+    most = Comparison(FASTEST.key, BASELINE.key, (2.0,) * 3)
+    unrelated = Comparison(FASTEST.key, FASTER.key, (9.0,) * 3)
     store.save_comparisons(study, [less, most, unrelated])
     (best,) = rows(database_url, query)
     assert best == {
         "configuration": str(FASTEST), "configuration_key": FASTEST.key, "ratio": most.ratio, "low": most.interval[0],
-        "high": most.interval[1], "verdict": "faster", "blocks": 2, "device": "NVIDIA H200",
+        "high": most.interval[1], "verdict": "faster", "blocks": 3, "device": "NVIDIA H200",
     }  # fmt: skip
 
 

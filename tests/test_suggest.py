@@ -213,7 +213,7 @@ def test_a_narrow_search_says_that_it_was_narrow(store: Store) -> None:
     narrow = answer(store, objective=Objective(Tier.DTYPE))
     studied(store, [attempt(DEFAULT, 1000), attempt(FP16, 2000)], {FP16: (2.0, 2.0, 2.01)})
 
-    assert "only up to quality exact was searched, not dtype" in narrow.notes
+    assert "only quality exact was searched, which is narrower than what was asked for" in narrow.notes
     assert answer(store, objective=Objective(Tier.DTYPE)).configuration == FP16
     assert answer(store, objective=Objective(Tier.DTYPE)).notes == ()
 
@@ -269,7 +269,7 @@ def test_nothing_admissible_says_everything(store: Store) -> None:
     with pytest.raises(NothingAdmissible) as raised:
         answer(store, objective=Objective(max_memory_bytes=GIB))
 
-    line = str(raised.value)
+    line = "\n".join(raised.value.reasons)
     assert f"{DEFAULT}: its peak of 20.00 GiB is above the 1.00 GiB allowed" in line
     assert (
         f"{NF4}: its peak of 20.00 GiB is above the 1.00 GiB allowed, its quality tier is 4bit, and dtype was" in line
@@ -315,7 +315,7 @@ def test_a_laptop_is_answered_from_what_has_rows(store: Store) -> None:
 
     assert found.study.environment == H200
     (note,) = found.notes
-    assert note.startswith(f"measured on {H200}, not on this machine")
+    assert note.startswith(f"measured on {H200}, which differs from here in device (NVIDIA H200, not ")
     assert str(T4) in note
     studied(store, [attempt(DEFAULT, 10)], environment=LAPTOP)
     assert answer(store, here=LAPTOP).study.environment == LAPTOP
@@ -408,12 +408,16 @@ def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration
         if fate == "pruned":
             more["outcome"] = Outcome.PRUNED
         attempts.append(attempt(configuration, 0.0 if fate == "failed" else speed, **more))
+    if default.outcome is not Outcome.OK and draw(st.booleans()):  # the same tune, run again
+        default = attempt(DEFAULT, speeds[0], peak_bytes=draw(_PEAKS))
+        attempts.append(default)
     noise = st.sampled_from([(1.0, 1.001), (0.99, 1.0, 1.01), (0.5, 1.0, 2.0)])
-    blocks = st.builds(lambda ratio, factors: tuple(ratio * f for f in factors), st.floats(0.5, 3.0), noise)
+    middles = draw(st.lists(st.floats(0.5, 3.0), min_size=3, max_size=3, unique_by=lambda ratio: round(ratio, 2)))
     ratios = {}
     if default.outcome is Outcome.OK and draw(st.booleans()):
         fitting = [t.ran for t in attempts[1:] if t.outcome is Outcome.OK and t.ran != DEFAULT and _meets(t, objective)]
-        ratios = {configuration: draw(blocks) for configuration in dict.fromkeys(fitting[: draw(st.integers(0, 3))])}
+        finalists = dict.fromkeys(fitting[: draw(st.integers(0, 3))])
+        ratios = {c: tuple(ratio * f for f in draw(noise)) for c, ratio in zip(finalists, middles, strict=False)}
     return objective, attempts, ratios
 
 
@@ -444,9 +448,7 @@ def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -
     try:
         found = recommend(store, SOURCE, store.study(study), objective)
     except NothingAdmissible:
-        # There suggest ends with status 4. A view has no status: it shows the default, if that ran at all.
-        assert (row is None) == (attempts[0].outcome is not Outcome.OK)
-        assert row is None or (row["configuration_key"], row["verdict"]) == (DEFAULT.key, "baseline")
+        assert row is None
         return
     assert row is not None
     comparison, keeps = found.chosen.comparison, found.verdict not in ("faster", "only")

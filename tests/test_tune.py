@@ -79,10 +79,9 @@ class Tuned:
                     tune(job, store, runner, listen)
             finally:
                 runner.close()
-            study = next(event["study"] for event in events if event["event"] == "study")
-            self.study = store.study(study)
-            self.trials.append(store.trials(study, full=True))
-            self.refusals.append(store.refusals(study))
+            self.study = store.study(1)
+            self.trials.append(store.trials(1, full=True))
+            self.refusals.append(store.refusals(1))
             self.recommendation = recommend(store, source, self.study, job.objective)
 
 
@@ -119,7 +118,7 @@ def pretended(odd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 
 def _tuned(workload: Workload, folder: Path, *, confirm: bool) -> Iterator[Tuned]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # a device lock of its own
+        patch.setenv("ADVISOR_LOCK_DIR", str(folder))  # a device lock of its own
         tuned = Tuned(folder, workload)
         tuned.run(confirm=confirm)
         tuned.run(confirm=confirm)
@@ -262,7 +261,7 @@ def test_weights_are_loaded_once_for_a_search(finished: Tuned) -> None:
 def test_nothing_fits_the_memory_allowed(tmp_path: Path) -> None:
     """With a memory limit that nothing keeps, every configuration is refused by M1, and the command exits with 4."""
     url = f"sqlite:///{tmp_path}/advisor.db"
-    environment = {**os.environ, "ADVISOR_DATABASE_URL": url, "XDG_RUNTIME_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "ADVISOR_DATABASE_URL": url, "ADVISOR_LOCK_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("ADVISOR_PLUGINS", None)
     command = [
         *(sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2", "--trials", "5"),
@@ -273,7 +272,7 @@ def test_nothing_fits_the_memory_allowed(tmp_path: Path) -> None:
 
     assert done.returncode == 4, done.stderr
     assert "0 configurations are admissible" in done.stderr
-    assert "advisor: nothing admissible: " in done.stderr
+    assert "advisor: nothing admissible: all " in done.stderr
     assert "M1 needs at least" in done.stderr
     assert done.stdout == ""
     with Store.open(url, write=False) as store:

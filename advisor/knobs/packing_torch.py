@@ -92,8 +92,8 @@ def describe(call: dict[str, Any], *, by_length: bool) -> dict[str, Any]:
 
 
 def mask_is_packed(positions: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether positions fall somewhere inside a row, pads aside: then several sequences share that row."""
-    falls = positions[:, 1:] < positions[:, :-1]
+    """Whether positions fail to rise somewhere inside a row, pads aside: then several sequences share that row."""
+    falls = positions[:, 1:] <= positions[:, :-1]
     if mask is not None and mask.dim() == 2 and mask.shape == positions.shape:
         falls = falls & mask[:, 1:].bool() & mask[:, :-1].bool()
     return bool(falls.any())

@@ -54,7 +54,7 @@ class Victim:
     def start(self) -> subprocess.Popen[bytes]:
         """Start it once more."""
         environment = {
-            **os.environ, "ADVISOR_DATABASE_URL": f"sqlite:///{self.database}", "XDG_RUNTIME_DIR": str(self.folder),
+            **os.environ, "ADVISOR_DATABASE_URL": f"sqlite:///{self.database}", "ADVISOR_LOCK_DIR": str(self.folder),
             "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         lengths = f"{48 + self.study},4,4,4,6,4,{48 + self.study},4"
@@ -101,7 +101,7 @@ class Victim:
 
     def workers(self) -> list[int]:
         """Return the living processes that have this folder in their environment."""
-        mark, found = f"XDG_RUNTIME_DIR={self.folder}".encode(), []
+        mark, found = f"ADVISOR_LOCK_DIR={self.folder}".encode(), []
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
