@@ -70,9 +70,10 @@ def refuse_unknown(source: ModelSource) -> None:
     kind = source.config["model_type"]
     if not texts or any(f'"{kind}"' in text for text in texts):
         return
+    what = f"{source.name}: its model_type {kind!r}"
     if "auto_map" in source.config:
-        raise BadInput(f"{source.name}: its model_type {kind!r} needs Python code that comes with the model, and that is never run")
-    raise BadInput(f"{source.name}: the installed transformers does not know its model_type {kind!r}", "pip install -U transformers")
+        raise BadInput(f"{what} needs Python code that comes with the model, and that is never run")
+    raise BadInput(f"{what} is unknown to the installed transformers", "pip install -U transformers")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -100,7 +101,9 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     for file in weights:
         if file.suffix == ".safetensors":
             _check_safetensors(file)
-    tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
+    tokenizer = any(
+        (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    )
     return ModelSource(name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle)
 
 
@@ -146,7 +149,9 @@ def _check_safetensors(file: Path) -> None:
             raise BadInput(f"{file} is a Git LFS pointer, not the weights themselves", "git lfs pull") from None
         raise BadInput(f"{file} is corrupted: its header can't be read", "download it again") from None
     if 8 + length + end != size:
-        raise BadInput(f"{file} is corrupted: {size} bytes, but its header says {8 + length + end}", "download it again")
+        raise BadInput(
+            f"{file} is corrupted: {size} bytes, but its header says {8 + length + end}", "download it again"
+        )
 
 
 def digest_of(files: list[Path]) -> str:
@@ -202,7 +207,8 @@ def _from_hub(name: str, *, download: bool, allow_pickle: bool) -> ModelSource:
     try:
         path = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001 - HTTP, network, disk, names: what it raises has no base of its own
-        raise BadInput(f"the hub does not give {name}: {' '.join(str(error).split())[:200]}", "check the name and your token") from None
+        said = " ".join(str(error).split())[:200]
+        raise BadInput(f"the hub does not give {name}: {said}", "check the name and your token") from None
     return _from_directory(name, path, allow_pickle=allow_pickle)
 
 

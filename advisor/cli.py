@@ -80,19 +80,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
+    )
     parser.add_argument("--lengths", metavar="N[,N…]", default=DEFAULT_LENGTHS,
                         help="longest sequence in tokens, or every length (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--padding", type=float, metavar="P", help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")
-    parser.add_argument("--batch", type=int, metavar="N", default=DEFAULT_BATCH, help="sequences a batch (default: %(default)s)")
-    parser.add_argument("--batches", type=int, metavar="N", default=DEFAULT_BATCHES, help="batches in the list (default: %(default)s)")
-    parser.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="what is asked of the model (default: %(default)s)")
+    parser.add_argument("--padding", type=float, metavar="P",
+                        help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="N", default=DEFAULT_BATCH, help="sequences a batch (default: %(default)s)"
+    )
+    parser.add_argument("--batches", type=int, metavar="N", default=DEFAULT_BATCHES,
+                        help="batches in the list (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--output", choices=OUTPUTS, default=OUTPUTS[0], help="what is asked of the model (default: %(default)s)"
+    )
     parser.add_argument("--quality", choices=[str(tier) for tier in Tier], default=str(Tier.DTYPE),
                         help="the most that may be lost (default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-memory", metavar="SIZE", help="peak memory allowed, for example 24GiB")
-    parser.add_argument("--allow-unjudged", action="store_true", help="recommend lossy choices although weights are random")
+    parser.add_argument(
+        "--allow-unjudged", action="store_true", help="recommend lossy choices although weights are random"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="load pickle checkpoints, which can run code")
-    parser.add_argument("--ignore-rule", metavar="ID", action="append", default=[], help="try what a rule refuses; the gate judges it")
+    parser.add_argument("--ignore-rule", metavar="ID", action="append", default=[],
+                        help="try what a rule refuses; the gate judges it")  # fmt: skip
     parser.add_argument("--device", metavar="DEVICE", help="cuda:0, cuda:1, … or cpu (default: the first usable GPU)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     parser.add_argument("--format", choices=("text", "json", "python"), default="text")
@@ -110,14 +121,15 @@ def run(arguments: Sequence[str]) -> int:
     _write_any_character()
     try:
         return _run(arguments)
-    except NothingAdmissible as error:
-        print("\n  ".join([f"advisor: {error}", *error.reasons]), file=sys.stderr)
-        return error.exit_status
     except AdvisorError as error:
-        print(f"advisor: {error}", file=sys.stderr)
+        reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
+        print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("advisor: interrupted; every finished trial is stored, and the same command goes on from there", file=sys.stderr)
+        print(
+            "advisor: interrupted; every finished trial is stored, and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         _discard_output()  # the reader of a pipe has gone: nothing is wrong
@@ -157,7 +169,9 @@ def _workload(options: argparse.Namespace) -> Workload:
     padding = options.padding
     if padding is None and "," not in options.lengths and options.batch > 1:
         padding = DEFAULT_PADDING
-    return Workload(parse_lengths(options.lengths, padding, options.batch, options.batches), options.batch, options.output)
+    return Workload(
+        parse_lengths(options.lengths, padding, options.batch, options.batches), options.batch, options.output
+    )
 
 
 def _objective(options: argparse.Namespace) -> Objective:
@@ -294,7 +308,10 @@ def _answer(form: str, recommendation: object, device: str, *, to_stderr: bool) 
     elif form == "python":
         study, facts = recommendation.study, recommendation.facts
         threads = study.environment.threads or 1
-        print(script_for(recommendation.source, recommendation.configuration, study.workload, facts, device, threads), end="")
+        print(
+            script_for(recommendation.source, recommendation.configuration, study.workload, facts, device, threads),
+            end="",
+        )
     else:
         report.print_recommendation(recommendation, device, stderr=to_stderr)
 

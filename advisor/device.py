@@ -86,7 +86,7 @@ def _open() -> tuple[Any, str]:
     except OSError as error:
         absent = "No such file" in str(error)
         return None, f"no NVIDIA driver library on this machine ({LIBRARY})" if absent else f"{LIBRARY}: {error}"
-    import pynvml  # noqa: PLC0415 - 35 ms, wasted on machines without the library
+    import pynvml
 
     try:
         pynvml.nvmlInit()
@@ -277,7 +277,7 @@ def _read_cpu() -> dict[str, Any]:
 
 def _cpu_clock_mhz() -> float | None:
     """Return the processors' mean clock, None where the system does not say (virtual machines, most ARM)."""
-    import psutil  # noqa: PLC0415 - 30 ms, of use only to a worker on a CPU
+    import psutil
 
     try:
         frequency = psutil.cpu_freq()

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -76,15 +76,20 @@ def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Seque
     parts: list[Any] = []
     for m in machines:
         e = m.environment
-        capability = f", compute capability {e.compute_capability[0]}.{e.compute_capability[1]}" if e.compute_capability else ""
+        capability = (
+            f", compute capability {e.compute_capability[0]}.{e.compute_capability[1]}" if e.compute_capability else ""
+        )
         mark = "[bold green]▸[/]" if m.user_device == chosen.user_device else " "
-        parts.append(f"{mark} [bold]{m.user_device}[/]  {escape(e.device_name)}, {gib(e.memory_bytes)} ({gib(m.free_bytes)} free){capability}")
+        memory = f"{gib(e.memory_bytes)} ({gib(m.free_bytes)} free)"
+        parts.append(f"{mark} [bold]{m.user_device}[/]  {escape(e.device_name)}, {memory}{capability}")
         if m.problem:
             parts.append(f"    [yellow]{escape(m.problem)}[/] → {escape(m.remedy)}")
     packages = ", ".join(f"{name} {version}" for name, version in chosen.environment.packages.items())
     driver = f"driver {chosen.environment.driver}, " if chosen.environment.driver else ""
     parts.append(f"  {driver}{packages}\n  environment {chosen.environment.key}\n")
-    table = Table("knob", "choice", f"on {chosen.user_device}", "to get it", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "knob", "choice", f"on {chosen.user_device}", "to get it", box=None, pad_edge=False, header_style="bold"
+    )
     for a in availability:
         state = "[green]available[/]" if a.reason is None else f"[red]no[/]: {escape(a.reason.text)} ({a.reason.rule})"
         table.add_row(a.knob, a.choice, state, escape(a.reason.remedy) if a.reason else "")
@@ -148,7 +153,8 @@ def _runners_up(recommendation: Recommendation) -> Table:
         else:
             ratio = f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
         note = "within 2 % of the recommendation" if candidate.configuration in tied else ""
-        note = "the default" if recommendation.default and candidate.configuration == recommendation.default.configuration else note
+        default = recommendation.default
+        note = "the default" if default and candidate.configuration == default.configuration else note
         table.add_row(escape(_words(candidate.configuration)), ratio, f"{speed.median:,.0f}" if speed else "–",
                       gib(candidate.trial.peak_bytes), note)  # fmt: skip
     return table
@@ -158,7 +164,9 @@ def _refused(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table:
     table = Table("refused", "rule", "why", box=None, pad_edge=False, header_style="bold")
     for r in reasons:
         remedy = f" → {r.remedy}" if r.remedy else ""
-        table.add_row(escape(f"{r.subject} {f'({r.about})' if r.about else ''}".strip()), r.rule, escape(r.text + remedy))
+        table.add_row(
+            escape(f"{r.subject} {f'({r.about})' if r.about else ''}".strip()), r.rule, escape(r.text + remedy)
+        )
     for t in failures:
         table.add_row(escape(_words(t.requested)), str(t.outcome), escape(t.reason[:300]))
     return table
@@ -196,7 +204,7 @@ class Progress:
         self.best, self.default_speed, self.admissible, self.confirming = "", 0.0, 0, ""
         self._status: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Start the bar."""
         self.console.print(f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
                            f"{escape(self.job.machine.environment.device_name)}")  # fmt: skip
@@ -267,4 +275,6 @@ class Progress:
             left = f"about {max(todo - self.done, 0) * elapsed_s / self.done:.0f} s left in the search"
         else:
             left = f"{elapsed_s:.0f} s"
-        return escape(f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else ""))
+        return escape(
+            f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else "")
+        )

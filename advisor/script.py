@@ -148,7 +148,11 @@ def _lines(statements: list[str], indent: int = 0) -> str:
 def _loop_lines(packing: str, output: str, facts: ModelFacts, device: str) -> list[str]:
     """Return what is done with each batch: make the call, leave out what the model does not take, keep the results."""
     packed = packing.startswith("packed")
-    collate = "collate_packed([sequences[i] for i in batch])" if packed else "collate_padded([sequences[i] for i in batch], 0)"
+    collate = (
+        "collate_packed([sequences[i] for i in batch])"
+        if packed
+        else "collate_padded([sequences[i] for i in batch], 0)"
+    )
     keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
     lines = [f"call = {collate}"]
     if packed and not keeps:

@@ -111,7 +111,7 @@ def default_url() -> str:
     url = os.environ.get("ADVISOR_DATABASE_URL", "")
     if url:
         return _with_driver(url)
-    import platformdirs  # noqa: PLC0415 - of use only without ADVISOR_DATABASE_URL
+    import platformdirs
 
     return f"sqlite:///{platformdirs.user_data_dir('advisor')}/advisor.db"
 
@@ -138,8 +138,8 @@ def upgrade(url: str) -> str:
 
 def _upgrade(engine: Engine) -> str:
     """Run the migrations in one transaction, after whoever else is running them now."""
-    from alembic import command  # noqa: PLC0415 - suggest must not pay for it
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
@@ -640,7 +640,7 @@ def _now(later_s: float = 0.0) -> datetime:
 
 
 def _version() -> str:
-    import advisor  # noqa: PLC0415 - the package imports this module
+    import advisor
 
     return str(getattr(advisor, "__version__", "unknown"))
 
@@ -673,11 +673,11 @@ def _found_or_made(connection: Connection, table: Table, key: Mapping[str, Any],
 
 def _insert_unless_there(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
     if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - loaded with the engine
+        from sqlalchemy.dialects import postgresql
 
         connection.execute(postgresql.insert(table).values(values).on_conflict_do_nothing())
     else:
-        from sqlalchemy.dialects import sqlite  # noqa: PLC0415
+        from sqlalchemy.dialects import sqlite
 
         connection.execute(sqlite.insert(table).values(values).on_conflict_do_nothing())
 

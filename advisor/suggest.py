@@ -155,7 +155,9 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
         raise NothingAdmissible(_every_reason(refusals, trials, outside))
     default = _candidate(default_trial, default_trial, comparisons) if default_trial else None
-    candidates = {t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=lambda t: t.tokens_per_s)}
+    candidates = {
+        t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=lambda t: t.tokens_per_s)
+    }
     chosen, verdict = _choose(candidates, default)
     others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.tokens_per_s)
     return Recommendation(source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
@@ -188,7 +190,9 @@ def _choose(candidates: dict[Configuration, Candidate], default: Candidate | Non
         if any(c.comparison.verdict == "tie" for c in compared if c.comparison):
             return candidates[default.configuration], "tie"
         return candidates[default.configuration], "unconfirmed" if looked_faster and not compared else "default"
-    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s))
+    fastest = max(
+        candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s)
+    )
     return fastest, "only"
 
 
@@ -215,12 +219,18 @@ def _every_reason(
     texts = []
     for trial in trials:
         if trial.phase == "search" and trial.outcome is not Outcome.RUNNING:
-            why = ", ".join(outside[trial.number]) if trial.outcome is Outcome.OK else f"{trial.outcome} ({trial.reason[:160]})"
+            why = (
+                ", ".join(outside[trial.number])
+                if trial.outcome is Outcome.OK
+                else f"{trial.outcome} ({trial.reason[:160]})"
+            )
             texts.append(f"{trial.requested}: {why}")
     return texts + [f"{r.subject}{f' with {r.about}' if r.about else ''}: {r.rule} {r.text}" for r in refusals]
 
 
-def _in_environment(studies: list[StudyRecord], here: Environment, on: str | None) -> tuple[list[StudyRecord], list[str]]:
+def _in_environment(
+    studies: list[StudyRecord], here: Environment, on: str | None
+) -> tuple[list[StudyRecord], list[str]]:
     if on is not None:
         wanted = [s for s in studies if _is_on(s, on)]
         newest = [s for s in wanted if s.environment_key == wanted[0].environment_key]
@@ -231,14 +241,18 @@ def _in_environment(studies: list[StudyRecord], here: Environment, on: str | Non
     newest = [s for s in studies if s.environment_key == studies[0].environment_key]
     others = sorted({str(s.environment) for s in studies})
     differs = ", ".join(_elsewhere(newest[0].environment, here))
-    return newest, [f"measured on {newest[0].environment}, which differs from here in {differs}; rows of: {', '.join(others)}"]
+    return newest, [
+        f"measured on {newest[0].environment}, which differs from here in {differs}; rows of: {', '.join(others)}"
+    ]
 
 
 def _is_on(study: StudyRecord, on: str) -> bool:
     return study.environment_key.startswith(on) or on.lower() in str(study.environment).lower()
 
 
-def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: Objective) -> tuple[StudyRecord, list[str]]:
+def _best_study(
+    studies: Sequence[StudyRecord], source: ModelSource, objective: Objective
+) -> tuple[StudyRecord, list[str]]:
     """Prefer the same weights, then the same objective, then one that searched at least as wide; finished and newest first."""
     own = [s for s in studies if s.weights_digest == source.weights_digest] or list(studies)
     own.sort(key=lambda s: s.state != "done")
@@ -246,7 +260,9 @@ def _best_study(studies: Sequence[StudyRecord], source: ModelSource, objective: 
     if same:
         return same[0], []
     plain = [s for s in own if not s.objective.ignored_rules] or own
-    wide = [s for s in plain if s.objective.quality.rank >= objective.quality.rank and _had_memory(s.objective, objective)]
+    wide = [
+        s for s in plain if s.objective.quality.rank >= objective.quality.rank and _had_memory(s.objective, objective)
+    ]
     if wide:
         return wide[0], []
     searched = plain[0].objective
@@ -322,7 +338,9 @@ def _elsewhere(there: Environment, here: Environment) -> list[str]:
     if there.device_name != here.device_name:
         return [f"device ({there.device_name}, not {here.device_name})"]
     theirs, ours = ({**e.payload, **e.packages, "packages": ""} for e in (there, here))
-    changed = sorted(name.replace("_", " ") for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    changed = sorted(
+        name.replace("_", " ") for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+    )
     return [f"the environment ({', '.join(changed)})"]
 
 

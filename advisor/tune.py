@@ -44,7 +44,8 @@ FAILURES_IN_A_ROW = 10
 #: the reference runs them one at a time in fp32.
 GATE = (64, 20_000, 50_000)
 
-LEASE_S = 3600.0
+#: A running trial is given up for lost this long after its deadline (seconds): loading the reference comes before it.
+LEASE_SLACK_S = 3600.0
 
 _CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "seconds_long": 30.0}
 
@@ -94,6 +95,11 @@ class Tuning:
             for trial in self.store.trials(self.study)
             if trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
         ]
+
+    @property
+    def lease_s(self) -> float:
+        """How long a started trial is ours."""
+        return self.job.trial_timeout_s + LEASE_SLACK_S
 
     @property
     def timeout_s(self) -> float:
@@ -146,7 +152,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
 def _resume(tuning: Tuning) -> None:
     """Run again, under their own numbers, the trials that a killed tune left behind."""
     for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
-        if tuning.store.claim(tuning.study, number, owner(), LEASE_S):
+        if tuning.store.claim(tuning.study, number, owner(), tuning.lease_s):
             _run(tuning, configuration, number, phase, block)
 
 
@@ -213,7 +219,7 @@ def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
     """Run one search trial, or take it over from another study of the same work on the same machine."""
     known = tuning.store.reusable(tuning.study, configuration)
     number = tuning.store.start_trial(
-        tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=LEASE_S
+        tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=tuning.lease_s
     )
     if known is not None and known[1].requested != tuning.space.baseline:
         row, trial = known
@@ -235,6 +241,7 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
         if result.get("transient") and not tuning.is_over:
             attempts = 2
             tuning.runner.restart()
+            tuning.store.renew(tuning.study, number, tuning.lease_s)
             result = tuning.runner.run(request, tuning.timeout_s)
     except BaseException:
         tuning.store.release(tuning.study, number)
@@ -414,7 +421,7 @@ def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration], blocks: ra
             if _in_block(tuning.trials, configuration, block) is None:
                 tuning.runner.restart()
                 number = tuning.store.start_trial(
-                    tuning.study, configuration, phase="confirm", block=block, owner=owner(), lease_s=LEASE_S
+                    tuning.study, configuration, phase="confirm", block=block, owner=owner(), lease_s=tuning.lease_s
                 )
                 _run(tuning, configuration, number, "confirm", block)
 
@@ -432,7 +439,7 @@ def _compared(
     for block in blocks:
         ours, theirs = (_in_block(trials, configuration, block) for configuration in (candidate, baseline))
         both = [t for t in (ours, theirs) if t is not None and t.outcome is Outcome.OK and t.ran == t.requested]
-        if len(both) == 2:  # noqa: PLR2004
+        if len(both) == 2:
             ratios.append(both[0].tokens_per_s / both[1].tokens_per_s)
     return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
 

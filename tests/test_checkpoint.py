@@ -114,7 +114,7 @@ BROKEN: dict[str, tuple[dict[str, object], str]] = {
     ),
     "unknown model_type": (
         {"config.json": {"model_type": "made_up"}, "model.safetensors": WHOLE},
-        "does not know its model_type 'made_up'",
+        "its model_type 'made_up' is unknown to the installed transformers",
     ),
 }
 

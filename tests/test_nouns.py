@@ -239,4 +239,9 @@ def test_tiers_and_outcomes_are_ordered() -> None:
 def test_errors_are_one_line() -> None:
     """An expected failure is one line of text with its hint, and has the exit status of its kind."""
     assert str(BadInput("no such\n  model", "try --model x")) == "no such model (try --model x)"
-    assert [kind(["x"]).exit_status for kind in (AdvisorError, BadInput, NotMeasured, NothingAdmissible)] == [2, 2, 3, 4]
+    assert [kind(["x"]).exit_status for kind in (AdvisorError, BadInput, NotMeasured, NothingAdmissible)] == [
+        2,
+        2,
+        3,
+        4,
+    ]

@@ -426,11 +426,11 @@ def test_v_recommendations_names_the_fastest_or_the_baseline(store: Store, datab
     started(store, study)
     assert rows(database_url, query) == []
     right = Quality(0.01, 0.5, 0.002, 0.99, 380)
-    store.finish_trial(study, replace(measured(0), quality=right))
+    store.finish_trial(study, replace(measured(0), quality=right, peak_bytes=2**30))
     (baseline,) = rows(database_url, query)
     assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "baseline", 1.0)
-    ran(store, study, FASTER, quality=right)
-    ran(store, study, FASTEST, quality=right)
+    ran(store, study, FASTER, quality=right, peak_bytes=2**30)
+    ran(store, study, FASTEST, quality=right, peak_bytes=2**30)
     tie = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5))
     store.save_comparisons(study, [tie])
     assert rows(database_url, query) == [baseline]

@@ -104,7 +104,6 @@ class Choice:
     before: statements executed before loading; imports: what both need.
     proof(reading): None, or why the reading does not show that it ran.
     rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
-    listed: False keeps a choice that exists to be refused out of the search, unless its rule is ignored.
     """
 
     knob: str

@@ -363,9 +363,7 @@ def evaluate(directory: Path, corpus: Corpus, windows: int | None = EVALUATION_W
 
     The trigram model counts the tuning files too; the model has only chosen its best state by them.
     """
-    tokenizer = cast(
-        "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    )
+    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(directory, local_files_only=True))
     model = cast("LlamaForCausalLM", AutoModelForCausalLM.from_pretrained(directory, local_files_only=True))
     trigram = TrigramModel(encode(tokenizer, corpus.training + corpus.tuning))
     held_out = encode(tokenizer, corpus.held_out)
