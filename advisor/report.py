@@ -131,7 +131,7 @@ def _evidence(candidate: Candidate) -> str:
     parts = []
     if speed:
         low, high = speed.interval
-        parts.append(f"{speed.median:,.0f} useful tokens/s ({low:,.0f}–{high:,.0f})")
+        parts.append(f"{speed.median:,.0f} useful tokens/s in the search ({low:,.0f}–{high:,.0f})")
     parts.append(f"peak {gib(candidate.trial.peak_bytes)}, weights {gib(candidate.trial.weight_bytes)}")
     if quality:
         figures = [f"rms {quality.rms:.1e}"]

@@ -5,6 +5,7 @@ original stdout; stdout itself then points to stderr, so that what a library pri
 model while only attention or packing changes, and is thrown away by its parent after any failure.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import ctypes
@@ -25,6 +26,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _die_with_parent()  # already now: torch takes seconds to import, and a parent that is killed meanwhile must be noticed
 
 import torch
 
@@ -432,12 +443,6 @@ _OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]
 }
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def _requests() -> Iterator[dict[str, Any]]:
     """Yield requests; a thread waits for them, so that the end of stdin ends this process even within a trial."""
     lines: queue.Queue[str] = queue.Queue()
@@ -465,7 +470,6 @@ def _finite(value: Any) -> Any:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    _die_with_parent()
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.environ["ADVISOR_CHANNEL"] = str(channel.fileno())
     os.dup2(2, 1)

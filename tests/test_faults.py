@@ -345,6 +345,20 @@ def test_killed_tune_leaves_no_worker(start: Callable[[str], Command]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tune_killed_while_its_worker_starts_leaves_none(start: Callable[[str], Command]) -> None:
+    """A worker whose parent is killed while it still imports torch is gone at once."""
+    command = start("starting")
+    assert wait_until(command.workers, 60), command.text()
+    time.sleep(0.3)
+    assert len(command.workers()) == 1
+
+    command.process.kill()
+    command.process.wait()
+
+    assert wait_until(lambda: not command.workers(), 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Command]) -> None:
     """While one tune measures on a device, a second says that it waits and starts no worker; then it goes on."""
     first = start("first")

@@ -90,6 +90,10 @@ class Victim:
         """Note what broke."""
         self.problems.append(text)
 
+    def last_words(self) -> str:
+        """Return the end of what the command printed."""
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")[-500:].strip()
+
     def check_database(self) -> str:
         """Return "ok" or what SQLite finds wrong with the file."""
         if not self.database.exists():
@@ -145,7 +149,7 @@ def kill_once(victim: Victim, chance: random.Random) -> str:
     _compare(victim, before, after)
     if ended:
         if status != 0:
-            victim.blame(f"the command ended by itself with status {status}")
+            victim.blame(f"the command ended by itself with status {status}: {victim.last_words()}")
         victim.study += 1
     how = "was done" if ended else "at a write" if at_write else "at random"
     return f"{killed_s:8.2f}  {how:10s}  {len(before):6d}  {len(after):6d}  {running:7d}  {gone_s:9.2f}  {sound}"
@@ -170,11 +174,12 @@ def complete(victim: Victim) -> str:
     began = time.monotonic()
     status = victim.start().wait(timeout=COMPLETE_S)
     if status != 0:
-        victim.blame(f"the last run ended with status {status}: {(victim.folder / 'log').read_text()[-500:]}")
+        victim.blame(f"the last run ended with status {status}: {victim.last_words()}")
     after, running = victim.finished()
     _compare(victim, before, after)
     sound = victim.check_database()
-    _check_whole(victim)
+    if status == 0:
+        _check_whole(victim)
     took_s = time.monotonic() - began
     return f"{took_s:8.2f}  {'completes':10s}  {len(before):6d}  {len(after):6d}  {running:7d}  {'':9s}  {sound}"
 
