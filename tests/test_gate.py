@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
 from advisor.workloads import Workload
+
+pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
@@ -103,12 +106,6 @@ def searched(place: Path, workload: Workload, objective: Objective) -> Searched:
 
 
 @pytest.fixture(scope="module")
-def forced(place: Path) -> Searched:
-    """Search the shipped model's space with the four rules ignored."""
-    return searched(place, THREE_DOCUMENTS, Objective(quality=Tier.EXACT, ignored_rules=RULES))
-
-
-@pytest.fixture(scope="module")
 def calibration() -> Iterator[ModuleType]:
     """Import the calibration benchmark by its path, since `benchmarks` is no package."""
     spec = importlib.util.spec_from_file_location("calibrate_gate", ROOT / "benchmarks" / "calibrate_gate.py")
@@ -119,6 +116,40 @@ def calibration() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What the gate said: of a study with the four rules ignored, and of right configurations on many workloads."""
+
+    forced: Searched
+    workloads: list[Workload]
+    judged: list[Any]
+
+
+@pytest.fixture(scope="module")
+def gated(place: Path, calibration: ModuleType) -> Gated:
+    """Run both, each in a worker of its own and at the same time: together they take a minute."""
+    workloads = list(calibration.workloads(CALIBRATION_WORKLOADS, seed=1, longest=48))
+
+    def calibrate() -> list[Any]:
+        runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
+        try:
+            gate = calibration.Gate(runner, find_model(str(CAUSAL)), place)
+            return list(calibration.calibrate(gate, workloads, calibration.right_ones()))
+        finally:
+            runner.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        judged = pool.submit(calibrate)
+        forced = searched(place, THREE_DOCUMENTS, Objective(quality=Tier.EXACT, ignored_rules=RULES))
+        return Gated(forced, workloads, judged.result())
+
+
+@pytest.fixture
+def forced(gated: Gated) -> Searched:
+    """Give the study with the four rules ignored."""
+    return gated.forced
 
 
 @pytest.mark.parametrize(("attention", "packing", "rule"), WRONG)
@@ -165,15 +196,9 @@ def test_wrong_packing_is_admissible_only_where_its_rule_is_ignored(forced: Sear
     assert forced.admissible == {(attention, packing) for attention, packing, _ in WRONG} | set(RIGHT)
 
 
-def test_no_right_configuration_is_rejected(place: Path, calibration: ModuleType) -> None:
+def test_no_right_configuration_is_rejected(gated: Gated) -> None:
     """Over workloads of many lengths, batches, paddings and outputs the gate rejects no exact configuration."""
-    runner = LocalRunner(probe.machine("cpu"))
-    try:
-        gate = calibration.Gate(runner, find_model(str(CAUSAL)), place)
-        workloads = list(calibration.workloads(CALIBRATION_WORKLOADS, seed=1, longest=48))
-        judged = list(calibration.calibrate(gate, workloads, calibration.right_ones()))
-    finally:
-        runner.close()
+    judged, workloads = gated.judged, gated.workloads
 
     assert len(judged) == CALIBRATION_WORKLOADS * len(RIGHT)
     assert [f"{one.configuration}: {one.outcome}: {one.reason}" for one in judged if one.outcome != "ok"] == []

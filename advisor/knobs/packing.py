@@ -27,7 +27,7 @@ def _is_flash(situation: Situation) -> bool:
 
 def _sorted_why_not(situation: Situation) -> list[Reason]:
     workload = situation.workload
-    if workload.padded_tokens(by_length=True) == workload.padded_tokens():
+    if workload.padded_tokens(by_length=True) >= workload.padded_tokens():
         return [Reason("P18", Verdict.ALIAS, "sorting changes nothing: it saves no pads in this list of lengths")]
     return []
 

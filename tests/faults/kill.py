@@ -57,6 +57,7 @@ class Victim:
             **os.environ, "ADVISOR_DATABASE_URL": f"sqlite:///{self.database}", "ADVISOR_LOCK_DIR": str(self.folder),
             "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
+        environment.pop("ADVISOR_PLUGINS", None)
         lengths = f"{48 + self.study},4,4,4,6,4,{48 + self.study},4"
         command = [
             *(sys.executable, "-m", "advisor", "tune", "tests/models/causal", "--lengths", lengths, "--batch", "4"),
