@@ -326,7 +326,8 @@ def _db(options: argparse.Namespace) -> int:
     if options.action == "upgrade":
         print(f"{shown_url(default_url())} is at revision {upgrade(default_url())}")
     elif options.action == "url":
-        print(shown_url(default_url()))
+        path = database_path(default_url())
+        print(f"sqlite:///{path}" if path else shown_url(default_url()))
     else:
         path = database_path(default_url())
         if path is None:

@@ -118,7 +118,7 @@ def _headline(recommendation: Recommendation) -> str:
         return (f"{words}: [bold green]{chosen.comparison.ratio:.2f} × the default[/] "
                 f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
     if recommendation.verdict == "tie":
-        return f"keep the default, {words}: what looked faster is a [bold]tie[/] within its interval"
+        return f"keep the default, {words}: what looked faster is a [bold]tie[/]: its interval is not clear of 1"
     if recommendation.verdict == "unconfirmed":
         return f"keep the default, {words}, for now: [bold]what looked faster is not confirmed[/]"
     if recommendation.verdict == "default":
@@ -234,6 +234,8 @@ class Progress:
             self.admissible = len(event["space"].admissible)
             refused = len({reason.rule for reason in event["space"].refusals})
             self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+            if event["trials"]:
+                self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
             stored = [t for t in event["trials"] if t.requested == event["space"].baseline and t.tokens_per_s]
             self.default_speed = stored[0].tokens_per_s if stored else 0.0
         elif kind == "start":
@@ -255,7 +257,9 @@ class Progress:
         if trial.phase == "confirm":
             words = f"{trial.number:3d}  {_words(trial.requested):48s} block {trial.block}  "
         if trial.outcome is Outcome.OK and speed:
-            ratio = f"{speed.median / self.default_speed:5.2f} × default" if self.default_speed else ""
+            # Speeds of a block compare with that block's default alone, not with the search's.
+            shown = self.default_speed if trial.phase == "search" else 0.0
+            ratio = f"{speed.median / shown:5.2f} × default" if shown else ""
             note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
             self.console.print(f"{escape(words)}{speed.median:12,.0f} tokens/s  {ratio}{note}")
         else:

@@ -358,7 +358,9 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) 
     for trial in trials:
         if trial.phase == "search" and name in (trial.requested.get(choice.knob), trial.ran.get(choice.knob)):
             texts.append(_figures(trial, recommendation))
-    return texts or [f"{subject} was not tried: the budget ended before its turn"]
+    return texts or [
+        f"{subject} was not tried: the search ended before its turn (more --trials or a longer --budget go on with it)"
+    ]
 
 
 def _figures(trial: Trial, recommendation: Recommendation) -> str:

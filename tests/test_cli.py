@@ -591,7 +591,7 @@ def test_the_place_of_the_database_is_told(advisor: Command, tmp_path: Path) -> 
     assert path == str(tmp_path / "home" / "xdg_data_home" / "advisor" / "advisor.db")
     assert not Path(path).exists()
     assert advisor("db", "upgrade").stdout.startswith(f"{path} is at revision ")
-    assert advisor("db", "url").stdout.strip() == path
+    assert advisor("db", "url").stdout.strip() == f"sqlite:///{path}"
     assert "advisor tune" in line_of(advisor(*SUGGEST), 3)
     assert "no file" in line_of(advisor("db", "path", ADVISOR_DATABASE_URL="postgresql://host/x"), 2)
 
