@@ -148,7 +148,7 @@ def on(libraries: dict[str, Path], tmp_path: Path) -> Answers:
         program = (
             "import json, sys, os\nfrom dataclasses import asdict\nfrom advisor import device, probe\n"
             "from advisor.device import Gauges\nfrom advisor.errors import BadInput\n"
-            "def refused(name):\n    try:\n        return probe.machine(name).torch_device\n"
+            "def refused(name):\n    try:\n        return probe.machine(name).user_device\n"
             "    except BadInput as error:\n        return str(error)\n"
             f"answer = {expression}\nassert 'torch' not in sys.modules\nprint(json.dumps(answer))"
         )
@@ -170,7 +170,7 @@ def test_this_machine_has_a_cpu_and_its_gpus() -> None:
     cpu = found[-1]
 
     assert bool(gpus) != bool(reason)
-    assert cpu.torch_device == "cpu"
+    assert cpu.user_device == "cpu"
     assert cpu.environment.threads == 3
     assert cpu.environment.device_name
     assert 0 < cpu.free_bytes <= cpu.environment.memory_bytes
