@@ -13,6 +13,7 @@ import importlib
 import os
 from collections.abc import Iterable
 
+from advisor.errors import BadInput
 from advisor.knobs import attention, packing, precision, quantization
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.model import ModelFacts
@@ -74,5 +75,9 @@ def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
 
 
 for _module in filter(None, os.environ.get("ADVISOR_PLUGINS", "").split(",")):
-    for _choice in importlib.import_module(_module.strip()).CHOICES:
+    try:
+        _added = importlib.import_module(_module.strip()).CHOICES
+    except (ImportError, AttributeError) as _error:
+        raise BadInput(f"ADVISOR_PLUGINS names {_module.strip()!r}, which can't be used: {_error}") from None
+    for _choice in _added:
         register(_choice)
