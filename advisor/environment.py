@@ -15,6 +15,8 @@ PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "kernels",
     "triton",
     "torchao",

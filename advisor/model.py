@@ -61,7 +61,11 @@ class ModelFacts:
     Sizes are counts of elements; `*_bytes` are bytes in the checkpoint's dtype. `layer_types` holds the distinct kinds
     of layers. `switches_attention`: the class follows transformers' AttentionInterface, so the implementation can be
     changed without loading again (rule A23). `linear_parameters` are those inside torch.nn.Linear layers. `accepts`: which
-    of the optional call arguments the class's forward takes.
+    of the optional call arguments the class's forward takes. `is_causal`: False for encoders. `position_offset`: the first
+    position of a sequence (padding_idx + 1 for RoBERTa and its kin, rule P8). `pooling`: how an embedding is made of hidden
+    states: "mean", "cls" or "last". `head`: how a classification head reads hidden states: "pooler" (the pooler's output),
+    "features" (the head looks at the first position itself), "" where it is not known to be either. `fused_encoder`: the
+    layers have the shape that torch.nn.TransformerEncoderLayer has.
     """
 
     architecture: str
@@ -87,6 +91,12 @@ class ModelFacts:
     layer_types: tuple[str, ...] = field(default_factory=tuple)
     prequantized: str | None = None
     accepts: tuple[str, ...] = ("attention_mask", "position_ids", "logits_to_keep", "cu_seq_lens_q")
+    supports_flex: bool = False
+    is_causal: bool = True
+    position_offset: int = 0
+    pooling: str = "last"
+    head: str = ""
+    fused_encoder: bool = False
 
     @property
     def payload(self) -> dict[str, Any]:

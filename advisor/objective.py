@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from advisor.errors import BadInput
+
 
 class Tier(StrEnum):
     """How far a configuration may be from the checkpoint, least first (measurement.md, B.6)."""
@@ -28,11 +30,35 @@ class Tier(StrEnum):
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What an objective makes the best of: the stored metric, its unit, and whether less of it is better."""
+
+    name: str
+    metric: str
+    unit: str
+    less_is_better: bool
+    words: str
+
+
+#: The objectives by the name that the command line uses. The first is the default.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("throughput", "tokens_per_s", "tokens/s", less_is_better=False, words="useful tokens per second"),
+        Metric("latency", "slowest_batch_s", "s", less_is_better=True, words="seconds of the slowest batch"),
+        Metric("memory", "peak_bytes", "bytes", less_is_better=True, words="peak memory"),
+        Metric("energy", "joules_per_token", "J/token", less_is_better=True, words="energy per useful token"),
+    )
+}
+
+
+@dataclass(frozen=True)
 class Objective:
-    """The most useful tokens per second, within a quality tier and a memory limit in bytes.
+    """The best of one metric, within a quality tier, a memory limit in bytes and a latency limit in seconds a batch.
 
     allow_unjudged: recommend a lossy choice although the weights are random and its quality is unknown.
     ignored_rules: ids of rules the user switched off, so that the numerics gate has to do their work.
+    only: (knob, choices) pairs outside which nothing but the default is tried. metric: a stored metric of METRICS.
     """
 
     quality: Tier = Tier.DTYPE
@@ -40,24 +66,41 @@ class Objective:
     allow_unjudged: bool = False
     ignored_rules: tuple[str, ...] = ()
     metric: str = "tokens_per_s"
+    max_latency_s: float | None = None
+    only: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a metric that is none."""
+        if self.metric not in {metric.metric for metric in METRICS.values()}:
+            raise BadInput(f"the objective's metric is unknown: {self.metric!r}")
+
+    @property
+    def aim(self) -> Metric:
+        """The metric with its unit and direction."""
+        return next(metric for metric in METRICS.values() if metric.metric == self.metric)
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The objective as JSON values."""
-        return {**asdict(self), "quality": str(self.quality), "ignored_rules": sorted(self.ignored_rules)}
+        """The objective as JSON values. What came later is left out where it says nothing, so that old keys stay."""
+        payload = {**asdict(self), "quality": str(self.quality), "ignored_rules": sorted(self.ignored_rules)}
+        payload["only"] = {knob: sorted(names) for knob, names in self.only}
+        return {name: value for name, value in payload.items() if value or name not in ("only", "max_latency_s")}
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Objective:
         """Build one from its payload."""
-        return cls(**{**payload, "quality": Tier(payload["quality"]), "ignored_rules": tuple(payload["ignored_rules"])})
+        only = tuple((knob, tuple(names)) for knob, names in sorted(payload.get("only", {}).items()))
+        return cls(**{**payload, "quality": Tier(payload["quality"]), "only": only,
+                      "ignored_rules": tuple(payload["ignored_rules"])})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be spent: seconds of wall clock, trials, or both."""
+    """How much may be spent: seconds of wall clock, trials, or both. exhaustive: measure every admissible one, whole."""
 
     seconds: float | None = None
     trials: int | None = None
+    exhaustive: bool = False
 
     @property
     def payload(self) -> dict[str, Any]:

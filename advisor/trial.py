@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
+from advisor.objective import Metric
 
 
 class Outcome(StrEnum):
@@ -37,7 +38,8 @@ class Quality:
     rms, maximum: of the differences, in standard deviations of the reference's values; maximum is shown, never judged.
     kl: mean KL(reference‖this) in nats; top1: share of positions with the same best token, ties left out;
     perplexity_ratio: this one's perplexity over the reference's. These three are None for hidden states, the last also
-    where the tokens are no text. cosine: the smallest of any position, for hidden states. reference: what it was.
+    where the tokens are no text. cosine: the smallest of any position, for hidden states and embeddings. top10: mean share of
+    a sequence's ten nearest others that stay its ten nearest, for embeddings. reference: what it was.
     judged: False where the weights are random and the choice is lossy. failures: the limits that were broken, in words.
     """
 
@@ -51,6 +53,7 @@ class Quality:
     reference: str = ""
     judged: bool = True
     failures: tuple[str, ...] = ()
+    top10: float | None = None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -99,6 +102,20 @@ class Trial:
         """Useful tokens per second, the median; 0.0 where nothing was timed."""
         measured = self.measurement("tokens_per_s")
         return measured.median if measured else 0.0
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric's median, or peak_bytes; None where it was not measured."""
+        if metric == "peak_bytes":
+            return self.peak_bytes
+        measured = self.measurement(metric)
+        return measured.median if measured else None
+
+    def score(self, aim: Metric) -> float:
+        """Return a number that is higher the better the trial is at `aim`: the value or its inverse; 0.0 where unknown."""
+        value = self.value(aim.metric)
+        if not value:
+            return 0.0
+        return 1.0 / value if aim.less_is_better else float(value)
 
     @property
     def ran(self) -> Configuration:

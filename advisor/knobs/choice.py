@@ -61,7 +61,9 @@ class Reading:
 
     attention: "" and sub-configuration names -> implementation read back; dtypes: dtype -> number of floating-point
     parameters; linears: class name -> number of linear layers; operators: names of the operators and kernels launched;
-    inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens).
+    inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
+    call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
+    all were, the operators of the same step with all of them allowed.
     """
 
     attention: Mapping[str, str]
@@ -71,6 +73,9 @@ class Reading:
     inputs: Mapping[str, Any]
     float32_matmul: str = "highest"
     weight_bytes: int = 0
+    sdp_kernels: Sequence[str] = ()
+    automatic: Sequence[str] = ()
+    sequences: int = 0
 
     def launched(self, part: str) -> bool:
         """Whether an operator or kernel with `part` in its name was launched."""
@@ -101,7 +106,9 @@ class Choice:
     unavailable(environment): the reason why this machine can't run it at all, or None.
     why_not(situation): the rules of this choice in this situation, pair rules included.
     load(configuration): keyword arguments of from_pretrained, as Python expressions.
-    before: statements executed before loading; imports: what both need.
+    before, after: statements executed before and after loading (`model` is there then); imports: what all of them need;
+    functions: (module in advisor.knobs, name) of functions that they call: the suggestion prints their source.
+    own_load: this choice alone of its knob needs the weights loaded for itself.
     proof(reading): None, or why the reading does not show that it ran.
     rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
     """
@@ -114,7 +121,10 @@ class Choice:
     why_not: Callable[[Situation], list[Reason]] = _no_reasons
     load: Callable[[Configuration], Mapping[str, str]] = field(default=lambda _: {})
     before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+    functions: tuple[tuple[str, str], ...] = ()
+    own_load: bool = False
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
     rate: Callable[[Situation], float] = _same_rate
@@ -125,7 +135,7 @@ class Knob:
     """One tunable dimension.
 
     reload: whether changing it needs the weights loaded again; default(facts): what transformers does when told
-    nothing; effective(reading): the name of the choice that ran.
+    nothing; effective(reading): the name of the choice that ran; applies(workload): whether it can be turned at all.
     """
 
     name: str
@@ -134,3 +144,4 @@ class Knob:
     choices: dict[str, Choice]
     default: Callable[[ModelFacts], str]
     effective: Callable[[Reading], str]
+    applies: Callable[[Workload], bool] = field(default=lambda _: True)
