@@ -31,6 +31,24 @@ _PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
 #: Where transformers lists its kinds of models.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
 
+#: The kinds of models that are encoders unless they are set up to be decoders (`is_decoder`).
+_ENCODERS = frozenset(
+    {
+        "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+        "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm", "longformer", "luke",
+        "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta",
+        "roberta-prelayernorm", "roformer", "splinter", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+
+#: The kinds whose first position is the one after the pad token's: as many of the positions declared are never used.
+_COUNT_FROM_PAD = frozenset(
+    {
+        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+        "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+
 #: The largest header that the safetensors format allows.
 _HEADER_BYTES = 100_000_000
 
@@ -52,11 +70,50 @@ def find_model(name: str, *, allow_pickle: bool = False, download: bool = True) 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest sequence that a configuration declares, or None where it declares none."""
+    unused = 0
+    if config.get("model_type") in _COUNT_FROM_PAD and config.get("position_embedding_type", "absolute") == "absolute":
+        pad = config.get("pad_token_id")
+        unused = 1 + (pad if isinstance(pad, int) else 1)
     for part in (config, config.get("text_config")):
         for entry in ("max_position_embeddings", "n_positions", "max_sequence_length"):
             if isinstance(part, dict) and isinstance(part.get(entry), int):
-                return int(part[entry])
+                return int(part[entry]) - unused
     return None
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is an encoder's: such a model has no next token to ask for."""
+    names = _architectures(config)
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
+        return False
+    masked = any(name.endswith("ForMaskedLM") for name in names)
+    return masked or (config.get("model_type") in _ENCODERS and not config.get("is_decoder"))
+
+
+def default_output(config: Mapping[str, Any]) -> str:
+    """Return what is asked of a model when the user does not say: what its class in config.json was made to give.
+
+    A classifier gives scores, a language model the logits of the last token, anything else an embedding.
+    """
+    names = _architectures(config)
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "scores"
+    if is_encoder(config):
+        return "pooled"
+    speaks = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    return "last-logits" if not names or any(name.endswith(speaks) for name in names) else "pooled"
+
+
+def refuse_output(name: str, config: Mapping[str, Any], output: str) -> None:
+    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest."""
+    if output == "last-logits" and is_encoder(config):
+        raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
+                       "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def refuse_unknown(source: ModelSource) -> None:

@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from advisor.configuration import Configuration
-from advisor.knobs import choice_of
+from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
 from advisor.model import ModelFacts
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
+
+#: Modules whose functions choices may name in `functions`.
+_FUNCTIONS = {"attention_torch": attention_torch, "packing_torch": packing_torch}
 
 _OPTIONAL = ("attention_mask", "position_ids", "logits_to_keep", "cu_seq_lens_q")
 _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -48,19 +58,73 @@ def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 
-def load(source: Mapping[str, Any], configuration: Configuration, device: str, *, hidden: bool) -> Any:
+#: What loads the model by the output that is asked of it; logits of an encoder come from its masked-language head.
+_AUTO = {"hidden": AutoModel, "pooled": AutoModel, "scores": AutoModelForSequenceClassification}
+
+
+def auto_of(output: str, config: Any) -> Any:
+    """Return transformers' Auto class that gives this output. Raises ValueError where the model has no such head."""
+    if output in _AUTO:
+        return _AUTO[output]
+    if type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config):
+        return AutoModelForCausalLM
+    if output == "all-logits" and type(config) in AutoModelForMaskedLM._model_mapping:
+        return AutoModelForMaskedLM
+    raise ValueError(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
+
+
+def _is_encoder(config: Any) -> bool:
+    """Whether the model is one that also has a class for causal language modelling, but is not set up to be one."""
+    return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+
+
+def statements(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Run what the choices import, define and do before loading; return the names that their expressions may use.
+
+    What an earlier configuration switched in this process is set back first.
+    """
+    torch.set_float32_matmul_precision("highest")
+    for switch in _KERNEL_SWITCHES.values():
+        switch[0](True)
+    names: dict[str, Any] = {"torch": torch}
+    lines = [line for choice in choices for line in (*choice.imports, *choice.before)]
+    names |= {name: getattr(_FUNCTIONS[module], name) for choice in choices for module, name in choice.functions}
+    for line in dict.fromkeys(lines):
+        exec(line, names)  # noqa: S102  (our own lines: the ones that the suggestion prints)
+    return names
+
+
+#: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.
+_KERNEL_SWITCHES = {
+    "flash": (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.flash_sdp_enabled),
+    "efficient": (torch.backends.cuda.enable_mem_efficient_sdp, torch.backends.cuda.mem_efficient_sdp_enabled),
+    "cudnn": (torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled),
+    "math": (torch.backends.cuda.enable_math_sdp, torch.backends.cuda.math_sdp_enabled),
+}
+
+
+def allowed_kernels() -> tuple[str, ...]:
+    """Return the kernels that torch's scaled_dot_product_attention may use."""
+    return tuple(name for name, (_, is_allowed) in _KERNEL_SWITCHES.items() if is_allowed())
+
+
+def allow_kernels(names: Sequence[str]) -> None:
+    """Allow these kernels and no others."""
+    for name, (allow, _) in _KERNEL_SWITCHES.items():
+        allow(name in names)
+
+
+def load(
+    source: Mapping[str, Any], configuration: Configuration, device: str, output: str, names: dict[str, Any]
+) -> Any:
     """Load the model as the configuration says, in evaluation mode, on the device.
 
-    The keyword arguments are the choices' own expressions, the ones that the suggestion prints.
+    names: from :func:`statements`. Keyword arguments and statements are the choices' own, the ones that the suggestion
+    prints.
     """
-    from transformers import BitsAndBytesConfig
-
-    names = {"torch": torch, "BitsAndBytesConfig": BitsAndBytesConfig}
-    expressions: dict[str, str] = {}
-    for knob, name in configuration.items():
-        expressions |= choice_of(knob, name).load(configuration)
-    arguments = {key: eval(text, names) for key, text in expressions.items()}  # noqa: S307  (our own expressions)
-    auto = AutoModel if hidden else AutoModelForCausalLM
+    choices = [choice_of(knob, name) for knob, name in configuration.items()]
+    arguments = arguments_of(choices, configuration, names)
+    auto = auto_of(output, config_of(source))
     if source["weights"] == "random":
         model = _drawn(source, arguments, device, auto)
     else:
@@ -68,7 +132,18 @@ def load(source: Mapping[str, Any], configuration: Configuration, device: str, *
             source["path"], trust_remote_code=False, device_map=device,
             use_safetensors=None if source["allow_pickle"] else True, **arguments,
         )  # fmt: skip
-    return model.eval()
+    names["model"] = model.eval()
+    for line in dict.fromkeys(line for choice in choices for line in choice.after):
+        exec(line, names)  # noqa: S102
+    return names.pop("model").eval()
+
+
+def arguments_of(choices: Sequence[Choice], configuration: Configuration, names: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the choices' keyword arguments of from_pretrained."""
+    expressions: dict[str, str] = {}
+    for choice in choices:
+        expressions |= choice.load(configuration)
+    return {key: eval(text, names) for key, text in expressions.items()}  # noqa: S307  (our own expressions)
 
 
 def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, auto: Any) -> Any:
@@ -103,6 +178,8 @@ def _converted(model: Any, dtype: torch.dtype) -> Any:
 def accepted(arguments: dict[str, Any], accepts: Sequence[str]) -> dict[str, Any]:
     """Return the arguments without those that the class's forward does not take."""
     dropped = {name for name in _OPTIONAL if name not in accepts}
+    if "no_use_cache" in accepts:
+        dropped.add("use_cache")
     if "cu_seq_lens_q" in dropped:
         dropped |= set(_FLASH_ARGUMENTS)
     return {name: value for name, value in arguments.items() if name not in dropped}
@@ -134,13 +211,20 @@ def dtypes_of(model: Any) -> dict[str, int]:
 
 
 def linears_of(model: Any) -> dict[str, int]:
-    """Return how many linear layers there are of each class; bitsandbytes' 4-bit ones with their type."""
+    """Return how many linear layers there are of each class; bitsandbytes' with their type, threshold, and "double"."""
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            kind = getattr(module.weight, "quant_type", None)
-            counts[type(module).__name__ + (f":{kind}" if kind else "")] += 1
+        if isinstance(module, torch.nn.Linear) or hasattr(module, "in_features"):
+            counts[type(module).__name__ + _settings(module)] += 1
     return dict(counts)
+
+
+def _settings(module: Any) -> str:
+    kind = getattr(module.weight, "quant_type", None) if hasattr(module, "weight") else None
+    if kind:
+        return f":{kind}" + (":double" if getattr(module.weight.quant_state, "nested", False) else "")
+    threshold = getattr(getattr(module, "state", None), "threshold", None)
+    return "" if threshold is None else f":{float(threshold)}"
 
 
 def weight_bytes_of(model: Any) -> int:
@@ -164,11 +248,11 @@ def _tensors(model: Any) -> list[torch.Tensor]:
     return [tensor for tensor in found if tensor.device.type != "meta"]
 
 
-def read_facts(source: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
+def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload."""
     config = config_of(source)
     dtype = checkpoint_dtype_of(source, config)
-    auto = AutoModel if hidden else AutoModelForCausalLM
+    auto = auto_of(output, config)
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(config), dtype=dtype)
     text = config.get_text_config()
@@ -179,7 +263,7 @@ def read_facts(source: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
         model_type=config.model_type,
         checkpoint_dtype=str(dtype).removeprefix("torch."),
         parameters=parameters,
-        parameter_bytes=parameters * dtype.itemsize,
+        parameter_bytes=_checkpoint_bytes(source) or parameters * dtype.itemsize,
         linear_parameters=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
         layers=int(getattr(text, "num_hidden_layers", 1)),
         hidden_size=int(text.hidden_size),
@@ -198,7 +282,53 @@ def read_facts(source: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
         layer_types=tuple(sorted(set(getattr(text, "layer_types", None) or ()))),
         prequantized=_prequantized(config),
         accepts=_accepted_arguments(model),
+        supports_flex=bool(getattr(model, "_supports_flex_attn", False)),
+        is_causal=(causal := _is_causal(model)),
+        position_offset=_position_offset(model),
+        pooling=_pooling(source) or ("last" if causal else "mean"),
+        head=_head(model),
+        fused_encoder=attention_torch.is_fusable(model),
     ).payload
+
+
+def _checkpoint_bytes(source: Mapping[str, Any]) -> int:
+    """Return the bytes of the checkpoint's weights on disk, 0 where they are drawn."""
+    path = Path(source["path"])
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether tokens attend to earlier ones alone: its attention modules say so; an encoder's say the contrary."""
+    said = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    return any(said) if said else not _is_encoder(model.config)
+
+
+def _position_offset(model: Any) -> int:
+    """Return the first position: padding_idx + 1 where the position embedding has a padding_idx (RoBERTa, rule P8)."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def _pooling(source: Mapping[str, Any]) -> str | None:
+    """Return how sentence-transformers is told to pool beside the checkpoint, None where it is not."""
+    file = Path(source["path"]) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    declared = json.loads(file.read_text(encoding="utf-8"))
+    modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
+    return next((how for how, entry in modes.items() if declared.get(entry)), None)
+
+
+def _head(model: Any) -> str:
+    """Return how a classification head reads hidden states, "" where that is not known: see ModelFacts."""
+    base, classifier = getattr(model, "base_model", None), getattr(model, "classifier", None)
+    if base is None or base is model or classifier is None or _is_causal(model):
+        return ""
+    if getattr(base, "pooler", None) is not None and isinstance(classifier, torch.nn.Linear):
+        return "pooler"
+    return "features" if hasattr(classifier, "dense") and hasattr(classifier, "out_proj") else ""
 
 
 def _switches_attention(model: Any) -> bool:
@@ -222,4 +352,7 @@ def _accepted_arguments(model: Any) -> tuple[str, ...]:
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     named = tuple(name for name in _OPTIONAL if name in parameters)
-    return (*named, "cu_seq_lens_q") if takes_any and "cu_seq_lens_q" not in named else named
+    if takes_any and "cu_seq_lens_q" not in named:
+        named = (*named, "cu_seq_lens_q")
+    # Facts stored by an earlier version say nothing of it: then it is taken, as by every decoder.
+    return named if takes_any or "use_cache" in parameters else (*named, "no_use_cache")

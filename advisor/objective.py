@@ -96,11 +96,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be spent: seconds of wall clock, trials, or both. exhaustive: measure every admissible one, whole."""
+    """How much may be spent: seconds of wall clock, trials, or both.
+
+    exhaustive: measure every admissible one, and none is stopped early. blocks: of the confirmation; fewer than
+    measurement.LEAST_BLOCKS decide nothing, 0 leaves it out.
+    """
 
     seconds: float | None = None
     trials: int | None = None
     exhaustive: bool = False
+    blocks: int = 3
 
     @property
     def payload(self) -> dict[str, Any]:

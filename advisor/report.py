@@ -101,7 +101,7 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
     return {
         **recommendation.payload,
         "load": _lines_to_paste(recommendation, device),
-        "batching": batching_words(recommendation.configuration["packing"]),
+        "batching": batching_words(recommendation.configuration, recommendation.facts),
         "tied_with": [dict(candidate.configuration) for candidate in tie_set(recommendation)],
     }
 
@@ -185,7 +185,7 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     out.print()
     lines = _lines_to_paste(recommendation, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
-    batching = batching_words(recommendation.configuration["packing"])
+    batching = batching_words(recommendation.configuration, recommendation.facts)
     out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
     if recommendation.runners_up:
         out.print(_runners_up(recommendation))

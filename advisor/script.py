@@ -9,23 +9,31 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from advisor import knobs
+from advisor import knobs, workloads
 from advisor.configuration import Configuration
 from advisor.knobs import choice_of
+from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts, ModelSource
 from advisor.workloads import Workload
 
-_PACKING = Path(knobs.__file__).with_name("packing_torch.py")
+#: Files whose functions the worker called and the script prints.
+_KNOBS = Path(knobs.__file__).parent
+_FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
+
+_AUTO = {"hidden": "AutoModel", "pooled": "AutoModel", "scores": "AutoModelForSequenceClassification"}
 
 
 def loading_lines(
     source: ModelSource, configuration: Configuration, facts: ModelFacts, output: str, device: str
 ) -> list[str]:
-    """Return the imports, the statements before loading, and those that load the model."""
+    """Return the imports, the functions and statements before loading, those that load the model, and those after."""
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    auto = "AutoModel" if output == "hidden" else "AutoModelForCausalLM"
+    auto = _auto_class(output, facts)
     imports = {line for choice in choices for line in choice.imports}
+    functions = dict.fromkeys(function for choice in choices for function in choice.functions)
+    defined = [function_source(_KNOBS / f"{module}.py", name) for module, name in functions]
     before = dict.fromkeys(line for choice in choices for line in choice.before)
+    after = dict.fromkeys(line for choice in choices for line in choice.after)
     arguments: dict[str, str] = {}
     for choice in choices:
         arguments |= choice.load(configuration)
@@ -36,7 +44,11 @@ def loading_lines(
         imports |= {"import torch", f"from transformers import {auto}"}
         name = source.path if Path(source.name).exists() else source.name
         load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
-    return [*sorted(imports), *before, *load]
+    return [*sorted(imports), *defined, *before, *load, *after]
+
+
+def _auto_class(output: str, facts: ModelFacts) -> str:
+    return _AUTO.get(output, "AutoModelForCausalLM" if facts.is_causal else "AutoModelForMaskedLM")
 
 
 def _called(first: str, arguments: dict[str, str], **more: str) -> str:
@@ -64,21 +76,38 @@ def _drawing_lines(
     return lines
 
 
-def collate_source(packing: str) -> str:
-    """Return the source of the function that makes a batch under a packing choice."""
-    name = "collate_packed" if packing.startswith("packed") else "collate_padded"
-    text = _PACKING.read_text(encoding="utf-8")
+def function_source(file: Path, name: str) -> str:
+    """Return the source of a function in a file, read without importing it."""
+    text = file.read_text(encoding="utf-8")
     function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
     return ast.get_source_segment(text, function) or ""
 
 
-def batching_words(packing: str) -> str:
+def collate_name(configuration: Configuration, facts: ModelFacts) -> str:
+    """Return the name of the function that makes a batch."""
+    if not configuration["packing"].startswith("packed"):
+        return "collate_padded" if facts.is_causal else "collate_right_padded"
+    if facts.is_causal or tells_sequences_apart(configuration["attention"]):
+        return "collate_packed"
+    return "collate_packed_masked"
+
+
+def collate_source(configuration: Configuration, facts: ModelFacts) -> str:
+    """Return the source of the function that makes a batch."""
+    return function_source(_KNOBS / "packing_torch.py", collate_name(configuration, facts))
+
+
+def batching_words(configuration: Configuration, facts: ModelFacts) -> str:
     """Return the batching a configuration needs, in a sentence."""
-    if packing == "packed":
-        return "lay each batch in one row without pads, positions starting again, use_cache=False, no attention_mask"
-    if packing == "sorted":
-        return "sort all sequences by length, longest first, and batch neighbours; put the results back in order"
-    return "batches as they come, padded to the longest"
+    size = f"{configuration['batch']} sequences a batch; " if "batch" in configuration else ""
+    if configuration["packing"].startswith("packed"):
+        masked = collate_name(configuration, facts) == "collate_packed_masked"
+        mask = "a float mask that keeps sequences apart" if masked else "no attention_mask"
+        return f"{size}lay each batch in one row without pads, positions starting again, use_cache=False, {mask}"
+    side = "left" if facts.is_causal else "right"
+    if configuration["packing"] == "sorted":
+        return f"{size}sort all sequences by length, longest first, and batch neighbours; put the results back in order"
+    return f"{size}batches as they come, padded on the {side} to the longest"
 
 
 def script_for(
@@ -93,7 +122,7 @@ def script_for(
 
     threads: of the CPU; a GPU run does not set them.
     """
-    by_length = configuration["packing"] == "sorted"
+    workload, by_length = workload.under(configuration), configuration["packing"] == "sorted"
     order = "sorted(range(len(lengths)), key=lambda i: -lengths[i])" if by_length else "list(range(len(lengths)))"
     loading = loading_lines(source, configuration, facts, workload.output, device)
     if device == "cpu":
@@ -105,15 +134,13 @@ import time
 {_lines(loading)}
 
 
-{collate_source(configuration["packing"])}
-
-
+{"".join(f"{source}{chr(10) * 3}" for source in _sources(configuration, workload, facts))}
 # The lengths that were measured, with random token ids: put your own token ids into `sequences`.
 lengths = {list(workload.lengths)!r}
 torch.manual_seed(0)
 sequences = [torch.randint({min(16, facts.vocabulary - 1)}, {facts.vocabulary}, (n,)) for n in lengths]
 order = {order}
-batches = [order[i : i + {workload.batch}] for i in range(0, len(order), {workload.batch})]
+batches = [order[i : i + {workload.size}] for i in range(0, len(order), {workload.size})]
 
 
 @torch.inference_mode()
@@ -121,7 +148,7 @@ def run():
     """Return {_result_words(workload.output)} of every sequence, in the order of `sequences`."""
     results = [None] * len(sequences)
     for batch in batches:
-{_lines(_loop_lines(configuration["packing"], workload.output, facts, device), 8)}
+{_lines(_loop_lines(configuration, workload.output, facts, device), 8)}
     return results
 
 
@@ -145,41 +172,86 @@ def _lines(statements: list[str], indent: int = 0) -> str:
     return "\n".join(" " * indent + line for statement in statements for line in statement.splitlines())
 
 
-def _loop_lines(packing: str, output: str, facts: ModelFacts, device: str) -> list[str]:
+def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts) -> list[str]:
+    """Return the source of the functions that the loop calls."""
+    sources = [collate_source(configuration, facts)]
+    if workload.output == "pooled":
+        sources.append(function_source(_FORWARD, "pool"))
+    if workload.output == "scores" and configuration["packing"].startswith("packed"):
+        source = function_source(_FORWARD, "score_packed").replace("  # type: ignore[no-any-return]", "")
+        sources.append(f"from typing import Any\n\n\n{source}")
+    return sources
+
+
+def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
     """Return what is done with each batch: make the call, leave out what the model does not take, keep the results."""
-    packed = packing.startswith("packed")
-    collate = (
-        "collate_packed([sequences[i] for i in batch])"
-        if packed
-        else "collate_padded([sequences[i] for i in batch], 0)"
-    )
+    packed = configuration["packing"].startswith("packed")
+    name = collate_name(configuration, facts)
     keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
-    lines = [f"call = {collate}"]
-    if packed and not keeps:
-        lines.append('ends = call["cu_seq_lens_q"][1:].tolist()')
+    lines = [f"call = {name}({', '.join(['[sequences[i] for i in batch]', *_collate_arguments(name, facts)])})"]
+    lines += _places_lines(packed=packed, facts=facts)
     if keeps:
-        lines.append('call["logits_to_keep"] = ' + ('call["cu_seq_lens_q"][1:].long() - 1' if packed else "1"))
-    dropped = [name for name in ("attention_mask", "position_ids")[packed:] if name not in facts.accepts]
-    if packed and "cu_seq_lens_q" not in facts.accepts:
-        dropped += ["cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"]
-    if dropped:
+        lines.append('call["logits_to_keep"] = ' + ("torch.tensor(ends) - 1" if packed else "1"))
+    if dropped := _dropped(name, facts):
         lines.append(f"for name in {dropped!r}:\n    del call[name]")
-    lines += [
-        "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}",
-        "outputs = model(**call)",
-        f"for row, i in enumerate(batch):\n    results[i] = {_result_expression(output, packed=packed, keeps=keeps)}",
-    ]
+    lines.append(
+        "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
+    )
+    lines += _result_lines(output, facts, packed=packed, keeps=keeps)
     return lines if device == "cpu" else [*lines, "torch.cuda.synchronize()"]
 
 
+def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
+    if name.endswith("padded"):
+        return ["0"]
+    first = [f"first_position={facts.position_offset}"] if facts.position_offset else []
+    return (["model.dtype"] if name == "collate_packed_masked" else []) + first
+
+
+def _places_lines(*, packed: bool, facts: ModelFacts) -> list[str]:
+    """Return what finds each sequence in the call: its row, its first column and the column after its last."""
+    if packed:
+        return ["ends = torch.tensor([lengths[i] for i in batch]).cumsum(0).tolist()",
+                "rows, starts = [0] * len(batch), [0, *ends[:-1]]"]  # fmt: skip
+    if facts.is_causal:
+        return ['ends = [call["input_ids"].shape[1]] * len(batch)',
+                "rows, starts = list(range(len(batch))), [end - lengths[i] for end, i in zip(ends, batch)]"]  # fmt: skip
+    return ["rows, starts, ends = list(range(len(batch))), [0] * len(batch), [lengths[i] for i in batch]"]
+
+
+def _dropped(name: str, facts: ModelFacts) -> list[str]:
+    """Return the arguments of a batch that the model's forward does not take."""
+    made = {
+        "collate_padded": ["attention_mask", "position_ids"],
+        "collate_right_padded": ["attention_mask"],
+        "collate_packed": ["position_ids", "cu_seq_lens_q"],
+        "collate_packed_masked": ["attention_mask", "position_ids"],
+    }[name]
+    dropped = [argument for argument in made if argument not in facts.accepts]
+    if "cu_seq_lens_q" in dropped:
+        dropped += ["cu_seq_lens_k", "max_length_q", "max_length_k"]
+    return dropped + (["use_cache"] if "no_use_cache" in facts.accepts else [])
+
+
+def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) -> list[str]:
+    """Return what calls the model and keeps each sequence's result."""
+    if output == "scores" and packed:
+        return ["for i, scores in zip(batch, score_packed(model, call, starts)):\n    results[i] = scores"]
+    if output == "pooled":
+        pooled = f"pool(model(**call).last_hidden_state, rows, starts, ends, {facts.pooling!r})"
+        return [f"for i, embedding in zip(batch, {pooled}):\n    results[i] = embedding"]
+    values = "last_hidden_state" if output == "hidden" else "logits"
+    if output == "scores":
+        kept = "values[n]"
+    elif output == "last-logits":
+        kept = ("values[0, n]" if packed else "values[n, -1]") if keeps else "values[rows[n], ends[n] - 1]"
+    else:
+        kept = "values[rows[n], starts[n] : ends[n]]"
+    return [f"values = model(**call).{values}", f"for n, i in enumerate(batch):\n    results[i] = {kept}"]
+
+
 def _result_words(output: str) -> str:
-    return {"last-logits": "the last logits", "all-logits": "all logits", "hidden": "the hidden states"}[output]
-
-
-def _result_expression(output: str, *, packed: bool, keeps: bool) -> str:
-    values = "outputs.last_hidden_state" if output == "hidden" else "outputs.logits"
-    if output == "last-logits":
-        if not packed:
-            return f"{values}[row, -1]"
-        return f"{values}[0, row]" if keeps else f"{values}[0, ends[row] - 1]"
-    return f"{values}[0, ends[row] - lengths[i] : ends[row]]" if packed else f"{values}[row, -lengths[i] :]"
+    return {
+        "last-logits": "the last logits", "all-logits": "all logits", "hidden": "the hidden states",
+        "pooled": "the embedding", "scores": "the scores",
+    }[output]  # fmt: skip

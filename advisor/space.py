@@ -6,18 +6,20 @@ quality tier asked for" are the space's. No GPU time is spent, and no torch is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import product
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, tier_of
+from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
+from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts
 from advisor.objective import Objective
 from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
+from advisor.workloads.forward import LOGITS
 
 #: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
 MEMORY_SHARE = 0.9
@@ -27,7 +29,11 @@ MEMORY_SHARE = 0.9
 HOPELESS = 8.0
 
 _BYTES = {"fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0}
-_QUANTIZED_BYTES = {"none": 0.0, "int8": 1.0, "nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64}
+_QUANTIZED_BYTES = {"int8": 1.0, "int8-no-outliers": 1.0, "nf4": 0.5 + 4 / 64, "nf4-double": 0.5 + 1 / 64,
+                    "fp4": 0.5 + 4 / 64}  # fmt: skip
+
+#: The attention that writes all scores of a layer to memory.
+_WRITES_SCORES = ("eager", "sdpa-math")
 
 
 @dataclass(frozen=True)
@@ -47,23 +53,21 @@ class Space:
 def build_space(facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective,
                 free_bytes: int) -> Space:  # fmt: skip
     """Ask every choice about every combination and return the space. free_bytes: of the device, now."""
-    baseline = Configuration.of(baseline_choices(facts))
+    baseline = Configuration.of(baseline_choices(facts, workload))
     unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
     if unknown:
         raise BadInput(f"this model's default has {', '.join(unknown)}, which advisor can't measure yet")
-    slowest = HOPELESS * predicted_cost(Situation(baseline, workload, environment, facts))
+    slowest = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
     admissible: dict[Configuration, float] = {}
-    refusals: dict[tuple[str, str, str], Reason] = {}
+    alone = _refused_alone(facts, workload, environment, objective)
+    refusals = {(r.subject, r.about, r.rule): r for r in alone}
     warnings: dict[tuple[str, str, str], Reason] = {}
-    unavailable = _unavailable(environment)
-    for configuration in _combinations():
-        situation = Situation(configuration, workload, environment, facts)
-        reasons = _reasons(situation, objective, free_bytes, unavailable)
+    for configuration in _combinations(workload, {reason.subject for reason in alone}):
+        situation = Situation(configuration, workload.under(configuration), environment, facts)
+        reasons = _reasons(situation, objective, free_bytes)
         if not any(reason.verdict.refuses for reason in reasons):
             reasons += _hopeless(situation, slowest)
-        refusing = [
-            reason for reason in reasons if reason.verdict.refuses and reason.rule not in objective.ignored_rules
-        ]
+        refusing = [reason for reason in reasons if _refuses(reason, objective)]
         for reason in refusing:
             refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
         if not refusing:
@@ -78,44 +82,52 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
     )
 
 
-def _combinations() -> Iterable[Configuration]:
-    names = list(KNOBS)
-    for choices in product(*(KNOBS[name].choices for name in names)):
-        yield Configuration.of(dict(zip(names, choices, strict=True)))
+def _refuses(reason: Reason, objective: Objective) -> bool:
+    return reason.verdict.refuses and reason.rule not in objective.ignored_rules
 
 
-def _unavailable(environment: Environment) -> dict[tuple[str, str], Reason]:
-    found = {}
-    for knob in KNOBS.values():
+def _combinations(workload: Workload, without: Set[str]) -> Iterable[Configuration]:
+    """Yield every configuration for a workload that has none of the choices in `without` ("knob=choice")."""
+    knobs = knobs_for(workload)
+    tables = ([name for name in knob.choices if f"{knob.name}={name}" not in without] for knob in knobs.values())
+    for choices in product(*tables):
+        yield Configuration.of(dict(zip(knobs, choices, strict=True)))
+
+
+def _refused_alone(facts: ModelFacts, workload: Workload, environment: Environment,
+                   objective: Objective) -> list[Reason]:  # fmt: skip
+    """Return the first reason of every choice that is refused whatever the others are: no combination with it is looked at."""
+    found = []
+    for knob in knobs_for(workload).values():
         for choice in knob.choices.values():
-            reason = choice.unavailable(environment)
-            if reason is not None:
-                found[knob.name, choice.name] = replace(reason, subject=f"{knob.name}={choice.name}")
+            reasons = [choice.unavailable(environment), *_outside(knob.name, choice.name, facts, objective)]
+            refusing = (r for r in reasons if r is not None and _refuses(r, objective))
+            if (reason := next(refusing, None)) is not None:
+                found.append(replace(reason, subject=f"{knob.name}={choice.name}"))
     return found
 
 
-def _reasons(situation: Situation, objective: Objective, free_bytes: int,
-             unavailable: dict[tuple[str, str], Reason]) -> list[Reason]:  # fmt: skip
-    configuration = situation.configuration
-    missing = [unavailable[item] for item in configuration.items() if item in unavailable]
-    if missing:
-        return missing
+def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> list[Reason]:
+    """Refuse what the caller left out with --only or --fix, and what the objective's quality tier leaves out."""
+    reasons = [
+        Reason("U0", Verdict.INVALID, f"left out by --only {fixed}={','.join(names)}")
+        for fixed, names in objective.only
+        if fixed == knob and name not in names
+    ]
+    tier = tier_of([(knob, name)], facts)
+    if tier.rank > objective.quality.rank:
+        text = f"its tier is {tier}, and {objective.quality} was asked for"
+        reasons.append(Reason("T0", Verdict.INVALID, text, f"--quality {tier}"))
+    return reasons
+
+
+def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
     reasons = [
         replace(reason, subject=f"{knob}={name}")
-        for knob, name in configuration.items()
+        for knob, name in situation.configuration.items()
         for reason in choice_of(knob, name).why_not(situation)
     ]
-    return reasons + _beyond_tier(situation, objective) + _too_large(situation, objective, free_bytes)
-
-
-def _beyond_tier(situation: Situation, objective: Objective) -> list[Reason]:
-    """Refuse what the objective's quality tier leaves out."""
-    return [
-        Reason("T0", Verdict.INVALID, f"its tier is {tier}, and {objective.quality} was asked for",
-               f"--quality {tier}", subject=f"{knob}={name}")
-        for knob, name in situation.configuration.items()
-        if (tier := tier_of([(knob, name)], situation.facts)).rank > objective.quality.rank
-    ]  # fmt: skip
+    return reasons + _too_large(situation, objective, free_bytes)
 
 
 def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
@@ -131,6 +143,8 @@ def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
 
 def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
     """Return the bytes of the weights: linear layers in the quantised size, the rest in the precision's."""
+    if configuration["quantization"] == "checkpoint":
+        return facts.parameter_bytes
     size = _BYTES.get(configuration["precision"], 4.0)
     quantized = _QUANTIZED_BYTES.get(configuration["quantization"], 0.0)
     rest = facts.parameters - facts.linear_parameters
@@ -150,10 +164,10 @@ def predicted_bytes(situation: Situation) -> float:
     columns = max(sum(batch) if packed else max(batch) for batch in lengths)
     rows = 1 if packed else max(len(batch) for batch in lengths)
     needed = weight_bytes(facts, configuration)
-    if configuration["attention"] == "eager":
+    if configuration["attention"] in _WRITES_SCORES:
         needed += 2 * rows * facts.heads * columns**2 * size
-    elif packed and configuration["attention"] == "sdpa":
-        needed += columns**2
+    elif packed and configuration["attention"].startswith("sdpa"):
+        needed += columns**2 * (1 if facts.is_causal else size)
     if workload.output == "all-logits":
         needed += rows * columns * facts.vocabulary * size
     return needed
@@ -184,8 +198,8 @@ def predicted_cost(situation: Situation) -> float:
     packing = configuration["packing"]
     batches = [[workload.lengths[i] for i in batch] for batch in workload.batches(by_length=packing == "sorted")]
     rate = {knob: choice_of(knob, name).rate(situation) for knob, name in configuration.items()}
-    dense = configuration["attention"] in ("eager", "sdpa")
-    if packing.startswith("packed"):
+    dense = not tells_sequences_apart(configuration["attention"]) and configuration["attention"] != "flex_attention"
+    if packing.startswith("packed") or configuration["attention"] == "bettertransformer":
         tokens = workload.tokens
         pairs = sum(sum(batch) ** 2 if dense else sum(n * n for n in batch) for batch in batches)
     else:
@@ -193,7 +207,21 @@ def predicted_cost(situation: Situation) -> float:
         pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
     linear = 2.0 * facts.linear_parameters * tokens / rate["quantization"]
     attention = 4.0 * pairs * facts.heads * facts.head_dim * facts.layers * 8.0 / rate["attention"]
-    return (linear + attention) / rate["precision"]
+    return (linear + attention) / rate["precision"] / rate.get("batch", 1.0)
+
+
+def useful_operations(facts: ModelFacts, workload: Workload) -> float:
+    """Return the floating-point operations that one pass over the list needs, pads and masked pairs left out.
+
+    2 per parameter of a linear layer and token; 4·heads·head size per layer and pair of tokens that attend to one another:
+    half of all pairs of a sequence under a causal mask. The output layer counts for the positions asked for alone.
+    """
+    pairs = sum(n * n for n in workload.lengths) / (2 if facts.is_causal else 1)
+    output = facts.vocabulary * facts.hidden_size if workload.output in LOGITS else 0
+    body = max(facts.linear_parameters - output, 0)
+    asked = len(workload.lengths) if workload.output == "last-logits" else workload.tokens
+    linear = 2.0 * (body * workload.tokens + output * asked)
+    return linear + 4.0 * pairs * facts.heads * facts.head_dim * facts.layers
 
 
 def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) -> list[Reason]:
@@ -213,6 +241,8 @@ def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same
     if not trial.measurements or any(name not in KNOBS[knob].choices for knob, name in trial.ran.items()):
         return False
     if objective.max_memory_bytes is not None and (trial.peak_bytes or 0) > objective.max_memory_bytes:
+        return False
+    if objective.max_latency_s is not None and (trial.value("slowest_batch_s") or 1e308) > objective.max_latency_s:
         return False
     tier = tier_of(trial.ran.items(), facts)
     judged = trial.quality.judged and (same_weights or tier.rank == 0)

@@ -18,8 +18,8 @@ from advisor.errors import NothingAdmissible, NotMeasured
 from advisor.knobs import Reason, find_choice, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Objective
-from advisor.space import recommendable
+from advisor.objective import Metric, Objective
+from advisor.space import recommendable, useful_operations
 from advisor.store import Store, StudyRecord
 from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
@@ -29,7 +29,8 @@ from advisor.workloads import Workload
 class Candidate:
     """A configuration that may be recommended, with its evidence.
 
-    search_ratio: its speed over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
+    search_ratio: its score over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
+    Ratios are above 1 where it is better at what the objective asks for, whichever way that is counted.
     """
 
     trial: Trial
@@ -55,6 +56,9 @@ class Candidate:
             "ratio_interval": list(self.comparison.interval) if self.comparison else None,
             "blocks": len(self.comparison.block_ratios) if self.comparison else 0,
             "verdict": self.comparison.verdict if self.comparison else None,
+            "slowest_batch_s": self.trial.value("slowest_batch_s"),
+            "sequences_per_s": self.trial.value("sequences_per_s"),
+            "joules_per_token": self.trial.value("joules_per_token"),
             "peak_bytes": self.trial.peak_bytes,
             "weight_bytes": self.trial.weight_bytes,
             "load_s": self.trial.load_s,
@@ -70,6 +74,9 @@ class Recommendation:
     verdict: "faster" (confirmed); "tie", "default" (nothing looked faster) and "unconfirmed" (what did was not compared)
     keep the default; "only": the default itself can't be recommended, and this is the best of what can.
     notes: what a reader must know to weigh it, in words; failures: trials that came to nothing; measured_at: ISO time.
+    pareto: candidates that no other beats in speed, memory and quality at once, fastest first. ceilings: what the device
+    was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
+    configurations were, failures included; admissible: of how many, None where that is not known.
     """
 
     source: ModelSource
@@ -83,6 +90,10 @@ class Recommendation:
     refusals: tuple[Reason, ...]
     failures: tuple[Trial, ...]
     notes: tuple[str, ...]
+    pareto: tuple[Candidate, ...] = ()
+    ceilings: Mapping[str, float] | None = None
+    tried: int = 0
+    admissible: int | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -93,6 +104,26 @@ class Recommendation:
     def tier(self) -> str:
         """Its quality tier."""
         return str(tier_of(self.configuration.items(), self.facts))
+
+    @property
+    def ceiling_share(self) -> float | None:
+        """Useful operations per second over what matrix products in this precision reach here; None where unknown."""
+        ceiling = (self.ceilings or {}).get(f"matmul_{self.configuration['precision']}_per_s")
+        speed = self.chosen.trial.tokens_per_s
+        if not ceiling or not speed:
+            return None
+        return useful_operations(self.facts, self.study.workload) / self.study.workload.tokens * speed / ceiling
+
+    @property
+    def ceiling_words(self) -> str:
+        """The same for people, "" where it is not known."""
+        share, precision = self.ceiling_share, self.configuration["precision"]
+        if share is None or self.ceilings is None:
+            return ""
+        reached = self.ceilings[f"matmul_{precision}_per_s"]
+        unit, scale = ("TFLOP/s", 1e12) if reached >= 1e12 else ("GFLOP/s", 1e9)
+        text = f"{share:.0%} of the {reached / scale:,.0f} {unit} that matrix products in {precision} reach here"
+        return f"{text}, counting useful operations"
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -110,6 +141,11 @@ class Recommendation:
             "recommendation": self.chosen.payload,
             "default": self.default.payload if self.default else None,
             "runners_up": [candidate.payload for candidate in self.runners_up],
+            "pareto": [candidate.payload for candidate in self.pareto],
+            "ceilings": dict(self.ceilings) if self.ceilings else None,
+            "ceiling_share": self.ceiling_share,
+            "tried": self.tried,
+            "admissible": self.admissible,
             "refusals": [
                 {"subject": r.subject, "about": r.about, "rule": r.rule, "verdict": str(r.verdict), "reason": r.text,
                  "remedy": r.remedy} for r in self.refusals
@@ -154,14 +190,35 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     if not admissible:
         outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
         raise NothingAdmissible(_every_reason(refusals, trials, outside))
-    default = _candidate(default_trial, default_trial, comparisons) if default_trial else None
+    aim = objective.aim
+    default = _candidate(default_trial, default_trial, comparisons, aim) if default_trial else None
     candidates = {
-        t.ran: _candidate(t, default_trial, comparisons) for t in sorted(admissible, key=lambda t: t.tokens_per_s)
+        t.ran: _candidate(t, default_trial, comparisons, aim) for t in sorted(admissible, key=lambda t: t.score(aim))
     }
-    chosen, verdict = _choose(candidates, default)
-    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.tokens_per_s)
-    return Recommendation(source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
-                          (*notes, *_notes(study, source, chosen, default)))  # fmt: skip
+    chosen, verdict = _choose(candidates, default, aim)
+    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.score(aim))
+    return Recommendation(
+        source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
+        notes=(*notes, *_notes(study, source, objective, chosen, default)),
+        pareto=tuple(_pareto(list(candidates.values()), facts)),
+        ceilings=store.ceilings(study.environment_key),
+        tried=len({t.requested for t in trials if t.phase == "search" and t.outcome is not Outcome.RUNNING}),
+        admissible=study.admissible,
+    )  # fmt: skip
+
+
+def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidate]:
+    """Return those that no other is at least as good as in speed, peak memory and quality tier, and better in one."""
+
+    def costs(candidate: Candidate) -> tuple[float, float, float]:
+        tier = tier_of(candidate.configuration.items(), facts).rank
+        return (-candidate.trial.tokens_per_s, candidate.trial.peak_bytes or 0, tier)
+
+    found = [
+        c for c in candidates
+        if not any(all(a <= b for a, b in zip(costs(o), costs(c), strict=True)) and costs(o) != costs(c) for o in candidates)
+    ]  # fmt: skip
+    return sorted(found, key=lambda candidate: -candidate.trial.tokens_per_s)
 
 
 def _default_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -170,8 +227,8 @@ def _default_trial(trials: Sequence[Trial]) -> Trial | None:
     return ran[-1] if ran else None
 
 
-def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison]) -> Candidate:
-    ratio = trial.tokens_per_s / default.tokens_per_s if default is not None and default.tokens_per_s else None
+def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], aim: Metric) -> Candidate:
+    ratio = trial.score(aim) / default.score(aim) if default is not None and default.score(aim) else None
     found = None
     if default is not None:
         keys = (trial.ran.key, default.ran.key)
@@ -179,24 +236,26 @@ def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Compar
     return Candidate(trial, ratio, found)
 
 
-def _choose(candidates: dict[Configuration, Candidate], default: Candidate | None) -> tuple[Candidate, str]:
+def _choose(candidates: dict[Configuration, Candidate], default: Candidate | None,
+            aim: Metric) -> tuple[Candidate, str]:  # fmt: skip
     """Return the choice and its verdict: the highest confirmed ratio, else the default, else the fastest there is."""
     compared = [c for c in candidates.values() if c.comparison is not None]
     faster = [c for c in compared if c.comparison is not None and c.comparison.verdict == "faster"]
     if faster:
-        return max(faster, key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s)), "faster"
+        return max(faster, key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim))), "faster"
     if default is not None and default.configuration in candidates:
         looked_faster = any((c.search_ratio or 0.0) > 1 + TIE_ZONE for c in candidates.values())
         if any(c.comparison.verdict == "tie" for c in compared if c.comparison):
             return candidates[default.configuration], "tie"
         return candidates[default.configuration], "unconfirmed" if looked_faster and not compared else "default"
     fastest = max(
-        candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.tokens_per_s)
+        candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim))
     )
     return fastest, "only"
 
 
-def _notes(study: StudyRecord, source: ModelSource, chosen: Candidate, default: Candidate | None) -> list[str]:
+def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate,
+           default: Candidate | None) -> list[str]:  # fmt: skip
     notes = []
     if study.state != "done":
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
@@ -210,6 +269,11 @@ def _notes(study: StudyRecord, source: ModelSource, chosen: Candidate, default: 
         notes.append("the quality of this choice was not judged")
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
+    if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):
+        notes.append(f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would")
+    if study.objective.only:
+        kept = "; ".join(f"{knob} {', '.join(names)}" for knob, names in study.objective.only)
+        notes.append(f"only this was searched: {kept}")
     return notes
 
 
@@ -259,7 +323,8 @@ def _best_study(
     same = [s for s in own if s.objective.payload == objective.payload]
     if same:
         return same[0], []
-    plain = [s for s in own if not s.objective.ignored_rules] or own
+    asked = [s for s in own if s.objective.metric == objective.metric] or own
+    plain = [s for s in asked if not s.objective.ignored_rules and not s.objective.only] or asked
     wide = [
         s for s in plain if s.objective.quality.rank >= objective.quality.rank and _had_memory(s.objective, objective)
     ]
@@ -303,6 +368,11 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
         flags.append(f"--quality {objective.quality}")
     if objective.max_memory_bytes is not None:
         flags.append(f"--max-memory {objective.max_memory_bytes}")
+    if objective.metric != Objective().metric:
+        flags.append(f"--objective {objective.aim.name}")
+    if objective.max_latency_s is not None:
+        flags.append(f"--max-latency {objective.max_latency_s * 1000:g}ms")
+    flags += [f"--only {knob}={','.join(names)}" for knob, names in objective.only]
     flags += ["--allow-unjudged"] if objective.allow_unjudged else []
     flags += [f"--ignore-rule {rule}" for rule in objective.ignored_rules]
     flags += ["--allow-pickle"] if source.allow_pickle else []
@@ -313,7 +383,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
 
 def _distance(a: Workload, b: Workload) -> float:
     """Distance in log tokens a batch, log longest sequence, padding, and what is asked for (measurement.md, C.4)."""
-    pairs = [(a.batch * max(a.lengths), b.batch * max(b.lengths)), (max(a.lengths), max(b.lengths))]
+    pairs = [(a.size * max(a.lengths), b.size * max(b.lengths)), (max(a.lengths), max(b.lengths))]
     return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
 
 
@@ -324,7 +394,7 @@ def _differences(other: Workload, workload: Workload) -> list[str]:
         for name, theirs, ours in (
             ("longest sequence", max(other.lengths), max(workload.lengths)),
             ("padding", round(other.padding, 2), round(workload.padding, 2)),
-            ("batch", other.batch, workload.batch),
+            ("batch", other.batch or "auto", workload.batch or "auto"),
             ("output", other.output, workload.output),
             ("number of sequences", len(other.lengths), len(workload.lengths)),
         )
@@ -351,6 +421,7 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) 
     if recommendation.configuration.get(choice.knob) == name:
         return [f"{name} is recommended"]
     subject = f"{choice.knob}={name}"
+    wider = recommendation.objective.quality.rank > recommendation.study.objective.quality.rank
     texts = [
         f"{r.subject}{' with ' + r.about if r.about else ''}: rule {r.rule}: {r.text}{f' → {r.remedy}' if r.remedy else ''}"
         for r in recommendation.refusals if subject in f"{r.subject} {r.about}".split()
@@ -358,6 +429,9 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) 
     for trial in trials:
         if trial.phase == "search" and name in (trial.requested.get(choice.knob), trial.ran.get(choice.knob)):
             texts.append(_figures(trial, recommendation))
+    if wider and any(r.rule == "T0" and r.subject == subject for r in recommendation.refusals):
+        texts.append(f"{recommendation.objective.quality} was asked for, but not searched: advisor tune … --quality "
+                     f"{recommendation.objective.quality} would")  # fmt: skip
     return texts or [
         f"{subject} was not tried: the search ended before its turn (more --trials or a longer --budget go on with it)"
     ]
@@ -387,6 +461,10 @@ def _figures(trial: Trial, recommendation: Recommendation) -> str:
 def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool) -> list[str]:
     """Return in words what keeps a trial that ran from being recommended under an objective."""
     texts, tier, limit, peak = [], tier_of(trial.ran.items(), facts), objective.max_memory_bytes, trial.peak_bytes or 0
+    slowest_s = trial.value("slowest_batch_s")
+    if objective.max_latency_s is not None and (slowest_s is None or slowest_s > objective.max_latency_s):
+        took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
+        texts.append(f"its slowest batch ({took}) is above the {objective.max_latency_s * 1000:g} ms allowed")
     if limit is not None and peak > limit:
         texts.append(f"its peak of {peak / 2**30:.2f} GiB is above the {limit / 2**30:.2f} GiB allowed")
     if tier.rank > objective.quality.rank:
@@ -398,7 +476,7 @@ def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weig
 
 
 def tie_set(recommendation: Recommendation) -> list[Candidate]:
-    """Return the runners-up whose speed in the search is within the tie zone of what is recommended, either way."""
-    best = recommendation.chosen.trial.tokens_per_s
-    near = 1 + TIE_ZONE
-    return [c for c in recommendation.runners_up if best / near <= c.trial.tokens_per_s <= best * near]
+    """Return the runners-up whose score in the search is within the tie zone of what is recommended, either way."""
+    aim = recommendation.objective.aim
+    best, near = recommendation.chosen.trial.score(aim), 1 + TIE_ZONE
+    return [c for c in recommendation.runners_up if best / near <= c.trial.score(aim) <= best * near]

@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.knobs import KNOBS, Choice, Situation
+from advisor.knobs import KNOBS, Choice, Situation, baseline_choices, knobs_for
 from advisor.model import ModelFacts
 from advisor.workloads import Workload
 
@@ -52,10 +52,15 @@ _MODELS = (
     replace(_LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
     replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
     replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="gptq"),
+    replace(_LLAMA, linear_parameters=0, switches_attention=False),
+    replace(_LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"),
 )
 
-#: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads.
-_WORKLOADS = (Workload((64, 32, 48, 16), 2), Workload((64, 48, 32, 16), 2), Workload((64, 64, 64, 64), 2))
+#: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads; scores; batch as a knob.
+_WORKLOADS = (
+    Workload((64, 32, 48, 16), 2), Workload((64, 48, 32, 16), 2), Workload((64, 64, 64, 64), 2),
+    Workload((64, 32, 48, 16), 2, "scores"), Workload((64, 32, 48, 16), None),
+)  # fmt: skip
 
 
 def support_table() -> str:
@@ -89,11 +94,13 @@ def _choices() -> list[Choice]:
 
 
 def _situations() -> Iterator[Situation]:
-    """Yield every combination of choices for every model and workload on every machine."""
-    for choices in product(*(knob.choices for knob in KNOBS.values())):
-        configuration = Configuration.of(dict(zip(KNOBS, choices, strict=True)))
-        for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:2])):
-            yield Situation(configuration, workload, environment, facts)
+    """Yield every pair of choices, the other knobs as they are by default, for every model and workload on every machine."""
+    for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:2])):
+        default = Configuration.of(baseline_choices(facts, workload))
+        for one, other in combinations(knobs_for(workload).values(), 2):
+            for first, second in product(one.choices, other.choices):
+                configuration = default.replaced(**{one.name: first, other.name: second})
+                yield Situation(configuration, workload.under(configuration), environment, facts)
 
 
 def _row(choice: Choice, rules: set[str], always: bool) -> list[str]:

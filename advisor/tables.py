@@ -25,8 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from advisor.measurement import TIE_ZONE
+from advisor.objective import METRICS, Objective
+
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -84,6 +87,13 @@ ENVIRONMENTS = Table(
     "environments", METADATA,
     _id(), _text("key"), _text("payload"), _moment("first_seen"),
     UniqueConstraint("key"),
+)  # fmt: skip
+
+#: What plain work reaches on an environment's device, matrix products and copies, as a yardstick for what models reach.
+CEILINGS = Table(
+    "ceilings", METADATA,
+    _id(), _to("environment_id", "environments"), _text("payload"), _moment("measured_at"),
+    UniqueConstraint("environment_id"),
 )  # fmt: skip
 
 MODELS = Table(
@@ -147,16 +157,20 @@ REFUSALS = Table(
     UniqueConstraint("study_id", "subject", "about", "rule"),
 )  # fmt: skip
 
-#: Which pieces of SQL the two databases spell differently: a JSON member as text, a configuration in words, and the
-#: longest sequence of a workload.
+#: Which pieces of SQL the two databases spell differently: a JSON member as text, the batch that a configuration names, a
+#: configuration in words, and the longest sequence of a workload.
 _SPELLING = {
     "sqlite": {
         "member": "json_extract({column}, '$.{name}')",
+        "batch": """(SELECT CAST(value AS INTEGER)
+    FROM json_each({column}, '$.batch') WHERE value GLOB '[0-9]*' AND value NOT GLOB '*[^0-9]*')""",
         "words": "(SELECT group_concat(value, ' · ') FROM json_each({column}))",
         "longest": "(SELECT MAX(value) FROM json_each({column}, '$.lengths'))",
     },
     "postgresql": {
         "member": "(CAST({column} AS json) ->> '{name}')",
+        "batch": """(SELECT CAST(value AS INTEGER)
+    FROM json_each_text(CAST({column} AS json)) WHERE key = 'batch' AND value ~ '^[0-9]{{1,9}}$')""",
         "words": """(SELECT string_agg(value, ' · ' ORDER BY key COLLATE "C")
     FROM json_each_text(CAST({column} AS json)))""",
         "longest": """(SELECT MAX(CAST(value AS INTEGER))
@@ -187,14 +201,31 @@ def _words(dialect: str, column: str) -> str:
     return _SPELLING[dialect]["words"].format(column=column)
 
 
+def _real(dialect: str, column: str, name: str) -> str:
+    return f"CAST({_member(dialect, column, name)} AS DOUBLE PRECISION)"
+
+
+def _is_true(dialect: str, column: str, name: str) -> str:
+    return f"CAST({_member(dialect, column, name)} AS TEXT) IN ('1', 'true')"
+
+
+def _median(metric: str) -> str:
+    return f"(SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = '{metric}')"  # noqa: S608
+
+
 def _trials(dialect: str) -> str:
+    """One row a trial. What came later stands at the end, for those who count columns."""
+    ran = "COALESCE(f.payload, r.payload)"
     knobs = ",\n  ".join(
-        f"{_member(dialect, 'COALESCE(f.payload, r.payload)', knob)} AS {knob}"
-        for knob in ("attention", "precision", "quantization", "packing")
+        f"{_member(dialect, ran, knob)} AS {knob}" for knob in ("attention", "precision", "quantization", "packing")
+    )
+    batch = f"CAST({_member(dialect, 'w.payload', 'batch')} AS INTEGER)"
+    later = ",\n  ".join(
+        f"{_median(metric)} AS {metric}" for metric in ("slowest_batch_s", "joules_per_token", "sequences_per_s")
     )
     return f"""SELECT s.id AS study, t.number AS number, t.phase AS phase, t.block AS block, m.name AS model,
   w.key AS workload_key, w.kind AS kind,
-  CAST({_member(dialect, "w.payload", "batch")} AS INTEGER) AS batch,
+  {batch} AS batch,
   {_member(dialect, "w.payload", "output")} AS output,
   {_SPELLING[dialect]["longest"].format(column="w.payload")} AS longest,
   {_member(dialect, "e.payload", "device_name")} AS device,
@@ -204,9 +235,13 @@ def _trials(dialect: str) -> str:
   t.outcome AS outcome, t.reason AS reason,
   x.median AS tokens_per_s, x.low AS tokens_per_s_low, x.high AS tokens_per_s_high,
   t.peak_bytes AS peak_bytes, t.load_s AS load_s, t.first_call_s AS first_call_s,
-  CAST({_member(dialect, "t.quality", "kl")} AS DOUBLE PRECISION) AS kl,
-  CAST({_member(dialect, "t.quality", "top1")} AS DOUBLE PRECISION) AS top1,
-  CASE WHEN t.reused_from IS NULL THEN 0 ELSE 1 END AS reused
+  {_real(dialect, "t.quality", "kl")} AS kl,
+  {_real(dialect, "t.quality", "top1")} AS top1,
+  CASE WHEN t.reused_from IS NULL THEN 0 ELSE 1 END AS reused,
+  COALESCE({_SPELLING[dialect]["batch"].format(column=ran)}, {batch}) AS batch_size,
+  {later},
+  {_real(dialect, "t.quality", "cosine")} AS cosine,
+  {_real(dialect, "t.quality", "top10")} AS top10
 FROM {_STUDY}
   JOIN trials t ON t.study_id = s.id
   JOIN configurations r ON r.id = t.requested_id
@@ -215,53 +250,8 @@ FROM {_STUDY}
 
 
 def _recommendations(dialect: str) -> str:
-    """What suggest says of a study under its own objective: see `advisor.suggest`, whose order of preference this is.
-
-    A candidate that was confirmed faster; else the default, if it meets the objective; else ("only") the best of what
-    does, by its ratio over the default, then by its speed. Tiers need no look: a study's space ends at its objective's.
-    """
-    judged, allowed = (
-        f"CAST({_member(dialect, column, name)} AS TEXT) IN ('1', 'true')"
-        for column, name in (("t.quality", "judged"), ("s.objective", "allow_unjudged"))
-    )
-    limit = f"CAST({_member(dialect, 's.objective', 'max_memory_bytes')} AS BIGINT)"
-    return f"""WITH baseline AS (
-  SELECT study_id, ran_id FROM (
-    SELECT t.study_id AS study_id, COALESCE(t.effective_id, t.requested_id) AS ran_id,
-      ROW_NUMBER() OVER (PARTITION BY t.study_id ORDER BY t.number DESC) AS place
-    FROM trials t JOIN trials z ON z.study_id = t.study_id AND z.number = 0 AND z.requested_id = t.requested_id
-    WHERE t.phase = 'search' AND t.outcome = 'ok'
-  ) runs WHERE place = 1
-), admissible AS (
-  SELECT t.study_id AS study_id, COALESCE(t.effective_id, t.requested_id) AS ran_id, MAX(x.median) AS speed
-  FROM trials t
-    JOIN studies s ON s.id = t.study_id
-    JOIN measurements x ON x.trial_id = t.id AND x.metric = 'tokens_per_s'
-  WHERE t.phase = 'search' AND t.outcome = 'ok' AND {_member(dialect, "t.quality", "failures")} = '[]'
-    AND ({judged} OR {allowed})
-    AND COALESCE(t.peak_bytes, 0) <= COALESCE({limit}, COALESCE(t.peak_bytes, 0))
-  GROUP BY t.study_id, COALESCE(t.effective_id, t.requested_id)
-), compared AS (
-  SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
-    c.blocks AS blocks, c.verdict AS verdict, a.speed AS speed
-  FROM comparisons c JOIN baseline b ON b.study_id = c.study_id AND b.ran_id = c.baseline_id
-    JOIN admissible a ON a.study_id = c.study_id AND a.ran_id = c.candidate_id
-), choices AS (
-  SELECT study_id, ran_id, ratio, low, high, blocks, 'faster' AS verdict, 1 AS preference, speed
-  FROM compared WHERE verdict = 'faster'
-  UNION ALL
-  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, 'baseline', 2, 0.0
-  FROM baseline b JOIN admissible a ON a.study_id = b.study_id AND a.ran_id = b.ran_id
-  UNION ALL
-  SELECT a.study_id, a.ran_id, c.ratio, c.low, c.high, COALESCE(c.blocks, 0), 'only', 3, a.speed
-  FROM admissible a LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
-), best AS (
-  SELECT study_id, ran_id, ratio, low, high, blocks, verdict,
-    ROW_NUMBER() OVER (
-      PARTITION BY study_id ORDER BY preference, COALESCE(ratio, 0.0) DESC, speed DESC, ran_id
-    ) AS place
-  FROM choices
-)
+    """What suggest says of a study under its own objective: see `advisor.suggest`, whose order of preference this is."""
+    return f"""WITH {_scored(dialect)}, {_CHOICES}
 SELECT s.id AS study, m.name AS model,
   {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
   {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
@@ -269,6 +259,82 @@ SELECT s.id AS study, m.name AS model,
 FROM {_STUDY}
   JOIN best ON best.study_id = s.id AND best.place = 1
   JOIN configurations k ON k.id = best.ran_id"""  # noqa: S608
+
+
+def _scored(dialect: str) -> str:
+    """Every search trial that ran: its score by the objective's metric, more is better, and whether it may be recommended.
+
+    Tiers need no look: a study's space ends at its objective's.
+    """
+    less = ", ".join(f"'{aim.metric}'" for aim in METRICS.values() if aim.less_is_better)
+    return f"""aims AS (
+  SELECT id AS study_id, COALESCE({_member(dialect, "objective", "metric")}, '{Objective.metric}') AS metric,
+    CAST({_member(dialect, "objective", "max_memory_bytes")} AS BIGINT) AS most_bytes,
+    {_real(dialect, "objective", "max_latency_s")} AS most_s,
+    {_is_true(dialect, "objective", "allow_unjudged")} AS takes_unjudged
+  FROM studies
+), ran AS (
+  SELECT t.study_id AS study_id, t.number AS number, t.requested_id AS requested_id, aims.metric AS metric,
+    COALESCE(t.effective_id, t.requested_id) AS ran_id,
+    CASE aims.metric WHEN 'peak_bytes' THEN CAST(t.peak_bytes AS DOUBLE PRECISION) ELSE x.median END AS amount,
+    CASE WHEN {_member(dialect, "t.quality", "failures")} = '[]'
+      AND ({_is_true(dialect, "t.quality", "judged")} OR aims.takes_unjudged)
+      AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
+      AND (aims.most_s IS NULL OR {_median("slowest_batch_s")} <= aims.most_s)
+      AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
+    THEN 1 ELSE 0 END AS may_be
+  FROM trials t
+    JOIN aims ON aims.study_id = t.study_id
+    LEFT JOIN measurements x ON x.trial_id = t.id AND x.metric = aims.metric
+  WHERE t.phase = 'search' AND t.outcome = 'ok'
+), scored AS (
+  SELECT study_id, number, requested_id, ran_id, may_be,
+    CASE WHEN COALESCE(amount, 0.0) = 0.0 THEN 0.0 WHEN metric IN ({less}) THEN 1.0 / amount ELSE amount END AS score
+  FROM ran
+)"""  # noqa: S608
+
+
+#: From scored trials to the best choice of every study. "faster" are candidates that were confirmed; else the default stays,
+#: where it meets the objective ("kept", and how that is to be said); else ("only") the best of what does, by its ratio over
+#: the default, then by its score. One confirmed ratio is enough for a tie: a look at the search alone decides nothing.
+_CHOICES = f"""baseline AS (
+  SELECT study_id, ran_id, score FROM (
+    SELECT d.study_id AS study_id, d.ran_id AS ran_id, d.score AS score,
+      ROW_NUMBER() OVER (PARTITION BY d.study_id ORDER BY d.number DESC) AS place
+    FROM scored d JOIN trials z ON z.study_id = d.study_id AND z.number = 0 AND z.requested_id = d.requested_id
+  ) runs WHERE place = 1
+), admissible AS (
+  SELECT study_id, ran_id, MAX(score) AS score FROM scored WHERE may_be = 1 GROUP BY study_id, ran_id
+), compared AS (
+  SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
+    c.blocks AS blocks, c.verdict AS verdict, a.score AS score
+  FROM comparisons c JOIN baseline b ON b.study_id = c.study_id AND b.ran_id = c.baseline_id
+    JOIN admissible a ON a.study_id = c.study_id AND a.ran_id = c.candidate_id
+), kept AS (
+  SELECT b.study_id AS study_id, CASE
+      WHEN MAX(CASE WHEN c.verdict = 'tie' THEN 1 ELSE 0 END) = 1 THEN 'tie'
+      WHEN COUNT(c.ran_id) = 0 AND MAX(a.score / NULLIF(b.score, 0.0)) > {1 + TIE_ZONE} THEN 'unconfirmed'
+      ELSE 'default' END AS verdict
+  FROM baseline b JOIN admissible a ON a.study_id = b.study_id
+    LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
+  GROUP BY b.study_id
+), choices AS (
+  SELECT study_id, ran_id, ratio, low, high, blocks, verdict, 1 AS preference, score
+  FROM compared WHERE verdict = 'faster'
+  UNION ALL
+  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, kept.verdict, 2, 0.0
+  FROM baseline b JOIN admissible a ON a.study_id = b.study_id AND a.ran_id = b.ran_id
+    JOIN kept ON kept.study_id = b.study_id
+  UNION ALL
+  SELECT a.study_id, a.ran_id, c.ratio, c.low, c.high, COALESCE(c.blocks, 0), 'only', 3, a.score
+  FROM admissible a LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
+), best AS (
+  SELECT study_id, ran_id, ratio, low, high, blocks, verdict,
+    ROW_NUMBER() OVER (
+      PARTITION BY study_id ORDER BY preference, COALESCE(ratio, 0.0) DESC, score DESC, ran_id
+    ) AS place
+  FROM choices
+)"""  # noqa: S608
 
 
 def _refusals(dialect: str) -> str:

@@ -19,20 +19,20 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.errors import AdvisorError, BadInput
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible
 from advisor.knobs import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective
+from advisor.objective import Budget, Metric, Objective
 from advisor.runner import Runner, read_facts
 from advisor.search import ask
-from advisor.space import MEMORY_SHARE, Space, build_space, recommendable
+from advisor.space import MEMORY_SHARE, Space, build_space, recommendable, weight_bytes
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
-#: Confirmation: blocks, and how many candidates meet the default in each (measurement.md, "Confirmation").
-BLOCKS, FINALISTS = 3, 2
+#: How many candidates meet the default in each block of the confirmation (measurement.md, "Confirmation").
+FINALISTS = 2
 
 #: Who is further than this from the best of the search is no finalist (torchao's autoquant measures again within 10 %).
 NEAR = 1.1
@@ -52,7 +52,10 @@ _CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial."""
+    """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial.
+
+    also: configurations that are measured and confirmed whatever the search finds, where they are admissible.
+    """
 
     source: ModelSource
     workload: Workload
@@ -61,6 +64,7 @@ class Job:
     machine: Machine
     seed: int = 0
     trial_timeout_s: float = 600.0
+    also: tuple[Configuration, ...] = ()
 
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -122,12 +126,9 @@ class Tuning:
 def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     """Tune until the budget is spent or nothing is left to try; return the study's id. Interrupting it loses nothing."""
     listen({"event": "stage", "stage": "reading the model"})
-    hidden = job.workload.output == "hidden"
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "hidden": hidden}))
-    longest = max(job.workload.lengths)
-    if facts.max_positions is not None and longest > facts.max_positions:
-        raise BadInput(f"--lengths {longest} is beyond the model's {facts.max_positions} positions")
+    facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    refuse_too_large(job, facts, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     store.save_facts(job.source, facts)
     aliases = [
@@ -137,6 +138,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     listen({"event": "study", "space": space, "trials": store.trials(study)})
     state = "interrupted"
     try:
+        _measure_ceilings(job, store, runner, listen)
         with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
             tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
             tuning.first = len(store.trials(study))
@@ -149,6 +151,40 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     return study
 
 
+def facts_for(job: Job, runner: Runner) -> ModelFacts:
+    """Have the model's facts read. Raises BadInput where a sequence is longer than its positions."""
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": job.workload.output}))
+    longest, most = max(job.workload.lengths), facts.max_positions
+    if most is not None and longest > most - facts.position_offset:
+        raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
+    return facts
+
+
+def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
+    """Raise NothingAdmissible where memory alone refuses everything: before a trial runs out of it one by one."""
+    reasons = [reason for reason in space.refusals if reason.rule == "M1"]
+    if space.admissible or not reasons:
+        return
+    device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
+    if needed > MEMORY_SHARE * device.memory_bytes:
+        raise NothingAdmissible([
+            f"the weights alone are {needed / 2**30:.1f} GiB, and {device.device_name} has "
+            f"{device.memory_bytes / 2**30:.1f} GiB: this model needs more than one GPU, and advisor tunes for one",
+            *(f"{r.subject}: {r.rule} {r.text}" for r in reasons),
+        ])  # fmt: skip
+    raise NothingAdmissible([f"{r.subject} {r.about}: {r.rule} {r.text}" for r in reasons])
+
+
+def _measure_ceilings(job: Job, store: Store, runner: Runner, listen: Listener) -> None:
+    """Measure once in an environment what its device reaches at best; a failure leaves shares of it unsaid."""
+    if store.ceilings(job.machine.environment.key) is not None:
+        return
+    listen({"event": "stage", "stage": "what the device reaches at best"})
+    result = runner.run({"op": "ceilings"}, job.trial_timeout_s)
+    if "outcome" not in result:
+        store.save_ceilings(job.machine.environment, result)
+
+
 def _resume(tuning: Tuning) -> None:
     """Run again, under their own numbers, the trials that a killed tune left behind."""
     for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
@@ -159,14 +195,29 @@ def _resume(tuning: Tuning) -> None:
 def _search(tuning: Tuning) -> None:
     if not _of(tuning.trials, tuning.space.baseline):
         _trial(tuning, tuning.space.baseline)
+    for configuration in tuning.job.also:
+        if configuration in tuning.space.admissible and not _of(tuning.trials, configuration):
+            _trial(tuning, configuration)
     while (left := _trials_left(tuning)) > 0 and not _hopeless(tuning):
         trials = [trial for trial in tuning.trials if trial.phase == "search"]
-        configuration = ask(tuning.space.admissible, trials, left, tuning.job.seed)
+        configuration = ask(_not_beyond_memory(tuning, trials), trials, left, tuning.job.seed)
         if configuration is None:
             break
         _trial(tuning, configuration)
         if tuning.is_over:
             break
+
+
+def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configuration]:
+    """Leave out what differs from one that ran out of memory by a larger batch alone (rule M2)."""
+    failed = [t.requested for t in trials if t.outcome is Outcome.OUT_OF_MEMORY and "batch" in t.requested]
+    least = {c.replaced(batch="1"): min(int(f["batch"]) for f in failed if f.replaced(batch="1") == c.replaced(batch="1"))
+             for c in failed}  # fmt: skip
+    seen = {trial.requested for trial in trials}
+    return [
+        c for c in tuning.space.admissible
+        if c in seen or "batch" not in c or int(c["batch"]) <= least.get(c.replaced(batch="1"), 10**9)
+    ]  # fmt: skip
 
 
 def _trials_left(tuning: Tuning) -> int:
@@ -178,12 +229,12 @@ def _trials_left(tuning: Tuning) -> int:
     if tuning.job.budget.seconds is not None and done:
         walls = [trial.wall_s for trial in done if trial.wall_s]
         mean_s = sum(walls) / len(walls) if walls else 1.0
-        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done)
+        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done, tuning.job.budget)
         left = min(left, int(left_s / max(mean_s, 0.01)))
     return left
 
 
-def _confirmation_s(done: Sequence[Trial]) -> float:
+def _confirmation_s(done: Sequence[Trial], budget: Budget) -> float:
     """Seconds that the confirmation will take: blocks × (default and finalists) × (start and load, first call, rounds)."""
     ok = [trial for trial in done if trial.outcome is Outcome.OK and trial.measurement("round_s")]
     fastest = sorted(ok[1:], key=lambda trial: -trial.tokens_per_s)[:FINALISTS]
@@ -194,7 +245,7 @@ def _confirmation_s(done: Sequence[Trial]) -> float:
         round_s = rounds.median if rounds else 0.0
         timed_s = min(max(5 * round_s, 1.0), max(float(_CONFIRM_STOPPING["seconds"]), 3 * round_s))
         cost_s += start_s + (trial.first_call_s or 0.0) + 3 * round_s + timed_s
-    return BLOCKS * cost_s
+    return budget.blocks * cost_s
 
 
 def _hopeless(tuning: Tuning) -> bool:
@@ -271,13 +322,19 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
     }
     if phase == "confirm":
         return request
-    best = _best(tuning)
-    incumbent = best.measurement("round_s") if best else None
     return request | {
         "gate": _gate(tuning, configuration, trials, request),
         "measured": [trial.ran.key for trial in trials if trial.phase == "search" and trial.outcome is Outcome.OK],
-        "timing": {"stopping": {}, "incumbent_s": incumbent.median if incumbent else None},
+        "timing": {"stopping": {}, "incumbent_s": _incumbent_s(tuning)},
     }
+
+
+def _incumbent_s(tuning: Tuning) -> float | None:
+    """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim."""
+    best = _best(tuning)
+    if best is None or tuning.job.budget.exhaustive or tuning.job.objective.metric not in ("tokens_per_s", "slowest_batch_s"):
+        return None
+    return best.value("round_s")
 
 
 def _gate(
@@ -304,14 +361,14 @@ def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> 
     precisions = ["fp32", own] if fits and not tuning.facts.prequantized else [own]
     result: dict[str, Any] = {}
     for precision in precisions:
-        configuration = {"attention": "eager", "precision": precision, "quantization": "none", "packing": "padded"}
+        configuration = tuning.space.baseline.replaced(attention="eager", precision=precision, packing="padded")
         tuning.listen({"event": "stage", "stage": f"reference in {precision}"})
         asked = {
             **request,
             "op": "reference",
             "workload": request["gate_workload"],
             "path": str(path),
-            "configuration": configuration,
+            "configuration": dict(configuration),
         }
         result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
         if result.get("transient"):
@@ -347,7 +404,13 @@ def _measurements(workload: Workload, rounds: Mapping[str, Any], phase: str) -> 
     found = [
         Measurement("round_s", "s", wall_s, phase, state),
         Measurement("tokens_per_s", "tokens/s", tuple(workload.tokens / s for s in wall_s), phase),
+        Measurement("slowest_batch_s", "s", tuple(rounds["slowest_s"]), phase),
     ]
+    if workload.kind == "embed":
+        per_s = tuple(len(workload.lengths) / s for s in wall_s)
+        found.append(Measurement("sequences_per_s", "sequences/s", per_s, phase))
+    if rounds.get("joules_per_token"):
+        found.append(Measurement("joules_per_token", "J/token", (rounds["joules_per_token"],), phase))
     if any(rounds["gpu_s"]):
         found.append(Measurement("gpu_round_s", "s", tuple(rounds["gpu_s"]), phase))
     return tuple(found)
@@ -362,7 +425,7 @@ def _refuse_alias(tuning: Tuning, configuration: Configuration, trial: Trial, te
 
 def _best(tuning: Tuning) -> Trial | None:
     found = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
-    return max(found, key=lambda trial: trial.tokens_per_s, default=None)
+    return max(found, key=lambda trial: trial.score(tuning.job.objective.aim), default=None)
 
 
 def _confirm(tuning: Tuning) -> None:
@@ -371,28 +434,31 @@ def _confirm(tuning: Tuning) -> None:
     if baseline is None:
         return
     finalists = _finalists(tuning, baseline)
-    if not finalists:
+    if not finalists or not tuning.job.budget.blocks:
         return
     contestants = [baseline.ran, *finalists]
-    blocks = _blocks(tuning.trials, contestants)
+    blocks = _blocks(tuning.trials, contestants, tuning.job.budget.blocks)
     _run_blocks(tuning, contestants, blocks)
-    found = [c for finalist in finalists if (c := _compared(tuning.trials, finalist, baseline.ran, blocks))]
+    aim = tuning.job.objective.aim
+    found = [c for finalist in finalists if (c := _compared(tuning.trials, finalist, baseline.ran, blocks, aim))]
     made = {(comparison.candidate, comparison.baseline) for comparison in found}
     kept = [c for c in tuning.store.comparisons(tuning.study) if (c.candidate, c.baseline) not in made]
     tuning.store.save_comparisons(tuning.study, [*kept, *found])
 
 
 def _finalists(tuning: Tuning, baseline: Trial) -> list[Configuration]:
-    """Return the fastest that may be recommended, faster than the default where that may be, and near the best."""
+    """Return the best that may be recommended, better than the default where that may be, and near the best."""
+    aim = tuning.job.objective.aim
     right = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
-    ranked = sorted(right, key=lambda trial: -trial.tokens_per_s)
-    beaten = baseline.tokens_per_s if any(t.ran == baseline.ran for t in ranked) else 0.0
-    near = ranked[0].tokens_per_s / NEAR if ranked else 0.0
-    rivals = [t.ran for t in ranked if t.ran != baseline.ran and beaten < t.tokens_per_s >= near]
-    return list(dict.fromkeys(rivals))[:FINALISTS]
+    ranked = sorted(right, key=lambda trial: -trial.score(aim))
+    beaten = baseline.score(aim) if any(t.ran == baseline.ran for t in ranked) else 0.0
+    near = ranked[0].score(aim) / NEAR if ranked else 0.0
+    rivals = [t.ran for t in ranked if t.ran != baseline.ran and beaten < t.score(aim) >= near]
+    also = [t.ran for t in ranked if t.ran != baseline.ran and t.requested in tuning.job.also]
+    return list(dict.fromkeys([*list(dict.fromkeys(rivals))[:FINALISTS], *also]))
 
 
-def _blocks(trials: Sequence[Trial], contestants: Sequence[Configuration]) -> range:
+def _blocks(trials: Sequence[Trial], contestants: Sequence[Configuration], count: int) -> range:
     """Return the numbers of the blocks to be run or gone on with.
 
     The last set is gone on with where it was broken off, or is the answer where it is whole and had the same contestants. A
@@ -403,14 +469,14 @@ def _blocks(trials: Sequence[Trial], contestants: Sequence[Configuration]) -> ra
         if trial.phase == "confirm" and trial.block is not None:
             held.setdefault(trial.block, set()).add(trial.requested)
     if not held:
-        return range(1, BLOCKS + 1)
-    first = (max(held) - 1) // BLOCKS * BLOCKS + 1
-    last = [held.get(block, set()) for block in range(first, first + BLOCKS)]
+        return range(1, count + 1)
+    first = (max(held) - 1) // count * count + 1
+    last = [held.get(block, set()) for block in range(first, first + count)]
     everyone = set.union(*last)
     is_whole = all(block == everyone for block in last)
     if everyone == set(contestants) or (not is_whole and everyone < set(contestants)):
-        return range(first, first + BLOCKS)
-    return range(first + BLOCKS, first + 2 * BLOCKS)
+        return range(first, first + count)
+    return range(first + count, first + 2 * count)
 
 
 def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration], blocks: range) -> None:
@@ -432,15 +498,16 @@ def _in_block(trials: Sequence[Trial], configuration: Configuration, block: int)
 
 
 def _compared(
-    trials: Sequence[Trial], candidate: Configuration, baseline: Configuration, blocks: range
+    trials: Sequence[Trial], candidate: Configuration, baseline: Configuration, blocks: range, aim: Metric
 ) -> Comparison | None:
-    """Return the comparison over the blocks in which both ran as themselves, None where there is no such block."""
+    """Return the comparison over the blocks in which both ran as themselves and were seen, None where there is none."""
     ratios = []
     for block in blocks:
         ours, theirs = (_in_block(trials, configuration, block) for configuration in (candidate, baseline))
         both = [t for t in (ours, theirs) if t is not None and t.outcome is Outcome.OK and t.ran == t.requested]
-        if len(both) == 2:
-            ratios.append(both[0].tokens_per_s / both[1].tokens_per_s)
+        scores = [t.score(aim) for t in both]
+        if len(scores) == 2 and all(scores):
+            ratios.append(scores[0] / scores[1])
     return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
 
 

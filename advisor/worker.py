@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def _die_with_parent() -> None:
@@ -39,16 +39,18 @@ if __name__ == "__main__":
 
 import torch
 
-from advisor import facts_torch
+from advisor import ceilings_torch, facts_torch
 from advisor.configuration import Configuration
 from advisor.device import Gauges, disturbed
 from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch, tier_of
+from advisor.knobs.attention import tells_sequences_apart
 from advisor.measurement import interval_of_median
 from advisor.model import ModelFacts
 from advisor.numerics import FLOORS, judge
 from advisor.trial import Outcome, Quality
 from advisor.workloads import Workload, workload_of
 from advisor.workloads import forward_torch as forward
+from advisor.workloads.forward import LOGITS
 
 #: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
 TEXT_LIMIT = 2000
@@ -56,6 +58,9 @@ TEXT_LIMIT = 2000
 #: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
 #: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
 EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
+
+#: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
+ENERGY_WINDOW_S = 2.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
@@ -128,22 +133,23 @@ class Session:
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         """
         self.stage("load")
-        began = time.perf_counter()
+        began, output = time.perf_counter(), request["workload"]["output"]
         choices = [choice_of(knob, name) for knob, name in configuration.items()]
-        for line in dict.fromkeys(line for choice in choices for line in choice.before):
-            exec(line, {"torch": torch})  # noqa: S102  (our own lines: the ones that the suggestion prints)
+        names = facts_torch.statements(choices)
         switches = request["facts"]["switches_attention"]
         fixed = tuple(
-            (k, v) for k, v in configuration.items() if KNOBS[k].reload or (k == "attention" and not switches)
+            (choice.knob, choice.name)
+            for choice in choices
+            if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
         )
-        key = (request["source"]["digest"], request["workload"]["output"] == "hidden", fixed)
+        key = (request["source"]["digest"], output, fixed)
         if self.loaded_as != key:
             self.unload()
-            self.model = facts_torch.load(request["source"], configuration, request["device"],
-                                          hidden=request["workload"]["output"] == "hidden")  # fmt: skip
+            self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
             self.loaded_as = key
-        elif configuration["attention"] != self.loaded_attention and switches:
-            self.model.set_attn_implementation(configuration["attention"])
+        elif configuration["attention"] != self.loaded_attention:
+            arguments = facts_torch.arguments_of(choices, configuration, names)
+            self.model.set_attn_implementation(arguments["attn_implementation"])
         self.loaded_attention = configuration["attention"]
         _synchronize(request["device"])
         return time.perf_counter() - began
@@ -155,17 +161,34 @@ class Session:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def calls(self, request: Mapping[str, Any], workload: Workload, packing: str) -> list[forward.Call]:
+    def batching(self, request: Mapping[str, Any], configuration: Configuration) -> packing_torch.Batching:
+        """Return what a batch must be made for."""
+        facts = ModelFacts.of(request["facts"])
+        return packing_torch.Batching(
+            facts_torch.pad_token_of(self.model),
+            causal=facts.is_causal,
+            first_position=facts.position_offset,
+            apart=tells_sequences_apart(configuration["attention"]),
+            dtype=self.model.dtype,
+        )
+
+    def calls(
+        self, request: Mapping[str, Any], workload: Workload, configuration: Configuration
+    ) -> list[forward.Call]:
         """Return one call per batch, on the CPU, without what asks for an output."""
-        tokens, by_length = self.tokens(request, workload), packing == "sorted"
-        accepts, pad = request["facts"]["accepts"], facts_torch.pad_token_of(self.model)
-        calls = []
-        for batch in workload.batches(by_length=by_length):
-            arguments = packing_torch.collate(packing, [tokens[i] for i in batch], pad)
-            arguments = facts_torch.accepted(arguments, accepts)
-            lengths = tuple(workload.lengths[i] for i in batch)
-            calls.append(forward.Call(arguments, batch, lengths, packing.startswith("packed")))
+        packing, batching = configuration["packing"], self.batching(request, configuration)
+        tokens, calls = self.tokens(request, workload), []
+        for batch in workload.batches(by_length=packing == "sorted"):
+            arguments, places = packing_torch.collate(packing, [tokens[i] for i in batch], batching)
+            arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
+            calls.append(forward.Call(arguments, batch, tuple(places)))
         return calls
+
+
+def asked_of(request: Mapping[str, Any]) -> forward.Asked:
+    """Return what a request asks of the model."""
+    facts = request["facts"]
+    return forward.Asked(request["workload"]["output"], tuple(facts["accepts"]), facts.get("pooling", "last"))
 
 
 def _synchronize(device: str) -> None:
@@ -179,16 +202,14 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
     session.load(request, configuration)
     session.stage("reference")
     tokens, device = session.tokens(request, workload), request["device"]
-    width = request["facts"]["hidden_size" if workload.output == "hidden" else "vocabulary"]
+    width = request["facts"]["vocabulary" if workload.output in LOGITS else "hidden_size"]
     offsets, values = forward.distances(workload, width), {}
     squares = count = 0.0
     with torch.inference_mode():
         for number, ids in enumerate(tokens):
-            call = forward.Call({"input_ids": ids[None], "use_cache": False}, (number,), (len(ids),), packed=False)
-            accepts = request["facts"]["accepts"]
-            for sequence, found in forward.compared_values(
-                session.model, call, offsets, workload.output, accepts, device
-            ):
+            arguments = facts_torch.accepted({"input_ids": ids[None], "use_cache": False}, request["facts"]["accepts"])
+            call = forward.Call(arguments, (number,), ((0, 0, len(ids)),))
+            for sequence, found in forward.compared_values(session.model, call, offsets, asked_of(request), device):
                 values[str(sequence)] = found.cpu()
                 squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
                 count += found.numel()
@@ -206,15 +227,15 @@ def run_gate(
     tokens, device = session.tokens(request, workload), request["device"]
     baseline = Quality.of(gate["baseline"])
     noise = 2 * baseline.rms * reference["deviation"] if baseline else 0.0
-    tally, logits = forward.Tally(reference["offsets"], noise), workload.output != "hidden"
-    accepts = request["facts"]["accepts"]
-    for call in session.calls(request, workload, configuration["packing"]):
+    tally = forward.Tally(reference["offsets"], noise, workload.output)
+    text = request["source"]["has_tokenizer"] and workload.output in LOGITS and request["facts"].get("is_causal", True)
+    for call in session.calls(request, workload.under(configuration), configuration):
         for number, values in forward.compared_values(
-            session.model, call, reference["offsets"], workload.output, accepts, device
+            session.model, call, reference["offsets"], asked_of(request), device
         ):
-            tally.add(tokens[number], reference["values"][str(number)].to(device), values, logits=logits)
+            tally.add(tokens[number], reference["values"][str(number)].to(device), values)
     try:
-        found = tally.quality(logits=logits, text=request["source"]["has_tokenizer"], reference=gate["reference"])
+        found = tally.quality(text=text, reference=gate["reference"])
     except ValueError as error:
         raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
     facts = ModelFacts.of(request["facts"])
@@ -228,38 +249,72 @@ def run_gate(
     )
 
 
-def read_effective(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Reading:
+def profiled(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
+    """Run one call under the profiler and return the names of the operators and kernels that were launched."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if request["device"].startswith("cuda"):
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        asked_of(request).of(session.model, call, request["device"])
+        _synchronize(request["device"])
+    return sorted({event.key[:200] for event in profile.key_averages()})
+
+
+def picked_by_torch(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
+    """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
+
+    A pinned kernel that is the one torch picks by itself is no configuration of its own.
+    """
+    allowed = facts_torch.allowed_kernels()
+    if len(allowed) == 4:
+        return []
+    facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
+    try:
+        return profiled(session, call, request)
+    finally:
+        facts_torch.allow_kernels(allowed)
+
+
+def read_effective(
+    session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], configuration: Configuration
+) -> Reading:
     """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
     session.stage("proof")
-    device, call = request["device"], calls[0]
+    call, batching = calls[0], session.batching(request, configuration)
     order = [number for c in calls for number in c.sequences]
     lengths = [n for c in calls for n in c.lengths]
     by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.startswith("cuda"):
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        session.model(**call.on(device))
-        _synchronize(device)
     return Reading(
         attention=facts_torch.attention_of(session.model),
         dtypes=facts_torch.dtypes_of(session.model),
         linears=facts_torch.linears_of(session.model),
-        operators=sorted({event.key[:200] for event in profile.key_averages()}),
-        inputs=packing_torch.describe(call.arguments, by_length=by_length),
+        operators=profiled(session, call, request),
+        inputs=packing_torch.describe(call.arguments, batching, by_length=by_length),
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=facts_torch.weight_bytes_of(session.model),
+        sdp_kernels=facts_torch.allowed_kernels(),
+        automatic=picked_by_torch(session, call, request),
+        sequences=max(len(c.sequences) for c in calls),
+        prequantized=bool(request["facts"].get("prequantized")),
     )
 
 
+class Round(NamedTuple):
+    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch."""
+
+    wall_s: float
+    gpu_s: float
+    slowest_s: float
+
+
 def timed_round(
-    session: Session, calls: Sequence[forward.Call], device: str, output: str, order: Sequence[int]
-) -> tuple[float, float]:
-    """Run all batches once and return (wall seconds, seconds by CUDA events or 0.0).
+    session: Session, calls: Sequence[forward.Call], device: str, asked: forward.Asked, order: Sequence[int]
+) -> Round:
+    """Run all batches once.
 
     Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
     """
-    wall_s = gpu_s = 0.0
+    wall_s = gpu_s = slowest_s = 0.0
     on_gpu = device.startswith("cuda")
     for number in order:
         call = calls[number]
@@ -268,28 +323,39 @@ def timed_round(
         began = time.perf_counter()
         if on_gpu:
             start.record()
-        values = forward.values_of(session.model(**call.on(device)), output)
-        if output == "last-logits":
-            values = forward.last_logits(call, values)
+        values = asked.of(session.model, call, device)
         if on_gpu:
             end.record()
             torch.cuda.synchronize(device)
-        wall_s += time.perf_counter() - began
+        batch_s = time.perf_counter() - began
+        wall_s, slowest_s = wall_s + batch_s, max(slowest_s, batch_s)
         if on_gpu:
             gpu_s += start.elapsed_time(end) / 1000
         del values
-    return wall_s, gpu_s
+    return Round(wall_s, gpu_s, slowest_s)
 
 
 @dataclass
 class Rounds:
-    """The timed rounds of a trial: seconds by the wall clock and by CUDA events, and what the gauges said."""
+    """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
+
+    joules_per_token: by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    """
 
     wall_s: list[float]
     gpu_s: list[float]
+    slowest_s: list[float]
     states: list[dict[str, Any]]
     discarded: list[str]
     pruned: str = ""
+    joules_per_token: float | None = None
+
+    def add(self, found: Round, state: dict[str, Any]) -> None:
+        """Add a round."""
+        self.wall_s.append(found.wall_s)
+        self.gpu_s.append(found.gpu_s)
+        self.slowest_s.append(found.slowest_s)
+        self.states.append(state)
 
 
 def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Rounds:
@@ -297,34 +363,51 @@ def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mappin
 
     The first rounds are warm-up, and already they can show that: compilation and caches do not make two rounds slow.
     """
-    device, output, timing = request["device"], request["workload"]["output"], request["timing"]
+    device, asked, timing = request["device"], asked_of(request), request["timing"]
     stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
     on_gpu = device.startswith("cuda")
     order = list(range(len(calls)))
     session.stage("warm-up")
-    rounds, warm = Rounds([], [], [], []), []
-    for round_s, gpu_s in _until_warm(lambda: timed_round(session, calls, device, output, order)):
-        warm.append(round_s)
+    rounds, warm = Rounds([], [], [], [], []), []
+    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order)):
+        warm.append(found.wall_s)
         if why := _clearly_slower(warm, incumbent_s):
-            return Rounds([round_s], [gpu_s], [], [], why)
+            return Rounds([found.wall_s], [found.gpu_s], [found.slowest_s], [], [], why)
     session.stage("time")
     with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
         while not stopping.reached(rounds.wall_s) and not rounds.pruned:
             random.Random(len(rounds.wall_s)).shuffle(order)
             before = gauges.read(own_pid_expected=on_gpu)
-            wall_s, gpu_s = timed_round(session, calls, device, output, order)
+            found = timed_round(session, calls, device, asked, order)
             after = gauges.read(own_pid_expected=on_gpu)
             why = disturbed(before, after)
             if why and len(rounds.discarded) < MOST_DISCARDED:
                 rounds.discarded.append(why)
                 time.sleep(0.05 * 1.5 ** len(rounds.discarded))
                 continue
-            rounds.wall_s.append(wall_s)
-            rounds.gpu_s.append(gpu_s)
-            rounds.states.append({**after, "disturbed": why} if why else after)
+            rounds.add(found, {**after, "disturbed": why} if why else after)
             session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
             rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
+        if on_gpu and not rounds.pruned:
+            rounds.joules_per_token = _energy(gauges, lambda: timed_round(session, calls, device, asked, order), request)
     return rounds
+
+
+def _energy(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
+    """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
+
+    The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
+    subtracted for what the card draws when idle.
+    """
+    began, before, rounds = time.perf_counter(), gauges.read().get("energy_j"), 0
+    if not isinstance(before, float):
+        return None
+    while time.perf_counter() - began < ENERGY_WINDOW_S or rounds == 0:
+        run()
+        rounds += 1
+    after = gauges.read().get("energy_j")
+    tokens = rounds * workload_of(request["workload"]).tokens
+    return (after - before) / tokens if isinstance(after, float) and after > before else None
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
@@ -335,13 +418,13 @@ def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
     return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
 
 
-def _until_warm(run: Callable[[], tuple[float, float]]) -> Iterator[tuple[float, float]]:
+def _until_warm(run: Callable[[], Round]) -> Iterator[Round]:
     """Run rounds until two in a row differ by under 2 %: at least 3 and 1 s, or 2 where one takes over 1 s; at most 10."""
     seen: list[float] = []
     while len(seen) < 10:
-        wall_s, gpu_s = run()
-        seen.append(wall_s)
-        yield wall_s, gpu_s
+        found = run()
+        seen.append(found.wall_s)
+        yield found
         enough = len(seen) >= 2 if min(seen) > 1 else len(seen) >= 3 and sum(seen) >= 1
         if enough and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
             return
@@ -350,18 +433,15 @@ def _until_warm(run: Callable[[], tuple[float, float]]) -> Iterator[tuple[float,
 def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
     requested = Configuration.of(request["configuration"])
-    workload, device = workload_of(request["workload"]), request["device"]
+    workload, device, asked = workload_of(request["workload"]).under(requested), request["device"], asked_of(request)
     result: dict[str, Any] = {"load_s": session.load(request, requested)}
     with torch.inference_mode():
         session.stage("first call")
-        calls = [
-            forward.with_output(call, workload.output, request["facts"]["accepts"])
-            for call in session.calls(request, workload, requested["packing"])
-        ]
+        calls = [asked.arguments(call) for call in session.calls(request, workload, requested)]
         _reset_peak(device)
-        result["first_call_s"] = timed_round(session, calls[:1], device, workload.output, [0])[0]
-        reading = read_effective(session, calls, request)
-        effective = Configuration.of(effective_choices(reading))
+        result["first_call_s"] = timed_round(session, calls[:1], device, asked, [0]).wall_s
+        reading = read_effective(session, calls, request, requested)
+        effective = Configuration.of(effective_choices(reading, workload_of(request["workload"])))
         result |= {"reading": asdict(reading), "effective": dict(effective), "weight_bytes": reading.weight_bytes}
         result["alias"] = _unproven(requested, effective, reading)
         if result["alias"] and effective.key in request["measured"]:
@@ -437,7 +517,8 @@ def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
 
 
 _OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]] = {
-    "facts": lambda session, request: facts_torch.read_facts(request["source"], hidden=request["hidden"]),
+    "facts": lambda session, request: facts_torch.read_facts(request["source"], output=request["output"]),
+    "ceilings": lambda session, request: ceilings_torch.measure(request["device"]),
     "reference": write_reference,
     "trial": run_trial,
 }

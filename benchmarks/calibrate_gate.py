@@ -71,7 +71,7 @@ class Gate:
     def __init__(self, runner: LocalRunner, source: ModelSource, folder: Path) -> None:
         """Read the model's facts. folder: where references are written."""
         self.runner, self.source, self.folder = runner, source, folder
-        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "hidden": False}))
+        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "output": "last-logits"}))
         self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[
             self.facts.checkpoint_dtype
         ]

@@ -34,11 +34,11 @@ def advisor_rounds(source: ModelSource, workload: Workload, machine: Machine, ro
     """Return seconds per round as advisor's worker measures the default configuration in a fresh process."""
     runner = LocalRunner(machine)
     try:
-        facts = read_facts(runner, {"source": source.request, "hidden": False})
+        facts = read_facts(runner, {"source": source.request, "output": "last-logits"})
         request: dict[str, Any] = {
             "op": "trial", "source": source.request, "facts": facts, "workload": workload.payload,
             "gate_workload": workload.payload, "gate": None, "measured": [],
-            "configuration": dict(Configuration.of(baseline_choices(ModelFacts.of(facts)))),
+            "configuration": dict(Configuration.of(baseline_choices(ModelFacts.of(facts), workload))),
             "timing": {"stopping": {"least": rounds, "most": rounds, "seconds": 600.0}, "incumbent_s": None},
         }  # fmt: skip
         result = runner.run(request, 600)

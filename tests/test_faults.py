@@ -123,7 +123,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
     """Open the study and run its faults on two devices at once: workers can share a study, and it takes half as long."""
     runner = LocalRunner(job.machine)
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "hidden": False}))
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": "last-logits"}))
     runner.close()
     environment = job.machine.environment
     space = build_space(facts, job.workload, environment, job.objective, job.machine.free_bytes)

@@ -44,6 +44,12 @@ MODELS = {
     "sliding": replace(LLAMA, sliding_window=512, layer_types=("sliding_attention",)),
     "hybrid": replace(LLAMA, layer_types=("full_attention", "linear_attention")),
     "gptq": replace(LLAMA, prequantized="gptq"),
+    "awq": replace(LLAMA, prequantized="awq"),
+    "fp8": replace(LLAMA, prequantized="fp8"),
+    "mxfp4": replace(LLAMA, prequantized="mxfp4"),
+    "no linears": replace(LLAMA, linear_parameters=0),
+    "bert": replace(LLAMA, architecture="BertModel", model_type="bert", is_causal=False, max_positions=512, head="pooler"),
+    "roberta": replace(LLAMA, architecture="RobertaModel", model_type="roberta", is_causal=False, position_offset=2),
 }  # fmt: skip
 
 WORKLOADS = {
@@ -52,6 +58,8 @@ WORKLOADS = {
     "long": Workload((2048, 512, 1024, 256), 2),
     "in order": Workload((64, 48, 32, 16), 2),
     "many": Workload((2048, 1024) * 16, 32),
+    "scores": Workload((64, 32, 48, 16), 2, "scores"),
+    "auto": Workload((64, 32, 48, 16), None),
 }
 
 FLASH = {"attention": "flash_attention_2"}
@@ -101,6 +109,23 @@ EXPECTED = [
     ("h200", "llama", "padded", {"quantization": "nf4", "precision": "fp32"}, "quantization", "Q3", Verdict.SLOW),
     ("h200", "llama", "padded", {"quantization": "int8"}, "quantization", "Q5", Verdict.WARN),
     ("h200", "gptq", "padded", {"quantization": "nf4"}, "quantization", "Q16", Verdict.INVALID),
+    ("h200", "gptq", "padded", {"quantization": "none"}, "quantization", "Q16", Verdict.INVALID),
+    ("h200", "llama", "padded", {"quantization": "checkpoint"}, "quantization", "Q16", Verdict.INVALID),
+    ("a100-mig-1g.10gb", "fp8", "padded", {"quantization": "checkpoint"}, "quantization", "Q7", Verdict.WARN),
+    ("t4", "mxfp4", "padded", {"quantization": "none"}, "quantization", "Q16", Verdict.INVALID),
+    ("v100", "mxfp4", "padded", {"quantization": "checkpoint"}, "quantization", "Q13", Verdict.WARN),
+    ("h200", "awq", "padded", {"quantization": "checkpoint"}, "quantization", "Q15", Verdict.ALIAS),
+    ("h200", "no linears", "padded", {"quantization": "nf4"}, "quantization", "Q22", Verdict.ALIAS),
+    ("h200", "llama", "padded", {"quantization": "int8-no-outliers"}, "quantization", "Q23", Verdict.WARN),
+    ("h200", "llama", "padded", FLASH | {"packing": "packed-two-rows"}, "packing", "P4", Verdict.WRONG),
+    ("h200", "llama", "padded", {"packing": "packed-two-rows"}, "packing", "P17", Verdict.ALIAS),
+    ("h200", "llama", "padded", FLASH | {"packing": "packed-zeros-in-mask"}, "packing", "P5", Verdict.WRONG),
+    ("h200", "roberta", "padded", FLASH | {"packing": "packed-positions-from-0"}, "packing", "P8", Verdict.WRONG),
+    ("h200", "bert", "padded", FLASH | {"packing": "packed-positions-from-0"}, "packing", "P17", Verdict.ALIAS),
+    ("h200", "bert", "padded", {"packing": "packed-no-mask"}, "packing", "P19", Verdict.WRONG),
+    ("h200", "bert", "padded", FLASH | {"packing": "packed-no-mask"}, "packing", "P17", Verdict.ALIAS),
+    ("h200", "llama", "scores", {"packing": "packed"}, "packing", "P21", Verdict.INVALID),
+    ("h200", "llama", "auto", {"batch": "16"}, "batch", "B2", Verdict.ALIAS),
     ("h200", "llama", "many", {"quantization": "nf4"}, "quantization", "Q20", Verdict.SLOW),
 ]
 
@@ -127,7 +152,13 @@ ADMISSIBLE = [
     ("h200", "gpt-oss", "padded", {"attention": "eager"}),
     ("h200", "sliding", "long", FLASH | {"packing": "packed"}),
     ("h200", "hybrid", "padded", {"packing": "sorted"}),
-    ("h200", "gptq", "padded", {}),
+    ("h200", "gptq", "padded", {"quantization": "checkpoint"}),
+    ("h200", "llama", "padded", {"quantization": "int8-no-outliers", "precision": "fp16"}),
+    ("h200", "llama", "padded", {"quantization": "nf4-double"}),
+    ("h200", "bert", "padded", {"packing": "packed"}),
+    ("h200", "bert", "padded", FLASH | {"packing": "packed"}),
+    ("h200", "roberta", "padded", FLASH | {"packing": "packed"}),
+    ("h200", "bert", "scores", {"packing": "packed"}),
     ("rtx4090", "llama", "padded", {"packing": "packed"}),
     ("t4", "llama", "padded", {"precision": "fp16"}),
     ("t4", "llama", "padded", {"precision": "fp16", "quantization": "int8"}),
@@ -141,7 +172,8 @@ ADMISSIBLE = [
 def situation(machine: str, model: str, workload: str, choices: dict[str, str]) -> Situation:
     """Return a situation whose configuration is sdpa, bf16, unquantised and padded except for `choices`."""
     plain = {"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"}
-    return Situation(Configuration.of({**plain, **choices}), WORKLOADS[workload], MACHINES[machine], MODELS[model])
+    configuration = Configuration.of({**plain, **choices})
+    return Situation(configuration, WORKLOADS[workload].under(configuration), MACHINES[machine], MODELS[model])
 
 
 def reasons(where: Situation) -> dict[str, list[Reason]]:

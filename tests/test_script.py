@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 def facts_of(source: ModelSource, output: str = "last-logits") -> ModelFacts:
     """Read a model's facts as the worker does."""
-    return ModelFacts.of(facts_torch.read_facts(source.request, hidden=output == "hidden"))
+    return ModelFacts.of(facts_torch.read_facts(source.request, output=output))
 
 
 FACTS = facts_of(SOURCE)
@@ -221,7 +221,8 @@ def test_random_weights_are_those_that_were_measured(precision: str) -> None:
     source = find_model(str(CAUSAL / "config.json"))
     configuration = DEFAULT.replaced(precision=precision)
     drawn = namespace_of(shipped(configuration, source=source))["model"]
-    measured = facts_torch.load(source.request, configuration, "cpu", hidden=False)
+    names = facts_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
+    measured = facts_torch.load(source.request, configuration, "cpu", "last-logits", names)
 
     assert drawn.dtype == measured.dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])
     for (name, ours), (_, theirs) in zip(drawn.named_parameters(), measured.named_parameters(), strict=True):

@@ -63,7 +63,7 @@ def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""
     runner = LocalRunner(probe.machine("cpu"))
     try:
-        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "hidden": False}))
+        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
         worker = runner._process
         found = {
             "first": runner.run(trial_request(facts), 60),
@@ -128,7 +128,7 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "hidden": False})
+            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "output": "last-logits"})
             answer = next(json.loads(line) for line in worker.stdout if '"done"' in line)
             _ask(worker.stdin, {"id": 2, **trial_request(ModelFacts.of(answer["result"]), attention="odd-asleep")})
             assert any("first call" in line for line in worker.stdout)

@@ -14,18 +14,26 @@ import os
 from collections.abc import Iterable
 
 from advisor.errors import BadInput
-from advisor.knobs import attention, packing, precision, quantization
+from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.model import ModelFacts
 from advisor.objective import Tier
+from advisor.workloads import Workload
 
 __all__ = [
     "KNOBS", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
-    "baseline_choices", "choice_of", "effective_choices", "find_choice", "register", "tier_of",
+    "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
 ]  # fmt: skip
 
 #: The knobs in the order in which people read a configuration.
-KNOBS: dict[str, Knob] = {knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB)}
+KNOBS: dict[str, Knob] = {
+    knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
+}
+
+
+def knobs_for(workload: Workload) -> dict[str, Knob]:
+    """Return the knobs that can be turned for a workload: a configuration has a choice of each."""
+    return {name: knob for name, knob in KNOBS.items() if knob.applies(workload)}
 
 
 def register(choice: Choice) -> None:
@@ -46,17 +54,19 @@ def find_choice(name: str) -> Choice | None:
     return next((knob.choices[name] for knob in KNOBS.values() if name in knob.choices), None)
 
 
-def baseline_choices(facts: ModelFacts) -> dict[str, str]:
+def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
     """Return what transformers does when told nothing: the class's default attention, the checkpoint's dtype, padding."""
-    return {name: knob.default(facts) for name, knob in KNOBS.items()}
+    return {name: knob.default(facts) for name, knob in knobs_for(workload).items()}
 
 
-def effective_choices(reading: Reading) -> dict[str, str]:
+def effective_choices(reading: Reading, workload: Workload) -> dict[str, str]:
     """Return the choices that really ran, from a worker's reading.
 
     What was read back has to bring its proof too; without it the figures count for the choice whose proof holds.
     """
-    return {knob.name: _proven(knob, knob.effective(reading), reading) for knob in KNOBS.values()}
+    return {
+        name: _proven(knob, knob.effective(reading), reading) for name, knob in knobs_for(workload).items()
+    }
 
 
 def _proven(knob: Knob, name: str, reading: Reading) -> str:

@@ -121,6 +121,11 @@ def _effective(reading: Reading) -> str:
     return "+".join(names) if names else "eager"
 
 
+def tells_sequences_apart(attention: str) -> bool:
+    """Whether this implementation keeps packed sequences apart without a mask, by where they begin."""
+    return attention.startswith(("flash_attention_", "hub-")) or attention == "torch_varlen"
+
+
 def _default(facts: ModelFacts) -> str:
     return facts.default_attention
 

@@ -63,7 +63,7 @@ class Reading:
     parameters; linears: class name -> number of linear layers; operators: names of the operators and kernels launched;
     inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
-    all were, the operators of the same step with all of them allowed.
+    all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
     """
 
     attention: Mapping[str, str]
@@ -76,6 +76,7 @@ class Reading:
     sdp_kernels: Sequence[str] = ()
     automatic: Sequence[str] = ()
     sequences: int = 0
+    prequantized: bool = False
 
     def launched(self, part: str) -> bool:
         """Whether an operator or kernel with `part` in its name was launched."""

@@ -5,13 +5,16 @@ row with positions that start again; who may attend to whom then depends on the 
 model is called, and several ways that look right let documents read one another without a word. Those ways are choices
 here too, so that they can be refused by name and, where the user insists, caught by the numerics gate.
 
-Rule ids P1–P14 are levers.md's; P15–P18 are ours (P15: stack.md, section 5, "explicit 4D bool mask").
+Decoders find packed sequences by positions that start again; encoders do not look for them, and need a float mask unless
+attention is told where a sequence ends. Rule ids P1–P14 are levers.md's; P15–P21 are ours (P15 and P19: stack.md, section
+5: "explicit 4D bool mask" and "BERT: no detection").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from advisor.knobs.attention import tells_sequences_apart
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.model import ModelFacts
 
@@ -22,7 +25,7 @@ _RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv")
 
 
 def _is_flash(situation: Situation) -> bool:
-    return situation.configuration["attention"].startswith("flash_attention")
+    return tells_sequences_apart(situation.configuration["attention"])
 
 
 def _sorted_why_not(situation: Situation) -> list[Reason]:
@@ -45,21 +48,41 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         reasons.append(
             Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
         )
-    if not _is_flash(situation):
+    if situation.workload.output == "scores" and not facts.head:
+        reasons.append(
+            Reason("P21", Verdict.INVALID, f"the head of {facts.architecture} reads one position a row, not one a sequence")
+        )
+    if not _is_flash(situation) and situation.configuration["attention"] != "flex_attention":
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
     return reasons
 
 
-def _wrong_unless_flash(rule: str, text: str) -> Callable[[Situation], list[Reason]]:
+def _wrong_where(rule: str, text: str, applies: Callable[[Situation], bool],
+                 otherwise: str) -> Callable[[Situation], list[Reason]]:  # fmt: skip
+    """Refuse a form of packing: as wrong where the rule applies, elsewhere as the same work as packed, in these words."""
+
     def why_not(situation: Situation) -> list[Reason]:
         reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
-        if _is_flash(situation):
-            reasons.append(Reason("P17", Verdict.ALIAS, "with flash attention it is the same work as packed"))
-        else:
+        if applies(situation):
             reasons.append(Reason(rule, Verdict.WRONG, text, "call it as the choice packed does"))
+        else:
+            reasons.append(Reason("P17", Verdict.ALIAS, f"{otherwise} it is the same work as packed"))
         return reasons
 
     return why_not
+
+
+def _needs_positions_alone(situation: Situation) -> bool:
+    """Whether sequences are told apart by positions that start again, and by nothing else."""
+    return situation.facts.is_causal and not _is_flash(situation)
+
+
+def _encoder_without_flash(situation: Situation) -> bool:
+    return not situation.facts.is_causal and not _is_flash(situation)
+
+
+def _counts_from_offset(situation: Situation) -> bool:
+    return situation.facts.position_offset > 0
 
 
 def _bool_mask_why_not(situation: Situation) -> list[Reason]:
@@ -81,10 +104,17 @@ def _effective(reading: Reading) -> str:
         if inputs.get("cu_seq_lens"):
             return "packed-cu-seq-lens-only"
         return "sorted" if inputs.get("by_length") else "padded"
-    if inputs.get("mask") == "4d-bool":
+    mask = str(inputs.get("mask") or "")
+    if mask == "4d-bool":
         return "packed-bool-mask"
-    if inputs.get("mask"):
-        return "packed-2d-mask"
+    if mask.startswith("2d"):
+        return "packed-zeros-in-mask" if inputs.get("mask_zeros") else "packed-2d-mask"
+    if not inputs.get("from_first_position", True):
+        return "packed-positions-from-0"
+    if inputs.get("lacks_mask"):
+        return "packed-no-mask"
+    if inputs.get("rows", 1) > 1:
+        return "packed-two-rows"
     return "packed-cached" if inputs.get("cache") else "packed"
 
 
@@ -106,6 +136,10 @@ _P1 = (
 )
 _P2 = "a 2D mask, even all ones, switches packed detection off: do not pass attention_mask"
 _P3 = "cu_seq_lens are read only by FlashAttention: pass position_ids that start again"
+_P4 = "FlashAttention recognises packing by positions only in a single row: lay all sequences in one, or pass cu_seq_lens"
+_P5 = "a mask with zeros wins over positions and cu_seq_lens: the row becomes one sequence; leave pads and mask out"
+_P8 = "positions of this model start at padding_idx + 1, not at 0"
+_P19 = "encoders do not look for packed sequences: pass a float block-diagonal mask, or use flash attention"
 
 KNOB = Knob(
     name="packing",
@@ -120,16 +154,30 @@ KNOB = Knob(
                    proof=_proof("padded")),
             Choice("packing", "sorted", "sorted by length into batches, then padded", _SOURCE, why_not=_sorted_why_not,
                    proof=_proof("sorted")),
-            Choice("packing", "packed", "one row without pads; positions start again; use_cache=False; no mask", _SOURCE,
+            Choice("packing", "packed", "one row without pads; positions start again; use_cache=False; for an encoder "
+                   "without flash attention a float mask, else none", _SOURCE,
                    why_not=_packed_why_not, proof=_proof("packed")),
             Choice("packing", "packed-cached", "packed, with the default cache", _SOURCE,
-                   why_not=_wrong_unless_flash("P1", _P1), proof=_proof("packed-cached")),
+                   why_not=_wrong_where("P1", _P1, _needs_positions_alone, "with flash attention or an encoder"),
+                   proof=_proof("packed-cached")),
             Choice("packing", "packed-2d-mask", "packed, with an attention_mask of ones", _SOURCE,
-                   why_not=_wrong_unless_flash("P2", _P2), proof=_proof("packed-2d-mask")),
+                   why_not=_wrong_where("P2", _P2, lambda s: not _is_flash(s), "with flash attention"),
+                   proof=_proof("packed-2d-mask")),
             Choice("packing", "packed-cu-seq-lens-only", "packed, with cu_seq_lens and no position_ids", _SOURCE,
-                   why_not=_wrong_unless_flash("P3", _P3), proof=_proof("packed-cu-seq-lens-only")),
+                   why_not=_wrong_where("P3", _P3, lambda s: not _is_flash(s), "with flash attention"),
+                   proof=_proof("packed-cu-seq-lens-only")),
+            Choice("packing", "packed-two-rows", "packed in two rows, without cu_seq_lens", _SOURCE,
+                   why_not=_wrong_where("P4", _P4, _is_flash, "without flash attention"), proof=_proof("packed-two-rows")),
+            Choice("packing", "packed-zeros-in-mask", "packed, with a pad at the end and a mask that says so", _SOURCE,
+                   why_not=_wrong_where("P5", _P5, lambda _: True, ""), proof=_proof("packed-zeros-in-mask")),
+            Choice("packing", "packed-positions-from-0", "packed, with positions from 0 where the model's start later",
+                   _SOURCE, why_not=_wrong_where("P8", _P8, _counts_from_offset, "with positions that start at 0"),
+                   proof=_proof("packed-positions-from-0")),
             Choice("packing", "packed-bool-mask", "packed, with a 4D bool mask", _SOURCE, why_not=_bool_mask_why_not,
                    proof=_proof("packed-bool-mask")),
+            Choice("packing", "packed-no-mask", "packed as for decoders, on an encoder", _SOURCE,
+                   why_not=_wrong_where("P19", _P19, _encoder_without_flash, "with flash attention or a decoder"),
+                   proof=_proof("packed-no-mask")),
         )
     },
 )  # fmt: skip

@@ -1,11 +1,14 @@
 """Packing with tensors: what turns a batch of token ids into the arguments of a call. Loaded by the worker alone.
 
 Each `collate_*` stands on its own: `advisor suggest --format python` prints its source, so the script a user runs calls
-the very lines that were measured. Inputs are lists of 1-D int64 tensors on the CPU; outputs are keyword arguments.
+the very lines that were measured. Inputs are lists of 1-D int64 tensors on the CPU; outputs are
+keyword arguments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,19 +26,64 @@ def collate_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
 
 
-def collate_packed(sequences: list[torch.Tensor]) -> dict[str, object]:
+def collate_right_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, object]:
+    """Pad on the right, as encoders are trained; the model counts positions itself. Shapes: [batch, longest]."""
+    longest = max(len(s) for s in sequences)
+    input_ids = torch.full((len(sequences), longest), pad_token_id)
+    attention_mask = torch.zeros((len(sequences), longest), dtype=torch.long)
+    for row, s in enumerate(sequences):
+        input_ids[row, : len(s)] = s
+        attention_mask[row, : len(s)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+
+
+def collate_packed(sequences: list[torch.Tensor], first_position: int = 0) -> dict[str, object]:
     """Lay all sequences in one row, positions starting again. Shapes: [1, total]; cu_seq_lens: [sequences + 1]."""
     lengths = torch.tensor([len(s) for s in sequences])
     ends = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
     return {
         "input_ids": torch.cat(sequences)[None],
-        "position_ids": torch.cat([torch.arange(len(s)) for s in sequences])[None],
+        "position_ids": torch.cat([torch.arange(len(s)) for s in sequences])[None] + first_position,
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": int(lengths.max()),
         "max_length_k": int(lengths.max()),
         "use_cache": False,
     }
+
+
+def collate_packed_masked(
+    sequences: list[torch.Tensor], dtype: torch.dtype, first_position: int = 0
+) -> dict[str, object]:
+    """Lay all sequences in one row with a mask [1, 1, total, total] that is 0 inside a sequence and the least outside."""
+    document = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor([len(s) for s in sequences]))
+    mask = torch.zeros((1, 1, len(document), len(document)), dtype=dtype)
+    mask.masked_fill_(document[:, None] != document[None], torch.finfo(dtype).min)
+    return {
+        "input_ids": torch.cat(sequences)[None],
+        "attention_mask": mask,
+        "position_ids": torch.cat([torch.arange(len(s)) for s in sequences])[None] + first_position,
+        "use_cache": False,
+    }
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What a batch must be made for.
+
+    causal: False for an encoder; first_position: of every sequence; apart: whether attention tells packed sequences apart by
+    cu_seq_lens; dtype: the model's, for a float mask.
+    """
+
+    pad_token_id: int
+    causal: bool = True
+    first_position: int = 0
+    apart: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+#: Where each sequence of a call lies: row, first column, and the column after its last.
+Place = tuple[int, int, int]
 
 
 def _cached(call: dict[str, Any], lengths: list[int]) -> None:
@@ -57,37 +105,90 @@ def _bool_mask(call: dict[str, Any], lengths: list[int]) -> None:
     call["attention_mask"] = (causal & (document[:, None] == document[None]))[None, None]
 
 
+def _from_zero(call: dict[str, Any], lengths: list[int]) -> None:
+    call["position_ids"] = call["position_ids"] - call["position_ids"].min()
+
+
+def _zeros_in_mask(call: dict[str, Any], lengths: list[int]) -> None:
+    """Add one pad at the row's end, and the mask that says so."""
+    for name in ("input_ids", "position_ids"):
+        call[name] = torch.nn.functional.pad(call[name], (0, 1))
+    call["attention_mask"] = torch.ones_like(call["input_ids"])
+    call["attention_mask"][0, -1] = 0
+
+
+def _as_it_is(call: dict[str, Any], lengths: list[int]) -> None:
+    pass
+
+
 #: The forms that are refused by a rule, as changes to the right one.
-_WRONG = {
+_WRONG: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
     "packed-cached": _cached,
     "packed-2d-mask": _mask_2d,
     "packed-cu-seq-lens-only": _cu_seq_lens_only,
     "packed-bool-mask": _bool_mask,
+    "packed-no-mask": _as_it_is,
+    "packed-positions-from-0": _from_zero,
+    "packed-zeros-in-mask": _zeros_in_mask,
 }
 
 
-def collate(packing: str, sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, Any]:
-    """Return the keyword arguments for a batch under a packing choice."""
+def collate(packing: str, sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
+    """Return the keyword arguments for a batch under a packing choice, and where each sequence lies."""
+    lengths = [len(s) for s in sequences]
     if not packing.startswith("packed"):
-        return collate_padded(sequences, pad_token_id)
-    call: dict[str, Any] = collate_packed(sequences)
+        longest = max(lengths)
+        if batching.causal:
+            return collate_padded(sequences, batching.pad_token_id), [(i, longest - n, longest) for i, n in enumerate(lengths)]
+        return collate_right_padded(sequences, batching.pad_token_id), [(i, 0, n) for i, n in enumerate(lengths)]
+    if packing == "packed-two-rows":
+        return _two_rows(sequences, batching)
+    call: dict[str, Any]
+    if batching.causal or batching.apart or packing in _WRONG:
+        call = collate_packed(sequences, batching.first_position)
+    else:
+        call = collate_packed_masked(sequences, batching.dtype, batching.first_position)
     if packing in _WRONG:
-        _WRONG[packing](call, [len(s) for s in sequences])
-    return call
+        _WRONG[packing](call, lengths)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return call, [(0, end - n, end) for end, n in zip(ends, lengths, strict=True)]
 
 
-def describe(call: dict[str, Any], *, by_length: bool) -> dict[str, Any]:
+def _two_rows(sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
+    """Pack into two rows, the shorter one filled with pads at its end, without cu_seq_lens: what rule P4 is about."""
+    half = (len(sequences) + 1) // 2
+    groups = [group for group in (sequences[:half], sequences[half:]) if group]
+    rows = [collate_packed(group, batching.first_position) for group in groups]
+    width = max(int(row["input_ids"].shape[1]) for row in rows)  # type: ignore[attr-defined]
+    call: dict[str, Any] = {
+        name: torch.cat([torch.nn.functional.pad(row[name], (0, width - row[name].shape[1])) for row in rows])  # type: ignore[attr-defined,arg-type]
+        for name in ("input_ids", "position_ids")
+    }
+    places = []
+    for number, group in enumerate(groups):
+        end = 0
+        for sequence in group:
+            places.append((number, end, end + len(sequence)))
+            end += len(sequence)
+    return {**call, "use_cache": False}, places
+
+
+def describe(call: dict[str, Any], batching: Batching, *, by_length: bool) -> dict[str, Any]:
     """Return how the model is called, as the proof reads it; looks at the tensors, not at the request."""
     positions, mask = call.get("position_ids"), call.get("attention_mask")
     restarting = positions is not None and mask_is_packed(positions, mask)
+    zeros = mask is not None and mask.dim() == 2 and bool((mask == 0).any())
     return {
         "rows": int(call["input_ids"].shape[0]),
         "columns": int(call["input_ids"].shape[1]),
         "mask": None if mask is None else f"{mask.dim()}d-{str(mask.dtype).removeprefix('torch.')}",
+        "mask_zeros": zeros,
         "restarting_positions": bool(restarting),
         "cache": bool(call.get("use_cache", True)),
         "cu_seq_lens": "cu_seq_lens_q" in call,
         "by_length": by_length,
+        "lacks_mask": bool(restarting and mask is None and not batching.causal and not batching.apart),
+        "from_first_position": positions is None or int(positions.min()) >= batching.first_position,
     }
 
 

@@ -1,4 +1,4 @@
-"""Quantization: weights in 8 or 4 bit by bitsandbytes.
+"""Quantization: weights in 8 or 4 bit by bitsandbytes, or as a checkpoint brings them.
 
 It saves memory; whether it saves time depends on the GPU and the batch, and mostly it does not (levers.md, Q20). The
 compute dtype is always set, because transformers' default is fp32 (Q3), and so is the 4-bit type, because the default is
@@ -19,6 +19,15 @@ from advisor.objective import Tier
 _SOURCE = "https://huggingface.co/docs/bitsandbytes"
 _IMPORTS = ("import torch", "from transformers import BitsAndBytesConfig")
 
+#: The linear layers' class, with what the worker reads of its settings, and the choice that makes it.
+_KINDS = {
+    "Linear8bitLt:6.0": "int8",
+    "Linear8bitLt:0.0": "int8-no-outliers",
+    "Linear4bit:nf4": "nf4",
+    "Linear4bit:nf4:double": "nf4-double",
+    "Linear4bit:fp4": "fp4",
+}
+
 
 def _unavailable(minimum: tuple[int, int], rule: str) -> Callable[[Environment], Reason | None]:
     def unavailable(environment: Environment) -> Reason | None:
@@ -34,10 +43,33 @@ def _unavailable(minimum: tuple[int, int], rule: str) -> Callable[[Environment],
     return unavailable
 
 
-def _why_not(situation: Situation) -> list[Reason]:
-    facts, reasons = situation.facts, []
+def _none_why_not(situation: Situation) -> list[Reason]:
+    facts = situation.facts
     if facts.prequantized:
-        reasons.append(Reason("Q16", Verdict.INVALID, f"the checkpoint is quantised already ({facts.prequantized})"))
+        return [Reason("Q16", Verdict.INVALID, f"the checkpoint is quantised already ({facts.prequantized})")]
+    return []
+
+
+def _checkpoint_why_not(situation: Situation) -> list[Reason]:
+    facts, environment = situation.facts, situation.environment
+    if not facts.prequantized:
+        return [Reason("Q16", Verdict.INVALID, "the checkpoint is not quantised")]
+    capability = environment.compute_capability or (0, 0)
+    reasons = []
+    if facts.prequantized == "fp8" and (not environment.is_cuda or capability < (8, 9)):
+        reasons.append(Reason("Q7", Verdict.WARN, "below compute capability 8.9 transformers turns fp8 weights into bf16"))
+    if facts.prequantized == "mxfp4" and (not environment.is_cuda or capability < (7, 5)):
+        reasons.append(Reason("Q13", Verdict.WARN, "without its kernels transformers turns mxfp4 weights into bf16"))
+    if facts.prequantized == "awq" and situation.configuration["precision"] == "bf16":
+        reasons.append(Reason("Q15", Verdict.ALIAS, "AWQ computes in fp16: bf16 is turned into it",
+                              about="precision=bf16"))  # fmt: skip
+    return reasons
+
+
+def _why_not(situation: Situation) -> list[Reason]:
+    reasons = _none_why_not(situation)
+    if situation.facts.linear_parameters == 0:
+        reasons.append(Reason("Q22", Verdict.ALIAS, f"{situation.facts.architecture} has no linear layer to quantise"))
     if situation.configuration["precision"] == "fp32" and situation.environment.is_cuda:
         reasons.append(Reason("Q3", Verdict.SLOW, "quantised layers computing in fp32 use no tensor cores"))
     if situation.workload.tokens >= 4096 * len(situation.workload.batches()):
@@ -52,16 +84,24 @@ def _int8_why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
-def _int8_load(_: Configuration) -> dict[str, str]:
-    return {"quantization_config": "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)"}
+def _int8_without_why_not(situation: Situation) -> list[Reason]:
+    return [*_int8_why_not(situation),
+            Reason("Q23", Verdict.WARN, "threshold 0.0 puts outliers into 8 bit too: faster, and further from the checkpoint")]  # fmt: skip
 
 
-def _four_bit_load(kind: str) -> Callable[[Configuration], Mapping[str, str]]:
+def _int8_load(threshold: float) -> Callable[[Configuration], Mapping[str, str]]:
+    return lambda _: {
+        "quantization_config": f"BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold={threshold})"
+    }
+
+
+def _four_bit_load(kind: str, *, double: bool = False) -> Callable[[Configuration], Mapping[str, str]]:
     def load(configuration: Configuration) -> dict[str, str]:
         compute = f"torch.{TORCH_DTYPES[configuration['precision']]}"
+        more = ", bnb_4bit_use_double_quant=True" if double else ""
         return {
             "quantization_config": f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
-            f"bnb_4bit_compute_dtype={compute})"
+            f"bnb_4bit_compute_dtype={compute}{more})"
         }
 
     return load
@@ -78,14 +118,19 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
 
 
 def _effective(reading: Reading) -> str:
-    """By the classes of the linear layers; the worker adds the 4-bit type to Linear4bit's name."""
-    kinds = {"Linear8bitLt": "int8", "Linear4bit:nf4": "nf4", "Linear4bit:fp4": "fp4"}
-    found = sorted({kinds[name] for name in reading.linears if name in kinds})
+    """By the classes of the linear layers; the worker adds to a quantised one's name what it was set to.
+
+    A checkpoint that is quantised already has them too: the worker says so, for it alone knows who quantised.
+    """
+    quantized = {name for name in reading.linears if name != "Linear"}
+    if reading.prequantized:
+        return "checkpoint" if quantized else "none"
+    found = sorted({_KINDS[name] for name in quantized if name in _KINDS})
     return "+".join(found) if found else "none"
 
 
 def _default(facts: ModelFacts) -> str:
-    return "none"
+    return "checkpoint" if facts.prequantized else "none"
 
 
 KNOB = Knob(
@@ -97,13 +142,21 @@ KNOB = Knob(
     choices={
         choice.name: choice
         for choice in (
-            Choice("quantization", "none", "weights as they are", _SOURCE, proof=_proof("none"), rate=lambda _: 1.0),
+            Choice("quantization", "none", "weights as they are", _SOURCE, why_not=_none_why_not, proof=_proof("none")),
+            Choice("quantization", "checkpoint", "quantised weights as the checkpoint brings them", _SOURCE,
+                   why_not=_checkpoint_why_not, proof=_proof("checkpoint")),
             Choice("quantization", "int8", "bitsandbytes LLM.int8, threshold 6.0", _SOURCE, _unavailable((7, 5), "Q2"),
-                   _int8_why_not, _int8_load, imports=_IMPORTS, proof=_proof("int8"),
+                   _int8_why_not, _int8_load(6.0), imports=_IMPORTS, proof=_proof("int8"),
                    tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.45),
+            Choice("quantization", "int8-no-outliers", "bitsandbytes LLM.int8, threshold 0.0", _SOURCE,
+                   _unavailable((7, 5), "Q2"), _int8_without_why_not, _int8_load(0.0), imports=_IMPORTS,
+                   proof=_proof("int8-no-outliers"), tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.8),
             Choice("quantization", "nf4", "bitsandbytes 4-bit NormalFloat", _SOURCE, _unavailable((6, 0), "Q2"), _why_not,
                    _four_bit_load("nf4"), imports=_IMPORTS, proof=_proof("nf4"),
                    tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.6),
+            Choice("quantization", "nf4-double", "bitsandbytes 4-bit NormalFloat, scales quantised too", _SOURCE,
+                   _unavailable((6, 0), "Q2"), _why_not, _four_bit_load("nf4", double=True), imports=_IMPORTS,
+                   proof=_proof("nf4-double"), tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.5),
             Choice("quantization", "fp4", "bitsandbytes 4-bit float", _SOURCE, _unavailable((6, 0), "Q2"), _why_not,
                    _four_bit_load("fp4"), imports=_IMPORTS, proof=_proof("fp4"),
                    tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.59),

@@ -9,7 +9,7 @@ from advisor.workloads.forward import Workload
 
 __all__ = ["Workload", "workload_of"]
 
-_KINDS = {"forward": Workload}
+_KINDS = {"forward": Workload, "embed": Workload}
 
 
 def workload_of(payload: Mapping[str, Any]) -> Workload:

@@ -1,4 +1,4 @@
-"""The forward workload: batches of sequences in, logits or hidden states out; no generation, no cache.
+"""The forward workload: batches of sequences in, logits, hidden states, embeddings or scores out; no generation, no cache.
 
 Only *useful* tokens count, never pads. The batches differ from one another, because with one repeated batch sorting by
 length would change nothing and its gain could not be seen.
@@ -8,33 +8,42 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from advisor.configuration import key_of
 from advisor.errors import BadInput
 
-#: What may be asked of the forward pass.
-OUTPUTS = ("last-logits", "all-logits", "hidden")
+#: What may be asked of the forward pass. pooled: one embedding a sequence; scores: a classification head's outputs.
+OUTPUTS = ("last-logits", "all-logits", "hidden", "pooled", "scores")
+
+#: The outputs that are logits over the vocabulary.
+LOGITS = ("last-logits", "all-logits")
 
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8
+
+#: Lengths are dealt for batches of this many sequences where batch is a knob.
+DEALT = 8
 
 Batches = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sequence lengths in tokens, in the caller's order, how many make a batch, and what output is asked for."""
+    """Sequence lengths in tokens, in the caller's order, how many make a batch, and what output is asked for.
+
+    batch: None where it is a knob ("--batch auto"): then :meth:`under` gives the work under one configuration, and what
+    speaks of batches can be asked of that alone.
+    """
 
     lengths: tuple[int, ...]
-    batch: int
+    batch: int | None
     output: str = "last-logits"
-    kind: ClassVar[str] = "forward"
 
     def __post_init__(self) -> None:
         """Refuse what is not a workload."""
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise BadInput(f"--batch must be at least 1, not {self.batch}")
         if not self.lengths or min(self.lengths) < 1:
             raise BadInput("--lengths must be at least 1 token each")
@@ -56,6 +65,20 @@ class Workload:
         return key_of({**self.payload, "architecture": architecture_key})
 
     @property
+    def kind(self) -> str:
+        """embed where a sequence gives one embedding, else forward."""
+        return "embed" if self.output == "pooled" else "forward"
+
+    def under(self, configuration: Mapping[str, str]) -> Workload:
+        """Return this work with the batch that a configuration chooses, where batch is a knob."""
+        return self if self.batch is not None else replace(self, batch=int(configuration["batch"]))
+
+    @property
+    def size(self) -> int:
+        """The sequences a batch; one where batch is a knob, which is what transformers' pipelines do when told nothing."""
+        return self.batch or 1
+
+    @property
     def tokens(self) -> int:
         """Useful tokens in one pass over the whole list."""
         return sum(self.lengths)
@@ -65,7 +88,7 @@ class Workload:
         order = list(range(len(self.lengths)))
         if by_length:
             order.sort(key=lambda index: -self.lengths[index])
-        return tuple(tuple(order[i : i + self.batch]) for i in range(0, len(order), self.batch))
+        return tuple(tuple(order[i : i + self.size]) for i in range(0, len(order), self.size))
 
     def padded_tokens(self, *, by_length: bool = False) -> int:
         """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
@@ -78,32 +101,35 @@ class Workload:
 
     def sample(self, sequences: int, tokens: int, most_tokens: int) -> Workload:
         """Return its first batches: at least two where there are two, then until both counts, or most_tokens, are reached."""
-        size = min(2 * self.batch, len(self.lengths))
+        size = min(2 * self.size, len(self.lengths))
         while size < len(self.lengths):
             drawn = sum(self.lengths[:size])
             if drawn >= most_tokens or (size >= sequences and drawn >= tokens):
                 break
-            size = min(size + self.batch, len(self.lengths))
+            size = min(size + self.size, len(self.lengths))
         return Workload(self.lengths[:size], self.batch, self.output)
 
     @property
     def flags(self) -> str:
         """The command-line flags that describe this workload."""
-        longest, padding = max(self.lengths), round(self.padding, 2)
-        count = -(-len(self.lengths) // self.batch)
+        dealt = replace(self, batch=self.batch or DEALT)
+        longest, padding = max(self.lengths), round(dealt.padding, 2)
+        count = -(-len(self.lengths) // dealt.size)
         lengths = ",".join(map(str, self.lengths)) + ("," if len(self.lengths) == 1 else "")
         try:
-            is_generated = self.lengths == quantile_lengths(longest, padding, self.batch, count)
+            is_generated = self.lengths == quantile_lengths(longest, padding, dealt.size, count)
         except BadInput:
             is_generated = False
         if is_generated:
             lengths = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != DEFAULT_BATCHES else "")
-        return f"--lengths {lengths} --batch {self.batch} --output {self.output}"
+        return f"--lengths {lengths} --batch {self.batch or 'auto'} --output {self.output}"
 
     def __str__(self) -> str:
         """Return the workload in words."""
+        if self.batch is None:
+            return f"{self.kind}, {len(self.lengths)} sequences of up to {max(self.lengths)} tokens, {self.output}, batch auto"
         return (
-            f"forward, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
+            f"{self.kind}, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
             f"{self.output}, {len(self.batches())} batches"
         )
 

@@ -1,0 +1,63 @@
+"""What a device reaches at best: matrix products by dtype and a copy. Loaded by the worker alone.
+
+A ceiling is what this machine was seen to do, not what its data sheet says: a recommendation is compared with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+#: Side of the square matrices: large enough to fill a GPU; a CPU core takes 50 ms for one product of its size.
+_SIDE = {"cuda": 8192, "cpu": 1024}
+
+#: Bytes that are copied: more than any cache holds.
+_COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
+
+_REPEATS = 7
+
+
+def measure(device: str) -> dict[str, float]:
+    """Return `matmul_<precision>_per_s` in floating-point operations and `copy_bytes_per_s`, bytes read plus written.
+
+    Each is the median of some repeats after a warm-up; a dtype that takes over half a second a product is timed once.
+    """
+    kind = device.split(":")[0]
+    found = {}
+    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for name, dtype in precisions.items():
+        found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, dtype)
+    if kind == "cuda":
+        torch.set_float32_matmul_precision("high")
+        found["matmul_tf32_per_s"] = _matmul_per_s(device, kind, torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    source = torch.empty(_COPY_BYTES[kind] // 4, device=device).normal_()
+    target = torch.empty_like(source)
+    found["copy_bytes_per_s"] = 2 * _COPY_BYTES[kind] / _seconds(lambda: target.copy_(source), kind)
+    return found
+
+
+def _matmul_per_s(device: str, kind: str, dtype: torch.dtype) -> float:
+    """Random operands: zeros draw less power and ran 13 % faster on an H200 (measurement.md, B.2)."""
+    side = _SIDE[kind]
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn((side, side), device=device, generator=generator).to(dtype) for _ in range(2))
+    # As a linear layer does it, transposed: a plain product in 16 bit is some 300 times slower on some CPUs.
+    return 2.0 * side**3 / _seconds(lambda: torch.nn.functional.linear(left, right), kind)
+
+
+def _seconds(run: Callable[[], object], kind: str) -> float:
+    def once() -> float:
+        began = time.perf_counter()
+        run()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    first = once()
+    if first > 0.5:
+        return first
+    return median([once() for _ in range(_REPEATS)])

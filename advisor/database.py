@@ -1,0 +1,290 @@
+"""Where the database is, how it is opened, and its errors in one line. `advisor.store` alone uses it.
+
+SQLAlchemy Core only, and Alembic only inside `upgrade`: `advisor suggest` answers within milliseconds. What the database or
+its server does wrong becomes one StoreError with one line: no SQL, no password.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from advisor.errors import BadInput, NotMeasured, StoreError
+from advisor.tables import HEAD, REVISIONS
+
+#: How long a writer waits for another one on SQLite, in seconds.
+LOCK_WAIT_S = 10
+
+#: How long a PostgreSQL server may take to answer a connection, in seconds.
+CONNECT_WAIT_S = 5
+
+
+# ---------------------------------------------------------------------------------------------- where the database is
+
+
+def default_url() -> str:
+    """Return ADVISOR_DATABASE_URL, or the SQLite file in the user's data directory. Nothing is created."""
+    url = os.environ.get("ADVISOR_DATABASE_URL", "")
+    if url:
+        return _with_driver(url)
+    import platformdirs
+
+    return f"sqlite:///{platformdirs.user_data_dir('advisor')}/advisor.db"
+
+
+def shown_url(url: str) -> str:
+    """Return the URL for people: without a password, and without the query, which can hold one too."""
+    try:
+        return _shown(make_url(_with_driver(url)))
+    except (ArgumentError, ValueError):
+        return "the database URL"
+
+
+def upgrade(url: str) -> str:
+    """Create the database or bring it to this version's schema; return the revision. Raises StoreError, BadInput."""
+    place = _place(url)
+    _make_directory(place)
+    engine = _engine(place, write=True)
+    try:
+        with _told(place):
+            return _upgrade(engine)
+    finally:
+        engine.dispose()
+
+
+def _upgrade(engine: Engine) -> str:
+    """Run the migrations in one transaction, after whoever else is running them now."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    with engine.connect().execution_options(write=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('advisor schema'))"))
+        _refuse_newer(_revision(connection))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return HEAD
+
+
+def _scripts() -> Path:
+    """Return the migrations' directory: inside an installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "migrations"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "migrations"
+
+
+def _revision(connection: Connection) -> str | None:
+    """Return the schema's revision, or None where there is no schema yet."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision not in REVISIONS:
+        raise StoreError(f"the database is from a newer advisor (revision {revision})", "upgrade advisor")
+
+
+def _with_driver(url: str) -> str:
+    """Name the driver we bring: SQLAlchemy's default for postgresql:// is another one."""
+    for scheme in ("postgresql://", "postgres://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url
+
+
+def _place(url: str) -> URL:
+    try:
+        place = make_url(_with_driver(url))
+        known = place.get_backend_name() in ("sqlite", "postgresql")
+    except (ArgumentError, ValueError):
+        raise BadInput("the database URL can't be read", "sqlite:///PATH or postgresql://USER@HOST/NAME") from None
+    if not known:
+        raise BadInput(f"no database of the kind {place.drivername!r}", "sqlite:///PATH or postgresql://USER@HOST/NAME")
+    return place
+
+
+def database_path(url: str) -> Path | None:
+    """Return the file of a SQLite URL, None for a server. Raises BadInput where the URL can't be read."""
+    return _file(_place(url))
+
+
+def _file(place: URL) -> Path | None:
+    """Return the SQLite file, or None for a server and for a database in memory."""
+    if place.get_backend_name() != "sqlite" or place.database in (None, "", ":memory:"):
+        return None
+    return Path(str(place.database))
+
+
+def _shown(place: URL) -> str:
+    path = _file(place)
+    bare = place.set(drivername=place.get_backend_name(), query={})
+    return str(path) if path else bare.render_as_string(hide_password=True)
+
+
+def _make_directory(place: URL) -> None:
+    path = _file(place)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the directory of {path} can't be made: {error.strerror}") from error
+
+
+# ----------------------------------------------------------------------------------------- connections and their errors
+
+
+def _engine(place: URL, *, write: bool) -> Engine:
+    try:
+        if place.get_backend_name() == "postgresql":
+            waits = {"connect_timeout": CONNECT_WAIT_S, **place.query}
+            return create_engine(place.set(query={}), hide_parameters=True, pool_pre_ping=True, connect_args=waits)
+        engine = create_engine(place if write else _for_reading(place), hide_parameters=True)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise StoreError(f"the driver of {_shown(place)} is not installed", "pip install 'psycopg[binary]'") from error
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin below, and nowhere else
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_S * 1000}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if write:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        else:
+            connection.execute("PRAGMA query_only = ON")
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        # A writer takes the lock at once: a reader that becomes one later would be refused instead of waiting.
+        writes = connection.get_execution_options().get("write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _for_reading(place: URL) -> URL:
+    """Return the URL that opens a SQLite file without ever creating it.
+
+    Where we may write, the reader may tidy up SQLite's shared files after itself, and `query_only` keeps it from
+    writing rows. In a directory we can't write to, SQLite can't make those files: there the database is read as one
+    that doesn't change (immutable), unless a writer's log lies beside it, which has to be read too.
+    """
+    path = _file(place)
+    if path is None:
+        return place
+    directory_is_ours = os.access(path.parent, os.W_OK)
+    query = {"uri": "true", "mode": "rw" if directory_is_ours and os.access(path, os.W_OK) else "ro"}
+    if not directory_is_ours and not Path(f"{path}-wal").exists():
+        query["immutable"] = "1"
+    return place.set(database="file:" + quote(str(path.absolute())), query=query)
+
+
+@contextmanager
+def _told(place: URL) -> Iterator[None]:
+    """Turn whatever the driver raises into a StoreError."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        raise _in_one_line(error, place) from error
+
+
+#: What SQLite says, and what it means.
+_SQLITE_SAYS = (
+    ("file is not a database", "{at} is not an advisor database: it isn't SQLite at all"),
+    ("malformed", "{at} is damaged: {said}"),
+    ("readonly", "{at} can't be written: the file or its directory is read-only"),
+    ("unable to open", "{at} can't be opened: no such directory, not a file, or no permission"),
+    ("is full", "{at} can't be written: the disk is full"),
+    ("locked", f"{{at}} has been locked by another process for more than {LOCK_WAIT_S} s"),
+)
+
+
+def _in_one_line(error: Exception, place: URL) -> StoreError:
+    """Return what happened in words: what the driver said, without the SQL and without the password."""
+    at, cause = _shown(place), getattr(error, "orig", None) or error
+    said = " ".join(str(getattr(getattr(cause, "diag", None), "message_primary", None) or cause).split())
+    for secret in _secrets(place):
+        said = said.replace(secret, "***")
+    if place.get_backend_name() == "sqlite":
+        for part, words in _SQLITE_SAYS:
+            if part in said:
+                return StoreError(words.format(at=at, said=said))
+    elif getattr(error, "connection_invalidated", False) or "connect" in said or "resolve host" in said:
+        return StoreError(f"the database {at} can't be reached: {said.split(' Is the server running')[0][:300]}")
+    return StoreError(f"the database {at} could not do it: {said[:300]}")
+
+
+def _secrets(place: URL) -> list[str]:
+    """Return what must not be shown of a URL: its password, and every password in its query."""
+    asked = (str(value) for name, value in place.query.items() if "password" in name.lower())
+    return [secret for secret in (str(place.password or ""), *asked) if secret]
+
+
+def _no_database(place: URL) -> NotMeasured:
+    return NotMeasured(f"no database at {_shown(place)} yet", "advisor tune MODEL")
+
+
+class Database:
+    """An open database of this version's schema. Safe to share between threads; a process that forks opens its own."""
+
+    def __init__(self, place: URL, engine: Engine) -> None:
+        """Keep the place for messages; use :meth:`open`."""
+        self._place = place
+        self.engine = engine
+
+    @classmethod
+    def open(cls, url: str, *, write: bool) -> Database:
+        """Open the database; a writer creates it where there is none. Raises what :meth:`advisor.store.Store.open` says."""
+        place = _place(url)
+        path = _file(place)
+        if write:
+            _make_directory(place)
+        elif path is not None and not path.exists():
+            raise _no_database(place)
+        database = cls(place, _engine(place, write=write))
+        try:
+            database._check(write)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _check(self, write: bool) -> None:
+        """See that the schema is ours, and that a writer may write, before anything is measured."""
+        with self.writing() if write else self.reading() as connection:
+            revision = _revision(connection)
+        _refuse_newer(revision)
+        if revision is None and not write:
+            raise _no_database(self._place)
+        if revision is None:
+            with _told(self._place):
+                _upgrade(self.engine)
+        elif revision != HEAD:
+            raise StoreError(f"the database is from an older advisor (revision {revision})", "advisor db upgrade")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection inside one transaction; what goes wrong in it is a StoreError."""
+        with _told(self._place), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Give a connection inside one transaction that writes: on SQLite it has the lock from its beginning."""
+        options = {"write": True}
+        with _told(self._place), self.engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection

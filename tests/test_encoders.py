@@ -1,0 +1,177 @@
+"""Encoders and heads: hidden states, embeddings and scores are right however they are batched, or the gate says they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from advisor import facts_torch, worker  # noqa: E402
+from advisor.checkpoint import find_model  # noqa: E402
+from advisor.configuration import Configuration  # noqa: E402
+from advisor.model import ModelFacts, ModelSource  # noqa: E402
+from advisor.script import script_for  # noqa: E402
+from advisor.trial import Outcome  # noqa: E402
+from advisor.workloads import Workload  # noqa: E402
+
+BASE = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+LENGTHS = (7, 19, 5, 33, 12, 8, 9, 30, 3, 21, 11, 14)
+SHAPE = {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
+         "max_position_embeddings": 64, "initializer_range": 0.15}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModelSource]]:
+    """Save small models of three kinds with heads of 3, 1 and 2 labels, weights large enough for errors to show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("encoders")
+    made = {
+        "bert": transformers.BertForSequenceClassification(transformers.BertConfig(**SHAPE, num_labels=3)),
+        "roberta": transformers.RobertaForSequenceClassification(
+            transformers.RobertaConfig(**SHAPE, pad_token_id=1, num_labels=1)
+        ),
+        "llama": transformers.LlamaForSequenceClassification(
+            transformers.LlamaConfig(**SHAPE, pad_token_id=0, num_labels=2)
+        ),
+    }
+    for name, model in made.items():
+        model.save_pretrained(folder / name)
+    yield {name: find_model(str(folder / name)) for name in made}
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def judged(models: dict[str, ModelSource], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Give what runs one configuration in a session with the gate and returns the worker's result."""
+
+    def run(model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None,
+            **choices: str) -> dict[str, Any]:  # fmt: skip
+        source = models[model]
+        facts = facts_torch.read_facts(source.request, output=output)
+        workload = Workload(LENGTHS, size, output)
+        base = BASE if size is not None else BASE.replaced(batch="1")
+        request = {
+            "source": source.request, "facts": facts, "workload": workload.payload, "gate_workload": workload.payload,
+            "device": "cpu", "uuid": "cpu", "path": str(tmp_path / "reference.pt"), "measured": [],
+            "configuration": dict(base.replaced(attention="eager")),
+            "timing": {"stopping": {"least": 2, "most": 2}, "incumbent_s": None},
+        }  # fmt: skip
+        session = worker.Session(lambda _: None)
+        worker.write_reference(session, request)
+        gate = {"path": request["path"], "baseline": None, "is_baseline": False, "reference": "fp32"}
+        return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(base.replaced(**choices, **(more or {})))})
+
+    return run
+
+
+@pytest.mark.parametrize("packing", ["padded", "sorted", "packed"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
+@pytest.mark.parametrize("model", ["bert", "roberta"])
+def test_encoders_are_right_in_every_batching(
+    judged: Callable[..., dict[str, Any]], model: str, output: str, attention: str, packing: str
+) -> None:
+    """Each sequence's hidden states, embedding or scores are those it has alone, and what was asked for is what ran."""
+    result = judged(model, output, attention=attention, packing=packing)
+
+    assert result["outcome"] == Outcome.OK, result
+    assert result["alias"] == ""
+    assert result["quality"]["rms"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "packing"),
+    [("bert", "packed-no-mask"), ("bert", "packed-2d-mask"), ("roberta", "packed-no-mask"),
+     ("roberta", "packed-positions-from-0")],
+)  # fmt: skip
+@pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
+def test_wrong_packing_of_encoders_is_caught(
+    judged: Callable[..., dict[str, Any]], model: str, output: str, packing: str
+) -> None:
+    """Rules P2, P8 and P19: what they refuse gives another output, and the gate says so for every kind of output."""
+    result = judged(model, output, packing=packing)
+
+    assert result["outcome"] == Outcome.WRONG_OUTPUT
+    assert result["quality"]["rms"] > 0.1
+
+
+@pytest.mark.parametrize("packing", ["padded", "sorted"])
+def test_a_decoder_with_a_classification_head_is_right(judged: Callable[..., dict[str, Any]], packing: str) -> None:
+    """A Llama with a head of two labels scores every sequence as it does alone."""
+    result = judged("llama", "scores", packing=packing)
+
+    assert result["outcome"] == Outcome.OK
+    assert result["quality"]["kl"] < 1e-9
+
+
+def test_embeddings_keep_their_neighbours(judged: Callable[..., dict[str, Any]]) -> None:
+    """The gate of embeddings counts the ten nearest that stay: all of a right batching's, not all of a wrong one's."""
+    right, wrong = (judged("bert", "pooled", packing=packing)["quality"] for packing in ("packed", "packed-no-mask"))
+
+    assert right["top10"] == 1.0
+    assert right["cosine"] > 0.999999
+    assert wrong["top10"] < 1.0
+
+
+@pytest.mark.parametrize("batch", ["1", "4", "16"])
+def test_batch_is_a_knob_where_it_is_left_open(judged: Callable[..., dict[str, Any]], batch: str) -> None:
+    """With --batch auto the worker forms batches of the size chosen, and reads that size back from the calls."""
+    result = judged("bert", "pooled", None, {"batch": batch})
+
+    assert result["outcome"] == Outcome.OK
+    assert result["effective"]["batch"] == batch
+    assert result["reading"]["inputs"]["rows"] == min(int(batch), len(LENGTHS))
+
+
+def facts_of(source: ModelSource, output: str) -> ModelFacts:
+    """Read a model's facts as the worker does."""
+    return ModelFacts.of(facts_torch.read_facts(source.request, output=output))
+
+
+@pytest.mark.parametrize("packing", ["padded", "sorted", "packed"])
+@pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
+@pytest.mark.parametrize("model", ["bert", "roberta"])
+def test_the_script_gives_what_each_sequence_alone_gives(
+    models: dict[str, ModelSource], model: str, output: str, packing: str
+) -> None:
+    """The script that is printed for an encoder computes the same as one sequence at a time, in the callers' order."""
+    source, workload = models[model], Workload(LENGTHS, 4, output)
+    facts = facts_of(source, output)
+    script = script_for(source, BASE.replaced(packing=packing), workload, facts, "cpu")
+    names: dict[str, Any] = {}
+    exec(compile(script.partition("\n\nrun()  # warm-up\n")[0], "script", "exec"), names)
+
+    with torch.inference_mode():
+        for tokens, result in zip(names["sequences"], names["run"](), strict=True):
+            outputs = names["model"](input_ids=tokens[None])
+            hidden = outputs.logits[0] if output == "scores" else outputs.last_hidden_state[0]
+            alone = hidden.mean(0) if output == "pooled" else hidden
+            torch.testing.assert_close(result, alone, atol=1e-4, rtol=0)
+
+
+def test_facts_say_what_an_encoder_is(models: dict[str, ModelSource], tmp_path: Path) -> None:
+    """Facts tell encoders from decoders, where positions begin, how heads read, and what a pooling file declares."""
+    bert, roberta = facts_of(models["bert"], "scores"), facts_of(models["roberta"], "scores")
+    llama = facts_of(models["llama"], "scores")
+    pooling = Path(models["bert"].path) / "1_Pooling" / "config.json"
+    pooling.parent.mkdir(exist_ok=True)
+    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+
+    assert (bert.is_causal, bert.position_offset, bert.head, bert.pooling) == (False, 0, "pooler", "mean")
+    assert (roberta.is_causal, roberta.position_offset, roberta.head) == (False, 2, "features")
+    assert (llama.is_causal, llama.position_offset, llama.head, llama.pooling) == (True, 0, "", "last")
+    assert facts_of(models["bert"], "pooled").pooling == "cls"
+    pooling.unlink()
+
+
+def test_an_encoder_gives_no_next_token(models: dict[str, ModelSource]) -> None:
+    """Asked for the last token's logits, an encoder is refused in words that say what to ask for instead."""
+    with pytest.raises(ValueError, match="ask for hidden, pooled or scores"):
+        facts_of(models["bert"], "last-logits")
