@@ -19,8 +19,9 @@ _INK, _FAINT, _GRID, _CARD, _BORDER = "#1f2328", "#59636e", "#d9dee3", "#ffffff"
 #: Okabe and Ito's colours, which colour-blind people tell apart; grey first, for what the others are held to.
 _COLOURS = ("#8c959f", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5c4b8a")
 
-#: A character's width over the font size, a little more than most fonts have: what fits here fits there.
-_ASPECT = 0.6
+#: Characters' widths over the font size, a little more than DejaVu Sans has, which is a wide font: what fits in it fits.
+_NARROW, _WIDE = frozenset(" .,:;|!'()[]·fijlrtI"), frozenset("mwMW@%—…")
+_ASPECTS = (0.42, 0.66, 1.02)
 
 #: Font sizes, and the lines that a title, a footer or a group's name may take: what is longer is cut off.
 _TITLE, _NAME, _LEGEND, _VALUE, _SMALL = 17, 13, 13, 12, 11
@@ -46,15 +47,14 @@ def bar_chart(
     values[s][g] belongs to series s and group g and is at least 0; None where nothing was measured. intervals[s][g] is
     what its error bar spans, None where it has none. Raises ValueError for tables of other shapes and for other numbers.
     """
-    if not groups or not series or any(len(table) != len(series) for table in (values, intervals)):
+    shapes = {(len(series), *(len(row) for row in table)) for table in (values, intervals)}
+    if not groups or not series or shapes != {(len(series), *[len(groups)] * len(series))}:
         raise ValueError(f"values and intervals must be {len(series)} × {len(groups)} and not empty")
     bars = [
         _Bar(s, g, value, span)
         for s, (row, spans) in enumerate(zip(values, intervals, strict=True))
         for g, (value, span) in enumerate(zip(row, spans, strict=True))
     ]
-    if len(bars) != len(series) * len(groups):
-        raise ValueError(f"values and intervals must be {len(series)} × {len(groups)}")
     header, top = _header(title, series)
     below, bottom = _footer(footer)
     plot = _Plot.around(bars, (len(series), len(groups)), (top, bottom))
@@ -89,6 +89,8 @@ class _Bar:
         value = self.value
         if value is None:
             return "–"
+        if 0 < value < 0.1:
+            return f"{value:.2g}"
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -130,11 +132,11 @@ class _Plot:
 
     def axis(self, unit: str) -> list[str]:
         """Return the grid, the ticks' texts and the unit above them."""
-        parts = [_text(_EDGE, self.above, _cut(unit, WIDTH - 2 * _EDGE, _SMALL), _SMALL, fill=_FAINT)]
+        parts = [_text((_EDGE, self.above), _cut(unit, WIDTH - 2 * _EDGE, _SMALL), _SMALL, fill=_FAINT)]
         for n in range(self.steps + 1):
             y, colour = self.y(n * self.step), _GRID if n else _FAINT
             parts.append(_line((self.left, y), (WIDTH - _EDGE, y), colour))
-            parts.append(_text(self.left - 6, y + 4, _tick(n * self.step, self.step), _SMALL, "end", fill=_FAINT))
+            parts.append(_text((self.left - 6, y + 4), _tick(n * self.step, self.step), _SMALL, "end", fill=_FAINT))
         return parts
 
     def drawn(self, bar: _Bar, series: str, group: str) -> list[str]:
@@ -157,14 +159,14 @@ class _Plot:
         y = self.y(bar.top) - 5
         fill = _INK if bar.value is not None else _FAINT
         if self.upright and bar.value is not None:
-            return [*parts, _text(middle + 4, y, bar.label, _VALUE, fill=fill, turned=True)]
-        return [*parts, _text(middle, y, bar.label, _VALUE, "middle", fill=fill)]
+            return [*parts, _text((middle + 4, y), bar.label, _VALUE, fill=fill, turned=True)]
+        return [*parts, _text((middle, y), bar.label, _VALUE, "middle", fill=fill)]
 
     def named(self, group: int, name: str) -> list[str]:
         """Return the lines of a group's name under its bars."""
         lines = _wrapped(name, self.group_width - 8, _NAME, _NAME_LINES)
         x = self.left + (group + 0.5) * self.group_width
-        return [_text(x, self.bottom + 1.3 * _NAME * (n + 1), line, _NAME, "middle") for n, line in enumerate(lines)]
+        return [_text((x, self.bottom + 1.3 * _NAME * (n + 1)), line, _NAME, "middle") for n, line in enumerate(lines)]
 
 
 def _header(title: str, series: Sequence[str]) -> tuple[list[str], float]:
@@ -172,7 +174,7 @@ def _header(title: str, series: Sequence[str]) -> tuple[list[str], float]:
     y, parts = float(_EDGE), []
     for line in _wrapped(title, WIDTH - 2 * _EDGE, _TITLE, _TITLE_LINES, bold=True):
         y += 1.25 * _TITLE
-        parts.append(_text(_EDGE, y, line, _TITLE, bold=True))
+        parts.append(_text((_EDGE, y), line, _TITLE, bold=True))
     x, y = float(_EDGE), y + 1.9 * _LEGEND
     for number, name in enumerate(series):
         shown = _cut(name, WIDTH - 2 * _EDGE - 20, _LEGEND)
@@ -181,7 +183,7 @@ def _header(title: str, series: Sequence[str]) -> tuple[list[str], float]:
             x, y = float(_EDGE), y + 1.5 * _LEGEND
         parts.append(f'<rect x="{x:.1f}" y="{y - 11:.1f}" width="13" height="13" '
                      f'fill="{_COLOURS[number % len(_COLOURS)]}"/>')  # fmt: skip
-        parts.append(_text(x + 19, y, shown, _LEGEND))
+        parts.append(_text((x + 19, y), shown, _LEGEND))
         x += width + 14
     return parts, y + 1.3 * _LEGEND
 
@@ -190,13 +192,13 @@ def _footer(text: str) -> tuple[list[str], float]:
     """Return the lines at the bottom, and the edge above them."""
     lines = _wrapped(text, WIDTH - 2 * _EDGE, _SMALL, _FOOTER_LINES)
     top = HEIGHT - _EDGE + 4 - 1.4 * _SMALL * (len(lines) - 1)
-    return [_text(_EDGE, top + 1.4 * _SMALL * n, line, _SMALL, fill=_FAINT) for n, line in enumerate(lines)], top - 14
+    return [_text((_EDGE, top + 1.4 * _SMALL * n), line, _SMALL, fill=_FAINT) for n, line in enumerate(lines)], top - 14
 
 
 def _scale(highest: float) -> tuple[float, int]:
     """Return a round step, 1, 2 or 5 times a power of ten, and how many of them reach the highest value: four to ten."""
-    if highest <= 0:
-        return 0.2, 5
+    if highest < 1e-6:
+        return 0.2, 5  # nothing that could be seen
     power = 10.0 ** math.floor(math.log10(highest / 4))
     step = max(factor * power for factor in (1.0, 2.0, 5.0) if factor * power <= highest / 4 * (1 + 1e-9))
     return step, math.ceil(highest / step - 1e-9)
@@ -207,14 +209,20 @@ def _tick(value: float, step: float) -> str:
 
 
 def _width(text: str, size: float, *, bold: bool = False) -> float:
-    return len(text) * size * _ASPECT * (1.08 if bold else 1.0)
+    wide = sum(character in _WIDE or character > "\u2e80" for character in text)  # from there on scripts are wide
+    narrow = sum(character in _NARROW for character in text)
+    parts = zip((narrow, len(text) - narrow - wide, wide), _ASPECTS, strict=True)
+    return sum(count * aspect for count, aspect in parts) * size * (1.12 if bold else 1.0)
 
 
 def _cut(text: str, width: float, size: float, *, bold: bool = False) -> str:
     """Return a text that fits into a width, its end cut off if need be."""
     text = _clean(text)
-    most = max(1, int(width / _width("x", size, bold=bold)))
-    return text if len(text) <= most else text[: most - 1] + "…"
+    if _width(text, size, bold=bold) <= width:
+        return text
+    while text and _width(text + "…", size, bold=bold) > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def _wrapped(text: str, width: float, size: float, most: int, *, bold: bool = False) -> list[str]:
@@ -236,9 +244,16 @@ def _clean(text: str) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, size: float, anchor: str = "start", *, fill: str = _INK, bold: bool = False,
+    place: tuple[float, float],
+    text: str,
+    size: float,
+    anchor: str = "start",
+    *,
+    fill: str = _INK,
+    bold: bool = False,
     turned: bool = False,
-) -> str:  # fmt: skip
+) -> str:
+    x, y = place
     more = ' font-weight="600"' if bold else ""
     more += f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{more}>'

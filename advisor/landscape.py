@@ -141,7 +141,9 @@ class Landscape:
         """The landscape as a file: canonical JSON with an entry or a row on each line, so that a diff can be read."""
         *head, (_, rows) = self.payload.items()
         lines = [f' "{name}": {canonical_json(value)},' for name, value in head]
-        return "\n".join(["{", *lines, ' "rows": [', ",\n".join(f"  {canonical_json(row)}" for row in rows), " ]", "}\n"])
+        return "\n".join(
+            ["{", *lines, ' "rows": [', ",\n".join(f"  {canonical_json(row)}" for row in rows), " ]", "}\n"]
+        )
 
     @property
     def by_configuration(self) -> dict[Configuration, Trial]:
@@ -190,7 +192,7 @@ class ReplayRunner:
         self.ran: list[Configuration] = []
         self.spent_s = 0.0
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002  (the seam's)
         """Answer a request; a configuration that was not recorded is a failure that says so."""
         if request["op"] == "facts":
             return self.landscape.facts.payload

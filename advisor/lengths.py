@@ -43,7 +43,9 @@ class Lengths:
         """What a person must know of them, a line each."""
         notes, count = [], len(self.lengths)
         if self.cut:
-            notes.append(f"{self.cut} of {count} texts are longer than the model's {self.longest} positions and were cut")
+            notes.append(
+                f"{self.cut} of {count} texts are longer than the model's {self.longest} positions and were cut"
+            )
         if self.empty:
             notes.append(f"{self.empty} texts without a token are left out")
         return notes
@@ -54,8 +56,8 @@ def lengths_from(file: str, source: ModelSource, longest: int | None, most: int 
 
     Raises BadInput with the line's number where a line can't be read.
     """
-    count, found, empty, cut = _counter(source), list[int](), 0, 0
-    texts = texts_of(file)
+    texts, count, empty, cut = texts_of(file), _counter(source), 0, 0
+    found: list[int] = []
     while (most is None or len(found) < most) and (part := list(islice(texts, _AT_ONCE))):
         counted = count(part)
         kept = [n for n in counted if n > 0][: None if most is None else most - len(found)]
@@ -118,7 +120,9 @@ def _of_table(path: str, column: str) -> Iterator[str]:
         header = next(rows, [])
         if column not in header:
             has = f"its columns: {', '.join(header)}" if header else "it is empty"
-            raise BadInput(f"{path} has no column {column!r}" if column else f"--lengths-from {path}:COLUMN is wanted", has)
+            raise BadInput(
+                f"{path} has no column {column!r}" if column else f"--lengths-from {path}:COLUMN is wanted", has
+            )
         place = header.index(column)
         for row in rows:
             if not row:
@@ -146,7 +150,9 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
 def _counter(source: ModelSource) -> Callable[[list[str]], list[int]]:
     """Return what counts the tokens of texts, special ones included. Raises BadInput where the model has no tokenizer."""
     if not source.has_tokenizer:
-        raise BadInput(f"{source.name} has no tokenizer, so texts can't be counted in its tokens", "give --lengths instead")
+        raise BadInput(
+            f"{source.name} has no tokenizer, so texts can't be counted in its tokens", "give --lengths instead"
+        )
     path = Path(source.path)
     try:
         return _fast(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else _slow(path)

@@ -239,7 +239,8 @@ def _unpack_trials(
     values = [
         {
             **_stored({name: value for name, value in row.items() if name not in beside}), "study_id": study,
-            **{f"{side}_id": ids[ran] if (ran := _configuration(row[side])) else None for side in beside[:2]},
+            "requested_id": ids[Configuration.of(row["requested"])],
+            "effective_id": None if row["effective"] is None else ids[Configuration.of(row["effective"])],
         }
         for row in trials
     ]  # fmt: skip

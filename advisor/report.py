@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.environment import Machine
-from advisor.knobs import KNOBS, Reason
+from advisor.knobs import KNOBS, Reason, Verdict, tier_of
+from advisor.objective import Metric
 from advisor.probe import Availability
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Candidate, Recommendation, tie_set
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:  # tune brings optuna, which suggest must not pay for
+    from advisor.history import Listed, Plan, Reproduction
+    from advisor.store import StudyRecord
     from advisor.tune import Job
+
+#: Rows of a table of configurations that a dry run shows.
+_SHOWN = 20
 
 
 def console(*, stderr: bool) -> Console:
@@ -55,6 +62,32 @@ def _words(configuration: Mapping[str, str]) -> str:
     return " · ".join(configuration[knob] for knob in KNOBS if knob in configuration)
 
 
+def figure(metric: str, value: float | None) -> str:
+    """Return the value of a stored metric in the unit that people read it in."""
+    if value is None:
+        return "–"
+    if metric == "joules_per_token":
+        return f"{value * 1000:.3g} J per 1,000 tokens"
+    if metric.endswith("_bytes"):
+        return gib(value)
+    if metric.endswith("_per_s"):
+        return f"{value:,.0f} {'sequences' if metric.startswith('sequences') else 'tokens'}/s"
+    return f"{value * 1000:,.3g} ms" if value < 1 else f"{value:,.2f} s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def rate(metric: str, value: float) -> str:
+    """Return a ceiling in words: operations or bytes a second."""
+    unit = "B/s" if "bytes" in metric else "FLOP/s"
+    return f"{value / 1e12:,.3g} T{unit}" if value >= 1e12 else f"{value / 1e9:,.3g} G{unit}"
+
+
 def probe_payload(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability]) -> dict[str, Any]:
     """Return what `advisor probe` found, as JSON values."""
     return {
@@ -71,8 +104,9 @@ def probe_payload(machines: Sequence[Machine], chosen: Machine, availability: Se
     }  # fmt: skip
 
 
-def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability]) -> Group:
-    """Return the same for people: devices, versions, and every choice with its reason and remedy."""
+def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability],
+               ceilings: Mapping[str, float] | None = None) -> Group:  # fmt: skip
+    """Return the same for people: devices, versions, ceilings where measured, every choice with its reason and remedy."""
     parts: list[Any] = []
     for m in machines:
         e = m.environment
@@ -87,6 +121,8 @@ def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Seque
     packages = ", ".join(f"{name} {version}" for name, version in chosen.environment.packages.items())
     driver = f"driver {chosen.environment.driver}, " if chosen.environment.driver else ""
     parts.append(f"  {driver}{packages}\n  environment {chosen.environment.key}\n")
+    if ceilings:
+        parts.append(_ceilings_table(ceilings, chosen.user_device))
     table = Table(
         "knob", "choice", f"on {chosen.user_device}", "to get it", box=None, pad_edge=False, header_style="bold"
     )
@@ -94,6 +130,15 @@ def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Seque
         state = "[green]available[/]" if a.reason is None else f"[red]no[/]: {escape(a.reason.text)} ({a.reason.rule})"
         table.add_row(a.knob, a.choice, state, escape(a.reason.remedy) if a.reason else "")
     return Group(*parts, table)
+
+
+def _ceilings_table(ceilings: Mapping[str, float], device: str) -> Group:
+    table = Table(f"what {device} reaches at best", "", box=None, pad_edge=False, header_style="bold")
+    for name, value in ceilings.items():
+        precision = name.removeprefix("matmul_").removesuffix("_per_s")
+        what = f"matrix products in {precision}" if name.startswith("matmul_") else "copies, read plus written"
+        table.add_row(what, rate(name, value))
+    return Group(table, "")
 
 
 def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:

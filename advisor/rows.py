@@ -98,12 +98,12 @@ def insert_unless_there(connection: Connection, table: Table, values: Mapping[st
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql
 
-        done = connection.execute(postgresql.insert(table).values(values).on_conflict_do_nothing())
-    else:
-        from sqlalchemy.dialects import sqlite
+        # SQLAlchemy asks PostgreSQL for the new id, and then can't say how many rows there were.
+        statement = postgresql.insert(table).values(values).on_conflict_do_nothing()
+        return connection.execute(statement).inserted_primary_key is not None
+    from sqlalchemy.dialects import sqlite
 
-        done = connection.execute(sqlite.insert(table).values(values).on_conflict_do_nothing())
-    return done.rowcount == 1
+    return connection.execute(sqlite.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
 
 
 def workload_id(connection: Connection, workload: Workload, architecture_key: str) -> int:

@@ -134,7 +134,9 @@ import time
 {_lines(loading)}
 
 
-{"".join(f"{source}{chr(10) * 3}" for source in _sources(configuration, workload, facts))}
+{(chr(10) * 3).join(_sources(configuration, workload, facts))}
+
+
 # The lengths that were measured, with random token ids: put your own token ids into `sequences`.
 lengths = {list(workload.lengths)!r}
 torch.manual_seed(0)
@@ -179,7 +181,7 @@ def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts
         sources.append(function_source(_FORWARD, "pool"))
     if workload.output == "scores" and configuration["packing"].startswith("packed"):
         source = function_source(_FORWARD, "score_packed").replace("  # type: ignore[no-any-return]", "")
-        sources.append(f"from typing import Any\n\n\n{source}")
+        sources.append(source.replace("model: Any, call: dict[str, Any]", "model, call"))
     return sources
 
 
@@ -189,7 +191,7 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     name = collate_name(configuration, facts)
     keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
     lines = [f"call = {name}({', '.join(['[sequences[i] for i in batch]', *_collate_arguments(name, facts)])})"]
-    lines += _places_lines(packed=packed, facts=facts)
+    lines += _places_lines(output, facts, packed=packed)
     if keeps:
         lines.append('call["logits_to_keep"] = ' + ("torch.tensor(ends) - 1" if packed else "1"))
     if dropped := _dropped(name, facts):
@@ -208,15 +210,19 @@ def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
     return (["model.dtype"] if name == "collate_packed_masked" else []) + first
 
 
-def _places_lines(*, packed: bool, facts: ModelFacts) -> list[str]:
-    """Return what finds each sequence in the call: its row, its first column and the column after its last."""
+def _places_lines(output: str, facts: ModelFacts, *, packed: bool) -> list[str]:
+    """Return what finds each sequence in the call, as far as it is needed: rows, first columns, columns after the last."""
     if packed:
-        return ["ends = torch.tensor([lengths[i] for i in batch]).cumsum(0).tolist()",
-                "rows, starts = [0] * len(batch), [0, *ends[:-1]]"]  # fmt: skip
+        lines = ["ends = torch.tensor([lengths[i] for i in batch]).cumsum(0).tolist()"]
+        lines += ["starts = [0, *ends[:-1]]"] if output in ("pooled", "scores") else []
+        return lines + (["rows = [0] * len(batch)"] if output == "pooled" else [])
+    if output != "pooled":
+        return []
+    rows = "rows = list(range(len(batch)))"
     if facts.is_causal:
-        return ['ends = [call["input_ids"].shape[1]] * len(batch)',
-                "rows, starts = list(range(len(batch))), [end - lengths[i] for end, i in zip(ends, batch)]"]  # fmt: skip
-    return ["rows, starts, ends = list(range(len(batch))), [0] * len(batch), [lengths[i] for i in batch]"]
+        return [rows, 'ends = [call["input_ids"].shape[1]] * len(batch)',
+                "starts = [end - lengths[i] for end, i in zip(ends, batch)]"]  # fmt: skip
+    return [rows, "starts, ends = [0] * len(batch), [lengths[i] for i in batch]"]
 
 
 def _dropped(name: str, facts: ModelFacts) -> list[str]:
@@ -244,9 +250,11 @@ def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) 
     if output == "scores":
         kept = "values[n]"
     elif output == "last-logits":
-        kept = ("values[0, n]" if packed else "values[n, -1]") if keeps else "values[rows[n], ends[n] - 1]"
+        kept = ("values[0, n]" if keeps else "values[0, ends[n] - 1]") if packed else "values[n, -1]"
+    elif packed:
+        kept = "values[0, ends[n] - lengths[i] : ends[n]]"
     else:
-        kept = "values[rows[n], starts[n] : ends[n]]"
+        kept = "values[n, -lengths[i] :]" if facts.is_causal else "values[n, : lengths[i]]"
     return [f"values = model(**call).{values}", f"for n, i in enumerate(batch):\n    results[i] = {kept}"]
 
 

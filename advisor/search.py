@@ -1,78 +1,363 @@
-"""Which configuration next: enumeration where the space fits the budget, else Optuna, rebuilt from the stored trials.
+"""Which configuration next: the one that promises most, by a model of speed that is rebuilt from the stored trials.
 
-Optuna holds no state of ours: an in-memory study is made from the trials each time, so that a killed tune goes on and
-several workers can share one study. TPE repeats points on a small categorical space, so what it proposes is looked up
-before it is believed (design.md, "The search").
+Optuna is the engine and holds no state of ours: an in-memory study is made from the trials each time, so that a killed
+tune goes on and several workers can share one study. The sampler is our own. TPE repeats points on a small categorical
+space, can't be told what arithmetic says of a configuration, and a failure teaches it nothing; on recorded landscapes it
+did not beat the order of the prior (benchmarks/replay.py prints the comparison). GPSampler needs torch, and knows neither
+that some combinations are not admissible.
+
+The model: log(value) = log(predicted cost) + an effect of each choice + an effect of each pair of choices + a rest, all
+normal (a Gaussian process with a kernel that counts shared choices; Rasmussen and Williams, "Gaussian Processes for
+Machine Learning", section 2.2). How wrong the prediction is, is not known before: three sizes of the effects are weighed
+by how well each explains what was measured. What was learned on another workload enters as a second, correlated process
+(the same book, section 9.1), and how much it counts is weighed in the same way, so that a neighbour of no use is ignored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration
+from advisor.measurement import TIE_ZONE
+from advisor.objective import METRICS, Metric
 from advisor.trial import Outcome, Trial
 
-#: The likeliest configurations are tried first; only then is there anything for a model to learn from.
-STARTUP_TRIALS = 4
+#: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
+#: 0.35 between two configurations (measurement.md, C.3). The search was not sensitive to them (benchmarks/replay.py).
+CHOICE, PAIR, REST = 0.25, 0.08, 0.04
 
-_ASKS = 64
+#: How many times larger or smaller than that the prediction's errors may be on this model and this GPU.
+SCALES = (0.5, 1.0, 2.0)
+
+#: How much the errors on another workload may have to do with the errors here (correlations).
+TRANSFERS = (0.0, 0.5, 0.9)
+
+#: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
+NOISE = 0.01
+
+#: The search may end when the chance that anything left is better by more than the tie zone is below this.
+CHANCE = 0.05
+
+#: But not before so many were measured: fewer do not show how wrong the prediction is.
+LEAST_TRIALS = 5
+
+#: Proposals that promise at least this share of the best one's gain are as good as it; the seed picks one.
+_AS_GOOD = 0.95
+
+#: Standard deviation of the level that predictions are off by as a whole: wide, for their unit is none.
+_LEVEL = 5.0
+
+Array = npt.NDArray[np.float64]
+Usable = Callable[[Trial], bool]
 
 
-def ask(
-    admissible: Sequence[Configuration], trials: Sequence[Trial], trials_left: int, seed: int
+def ask(  # noqa: PLR0913  (what is known is told by name)
+    admissible: Sequence[Configuration],
+    trials: Sequence[Trial],
+    trials_left: int,
+    seed: int,
+    *,
+    aim: Metric = METRICS["throughput"],
+    costs: Mapping[Configuration, float] | None = None,
+    warm: Mapping[Configuration, float] | None = None,
+    usable: Usable | None = None,
 ) -> Configuration | None:
-    """Return the next configuration to try, None when every admissible one was.
+    """Return the configuration to try next, None when every admissible one was or no trial is left.
 
-    admissible: likeliest first. trials_left: how many more may be run; if that is all of what is left, the order of the
-    prior is as good as any other, and nothing is proposed twice.
+    admissible: likeliest first, which decides where nothing else does. costs: what arithmetic predicts of each, in any unit,
+    less is better at `aim`. warm: what :func:`surprises` found on another workload. usable: whether a trial that ran may be
+    recommended (default: all may); what may not is learned from, and is no best to be beaten. Whether a few trials are left or
+    enough for all, the order is the same: an interruption finds the best found so far. Nothing is proposed twice, and what is
+    running is taken to come out as predicted.
     """
-    seen = {trial.requested for trial in trials} | {trial.effective for trial in trials if trial.outcome is Outcome.OK}
-    fresh = [configuration for configuration in admissible if configuration not in seen]
+    fresh = _fresh(admissible, trials)
     if not fresh or trials_left <= 0:
         return None
-    if len(fresh) <= trials_left or len(trials) < STARTUP_TRIALS:
-        return fresh[0]
-    return _proposed(admissible, fresh, trials, seed)
-
-
-def _proposed(admissible: Sequence[Configuration], fresh: Sequence[Configuration], trials: Sequence[Trial],
-              seed: int) -> Configuration:  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {
-        knob: CategoricalDistribution(sorted({configuration[knob] for configuration in admissible}))
-        for knob in admissible[0]
+    everything = [*admissible, *(c for trial in trials for c in (trial.requested, trial.ran))]
+    names = sorted({item for configuration in everything for item in configuration.items()})
+    space: dict[str, BaseDistribution] = {
+        knob: CategoricalDistribution([choice for name, choice in names if name == knob]) for knob, _ in names
     }
-    # Told nothing, TPE draws the first ten at random: in a budget of 12 it would learn from nothing.
-    sampler = TPESampler(
-        n_startup_trials=STARTUP_TRIALS, seed=seed + len(trials), multivariate=True, constant_liar=True
+    model = _Model(fresh, costs or {}, warm or {})
+    study = optuna.create_study(sampler=PosteriorSampler(model, space, random.Random(seed * 1000 + len(trials))))
+    study.add_trials([frozen for trial in trials for frozen in _frozen(trial, space, aim, usable)])
+    proposal = study.ask({knob: space[knob] for knob in fresh[0]})
+    return Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
+
+
+def exhausted(
+    admissible: Sequence[Configuration],
+    trials: Sequence[Trial],
+    *,
+    aim: Metric = METRICS["throughput"],
+    costs: Mapping[Configuration, float] | None = None,
+    warm: Mapping[Configuration, float] | None = None,
+    usable: Usable | None = None,
+) -> bool:
+    """Whether the chance that anything untried beats the best by more than the tie zone is below CHANCE.
+
+    Then going on costs time and will most likely change nothing: a tune with a budget of time may stop. A suggestion, for it
+    is the model's own opinion: the replay says how often it was wrong. Arguments as for :func:`ask`.
+    """
+    fresh = _fresh(admissible, trials)
+    told = _Told.of(frozen for trial in trials for frozen in _frozen(trial, None, aim, usable))
+    if not fresh:
+        return True
+    if len(told.values) < LEAST_TRIALS or math.isinf(told.best):
+        return False
+    model = _Model(fresh, costs or {}, warm or {})
+    chances = model.chances(told)
+    none = sum(
+        belief.weight
+        * float(np.prod(1 - chances * _below((told.best - math.log1p(TIE_ZONE) - belief.mean) / belief.deviation)))
+        for belief in model.beliefs(told)
     )
-    study = optuna.create_study(sampler=sampler)
-    study.add_trials([frozen for trial in trials if (frozen := _frozen(trial, space)) is not None])
-    unseen = set(fresh)
-    distributions: dict[str, BaseDistribution] = dict(space)
-    for _ in range(_ASKS):
-        proposal = study.ask(distributions)
-        configuration = Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
-        if configuration in unseen:
-            return configuration
-        study.tell(proposal, state=TrialState.FAIL)
-    return fresh[0]
+    return 1 - none < CHANCE
 
 
-def _frozen(trial: Trial, space: dict[str, CategoricalDistribution]) -> FrozenTrial | None:
-    """Return the trial as Optuna's, None where it is outside the space; log seconds per token, failures as FAIL."""
-    parameters = dict(trial.requested)
-    if any(knob not in space or choice not in space[knob].choices for knob, choice in parameters.items()):
-        return None
-    measured = trial.measurement("tokens_per_s")
+def surprises(trials: Iterable[Trial], aim: Metric, costs: Mapping[Configuration, float]) -> dict[Configuration, float]:
+    """Return how much better than predicted each configuration did, relative to the others: 1.1 is 10 % better.
+
+    trials, costs: of another workload. It is this ratio that carries over, not the one over the default: what arithmetic
+    already says of the difference between the workloads (longer sequences, more pads) would else be held against it. Only
+    what was predicted is in the result.
+    """
+    found = {t.ran: t.score(aim) * costs[t.ran] for t in trials if t.score(aim) > 0 and t.ran in costs}
+    if not found:
+        return {}
+    level = math.exp(sum(map(math.log, found.values())) / len(found))
+    return {configuration: value / level for configuration, value in found.items()}
+
+
+class PosteriorSampler(BaseSampler):
+    """An Optuna sampler that proposes whole configurations: the untried one with the largest expected improvement."""
+
+    def __init__(self, model: _Model, space: dict[str, BaseDistribution], source: random.Random) -> None:
+        """Propose among the model's candidates. space: Optuna's distributions; source: picks among equals."""
+        self._model, self._space, self._source = model, space, source
+
+    def infer_relative_search_space(
+        self,
+        study: Study,  # noqa: ARG002  (Optuna's signature)
+        trial: FrozenTrial,  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:
+        """Return all knobs: they are chosen together, because not every combination is admissible."""
+        return self._space
+
+    def sample_relative(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002  (Optuna's signature)
+    ) -> dict[str, Any]:
+        """Return the choices of the next configuration."""
+        told = _Told.of(t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+        promises = self._model.promises(told)
+        # The first is the likeliest of all that promise the same: without a measurement there is nothing to choose by.
+        equals = [n for n, promise in enumerate(promises) if promise >= _AS_GOOD * promises.max()]
+        chosen = self._source.choice(equals) if told.values else int(np.argmax(promises))
+        return dict(self._model.candidates[chosen])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: a knob by itself is never sampled."""
+        raise NotImplementedError(f"{param_name} is chosen with the other knobs")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the study's trials say: log values (less is better), what is running, what came to nothing, the best value."""
+
+    values: tuple[tuple[Configuration, float], ...]
+    running: tuple[Configuration, ...]
+    failed: tuple[Configuration, ...]
+    best: float
+
+    @classmethod
+    def of(cls, trials: Iterable[FrozenTrial]) -> _Told:
+        values, running, failed, best = [], [], [], math.inf
+        for trial in trials:
+            configuration = Configuration.of({knob: str(choice) for knob, choice in trial.params.items()})
+            if trial.state is TrialState.RUNNING:
+                running.append(configuration)
+            elif trial.value is None:
+                failed.append(configuration)
+            else:
+                values.append((configuration, trial.value))
+                best = min(best, trial.value) if trial.user_attrs["counts"] else best
+        return cls(tuple(values), tuple(running), tuple(failed), best)
+
+
+@dataclass(frozen=True)
+class _Belief:
+    """One hypothesis: how likely it is, and what it says of each candidate's log value. mean, deviation: [candidates]."""
+
+    weight: float
+    mean: Array
+    deviation: Array
+
+
+class _Model:
+    """The posterior of the candidates' log values, given what was told."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Configuration],
+        costs: Mapping[Configuration, float],
+        warm: Mapping[Configuration, float],
+    ) -> None:
+        self.candidates = candidates
+        self._logs = {configuration: math.log(cost) for configuration, cost in costs.items()}
+        # What nothing is predicted of counts as average: outside the space there is only the default, and old trials.
+        self._unknown = float(np.mean(list(self._logs.values()))) if self._logs else 0.0
+        self._warm = [(configuration, -math.log(ratio)) for configuration, ratio in warm.items() if ratio > 0]
+
+    def promises(self, told: _Told) -> Array:
+        """Return what each candidate promises: the expected improvement over the best, times the chance that it runs.
+
+        Expected improvement in log(value) (Jones, Schonlau and Welch 1998, equation 15), as a mean over the hypotheses. While
+        there is nothing to improve on, the expected speed.
+        """
+        beliefs = self.beliefs(told)
+        if math.isinf(told.best):
+            mean = _mean(beliefs)
+            speed: Array = np.exp(mean.min() - mean) * self.chances(told)
+            return speed
+        gains: Array = np.zeros(len(self.candidates))
+        for belief in beliefs:
+            z = (told.best - belief.mean) / belief.deviation
+            density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+            gains += belief.weight * belief.deviation * (z * _below(z) + density)
+        return gains * self.chances(told)
+
+    def chance_of_better(self, told: _Told) -> float:
+        """Return how likely any candidate is to beat the best by more than the tie zone, each on its own account."""
+        goal, chances, none = told.best - math.log1p(TIE_ZONE), self.chances(told), 0.0
+        for belief in self.beliefs(told):
+            none += belief.weight * float(np.prod(1 - chances * _below((goal - belief.mean) / belief.deviation)))
+        return 1 - none
+
+    def chances(self, told: _Told) -> Array:
+        """Return how likely each candidate is to run, as itself, and to be usable: [candidates].
+
+        What failed has something that does: each choice and each pair of choices is as likely to work as the share of its
+        trials that did, one success added; the worst one of a configuration counts.
+        """
+        bad = Counter(pair for configuration in told.failed for pair in _pairs(configuration))
+        good = Counter(pair for configuration, _ in told.values for pair in _pairs(configuration) if pair in bad)
+        return np.array([
+            min(((good[p] + 1) / (good[p] + bad[p] + 1) for p in _pairs(c) if p in bad), default=1.0)
+            for c in self.candidates
+        ])  # fmt: skip
+
+    def beliefs(self, told: _Told) -> list[_Belief]:
+        """Return the hypotheses, weighed. What is running is taken to come out at its mean: only the doubt shrinks."""
+        rows = list(told.values)
+        if told.running:
+            expected = _mean(self._beliefs(rows, told.running))
+            rows += list(zip(told.running, map(float, expected), strict=True))
+        return self._beliefs(rows, self.candidates)
+
+    def _beliefs(
+        self, rows: Sequence[tuple[Configuration, float]], candidates: Sequence[Configuration]
+    ) -> list[_Belief]:
+        """Return the hypotheses given these values, for these candidates; their weights add up to 1."""
+        observed = [configuration for configuration, _ in (*rows, *self._warm)]
+        errors = np.array([value - self._prior(c) for c, value in rows] + [value for _, value in self._warm])
+        prior = np.array([self._prior(configuration) for configuration in candidates])
+        here = np.array([True] * len(rows) + [False] * len(self._warm), dtype=bool)
+        among, across = _kernel(observed, observed), _kernel(candidates, observed)
+        own = float(_kernel(candidates[:1], candidates[:1])[0, 0])
+        found = []
+        for scale in SCALES:
+            for transfer in TRANSFERS if self._warm else (0.0,):
+                same = here[:, None] == here[None, :]
+                covariance = scale**2 * among * np.where(same, 1.0, transfer) + _LEVEL**2 * same
+                root = np.linalg.cholesky(covariance + NOISE**2 * np.eye(len(observed)))
+                towards = scale**2 * across * np.where(here, 1.0, transfer) + _LEVEL**2 * here
+                white, projected = np.linalg.solve(root, errors), np.linalg.solve(root, towards.T)
+                variance = scale**2 * own + _LEVEL**2 - (projected**2).sum(axis=0)
+                evidence = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
+                found.append((evidence, prior + projected.T @ white, np.sqrt(np.maximum(variance, 1e-12))))
+        most = max(evidence for evidence, _, _ in found)
+        total = sum(math.exp(evidence - most) for evidence, _, _ in found)
+        return [_Belief(math.exp(evidence - most) / total, mean, deviation) for evidence, mean, deviation in found]
+
+    def _prior(self, configuration: Configuration) -> float:
+        return self._logs.get(configuration, self._unknown)
+
+
+def _mean(beliefs: Sequence[_Belief]) -> Array:
+    """Return the hypotheses' mean log values, by their weights: [candidates]."""
+    mean: Array = np.array([belief.weight for belief in beliefs]) @ np.array([belief.mean for belief in beliefs])
+    return mean
+
+
+def _kernel(rows: Sequence[Configuration], columns: Sequence[Configuration]) -> Array:
+    """Return the covariance of the errors of prediction, [rows, columns]: by how many choices, and pairs, are shared."""
+    items = {item: n for n, item in enumerate(sorted({item for c in (*rows, *columns) for item in c.items()}))}
+    marked: list[Array] = [np.zeros((len(side), len(items))) for side in (rows, columns)]
+    for side, marks in zip((rows, columns), marked, strict=True):
+        for number, configuration in enumerate(side):
+            marks[number, [items[item] for item in configuration.items()]] = 1.0
+    shared: Array = marked[0] @ marked[1].T
+    union = marked[0].sum(axis=1)[:, None] + marked[1].sum(axis=1)[None, :] - shared
+    covariance: Array = CHOICE**2 * shared + PAIR**2 * shared * (shared - 1) / 2 + REST**2 * (shared == union)
+    return covariance
+
+
+def _pairs(configuration: Configuration) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Return all pairs of choices, and each choice with itself."""
+    return list(combinations_with_replacement(configuration.choices, 2))
+
+
+def _below(z: Array) -> Array:
+    """Return the standard normal distribution function."""
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
+
+
+def _fresh(admissible: Sequence[Configuration], trials: Sequence[Trial]) -> list[Configuration]:
+    """Return what was neither asked for nor measured under another name."""
+    seen = {trial.requested for trial in trials} | {trial.effective for trial in trials if trial.outcome is Outcome.OK}
+    return [configuration for configuration in admissible if configuration not in seen]
+
+
+def _frozen(
+    trial: Trial, space: dict[str, BaseDistribution] | None, aim: Metric, usable: Usable | None
+) -> list[FrozenTrial]:
+    """Return what Optuna is told of a trial: the log value of what ran, and a failure where it came to nothing.
+
+    Both, where something else ran than was asked for, or where it may not be recommended: the figures count, and more of
+    the same is not worth trying. A trial that was stopped early has a value and is never the best.
+    """
+
+    def told(configuration: Configuration, state: TrialState, **more: Any) -> FrozenTrial:
+        known = space or {knob: CategoricalDistribution([choice]) for knob, choice in configuration.items()}
+        distributions = {knob: known[knob] for knob in configuration}
+        return create_trial(state=state, params=dict(configuration), distributions=distributions, **more)
+
     if trial.outcome is Outcome.RUNNING:
-        return create_trial(state=TrialState.RUNNING, params=parameters, distributions=dict(space))
-    if measured is None or trial.outcome not in (Outcome.OK, Outcome.PRUNED):
-        return create_trial(state=TrialState.FAIL, params=parameters, distributions=dict(space))
-    return create_trial(params=parameters, distributions=dict(space), value=-math.log(measured.median))
+        return [told(trial.requested, TrialState.RUNNING)]
+    score = trial.score(aim)
+    if trial.outcome.is_failure or score <= 0:
+        return [told(trial.requested, TrialState.FAIL)]
+    counts = trial.outcome is Outcome.OK and (usable is None or usable(trial))
+    measured = told(trial.ran, TrialState.COMPLETE, value=-math.log(score), user_attrs={"counts": counts})
+    came_out = trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED)
+    return [measured] if came_out else [measured, told(trial.requested, TrialState.FAIL)]

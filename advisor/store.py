@@ -38,7 +38,7 @@ from advisor.tables import (
 from advisor.trial import Trial
 from advisor.workloads import Workload
 
-__all__ = ["STATES", "Store", "StudyRecord", "database_path", "default_url", "shown_url", "upgrade"]
+__all__ = ["STATES", "Link", "Parcel", "Store", "StudyRecord", "database_path", "default_url", "shown_url", "upgrade"]
 
 #: What a study can be.
 STATES = ("running", "done", "interrupted")
@@ -338,17 +338,18 @@ class Store:
     # ------------------------------------------------------------------------------------------- from database to database
 
     def pack(self, study_ids: Iterable[int] | None = None) -> Iterator[Parcel]:
-        """Yield these studies, or all, oldest first, each as it is by then; and those whose trials they reuse.
+        """Give these studies, or all, oldest first, each as it is by then; and those whose trials they reuse.
 
         Raises NotMeasured for an id that no study has.
         """
         with self._database.reading() as connection:
             keys = study_keys(connection)
             ids = with_sources(connection, keys, study_ids)
-        for study_id in ids:
-            with self._database.reading() as connection:
-                parcel = packed(connection, study_id, keys)
-            yield parcel
+        return (self._packed(study_id, keys) for study_id in ids)
+
+    def _packed(self, study_id: int, keys: Mapping[int, str]) -> Parcel:
+        with self._database.reading() as connection:
+            return packed(connection, study_id, keys)
 
     def unpack(self, parcel: Parcel) -> Counter[str]:
         """Store a study from elsewhere, all of it or nothing; return how many rows of which tables are new.

@@ -248,9 +248,7 @@ def _choose(candidates: dict[Configuration, Candidate], default: Candidate | Non
         if any(c.comparison.verdict == "tie" for c in compared if c.comparison):
             return candidates[default.configuration], "tie"
         return candidates[default.configuration], "unconfirmed" if looked_faster and not compared else "default"
-    fastest = max(
-        candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim))
-    )
+    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim)))
     return fastest, "only"
 
 
@@ -270,7 +268,9 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
     if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):
-        notes.append(f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would")
+        notes.append(
+            f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
+        )
     if study.objective.only:
         kept = "; ".join(f"{knob} {', '.join(names)}" for knob, names in study.objective.only)
         notes.append(f"only this was searched: {kept}")

@@ -53,7 +53,9 @@ _MODELS = (
     replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
     replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="gptq"),
     replace(_LLAMA, linear_parameters=0, switches_attention=False),
-    replace(_LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"),
+    replace(
+        _LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
+    ),
 )
 
 #: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads; scores; batch as a knob.

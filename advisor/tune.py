@@ -332,7 +332,11 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
 def _incumbent_s(tuning: Tuning) -> float | None:
     """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim."""
     best = _best(tuning)
-    if best is None or tuning.job.budget.exhaustive or tuning.job.objective.metric not in ("tokens_per_s", "slowest_batch_s"):
+    if (
+        best is None
+        or tuning.job.budget.exhaustive
+        or tuning.job.objective.metric not in ("tokens_per_s", "slowest_batch_s")
+    ):
         return None
     return best.value("round_s")
 

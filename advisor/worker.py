@@ -172,9 +172,7 @@ class Session:
             dtype=self.model.dtype,
         )
 
-    def calls(
-        self, request: Mapping[str, Any], workload: Workload, configuration: Configuration
-    ) -> list[forward.Call]:
+    def calls(self, request: Mapping[str, Any], workload: Workload, configuration: Configuration) -> list[forward.Call]:
         """Return one call per batch, on the CPU, without what asks for an output."""
         packing, batching = configuration["packing"], self.batching(request, configuration)
         tokens, calls = self.tokens(request, workload), []
@@ -389,7 +387,9 @@ def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mappin
             session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
             rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
         if on_gpu and not rounds.pruned:
-            rounds.joules_per_token = _energy(gauges, lambda: timed_round(session, calls, device, asked, order), request)
+            rounds.joules_per_token = _energy(
+                gauges, lambda: timed_round(session, calls, device, asked, order), request
+            )
     return rounds
 
 

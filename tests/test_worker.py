@@ -21,7 +21,7 @@ from advisor.checkpoint import find_model
 from advisor.model import ModelFacts
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Outcome
-from advisor.worker import EARLY_STOP_RATIO, EARLY_STOP_S, Stopping, _clearly_slower, _finite, _until_warm
+from advisor.worker import EARLY_STOP_RATIO, EARLY_STOP_S, Round, Stopping, _clearly_slower, _finite, _until_warm
 from advisor.workloads import Workload
 
 ROOT = Path(__file__).parent.parent
@@ -206,8 +206,8 @@ def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:
     settling = iter([2.0, 0.9, 0.6, 0.6, 0.6])
     restless = (1.0 + number % 2 for number in range(100))
 
-    assert [wall_s for wall_s, _ in _until_warm(lambda: (next(settling), 0.0))] == [2.0, 0.9, 0.6, 0.6]
-    assert len(list(_until_warm(lambda: (next(restless), 0.0)))) == 10
+    assert [found.wall_s for found in _until_warm(lambda: Round(next(settling), 0.0, 0.0))] == [2.0, 0.9, 0.6, 0.6]
+    assert len(list(_until_warm(lambda: Round(next(restless), 0.0, 0.0)))) == 10
 
 
 def test_no_message_holds_a_number_that_json_lacks() -> None:

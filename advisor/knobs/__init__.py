@@ -64,9 +64,7 @@ def effective_choices(reading: Reading, workload: Workload) -> dict[str, str]:
 
     What was read back has to bring its proof too; without it the figures count for the choice whose proof holds.
     """
-    return {
-        name: _proven(knob, knob.effective(reading), reading) for name, knob in knobs_for(workload).items()
-    }
+    return {name: _proven(knob, knob.effective(reading), reading) for name, knob in knobs_for(workload).items()}
 
 
 def _proven(knob: Knob, name: str, reading: Reading) -> str:

@@ -2,38 +2,25 @@
 
 All give the same numbers up to rounding, so the tier is exact. What differs is whether the T×T scores are written to
 memory (eager), whether pads rule the fast kernel out (sdpa: one pad and a 4D mask is built), and whether sequences can be
-told apart without a mask (FlashAttention's cu_seq_lens).
+told apart without a mask (FlashAttention's cu_seq_lens). The families are in files of their own: attention_sdpa and
+attention_flash; here are eager, flex_attention and torch's fused encoder layers.
+
+Rule ids A0–A29 and B1 are levers.md's; A30 (flex_attention is compiled) and P19 are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from advisor.configuration import Configuration
 from advisor.environment import Environment
+from advisor.knobs import attention_flash, attention_sdpa
+from advisor.knobs.attention_common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as
+from advisor.knobs.attention_flash import tells_sequences_apart
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.model import ModelFacts
 
-_TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
-_FLASH = "https://github.com/Dao-AILab/flash-attention"
+__all__ = ["KNOB", "tells_sequences_apart"]
 
-
-def _flash_2_unavailable(environment: Environment) -> Reason | None:
-    if not environment.is_cuda:
-        return Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on NVIDIA GPUs only", "use a GPU")
-    if (environment.compute_capability or (0, 0)) < (8, 0):
-        return Reason(
-            "A1", Verdict.INVALID, "FlashAttention only supports Ampere GPUs or newer (compute capability 8.0)"
-        )
-    version = environment.version("flash-attn")
-    if version is None:
-        return Reason("A18", Verdict.INVALID, "the package flash-attn isn't installed",
-                      "pip install flash-attn --no-build-isolation")  # fmt: skip
-    if version < (2, 3, 3):
-        return Reason(
-            "A18", Verdict.INVALID, "flash-attn is older than 2.3.3", "pip install -U flash-attn --no-build-isolation"
-        )
-    return None
+_FLEX = "https://pytorch.org/docs/stable/nn.attention.flex_attention.html"
+_FUSED = "https://pytorch.org/docs/stable/generated/torch.nn.TransformerEncoderLayer.html"
 
 
 def _eager_why_not(situation: Situation) -> list[Reason]:
@@ -43,95 +30,71 @@ def _eager_why_not(situation: Situation) -> list[Reason]:
     return []
 
 
-def _sdpa_why_not(situation: Situation) -> list[Reason]:
-    facts, reasons = situation.facts, []
-    if not facts.supports_sdpa:
-        reasons.append(
-            Reason("A9", Verdict.INVALID, f"{facts.architecture} does not support sdpa; its default is eager")
-        )
-    elif facts.softcap:
-        reasons.append(
-            Reason("A11", Verdict.INVALID, "sdpa attention does not support softcap, which this model needs")
-        )
-    if situation.workload.padding > 0 and situation.configuration["packing"] in ("padded", "sorted"):
-        reasons.append(
-            Reason("P12", Verdict.WARN, "one pad in a batch rules the flash kernel out and builds a 4D mask")
-        )
-    window = facts.sliding_window
-    if window is not None and max(situation.workload.lengths) >= window:
-        reasons.append(Reason("A28", Verdict.SLOW, "sliding-window layers need a mask under sdpa"))
+def _flex_unavailable(environment: Environment) -> Reason | None:
+    if environment.is_cuda and environment.version("triton") is None:
+        text = "flex_attention is compiled with triton, which isn't installed"
+        return Reason("A30", Verdict.INVALID, text, "pip install triton")
+    return None
+
+
+def _flex_why_not(situation: Situation) -> list[Reason]:
+    facts, is_cuda, reasons = situation.facts, situation.environment.is_cuda, []
+    if not facts.supports_flex:
+        reasons.append(Reason("A10", Verdict.INVALID, f"{facts.architecture} does not support flex_attention"))
+    if is_cuda and facts.head_dim < 16:
+        text = f"head size {facts.head_dim}: flex_attention needs at least 16 on a GPU"
+        reasons.append(Reason("A30", Verdict.INVALID, text))
+    if not is_cuda:
+        text = "flex_attention is compiled with g++ on a CPU, 20 seconds for the first shape, and again for others"
+        reasons.append(Reason("A30", Verdict.SLOW, text))
+        if facts.model_type == "gpt_oss":
+            reasons.append(Reason("A14", Verdict.INVALID, "flex_attention does not compute attention sinks on a CPU"))
+    if not facts.is_causal and is_packed(situation):
+        text = "encoders do not look for packed sequences, and flex_attention takes no float mask: torch 2.13 crashes on one"
+        reasons.append(Reason("P19", Verdict.WRONG, text, "choose sdpa, or FlashAttention on a GPU",
+                              about=about(situation, "packing")))  # fmt: skip
     return reasons
 
 
-def _flash_2_why_not(situation: Situation) -> list[Reason]:
-    facts, configuration, reasons = situation.facts, situation.configuration, []
-    if not facts.supports_flash:
-        reasons.append(Reason("A8", Verdict.INVALID, f"{facts.architecture} does not support FlashAttention-2"))
-    if configuration["precision"] in ("fp32", "tf32"):
-        reasons.append(Reason("A4", Verdict.INVALID, "FlashAttention supports only fp16 and bf16",
-                              "choose bf16 or fp16", about=f"precision={configuration['precision']}"))  # fmt: skip
-    if facts.head_dim > 256 or facts.head_dim % 8:
-        reasons.append(
-            Reason(
-                "A5",
-                Verdict.INVALID,
-                f"head size {facts.head_dim}: FlashAttention-2 needs a multiple of 8, at most 256",
-            )
-        )
-    if facts.alibi:
-        reasons.append(Reason("A13", Verdict.INVALID, "ALiBi is not supported with FlashAttention-2"))
-    if facts.softcap and (situation.environment.version("flash-attn") or ()) < (2, 6):
-        reasons.append(
-            Reason("A12", Verdict.INVALID, "this flash-attn does not support softcap", "pip install -U flash-attn")
-        )
-    if facts.model_type == "gpt_oss":
-        reasons.append(
-            Reason("A14", Verdict.ALIAS, "attention sinks: transformers replaces FlashAttention-2 by another")
-        )
-    if situation.workload.padding > 0 and configuration["packing"] in ("padded", "sorted"):
-        reasons.append(Reason("P11", Verdict.WARN, "with pads every layer un-pads, pads again and waits for the host"))
+def _flex_rate(situation: Situation) -> float:
+    if not situation.environment.is_cuda:
+        return 1.5
+    return 5.0 if has_pads(situation) else 6.5
+
+
+def _fused_why_not(situation: Situation) -> list[Reason]:
+    """Rule B1: torch's fused layers are for plain encoders, and take the pads out by themselves."""
+    facts, configuration = situation.facts, situation.configuration
+    if facts.is_causal:
+        text = "what BetterTransformer did for decoders is sdpa today"
+        return [Reason("B1", Verdict.INVALID, text, "choose sdpa")]
+    reasons = []
+    if not facts.fused_encoder:
+        text = f"the layers of {facts.architecture} are not known to be those of torch.nn.TransformerEncoderLayer"
+        reasons.append(Reason("B1", Verdict.INVALID, text, "choose sdpa"))
+    if is_packed(situation):
+        reasons.append(Reason("B1", Verdict.INVALID, "torch's fused encoder layers take the pads out by themselves",
+                              "choose padded or sorted", about=about(situation, "packing")))  # fmt: skip
+    if configuration["quantization"] != "none":
+        reasons.append(Reason("B1", Verdict.INVALID, "torch's fused encoder layers have no quantised weights",
+                              "choose none", about=about(situation, "quantization")))  # fmt: skip
     return reasons
-
-
-def _fused(reading: Reading) -> bool:
-    return reading.launched("scaled_dot_product") or reading.launched("flash_fwd")
-
-
-def _eager_proof(reading: Reading) -> str | None:
-    return "a fused attention kernel was launched" if _fused(reading) else None
-
-
-def _sdpa_proof(reading: Reading) -> str | None:
-    return None if reading.launched("scaled_dot_product") else "no scaled_dot_product_attention was launched"
-
-
-def _flash_2_proof(reading: Reading) -> str | None:
-    if not reading.launched("flash_fwd"):
-        return "no flash_fwd kernel was launched"
-    return "scaled_dot_product_attention was launched" if reading.launched("scaled_dot_product") else None
-
-
-def _sdpa_rate(situation: Situation) -> float:
-    masked = situation.workload.padding > 0 or situation.configuration["packing"].startswith("packed")
-    return 3.0 if masked else 8.0
-
-
-def _effective(reading: Reading) -> str:
-    names = sorted({name for name in reading.attention.values() if name})
-    return "+".join(names) if names else "eager"
-
-
-def tells_sequences_apart(attention: str) -> bool:
-    """Whether this implementation keeps packed sequences apart without a mask, by where they begin."""
-    return attention.startswith(("flash_attention_", "hub-")) or attention == "torch_varlen"
 
 
 def _default(facts: ModelFacts) -> str:
     return facts.default_attention
 
 
-def _load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
-    return lambda _: {"attn_implementation": repr(name)}
+def _effective(reading: Reading) -> str:
+    """By what was read back of the configuration, and for sdpa by what was launched. Unknown names stay as they are."""
+    names = sorted({_named(name, reading) for name in reading.attention.values() if name})
+    return "+".join(names) if names else "eager"
+
+
+def _named(implementation: str, reading: Reading) -> str:
+    if implementation != "sdpa":
+        return attention_flash.NAMES.get(implementation, implementation)
+    return "bettertransformer" if family(reading) == "fused layer" else attention_sdpa.effective_sdpa(reading)
 
 
 KNOB = Knob(
@@ -143,13 +106,17 @@ KNOB = Knob(
     choices={
         choice.name: choice
         for choice in (
-            Choice("attention", "eager", "plain matrix products; writes the T×T scores", _TRANSFORMERS,
-                   why_not=_eager_why_not, load=_load("eager"), proof=_eager_proof, rate=lambda _: 1.0),
-            Choice("attention", "sdpa", "torch's scaled_dot_product_attention; transformers' default", _TRANSFORMERS,
-                   why_not=_sdpa_why_not, load=_load("sdpa"), proof=_sdpa_proof, rate=_sdpa_rate),
-            Choice("attention", "flash_attention_2", "the flash-attn package; tells packed sequences apart without a mask",
-                   _FLASH, unavailable=_flash_2_unavailable, why_not=_flash_2_why_not, load=_load("flash_attention_2"),
-                   proof=_flash_2_proof, rate=lambda _: 7.0),
+            Choice("attention", "eager", "plain matrix products; writes the T×T scores", TRANSFORMERS,
+                   why_not=_eager_why_not, load=load("eager"), proof=ran_as("eager"), rate=lambda _: 1.0),
+            *attention_sdpa.CHOICES,
+            *attention_flash.CHOICES,
+            Choice("attention", "flex_attention", "torch's flex_attention, compiled; masks by blocks", _FLEX,
+                   unavailable=_flex_unavailable, why_not=_flex_why_not, load=load("flex_attention"),
+                   proof=ran_as("flex", "flex_attention"), rate=_flex_rate),
+            Choice("attention", "bettertransformer", "torch's fused encoder layers on nested tensors, without the pads",
+                   _FUSED, why_not=_fused_why_not, load=load("sdpa"), after=("model = fuse_encoder(model)",),
+                   imports=("import torch", "from typing import Any"), functions=(("attention_torch", "fuse_encoder"),),
+                   own_load=True, proof=ran_as("fused layer"), rate=lambda _: 2.7),
         )
     },
 )  # fmt: skip

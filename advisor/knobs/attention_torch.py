@@ -48,7 +48,9 @@ def varlen_attention(  # noqa: PLR0913  (the arguments that transformers hands t
 
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if attention_mask is not None or dropout or unknown:
-        raise ValueError(f"torch_varlen takes no mask, no dropout and no {', '.join(unknown) or 'softcap'}: pack the batch")
+        raise ValueError(
+            f"torch_varlen takes no mask, no dropout and no {', '.join(unknown) or 'softcap'}: pack the batch"
+        )
     rows, heads, tokens, size = query.shape
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     positions = kwargs.get("position_ids")
@@ -165,5 +167,7 @@ def _is_plain(layer: torch.nn.Module) -> bool:
     return (
         {name for name, _ in layer.named_parameters()} == _ENCODER_LAYER
         and not list(layer.buffers())
-        and all(type(part) in kinds for part in layer.modules() if next(part.parameters(recurse=False), None) is not None)
+        and all(
+            type(part) in kinds for part in layer.modules() if next(part.parameters(recurse=False), None) is not None
+        )
     )

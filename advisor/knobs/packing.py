@@ -50,7 +50,9 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         )
     if situation.workload.output == "scores" and not facts.head:
         reasons.append(
-            Reason("P21", Verdict.INVALID, f"the head of {facts.architecture} reads one position a row, not one a sequence")
+            Reason(
+                "P21", Verdict.INVALID, f"the head of {facts.architecture} reads one position a row, not one a sequence"
+            )
         )
     if not _is_flash(situation) and situation.configuration["attention"] != "flex_attention":
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
@@ -136,7 +138,9 @@ _P1 = (
 )
 _P2 = "a 2D mask, even all ones, switches packed detection off: do not pass attention_mask"
 _P3 = "cu_seq_lens are read only by FlashAttention: pass position_ids that start again"
-_P4 = "FlashAttention recognises packing by positions only in a single row: lay all sequences in one, or pass cu_seq_lens"
+_P4 = (
+    "FlashAttention recognises packing by positions only in a single row: lay all sequences in one, or pass cu_seq_lens"
+)
 _P5 = "a mask with zeros wins over positions and cu_seq_lens: the row becomes one sequence; leave pads and mask out"
 _P8 = "positions of this model start at padding_idx + 1, not at 0"
 _P19 = "encoders do not look for packed sequences: pass a float block-diagonal mask, or use flash attention"

@@ -139,7 +139,9 @@ def collate(packing: str, sequences: list[torch.Tensor], batching: Batching) -> 
     if not packing.startswith("packed"):
         longest = max(lengths)
         if batching.causal:
-            return collate_padded(sequences, batching.pad_token_id), [(i, longest - n, longest) for i, n in enumerate(lengths)]
+            return collate_padded(sequences, batching.pad_token_id), [
+                (i, longest - n, longest) for i, n in enumerate(lengths)
+            ]
         return collate_right_padded(sequences, batching.pad_token_id), [(i, 0, n) for i, n in enumerate(lengths)]
     if packing == "packed-two-rows":
         return _two_rows(sequences, batching)

@@ -57,7 +57,9 @@ def _checkpoint_why_not(situation: Situation) -> list[Reason]:
     capability = environment.compute_capability or (0, 0)
     reasons = []
     if facts.prequantized == "fp8" and (not environment.is_cuda or capability < (8, 9)):
-        reasons.append(Reason("Q7", Verdict.WARN, "below compute capability 8.9 transformers turns fp8 weights into bf16"))
+        reasons.append(
+            Reason("Q7", Verdict.WARN, "below compute capability 8.9 transformers turns fp8 weights into bf16")
+        )
     if facts.prequantized == "mxfp4" and (not environment.is_cuda or capability < (7, 5)):
         reasons.append(Reason("Q13", Verdict.WARN, "without its kernels transformers turns mxfp4 weights into bf16"))
     if facts.prequantized == "awq" and situation.configuration["precision"] == "bf16":
@@ -90,9 +92,7 @@ def _int8_without_why_not(situation: Situation) -> list[Reason]:
 
 
 def _int8_load(threshold: float) -> Callable[[Configuration], Mapping[str, str]]:
-    return lambda _: {
-        "quantization_config": f"BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold={threshold})"
-    }
+    return lambda _: {"quantization_config": f"BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold={threshold})"}
 
 
 def _four_bit_load(kind: str, *, double: bool = False) -> Callable[[Configuration], Mapping[str, str]]:

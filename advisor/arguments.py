@@ -1,0 +1,292 @@
+"""What can be written on the command line, and what it means: flags to lengths, objectives and budgets. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from advisor import __version__
+from advisor.errors import BadInput
+from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, OUTPUTS, parse_lengths
+
+#: What `advisor tune MODEL` measures when no workload is given.
+DEFAULT_LENGTHS, DEFAULT_PADDING, DEFAULT_BATCH = "512", 0.3, 8
+
+DEFAULT_BUDGET = "10m"
+
+_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_LATENCIES = {"ms": 1e-3, "s": 1.0}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions of advisor's own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise BadInput with argparse's words."""
+        raise BadInput(message, f"see {self.prog} --help")
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as 24GiB or 500MB; return bytes. Raises BadInput."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _SIZES or float(match[1]) == 0:
+        raise BadInput(f"--max-memory must be a size such as 24GiB, not {text!r}")
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
+def parse_duration(text: str, flag: str = "--budget") -> float:
+    """Read a duration such as 90s, 10m or 2h; return seconds. Raises BadInput, which names the flag it was given to."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise BadInput(f"{flag} must be a duration such as 90s, 10m or 2h, not {text!r}")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_latency(text: str) -> float:
+    """Read a latency such as 80ms or 0.5s; return seconds. Raises BadInput."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise BadInput(f"--max-latency must be a time such as 80ms or 0.5s, not {text!r}")
+    return float(match[1]) * _LATENCIES[match[2]]
+
+
+def parse_trial(text: str) -> tuple[int, int]:
+    """Read a trial's id; return its study's number and its own. Raises BadInput."""
+    match = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", text)
+    if match is None:
+        raise BadInput(f"a trial's id is STUDY.NUMBER, for example 3.7, not {text!r}", "advisor trials lists them")
+    return int(match[1]), int(match[2])
+
+
+def _batch(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or auto, not {text!r}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- parsers
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(prog="advisor", description="The fastest way to run a transformers model on your GPU that is still "
+                     "right, with the proof.")  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"advisor {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words, add in _COMMANDS:
+        add(commands.add_parser(name, help=words))
+    return parser
+
+
+def _probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ceilings", action="store_true",
+                        help="measure what the device reaches at best in matrix products and copies, and store it")  # fmt: skip
+    _add_device(parser, threads=True)
+    _add_format(parser, "text", "json")
+
+
+def _tune(parser: argparse.ArgumentParser) -> None:
+    _add_workload(parser)
+    _add_objective(parser)
+    parser.add_argument("--budget", metavar="TIME", help=f"time to spend, for example 10m (default: {DEFAULT_BUDGET})")
+    parser.add_argument("--trials", type=int, metavar="N", help="configurations to try in the search")
+    parser.add_argument("--exhaustive", action="store_true",
+                        help="measure every admissible configuration to its end, however long it takes")  # fmt: skip
+    parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
+                        help="blocks of the confirmation; 0 leaves it out (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--timeout", default="10m", metavar="TIME", help="deadline of one trial (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the search's random choices (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
+    _add_device(parser, threads=True)
+    _add_format(parser, "text", "json", "python")
+
+
+def _suggest(parser: argparse.ArgumentParser) -> None:
+    _add_workload(parser)
+    _add_objective(parser)
+    parser.add_argument("--why-not", metavar="CHOICE", help="say why a choice, for example nf4, is not recommended")
+    parser.add_argument(
+        "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
+    )
+    parser.add_argument("--on", metavar="ENVIRONMENT", help="an environment's key or part of a device's name")
+    _add_device(parser, threads=True)
+    _add_format(parser, "text", "json", "python")
+
+
+def _trials(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
+    parser.add_argument("--study", type=int, metavar="N", help="one study alone")
+    parser.add_argument("--failed", action="store_true", help="what came to nothing alone")
+    parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
+    _add_format(parser, "text", "json")
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
+    _add_format(parser, "text", "json")
+
+
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
+    parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
+    parser.add_argument("--anyway", action="store_true", help="although the environment or the weights differ")
+    parser.add_argument("--timeout", default="10m", metavar="TIME", help="deadline of the run (default: %(default)s)")
+    parser.add_argument("--allow-pickle", action="store_true", help="load pickle checkpoints, which can run code")
+    _add_device(parser)
+    _add_format(parser, "text", "json", "python")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", type=int, metavar="N", action="append", help="one study; repeat it (default: all)")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="what advisor export wrote; - reads from stdin")
+
+
+def _db(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("upgrade", "url", "path"))
+
+
+_COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = (
+    ("probe", "what this machine can do, what it cannot, why, and how to get it", _probe),
+    ("tune", "measure configurations of a model and find the fastest that is right", _tune),
+    ("suggest", "answer from what was measured; needs no GPU", _suggest),
+    ("trials", "list what was measured", _trials),
+    ("show", "all that is known of one trial", _show),
+    ("reproduce", "run a stored trial again and compare", _reproduce),
+    ("export", "write studies to stdout, for another database", _export),
+    ("import", "add studies that another database exported", _import),
+    ("db", "the database: upgrade it, show its URL or its path", _db),
+)
+
+
+def _add_format(parser: argparse.ArgumentParser, *forms: str) -> None:
+    parser.add_argument("--format", choices=forms, default=forms[0])
+
+
+def _add_device(parser: argparse.ArgumentParser, *, threads: bool = False) -> None:
+    parser.add_argument("--device", metavar="DEVICE", help="cuda:0, cuda:1, … or cpu (default: the first usable GPU)")
+    if threads:
+        parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
+    )
+    parser.add_argument("--lengths", metavar="N[,N…]",
+                        help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
+    parser.add_argument("--lengths-from", metavar="FILE",
+                        help="your own texts, counted by the model's tokenizer: .txt (one a line), .jsonl or FILE.csv:COLUMN")  # fmt: skip
+    parser.add_argument("--padding", type=float, metavar="P",
+                        help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
+    parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,
+                        help="sequences a batch, or auto: then it is tuned too (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--batches", type=int, metavar="N",
+                        help=f"batches in the list (default: {DEFAULT_BATCHES}, or the whole file)")  # fmt: skip
+    parser.add_argument(
+        "--output", choices=OUTPUTS, help="what is asked of the model (default: what its class is made for)"
+    )
+
+
+def _add_objective(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--objective", choices=tuple(METRICS), default=next(iter(METRICS)),
+                        help="what to make the best of (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--quality", choices=[str(tier) for tier in Tier], default=str(Tier.DTYPE),
+                        help="the most that may be lost (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--max-memory", metavar="SIZE", help="peak memory allowed, for example 24GiB")
+    parser.add_argument("--max-latency", metavar="TIME", help="time allowed to the slowest batch, for example 80ms")
+    parser.add_argument("--only", metavar="KNOB=CHOICE[,CHOICE…]", action="append", default=[],
+                        help="try these choices of a knob alone, beside the default")  # fmt: skip
+    parser.add_argument("--fix", metavar="KNOB=CHOICE", action="append", default=[], help="the same with one choice")
+    parser.add_argument("--ignore-rule", metavar="ID", action="append", default=[],
+                        help="try what a rule refuses; the gate judges it")  # fmt: skip
+    parser.add_argument(
+        "--allow-unjudged", action="store_true", help="recommend lossy choices although weights are random"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="load pickle checkpoints, which can run code")
+
+
+# ------------------------------------------------------------------------------------------------------- what is meant
+
+
+def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
+    """Return the lengths of the workload, None where a file is to give them. Raises BadInput."""
+    dealt = DEALT if options.batch is None else options.batch
+    if options.lengths_from is not None:
+        if options.lengths is not None or options.padding is not None:
+            raise BadInput("--lengths-from goes without --lengths and --padding: a file has the lengths it has")
+        if dealt < 1 or (options.batches is not None and options.batches < 1):
+            raise BadInput(f"--batch and --batches must be at least 1, not {min(dealt, options.batches or dealt)}")
+        return None
+    lengths, padding = DEFAULT_LENGTHS if options.lengths is None else options.lengths, options.padding
+    if padding is None and "," not in lengths and dealt > 1:
+        padding = DEFAULT_PADDING
+    return parse_lengths(lengths, padding, dealt, DEFAULT_BATCHES if options.batches is None else options.batches)
+
+
+def objective_of(options: argparse.Namespace) -> Objective:
+    """Return the objective. Raises BadInput."""
+    for rule in options.ignore_rule:
+        if not re.fullmatch(r"[A-Z]\d+", rule):
+            raise BadInput(f"--ignore-rule takes a rule's id such as P1, not {rule!r}")
+    return Objective(
+        quality=Tier(options.quality),
+        max_memory_bytes=None if options.max_memory is None else parse_size(options.max_memory),
+        allow_unjudged=options.allow_unjudged,
+        ignored_rules=tuple(sorted(set(options.ignore_rule))),
+        metric=METRICS[options.objective].metric,
+        max_latency_s=None if options.max_latency is None else parse_latency(options.max_latency),
+        only=_only_of(options) if options.only or options.fix else (),
+    )
+
+
+def _only_of(options: argparse.Namespace) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the knobs that --only and --fix name, with the choices that are left of each, in one order for all spellings."""
+    from advisor.knobs import KNOBS
+
+    kept: dict[str, tuple[str, ...]] = {}
+    for flag, text in [*(("--only", text) for text in options.only), *(("--fix", text) for text in options.fix)]:
+        knob, sign, names = text.partition("=")
+        choices = tuple(sorted(set(names.split(","))))
+        if not sign or not all(choices) or (flag == "--fix" and len(choices) > 1):
+            form = "KNOB=CHOICE" if flag == "--fix" else "KNOB=CHOICE[,CHOICE…]"
+            raise BadInput(f"{flag} takes {form}, not {text!r}")
+        if knob not in KNOBS:
+            raise BadInput(f"{flag}: there is no knob {knob!r}", f"there are {', '.join(KNOBS)}")
+        if unknown := [name for name in choices if name not in KNOBS[knob].choices]:
+            raise BadInput(f"{flag}: {knob} has no choice {unknown[0]!r}", f"it has {', '.join(KNOBS[knob].choices)}")
+        if knob in kept:
+            raise BadInput(f"{flag}: {knob} is named twice", f"--only {knob}=CHOICE,CHOICE names several choices")
+        if knob == "batch" and options.batch is not None:
+            raise BadInput(f"{flag}: batch is a knob with --batch auto alone")
+        kept[knob] = choices
+    return tuple(sorted(kept.items()))
+
+
+def budget_of(options: argparse.Namespace) -> Budget:
+    """Return the budget: ten minutes where nothing else bounds it. Raises BadInput."""
+    if options.trials is not None and options.trials < 1:
+        raise BadInput(f"--trials must be at least 1, not {options.trials}")
+    if options.blocks < 0:
+        raise BadInput(f"--blocks must be at least 0, not {options.blocks}")
+    if options.exhaustive and options.trials is not None:
+        raise BadInput("--exhaustive measures all there is: leave --trials out")
+    is_bounded = options.trials is not None or options.exhaustive
+    seconds = DEFAULT_BUDGET if options.budget is None and not is_bounded else options.budget
+    return Budget(
+        None if seconds is None else parse_duration(seconds), options.trials, options.exhaustive, options.blocks
+    )
+
+
+def threads_of(options: argparse.Namespace) -> int:
+    """Return the CPU threads. Raises BadInput."""
+    if options.threads < 1:
+        raise BadInput(f"--threads must be at least 1, not {options.threads}")
+    return int(options.threads)

@@ -1,0 +1,98 @@
+"""What the families of attention share: when a mask is built, and what a profile shows of each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from advisor.configuration import Configuration
+from advisor.knobs.choice import Reading, Reason, Situation, Verdict
+
+TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
+
+#: The operators of one family each, by a part of their names. FlashAttention's kernels inside torch are launched under
+#: scaled_dot_product_attention and by varlen_attn too, so a kernel's name alone proves no package.
+_FUSED_LAYER = "_transformer_encoder_layer_fwd"
+_SDPA = "scaled_dot_product"
+_VARLEN = ("_varlen_attn", "aten::_flash_attention_forward")
+_FLEX = ("flex_attention", "triton_tem")
+
+
+def load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
+    """Return what loads a model with this implementation."""
+    return lambda _: {"attn_implementation": repr(name)}
+
+
+def has_pads(situation: Situation) -> bool:
+    """Whether a batch has pads, and so a 2D mask with zeros."""
+    workload, packing = situation.workload, situation.configuration["packing"]
+    return packing in ("padded", "sorted") and workload.padded_tokens(by_length=packing == "sorted") > workload.tokens
+
+
+def is_packed(situation: Situation) -> bool:
+    """Whether several sequences share a row."""
+    return situation.configuration["packing"].startswith("packed")
+
+
+def needs_mask(situation: Situation) -> bool:
+    """Whether scaled_dot_product_attention is given a mask: for pads, packed sequences, and windows shorter than a row."""
+    window = situation.facts.sliding_window
+    slides = window is not None and max(situation.workload.lengths) >= window
+    return has_pads(situation) or is_packed(situation) or slides
+
+
+def about(situation: Situation, knob: str) -> str:
+    """Return the other knob's choice as a reason names it."""
+    return f"{knob}={situation.configuration[knob]}"
+
+
+def is_wide(situation: Situation) -> bool:
+    """Whether the arithmetic is in 32 bits, which FlashAttention and cuDNN do not compute."""
+    return situation.configuration["precision"] in ("fp32", "tf32")
+
+
+def wide(rule: str, situation: Situation, who: str) -> Reason:
+    """Return the reason that refuses fp32 and tf32."""
+    return Reason(rule, Verdict.INVALID, f"{who} computes in fp16 and bf16 only", "choose bf16 or fp16",
+                  about=about(situation, "precision"))  # fmt: skip
+
+
+def reads_back(reading: Reading, implementation: str) -> bool:
+    """Whether this implementation, and no other, was read back from the model and its sub-configurations."""
+    return {name for name in reading.attention.values() if name} == {implementation}
+
+
+def launched_any(operators: Iterable[str], parts: Iterable[str]) -> bool:
+    """Whether an operator or kernel has one of these parts in its name, whichever the case."""
+    wanted = [part.lower() for part in parts]
+    return any(part in name.lower() for name in operators for part in wanted)
+
+
+def family(reading: Reading) -> str:
+    """Return what computed attention by the operators launched: fused layer, sdpa, flex, varlen, flash or eager.
+
+    The order matters: torch's fused layer may call sdpa, and sdpa and varlen_attn launch FlashAttention's kernels. On a
+    CPU flex_attention is a compiled graph without a name of its own, which does not compute a softmax by an operator.
+    """
+    operators = reading.operators
+    for name, parts in (("fused layer", (_FUSED_LAYER,)), ("sdpa", (_SDPA,)), ("flex", _FLEX), ("varlen", _VARLEN),
+                        ("flash", ("flash",))):  # fmt: skip
+        if launched_any(operators, parts):
+            return name
+    compiled = launched_any(operators, ("CompiledFxGraph",)) and not launched_any(
+        operators, ("softmax", "LaunchKernel")
+    )
+    return "flex" if compiled and reads_back(reading, "flex_attention") else "eager"
+
+
+def ran_as(wanted: str, implementation: str | None = None) -> Callable[[Reading], str | None]:
+    """Return the proof that a family computed attention and that this implementation was read back."""
+
+    def proof(reading: Reading) -> str | None:
+        found = family(reading)
+        if found != wanted:
+            return f"the operators launched are those of {found} attention"
+        if implementation is not None and not reads_back(reading, implementation):
+            return f"the implementation read back is {', '.join(sorted(set(reading.attention.values())))}"
+        return None
+
+    return proof

@@ -1,0 +1,190 @@
+"""torch's scaled_dot_product_attention: left to choose its kernel, or held to one of four.
+
+Without a mask FlashAttention or cuDNN computes it; one pad, a packed batch or a window makes transformers build a mask,
+which rules FlashAttention out. Sources: levers.md (rules A9, A11, A25, A27, A28, P12) and torch's sdp_utils.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from advisor.environment import Environment
+from advisor.knobs.attention_common import (
+    TRANSFORMERS, about, family, has_pads, is_packed, is_wide, launched_any, load, needs_mask, ran_as, wide,
+)  # fmt: skip
+from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
+
+_TORCH = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
+
+#: The largest head that FlashAttention and cuDNN compute (elements).
+_LARGEST_HEAD = 256
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that scaled_dot_product_attention can be held to.
+
+    switch: torch.backends.cuda's name of it, which steers a CPU too; operators: what it launches, by parts of names;
+    rule: the id of its rules; rates: its relative speed without and with a mask.
+    """
+
+    name: str
+    switch: str
+    summary: str
+    operators: tuple[str, ...]
+    rule: str
+    rates: tuple[float, float]
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The statements that allow this kernel alone."""
+        return tuple(f"torch.backends.cuda.enable_{other.switch}_sdp({other.name == self.name})" for other in KERNELS)
+
+
+KERNELS = (
+    Kernel("flash", "flash", "FlashAttention in torch; no mask", ("_scaled_dot_product_flash_attention",), "A25", (8.0, 8.0)),
+    Kernel("efficient", "mem_efficient", "memory-efficient attention in torch",
+           ("_scaled_dot_product_efficient_attention",), "A25", (4.0, 3.0)),
+    Kernel("cudnn", "cudnn", "cuDNN's attention", ("_scaled_dot_product_cudnn_attention",), "A27", (8.0, 3.0)),
+    Kernel("math", "math", "plain matrix products in torch; writes the T×T scores",
+           ("_scaled_dot_product_attention_math",), "A0", (0.9, 0.9)),
+)  # fmt: skip
+
+
+def effective_sdpa(reading: Reading) -> str:
+    """Return "sdpa", or the choice that held it to one kernel: unless the automatic choice launched the same."""
+    allowed = set(reading.sdp_kernels)
+    if len(allowed) != 1:
+        return "sdpa"
+    ran = _kernels_of(reading.operators)
+    return "sdpa" if ran and ran == _kernels_of(reading.automatic) else f"sdpa-{allowed.pop()}"
+
+
+def _kernels_of(operators: Sequence[str]) -> set[str]:
+    return {kernel.name for kernel in KERNELS if launched_any(operators, kernel.operators)}
+
+
+def _unavailable(kernel: Kernel) -> Callable[[Environment], Reason | None]:
+    def unavailable(environment: Environment) -> Reason | None:
+        if kernel.name == "math":
+            return None
+        if not environment.is_cuda:
+            if kernel.name == "flash":
+                return Reason("A29", Verdict.ALIAS, "on a CPU sdpa picks its flash kernel by itself", "choose sdpa")
+            return Reason(kernel.rule, Verdict.INVALID, f"{kernel.summary} runs on NVIDIA GPUs only", "choose sdpa")
+        if kernel.name != "efficient" and (environment.compute_capability or (0, 0)) < (8, 0):
+            return Reason(
+                kernel.rule, Verdict.INVALID, f"{kernel.summary}: needs compute capability 8.0", "choose sdpa"
+            )
+        return None
+
+    return unavailable
+
+
+def _unsupported(situation: Situation) -> list[Reason]:
+    facts = situation.facts
+    if not facts.supports_sdpa:
+        return [Reason("A9", Verdict.INVALID, f"{facts.architecture} does not support sdpa; its default is eager")]
+    if facts.softcap:
+        return [Reason("A11", Verdict.INVALID, "sdpa attention does not support softcap, which this model needs")]
+    return []
+
+
+def _slides(situation: Situation) -> list[Reason]:
+    window = situation.facts.sliding_window
+    if window is not None and max(situation.workload.lengths) >= window:
+        return [Reason("A28", Verdict.SLOW, "sliding-window layers need a mask under sdpa")]
+    return []
+
+
+def _sdpa_why_not(situation: Situation) -> list[Reason]:
+    reasons = _unsupported(situation)
+    if has_pads(situation):
+        reasons.append(
+            Reason("P12", Verdict.WARN, "one pad in a batch rules the flash kernel out and builds a 4D mask")
+        )
+    return reasons + _slides(situation)
+
+
+def _flash_why_not(situation: Situation) -> list[Reason]:
+    facts, reasons = situation.facts, _unsupported(situation)
+    if has_pads(situation) or is_packed(situation):
+        remedy = "pack the batch with torch_varlen or FlashAttention" if has_pads(situation) else "choose torch_varlen"
+        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's flash kernel takes no mask, and this batch needs one",
+                              remedy, about=about(situation, "packing")))  # fmt: skip
+    elif needs_mask(situation):
+        text = f"sdpa's flash kernel takes no mask, and rows longer than the window of {facts.sliding_window} need one"
+        reasons.append(Reason("A25", Verdict.INVALID, text))
+    if is_wide(situation):
+        reasons.append(wide("A25", situation, "sdpa's flash kernel"))
+    if facts.head_dim > _LARGEST_HEAD:
+        reasons.append(
+            Reason("A25", Verdict.INVALID, f"head size {facts.head_dim}: sdpa's flash kernel takes at most 256")
+        )
+    return reasons
+
+
+def _efficient_why_not(situation: Situation) -> list[Reason]:
+    reasons = _unsupported(situation) + _slides(situation)
+    if situation.configuration["precision"] == "bf16" and (situation.environment.compute_capability or (8, 0)) < (8, 0):
+        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's efficient kernel has bf16 from compute capability 8.0 on",
+                              "choose fp16", about=about(situation, "precision")))  # fmt: skip
+    return reasons
+
+
+def _cudnn_why_not(situation: Situation) -> list[Reason]:
+    facts, reasons = situation.facts, _unsupported(situation) + _slides(situation)
+    if facts.head_dim > _LARGEST_HEAD or facts.head_dim % 8:
+        text = f"head size {facts.head_dim}: cuDNN's attention needs a multiple of 8, at most 256"
+        reasons.append(Reason("A27", Verdict.INVALID, text))
+    elif facts.head_dim > 128:
+        text = f"head size {facts.head_dim}: cuDNN's attention takes more than 128 only where cuDNN and the GPU are new"
+        reasons.append(Reason("A27", Verdict.WARN, text))
+    if is_wide(situation):
+        reasons.append(wide("A27", situation, "cuDNN's attention"))
+    return reasons
+
+
+def _math_why_not(situation: Situation) -> list[Reason]:
+    return [*_unsupported(situation), Reason("A0", Verdict.SLOW, "sdpa's math kernel writes all T×T scores to memory")]
+
+
+_WHY_NOT = {
+    "flash": _flash_why_not, "efficient": _efficient_why_not, "cudnn": _cudnn_why_not, "math": _math_why_not,
+}  # fmt: skip
+
+
+def _proof(kernel: Kernel) -> Callable[[Reading], str | None]:
+    def proof(reading: Reading) -> str | None:
+        found = family(reading)
+        if found != "sdpa":
+            return f"the operators launched are those of {found} attention"
+        ran = _kernels_of(reading.operators)
+        # math launches no fused operator, and its own is left out of a profile where it is inlined.
+        if ran == {kernel.name} or (kernel.name == "math" and not ran):
+            return None
+        return f"sdpa launched its kernel {', '.join(sorted(ran)) or 'math'}"
+
+    return proof
+
+
+def sdpa_rate(situation: Situation) -> float:
+    """Return the relative speed of sdpa with the kernel that it picks."""
+    return 3.0 if needs_mask(situation) else 8.0
+
+
+def _rate(kernel: Kernel) -> Callable[[Situation], float]:
+    return lambda situation: kernel.rates[needs_mask(situation)]
+
+
+CHOICES = (
+    Choice("attention", "sdpa", "torch's scaled_dot_product_attention; transformers' default", TRANSFORMERS,
+           why_not=_sdpa_why_not, load=load("sdpa"), proof=ran_as("sdpa"), rate=sdpa_rate),
+    *(
+        Choice("attention", f"sdpa-{kernel.name}", f"sdpa held to one kernel: {kernel.summary}", _TORCH,
+               unavailable=_unavailable(kernel), why_not=_WHY_NOT[kernel.name], load=load("sdpa"), before=kernel.before,
+               imports=("import torch",), proof=_proof(kernel), rate=_rate(kernel))
+        for kernel in KERNELS
+    ),
+)  # fmt: skip

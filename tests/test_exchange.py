@@ -1,0 +1,439 @@
+"""Export and import: the same lines from both databases, nothing twice, nothing half, and no names of people or hosts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from advisor.configuration import Configuration, canonical_json
+from advisor.environment import Environment
+from advisor.errors import BadInput, NotMeasured
+from advisor.exchange import FORMAT, Imported, export_lines, import_lines
+from advisor.knobs.choice import Reason, Verdict
+from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Budget, Objective, Tier
+from advisor.store import Store
+from advisor.suggest import suggest
+from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload
+
+GOLDEN = Path(__file__).parent / "environments"
+H200, LAPTOP = (Environment.of(json.loads((GOLDEN / f"{name}.json").read_text())) for name in ("h200", "cpu"))
+WORKLOAD = Workload((512, 128, 256, 64), 2)
+SOURCE = ModelSource("/home/alice/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
+FACTS = ModelFacts(
+    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
+    True, True, True, "sdpa",
+)  # fmt: skip
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+SORTED, FLASH = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="flash_attention_2")
+WIDE, NARROW = Objective(quality=Tier.FOUR_BIT, metric="slowest_batch_s"), Objective(quality=Tier.DTYPE)
+
+
+def measured(number: int, configuration: Configuration, speed: float, **more: Any) -> Trial:
+    """Return a trial with every field filled."""
+    known: dict[str, Any] = {
+        "load_s": 1.5, "first_call_s": 0.1 + 0.2, "measure_s": 3.0, "wall_s": 5.125, "peak_bytes": 2**40,
+        "weight_bytes": 2**33, "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
+        "quality": Quality(0.01, 0.5, 0.002, 0.99, 380, 1.01, reference="fp32, eager", top10=0.9),
+        "measurements": (
+            Measurement("tokens_per_s", "tokens/s", (speed, speed * 1.01, speed * 0.99), "search", {"load_1min": 0.5}),
+            Measurement("slowest_batch_s", "s", (10 / speed, 1 / 3)),
+        ),
+    }  # fmt: skip
+    return Trial(number, configuration, configuration, Outcome.OK, **{**known, **more})
+
+
+def begun(store: Store, study: int, configuration: Configuration) -> int:
+    """Start a search trial on a host with a name."""
+    return store.start_trial(study, configuration, phase="search", block=None, owner="alices-desk:1:1", lease_s=60.0)
+
+
+def filled(store: Store) -> list[int]:
+    """Write two studies: the second has a trial of the first, and the first, run again, one of the second's."""
+    first = store.open_study(SOURCE, WORKLOAD, H200, WIDE, Budget(60.0, 40), seed=7)
+    store.save_facts(SOURCE, FACTS)
+    store.save_ceilings(H200, {"matmul_tflops": {"bf16": 700.5}, "copy_gb_per_s": 4000.0})
+    for configuration, speed in ((DEFAULT, 1000.0), (SORTED, 1500.0)):
+        store.finish_trial(first, measured(begun(store, first, configuration), configuration, speed))
+    reason = "OSError: /home/alice/models/llama/x.so, /root/y: no such file"
+    failed = Trial(begun(store, first, FLASH), FLASH, None, Outcome.LOAD_FAILED, reason)
+    store.finish_trial(first, failed)
+    store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49))])
+    store.save_refusals(first, [
+        Reason("A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"),
+        Reason("A4", Verdict.INVALID, "not here", "", "", "attention=flash_attention_3"),
+    ])  # fmt: skip
+    second = store.open_study(SOURCE, WORKLOAD, H200, NARROW, Budget(None, 3), seed=0)
+    taken(store, second, DEFAULT)
+    own = DEFAULT.replaced(precision="fp32")
+    store.finish_trial(second, measured(begun(store, second, own), own, 400.0))
+    begun(store, second, SORTED)
+    taken(store, first, own)
+    store.close_study(first, "done")
+    return [first, second]
+
+
+def taken(store: Store, study: int, configuration: Configuration) -> None:
+    """Finish a trial with another study's measurements, as tune does."""
+    found = store.reusable(study, configuration)
+    assert found is not None
+    row, trial = found
+    store.finish_trial(study, replace(trial, number=begun(store, study, configuration)), reused_from_id=row)
+
+
+@pytest.fixture
+def origin(database_url: str) -> Iterator[Store]:
+    """Open a database with the two studies, of both kinds."""
+    with Store.open(database_url, write=True) as store:
+        filled(store)
+        yield store
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Store]:
+    """Open an empty SQLite database."""
+    with Store.open(f"sqlite:///{tmp_path}/elsewhere.db", write=True) as store:
+        yield store
+
+
+def objects(lines: list[str], name: str) -> list[dict[str, Any]]:
+    """Return the lines of one kind of object."""
+    return [values for line in lines if (values := json.loads(line)).get("object") == name]
+
+
+def changed(line: str, **values: Any) -> str:
+    """Return a line with some columns changed."""
+    return canonical_json({**json.loads(line), **values})
+
+
+def place(lines: list[str], name: str) -> int:
+    """Return the index of the first line of a kind of object."""
+    return next(index for index, line in enumerate(lines) if json.loads(line).get("object") == name)
+
+
+# --------------------------------------------------------------------------------------------------------- there and back
+
+
+def test_lines_are_the_same_after_a_round_trip(sqlite_url: str, postgres_url: str, elsewhere: Store) -> None:
+    """What went from SQLite to PostgreSQL and on to SQLite is exported in the same lines everywhere."""
+    with Store.open(sqlite_url, write=True) as first, Store.open(postgres_url, write=True) as second:
+        filled(first)
+        lines = list(export_lines(first))
+        import_lines(second, lines)
+        assert list(export_lines(second)) == lines
+        import_lines(elsewhere, export_lines(second))
+        assert list(export_lines(elsewhere)) == lines
+
+
+def test_nouns_are_the_same_elsewhere(origin: Store, elsewhere: Store) -> None:
+    """Studies, trials with readings and device states, comparisons, refusals and ceilings arrive as they are."""
+    import_lines(elsewhere, export_lines(origin))
+
+    pairs = list(zip(origin.studies(), elsewhere.studies(), strict=True))
+    assert len(pairs) == 2
+    for here, there in pairs:
+        same = {"id": here.id, "model_name": here.model_name, "state": here.state}
+        assert replace(there, **same) == here
+        assert elsewhere.trials(there.id, full=True) == origin.trials(here.id, full=True)
+        assert elsewhere.comparisons(there.id) == origin.comparisons(here.id)
+        assert elsewhere.refusals(there.id) == origin.refusals(here.id)
+    assert elsewhere.ceilings(H200.key) == origin.ceilings(H200.key)
+    assert origin.comparisons(pairs[1][0].id)[0].verdict == "faster"
+
+
+def test_views_say_the_same_elsewhere(sqlite_url: str, postgres_url: str) -> None:
+    """Medians, intervals, verdicts and reuse, which are computed again, are what they were."""
+    columns = "number, tokens_per_s, tokens_per_s_low, tokens_per_s_high, slowest_batch_s, top10, reused"
+    queries = [
+        f"SELECT {columns} FROM v_trials ORDER BY study, number",
+        "SELECT configuration, ratio, low, high, verdict, blocks FROM v_recommendations ORDER BY study",
+    ]
+    with Store.open(sqlite_url, write=True) as here, Store.open(postgres_url, write=True) as there:
+        filled(here)
+        import_lines(there, export_lines(here))
+    for each in queries:
+        first, second = (_rows(url, each) for url in (sqlite_url, postgres_url))
+        assert first == second
+        assert first
+
+
+def _rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.execute(text(query))]
+    engine.dispose()
+    return found
+
+
+def test_importing_twice_adds_nothing(origin: Store, elsewhere: Store) -> None:
+    """The second import finds everything known, and so does an import into the database that was exported."""
+    lines = list(export_lines(origin))
+    all_of_it = Counter(
+        environments=1, ceilings=1, models=1, workloads=1, studies=2, trials=7, comparisons=1, refusals=2
+    )
+
+    assert import_lines(elsewhere, lines) == Imported(all_of_it, Counter())
+    assert import_lines(elsewhere, lines) == Imported(Counter(), all_of_it)
+    assert import_lines(origin, lines) == Imported(Counter(), all_of_it)
+    assert list(export_lines(elsewhere)) == list(export_lines(origin)) == lines
+
+
+def test_a_study_that_is_here_keeps_its_rows(origin: Store, elsewhere: Store) -> None:
+    """Of a study that was measured here too, nothing changes; the other one arrives, and its link is not misapplied."""
+    study = elsewhere.open_study(SOURCE, WORKLOAD, H200, WIDE, Budget(1.0), seed=1)
+    elsewhere.save_ceilings(H200, {"copy_gb_per_s": 1.0})
+    for configuration in (FLASH, SORTED, DEFAULT, FLASH):
+        elsewhere.finish_trial(study, measured(begun(elsewhere, study, configuration), configuration, 1.0))
+    before = elsewhere.trials(study, full=True)
+
+    found = import_lines(elsewhere, export_lines(origin))
+
+    assert (found.new["studies"], found.known["studies"]) == (1, 1)
+    assert (found.new["trials"], found.known["trials"]) == (3, 4)
+    assert elsewhere.trials(study, full=True) == before
+    assert elsewhere.study(study).state == "running"
+    assert elsewhere.comparisons(study) == elsewhere.refusals(study) == []
+    assert elsewhere.ceilings(H200.key) == {"copy_gb_per_s": 1.0}
+    assert {row["reused_from"] for row in objects(list(export_lines(elsewhere, [study])), "trial")} == {None}
+    assert elsewhere.study(study).facts == FACTS  # which were not known here
+
+
+def test_chosen_studies_bring_those_they_reuse(store: Store) -> None:
+    """A study is exported with the ones whose trials it reuses, an unrelated one is not, and an unknown one is told."""
+    first, second = filled(store)
+    other = store.open_study(SOURCE, Workload((8,), 1), H200, WIDE, Budget(1.0), seed=0)
+
+    assert len(objects(list(export_lines(store, [second])), "study")) == 2
+    assert list(export_lines(store, [first])) == list(export_lines(store, [second, first]))
+    (alone,) = objects(list(export_lines(store, [other])), "study")
+    assert alone["trials"] == 0
+    assert len(objects(list(export_lines(store)), "study")) == 3
+    lines = export_lines(store, [first, 99])
+    with pytest.raises(NotMeasured, match="there is no study 99"):
+        next(lines)
+
+
+@pytest.fixture
+def store(sqlite_url: str) -> Iterator[Store]:
+    """Open an empty store."""
+    with Store.open(sqlite_url, write=True) as opened:
+        yield opened
+
+
+def test_links_are_made_by_the_next_import(store: Store, elsewhere: Store) -> None:
+    """Where an import ended between two studies that reuse each other's trials, the next one completes them."""
+    filled(store)
+    lines = list(export_lines(store))
+    second = [index for index, line in enumerate(lines) if json.loads(line).get("object") == "study"][1]
+
+    import_lines(elsewhere, lines[:second])
+    assert list(export_lines(elsewhere)) != lines[:second]
+    import_lines(elsewhere, lines)
+
+    assert list(export_lines(elsewhere)) == lines
+
+
+def test_a_trial_that_ran_is_abandoned_elsewhere(origin: Store, elsewhere: Store) -> None:
+    """A trial that was running when it was exported belongs to nobody: whoever goes on with the study can claim it."""
+    import_lines(elsewhere, export_lines(origin))
+    (study,) = (record.id for record in elsewhere.studies() if record.objective == NARROW)
+
+    assert elsewhere.study(study).state == "interrupted"
+    ((number, configuration, _, _),) = elsewhere.abandoned(study, lambda _: True)
+    assert configuration == SORTED
+    assert elsewhere.claim(study, number, "me", 60.0)
+
+
+def test_a_friends_rows_answer(origin: Store, database_url: str, elsewhere: Store) -> None:
+    """What somebody measured on an H200 is what suggest says on a laptop, from either database."""
+    import_lines(elsewhere, export_lines(origin))
+    for store in (origin, elsewhere):
+        found = suggest(store, SOURCE, WORKLOAD, WIDE, here=LAPTOP, on="H200")
+        assert (found.configuration, found.verdict) == (SORTED, "faster")
+        assert found.facts == FACTS
+        assert [trial.requested for trial in found.failures] == [FLASH]
+        assert len(found.refusals) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ who and where
+
+
+def test_nobody_is_named(origin: Store) -> None:
+    """Neither the owner's host nor a home directory nor where a model lies is exported; what failed still is."""
+    text_of_all = "\n".join(export_lines(origin))
+
+    for word in ("alice", "/home", "/root", "alices-desk", "owner", "lease"):
+        assert word not in text_of_all
+    assert "OSError: ~/models/llama/x.so, ~/y: no such file" in text_of_all
+    assert objects(text_of_all.split("\n"), "model")[0]["name"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [("org/model", "org/model"), ("gpt2", "gpt2"), ("./here/m", "m"), ("~/m/", "m"), ("a/b/c.json", "c.json"),
+     ("C:\\models\\m", "m"), ("/m", "m")],
+)  # fmt: skip
+def test_of_a_path_only_its_end_is_exported(store: Store, name: str, public: str) -> None:
+    """A name on the Hub stays, a path loses its directories."""
+    store.open_study(replace(SOURCE, name=name), WORKLOAD, H200, WIDE, Budget(1.0), seed=0)
+    assert objects(list(export_lines(store)), "model")[0]["name"] == public
+
+
+# ---------------------------------------------------------------------------------------------------------------- damage
+
+
+def damages(lines: list[str]) -> dict[str, tuple[int, str]]:
+    """Return what can be wrong with a line: its index and what it was changed to."""
+    at = {name: place(lines, name) for name in ("environment", "ceilings", "model", "workload", "study", "trial",
+                                                "comparison", "refusal")}  # fmt: skip
+    trial, study = json.loads(lines[at["trial"]]), json.loads(lines[at["study"]])
+    sample = trial["measurements"][0]
+    wrong = {
+        "cut": ("trial", lines[at["trial"]][:-20]),
+        "no object": ("trial", "[1, 2]"),
+        "unknown object": ("model", changed(lines[at["model"]], object="spell")),
+        "object in an object": ("trial", changed(lines[at["trial"]], object="measurement")),
+        "column missing": ("workload", canonical_json({"object": "workload", "key": "x"})),
+        "column too many": ("trial", changed(lines[at["trial"]], owner="me")),
+        "wrong kind": ("trial", changed(lines[at["trial"]], load_s="1.5")),
+        "not finite": ("trial", lines[at["trial"]].replace('"load_s":1.5', '"load_s":1e999')),
+        "no number": ("trial", lines[at["trial"]].replace('"load_s":1.5', '"load_s":NaN')),
+        "too large": ("trial", changed(lines[at["trial"]], number=2**31)),
+        "far too large": ("trial", changed(lines[at["trial"]], peak_bytes=2**63)),
+        "half a character": ("trial", lines[at["trial"]].replace("ran", "\\ud800").replace("aten::mm", "\\ud800")),
+        "nul": ("refusal", changed(lines[at["refusal"]], subject="a\0b")),
+        "outcome": ("trial", changed(lines[at["trial"]], outcome="won")),
+        "choice": ("trial", changed(lines[at["trial"]], requested={"attention": 1})),
+        "quality": ("trial", changed(lines[at["trial"]], quality={**trial["quality"], "rms": "low"})),
+        "half a quality": ("trial", changed(lines[at["trial"]], quality={"rms": 1.0})),
+        "no samples": ("trial", changed(lines[at["trial"]], measurements=[{**sample, "samples": []}])),
+        "wrong samples": ("trial", changed(lines[at["trial"]], measurements=[{**sample, "samples": ["1"]}])),
+        "metric twice": ("trial", changed(lines[at["trial"]], measurements=[sample, sample])),
+        "trial twice": ("trial", lines[at["trial"] + 1]),
+        "link": ("trial", changed(lines[at["trial"]], reused_from=[1, 1])),
+        "another study's": ("trial", changed(lines[at["trial"]], study="0" * 16)),
+        "naive moment": ("study", changed(lines[at["study"]], started_at="2026-01-01T00:00:00")),
+        "no moment": ("study", changed(lines[at["study"]], started_at="yesterday")),
+        "early moment": ("study", changed(lines[at["study"]], started_at="0001-01-01T00:00:00+14:00")),
+        "state": ("study", changed(lines[at["study"]], state="failed")),
+        "seed": ("study", changed(lines[at["study"]], seed=1.5)),
+        "study's key": ("study", changed(lines[at["study"]], key="0" * 16)),
+        "objective": ("study", changed(lines[at["study"]], objective={**study["objective"], "metric": "beauty"})),
+        "objective's key": ("study", changed(lines[at["study"]], objective={**study["objective"], "max_latency_s": 1})),
+        "environment's key": ("environment", lines[at["environment"]].replace("H200", "H201")),
+        "workload's key": ("workload", lines[at["workload"]].replace("512", "513")),
+        "missing model": ("study", changed(lines[at["study"]], weights_digest="d2")),
+        "missing environment": ("study", changed(lines[at["study"]], environment="0" * 16)),
+        "ratio": ("comparison", changed(lines[at["comparison"]], block_ratios=[0.0])),
+        "no ratio": ("comparison", changed(lines[at["comparison"]], block_ratios=["1"])),
+        "verdict": ("refusal", changed(lines[at["refusal"]], verdict="NO")),
+        "refusal twice": ("refusal", lines[at["refusal"] + 1]),
+        "deep": ("ceilings", '{"object":' + "[" * 100_000),
+    }  # fmt: skip
+    return {name: (at[thing], line) for name, (thing, line) in wrong.items()}
+
+
+def test_a_damaged_line_is_named_and_nothing_is_half_written(store: Store, elsewhere: Store) -> None:
+    """Whatever is wrong with a line of a study, its number is told and nothing of the study is stored."""
+    filled(store)
+    lines = list(export_lines(store))
+    for name, (index, line) in damages(lines).items():
+        assert line != lines[index], name
+        damaged = [*lines[:index], line, *lines[index + 1 :]]
+        number = index + 1 + (name in ("trial twice", "refusal twice"))  # where the second one is
+        with pytest.raises(BadInput, match=rf"^line {number}: ") as raised:
+            import_lines(elsewhere, damaged)
+        assert "\n" not in str(raised.value), name
+        assert list(elsewhere.studies()) == [], name
+        assert list(export_lines(elsewhere)) == lines[:1], name
+    import_lines(elsewhere, lines)
+    assert list(export_lines(elsewhere)) == lines
+
+
+def test_a_study_before_the_damage_is_kept(origin: Store, elsewhere: Store) -> None:
+    """Studies are stored one by one: what came whole before a damaged line is there, what it belongs to is not."""
+    lines = list(export_lines(origin))
+    with pytest.raises(BadInput, match=rf"^line {len(lines)}: "):
+        import_lines(elsewhere, [*lines[:-1], lines[-1][:-1]])
+    (record,) = elsewhere.studies()
+    assert record.objective == WIDE
+    assert len(elsewhere.trials(record.id)) == 4
+
+
+def test_lines_that_end_early_are_told(store: Store, elsewhere: Store) -> None:
+    """Wherever the lines end inside a study, what it lacks is told, and it is not stored."""
+    filled(store)
+    lines = list(export_lines(store))
+    first = place(lines, "study")
+    second = next(index for index in range(first + 1, len(lines)) if json.loads(lines[index])["object"] == "study")
+    for end in range(first + 1, second):
+        with pytest.raises(BadInput, match=r"the study before it lacks \d"):
+            import_lines(elsewhere, lines[:end])
+        assert elsewhere.studies() == []
+    with pytest.raises(BadInput, match="lacks 4 trials, 1 comparisons, 2 refusals"):
+        import_lines(elsewhere, [*lines[: first + 1], *lines[second:]])
+    import_lines(elsewhere, lines[:second])
+    assert len(elsewhere.studies()) == 1
+
+
+def test_what_is_no_export_is_told(elsewhere: Store, tmp_path: Path) -> None:
+    """Nothing, another file, bytes that are no text and another format are bad input, in one line."""
+    no_text = tmp_path / "no-text"
+    no_text.write_bytes(b'{"advisor": "1", "format": 1}\n\xff\n')
+    header = canonical_json({"advisor": "9.9", "format": FORMAT + 1})
+    for lines, said in (
+        ([], "line 1: this is no export of advisor"),
+        (["{}"], "line 1: this is no export of advisor"),
+        (["hello"], "line 1: Expecting value"),
+        ([header], "line 1: advisor 9.9 wrote this in format 2, which is not 1"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            import_lines(elsewhere, lines)
+    with no_text.open(encoding="utf-8") as file, pytest.raises(BadInput, match=r"^line \d: .*utf-8"):
+        import_lines(elsewhere, file)
+    assert import_lines(elsewhere, [canonical_json({"advisor": "0", "format": FORMAT})]) == Imported(
+        Counter(), Counter()
+    )
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_damage_never_breaks_a_database(store: Store, tmp_path: Path, data: st.DataObject) -> None:
+    """A line with a character changed is refused with its number, or what it says can be read and exported again."""
+    if not store.studies():
+        filled(store)
+    lines = list(export_lines(store))
+    index = data.draw(st.integers(0, len(lines) - 1))
+    at = data.draw(st.integers(0, len(lines[index]) - 1))
+    with_what = data.draw(st.sampled_from(["", "0", "9", "-", "x", '"', "]", "}", ",", "e", "null"]))
+    line = lines[index][:at] + with_what + lines[index][at + 1 :]
+    url = f"sqlite:///{tmp_path}/damaged.db"
+    with Store.open(url, write=True) as damaged:
+        try:
+            import_lines(damaged, [*lines[:index], line, *lines[index + 1 :]])
+        except BadInput as error:
+            told = str(error)
+        else:
+            told = "line"
+        again = list(export_lines(damaged))
+        for record in damaged.studies():
+            damaged.trials(record.id, full=True)
+            damaged.comparisons(record.id)
+            damaged.refusals(record.id)
+    assert told.startswith("line")
+    for view in ("v_trials", "v_recommendations", "v_refusals"):
+        _rows(url, f"SELECT * FROM {view}")
+    assert import_lines(store, again).new.keys() <= {"studies", "trials", "comparisons", "refusals", "models", "workloads",
+                                                     "environments", "ceilings"}  # fmt: skip
+    (tmp_path / "damaged.db").unlink()
