@@ -14,8 +14,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own would be imported for it: half of this package's time
 if TYPE_CHECKING:
     from advisor.api import Ready, load, suggest, tune
 
@@ -30,14 +30,14 @@ _VERBS = ("suggest", "tune")
 class _Verb(ModuleType):
     """A module that can be called: then it is the function of `advisor.api` that has its name."""
 
-    def __call__(self, *arguments: Any, **flags: Any) -> Any:
+    def __call__(self, *arguments: object, **flags: object) -> object:
         return getattr(import_module("advisor.api"), self.__name__.rpartition(".")[2])(*arguments, **flags)
 
 
 class _Package(ModuleType):
-    """This package: Python sets a submodule as its attribute, and those named after a verb are made callable then."""
+    """The package itself: Python sets a submodule as its attribute, and those named after a verb are made callable then."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in _VERBS and type(value) is ModuleType:
             value.__class__ = _Verb
         super().__setattr__(name, value)
@@ -46,7 +46,7 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _VERBS:
         return import_module(f"advisor.{name}")
     if name in __all__:

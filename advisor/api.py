@@ -11,7 +11,6 @@ import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor import arguments
@@ -127,8 +126,8 @@ class Ready:
     model: the torch module, in evaluation mode, on `device`; batch: how many sequences it was measured with at once.
     """
 
-    model: Any
-    recommendation: Recommendation
+    model: Any = field(repr=False)
+    recommendation: Recommendation = field(repr=False)
     device: str
     batch: int
     _session: Any = field(repr=False)
@@ -190,13 +189,12 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     """Load what is recommended through the worker's own session: the lines that were measured."""
     import torch
 
-    from advisor import worker
+    from advisor import facts_torch, worker
 
-    workload = recommendation.study.workload.under(recommendation.configuration)
-    request = {
-        "source": recommendation.source.request, "facts": recommendation.facts.payload, "workload": workload.payload,
-        "device": machine.user_device,
-    }  # fmt: skip
+    workload, source = recommendation.study.workload.under(recommendation.configuration), recommendation.source.request
+    # Read anew: stored facts can be those of a class that gives another output.
+    facts = facts_torch.read_facts(source, output=workload.output)
+    request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
     session = worker.Session(lambda _: None)
@@ -224,9 +222,8 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
 
     to_measure: on this machine, so that the model may be downloaded, and all that would hinder it is said now.
     """
-    lengths, objective, threads = (
-        read(options) for read in (arguments.lengths_of, arguments.objective_of, arguments.threads_of)
-    )
+    lengths, objective = arguments.lengths_of(options), arguments.objective_of(options)
+    threads = arguments.threads_of(options)
     from advisor import probe
     from advisor.checkpoint import find_model, refuse_unknown
 
@@ -247,7 +244,8 @@ def _with_workload(options: Namespace, source: ModelSource, objective: Objective
 
     output = options.output or default_output(source.config)
     refuse_output(source.name, source.config, output)
-    limit, notes, flags = max_positions(source.config), (), ""
+    limit, flags = max_positions(source.config), ""
+    notes: tuple[str, ...] = ()
     if lengths is None:
         from advisor.lengths import lengths_from
 
@@ -306,7 +304,7 @@ def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
     return recommend(store, job.source, store.study(study), job.objective)
 
 
-def planned(job: Job) -> Plan:
+def planned(job: Job, listen: Listener) -> Plan:
     """Return what a tune would try. The model's facts are read, nothing is measured, and nothing is written."""
     from advisor.history import plan, usual_trial_s
     from advisor.runner import LocalRunner
@@ -317,21 +315,21 @@ def planned(job: Job) -> Plan:
             trial_s = usual_trial_s(store, job.source.architecture_key, job.machine.environment.key)
     except NotMeasured:  # there is no database yet
         trial_s = None
-    runner = LocalRunner(job.machine)
+    runner = LocalRunner(job.machine, listen)
     try:
         return plan(job, runner, trial_s)
     finally:
         runner.close()
 
 
-def ceilings_of(machine: Machine) -> dict[str, float]:
+def ceilings_of(machine: Machine, listen: Listener) -> dict[str, float]:
     """Measure what a device reaches at best, store it and return it: `matmul_<precision>_per_s`, `copy_bytes_per_s`."""
     from advisor.runner import LocalRunner
 
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)
     with open_to_write() as store:
-        runner = LocalRunner(machine)
+        runner = LocalRunner(machine, listen)
         try:
             found = runner.run({"op": "ceilings"}, _CEILINGS_S)
         finally:
@@ -342,12 +340,13 @@ def ceilings_of(machine: Machine) -> dict[str, float]:
     return found
 
 
-def reproduced(options: Namespace, trial: tuple[int, int], timeout_s: float) -> tuple[Reproduction, ModelSource, Machine]:
+def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, ModelSource, Machine]:
     """Run a stored trial again on this machine; return how it compares, the model, and the device.
 
     Raises BadInput where the trial has no end to compare with, its model is not there, or what it ran under is not what is
     here and the options do not say that it should be run anyway.
     """
+    trial, timeout_s = arguments.parse_trial(options.trial), arguments.parse_duration(options.timeout, "--timeout")
     from advisor import history, probe
     from advisor.checkpoint import find_model
     from advisor.runner import LocalRunner
@@ -362,10 +361,12 @@ def reproduced(options: Namespace, trial: tuple[int, int], timeout_s: float) -> 
     history.refuse_other_work(study, source)
     differences = history.differences(study, source, machine.environment)
     if differences and not options.anyway:
-        raise BadInput(f"this is not what trial {options.trial} ran under: {'; '.join(differences)}", "--anyway runs it")
+        raise BadInput(
+            f"this is not what trial {options.trial} ran under: {'; '.join(differences)}", "--anyway runs it"
+        )
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)
-    runner = LocalRunner(machine)
+    runner = LocalRunner(machine, listen)
     try:
         new = history.run_again(study, old, source, runner, timeout_s)
     finally:
@@ -395,9 +396,7 @@ def _parsed(command: str, model: str | os.PathLike[str], flags: Mapping[str, Any
         raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
     name = os.fspath(model)
     words = [word for flag, value in flags.items() for word in _words("--" + flag.replace("_", "-"), value)]
-    return arguments.build_parser().parse_args(
-        [command, *words, str(Path(".") / name) if name.startswith("-") else name]
-    )
+    return arguments.build_parser().parse_args([command, *words, f"./{name}" if name.startswith("-") else name])
 
 
 def _words(flag: str, value: Any) -> list[str]:

@@ -171,7 +171,8 @@ def _add_format(parser: argparse.ArgumentParser, *forms: str) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser, *, threads: bool = False) -> None:
-    parser.add_argument("--device", metavar="DEVICE", help="cuda:0, cuda:1, … or cpu (default: the first usable GPU)")
+    default = "the first usable GPU" if threads else "a GPU where it ran on one"
+    parser.add_argument("--device", metavar="DEVICE", help=f"cuda:0, cuda:1, … or cpu (default: {default})")
     if threads:
         parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
 
@@ -183,7 +184,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", metavar="N[,N…]",
                         help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
     parser.add_argument("--lengths-from", metavar="FILE",
-                        help="your own texts, counted by the model's tokenizer: .txt (one a line), .jsonl or FILE.csv:COLUMN")  # fmt: skip
+                        help="lengths of your own texts by the model's tokenizer: .txt, .jsonl or FILE.csv:COLUMN")  # fmt: skip
     parser.add_argument("--padding", type=float, metavar="P",
                         help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
     parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,
@@ -222,8 +223,9 @@ def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
     if options.lengths_from is not None:
         if options.lengths is not None or options.padding is not None:
             raise BadInput("--lengths-from goes without --lengths and --padding: a file has the lengths it has")
-        if dealt < 1 or (options.batches is not None and options.batches < 1):
-            raise BadInput(f"--batch and --batches must be at least 1, not {min(dealt, options.batches or dealt)}")
+        least = dealt if options.batches is None else min(dealt, options.batches)
+        if least < 1:
+            raise BadInput(f"--batch and --batches must be at least 1, not {least}")
         return None
     lengths, padding = DEFAULT_LENGTHS if options.lengths is None else options.lengths, options.padding
     if padding is None and "," not in lengths and dealt > 1:

@@ -25,7 +25,7 @@ def measure(device: str) -> dict[str, float]:
 
     Each is the median of some repeats after a warm-up; a dtype that takes over half a second a product is timed once.
     """
-    kind = device.split(":")[0]
+    kind = device.partition(":")[0]
     found = {}
     precisions = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for name, dtype in precisions.items():

@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from advisor.arguments import build_parser, parse_duration, parse_trial, threads_of
+from advisor.arguments import build_parser, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
 
 if TYPE_CHECKING:
@@ -95,6 +95,13 @@ def _note(texts: Sequence[str]) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
+def _say_waiting(event: Mapping[str, Any]) -> None:
+    """Say that the device is taken by another advisor: what follows would look like a hang."""
+    stage = str(event.get("stage", ""))
+    if stage.startswith("waiting"):
+        print(stage, file=sys.stderr)
+
+
 # ------------------------------------------------------------------------------------------------- probe, tune, suggest
 
 
@@ -108,7 +115,7 @@ def _probe(options: argparse.Namespace) -> int:
     if options.ceilings:
         from advisor.api import ceilings_of
 
-        ceilings = ceilings_of(chosen)
+        ceilings = ceilings_of(chosen, _say_waiting)
     availability = probe.availability(chosen.environment)
     if options.format == "json":
         payload = report.probe_payload(machines, chosen, availability)
@@ -121,31 +128,31 @@ def _probe(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     from advisor import api
 
+    if options.dry_run and options.format == "python":
+        raise BadInput("--dry-run measures nothing, so there is no script", "--format text or json")
     job, notes = api.job_of(options)
     if options.dry_run:
         return _dry_run(options.format, job, notes)
-    from advisor import report
+    from advisor.progress import Progress
 
     with api.open_to_write() as store:
         _note(notes)
-        with report.Progress(job) as progress:
+        with Progress(job) as progress:
             recommendation = api.measured(job, store, progress.hear)
     _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
     return 0
 
 
 def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
-    from advisor import report
     from advisor.api import planned
+    from advisor.history_report import print_plan
 
-    if form == "python":
-        raise BadInput("--dry-run measures nothing, so there is no script", "--format text or json")
-    plan = planned(job)
+    plan = planned(job, _say_waiting)
     _note(notes)
     if form == "json":
         print(_json(plan.payload))
     else:
-        report.print_plan(plan)
+        print_plan(plan)
     return 0
 
 
@@ -194,9 +201,9 @@ def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr
 
 
 def _trials(options: argparse.Namespace) -> int:
-    from advisor import report
     from advisor.checkpoint import find_model
     from advisor.history import listed
+    from advisor.history_report import print_trials
     from advisor.store import Store, default_url
 
     key = None
@@ -207,13 +214,13 @@ def _trials(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(_json([each.payload for each in found]))
     else:
-        report.print_trials(found)
+        print_trials(found)
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
-    from advisor import report
     from advisor.history import stored_trial, study_payload, trial_payload
+    from advisor.history_report import print_trial
     from advisor.store import Store, default_url
 
     number = parse_trial(options.trial)
@@ -222,20 +229,20 @@ def _show(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(_json({**study_payload(study), "trial": trial_payload(study, trial)}))
     else:
-        report.print_trial(study, trial)
+        print_trial(study, trial)
     return 0
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from advisor import report
     from advisor.api import reproduced
+    from advisor.history_report import print_reproduction
     from advisor.script import script_for
 
-    done, source, machine = reproduced(options, parse_trial(options.trial), parse_duration(options.timeout, "--timeout"))
+    done, source, machine = reproduced(options, _say_waiting)
     if options.format == "json":
         print(_json(done.payload))
     else:
-        report.print_reproduction(done, stderr=options.format == "python")
+        print_reproduction(done, stderr=options.format == "python")
     facts = done.study.facts
     if options.format == "python" and facts is not None:
         device, threads = machine.user_device, machine.environment.threads or 1

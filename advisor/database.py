@@ -241,6 +241,9 @@ class Database:
         """Keep the place for messages; use :meth:`open`."""
         self._place = place
         self.engine = engine
+        # On PostgreSQL too a reader sees one moment, however many statements it reads with.
+        options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+        self._reader = engine.execution_options(**options)
 
     @classmethod
     def open(cls, url: str, *, write: bool) -> Database:
@@ -278,8 +281,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection inside one transaction; what goes wrong in it is a StoreError."""
-        with _told(self._place), self.engine.connect() as connection, connection.begin():
+        """Give a connection inside one transaction, which sees one moment; what goes wrong in it is a StoreError."""
+        with _told(self._place), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager

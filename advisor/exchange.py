@@ -45,7 +45,8 @@ _SHAPES: dict[str, dict[str, str]] = {
     "study": {
         "key": "text", "environment": "text", "architecture_key": "text", "weights_digest": "text", "workload": "text",
         "objective": "object", "objective_key": "text", "budget": "object", "seed": "whole", "state": "text",
-        "started_at": "moment", "finished_at": "moment?", "trials": "whole", "comparisons": "whole", "refusals": "whole",
+        "started_at": "moment", "finished_at": "moment?", "admissible": "whole?",
+        "trials": "whole", "comparisons": "whole", "refusals": "whole",
     },
     "trial": {
         "study": "text", "number": "whole", "phase": "text", "block": "whole?", "requested": "object",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,11 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     What an earlier configuration switched in this process is set back first.
     """
     torch.set_float32_matmul_precision("highest")
-    for switch in _KERNEL_SWITCHES.values():
-        switch[0](True)
+    allow_kernels(tuple(_KERNEL_SWITCHES))
+    if (
+        "torch._dynamo" in sys.modules
+    ):  # its cache is per function: the ninth variant of flex_attention would run uncompiled
+        torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
     names: dict[str, Any] = {"torch": torch}
     lines = [line for choice in choices for line in (*choice.imports, *choice.before)]
     names |= {name: getattr(_FUNCTIONS[module], name) for choice in choices for module, name in choice.functions}
@@ -105,7 +109,7 @@ _KERNEL_SWITCHES = {
 
 def allowed_kernels() -> tuple[str, ...]:
     """Return the kernels that torch's scaled_dot_product_attention may use."""
-    return tuple(name for name, (_, is_allowed) in _KERNEL_SWITCHES.items() if is_allowed())
+    return tuple(name for name, (_, is_allowed) in _KERNEL_SWITCHES.items() if is_allowed())  # type: ignore[no-untyped-call]
 
 
 def allow_kernels(names: Sequence[str]) -> None:

@@ -286,7 +286,7 @@ def differences(study: StudyRecord, source: ModelSource, here: Environment) -> l
 def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Runner, timeout_s: float) -> Trial:
     """Run a trial's configuration in a fresh process, without the gate and to its end; store nothing."""
     facts = read_facts(runner, {"source": source.request, "output": study.workload.output})
-    request = {
+    request: dict[str, Any] = {
         "op": "trial",
         "source": source.request,
         "facts": facts,
@@ -296,7 +296,6 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
         "measured": [],
         "timing": {"stopping": {}, "incumbent_s": None},
     }
-    runner.restart()
     result = runner.run(request, timeout_s)
     if result.get("transient"):
         runner.restart()
@@ -306,7 +305,7 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
 
 def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
     """Turn a worker's result into a trial with the stored one's number."""
-    from advisor.tune import _measurements
+    from advisor.tune import measurements_of
 
     rounds = result.get("rounds")
     return replace(
@@ -317,7 +316,7 @@ def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
         measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
         weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
         reading=result.get("reading") or {},
-        measurements=_measurements(study.workload, rounds, trial.phase) if rounds else (),
+        measurements=measurements_of(study.workload, rounds, trial.phase) if rounds else (),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ FORMAT = 1
 _FIGURES = ("wall_s", "load_s", "first_call_s", "measure_s", "peak_bytes", "weight_bytes")
 
 #: A row's samples by the name under which a worker reports them among its rounds.
-_ROUNDS = {"round_s": "wall_s", "gpu_round_s": "gpu_s"}
+_ROUNDS = {"round_s": "wall_s", "slowest_batch_s": "slowest_s", "gpu_round_s": "gpu_s"}
 
 
 class Study(Protocol):
@@ -101,7 +101,7 @@ class Landscape:
         return cls(
             model=study.model_name, architecture_key=architecture_key, facts=study.facts, workload=study.workload,
             environment=study.environment, objective=study.objective, baseline=next(iter(last)),
-            trials=tuple(_bare(trial, number) for number, trial in enumerate(kept)), provenance=dict(provenance),
+            trials=tuple(_bare(trial, number, kept) for number, trial in enumerate(kept)), provenance=dict(provenance),
         )  # fmt: skip
 
     @classmethod
@@ -198,9 +198,9 @@ class ReplayRunner:
             return self.landscape.facts.payload
         if request["op"] == "reference":
             return {"positions": len(request["workload"]["lengths"])}
-        configuration = Configuration.of(request["configuration"])
-        if configuration not in self.landscape.by_configuration:
-            return {"outcome": Outcome.LOAD_FAILED, "reason": "not among the recorded configurations"}
+        configuration = Configuration.of(request.get("configuration", {}))
+        if request["op"] != "trial" or configuration not in self.landscape.by_configuration:
+            return {"outcome": Outcome.LOAD_FAILED, "reason": "the landscape has no record of it"}
         # A configuration that is run again, as the confirmation does, is drawn again.
         trial = self.landscape.drawn(configuration, f"{self.seed} {self.ran.count(configuration)}")
         self.ran.append(configuration)
@@ -217,26 +217,40 @@ class ReplayRunner:
 def _result(trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the worker returned for this trial, or would have where what ran is measured already."""
     alias = trial.reason if trial.effective not in (None, trial.requested) and not trial.outcome.is_failure else ""
-    known = alias and trial.ran.key in request["measured"]
-    return {
-        **{name: getattr(trial, name) for name in _FIGURES if name != "wall_s"},
+    result = {
         "outcome": trial.outcome,
         "reason": "" if alias else trial.reason,
         "alias": alias,
         "effective": dict(trial.effective) if trial.effective else None,
+        **{name: getattr(trial, name) for name in ("load_s", "first_call_s", "weight_bytes")},
+    }
+    if alias and trial.ran.key in request["measured"]:
+        return {**result, "rounds": None}
+    return {
+        **result,
+        "peak_bytes": trial.peak_bytes,
         "quality": trial.quality.payload if trial.quality and request["gate"] else None,
-        "rounds": None if known or not trial.measurements else _rounds(trial),
+        "rounds": _rounds(trial) if trial.measurements else None,
     }
 
 
 def _rounds(trial: Trial) -> dict[str, Any]:
     samples = {name: list(m.samples) for metric, name in _ROUNDS.items() if (m := trial.measurement(metric))}
-    return {"gpu_s": [0.0] * len(samples["wall_s"]), **samples, "states": [], "discarded": [], "pruned": ""}
+    energy = trial.value("joules_per_token")
+    silent = {"gpu_s": [0.0] * len(samples["wall_s"]), "states": [], "discarded": [], "pruned": ""}
+    return {**silent, **samples, "joules_per_token": energy}
 
 
-def _bare(trial: Trial, number: int) -> Trial:
-    """Return the trial as a file keeps it: without the readings, which are long and say nothing of speed."""
-    measurements = tuple(replace(m, device_state={}, phase="search") for m in trial.measurements)
+def _bare(trial: Trial, number: int, among: Sequence[Trial]) -> Trial:
+    """Return the trial as a file keeps it: without the readings, which are long and say nothing of speed.
+
+    What ran under another name and was measured before was not judged again: it has the quality and peak of what ran.
+    """
+    same = next((t for t in among if t.requested == trial.ran and t.outcome is Outcome.OK and t.quality), trial)
+    if trial.reused_from is not None and trial.quality is None:
+        trial = replace(trial, quality=same.quality, peak_bytes=same.peak_bytes)
+    by_name = sorted(trial.measurements, key=lambda measurement: measurement.metric)  # as canonical JSON has them
+    measurements = tuple(replace(m, device_state={}, phase="search") for m in by_name)
     return replace(trial, number=number, reading={}, reused_from=None, attempts=1, measurements=measurements)
 
 

@@ -159,7 +159,8 @@ def _packed_trials(connection: Connection, study_id: int, keys: Mapping[int, str
         .join(source, source.c.id == TRIALS.c.reused_from)
         .where(TRIALS.c.study_id == study_id)
     )
-    sources = {row.id: [keys.get(row.study_id), row.number] for row in connection.execute(reused)}
+    # A study that was begun after the others were listed has no key yet: it is not packed either.
+    sources = {row.id: [keys[row.study_id], row.number] for row in connection.execute(reused) if row.study_id in keys}
     return [
         {
             **_carried(row), "requested": ran[row["requested_id"]], "effective": ran.get(row["effective_id"]),
@@ -199,6 +200,7 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
         assert row_id is not None
         return row_id
 
+    workload = put(WORKLOADS, parcel.workload, "key")  # in the order of Store.open_study: nobody waits in a circle
     environment = put(ENVIRONMENTS, parcel.environment, "key")
     if parcel.ceilings is not None:
         put(CEILINGS, {**parcel.ceilings, "environment_id": environment}, "environment_id")
@@ -206,7 +208,7 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
     if parcel.model["facts"] is not None:
         unread = update(MODELS).where(MODELS.c.id == model, MODELS.c.facts.is_(None))
         connection.execute(unread.values(_stored({"facts": parcel.model["facts"]})))
-    about = {"workload_id": put(WORKLOADS, parcel.workload, "key"), "environment_id": environment, "model_id": model}
+    about = {"workload_id": workload, "environment_id": environment, "model_id": model}
     study = put(STUDIES, {**parcel.study, **about}, *about, "objective_key")
     if new["studies"]:
         ids = rows.configuration_ids(connection, *_all_configurations(parcel))

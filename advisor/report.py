@@ -1,14 +1,12 @@
-"""What people see: tables and bars through rich. It decides nothing and prints nothing by itself but the live bar."""
+"""What people see of this machine and of a recommendation: tables through rich. It decides nothing."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -17,19 +15,17 @@ from rich.text import Text
 
 from advisor.environment import Machine
 from advisor.knobs import KNOBS, Reason, Verdict, tier_of
-from advisor.objective import Metric
 from advisor.probe import Availability
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Candidate, Recommendation, tie_set
-from advisor.trial import Outcome, Trial
+from advisor.trial import Quality, Trial
 
-if TYPE_CHECKING:  # tune brings optuna, which suggest must not pay for
-    from advisor.history import Listed, Plan, Reproduction
-    from advisor.store import StudyRecord
-    from advisor.tune import Job
+#: Columns of figures by metric.
+HEADS = {"tokens_per_s": "tokens/s", "sequences_per_s": "sequences/s", "slowest_batch_s": "slowest batch",
+         "joules_per_token": "J per 1,000 tokens", "peak_bytes": "peak"}  # fmt: skip
 
-#: Rows of a table of configurations that a dry run shows.
-_SHOWN = 20
+#: Characters of a table's column that lists choices, unless one alone is longer.
+_COLUMN = 48
 
 
 def console(*, stderr: bool) -> Console:
@@ -37,12 +33,6 @@ def console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     known = (stream is not None and stream.isatty()) or os.environ.get("COLUMNS", "").isdigit()
     return _Console(stderr=stderr, width=None if known else 160, highlight=False, soft_wrap=False)
-
-
-class _Mute(Console):
-    def on_broken_pipe(self) -> None:
-        """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
-        self.quiet = True
 
 
 class _Console(Console):
@@ -58,7 +48,8 @@ def gib(count: float | None) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _words(configuration: Mapping[str, str]) -> str:
+def in_words(configuration: Mapping[str, str]) -> str:
+    """Return a configuration's choices in the order in which people read them."""
     return " · ".join(configuration[knob] for knob in KNOBS if knob in configuration)
 
 
@@ -73,6 +64,11 @@ def figure(metric: str, value: float | None) -> str:
     if metric.endswith("_per_s"):
         return f"{value:,.0f} {'sequences' if metric.startswith('sequences') else 'tokens'}/s"
     return f"{value * 1000:,.3g} ms" if value < 1 else f"{value:,.2f} s"
+
+
+def without_unit(metric: str, value: float | None) -> str:
+    """Return the same for a table's column, whose head names the unit: see HEADS."""
+    return figure(metric, value).removesuffix(f" {HEADS.get(metric, '')}")
 
 
 def duration(seconds: float) -> str:
@@ -157,74 +153,182 @@ def _lines_to_paste(recommendation: Recommendation, device: str) -> list[str]:
 
 
 def _headline(recommendation: Recommendation) -> str:
-    chosen, words = recommendation.chosen, f"[bold]{escape(_words(recommendation.configuration))}[/]"
+    chosen, words = recommendation.chosen, f"[bold]{escape(in_words(recommendation.configuration))}[/]"
+    aim = recommendation.objective.aim
     if recommendation.verdict == "faster" and chosen.comparison:
         low, high = chosen.comparison.interval
-        return (f"{words}: [bold green]{chosen.comparison.ratio:.2f} × the default[/] "
+        better = "" if aim.metric == "tokens_per_s" else f" in {aim.words}, where more than 1 is better"
+        return (f"{words}: [bold green]{chosen.comparison.ratio:.2f} × the default[/]{better} "
                 f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
+    better = "faster" if aim.metric == "tokens_per_s" else f"better in {aim.words}"
     if recommendation.verdict == "tie":
-        return f"keep the default, {words}: what looked faster is a [bold]tie[/]: its interval is not clear of 1"
+        return f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1"
     if recommendation.verdict == "unconfirmed":
-        return f"keep the default, {words}, for now: [bold]what looked faster is not confirmed[/]"
+        return f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]"
     if recommendation.verdict == "default":
-        return f"keep the default, {words}: [bold]nothing measured is faster[/]"
-    return f"{words}: the fastest that meets the objective; the default does not, or could not be measured"
+        return f"keep the default, {words}: [bold]nothing measured is {better}[/]"
+    return f"{words}: the best that meets the objective; the default does not, or could not be measured"
 
 
-def _evidence(candidate: Candidate) -> str:
-    speed, quality = candidate.trial.measurement("tokens_per_s"), candidate.trial.quality
+def _evidence(recommendation: Recommendation) -> str:
+    trial = recommendation.chosen.trial
     parts = []
-    if speed:
+    if speed := trial.measurement("tokens_per_s"):
         low, high = speed.interval
         parts.append(f"{speed.median:,.0f} useful tokens/s in the search ({low:,.0f}–{high:,.0f})")
-    parts.append(f"peak {gib(candidate.trial.peak_bytes)}, weights {gib(candidate.trial.weight_bytes)}")
-    if quality:
-        figures = [f"rms {quality.rms:.1e}"]
-        figures += [f"KL {quality.kl:.1e} nats"] if quality.kl is not None else []
-        figures += [f"top-1 {quality.top1:.2%}"] if quality.top1 is not None else []
-        figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
-        parts.append(", ".join(figures) + ("" if quality.judged else " (not judged)") + f" against {quality.reference}")
+    more = ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
+    more += ["slowest_batch_s"] if _is_about_latency(recommendation) else []
+    words = {"sequences_per_s": "", "slowest_batch_s": "slowest batch ", "joules_per_token": "energy "}
+    shown = [words[name] + figure(name, trial.value(name)) for name in (*more, "joules_per_token") if trial.value(name)]
+    parts += [", ".join(shown)] if shown else []
+    parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
+    parts.append(f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}")
+    if trial.quality:
+        parts.append(f"{quality_words(trial.quality)} against {trial.quality.reference}")
     return "\n  ".join(parts)
 
 
+def _is_about_latency(recommendation: Recommendation) -> bool:
+    objective = recommendation.objective
+    return objective.metric == "slowest_batch_s" or objective.max_latency_s is not None
+
+
+def quality_words(quality: Quality) -> str:
+    """Return the figures of a quality in words."""
+    figures = [f"rms {quality.rms:.1e}"]
+    figures += [f"KL {quality.kl:.1e} nats"] if quality.kl is not None else []
+    figures += [f"top-1 {quality.top1:.2%}"] if quality.top1 is not None else []
+    figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
+    figures += [f"cosine ≥ {quality.cosine:.6f}"] if quality.cosine is not None else []
+    figures += [f"nearest ten {quality.top10:.1%} the same"] if quality.top10 is not None else []
+    return ", ".join(figures) + ("" if quality.judged else " (not judged)")
+
+
+def _ratio_words(candidate: Candidate) -> str:
+    if candidate.comparison:
+        low, high = candidate.comparison.interval
+        return f"{candidate.comparison.ratio:.2f} ({low:.2f}–{high:.2f})"
+    return f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
+
+
+def _columns(recommendation: Recommendation) -> list[str]:
+    """Return the metrics that a table of candidates shows: what was asked for, speed, and peak memory."""
+    aim, metrics = recommendation.objective.metric, ["tokens_per_s"]
+    metrics += ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
+    metrics += ["slowest_batch_s"] if _is_about_latency(recommendation) else []
+    metrics += [aim] if aim == "joules_per_token" else []
+    return [*metrics, "peak_bytes"]
+
+
+def _cells(candidate: Candidate, metrics: Iterable[str]) -> list[str]:
+    return [without_unit(metric, candidate.trial.value(metric)) for metric in metrics]
+
+
 def _runners_up(recommendation: Recommendation) -> Table:
-    table = Table("runner-up", "× default", "tokens/s", "peak", "note", box=None, pad_edge=False, header_style="bold")
+    metrics = _columns(recommendation)
+    heads = [HEADS[metric] for metric in metrics]
+    table = Table("runner-up", "× default", *heads, "note", box=None, pad_edge=False, header_style="bold")
     tied = {candidate.configuration for candidate in tie_set(recommendation)}
     for candidate in recommendation.runners_up[:5]:
-        speed = candidate.trial.measurement("tokens_per_s")
-        if candidate.comparison:
-            low, high = candidate.comparison.interval
-            ratio = f"{candidate.comparison.ratio:.2f} ({low:.2f}–{high:.2f})"
-        else:
-            ratio = f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
         note = "within 2 % of the recommendation" if candidate.configuration in tied else ""
         default = recommendation.default
         note = "the default" if default and candidate.configuration == default.configuration else note
-        table.add_row(escape(_words(candidate.configuration)), ratio, f"{speed.median:,.0f}" if speed else "–",
-                      gib(candidate.trial.peak_bytes), note)  # fmt: skip
+        cells = _cells(candidate, metrics)
+        table.add_row(escape(in_words(candidate.configuration)), _ratio_words(candidate), *cells, note)
     return table
 
 
-def _refused(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table:
+def _pareto(recommendation: Recommendation) -> Table:
+    metrics = _columns(recommendation)
+    heads = [HEADS[metric] for metric in metrics]
+    table = Table("no other beats it in speed, memory and quality", "× default", *heads, "against the reference", "tier",
+                  box=None, pad_edge=False, header_style="bold")  # fmt: skip
+    for candidate in recommendation.pareto:
+        quality, tier = candidate.trial.quality, tier_of(candidate.configuration.items(), recommendation.facts)
+        table.add_row(escape(in_words(candidate.configuration)), _ratio_words(candidate), *_cells(candidate, metrics),
+                      quality_words(quality).partition(", top-1")[0] if quality else "–", str(tier))  # fmt: skip
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------ what was refused
+
+
+def refusal_rows(reasons: Iterable[Reason]) -> list[tuple[str, str, str]]:
+    """Return what was refused, the rules and why, a row for all choices that have one reason in common.
+
+    What is the same work as something else (but for what ran as something else, rule E1) is one row, and so is what the
+    caller left out.
+    """
+    groups: dict[tuple[str, ...], list[Reason]] = {}
+    for reason in reasons:
+        if reason.rule == "U0":
+            key: tuple[str, ...] = ("left out",)
+        elif reason.verdict is Verdict.ALIAS and reason.rule != "E1":
+            key = ("alias",)
+        else:
+            key = ("", reason.rule, re.sub(r"\d+(\.\d+)?", "#", reason.text), reason.remedy)
+        groups.setdefault(key, []).append(reason)
+    last = {"left out": 2, "alias": 1}
+    ordered = sorted(groups.items(), key=lambda group: last.get(group[0][0], 0))
+    return [_refusal_row(kind, same) for (kind, *_), same in ordered]
+
+
+def _refusal_row(kind: str, same: Sequence[Reason]) -> tuple[str, str, str]:
+    rules = ", ".join(sorted({reason.rule for reason in same}))
+    names = list(dict.fromkeys(reason.subject for reason in same))
+    if kind == "alias":
+        return f"{len(names)} more", "", f"the same work as another choice ({rules})"
+    if kind == "":
+        names = list(dict.fromkeys(f"{r.subject}{f' ({r.about})' if r.about else ''}" for r in same))
+    why = "left out by --only or --fix" if kind == "left out" else same[0].text
+    return _listed(_without_repeats(names)), rules, why + (f" → {same[0].remedy}" if same[0].remedy else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names that fit into a column, and how many more there are."""
+    shown = names[0]
+    for place, name in enumerate(names[1:], 1):
+        if len(shown) + len(name) > _COLUMN:
+            return f"{shown} and {len(names) - place} more"
+        shown += f", {name}"
+    return shown
+
+
+def _without_repeats(names: Sequence[str]) -> list[str]:
+    """Return subjects ("knob=choice") without a knob that is the same as the one before."""
+    shown: list[str] = []
+    for place, name in enumerate(names):
+        knob = name.partition("=")[0]
+        same = place > 0 and names[place - 1].partition("=")[0] == knob and " " not in name
+        shown.append(name.removeprefix(f"{knob}=") if same else name)
+    return shown
+
+
+def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table:
+    """Return what came to nothing: trials that failed, and what rules refused."""
     table = Table("refused", "rule", "why", box=None, pad_edge=False, header_style="bold")
-    for r in reasons:
-        remedy = f" → {r.remedy}" if r.remedy else ""
-        table.add_row(
-            escape(f"{r.subject} {f'({r.about})' if r.about else ''}".strip()), r.rule, escape(r.text + remedy)
-        )
-    for t in failures:
-        table.add_row(escape(_words(t.requested)), str(t.outcome), escape(t.reason[:300]))
+    for trial in failures:
+        table.add_row(escape(in_words(trial.requested)), str(trial.outcome), escape(trial.reason[:300]))
+    for row in refusal_rows(reasons):
+        table.add_row(*map(escape, row))
     return table
 
 
-def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool) -> None:
-    """Print a recommendation for people."""
+def _tried(recommendation: Recommendation) -> str:
+    if recommendation.admissible is None:
+        return f"{recommendation.tried} configurations tried"
+    return f"{recommendation.tried} of {recommendation.admissible} admissible configurations tried"
+
+
+def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool, pareto: bool = False) -> None:
+    """Print a recommendation for people. pareto: with what no other beats in speed, memory and quality at once."""
     study, out = recommendation.study, console(stderr=stderr)
     when = (study.finished_at or study.started_at).date().isoformat()
     out.print(f"[bold]{escape(recommendation.source.name)}[/] · {escape(str(study.workload))}")
-    out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}\n")
+    out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}")
+    out.print(f"{_tried(recommendation)}\n")
     out.print("[green]▸[/] " + _headline(recommendation))
-    out.print("  " + _evidence(recommendation.chosen) + f"\n  quality tier: {recommendation.tier}")
+    out.print("  " + escape(_evidence(recommendation)) + f"\n  quality tier: {recommendation.tier}")
     for note in recommendation.notes:
         out.print(f"  [yellow]note:[/] {escape(note)}")
     out.print()
@@ -232,98 +336,11 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
     batching = batching_words(recommendation.configuration, recommendation.facts)
     out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
+    if pareto:
+        out.print(_pareto(recommendation))
+        out.print()
     if recommendation.runners_up:
         out.print(_runners_up(recommendation))
         out.print()
     if recommendation.refusals or recommendation.failures:
-        out.print(_refused(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))
-
-
-class Progress:
-    """The live bar of a tune on stderr; on a pipe one line per trial instead."""
-
-    def __init__(self, job: Job) -> None:
-        """Show nothing yet."""
-        self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
-        self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
-        self.best, self.default_speed, self.admissible, self.confirming = "", 0.0, 0, ""
-        self._status: Any = None
-
-    def __enter__(self) -> Self:
-        """Start the bar."""
-        self.console.print(f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
-                           f"{escape(self.job.machine.environment.device_name)}")  # fmt: skip
-        if self.console.is_terminal:
-            self._status = self.console.status("starting")
-            self._status.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take the bar away."""
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the bar away; what was printed above it stays."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """Show an event of the tuning or its worker."""
-        kind = event["event"]
-        if kind == "stage":
-            self.stage = event["stage"]
-            if self.stage.startswith("waiting"):
-                self.console.print(f"[yellow]{escape(self.stage)}[/]")
-        elif kind == "study":
-            self.admissible = len(event["space"].admissible)
-            refused = len({reason.rule for reason in event["space"].refusals})
-            self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
-            if event["trials"]:
-                self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
-            stored = [t for t in event["trials"] if t.requested == event["space"].baseline and t.tokens_per_s]
-            self.default_speed = stored[0].tokens_per_s if stored else 0.0
-        elif kind == "start":
-            block = f", block {event['block']} of the confirmation" if event["block"] else ""
-            self.running = _words(event["configuration"]) + block
-        elif kind == "hopeless":
-            self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
-        elif kind == "trial":
-            self._finished(event["trial"], event["best"])
-        if self._status is not None:
-            self._status.update(self._line())
-
-    def _finished(self, trial: Trial, best: Trial | None) -> None:
-        self.done += 1
-        speed = trial.measurement("tokens_per_s")
-        if trial.number == 0 and speed:
-            self.default_speed = speed.median
-        words = f"{trial.number:3d}  {_words(trial.requested):48s} "
-        if trial.phase == "confirm":
-            words = f"{trial.number:3d}  {_words(trial.requested):48s} block {trial.block}  "
-        if trial.outcome is Outcome.OK and speed:
-            # Speeds of a block compare with that block's default alone, not with the search's.
-            shown = self.default_speed if trial.phase == "search" else 0.0
-            ratio = f"{speed.median / shown:5.2f} × default" if shown else ""
-            note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
-            self.console.print(f"{escape(words)}{speed.median:12,.0f} tokens/s  {ratio}{note}")
-        else:
-            self.console.print(f"{escape(words)}[red]{trial.outcome}[/] {escape(trial.reason[:200])}")
-        measured = best.measurement("tokens_per_s") if best else None
-        if best and measured:
-            ratio = f", {measured.median / self.default_speed:.2f} × default" if self.default_speed else ""
-            self.best = f"best {_words(best.ran)}: {measured.median:,.0f} tokens/s{ratio}"
-
-    def _line(self) -> str:
-        """The bar: trials done, time left, what runs, best so far."""
-        elapsed_s = time.monotonic() - self.began
-        if self.job.budget.seconds is not None:
-            left = f"{max(self.job.budget.seconds - elapsed_s, 0):.0f} s left"
-        elif self.done:
-            todo = min(self.job.budget.trials or self.admissible + 1, self.admissible + 1)
-            left = f"about {max(todo - self.done, 0) * elapsed_s / self.done:.0f} s left in the search"
-        else:
-            left = f"{elapsed_s:.0f} s"
-        return escape(
-            f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else "")
-        )
+        out.print(refused_table(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))

@@ -28,7 +28,10 @@ FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weigh
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study with all that says what it was about; `facts` come from any model of the same architecture."""
+    """A study with all that says what it was about; `facts` come from any model of the same architecture.
+
+    admissible: how many configurations could be tried, None where that was not stored.
+    """
 
     id: int
     environment: Environment
@@ -42,6 +45,7 @@ class StudyRecord:
     finished_at: datetime | None
     facts: ModelFacts | None
     workload_key: str
+    admissible: int | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ nouns to rows
@@ -201,6 +205,10 @@ FROM comparisons c
   JOIN configurations b ON b.id = c.baseline_id
 WHERE c.study_id = :study ORDER BY c.id""")
 
+_CEILINGS = text("""SELECT c.payload FROM ceilings c
+  JOIN environments e ON e.id = c.environment_id
+WHERE e.key = :environment""")
+
 _REFUSALS = text(
     "SELECT rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study ORDER BY id"
 )
@@ -208,7 +216,7 @@ _REFUSALS = text(
 
 @cache
 def _studies_where(where: str) -> TextualSelect:
-    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, m.name, m.weights_digest,
+    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
   COALESCE(m.facts, (
     SELECT o.facts FROM models o
@@ -259,6 +267,7 @@ def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
         finished_at=row.finished_at,
         facts=_facts(row.facts),
         workload_key=row.workload_key,
+        admissible=row.admissible,
     )
 
 
@@ -300,3 +309,9 @@ def refusals(connection: Connection, study_id: int) -> list[Reason]:
     """Return a study's refusals in the order they were saved."""
     read = connection.execute(_REFUSALS, {"study": study_id})
     return [Reason(r.rule, Verdict(r.verdict), r.reason, r.remedy, r.about, r.subject) for r in read]
+
+
+def ceilings(connection: Connection, environment_key: str) -> dict[str, Any] | None:
+    """Return what plain work reaches in an environment, or None."""
+    payload = connection.execute(_CEILINGS, {"environment": environment_key}).scalar()
+    return None if payload is None else dict(json.loads(payload))

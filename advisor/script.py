@@ -99,7 +99,8 @@ def collate_source(configuration: Configuration, facts: ModelFacts) -> str:
 
 def batching_words(configuration: Configuration, facts: ModelFacts) -> str:
     """Return the batching a configuration needs, in a sentence."""
-    size = f"{configuration['batch']} sequences a batch; " if "batch" in configuration else ""
+    count = configuration.get("batch", "")
+    size = f"{count} sequence{'s' if count != '1' else ''} a batch; " if count else ""
     if configuration["packing"].startswith("packed"):
         masked = collate_name(configuration, facts) == "collate_packed_masked"
         mask = "a float mask that keeps sequences apart" if masked else "no attention_mask"

@@ -1,16 +1,15 @@
-"""Which configuration next: the one that promises most, by a model of speed that is rebuilt from the stored trials.
+"""Which configuration next: the one that promises most for its time, by a model rebuilt from the stored trials.
 
 Optuna is the engine and holds no state of ours: an in-memory study is made from the trials each time, so that a killed
 tune goes on and several workers can share one study. The sampler is our own. TPE repeats points on a small categorical
-space, can't be told what arithmetic says of a configuration, and a failure teaches it nothing; on recorded landscapes it
-did not beat the order of the prior (benchmarks/replay.py prints the comparison). GPSampler needs torch, and knows neither
-that some combinations are not admissible.
+space, can't be told what arithmetic says of a configuration, and learns nothing from a failure; GPSampler needs torch, and
+does not know that some combinations are not admissible. benchmarks/replay.py compares them on recorded landscapes.
 
 The model: log(value) = log(predicted cost) + an effect of each choice + an effect of each pair of choices + a rest, all
-normal (a Gaussian process with a kernel that counts shared choices; Rasmussen and Williams, "Gaussian Processes for
-Machine Learning", section 2.2). How wrong the prediction is, is not known before: three sizes of the effects are weighed
-by how well each explains what was measured. What was learned on another workload enters as a second, correlated process
-(the same book, section 9.1), and how much it counts is weighed in the same way, so that a neighbour of no use is ignored.
+normal (a Gaussian process whose kernel counts shared choices; Rasmussen and Williams, "Gaussian Processes for Machine
+Learning", section 2.2). How wrong the prediction is, is not known before: three sizes of the effects are weighed by how
+well each explains what was measured. What was learned on another workload enters as a second, correlated process, and how
+much it counts is weighed in the same way, so that a neighbour of no use is ignored.
 """
 
 from __future__ import annotations
@@ -49,14 +48,19 @@ TRANSFERS = (0.0, 0.5, 0.9)
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
 
-#: The search may end when the chance that anything left is better by more than the tie zone is below this.
-CHANCE = 0.05
+#: The search may end when the chance that anything left is better by more than the tie zone is below this. The model is
+#: surer of itself than it should be where predictions are bad: of 40 made-up landscapes of that kind 3 ended too early at
+#: 5 %, 2 at 2 %; where they are as good as is assumed, 3 of 120 and 1.
+CHANCE = 0.02
 
 #: But not before so many were measured: fewer do not show how wrong the prediction is.
 LEAST_TRIALS = 5
 
 #: Proposals that promise at least this share of the best one's gain are as good as it; the seed picks one.
-_AS_GOOD = 0.95
+_AS_GOOD = 0.99
+
+#: Standard deviation of a trial's log seconds beside what its choices explain: some load the model, some find it loaded.
+_SECONDS_NOISE = 0.2
 
 #: Standard deviation of the level that predictions are off by as a whole: wide, for their unit is none.
 _LEVEL = 5.0
@@ -182,16 +186,20 @@ class PosteriorSampler(BaseSampler):
 
 @dataclass(frozen=True)
 class _Told:
-    """What the study's trials say: log values (less is better), what is running, what came to nothing, the best value."""
+    """What the study's trials say: log values (less is better), log seconds that trials took, what is running, what failed.
+
+    best: the least log value of what may be recommended; infinite where there is none.
+    """
 
     values: tuple[tuple[Configuration, float], ...]
+    seconds: tuple[tuple[Configuration, float], ...]
     running: tuple[Configuration, ...]
     failed: tuple[Configuration, ...]
     best: float
 
     @classmethod
     def of(cls, trials: Iterable[FrozenTrial]) -> _Told:
-        values, running, failed, best = [], [], [], math.inf
+        values, seconds, running, failed, best = [], [], [], [], math.inf
         for trial in trials:
             configuration = Configuration.of({knob: str(choice) for knob, choice in trial.params.items()})
             if trial.state is TrialState.RUNNING:
@@ -201,7 +209,9 @@ class _Told:
             else:
                 values.append((configuration, trial.value))
                 best = min(best, trial.value) if trial.user_attrs["counts"] else best
-        return cls(tuple(values), tuple(running), tuple(failed), best)
+            if trial.user_attrs.get("seconds"):
+                seconds.append((configuration, math.log(trial.user_attrs["seconds"])))
+        return cls(tuple(values), tuple(seconds), tuple(running), tuple(failed), best)
 
 
 @dataclass(frozen=True)
@@ -229,10 +239,11 @@ class _Model:
         self._warm = [(configuration, -math.log(ratio)) for configuration, ratio in warm.items() if ratio > 0]
 
     def promises(self, told: _Told) -> Array:
-        """Return what each candidate promises: the expected improvement over the best, times the chance that it runs.
+        """Return what each candidate promises: the expected improvement per second, times the chance that it runs.
 
-        Expected improvement in log(value) (Jones, Schonlau and Welch 1998, equation 15), as a mean over the hypotheses. While
-        there is nothing to improve on, the expected speed.
+        Expected improvement of log(value) (Jones, Schonlau and Welch 1998, equation 15), as a mean over the hypotheses, per
+        second that the trial is expected to take (Snoek, Larochelle and Adams 2012, section 3.2). While there is nothing to
+        improve on, the expected speed.
         """
         beliefs = self.beliefs(told)
         if math.isinf(told.best):
@@ -244,27 +255,48 @@ class _Model:
             z = (told.best - belief.mean) / belief.deviation
             density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
             gains += belief.weight * belief.deviation * (z * _below(z) + density)
-        return gains * self.chances(told)
+        return gains * self.chances(told) / self.seconds(told)
+
+    def seconds(self, told: _Told) -> Array:
+        """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
+
+        Some choices cost minutes before the first round (compilation), and trials are not all equally long without them.
+        """
+        if not told.seconds:
+            return np.ones(len(self.candidates))
+        observed = [configuration for configuration, _ in told.seconds]
+        logs = np.array([seconds for _, seconds in told.seconds])
+        among, across = _kernel(observed, observed), _kernel(self.candidates, observed)
+        root = np.linalg.cholesky(among + _SECONDS_NOISE**2 * np.eye(len(observed)))
+        weights = np.linalg.solve(root.T, np.linalg.solve(root, logs - logs.mean()))
+        expected: Array = np.exp(np.clip(logs.mean() + across @ weights, logs.min(), logs.max()))
+        return expected
 
     def chance_of_better(self, told: _Told) -> float:
         """Return how likely any candidate is to beat the best by more than the tie zone, each on its own account."""
-        goal, chances, none = told.best - math.log1p(TIE_ZONE), self.chances(told), 0.0
+        goal, chances, none = told.best - math.log1p(TIE_ZONE), self.chances(told, most=True), 0.0
         for belief in self.beliefs(told):
             none += belief.weight * float(np.prod(1 - chances * _below((goal - belief.mean) / belief.deviation)))
         return 1 - none
 
-    def chances(self, told: _Told) -> Array:
+    def chances(self, told: _Told, *, most: bool = False) -> Array:
         """Return how likely each candidate is to run, as itself, and to be usable: [candidates].
 
-        What failed has something that does: each choice and each pair of choices is as likely to work as the share of its
-        trials that did, one success added; the worst one of a configuration counts.
+        Something about a failure is to blame, a choice or a pair of them: a configuration's chance is that of all its
+        choices together, times that of its worst pair. most: that of the worst choice or pair alone, which is the most that
+        can be said for it: a search is not to end because of what might fail.
         """
         bad = Counter(pair for configuration in told.failed for pair in _pairs(configuration))
-        good = Counter(pair for configuration, _ in told.values for pair in _pairs(configuration) if pair in bad)
-        return np.array([
-            min(((good[p] + 1) / (good[p] + bad[p] + 1) for p in _pairs(c) if p in bad), default=1.0)
-            for c in self.candidates
-        ])  # fmt: skip
+        worked = [configuration for configuration, _ in told.values if configuration not in told.failed]
+        good = Counter(pair for configuration in worked for pair in _pairs(configuration) if pair in bad)
+        works = {pair: _share(good[pair], failures, least=not most) for pair, failures in bad.items()}
+        chances = np.ones(len(self.candidates))
+        for number, candidate in enumerate(self.candidates):
+            blamed = [pair for pair in _pairs(candidate) if pair in works]
+            alone = [works[one, other] for one, other in blamed if one == other]
+            pairs = [works[one, other] for one, other in blamed if one != other]
+            chances[number] = min([*alone, *pairs, 1.0]) if most else math.prod(alone) * min([*pairs, 1.0])
+        return chances
 
     def beliefs(self, told: _Told) -> list[_Belief]:
         """Return the hypotheses, weighed. What is running is taken to come out at its mean: only the doubt shrinks."""
@@ -283,7 +315,7 @@ class _Model:
         prior = np.array([self._prior(configuration) for configuration in candidates])
         here = np.array([True] * len(rows) + [False] * len(self._warm), dtype=bool)
         among, across = _kernel(observed, observed), _kernel(candidates, observed)
-        own = float(_kernel(candidates[:1], candidates[:1])[0, 0])
+        alone = float(_kernel(candidates[:1], candidates[:1])[0, 0])
         found = []
         for scale in SCALES:
             for transfer in TRANSFERS if self._warm else (0.0,):
@@ -292,7 +324,7 @@ class _Model:
                 root = np.linalg.cholesky(covariance + NOISE**2 * np.eye(len(observed)))
                 towards = scale**2 * across * np.where(here, 1.0, transfer) + _LEVEL**2 * here
                 white, projected = np.linalg.solve(root, errors), np.linalg.solve(root, towards.T)
-                variance = scale**2 * own + _LEVEL**2 - (projected**2).sum(axis=0)
+                variance = scale**2 * alone + _LEVEL**2 - (projected**2).sum(axis=0)
                 evidence = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
                 found.append((evidence, prior + projected.T @ white, np.sqrt(np.maximum(variance, 1e-12))))
         most = max(evidence for evidence, _, _ in found)
@@ -327,6 +359,14 @@ def _pairs(configuration: Configuration) -> list[tuple[tuple[str, str], tuple[st
     return list(combinations_with_replacement(configuration.choices, 2))
 
 
+def _share(good: int, bad: int, *, least: bool) -> float:
+    """Return how likely something is to work: the share of the times that it did, one success added.
+
+    least: where it never did, half for each failure, because it most likely never will.
+    """
+    return 0.5**bad if least and not good else (good + 1) / (good + bad + 1)
+
+
 def _below(z: Array) -> Array:
     """Return the standard normal distribution function."""
     return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
@@ -346,18 +386,25 @@ def _frozen(
     Both, where something else ran than was asked for, or where it may not be recommended: the figures count, and more of
     the same is not worth trying. A trial that was stopped early has a value and is never the best.
     """
+    seconds = {"seconds": trial.wall_s}
 
-    def told(configuration: Configuration, state: TrialState, **more: Any) -> FrozenTrial:
+    def told(configuration: Configuration, state: TrialState, value: float | None = None, **words: Any) -> FrozenTrial:
         known = space or {knob: CategoricalDistribution([choice]) for knob, choice in configuration.items()}
         distributions = {knob: known[knob] for knob in configuration}
-        return create_trial(state=state, params=dict(configuration), distributions=distributions, **more)
+        return create_trial(
+            state=state, params=dict(configuration), distributions=distributions, value=value, user_attrs=words
+        )
 
     if trial.outcome is Outcome.RUNNING:
         return [told(trial.requested, TrialState.RUNNING)]
     score = trial.score(aim)
     if trial.outcome.is_failure or score <= 0:
-        return [told(trial.requested, TrialState.FAIL)]
+        return [told(trial.requested, TrialState.FAIL, **seconds)]
     counts = trial.outcome is Outcome.OK and (usable is None or usable(trial))
-    measured = told(trial.ran, TrialState.COMPLETE, value=-math.log(score), user_attrs={"counts": counts})
-    came_out = trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED)
-    return [measured] if came_out else [measured, told(trial.requested, TrialState.FAIL)]
+    value = -math.log(score)
+    if trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED):
+        return [told(trial.ran, TrialState.COMPLETE, value, counts=counts, **seconds)]
+    return [
+        told(trial.ran, TrialState.COMPLETE, value, counts=counts),
+        told(trial.requested, TrialState.FAIL, **seconds),
+    ]

@@ -15,13 +15,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from advisor import probe
 from advisor.chart import bar_chart
 from advisor.configuration import Configuration
-from advisor.environment import Environment
+from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
 from advisor.knobs import Reason, baseline_choices
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
-from advisor.model import ModelFacts
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Budget, Objective, Tier
 from advisor.runner import Runner
 from advisor.space import useful_operations
 from advisor.store import Store
@@ -122,9 +124,17 @@ class Ratio:
 
     def __str__(self) -> str:
         """Return it for people; one that is a hint begins with ≈."""
-        if self.interval is None:
-            return f"≈{self.value:.2f}"
-        return f"{self.value:.2f} ({self.interval[0]:.2f}–{self.interval[1]:.2f})"
+        return f"≈{self.value:.2f}" if self.interval is None else f"{self.value:.2f} ({self.span})"
+
+    @property
+    def span(self) -> str:
+        """The interval, or that there is none."""
+        return f"{self.interval[0]:.2f}–{self.interval[1]:.2f}" if self.interval else "single runs, not confirmed"
+
+    def beside(self, other: str) -> str:
+        """Return it within a sentence: "3.66 × as fast as eager (3.64–3.68)", and whether it can be told from 1."""
+        tie = ", which is no difference that can be told" if self.interval and self.is_tie else ""
+        return f"{self.value:.2f} × as fast as {other} ({self.span}){tie}"
 
 
 @dataclass(frozen=True)
@@ -227,6 +237,30 @@ class CaseResult:
 _PAIRS = ((_FLASH, _EAGER), (_FLASH, _DEFAULT), (_DEFAULT, _EAGER), (_RECOMMENDED, _EAGER), (_RECOMMENDED, _DEFAULT))
 
 
+def machine_for(device: str | None, threads: int = 1, *, own: bool = True) -> Machine:
+    """Return the device to measure on. own: the model and the cases are the advice's own, which need a GPU.
+
+    Raises BadInput where there is no GPU: the claim is about GPUs, and a CPU is for trying the command out.
+    """
+    machine = probe.machine(device, threads)
+    if machine.problem:
+        raise BadInput(machine.problem, machine.remedy)
+    if not machine.environment.is_cuda and device is None:
+        raise BadInput("the advice is about GPUs, and there is none here that torch can use",
+                       "advisor probe says why; --device cpu with --model and --case tries the command out")  # fmt: skip
+    if not machine.environment.is_cuda and own:
+        raise BadInput("the advice's own cases need a GPU", "on a CPU give --model and --case")
+    return machine
+
+
+def jobs(
+    source: ModelSource, machine: Machine, budget: Budget, batches: int, timeout_s: float = 600.0
+) -> Callable[[Case], Job]:
+    """Return what makes the job of a case: within the tier exact, for the advice was about speed alone."""
+    objective = Objective(quality=Tier.EXACT)
+    return lambda case: Job(source, case.workload(batches), objective, budget, machine, trial_timeout_s=timeout_s)
+
+
 def reproduce(
     cases: Sequence[Case], make_job: Callable[[Case], Job], store: Store, runner: Runner, listen: Listener
 ) -> list[CaseResult]:
@@ -279,8 +313,8 @@ def table(results: Sequence[CaseResult]) -> str:
         for role, configuration in result.roles.items():
             held.setdefault(configuration, []).append(role)
         for configuration, roles in held.items():
-            marks = [f"({mark})" for role, mark in ((_DEFAULT, "default"), (_RECOMMENDED, "advised")) if role in roles]
-            name = " ".join([_label(result, configuration), *marks])
+            marks = ", ".join(role for role in roles if role in (_DEFAULT, _RECOMMENDED))
+            name = _label(result, configuration) + (f" ({marks})" if marks else "")
             lines += _row(result, name, roles[0])
         lines.append("")
     return "\n".join(lines)
@@ -308,36 +342,25 @@ def _words(result: CaseResult) -> str:
     ratio, reason = result.ratio(_FLASH, _EAGER), result.why_not(_FLASH) or result.why_not(_EAGER)
     if ratio is None:
         return f"{result.case}: the claim can't be judged here: {textwrap.shorten(reason, 300, placeholder='…')}."
-    text = f"{result.case}: flash_attention_2 is {ratio} × as fast as eager attention: {_gain(ratio)}."
+    text = f"{result.case}: flash_attention_2 is {ratio.beside('eager attention')}."
     promise = PROMISES.get((result.case.longest, result.case.padding))
     if promise is not None:
         text += f" The advice promised {promise.words}: {_held(ratio, promise)}."
     over = result.ratio(_FLASH, _DEFAULT)
     if over is not None and result.roles[_DEFAULT] != result.roles[_EAGER]:
-        text += f" Over today's default, {result.roles[_DEFAULT]['attention']}, it is {over} ×: {_gain(over)}."
-    return f"{text} {_advice(result)}".strip()
+        default = f"today's default, {result.roles[_DEFAULT]['attention']}"
+        text += f" It is {over.beside(default)}."
+    return f"{text} {_advice(result)}"
 
 
 def _advice(result: CaseResult) -> str:
     best = result.ratio(_RECOMMENDED, _EAGER)
-    if _RECOMMENDED not in result.roles or best is None:
+    if best is None:
         return "Nothing can be recommended."
     label = _label(result, result.roles[_RECOMMENDED])
     if result.roles[_RECOMMENDED] == result.roles[_DEFAULT]:
-        return f"The default stays ({result.verdict}): {label}, {best} × as fast as eager."
-    return f"Recommended is {label}: {best} × as fast as eager."
-
-
-def _gain(ratio: Ratio) -> str:
-    """Return a ratio in words."""
-    if ratio.interval is None:
-        return "a hint from single runs, not confirmed"
-    if ratio.is_tie:
-        return "no difference that could be told"
-    if ratio.value < 1:
-        return "slower"
-    times = (1.25, "a small gain"), (1.75, "a clear gain"), (2.25, "about twice")
-    return next((words for limit, words in times if ratio.value < limit), f"{ratio.value:.1f} times")
+        return f"The default stays: {label}, {best.beside('eager')}."
+    return f"Recommended is {label}: {best.beside('eager')}."
 
 
 def _held(ratio: Ratio, promise: Promise) -> str:
@@ -358,8 +381,8 @@ def _why(results: Sequence[CaseResult]) -> str:
     if not found:
         return ""
     shares = "; ".join(
-        f"at {result.case.longest} tokens attention is {result.attention_share:.1%} of the operations needed, and "
-        f"flash_attention_2 takes away {max(0.0, 1 - 1 / ratio.value):.0%} of eager's time"
+        f"at {result.case.longest} tokens attention is {100 * result.attention_share:.1f} % of the operations needed, and "
+        f"flash_attention_2 takes away {max(0.0, 100 - 100 / ratio.value):.0f} % of eager's time"
         for result, ratio in found
     )
     return (f"Why: {shares}. Eager attention writes every score to memory and reads it back, which costs far more time "
@@ -374,11 +397,8 @@ def _default_words(results: Sequence[CaseResult]) -> str:
     runs: dict[tuple[str, ...], list[CaseResult]] = {}
     for result in found:
         runs.setdefault(result.kernels, []).append(result)
-    ran = "; ".join(
-        f"{' and '.join(kernels)} at {', '.join(str(r.case.longest) for r in group)} tokens"
-        for kernels, group in runs.items()
-    )
-    text = f"What is called native today is sdpa, not eager. Its kernel here: {ran}."
+    ran = "; ".join(f"{' and '.join(kernels)} at {_lengths(group)} tokens" for kernels, group in runs.items())
+    text = f"Today's default is sdpa, not eager. The kernel that PyTorch picked for it here: {ran}."
     if not any("math" in kernels for kernels in runs):
         return text
     heads = "with this model's single key-value head (multi-query attention) " if found[0].one_kv_head else ""
@@ -387,8 +407,13 @@ def _default_words(results: Sequence[CaseResult]) -> str:
         r for r in found if "math" in r.kernels and (x := r.ratio(_DEFAULT, _EAGER)) and x.value < 1 and not x.is_tie
     ]
     if slower:
-        text += f", and is slower than eager at {', '.join(str(r.case.longest) for r in slower)} tokens"
+        text += f", and is slower than eager at {_lengths(slower)} tokens"
     return f"{text}."
+
+
+def _lengths(results: Sequence[CaseResult]) -> str:
+    *others, last = [str(result.case.longest) for result in results]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def payload(results: Sequence[CaseResult]) -> dict[str, Any]:
@@ -408,7 +433,7 @@ def chart(results: Sequence[CaseResult], model: str) -> str:
     blocks = max((ratio.blocks for row in ratios for ratio in row if ratio), default=0)
     return bar_chart(
         f"{model}: speed over native (eager) attention",
-        [f"{result.case} × {result.case.batch}" for result in results],
+        [f"{result.case.batch} × {result.case}" for result in results],
         ["eager, padded", f"the default ({defaults})", "flash_attention_2, padded", "recommended"],
         [[ratio.value if ratio else None for ratio in row] for row in ratios],
         [[ratio.interval if ratio and role != _EAGER else None for ratio in row]

@@ -6,8 +6,9 @@ quality tier asked for" are the space's. No GPU time is spent, and no torch is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from advisor.configuration import Configuration
@@ -16,7 +17,7 @@ from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts
-from advisor.objective import Objective
+from advisor.objective import Metric, Objective
 from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
 from advisor.workloads.forward import LOGITS
@@ -41,13 +42,15 @@ class Space:
     """What may be run, likeliest first, and what may not.
 
     admissible: configurations in the order of their predicted speed; refusals: one per rule and subject;
-    warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not.
+    warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not. costs: what
+    arithmetic predicts of each and of the baseline, less is better (only for the order of the search).
     """
 
     baseline: Configuration
     admissible: tuple[Configuration, ...]
     refusals: tuple[Reason, ...]
     warnings: tuple[Reason, ...]
+    costs: Mapping[Configuration, float] = field(default_factory=dict)
 
 
 def build_space(facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective,
@@ -79,14 +82,22 @@ def build_space(facts: ModelFacts, workload: Workload, environment: Environment,
         admissible=tuple(ordered),
         refusals=tuple(_telling(refusals.values(), ordered)),
         warnings=tuple(warnings.values()),
+        costs=costs_of([baseline, *ordered], facts, workload, environment, objective.aim),
     )
+
+
+def costs_of(configurations: Iterable[Configuration], facts: ModelFacts, workload: Workload, environment: Environment,
+             aim: Metric) -> dict[Configuration, float]:  # fmt: skip
+    """Return what arithmetic predicts of configurations at an aim: bytes where memory is, else relative time."""
+    predicted = predicted_bytes if aim.metric == "peak_bytes" else predicted_cost
+    return {c: predicted(Situation(c, workload.under(c), environment, facts)) for c in configurations}
 
 
 def _refuses(reason: Reason, objective: Objective) -> bool:
     return reason.verdict.refuses and reason.rule not in objective.ignored_rules
 
 
-def _combinations(workload: Workload, without: Set[str]) -> Iterable[Configuration]:
+def _combinations(workload: Workload, without: AbstractSet[str]) -> Iterable[Configuration]:
     """Yield every configuration for a workload that has none of the choices in `without` ("knob=choice")."""
     knobs = knobs_for(workload)
     tables = ([name for name in knob.choices if f"{knob.name}={name}" not in without] for knob in knobs.values())
@@ -198,8 +209,9 @@ def predicted_cost(situation: Situation) -> float:
     packing = configuration["packing"]
     batches = [[workload.lengths[i] for i in batch] for batch in workload.batches(by_length=packing == "sorted")]
     rate = {knob: choice_of(knob, name).rate(situation) for knob, name in configuration.items()}
-    dense = not tells_sequences_apart(configuration["attention"]) and configuration["attention"] != "flex_attention"
-    if packing.startswith("packed") or configuration["attention"] == "bettertransformer":
+    name = configuration["attention"]
+    dense = not tells_sequences_apart(name) and name not in ("flex_attention", "bettertransformer")
+    if packing.startswith("packed") or name == "bettertransformer":
         tokens = workload.tokens
         pairs = sum(sum(batch) ** 2 if dense else sum(n * n for n in batch) for batch in batches)
     else:

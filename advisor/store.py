@@ -167,11 +167,8 @@ class Store:
 
     def ceilings(self, environment_key: str) -> dict[str, Any] | None:
         """Return what plain work reached in an environment, or None where that was not measured."""
-        of_this = ENVIRONMENTS.c.id == CEILINGS.c.environment_id
-        statement = select(CEILINGS.c.payload).join(ENVIRONMENTS, of_this).where(ENVIRONMENTS.c.key == environment_key)
         with self._database.reading() as connection:
-            found = connection.execute(statement).scalar()
-        return None if found is None else dict(json.loads(found))
+            return rows.ceilings(connection, environment_key)
 
     # -------------------------------------------------------------------------------------------------------- trials
 
@@ -322,13 +319,18 @@ class Store:
         with self._database.reading() as connection:
             return rows.comparisons(connection, study_id)
 
-    def save_refusals(self, study_id: int, reasons: Iterable[Reason]) -> None:
-        """Store these as the study's refusals, instead of what was stored: a row per subject, about and rule."""
+    def save_refusals(self, study_id: int, reasons: Iterable[Reason], admissible: int | None = None) -> None:
+        """Store these as the study's refusals, instead of what was stored: a row per subject, about and rule.
+
+        admissible: how many configurations they leave, where the study is to say so from now on.
+        """
         values = {(r.subject, r.about, r.rule): {"study_id": study_id, **rows.refusal_values(r)} for r in reasons}
         with self._database.writing() as connection:
             connection.execute(delete(REFUSALS).where(REFUSALS.c.study_id == study_id))
             if values:
                 connection.execute(insert(REFUSALS), list(values.values()))
+            if admissible is not None:
+                connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(admissible=admissible))
 
     def refusals(self, study_id: int) -> list[Reason]:
         """Return the study's refusals in the order they were saved."""

@@ -6,7 +6,6 @@ the default itself where nothing is clear of a tie.
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +93,11 @@ class Recommendation:
     ceilings: Mapping[str, float] | None = None
     tried: int = 0
     admissible: int | None = None
+
+    def __str__(self) -> str:
+        """Return it in a line."""
+        ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
+        return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio})"
 
     @property
     def configuration(self) -> Configuration:
@@ -349,7 +353,7 @@ def _nearest(
     neighbours = store.neighbours(source.architecture_key)
     if neighbours:
         elsewhere = {s.id: s.environment_key != here.key if on is None else not _is_on(s, on) for s in neighbours}
-        nearest = min(neighbours, key=lambda s: (_distance(s.workload, workload), elsewhere[s.id]))
+        nearest = min(neighbours, key=lambda s: (s.workload.distance(workload), elsewhere[s.id]))
         differences = _differences(nearest.workload, workload)
         if elsewhere[nearest.id]:
             differences += _elsewhere(nearest.environment, here) if on is None else [f"device (not {on})"]
@@ -381,19 +385,14 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
 
 
-def _distance(a: Workload, b: Workload) -> float:
-    """Distance in log tokens a batch, log longest sequence, padding, and what is asked for (measurement.md, C.4)."""
-    pairs = [(a.size * max(a.lengths), b.size * max(b.lengths)), (max(a.lengths), max(b.lengths))]
-    return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
-
-
 def _differences(other: Workload, workload: Workload) -> list[str]:
     """Return what differs between a workload that was measured and the one asked for; nothing where they are the same."""
+    there, here = other.dealt, workload.dealt
     found = [
         f"{name} ({theirs}, not {ours})"
         for name, theirs, ours in (
             ("longest sequence", max(other.lengths), max(workload.lengths)),
-            ("padding", round(other.padding, 2), round(workload.padding, 2)),
+            ("padding", round(there.padding, 2), round(here.padding, 2)),
             ("batch", other.batch or "auto", workload.batch or "auto"),
             ("output", other.output, workload.output),
             ("number of sequences", len(other.lengths), len(workload.lengths)),

@@ -22,7 +22,7 @@ from advisor.workloads import Workload
 BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
 
 _PACKAGES = {"torch": "2.11.0", "transformers": "5.17.0", "accelerate": "1.15.0", "bitsandbytes": "0.50.2"}
-_ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.10.0", "torchao": "0.14.0"}
+_ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.14.0"}
 
 #: The machines that have a column, with every package that a choice can need.
 MACHINES = {
@@ -35,6 +35,8 @@ MACHINES = {
 _OTHERS = (
     replace(MACHINES["NVIDIA H200"], packages={}),
     replace(MACHINES["NVIDIA H200"], packages={**_PACKAGES, "flash-attn": "2.3.3"}),
+    replace(MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0"}),
+    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
     replace(MACHINES["T4"], compute_capability=(7, 0)),
     replace(MACHINES["T4"], compute_capability=(5, 2)),
 )
@@ -51,8 +53,9 @@ _MODELS = (
     replace(_LLAMA, checkpoint_dtype="float16", head_dim=320, softcap=True),
     replace(_LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
     replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
-    replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="gptq"),
+    replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
     replace(_LLAMA, linear_parameters=0, switches_attention=False),
+    replace(_LLAMA, head_dim=192, sliding_window=16),
     replace(
         _LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
     ),
@@ -97,7 +100,7 @@ def _choices() -> list[Choice]:
 
 def _situations() -> Iterator[Situation]:
     """Yield every pair of choices, the other knobs as they are by default, for every model and workload on every machine."""
-    for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:2])):
+    for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:4])):
         default = Configuration.of(baseline_choices(facts, workload))
         for one, other in combinations(knobs_for(workload).values(), 2):
             for first, second in product(one.choices, other.choices):

@@ -20,13 +20,13 @@ from typing import Any
 from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible
-from advisor.knobs import Reason, Verdict
+from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Metric, Objective
 from advisor.runner import Runner, read_facts
-from advisor.search import ask
-from advisor.space import MEMORY_SHARE, Space, build_space, recommendable, weight_bytes
+from advisor.search import ask, exhausted, surprises
+from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, recommendable, weight_bytes
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
@@ -90,6 +90,7 @@ class Tuning:
     aliases: list[Reason] = field(default_factory=list)
     reference: str = ""
     first: int = 0
+    warm: Mapping[Configuration, float] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[Trial]:
@@ -99,6 +100,10 @@ class Tuning:
             for trial in self.store.trials(self.study)
             if trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
         ]
+
+    def usable(self, trial: Trial) -> bool:
+        """Whether a trial may be recommended."""
+        return recommendable(trial, self.job.objective, self.facts)
 
     @property
     def lease_s(self) -> float:
@@ -128,20 +133,21 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     listen({"event": "stage", "stage": "reading the model"})
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
-    refuse_too_large(job, facts, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     store.save_facts(job.source, facts)
     aliases = [
         reason for reason in store.refusals(study) if reason.rule == "E1"
     ]  # of a tune that this one goes on with
-    store.save_refusals(study, [*space.refusals, *aliases])
+    store.save_refusals(study, [*space.refusals, *aliases], len(space.admissible))
     listen({"event": "study", "space": space, "trials": store.trials(study)})
     state = "interrupted"
     try:
+        refuse_too_large(job, facts, space)
         _measure_ceilings(job, store, runner, listen)
         with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
             tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
             tuning.first = len(store.trials(study))
+            tuning.warm = _warm(job, store, facts, study)
             _resume(tuning)
             _search(tuning)
             _confirm(tuning)
@@ -161,18 +167,13 @@ def facts_for(job: Job, runner: Runner) -> ModelFacts:
 
 
 def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
-    """Raise NothingAdmissible where memory alone refuses everything: before a trial runs out of it one by one."""
+    """Raise NothingAdmissible where nothing fits on this device: before one trial after another runs out of its memory."""
     reasons = [reason for reason in space.refusals if reason.rule == "M1"]
-    if space.admissible or not reasons:
-        return
     device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
-    if needed > MEMORY_SHARE * device.memory_bytes:
-        raise NothingAdmissible([
-            f"the weights alone are {needed / 2**30:.1f} GiB, and {device.device_name} has "
-            f"{device.memory_bytes / 2**30:.1f} GiB: this model needs more than one GPU, and advisor tunes for one",
-            *(f"{r.subject}: {r.rule} {r.text}" for r in reasons),
-        ])  # fmt: skip
-    raise NothingAdmissible([f"{r.subject} {r.about}: {r.rule} {r.text}" for r in reasons])
+    if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
+        sizes = f"{needed / 2**30:.1f} GiB, and {device.device_name} has {device.memory_bytes / 2**30:.1f} GiB"
+        text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
+        raise NothingAdmissible([text, *(f"{r.subject}: {r.rule} {r.text}" for r in reasons)])
 
 
 def _measure_ceilings(job: Job, store: Store, runner: Runner, listen: Listener) -> None:
@@ -200,12 +201,64 @@ def _search(tuning: Tuning) -> None:
             _trial(tuning, configuration)
     while (left := _trials_left(tuning)) > 0 and not _hopeless(tuning):
         trials = [trial for trial in tuning.trials if trial.phase == "search"]
-        configuration = ask(_not_beyond_memory(tuning, trials), trials, left, tuning.job.seed)
-        if configuration is None:
+        proposal = _proposal(tuning, trials, left)
+        if proposal is None:
             break
-        _trial(tuning, configuration)
+        _trial(tuning, proposal)
         if tuning.is_over:
             break
+
+
+def _proposal(tuning: Tuning, trials: Sequence[Trial], left: int) -> Configuration | None:
+    """Return what to try next, None where everything was tried or the rest is not worth the time."""
+    admissible, job = _not_beyond_memory(tuning, trials), tuning.job
+    if job.budget.exhaustive:
+        return _next_of_all(admissible, trials)
+    if _is_enough(tuning, trials):
+        return None
+    return ask(admissible, trials, left, job.seed, aim=job.objective.aim, costs=tuning.space.costs, warm=tuning.warm,
+               usable=tuning.usable)  # fmt: skip
+
+
+def _is_enough(tuning: Tuning, trials: Sequence[Trial]) -> bool:
+    """Whether the search may end although there is time: what is left will most likely not be better. Says so."""
+    if tuning.job.budget.trials is not None:
+        return False
+    aim = tuning.job.objective.aim
+    enough = exhausted(tuning.space.admissible, trials, aim=aim, costs=tuning.space.costs, warm=tuning.warm,
+                       usable=tuning.usable)  # fmt: skip
+    left = len(set(tuning.space.admissible) - {trial.requested for trial in trials})
+    if enough and left:
+        tuning.listen({"event": "enough", "left": left})
+    return enough
+
+
+def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
+    """Return what the nearest workload that was measured here teaches of configurations; nothing where there is none."""
+    here, aim = job.machine.environment, job.objective.aim
+    known = [s for s in store.neighbours(job.source.architecture_key)
+             if s.id != study and s.environment_key == here.key and s.workload != job.workload]  # fmt: skip
+    if not known:
+        return {}
+    nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
+    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id)]
+    fitting = [t for t in trials if set(t.requested) == set(knobs_for(nearest))]
+    configurations = {c for t in fitting for c in (t.requested, t.ran)}
+    offered = [c for c in configurations if all(name in KNOBS[knob].choices for knob, name in c.items())]
+    return surprises(fitting, aim, costs_of(offered, facts, nearest, here, aim))
+
+
+def _next_of_all(admissible: Sequence[Configuration], trials: Sequence[Trial]) -> Configuration | None:
+    """Return one that was not tried: with the weights that are loaded now if there is one, for loading costs most."""
+    seen = {trial.requested for trial in trials}
+    fresh = [configuration for configuration in admissible if configuration not in seen]
+    loaded = _weights(trials[-1].requested) if trials else None
+    return next((c for c in fresh if _weights(c) == loaded), fresh[0] if fresh else None)
+
+
+def _weights(configuration: Configuration) -> tuple[tuple[str, str], ...]:
+    """Return the choices that the loaded weights depend on."""
+    return tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or KNOBS[k].choices[v].own_load)
 
 
 def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configuration]:
@@ -387,7 +440,7 @@ def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str,
     """Turn a worker's result into a trial."""
     effective = Configuration.of(result["effective"]) if result.get("effective") else None
     rounds = result.get("rounds")
-    measurements = _measurements(tuning.job.workload, rounds, phase) if rounds else ()
+    measurements = measurements_of(tuning.job.workload, rounds, phase) if rounds else ()
     reused = None
     if rounds is None and effective is not None and Outcome(result["outcome"]) is Outcome.OK:
         source = next(t for t in tuning.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
@@ -402,7 +455,8 @@ def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str,
     )  # fmt: skip
 
 
-def _measurements(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
+def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
+    """Return what is stored of a worker's rounds."""
     state = {"after_each_round": rounds["states"], "discarded": rounds["discarded"]}
     wall_s = tuple(rounds["wall_s"])
     found = [

@@ -22,9 +22,19 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import advisor as package
-from advisor import probe
+from advisor import probe, report
+from advisor.arguments import (
+    budget_of,
+    build_parser,
+    lengths_of,
+    objective_of,
+    parse_duration,
+    parse_latency,
+    parse_size,
+    parse_trial,
+)
 from advisor.checkpoint import find_model
-from advisor.cli import _objective, _workload, build_parser, parse_duration, parse_size, run
+from advisor.cli import run
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import BadInput
@@ -32,8 +42,12 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.progress import Progress
+from advisor.space import Space
 from advisor.store import Store
+from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
+from advisor.tune import Job
 from advisor.workloads import Workload
 
 ROOT = Path(package.__file__).parent.parent
@@ -180,6 +194,95 @@ def test_bad_input_is_told_in_one_line(advisor: Command, tmp_path: Path, case: s
 
     assert words in line_of(advisor(*arguments), 2)
     assert tree(tmp_path) == before
+
+
+#: The same of what can be told from the words alone, or from the model's files: no process of their own is needed.
+TOLD = {
+    "batch in words": (["tune", MODEL, "--batch", "some"], "--batch: must be a whole number or auto, not 'some'"),
+    "batch auto of no batches": (["tune", MODEL, "--batch", "auto", "--batches", "0"], "must be at least 1, not 0"),
+    "lengths twice": (["tune", MODEL, "--lengths-from", "a.txt", "--lengths", "8"], "goes without --lengths and --padding"),
+    "file and padding": (["suggest", MODEL, "--lengths-from", "a.txt", "--padding", "0.3"], "goes without --lengths"),
+    "file and batch 0": (["suggest", MODEL, "--lengths-from", "a.txt", "--batch", "0"], "must be at least 1, not 0"),
+    "file and batches 0": (["suggest", MODEL, "--lengths-from", "a.txt", "--batches", "0"], "must be at least 1, not 0"),
+    "no file": (["tune", MODEL, "--device", "cpu", "--lengths-from", "./a.txt"], "./a.txt: No such file or directory"),
+    "no kind of file": (["suggest", MODEL, "--lengths-from", "a.parquet"], "a .txt file has one text a line"),
+    "file without tokenizer": (["suggest", f"{MODEL}/config.json", "--lengths-from", "./a.txt"], "has no tokenizer"),
+    "objective": (["tune", MODEL, "--objective", "beauty"], "--objective: invalid choice: 'beauty'"),
+    "energy of a CPU": (["tune", MODEL, "--device", "cpu", "--objective", "energy"], "read from the GPU's counter"),
+    "latency in words": (["tune", MODEL, "--max-latency", "soon"], "--max-latency must be a time such as 80ms or 0.5s"),
+    "latency without unit": (["suggest", MODEL, "--max-latency", "80"], "not '80'"),
+    "latency 0": (["suggest", MODEL, "--max-latency", "0ms"], "not '0ms'"),
+    "only of nothing": (["tune", MODEL, "--only", "attention"], "--only takes KNOB=CHOICE[,CHOICE…], not 'attention'"),
+    "only empty": (["tune", MODEL, "--only", "attention="], "not 'attention='"),
+    "only a comma": (["tune", MODEL, "--only", "attention=sdpa,"], "not 'attention=sdpa,'"),
+    "only of no knob": (["suggest", MODEL, "--only", "colour=red"], "there is no knob 'colour' (there are attention,"),
+    "only of no choice": (["suggest", MODEL, "--only", "precision=bf17"], "precision has no choice 'bf17' (it has fp32,"),
+    "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
+    "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
+    "fix of two": (["tune", MODEL, "--fix", "precision=fp32,bf16"], "--fix takes KNOB=CHOICE, not"),
+    "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be at least 0, not -1"),
+    "exhaustive and trials": (["tune", MODEL, "--exhaustive", "--trials", "3"], "--exhaustive measures all there is"),
+    "dry run's script": (["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--format", "python"],
+                         "--dry-run measures nothing"),
+    "dry run beyond": (["tune", MODEL, "--device", "cpu", "--lengths", "4096", "--dry-run"], "beyond the model's 2048"),
+    "ceilings of a tpu": (["probe", "--ceilings", "--device", "tpu"], "--device must be"),
+    "probe threads 0": (["probe", "--threads", "0"], "--threads must be at least 1"),
+    "nothing to import": (["import"], "FILE"),
+    "nothing to show": (["show"], "ID"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_is_wrong_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """Flags that contradict one another, or name what is not there, end with status 2 and one line; nothing is made."""
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.chdir(tmp_path)
+    arguments, words = TOLD[case]
+    assert run(arguments) == 2
+    streams = capsys.readouterr()
+
+    assert (streams.out, streams.err.count("\n")) == ("", 1)
+    assert streams.err.startswith("advisor: ")
+    assert words in streams.err
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("80ms", 0.08), ("0.5s", 0.5), ("2 s", 2.0)])
+def test_latencies_are_read(text: str, seconds: float) -> None:
+    """A latency has a number and a unit, for milliseconds and seconds are both usual."""
+    assert parse_latency(text) == pytest.approx(seconds)
+
+
+def test_ids_are_read() -> None:
+    """A trial's id is its study and its number in it."""
+    assert parse_trial("3.17") == (3, 17)
+
+
+def test_one_objective_has_one_spelling() -> None:
+    """--only and --fix in any order and spelling make the same objective, so that the same study is found."""
+    spellings = (
+        ["--only", "precision=fp32,bf16", "--fix", "attention=sdpa"],
+        ["--only", "attention=sdpa", "--only", "precision=bf16,fp32,bf16"],
+    )
+    first, second = (objective_of(build_parser().parse_args(["suggest", MODEL, *words])) for words in spellings)
+
+    assert first == second
+    assert first.only == (("attention", ("sdpa",)), ("precision", ("bf16", "fp32")))
+
+
+def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
+    """A budget in time is the default; trials or an exhaustive search take its place, or are bounded by it."""
+    budgets = [budget_of(build_parser().parse_args(["tune", MODEL, *words.split()])) for words in (
+        "", "--trials 3", "--exhaustive", "--exhaustive --budget 2h --blocks 5")]  # fmt: skip
+
+    assert budgets == [
+        Budget(600.0),
+        Budget(None, 3),
+        Budget(exhaustive=True),
+        Budget(7200.0, exhaustive=True, blocks=5),
+    ]
 
 
 @pytest.mark.parametrize(("size", "count"), [("500MB", 5 * 10**8), ("24GiB", 24 * 2**30), ("1.5 kib", 1536), ("7", 7)])
@@ -411,7 +514,9 @@ def command_in(line: str) -> tuple[Workload, Objective, int]:
     assert words[:1] == ["advisor"]
     options = build_parser().parse_args(words[1:])
     assert (options.command, Path(options.model).name) == ("tune", "causal")
-    return _workload(options), _objective(options), options.threads
+    lengths = lengths_of(options)
+    assert lengths is not None
+    return Workload(lengths, options.batch, options.output), objective_of(options), options.threads
 
 
 def test_the_command_measures_what_was_asked(advisor: Command, tmp_path: Path) -> None:
@@ -582,6 +687,172 @@ def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_p
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
+
+
+# --------------------------------------------------------------------------------------------------- what people read
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [
+        ("tokens_per_s", 12345.6, "12,346 tokens/s"), ("sequences_per_s", 99.6, "100 sequences/s"),
+        ("slowest_batch_s", 0.0123, "12.3 ms"), ("slowest_batch_s", 2.5, "2.50 s"), ("peak_bytes", 3 * 2**30, "3.0 GiB"),
+        ("joules_per_token", 0.00031, "0.31 J per 1,000 tokens"), ("tokens_per_s", None, "–"),
+    ],
+)  # fmt: skip
+def test_figures_have_the_units_people_use(metric: str, value: float | None, words: str) -> None:
+    """Every metric is told in a unit of its own, whatever it is stored in."""
+    assert report.figure(metric, value) == words
+
+
+def test_times_and_rates_are_rounded() -> None:
+    """Time spans are told in seconds, minutes or hours; rates with the prefix that fits."""
+    assert [report.duration(seconds) for seconds in (5.2, 89, 600, 7200)] == ["5 s", "89 s", "10 min", "2.0 h"]
+    assert report.rate("matmul_bf16_per_s", 6.9e14) == "690 TFLOP/s"
+    assert report.rate("matmul_fp32_per_s", 9.5e10) == "95 GFLOP/s"
+    assert report.rate("copy_bytes_per_s", 4.1e12) == "4.1 TB/s"
+
+
+def test_what_is_refused_for_one_reason_is_one_row() -> None:
+    """Choices with one reason share a row, also where only a number differs; duplicates and what the caller left out are last."""
+    wrong = Reason("P1", Verdict.WRONG, "documents attend across", "call it otherwise", subject="packing=packed-cached")
+    rows = report.refusal_rows([
+        Reason("U0", Verdict.INVALID, "left out by --only precision=fp32", subject="precision=bf16"),
+        Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on GPUs only", "use a GPU", subject="attention=flash_attention_2"),
+        Reason("A18", Verdict.INVALID, "FlashAttention-3 runs on GPUs only", "use a GPU", subject="attention=flash_attention_3"),
+        Reason("P17", Verdict.ALIAS, "it is the same work as packed", subject="packing=packed-2d-mask"),
+        Reason("P14", Verdict.ALIAS, "without pads it is the same", subject="packing=packed"),
+        Reason("E1", Verdict.ALIAS, "asked for sdpa-flash, but math ran", subject="attention=sdpa-flash"),
+        wrong, replace(wrong, about="attention=eager"),
+        *(Reason("M1", Verdict.INVALID, f"needs at least {n}.5 GiB", subject=f"precision=fp{n}") for n in range(32, 60)),
+    ])  # fmt: skip
+
+    assert rows[:4] == [
+        ("attention=flash_attention_2, flash_attention_3", "A18", "FlashAttention-2 runs on GPUs only → use a GPU"),
+        ("attention=sdpa-flash", "E1", "asked for sdpa-flash, but math ran"),
+        ("packing=packed-cached and 1 more", "P1", "documents attend across → call it otherwise"),
+        ("precision=fp32, fp33, fp34, fp35, fp36, fp37, fp38 and 21 more", "M1", "needs at least 32.5 GiB"),
+    ]
+    assert rows[4:] == [
+        ("2 more", "", "the same work as another choice (P14, P17)"),
+        ("precision=bf16", "U0", "left out by --only or --fix"),
+    ]
+
+
+def answered(
+    url: str, objective: Objective, workload: Workload, *, pareto: bool, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Write a study of the default, a quicker and a smaller configuration; return the text of what is recommended."""
+    source = find_model(MODEL)
+    with Store.open(url, write=True) as store:
+        study = store.open_study(source, workload, here(), objective, Budget(60.0), 0)
+        store.save_facts(source, FACTS)
+        store.save_ceilings(here(), {"matmul_fp32_per_s": 1e11, "copy_bytes_per_s": 1e10})
+        for configuration, speed, peak in ((DEFAULT, 1000.0, 2**30), (SORTED, 1500.0, 2**30), (EAGER, 900.0, 2**29)):
+            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            trial = trial_of(number, configuration, speed, peak_bytes=peak)
+            more = (
+                Measurement("slowest_batch_s", "s", (16 / speed,)), Measurement("joules_per_token", "J/token", (3.1e-4,)),
+                Measurement("sequences_per_s", "sequences/s", (speed / 8,)),
+            )  # fmt: skip
+            store.finish_trial(study, replace(trial, measurements=(*trial.measurements, *more)))
+        store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.52, 1.49))])
+        store.close_study(study, "done")
+        found = recommend(store, source, store.study(study), objective)
+    report.print_recommendation(found, "cpu", stderr=False, pareto=pareto)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_an_answer_is_told_in_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Throughput, latency and memory each have their words and their column; energy and the ceiling's share are told."""
+    found = {
+        metric: answered(
+            f"sqlite:///{tmp_path}/{metric}.db", Objective(metric=metric), WORKLOAD, pareto=False, capsys=capsys
+        )
+        for metric in ("tokens_per_s", "slowest_batch_s", "peak_bytes")
+    }
+
+    assert "sdpa · fp32 · none · sorted: 1.50 × the default (95 % interval" in found["tokens_per_s"]
+    assert "energy 0.31 J per 1,000 tokens" in found["tokens_per_s"]
+    assert "GFLOP/s that matrix products in fp32 reach here" in found["tokens_per_s"]
+    assert "slowest batch" not in found["tokens_per_s"]
+    assert (
+        "1.50 × the default in seconds of the slowest batch, where more than 1 is better (95 %"
+        in found["slowest_batch_s"]
+    )
+    assert "slowest batch 10.7 ms" in found["slowest_batch_s"]
+    assert "runner-up × default tokens/s slowest batch peak note" in found["slowest_batch_s"]
+    assert "16 ms" in found["slowest_batch_s"]
+    assert "configurations tried" in found["peak_bytes"]
+
+
+def test_embeddings_are_counted_in_sequences_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a sequence gives one embedding, sequences a second stand beside tokens a second."""
+    text = answered(
+        f"sqlite:///{tmp_path}/a.db", Objective(), Workload((8, 8), 2, "pooled"), pareto=True, capsys=capsys
+    )
+
+    assert "188 sequences/s" in text
+    assert "runner-up × default tokens/s sequences/s peak note" in text
+
+
+def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--pareto shows the quickest and the smallest with their quality, and not what another beats in all of it."""
+    text = answered(f"sqlite:///{tmp_path}/a.db", Objective(), WORKLOAD, pareto=True, capsys=capsys)
+    _, _, after = text.partition("no other beats it")
+    table = after.partition("runner-up")[0]
+
+    assert "sdpa · fp32 · none · sorted" in table
+    assert "eager · fp32 · none · padded" in table
+    assert "sdpa · fp32 · none · padded" not in table
+    assert "rms 1.0e-06, KL 1.0e-09 nats exact" in table
+
+
+def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a pipe every trial is a line with the objective's figure and its ratio over the default."""
+    source, space = find_model(MODEL), Space(DEFAULT, (DEFAULT, SORTED), (), ())
+    job = Job(source, WORKLOAD, Objective(metric="slowest_batch_s"), Budget(60.0), probe.machine("cpu"))
+    with Progress(job) as progress:
+        progress.hear({"event": "study", "space": space, "trials": []})
+        for number, (configuration, seconds) in enumerate(((DEFAULT, 0.03), (SORTED, 0.02))):
+            trial = trial_of(
+                number, configuration, 1000.0, measurements=(Measurement("slowest_batch_s", "s", (seconds,)),)
+            )
+            progress.hear(
+                {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
+            )
+            progress.hear({"event": "trial", "trial": trial, "best": trial})
+        progress.hear({"event": "trial", "trial": replace(trial, phase="confirm", block=1, number=2), "best": trial})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+
+    assert "2 configurations are admissible; 0 rules refuse others" in lines
+    assert "0 sdpa · fp32 · none · padded 30 ms 1.00 × default" in lines
+    assert "1 sdpa · fp32 · none · sorted 20 ms 1.50 × default" in lines
+    assert "2 sdpa · fp32 · none · sorted block 1 20 ms" in lines
+    assert progress.best == "best sdpa · fp32 · none · sorted: 20 ms, 1.50 × default"
+
+
+def test_ceilings_are_measured_and_stored(advisor: Command, tmp_path: Path) -> None:
+    """`probe --ceilings` runs matrix products and a copy in a worker, prints what was reached and stores it."""
+    url = f"sqlite:///{tmp_path}/advisor.db"
+    done = advisor("probe", "--ceilings", "--device", "cpu", "--format", "json", ADVISOR_DATABASE_URL=url)
+    ceilings = json.loads(done.stdout)["ceilings"]
+
+    assert done.stderr == ""
+    assert {"matmul_fp32_per_s", "matmul_bf16_per_s", "copy_bytes_per_s"} <= ceilings.keys()
+    assert min(ceilings.values()) > 1e6
+    with Store.open(url, write=False) as store:
+        assert store.ceilings(here().key) == ceilings
+
+
+def test_ceilings_are_shown_with_their_units(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a device reaches is told by precision, and copies in bytes."""
+    machine = probe.machine("cpu")
+    ceilings = {"matmul_bf16_per_s": 6.9e14, "copy_bytes_per_s": 4.1e12}
+    report.console(stderr=False).print(report.probe_text([machine], machine, [], ceilings))
+    text = " ".join(capsys.readouterr().out.split())
+
+    assert "what cpu reaches at best matrix products in bf16 690 TFLOP/s copies, read plus written 4.1 TB/s" in text
 
 
 def test_the_place_of_the_database_is_told(advisor: Command, tmp_path: Path) -> None:

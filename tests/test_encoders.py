@@ -66,7 +66,8 @@ def judged(models: dict[str, ModelSource], tmp_path: Path) -> Callable[..., dict
         session = worker.Session(lambda _: None)
         worker.write_reference(session, request)
         gate = {"path": request["path"], "baseline": None, "is_baseline": False, "reference": "fp32"}
-        return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(base.replaced(**choices, **(more or {})))})
+        configuration = base.replaced(**choices, **(more or {}))
+        return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(configuration)})
 
     return run
 

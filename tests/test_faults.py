@@ -360,6 +360,24 @@ def test_tune_killed_while_its_worker_starts_leaves_none(start: Callable[[str], 
     assert wait_until(lambda: not command.workers(), 1)
 
 
+_PARENT = """
+import os, signal, subprocess, sys
+worker = subprocess.Popen([sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_worker_whose_parent_died_before_it_looked_is_gone() -> None:
+    """A parent that is killed right after it started a worker leaves none that first imports torch for seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ADVISOR_TEST": "the worker of a dead parent"}
+
+    subprocess.run([sys.executable, "-c", _PARENT], env=environment, stdout=subprocess.PIPE, check=False)
+
+    assert wait_until(lambda: not processes_with("ADVISOR_TEST=the worker of a dead parent"), 2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Command]) -> None:
     """While one tune measures on a device, a second says that it waits and starts no worker; then it goes on."""
@@ -379,12 +397,15 @@ def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Comman
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_tune_killed_at_random_moments_loses_nothing() -> None:
-    """Killed three times and run again, a tune keeps every finished trial, measures nothing twice and completes."""
-    script = Path(__file__).parent / "faults" / "kill.py"
+def test_tune_killed_at_random_moments_loses_nothing(database_url: str) -> None:
+    """Killed three times and run again, a tune keeps every finished trial, measures nothing twice and completes.
 
-    done = subprocess.run([sys.executable, script, "--kills", "3", "--seed", "1", "--trials", "2"],
-                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    On PostgreSQL the server lives on: neither a session nor a half trial of a killed client stays behind.
+    """
+    script = Path(__file__).parent / "faults" / "kill.py"
+    options = ["--kills", "3", "--seed", "1", "--trials", "2", "--database", database_url]
+
+    done = subprocess.run([sys.executable, script, *options], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills, 0 problems" in done.stdout

@@ -5,6 +5,7 @@ Run as a script, this file is the second process of some tests: `python test_sto
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -30,19 +31,20 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
+from hypothesis import event as hypothesis_event
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, event, insert, inspect, text
+from sqlalchemy import create_engine, event, insert, inspect, select, text
 
-from advisor import store as store_module
-from advisor import tables
+from advisor import database, tables
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
-from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
+from advisor.objective import METRICS, Budget, Objective, Tier
 from advisor.store import Store, default_url, shown_url, upgrade
+from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -103,16 +105,21 @@ def store(database_url: str) -> Iterator[Store]:
 
 def rows(url: str, statement: str) -> list[dict[str, Any]]:
     """Read with plain SQL, as people do."""
-    engine = create_engine(store_module._with_driver(url))
+    engine = create_engine(database._with_driver(url))
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(text(statement)).mappings()]
     engine.dispose()
     return found
 
 
+def count(url: str, table: str) -> int:
+    """Return the number of a table's rows."""
+    return int(rows(url, f"SELECT COUNT(*) AS n FROM {table}")[0]["n"])
+
+
 def execute(url: str, statement: str) -> None:
     """Change something behind the store's back."""
-    engine = create_engine(store_module._with_driver(url))
+    engine = create_engine(database._with_driver(url))
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -144,12 +151,52 @@ def test_a_study_comes_back_as_it_was_opened(store: Store) -> None:
 def test_facts_are_shared_by_fine_tunes(store: Store) -> None:
     """Facts that were read of one model answer for another of its architecture, and for nothing else."""
     tuned = replace(SOURCE, name="org/tuned", weights_digest="d2")
-    assert store.facts(SOURCE) is None
-    store.save_facts(SOURCE, FACTS)
+    opened(store)
     opened(store, source=tuned)
-    assert store.facts(SOURCE) == store.facts(tuned) == FACTS
-    assert store.neighbours(tuned.architecture_key)[0].facts == FACTS
-    assert store.facts(replace(SOURCE, config={"model_type": "gpt2"})) is None
+    opened(store, source=replace(SOURCE, config={"model_type": "gpt2"}))
+    assert {record.facts for record in store.studies()} == {None}
+    store.save_facts(SOURCE, FACTS)
+    assert [record.facts for record in store.studies(tuned.architecture_key)] == [FACTS, FACTS]
+    assert [record.facts for record in store.studies()] == [None, FACTS, FACTS]
+    own = replace(FACTS, layers=3)
+    store.save_facts(tuned, own)
+    assert [record.facts for record in store.studies(tuned.architecture_key)] == [own, FACTS]
+
+
+def test_facts_of_another_version_are_none(store: Store, database_url: str) -> None:
+    """Facts that this version can't understand are as good as none, whether something is missing or too much."""
+    opened(store)
+    for payload in ('{"of": "another version"}', "{}"):
+        store.save_facts(SOURCE, FACTS)
+        execute(database_url, f"UPDATE models SET facts = '{payload}'")
+        assert store.studies()[0].facts is None
+
+
+def test_ceilings_come_back(store: Store) -> None:
+    """What plain work reaches in an environment is stored once: the last that was measured."""
+    assert store.ceilings(ENVIRONMENT.key) is None
+    for speed in (700.0, 710.5):
+        store.save_ceilings(ENVIRONMENT, {"matmul": {"bf16": speed}, "copy_gb_per_s": None})
+    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {"matmul": {}})
+    assert store.ceilings(ENVIRONMENT.key) == {"matmul": {"bf16": 710.5}, "copy_gb_per_s": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.save_ceilings(ENVIRONMENT, {"copy_gb_per_s": float("inf")})
+    assert store.environments() == []  # nothing was measured of a model
+
+
+def test_one_study_and_one_trial_are_found_by_number(store: Store) -> None:
+    """A study and a trial come back whole by their numbers; what is not there is not measured, in words."""
+    study = opened(store)
+    trial = ran(store, study)
+    assert store.trial(study, 0) == trial
+    assert store.study(study).id == study
+    for number, text_of_it in ((1, f"study {study} has no trial 1"), (-1, f"study {study} has no trial -1")):
+        with pytest.raises(NotMeasured, match=text_of_it):
+            store.trial(study, number)
+    with pytest.raises(NotMeasured, match="study 99 has no trial 0"):
+        store.trial(99, 0)
+    with pytest.raises(NotMeasured, match="there is no study 99"):
+        store.study(99)
 
 
 def test_a_trial_comes_back_as_it_was(store: Store) -> None:
@@ -227,13 +274,15 @@ def test_studies_come_newest_first(store: Store) -> None:
     first = opened(store)
     second = opened(store, workload=Workload((16,), 1))
     third = opened(store, environment=replace(ENVIRONMENT, driver="1"))
-    opened(store, source=replace(SOURCE, config={"model_type": "gpt2"}))
+    other = opened(store, source=replace(SOURCE, config={"model_type": "gpt2"}))
     key = SOURCE.architecture_key
     assert [record.id for record in store.neighbours(key)] == [third, second, first]
+    assert [record.id for record in store.studies(key)] == [third, second, first]
+    assert [record.id for record in store.studies()] == [other, third, second, first]
     assert [record.id for record in store.studies_for(key, WORKLOAD.key_for(key))] == [third, first]
 
 
-def test_figures_that_are_not_finite_are_refused(store: Store) -> None:
+def test_figures_that_are_not_finite_are_refused(store: Store, database_url: str) -> None:
     """NaN and infinities never reach the database, and nothing of such a trial does."""
     study = opened(store)
     number = started(store, study)
@@ -243,14 +292,14 @@ def test_figures_that_are_not_finite_are_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.finish_trial(study, measured(number, reading={"x": float("nan")}))
     assert store.trials(study)[0].outcome is Outcome.RUNNING
-    assert store.counts()["measurements"] == 0
+    assert count(database_url, "measurements") == 0
 
 
 def test_moments_are_aware_and_in_utc(store: Store, database_url: str) -> None:
     """Moments come back as aware UTC on both databases; a naive one is refused."""
     before = datetime.now(UTC)
     study = opened(store)
-    store.close_study(study, "failed")
+    store.close_study(study, "interrupted")
     (record,) = store.neighbours(SOURCE.architecture_key)
     assert record.finished_at is not None
     assert before - timedelta(seconds=1) <= record.started_at <= record.finished_at <= datetime.now(UTC)
@@ -263,7 +312,7 @@ def test_moments_are_aware_and_in_utc(store: Store, database_url: str) -> None:
 # ------------------------------------------------------------------------------------------- trials and several writers
 
 
-def test_finishing_twice_leaves_one_trial(store: Store) -> None:
+def test_finishing_twice_leaves_one_trial(store: Store, database_url: str) -> None:
     """A trial that is finished again has one row and one set of measurements: the last ones."""
     study = opened(store)
     trial = ran(store, study)
@@ -271,10 +320,10 @@ def test_finishing_twice_leaves_one_trial(store: Store) -> None:
     again = replace(trial, measurements=trial.measurements[:1], effective=FASTER)
     store.finish_trial(study, again)
     assert store.trials(study, full=True) == [again]
-    assert (store.counts()["trials"], store.counts()["measurements"]) == (1, 1)
+    assert (count(database_url, "trials"), count(database_url, "measurements")) == (1, 1)
 
 
-def test_a_trial_that_was_not_started_cannot_be_finished(store: Store) -> None:
+def test_a_trial_that_was_not_started_cannot_be_finished(store: Store, database_url: str) -> None:
     """Finishing an unknown trial, or starting one in an unknown study, is an error in words."""
     study = opened(store)
     with pytest.raises(StoreError, match="has no trial 5"):
@@ -283,7 +332,7 @@ def test_a_trial_that_was_not_started_cannot_be_finished(store: Store) -> None:
         started(store, 99)
     with pytest.raises(ValueError, match="still running"):
         store.finish_trial(study, Trial(0, BASELINE, None, Outcome.RUNNING))
-    assert store.counts()["configurations"] == 0
+    assert count(database_url, "configurations") == 0
 
 
 def test_processes_share_a_study_without_loss(database_url: str) -> None:
@@ -296,8 +345,20 @@ def test_processes_share_a_study_without_loss(database_url: str) -> None:
         trials = reader.trials(record.id)
         assert [trial.number for trial in trials] == list(range(45))
         assert all(trial.outcome is Outcome.OK for trial in trials)
-        assert reader.counts()["measurements"] == 90
-        assert (reader.counts()["configurations"], reader.counts()["environments"]) == (17, 1)
+    assert count(database_url, "measurements") == 90
+    assert (count(database_url, "configurations"), count(database_url, "environments")) == (17, 1)
+
+
+def test_a_reader_sees_one_moment(store: Store, database_url: str) -> None:
+    """What is written while a verb reads is not half of its answer."""
+    study = opened(store)
+    trials = text("SELECT COUNT(*) FROM trials")
+    with store._database.reading() as connection:
+        assert connection.execute(trials).scalar() == 0
+        with Store.open(database_url, write=True) as other:
+            ran(other, study)
+        assert connection.execute(trials).scalar() == 0
+    assert count(database_url, "trials") == 1
 
 
 def test_a_killed_writer_leaves_whole_trials(database_url: str) -> None:
@@ -405,7 +466,7 @@ def test_v_trials_is_flat(store: Store, database_url: str) -> None:
     store.finish_trial(study, replace(measured(started(store, study, FASTEST), FASTEST), effective=FASTER))
     started(store, study, FASTEST)
     first, second, third = rows(database_url, "SELECT * FROM v_trials ORDER BY number")
-    assert first == {
+    expected = {
         "study": study, "number": 0, "phase": "search", "block": None, "model": "org/model",
         "workload_key": WORKLOAD.key_for(SOURCE.architecture_key), "kind": "forward", "batch": 2,
         "output": "last-logits", "longest": 128, "device": "NVIDIA H200", "requested": str(BASELINE),
@@ -413,14 +474,40 @@ def test_v_trials_is_flat(store: Store, database_url: str) -> None:
         "packing": "padded", "outcome": "ok", "reason": "ran as asked", "tokens_per_s": 1000.0,
         "tokens_per_s_low": 990.25, "tokens_per_s_high": 1010.5, "peak_bytes": 2**40, "load_s": 1.5,
         "first_call_s": 0.25, "kl": 0.002, "top1": 0.99, "reused": 0,
+        # What came later stands behind, so that nobody's columns move.
+        "batch_size": 2, "slowest_batch_s": None, "joules_per_token": None, "sequences_per_s": None, "cosine": None,
+        "top10": None,
     }  # fmt: skip
+    assert first == expected
+    assert list(first) == list(expected)
     assert (second["requested"], second["effective"]) == (str(FASTEST), str(FASTER))
     assert second["attention"] == "sdpa"
     assert (third["attention"], third["effective"], third["tokens_per_s"]) == ("flash_attention_2", None, None)
 
 
-def test_v_recommendations_names_the_fastest_or_the_baseline(store: Store, database_url: str) -> None:
-    """The candidate that is faster by most is recommended; without one, the baseline; without either, nothing."""
+def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str) -> None:
+    """Medians of the other metrics, what embeddings are judged by, and the batch that ran, by the knob or the workload."""
+    more = (
+        Measurement("slowest_batch_s", "s", (0.5, 0.25, 0.75)),
+        Measurement("joules_per_token", "J/token", (0.125,)),
+        Measurement("sequences_per_s", "sequences/s", (8.0, 9.0)),
+    )
+    quality = Quality(0.01, 0.5, None, None, 380, cosine=0.999, top10=0.9)
+    given, free = opened(store), opened(store, workload=Workload((128, 8), None))
+    for study, batch in ((given, ""), (given, "16"), (given, "whole"), (free, "16"), (free, "whole")):
+        requested = BASELINE.replaced(batch=batch) if batch else BASELINE
+        ran(store, study, requested, quality=quality, measurements=more)
+    number = started(store, free, BASELINE.replaced(batch="16"))
+    store.finish_trial(free, replace(measured(number, BASELINE.replaced(batch="8")), requested=BASELINE))
+    columns = "batch, batch_size, slowest_batch_s, joules_per_token, sequences_per_s, cosine, top10"
+    found = rows(database_url, f"SELECT {columns} FROM v_trials ORDER BY study, number")
+    batches = [(2, 2), (2, 16), (2, 2), (None, 16), (None, None), (None, 8)]
+    assert [(row["batch"], row["batch_size"]) for row in found] == batches
+    assert tuple(found[0].values())[2:] == (0.5, 0.125, 8.5, 0.999, 0.9)
+
+
+def test_v_recommendations_names_the_fastest_or_the_default(store: Store, database_url: str) -> None:
+    """The candidate that is faster by most is recommended; without one, the default; without either, nothing."""
     query = "SELECT configuration, configuration_key, ratio, low, high, verdict, blocks, device FROM v_recommendations"
     study = opened(store)
     started(store, study)
@@ -428,12 +515,16 @@ def test_v_recommendations_names_the_fastest_or_the_baseline(store: Store, datab
     right = Quality(0.01, 0.5, 0.002, 0.99, 380)
     store.finish_trial(study, replace(measured(0), quality=right, peak_bytes=2**30))
     (baseline,) = rows(database_url, query)
-    assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "baseline", 1.0)
-    ran(store, study, FASTER, quality=right, peak_bytes=2**30)
-    ran(store, study, FASTEST, quality=right, peak_bytes=2**30)
-    tie = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5))
-    store.save_comparisons(study, [tie])
-    assert rows(database_url, query) == [baseline]
+    assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "default", 1.0)
+    for configuration, speed in ((FASTER, 1.01), (FASTEST, 1.5)):
+        samples = Measurement("tokens_per_s", "tokens/s", (1000.0 * speed,))
+        ran(store, study, configuration, quality=right, peak_bytes=2**30, measurements=(samples,))
+        kept = "unconfirmed" if speed > 1.02 else "default"
+        assert rows(database_url, query) == [{**baseline, "verdict": kept}]
+    tie, slower = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5)), Comparison(FASTEST.key, BASELINE.key, (0.5,) * 3)
+    for comparisons, verdict in (([slower], "default"), ([tie], "tie"), ([slower, tie], "tie")):
+        store.save_comparisons(study, comparisons)
+        assert rows(database_url, query) == [{**baseline, "verdict": verdict}]
     less = Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)
     most = Comparison(FASTEST.key, BASELINE.key, (2.0,) * 3)
     unrelated = Comparison(FASTEST.key, FASTER.key, (9.0,) * 3)
@@ -443,6 +534,129 @@ def test_v_recommendations_names_the_fastest_or_the_baseline(store: Store, datab
         "configuration": str(FASTEST), "configuration_key": FASTEST.key, "ratio": most.ratio, "low": most.interval[0],
         "high": most.interval[1], "verdict": "faster", "blocks": 3, "device": "NVIDIA H200",
     }  # fmt: skip
+
+
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+CANDIDATES = [
+    DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed"), DEFAULT.replaced(attention="eager"),
+    DEFAULT.replaced(precision="fp16"), DEFAULT.replaced(quantization="nf4"),
+    DEFAULT.replaced(attention="flash_attention_2", packing="packed"),
+]  # fmt: skip
+NUMBERS = itertools.count(1)
+
+
+def figured(configuration: Configuration, speed: float, seconds: float, joules: float, peak: int) -> Trial:
+    """Return a right trial with these figures."""
+    figures = (("tokens_per_s", speed), ("slowest_batch_s", seconds), ("joules_per_token", joules))
+    measurements = tuple(Measurement(name, "-", (value,)) for name, value in figures)
+    quality = Quality(0.01, 0.1, 1e-3, 0.99, 64)
+    return Trial(
+        0, configuration, configuration, Outcome.OK, peak_bytes=peak, quality=quality, measurements=measurements
+    )
+
+
+@st.composite
+def attempts(draw: st.DrawFn, configuration: Configuration, place: int, fates: tuple[str, ...]) -> Trial:
+    """Draw a trial that ran or not; no two places have the same figure, so that there is one best."""
+    fate = draw(st.sampled_from(fates))
+    if fate == "failed":
+        return Trial(0, configuration, None, Outcome.RUNTIME_ERROR, "it broke")
+    speed, seconds, joules, peak = (draw(st.integers(1, 100)) + place / 1000 for _ in range(4))
+    trial = figured(configuration, speed * 10, seconds / 7, joules / 3, int(peak * 2**20))
+    if fate == "unmeasured":
+        trial = replace(trial, measurements=(Measurement("round_s", "s", (1.0,)),), peak_bytes=None)
+    if fate == "alias":
+        trial = replace(trial, effective=draw(st.sampled_from([DEFAULT, CANDIDATES[1]])))
+    quality = Quality(1.0, 1.0, 1.0, 0.5, 64, judged=fate != "unjudged", failures=("KL",) if fate == "wrong" else ())
+    return replace(trial, quality=quality, outcome=Outcome.PRUNED if fate == "pruned" else Outcome.OK)
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration, tuple[float, ...]]]:
+    """Draw what tune can leave behind, under any objective: trials, and comparisons with a default that ran."""
+    found = [draw(attempts(DEFAULT, 0, ("ok", "ok", "ok", "ok", "failed", "unjudged", "wrong")))]
+    unmeasured = draw(st.integers(1, 20))
+    for place, configuration in enumerate(draw(st.permutations(CANDIDATES))[: draw(st.integers(0, 5))], 1):
+        fates = ("ok", "ok", "ok", "ok", "ok", "unjudged", "alias", "failed", "pruned", "wrong")
+        found.append(draw(attempts(configuration, place, ("unmeasured",) if place == unmeasured else fates)))
+    if draw(st.integers(0, 3)) == 0:  # the same tune, run again
+        found.append(draw(attempts(DEFAULT, len(found), ("ok", "failed"))))
+    ran_ok = [trial for trial in found if trial.outcome is Outcome.OK]
+    limits = [
+        None,
+        None,
+        None,
+        *(trial.value("slowest_batch_s") for trial in ran_ok),
+    ]  # one of them just meets its limit
+    objective = Objective(
+        Tier.FOUR_BIT, draw(st.sampled_from([None, None, None, *(trial.peak_bytes for trial in ran_ok)])),
+        allow_unjudged=draw(st.booleans()), max_latency_s=draw(st.sampled_from(limits)),
+        metric=draw(st.sampled_from([metric.metric for metric in METRICS.values()])),
+    )  # fmt: skip
+    noise = st.sampled_from([(1.0, 1.001), (0.99, 1.0, 1.01), (0.5, 1.0, 2.0)])
+    others = [c for c in dict.fromkeys(trial.ran for trial in ran_ok) if c != DEFAULT]
+    middles = draw(st.permutations([0.5, 0.98, 1.0, 1.001, 1.5, 2.0]))
+    compared = zip(others[: draw(st.integers(0, 5))], middles, strict=False)
+    return objective, found, {c: tuple(middle * f for f in draw(noise)) for c, middle in compared}
+
+
+def seen_and_said(store: Store, url: str, drawn: tuple[Any, ...]) -> str | None:
+    """Write a study, see that the view recommends what suggest does under the study's own objective; return the verdict."""
+    objective, trials, ratios = drawn
+    study = opened(store, objective=objective, workload=Workload((8, next(NUMBERS)), 1))
+    store.save_facts(SOURCE, FACTS)
+    for trial in trials:
+        store.finish_trial(study, replace(trial, number=started(store, study, trial.requested)))
+    store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, blocks) for c, blocks in ratios.items()])
+    columns = "configuration_key, ratio, low, high, verdict, blocks"
+    seen = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
+    try:
+        said = recommend(store, SOURCE, store.study(study), objective)
+    except NothingAdmissible:
+        assert seen == []
+        return None
+    comparison, keeps = said.chosen.comparison, said.verdict not in ("faster", "only")
+    figures = (1.0, 1.0, 1.0) if keeps else (comparison.ratio, *comparison.interval) if comparison else (None,) * 3
+    expected = (
+        said.configuration.key,
+        *figures,
+        said.verdict,
+        0 if keeps or not comparison else len(comparison.block_ratios),
+    )
+    assert [tuple(row.values()) for row in seen] == [expected]
+    return said.verdict
+
+
+DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+
+
+@settings(max_examples=150, **DRAWN)
+@given(drawn=studies())
+def test_the_view_says_what_suggest_says(sqlite_url: str, drawn: tuple[Any, ...]) -> None:
+    """v_recommendations names suggest's configuration with its ratio and its verdict, whatever the objective."""
+    with Store.open(sqlite_url, write=True) as opened_store:
+        hypothesis_event(f"verdict: {seen_and_said(opened_store, sqlite_url, drawn)}")
+
+
+@settings(max_examples=60, **DRAWN)
+@given(drawn=studies())
+def test_the_view_says_what_suggest_says_on_a_server(postgres_url: str, drawn: tuple[Any, ...]) -> None:
+    """On PostgreSQL as on SQLite."""
+    with Store.open(postgres_url, write=True) as opened_store:
+        hypothesis_event(f"verdict: {seen_and_said(opened_store, postgres_url, drawn)}")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("verdict", ["faster", "tie", "default", "unconfirmed", "only"])
+def test_every_verdict_of_every_objective_is_seen(store: Store, database_url: str, metric: str, verdict: str) -> None:
+    """For each objective there is a study for each verdict, and the view says it as suggest does."""
+    objective = Objective(Tier.FOUR_BIT, metric=METRICS[metric].metric, max_latency_s=1.0)
+    better = figured(CANDIDATES[0], 2000.0, 0.25, 1.0, 2**20)
+    same = figured(CANDIDATES[0], 1001.0, 0.4999, 1.999, 2**21 - 1)
+    default = figured(DEFAULT, 1000.0, 2.0 if verdict == "only" else 0.5, 2.0, 2**21)
+    blocks = {"faster": (2.0,) * 3, "tie": (1.0,) * 3}.get(verdict)
+    drawn = (objective, [default, same if verdict == "default" else better], {CANDIDATES[0]: blocks} if blocks else {})
+    assert seen_and_said(store, database_url, drawn) == verdict
 
 
 def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
@@ -464,7 +678,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_current_head() == tables.HEAD == upgrade(database_url) == upgrade(database_url)
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == tables.REVISIONS
-    engine = create_engine(store_module._with_driver(database_url))
+    engine = create_engine(database._with_driver(database_url))
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
@@ -477,15 +691,30 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     engine.dispose()
 
 
-def test_the_first_migration_can_be_undone(database_url: str) -> None:
-    """Downgrading to nothing leaves no table and no view behind."""
-    upgrade(database_url)
+def migrate(url: str, revision: str, *, down: bool = False) -> None:
+    """Take a database to a revision, as Alembic's own command does."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
-    engine = create_engine(store_module._with_driver(database_url))
+    engine = create_engine(database._with_driver(url))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        (command.downgrade if down else command.upgrade)(config, revision)
+    engine.dispose()
+
+
+def test_the_migrations_can_be_undone(database_url: str) -> None:
+    """Every step down takes back what its step up made; downgrading to nothing leaves no table and no view behind."""
+    migrate(database_url, "0001")
+    engine = create_engine(database._with_driver(database_url))
+    views = {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()}
+    tables_of_before = set(inspect(engine).get_table_names())
+    upgrade(database_url)
+    assert inspect(engine).get_view_definition("v_trials") != views["v_trials"]
+    migrate(database_url, "0001", down=True)
+    assert {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()} == views
+    assert set(inspect(engine).get_table_names()) == tables_of_before
+    assert "admissible" not in {column["name"] for column in inspect(engine).get_columns("studies")}
+    migrate(database_url, "base", down=True)
     assert inspect(engine).get_table_names() == ["alembic_version"]
     assert inspect(engine).get_view_names() == []
     engine.dispose()
@@ -494,13 +723,33 @@ def test_the_first_migration_can_be_undone(database_url: str) -> None:
 OLD = sorted((Path(__file__).parent / "databases").glob("*.sql"))
 
 
+def undumped(dump: Path, folder: Path) -> str:
+    """Make a SQLite database of a dump and return its URL."""
+    with sqlite3.connect(folder / "old.db") as connection:
+        connection.executescript(dump.read_text())
+    connection.close()
+    return f"sqlite:///{folder}/old.db"
+
+
+def everything(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables but Alembic's, columns by name, moments as text."""
+    engine = create_engine(database._with_driver(url))
+    found = {}
+    with engine.connect() as connection:
+        for name in set(inspect(connection).get_table_names()) - {"alembic_version"}:
+            table = tables.METADATA.tables[name]
+            known = {column["name"] for column in inspect(connection).get_columns(name)}
+            columns = [column for column in table.columns if column.name in known]
+            listed = connection.execute(select(*columns).order_by(table.c.id)).all()
+            found[name] = [tuple(zip((column.name for column in columns), row, strict=True)) for row in listed]
+    engine.dispose()
+    return found
+
+
 @pytest.mark.parametrize("dump", OLD, ids=lambda path: path.stem)
 def test_old_databases_can_be_upgraded_and_read(dump: Path, tmp_path: Path) -> None:
     """A database of every schema there ever was, upgraded, still gives its studies, trials and comparisons."""
-    with sqlite3.connect(tmp_path / "old.db") as connection:
-        connection.executescript(dump.read_text())
-    connection.close()
-    url = f"sqlite:///{tmp_path}/old.db"
+    url = undumped(dump, tmp_path)
     upgrade(url)
     with Store.open(url, write=False) as old:
         (record,) = old.neighbours(SOURCE.architecture_key)
@@ -508,7 +757,66 @@ def test_old_databases_can_be_upgraded_and_read(dump: Path, tmp_path: Path) -> N
         assert old.comparisons(record.id)[0].verdict == "faster"
         assert old.refusals(record.id)[0].rule == "A4"
         assert (record.facts, record.environment) == (FACTS, ENVIRONMENT)
+        assert (record.admissible, old.ceilings(record.environment_key)) == (
+            (None, None) if dump.stem == "0001" else (12, {"copy_bytes_per_s": 4e12})
+        )
     assert len(rows(url, "SELECT * FROM v_trials")) == 3
+
+
+def test_there_is_a_dump_of_every_revision() -> None:
+    """Every schema there ever was is kept, so that no upgrade goes untested."""
+    assert tuple(dump.stem for dump in OLD) == tables.REVISIONS
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """`advisor db upgrade` brings a database at 0001 to this version with all its rows, and a writer can go on with it."""
+    url = undumped(OLD[0], tmp_path)
+    if kind == "postgresql":
+        url = copied(url, str(request.getfixturevalue("postgres_url")))
+    before = everything(url)
+    assert "older advisor (revision 0001) (advisor db upgrade)" in complaint(url, write=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ADVISOR_DATABASE_URL": url}
+    told = subprocess.run([sys.executable, "-m", "advisor", "db", "upgrade"], capture_output=True, text=True,
+                          env=environment, check=True)  # fmt: skip
+    assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
+    after = everything(url)
+    assert after.pop("ceilings") == []
+    after["studies"] = [row[:-1] for row in after["studies"] if row[-1] == ("admissible", None)]
+    assert after == before
+    assert sum(map(len, before.values())) == 16
+    with Store.open(url, write=True) as store:
+        assert opened(store) == 1
+        store.save_ceilings(ENVIRONMENT, {})
+        ran(store, 1)
+    assert [row["batch_size"] for row in rows(url, "SELECT batch_size FROM v_trials")] == [2] * 4
+
+
+def copied(url: str, server: str) -> str:
+    """Copy a SQLite database at revision 0001 to an empty PostgreSQL one, ids and all; return its URL."""
+    migrate(server, "0001")
+    found = everything(url)
+    engine = create_engine(database._with_driver(server))
+    with engine.begin() as connection:
+        for table in tables.METADATA.sorted_tables:
+            for row in found.get(table.name, []):
+                connection.execute(insert(table).values(dict(row)))
+            if found.get(table.name):
+                last = (
+                    f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), (SELECT MAX(id) FROM {table.name}))"
+                )
+                connection.execute(text(last))
+    engine.dispose()
+    return server
+
+
+def test_views_of_people_survive_an_upgrade(postgres_url: str) -> None:
+    """A view that somebody built on ours does not keep PostgreSQL from being upgraded, and still answers."""
+    migrate(postgres_url, "0001")
+    for name in ("v_trials", "v_recommendations", "v_refusals"):
+        execute(postgres_url, f"CREATE VIEW my_{name} AS SELECT * FROM {name}")
+    upgrade(postgres_url)
+    assert [rows(postgres_url, f"SELECT * FROM my_{name}") for name in ("v_trials", "v_recommendations")] == [[], []]
 
 
 # ---------------------------------------------------------------------------------------------------------- failures
@@ -536,12 +844,11 @@ def test_a_newer_database_is_refused(database_url: str, write: bool) -> None:
 
 
 @pytest.mark.parametrize("write", [False, True])
-def test_an_older_database_asks_for_an_upgrade(database_url: str, write: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_database_asks_for_an_upgrade(database_url: str, write: bool) -> None:
     """An older revision is not changed behind one's back: the command that does it is named."""
     upgrade(database_url)
-    monkeypatch.setattr(store_module, "REVISIONS", ("0000", "0001"))
-    execute(database_url, "UPDATE alembic_version SET version_num = '0000'")
-    assert "(revision 0000) (advisor db upgrade)" in complaint(database_url, write=write)
+    execute(database_url, "UPDATE alembic_version SET version_num = '0001'")
+    assert "(revision 0001) (advisor db upgrade)" in complaint(database_url, write=write)
 
 
 def test_nothing_to_read_is_not_measured(database_url: str) -> None:
@@ -591,7 +898,7 @@ def test_a_full_disk_is_told_in_one_line(sqlite_url: str) -> None:
         study = opened(full)
         ran(full, study)
         number = started(full, study)
-        with full._engine.connect() as connection:
+        with full._database.engine.connect() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(StoreError, match=r"^\S+advisor.db can't be written: the disk is full$"):
@@ -601,7 +908,7 @@ def test_a_full_disk_is_told_in_one_line(sqlite_url: str) -> None:
 
 def test_a_locked_database_is_told_in_one_line(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waited long enough for another one says what it waited for."""
-    monkeypatch.setattr(store_module, "LOCK_WAIT_S", 0)
+    monkeypatch.setattr(database, "LOCK_WAIT_S", 0)
     with Store.open(sqlite_url, write=True) as waiting:
         other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -637,7 +944,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(postgres_url: str, postgres
         admin.execute(cut)
         number = started(lost, study)
 
-        @event.listens_for(lost._engine, "before_cursor_execute")
+        @event.listens_for(lost._database.engine, "before_cursor_execute")
         def _(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
             if statement.startswith("INSERT INTO measurements"):
                 admin.execute(cut)
@@ -648,7 +955,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(postgres_url: str, postgres
         assert lost.trials(study)[0].outcome is Outcome.RUNNING
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
         with pytest.raises(StoreError, match="does not exist"):
-            lost.counts()
+            lost.studies()
 
 
 def test_a_url_that_is_none_is_bad_input() -> None:
@@ -662,6 +969,52 @@ def test_a_password_is_never_shown() -> None:
     """A URL is shown without its password and without its query; a file by its path."""
     assert shown_url("postgresql://me:s3cret@host/x?password=s3cret") == "postgresql://me:***@host/x"
     assert shown_url("sqlite:////data/advisor.db") == "/data/advisor.db"
+
+
+@pytest.fixture
+def careful_url(postgres_url: str, postgres: str) -> Iterator[str]:
+    """Make a role that PostgreSQL asks for its password, and that may do nothing; give its URL."""
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute("CREATE ROLE careful LOGIN PASSWORD 'p@ss/s3cret'")
+        place = Path(str((admin.execute("SHOW hba_file").fetchone() or ("",))[0]))
+        before = place.read_text()
+        place.write_text(f"local all careful scram-sha-256\n{before}")
+        admin.execute("SELECT pg_reload_conf()")
+        yield postgres_url.replace("postgres:@", "careful:p%40ss%2Fs3cret@")
+        place.write_text(before)
+        admin.execute("SELECT pg_reload_conf()")
+        admin.execute("DROP ROLE careful")
+
+
+def test_a_password_is_in_no_error_of_a_server(careful_url: str, postgres_url: str) -> None:
+    """A wrong password, no permission to make a schema, none to read one: each is told in one line without the password."""
+    wrong = careful_url.replace("s3cret", "s3cret-not")
+    in_query = careful_url.replace(":p%40ss%2Fs3cret@", "@") + "&password=p%40ss%2Fs3cret"
+    told = {"password authentication failed": complaint(wrong, write=False)}
+    for url in (careful_url, in_query):
+        assert "advisor tune MODEL" in complaint(url, write=False, kind=NotMeasured)
+        told["permission denied for schema"] = complaint(url, write=True)
+    upgrade(postgres_url)
+    told["permission denied for table"] = complaint(careful_url, write=False)
+    for cause, line in told.items():
+        assert cause in line
+        assert "careful" in line
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for url, action, status in (
+        (careful_url, "url", 0),
+        (in_query, "url", 0),
+        (wrong, "upgrade", 2),
+        (in_query, "upgrade", 2),
+    ):
+        command_line = [sys.executable, "-m", "advisor", "db", action]
+        environment["ADVISOR_DATABASE_URL"] = url
+        done = subprocess.run(command_line, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == status
+        told[f"{url} {action}"] = done.stdout + done.stderr
+    for line in told.values():
+        assert "s3cret" not in line
+        assert "p%40ss" not in line
+        assert "Traceback" not in line
 
 
 def test_the_default_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -723,13 +1076,14 @@ def test_suggest_reads_within_milliseconds(sqlite_url: str) -> None:
     key, workload = SOURCE.architecture_key, Workload((128, 70), 2)
     took: list[float] = []
     with Store.open(sqlite_url, write=False) as reader:
-        assert reader.counts()["trials"] == 10_000
+        assert count(sqlite_url, "trials") == 10_000
         for _ in range(60):
             begun = time.process_time()
             record = reader.studies_for(key, workload.key_for(key))[0]
             trials = reader.trials(record.id)
             reader.comparisons(record.id)
             reader.refusals(record.id)
+            reader.ceilings(record.environment_key)
             took.append(time.process_time() - begun)
     assert len(trials) == 40
     best = min(median(took[start : start + 20]) for start in (0, 20, 40))
@@ -740,11 +1094,34 @@ def test_suggest_reads_within_milliseconds(sqlite_url: str) -> None:
 # ------------------------------------------------------------------------------------------------- the second process
 
 
+def dump(url: str) -> None:
+    """Write the study that tests/databases has of every revision, and print its dump: python test_store.py dump URL."""
+    with Store.open(url, write=True) as store:
+        study = opened(store)
+        store.save_facts(SOURCE, FACTS)
+        store.save_ceilings(ENVIRONMENT, {"copy_bytes_per_s": 4e12})
+        for configuration in (BASELINE, FASTEST):
+            ran(store, study, configuration)
+        started(store, study, FASTER)
+        store.save_comparisons(study, [Comparison(FASTEST.key, BASELINE.key, (1.5, 1.52, 1.49))])
+        refusal = Reason(
+            "A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"
+        )
+        store.save_refusals(study, [refusal], admissible=12)
+        store.close_study(study, "done")
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        print("\n".join(connection.iterdump()))
+    connection.close()
+
+
 def second_process(verb: str, url: str, *arguments: str) -> None:
     """Do what a test asked its second process for, as "nobody" where root would be allowed everything."""
     if "nobody" in arguments and os.geteuid() == 0:
         create_engine("sqlite://").connect().close()  # the driver is imported while it can be
         os.setuid(65534)
+    if verb == "dump":
+        dump(url)
+        return
     try:
         with Store.open(url, write=verb != "read") as store:
             if verb == "read":

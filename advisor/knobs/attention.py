@@ -45,8 +45,8 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
         text = f"head size {facts.head_dim}: flex_attention needs at least 16 on a GPU"
         reasons.append(Reason("A30", Verdict.INVALID, text))
     if not is_cuda:
-        text = "flex_attention is compiled with g++ on a CPU, 20 seconds for the first shape, and again for others"
-        reasons.append(Reason("A30", Verdict.SLOW, text))
+        text = "on a CPU flex_attention is compiled with g++, 20 seconds and more for a shape, and is not faster then"
+        reasons.append(Reason("A30", Verdict.INVALID, text, "--ignore-rule A30 tries it"))
         if facts.model_type == "gpt_oss":
             reasons.append(Reason("A14", Verdict.INVALID, "flex_attention does not compute attention sinks on a CPU"))
     if not facts.is_causal and is_packed(situation):
@@ -58,7 +58,7 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
 
 def _flex_rate(situation: Situation) -> float:
     if not situation.environment.is_cuda:
-        return 1.5
+        return 0.5  # it is not slow once compiled, but compiles again and again: late in the order
     return 5.0 if has_pads(situation) else 6.5
 
 
@@ -77,7 +77,7 @@ def _fused_why_not(situation: Situation) -> list[Reason]:
                               "choose padded or sorted", about=about(situation, "packing")))  # fmt: skip
     if configuration["quantization"] != "none":
         reasons.append(Reason("B1", Verdict.INVALID, "torch's fused encoder layers have no quantised weights",
-                              "choose none", about=about(situation, "quantization")))  # fmt: skip
+                              "leave the weights as they are", about=about(situation, "quantization")))  # fmt: skip
     return reasons
 
 

@@ -14,7 +14,6 @@ TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
 _FUSED_LAYER = "_transformer_encoder_layer_fwd"
 _SDPA = "scaled_dot_product"
 _VARLEN = ("_varlen_attn", "aten::_flash_attention_forward")
-_FLEX = ("flex_attention", "triton_tem")
 
 
 def load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
@@ -70,18 +69,33 @@ def launched_any(operators: Iterable[str], parts: Iterable[str]) -> bool:
 def family(reading: Reading) -> str:
     """Return what computed attention by the operators launched: fused layer, sdpa, flex, varlen, flash or eager.
 
-    The order matters: torch's fused layer may call sdpa, and sdpa and varlen_attn launch FlashAttention's kernels. On a
-    CPU flex_attention is a compiled graph without a name of its own, which does not compute a softmax by an operator.
+    The order matters: torch's fused layer may call sdpa, and sdpa and varlen_attn launch FlashAttention's kernels.
     """
     operators = reading.operators
-    for name, parts in (("fused layer", (_FUSED_LAYER,)), ("sdpa", (_SDPA,)), ("flex", _FLEX), ("varlen", _VARLEN),
-                        ("flash", ("flash",))):  # fmt: skip
-        if launched_any(operators, parts):
-            return name
-    compiled = launched_any(operators, ("CompiledFxGraph",)) and not launched_any(
-        operators, ("softmax", "LaunchKernel")
-    )
-    return "flex" if compiled and reads_back(reading, "flex_attention") else "eager"
+    if launched_any(operators, (_FUSED_LAYER,)):
+        return "fused layer"
+    if launched_any(operators, (_SDPA,)):
+        return "sdpa"
+    if _is_flex(reading):
+        return "flex"
+    if launched_any(operators, _VARLEN):
+        return "varlen"
+    return "flash" if launched_any(operators, ("flash",)) else "eager"
+
+
+def _is_flex(reading: Reading) -> bool:
+    """Whether flex_attention ran: a GPU's kernel bears its name; on a CPU it is a compiled graph without one.
+
+    There, what was read back and the lack of a softmax among the operators must do.
+    """
+    operators = reading.operators
+    if launched_any(operators, ("triton_tem_fused_flex_attention", "triton_flex_attention")):
+        return True
+    if not reads_back(reading, "flex_attention"):
+        return False
+    on_gpu = launched_any(operators, ("LaunchKernel",))
+    compiled = launched_any(operators, ("CompiledFxGraph",)) and not launched_any(operators, ("softmax",))
+    return launched_any(operators, ("flex_attention", "triton_tem")) or (compiled and not on_gpu)
 
 
 def ran_as(wanted: str, implementation: str | None = None) -> Callable[[Reading], str | None]:

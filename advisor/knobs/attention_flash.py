@@ -91,16 +91,15 @@ def tells_sequences_apart(attention: str) -> bool:
 
 def kernels_problem(environment: Environment) -> Reason | None:
     """Return why transformers can't use the package kernels here (rule A21), or None."""
-    ours = environment.version("transformers") or ()
-    known = max((version for version in _KERNELS if version <= ours), default=min(_KERNELS))
-    known = known if ours[:2] == known else max(_KERNELS)
+    ours = (environment.version("transformers") or ())[:2]
+    known = ours if ours in _KERNELS else max(_KERNELS)
     low, high = _KERNELS[known]
     found = environment.version("kernels")
     if found is not None and _numbers(low) <= found < _numbers(high):
         return None
-    whose = "this version of transformers" if ours[:2] == known else "transformers " + ".".join(map(str, known))
+    whose = "transformers " + ".".join(map(str, known)) + ("" if known == ours else ", the newest that is known,")
     state = "isn't installed" if found is None else f"is {environment.packages['kernels']}"
-    text = f"the package kernels {state}, and {whose} takes {low} up to, but not including, {high}"
+    text = f"the package kernels {state}; {whose} takes {low} and newer, below {high}"
     return Reason("A21", Verdict.INVALID, text, f"pip install 'kernels>={low},<{high}'")
 
 
@@ -136,7 +135,8 @@ def _missing(environment: Environment, generation: Generation, package: str) -> 
     version = environment.version(package)
     if version is None and kernels_problem(environment) is None:
         text = f"the package {package} isn't installed, so transformers would run {generation.hub} from the Hub instead"
-        return Reason("A19", Verdict.ALIAS, text, f"choose {generation.hub}, or {generation.install}")
+        instead = f"choose {generation.hub}, or " if generation.hub in NAMES.values() else ""
+        return Reason("A19", Verdict.ALIAS, text, instead + generation.install)
     if version is None:
         return Reason("A18", Verdict.INVALID, f"the package {package} isn't installed", generation.install)
     if version < generation.oldest:

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from advisor.environment import Environment
 from advisor.knobs.attention_common import (
-    TRANSFORMERS, about, family, has_pads, is_packed, is_wide, launched_any, load, needs_mask, ran_as, wide,
+    TRANSFORMERS,
+    about,
+    family,
+    has_pads,
+    is_packed,
+    is_wide,
+    launched_any,
+    load,
+    needs_mask,
+    ran_as,
+    wide,
 )  # fmt: skip
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
 
@@ -130,6 +140,11 @@ def _efficient_why_not(situation: Situation) -> list[Reason]:
     if situation.configuration["precision"] == "bf16" and (situation.environment.compute_capability or (8, 0)) < (8, 0):
         reasons.append(Reason("A25", Verdict.INVALID, "sdpa's efficient kernel has bf16 from compute capability 8.0 on",
                               "choose fp16", about=about(situation, "precision")))  # fmt: skip
+    facts, needs_mask = situation.facts, has_pads(situation) or is_packed(situation)
+    if facts.kv_heads != facts.heads and not needs_mask:
+        # Seen on an H200: transformers repeats grouped heads only where there is a mask, else torch is to do it.
+        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's efficient kernel takes no grouped heads without a mask",
+                              "choose sdpa", about=about(situation, "packing")))  # fmt: skip
     return reasons
 
 

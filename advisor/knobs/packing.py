@@ -48,6 +48,11 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         reasons.append(
             Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
         )
+    if facts.is_causal and not facts.switches_attention and not _is_flash(situation):
+        text = (
+            f"{facts.architecture} makes its own mask and does not look at positions: documents attend to one another"
+        )
+        reasons.append(Reason("P22", Verdict.WRONG, text, "use FlashAttention, or padded batches"))
     if situation.workload.output == "scores" and not facts.head:
         reasons.append(
             Reason(
@@ -107,17 +112,16 @@ def _effective(reading: Reading) -> str:
             return "packed-cu-seq-lens-only"
         return "sorted" if inputs.get("by_length") else "padded"
     mask = str(inputs.get("mask") or "")
-    if mask == "4d-bool":
-        return "packed-bool-mask"
-    if mask.startswith("2d"):
-        return "packed-zeros-in-mask" if inputs.get("mask_zeros") else "packed-2d-mask"
-    if not inputs.get("from_first_position", True):
-        return "packed-positions-from-0"
-    if inputs.get("lacks_mask"):
-        return "packed-no-mask"
-    if inputs.get("rows", 1) > 1:
-        return "packed-two-rows"
-    return "packed-cached" if inputs.get("cache") else "packed"
+    forms = (
+        ("packed-bool-mask", mask == "4d-bool"),
+        ("packed-zeros-in-mask", mask.startswith("2d") and inputs.get("mask_zeros")),
+        ("packed-2d-mask", mask.startswith("2d")),
+        ("packed-positions-from-0", not inputs.get("from_first_position", True)),
+        ("packed-no-mask", inputs.get("lacks_mask")),
+        ("packed-two-rows", inputs.get("rows", 1) > 1),
+        ("packed-cached", inputs.get("cache")),
+    )
+    return next((name for name, is_so in forms if is_so), "packed")
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:

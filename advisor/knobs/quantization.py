@@ -87,8 +87,8 @@ def _int8_why_not(situation: Situation) -> list[Reason]:
 
 
 def _int8_without_why_not(situation: Situation) -> list[Reason]:
-    return [*_int8_why_not(situation),
-            Reason("Q23", Verdict.WARN, "threshold 0.0 puts outliers into 8 bit too: faster, and further from the checkpoint")]  # fmt: skip
+    text = "threshold 0.0 puts outliers into 8 bit too: faster, and further from the checkpoint"
+    return [*_int8_why_not(situation), Reason("Q23", Verdict.WARN, text)]
 
 
 def _int8_load(threshold: float) -> Callable[[Configuration], Mapping[str, str]]:

@@ -6,6 +6,7 @@ length would change nothing and its gain could not be seen.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ class Workload:
 
     @property
     def kind(self) -> str:
-        """embed where a sequence gives one embedding, else forward."""
+        """Return embed where a sequence gives one embedding, else forward."""
         return "embed" if self.output == "pooled" else "forward"
 
     def under(self, configuration: Mapping[str, str]) -> Workload:
@@ -77,6 +78,20 @@ class Workload:
     def size(self) -> int:
         """The sequences a batch; one where batch is a knob, which is what transformers' pipelines do when told nothing."""
         return self.batch or 1
+
+    @property
+    def dealt(self) -> Workload:
+        """The work with the batch its lengths were dealt for, where batch is a knob: then its padding can be compared."""
+        return self if self.batch is not None else replace(self, batch=DEALT)
+
+    def distance(self, other: Workload) -> float:
+        """Return how unlike two workloads are, from log tokens a batch, log longest sequence, padding and output.
+
+        measurement.md, C.4; the weights of padding and output are ours.
+        """
+        a, b = self.dealt, other.dealt
+        pairs = [(a.size * max(a.lengths), b.size * max(b.lengths)), (max(a.lengths), max(b.lengths))]
+        return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
 
     @property
     def tokens(self) -> int:
@@ -112,7 +127,7 @@ class Workload:
     @property
     def flags(self) -> str:
         """The command-line flags that describe this workload."""
-        dealt = replace(self, batch=self.batch or DEALT)
+        dealt = self.dealt
         longest, padding = max(self.lengths), round(dealt.padding, 2)
         count = -(-len(self.lengths) // dealt.size)
         lengths = ",".join(map(str, self.lengths)) + ("," if len(self.lengths) == 1 else "")

@@ -250,9 +250,9 @@ class Tally:
     def _deviation(self) -> float:
         """Return the standard deviation that errors are counted in: of values at a position, of scores over sequences."""
         if self.output != "scores":
-            return max((self.reference_squares / self.values) ** 0.5, 1e-30)
+            return float(max((self.reference_squares / self.values) ** 0.5, 1e-30))
         scores = torch.stack(self.pairs[0])
-        return max(float((scores - scores.mean(0)).square().mean()) ** 0.5, 1e-30)
+        return float(max(float((scores - scores.mean(0)).square().mean()) ** 0.5, 1e-30))
 
     def quality(self, *, text: bool, reference: str) -> Quality:
         """Return the figures. Raises ValueError where an output was not finite: nothing can be said of it then."""

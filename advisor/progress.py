@@ -1,0 +1,117 @@
+"""The live bar of a tune on stderr; on a pipe one line per trial instead."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+
+from advisor.report import duration, figure, in_words
+from advisor.trial import Outcome, Trial
+
+if TYPE_CHECKING:
+    from advisor.tune import Job
+
+
+class _Mute(Console):
+    def on_broken_pipe(self) -> None:
+        """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
+        self.quiet = True
+
+
+class Progress:
+    """The live bar of a tune on stderr; on a pipe one line per trial instead."""
+
+    def __init__(self, job: Job) -> None:
+        """Show nothing yet."""
+        self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
+        self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
+        self.best, self.default_score, self.admissible = "", 0.0, 0
+        self._status: Any = None
+
+    def __enter__(self) -> Self:
+        """Start the bar."""
+        self.console.print(f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
+                           f"{escape(self.job.machine.environment.device_name)}")  # fmt: skip
+        if self.console.is_terminal:
+            self._status = self.console.status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Take the bar away."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; what was printed above it stays."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Show an event of the tuning or its worker."""
+        kind = event["event"]
+        if kind == "stage":
+            self.stage = event["stage"]
+            if self.stage.startswith("waiting"):
+                self.console.print(f"[yellow]{escape(self.stage)}[/]")
+        elif kind == "study":
+            self.admissible = len(event["space"].admissible)
+            refused = len({reason.rule for reason in event["space"].refusals})
+            self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+            if event["trials"]:
+                self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
+            scores = [
+                t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline
+            ]
+            self.default_score = next(filter(None, scores), 0.0)
+        elif kind == "start":
+            block = f", block {event['block']} of the confirmation" if event["block"] else ""
+            self.running = in_words(event["configuration"]) + block
+        elif kind == "hopeless":
+            self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
+        elif kind == "trial":
+            self._finished(event["trial"], event["best"])
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def _finished(self, trial: Trial, best: Trial | None) -> None:
+        self.done += 1
+        aim = self.job.objective.aim
+        if trial.number == 0:
+            self.default_score = trial.score(aim)
+        block = f"block {trial.block}  " if trial.phase == "confirm" else ""
+        head = escape(f"{trial.number:3d}  {in_words(trial.requested):48s} {block}")
+        if trial.outcome is Outcome.OK and trial.value(aim.metric):
+            # Figures of a block compare with that block's default alone, not with the search's.
+            ratio = self._ratio(trial, f"{'':2s}%5.2f × default") if trial.phase == "search" else ""
+            note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
+            self.console.print(f"{head}{figure(aim.metric, trial.value(aim.metric)):>21s}{ratio}{note}")
+        else:
+            self.console.print(f"{head}[red]{trial.outcome}[/] {escape(trial.reason[:200])}")
+        if best:
+            self.best = f"best {in_words(best.ran)}: {figure(aim.metric, best.value(aim.metric))}"
+            self.best += self._ratio(best, ", %.2f × default")
+
+    def _ratio(self, trial: Trial, form: str) -> str:
+        """Return how much better than the default a trial is; nothing where the default is not known."""
+        return form % (trial.score(self.job.objective.aim) / self.default_score) if self.default_score else ""
+
+    def _line(self) -> str:
+        """The bar: trials done, time left, what runs, best so far."""
+        elapsed_s = time.monotonic() - self.began
+        if self.job.budget.seconds is not None:
+            left = f"{duration(max(self.job.budget.seconds - elapsed_s, 0))} left"
+        elif self.done:
+            todo = min(self.job.budget.trials or self.admissible + 1, self.admissible + 1)
+            left = f"about {duration(max(todo - self.done, 0) * elapsed_s / self.done)} left in the search"
+        else:
+            left = f"{elapsed_s:.0f} s"
+        return escape(
+            f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else "")
+        )

@@ -1,0 +1,336 @@
+"""advisor in Python: what the command line does, as functions, and a model loaded as it was measured."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import advisor
+from advisor import api, probe
+from advisor.arguments import build_parser, lengths_of, objective_of
+from advisor.checkpoint import default_output, find_model, is_encoder, max_positions
+from advisor.cli import run
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts
+from advisor.objective import Budget, Objective, Tier
+from advisor.store import Store
+from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload
+
+ROOT = Path(advisor.__file__).parent.parent
+MODEL = Path(__file__).parent / "models" / "causal"
+ASKED: dict[str, Any] = {"lengths": [8, 5, 7, 3], "batch": 2, "device": "cpu"}
+
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
+FACTS = ModelFacts(
+    "LlamaForCausalLM", "llama", "float32", 2_100_000, 8_400_000, 1_500_000, 4, 256, 8, 2, 32, 2048, 2048,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a database, which is not there yet."""
+    url = f"sqlite:///{tmp_path}/advisor.db"
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
+    return url
+
+
+def here() -> Environment:
+    """Return the environment of this machine's CPU."""
+    return probe.machine("cpu").environment
+
+
+def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, where: Environment | None = None) -> None:
+    """Write a study in which one configuration was confirmed to be faster than the default."""
+    source, default = find_model(str(MODEL)), DEFAULT if batch else DEFAULT.replaced(batch="1")
+    with Store.open(url, write=True) as store:
+        study = store.open_study(source, Workload((8, 5, 7, 3), batch), where or here(), Objective(), Budget(60.0), 0)
+        store.save_facts(source, FACTS)
+        for configuration, speed in ((default, 1000.0), (best, 1500.0)):
+            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            quality = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager")
+            measured = (Measurement("tokens_per_s", "tokens/s", (speed, speed * 1.01)),)
+            store.finish_trial(study, Trial(number, configuration, configuration, Outcome.OK, peak_bytes=2**30,
+                                            weight_bytes=2**23, quality=quality, measurements=measured))  # fmt: skip
+        store.save_comparisons(study, [Comparison(best.key, default.key, (1.5, 1.51, 1.49))])
+        store.close_study(study, "done")
+
+
+# ---------------------------------------------------------------------------------------------------------------- import
+
+
+def test_importing_it_costs_next_to_nothing() -> None:
+    """`import advisor` brings neither torch nor the database nor even argparse, and takes less than 20 ms, once of five."""
+    code = (
+        "import time, sys; before = set(sys.modules); began = time.process_time(); import advisor; "
+        "print(time.process_time() - began); print(*sorted(set(sys.modules) - before))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(5)
+    ]
+
+    assert min(float(each.splitlines()[0]) for each in runs) < 0.020
+    assert not {"torch", "sqlalchemy", "argparse", "typing", "advisor.api"} & set(runs[0].splitlines()[1].split())
+
+
+def test_verbs_are_functions_whatever_was_imported_before() -> None:
+    """`advisor.suggest` and `advisor.tune` can be called, also where the modules of these names were imported first."""
+    code = (
+        "import advisor\n{}\n"
+        "for verb in (advisor.suggest, advisor.tune, advisor.load):\n"
+        "    try:\n        verb('./nowhere')\n"
+        "    except advisor.errors.BadInput as error:\n        print(error)\n"
+    )
+    for before in (
+        "",
+        "from advisor.suggest import recommend; import advisor.tune as t; t.Job; from advisor import suggest",
+    ):
+        lines = ["import advisor.errors", code.format(before)]
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines() == ["no such file or directory: './nowhere'"] * 3, done.stderr
+
+    assert set(advisor.__all__) == {"Ready", "__version__", "load", "suggest", "tune"}
+    assert advisor.Ready is api.Ready
+    with pytest.raises(AttributeError, match="frobnicate"):
+        _ = advisor.frobnicate  # type: ignore[attr-defined]
+
+
+def test_every_public_function_shows_how_it_is_called() -> None:
+    """suggest, load and tune have an example in their docstrings."""
+    for function in (api.suggest, api.load, api.tune):
+        assert ">>> " in (inspect.getdoc(function) or "")
+
+
+# ------------------------------------------------------------------------------------------------------ keyword arguments
+
+
+def test_keyword_arguments_mean_what_flags_mean() -> None:
+    """Python's values and the command line's texts make the same objective, lengths and batch."""
+    options = api._parsed("suggest", Path("model"), {
+        "lengths": (9, 4, 2), "batch": 3, "max_memory": 2**30, "max_latency": 0.08, "quality": Tier.EIGHT_BIT,
+        "only": {"attention": ["sdpa", "eager"], "precision": "fp32"}, "ignore_rule": ["P1", "A4"], "objective": "latency",
+        "allow_unjudged": True, "allow_pickle": False, "padding": None,
+    }, api.SuggestFlags)  # fmt: skip
+
+    assert (options.model, options.batch, options.allow_pickle) == ("model", 3, False)
+    assert lengths_of(options) == (9, 4, 2)
+    assert objective_of(options) == Objective(
+        Tier.EIGHT_BIT, 2**30, allow_unjudged=True, ignored_rules=("A4", "P1"), metric="slowest_batch_s",
+        max_latency_s=0.08, only=(("attention", ("eager", "sdpa")), ("precision", ("fp32",))),
+    )  # fmt: skip
+    assert lengths_of(api._parsed("suggest", "m", {"lengths": [7]}, api.Flags)) == (7,)
+    assert lengths_of(
+        api._parsed("suggest", "m", {"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}, api.Flags)
+    ) == (4, 4)
+    tune = api._parsed("tune", "m", {"budget": 90.0, "trials": 3, "exhaustive": True, "batch": "auto"}, api.TuneFlags)
+    same = build_parser().parse_args(["tune", "m", "--budget=90.000000", "--trials=3", "--exhaustive", "--batch=auto"])
+    assert vars(tune) == vars(same)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lengths": -1}, "--lengths must be at least 1, not -1"),
+        ({"lengths": []}, "--lengths must be a whole number or a list"),
+        ({"lengths": "many"}, "not 'many'"),
+        ({"quality": "best"}, "--quality: invalid choice: 'best'"),
+        ({"batch": "some"}, "must be a whole number or auto, not 'some'"),
+        ({"only": {"attention": "nonsense"}}, "attention has no choice 'nonsense'"),
+        ({"max_memory": "lots"}, "--max-memory must be a size"),
+        ({"max_latency": "soon"}, "--max-latency must be a time"),
+        ({"lengths_from": "nowhere.txt"}, "No such file or directory"),
+        ({"lengths_from": "a.txt", "padding": 0.3}, "--lengths-from goes without"),
+        ({"device": "tpu"}, "--device must be cpu"),
+    ],
+)
+def test_what_can_not_be_meant_is_bad_input(url: str, flags: dict[str, Any], words: str) -> None:
+    """A value that the command line would refuse is BadInput here, in the same words."""
+    with pytest.raises(BadInput) as told:
+        advisor.suggest(MODEL, **flags)
+
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
+    """What a function does not take is Python's own error, also where another one takes it."""
+    for verb, flag in ((api.suggest, "budget"), (api.load, "on"), (api.tune, "on"), (api.suggest, "format")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{flag}'"):
+            verb(str(MODEL), **{flag: "x"})  # type: ignore[operator]
+
+
+# --------------------------------------------------------------------------------------------------------------- suggest
+
+
+def test_suggest_says_what_the_command_says(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The function returns what `advisor suggest` prints, and raises what it ends with."""
+    with pytest.raises(NotMeasured, match="no database"):
+        advisor.suggest(MODEL, **ASKED)
+    stored(url)
+    found = advisor.suggest(MODEL, **ASKED)
+    assert (
+        run(["suggest", str(MODEL), "--lengths", "8,5,7,3", "--batch", "2", "--device", "cpu", "--format", "json"]) == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+
+    assert found.payload == {name: printed[name] for name in found.payload}
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    with pytest.raises(NotMeasured, match="Nearest measured"):
+        advisor.suggest(MODEL, **{**ASKED, "batch": 4})
+    with pytest.raises(NothingAdmissible):
+        advisor.suggest(MODEL, **ASKED, max_memory="1MB")
+
+
+def test_the_missing_command_names_the_file(url: str, tmp_path: Path) -> None:
+    """What is not measured of somebody's own texts is told with their file, not with a list of its lengths."""
+    stored(url)
+    file = tmp_path / "my texts.txt"
+    file.write_text("a few words\n" * 50)
+    with pytest.raises(NotMeasured) as told:
+        advisor.suggest(MODEL, lengths_from=file, batches=3, batch=2, device="cpu")
+
+    assert f"--lengths-from '{file}' --batch 2 --batches 3 --output last-logits" in str(told.value)
+    assert len(str(told.value)) < 700
+
+
+def test_what_was_cut_is_in_the_notes(url: str, tmp_path: Path) -> None:
+    """Texts beyond the model's positions are cut, and the recommendation says so."""
+    (tmp_path / "a.txt").write_text("word " * 5000 + "\nshort\n")
+    asked = api.asked_of(
+        api._parsed("suggest", MODEL, {"lengths_from": tmp_path / "a.txt"}, api.Flags), to_measure=False
+    )
+
+    assert asked.workload.lengths[0] == 2048
+    assert asked.notes == ("1 of 2 texts are longer than the model's 2048 positions and were cut",)
+
+
+# ------------------------------------------------------------------------------------------------ what is asked of a model
+
+#: What config.json says, and what is asked when the user does not say.
+OUTPUTS = {
+    "causal": ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "last-logits"),
+    "gpt2": ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "last-logits"),
+    "unsaid": ({"model_type": "llama"}, "last-logits"),
+    "damaged": ({"model_type": "llama", "architectures": 5}, "last-logits"),
+    "pictures too": ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "last-logits"),
+    "a decoder's body": ({"model_type": "mistral", "architectures": ["MistralModel"]}, "pooled"),
+    "encoder": ({"model_type": "bert", "architectures": ["BertModel"]}, "pooled"),
+    "masked": ({"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"]}, "pooled"),
+    "unsaid encoder": ({"model_type": "xlm-roberta"}, "pooled"),
+    "unsaid decoder": ({"model_type": "bert", "is_decoder": True}, "last-logits"),
+    "classifier": ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "scores"),
+    "causal classifier": ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "scores"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_a_model_is_asked_for_what_it_was_made_for(case: str) -> None:
+    """A classifier is asked for scores, a language model for the last logits, an encoder or a body for an embedding."""
+    config, output = OUTPUTS[case]
+
+    assert default_output(config) == output
+    assert is_encoder(config) <= (output != "last-logits")
+
+
+def test_an_encoder_is_not_asked_for_a_next_token(url: str, tmp_path: Path) -> None:
+    """Where the user insists on last logits of an encoder, one line says what else there is."""
+    file = tmp_path / "bert.json"
+    file.write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}))
+    with pytest.raises(BadInput, match=r"is an encoder .bert. and predicts no next token .leave --output out"):
+        advisor.suggest(file, output="last-logits", device="cpu")
+
+    asked = api.asked_of(api._parsed("suggest", file, {}, api.Flags), to_measure=False)
+    assert (asked.workload.output, asked.workload.kind) == ("pooled", "embed")
+
+
+def test_positions_that_are_never_used_do_not_count() -> None:
+    """RoBERTa and its kin begin after the pad token: of 514 positions 512 are left."""
+    assert max_positions({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
+    assert max_positions({"model_type": "mpnet", "max_position_embeddings": 514}) == 512
+    assert max_positions({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}) == 512
+
+
+# ------------------------------------------------------------------------------------------------------------------ load
+
+
+@pytest.mark.parametrize(
+    "best", [SORTED, PACKED, DEFAULT.replaced(packing="packed", batch="4")], ids=lambda c: c["packing"]
+)
+def test_a_model_is_loaded_as_recommended(url: str, best: Configuration) -> None:
+    """What it returns for every sequence is what the plain model returns for that sequence alone."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    stored(url, best, batch=None if "batch" in best else 2)
+    ready = advisor.load(MODEL, **{**ASKED, "batch": "auto" if "batch" in best else 2})
+    draw = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(16, 2048, (n,), generator=draw) for n in (3, 9, 4, 6, 2)]
+    plain = transformers.AutoModelForCausalLM.from_pretrained(MODEL).eval()
+
+    batches = ready.batches(sequences)
+    assert ready.batch == int(best.get("batch", "2"))
+    assert sorted(i for batch in batches for i in batch) == list(range(5))
+    assert max(map(len, batches)) == ready.batch
+    for batch in batches:
+        found = ready.results([sequences[i] for i in batch])
+        arguments = ready.collate([sequences[i].tolist() for i in batch])
+        with torch.inference_mode():
+            alone = torch.stack([plain(sequences[i][None]).logits[0, -1] for i in batch])
+            logits = ready.model(**arguments).logits
+        assert torch.allclose(found, alone, atol=1e-3)
+        assert torch.allclose(logits.reshape(alone.shape), alone, atol=1e-3)
+    if best["packing"] == "sorted":
+        assert [len(sequences[i]) for batch in batches for i in batch] == [9, 6, 4, 3, 2]
+    assert repr(ready) == f"Ready(device='cpu', batch={ready.batch})"
+    for nothing in ([], [[]], [[[1]]]):
+        with pytest.raises(BadInput, match="none of them empty"):
+            ready.collate(nothing)
+
+
+def test_nothing_is_loaded_that_was_not_measured_here(url: str) -> None:
+    """Without rows of this workload on this machine load raises NotMeasured, though suggest answers from elsewhere."""
+    other = replace(here(), device_name="another CPU")
+    stored(url, where=other)
+    assert advisor.suggest(MODEL, **ASKED).study.environment == other
+    with pytest.raises(NotMeasured, match=r"was tuned on another CPU .*, not on this machine's cpu"):
+        advisor.load(MODEL, **ASKED)
+
+
+# ------------------------------------------------------------------------------------------------------------------ tune
+
+
+def test_a_tune_in_python_is_the_commands(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It measures, tells its events, and returns what suggest answers then; the command line finds the same study."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (3, 9, 5, 7)))
+    flags: dict[str, Any] = {"lengths_from": file, "batch": 2, "device": "cpu", "quality": "exact"}
+    events: list[str] = []
+    only = {"attention": ["sdpa"], "packing": ["padded"]}
+    tuned = advisor.tune(
+        MODEL, **flags, only=only, trials=1, blocks=0, listen=lambda event: events.append(event["event"])
+    )
+
+    assert {"study", "start", "trial"} <= set(events)
+    assert (tuned.configuration, tuned.verdict) == (DEFAULT, "default")
+    assert tuned.payload == advisor.suggest(MODEL, **flags, only=only).payload
+    words = ["--lengths-from", str(file), "--batch", "2", "--device", "cpu", "--quality", "exact",
+             "--only", "packing=padded", "--fix", "attention=sdpa", "--format", "json"]  # fmt: skip
+    assert run(["suggest", str(MODEL), *words]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == tuned.study.id
+    with pytest.raises(BadInput, match="a CPU has none"):
+        advisor.tune(MODEL, **flags, objective="energy")

@@ -1,0 +1,421 @@
+"""Trial by trial: what was measured is listed, shown whole and run again, and leaves and enters databases as lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor import probe
+from advisor.checkpoint import find_model
+from advisor.cli import _say_waiting, run
+from advisor.configuration import Configuration
+from advisor.environment import Environment
+from advisor.exchange import export_lines
+from advisor.history import Reproduction, device_words, differences, listed, usual_trial_s, words_of
+from advisor.measurement import Measurement
+from advisor.model import ModelFacts
+from advisor.objective import METRICS, Budget, Objective
+from advisor.store import Store
+from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload
+
+MODEL = str(Path(__file__).parent / "models" / "causal")
+WORKLOAD = Workload((8, 6), 2)
+FLAGS = ["--lengths", "8,6", "--batch", "2", "--device", "cpu"]
+
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+SORTED, EAGER = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="eager")
+FACTS = ModelFacts(
+    "LlamaForCausalLM", "llama", "float32", 2_100_000, 8_400_000, 1_500_000, 4, 256, 8, 2, 32, 2048, 2048,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+
+#: Wide enough for whatever this machine does with two sequences of eight tokens.
+ANY_SPEED = (0.1, 0.2, 2000.0, 1e8, 2e8)
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a database for the command line."""
+    url = f"sqlite:///{tmp_path}/advisor.db"
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
+    return url
+
+
+def here() -> Environment:
+    """Return the environment of this machine's CPU."""
+    return probe.machine("cpu").environment
+
+
+def trial(configuration: Configuration, samples: tuple[float, ...] = (), **more: Any) -> Trial:
+    """Return a trial, not numbered yet: of these speeds in tokens/s, or failed where there are none."""
+    state = {"after_each_round": [{"clock_mhz": 2000.0, "load_1min": 1.5}, {"clock_mhz": 2500.0, "load_1min": 0.5}],
+             "discarded": ["another process came to the GPU (pid 7)"]}  # fmt: skip
+    known: dict[str, Any] = {"outcome": Outcome.OK, "peak_bytes": 2**30, "weight_bytes": 2**23, "wall_s": 4.0}
+    if samples:
+        known["measurements"] = (
+            Measurement("tokens_per_s", "tokens/s", samples),
+            Measurement("round_s", "s", tuple(14 / sample for sample in samples), "search", state),
+            Measurement("slowest_batch_s", "s", tuple(14 / sample for sample in samples)),
+        )
+        known["quality"] = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager, one sequence at a time")
+        known["reading"] = {"attention": {"": "sdpa"}, "dtypes": {"float32": 2_100_000}, "linears": {"Linear": 29},
+                            "operators": [f"aten::operator_{n}" for n in range(40)], "inputs": {"rows": 2}}  # fmt: skip
+    else:
+        known |= {"outcome": Outcome.TIMEOUT, "reason": "no result after 600 s"}
+    known["effective"] = configuration if samples else None
+    return Trial(0, configuration, **{**known, **more})
+
+
+def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
+    """Write a study with these trials in order and return its id."""
+    known: dict[str, Any] = {
+        "source": find_model(MODEL), "workload": WORKLOAD, "environment": here(), "objective": Objective(), **nouns,
+    }  # fmt: skip
+    with Store.open(url, write=True) as store:
+        study = store.open_study(**known, budget=Budget(60.0), seed=0)
+        store.save_facts(known["source"], FACTS)
+        for each in trials:
+            number = store.start_trial(
+                study, each.requested, phase=each.phase, block=each.block, owner="a:1:1", lease_s=60.0
+            )
+            if each.outcome is not Outcome.RUNNING:
+                store.finish_trial(study, replace(each, number=number))
+        store.close_study(study, "done")
+    return study
+
+
+TRIALS = [
+    trial(DEFAULT, (1000.0, 990.0, 1010.0)), trial(SORTED, (1500.0, 1490.0, 1510.0)), trial(EAGER),
+    trial(DEFAULT, (2000.0,), phase="confirm", block=1), trial(SORTED, (2500.0,), phase="confirm", block=1),
+]  # fmt: skip
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    """Run a command line in this process and return what it printed to stdout, to stderr where it failed."""
+    assert run(arguments) == status, capsys.readouterr().err
+    streams = capsys.readouterr()
+    return streams.out if status in (0, 1) else streams.err
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run a command line and return its one document."""
+    return json.loads(printed(capsys, *arguments, "--format", "json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- trials
+
+
+def test_trials_are_listed_newest_study_first(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has its id, configuration, phase, outcome, figure and its ratio over the default that it belongs to."""
+    first = studied(url, TRIALS)
+    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Workload((4, 4), 2))
+    text = printed(capsys, "trials")
+    found = as_json(capsys, "trials")
+
+    assert [each["study"] for each in found] == [second, first]
+    assert text.index(f"study {second} ·") < text.index(f"study {first} ·")
+    (sorted_line,) = [line for line in text.splitlines() if line.startswith(f"{first}.1 ")]
+    assert sorted_line.split() == [f"{first}.1", "sdpa", "·", "fp32", "·", "none", "·", "sorted", "search",
+                                   "ok", "1,500", "1.50"]  # fmt: skip
+    assert f"{first}.2 eager · fp32 · none · padded search timeout – –" in " ".join(text.split())
+    # The blocks' own default is twice as fast as the search's.
+    assert [each["ratio"] for each in found[1]["trials"]] == pytest.approx([1.0, 1.5, None, 1.0, 1.25])
+    assert found[1]["trials"][0]["id"] == f"{first}.0"
+
+
+def test_trials_can_be_chosen(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One study, one model (with others of its shapes), failures alone; what is not there is status 3 and one line."""
+    study = studied(url, TRIALS)
+    other = {**json.loads((Path(MODEL) / "config.json").read_text()), "hidden_size": 128}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+
+    assert len(as_json(capsys, "trials", MODEL, "--study", str(study))[0]["trials"]) == 5
+    assert [each["outcome"] for each in as_json(capsys, "trials", "--failed")[0]["trials"]] == ["timeout"]
+    assert "no trial of this model is stored" in printed(capsys, "trials", str(tmp_path / "other.json"), status=3)
+    assert "no trial of study 77 is stored" in printed(capsys, "trials", "--study", "77", status=3)
+
+
+def test_ratios_follow_the_objective(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the slowest batch counts, it is what the list shows, in milliseconds, and less of it is a higher ratio."""
+    studied(url, TRIALS[:2], objective=Objective(metric=METRICS["latency"].metric))
+    text = printed(capsys, "trials")
+
+    assert "slowest batch" in text
+    assert "14 ms" in text
+    assert "9.33 ms" in text
+    assert "1.50" in text
+
+
+# ------------------------------------------------------------------------------------------------------------------ show
+
+
+def test_a_trial_is_shown_whole(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requested and effective, figures with intervals, quality, what was read, the device, environment, model, flags."""
+    study = studied(url, TRIALS)
+    text = printed(capsys, "show", f"{study}.1")
+    found = as_json(capsys, "show", f"{study}.1")
+
+    for words in (
+        "requested", "attention sdpa, precision fp32, quantization none, packing sorted",
+        "1,500 tokens/s (1,490 to 1,510, 3 samples)", "peak 1.0 GiB, weights 8 MiB", "rms 1.0e-06",
+        "aten::operator_0", "and 28 more", "2000 to 2500", "0.5 to 1.5", "1: another process came to the GPU (pid 7)",
+        "--lengths 8 --padding 0.12", "2,100,000 float32", str(here()), here().key,
+    ):  # fmt: skip
+        assert words in " ".join(text.split()), words
+    assert "aten::operator_30" not in text
+    assert len(found["trial"]["reading"]["operators"]) == 40
+    assert found["trial"]["measurements"][0]["interval"] == [1490.0, 1510.0]
+    assert found["environment"]["key"] == here().key
+    assert found["trial"]["reused"] is False
+
+
+def test_what_failed_and_what_was_taken_over_is_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure has its reason and nothing that ran; figures of another study's trial are said to be that."""
+    study = studied(url, [*TRIALS, trial(SORTED, (1500.0,), wall_s=0.0)])
+
+    text = " ".join(printed(capsys, "show", f"{study}.2").split())
+    assert "outcome timeout: no result after 600 s" in text
+    assert "effective nothing ran" in text
+    assert "another trial: nothing was run here" in printed(capsys, "show", f"{study}.5")
+
+
+def test_gauges_are_told_as_ranges() -> None:
+    """Figures of all rounds become a range, words are listed, and what could not be seen is left out."""
+    states = [{"power_w": 300.0, "clock_event_reasons": ["idle"], "foreign_processes": "not observable", "energy_j": 1.0},
+              {"power_w": 700.5, "clock_event_reasons": [], "foreign_processes": "not observable", "energy_j": 2.0}]  # fmt: skip
+    measured = Measurement("round_s", "s", (1.0, 1.0), device_state={"after_each_round": states, "discarded": []})
+
+    assert device_words(measured) == {"power w": "300 to 700.5", "clock event reasons": "idle; none"}
+    assert words_of({}) == {}
+
+
+# ------------------------------------------------------------------------------------------------------------- reproduce
+
+
+def rerun(old: Trial, new: Trial, metric: str = "throughput") -> Reproduction:
+    """Return a pair of trials as `advisor reproduce` compares them."""
+    study: Any = type("Study", (), {"objective": Objective(metric=METRICS[metric].metric)})()
+    return Reproduction(study, old, new, ())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "reproduced"),
+    [
+        ((100.0, 110.0, 120.0), (112.0, 113.0, 114.0), True),  # inside
+        ((100.0, 110.0, 120.0), (119.0, 130.0, 140.0), True),  # the intervals overlap
+        ((100.0, 100.1, 100.2), (101.0, 101.1, 101.2), True),  # a tie: within 2 %
+        ((100.0, 100.1, 100.2), (103.0, 103.1, 103.2), False),
+        ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), False),
+    ],
+)
+def test_intervals_decide_whether_it_came_out_again(
+    then: tuple[float, ...], now: tuple[float, ...], *, reproduced: bool
+) -> None:
+    """It is reproduced where the intervals overlap or the medians are a tie; the ratio is above 1 for what is better."""
+    found = rerun(trial(SORTED, then), trial(SORTED, now))
+
+    assert found.is_reproduced is reproduced
+    assert found.ratio == pytest.approx(now[1] / then[1])
+    assert found.is_inside is (then[0] <= now[1] <= then[2])
+    latency = rerun(trial(SORTED, then), trial(SORTED, now), "latency")
+    assert latency.is_reproduced is reproduced
+    assert latency.ratio == pytest.approx(now[1] / then[1])
+
+
+def test_failures_and_other_effects_are_compared_by_what_they_are() -> None:
+    """The same failure is reproduced, another outcome is not, and neither is a speed at which something else ran."""
+    assert rerun(trial(SORTED), trial(SORTED)).is_reproduced
+    assert not rerun(trial(SORTED), trial(SORTED, (100.0,))).is_reproduced
+    assert not rerun(trial(SORTED, (100.0,)), trial(SORTED)).is_reproduced
+    assert not rerun(trial(SORTED, (100.0,)), trial(SORTED, (100.0,), effective=DEFAULT)).is_reproduced
+    memory = rerun(trial(SORTED, (100.0,)), trial(SORTED, (50.0,), peak_bytes=2**31), "memory")
+    assert (memory.ratio, memory.is_reproduced) == (0.5, False)
+
+
+def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The configuration runs in a worker of this machine; status 0 where the figures agree, and nothing is stored."""
+    study = studied(url, [trial(DEFAULT, ANY_SPEED)])
+    with Store.open(url, write=False) as store:
+        before = list(export_lines(store))
+    assert run(["reproduce", f"{study}.0", "--format", "python"]) == 0
+    streams = capsys.readouterr()
+
+    compile(streams.out, "script", "exec")
+    assert "attn_implementation='sdpa'" in streams.out
+    assert streams.err.splitlines()[-1] == "reproduced"
+    assert "the new median lies inside the old interval, and the intervals overlap" in streams.err
+    with Store.open(url, write=False) as store:
+        assert list(export_lines(store)) == before
+
+
+def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the old speed is out of reach the verdict is "not reproduced", with both medians, their intervals and a ratio."""
+    study = studied(url, [trial(DEFAULT, (1e9, 1.01e9, 0.99e9))])
+    found = json.loads(printed(capsys, "reproduce", f"{study}.0", "--format", "json", status=1))
+
+    assert found["verdict"] == "not reproduced"
+    assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
+    assert found["new_figure"]["median"] == pytest.approx(found["ratio"] * 1e9)
+    assert found["new"]["effective"] == dict(DEFAULT)
+    assert (found["inside"], found["overlap"], found["differences"]) == (False, False, [])
+
+
+def test_another_environment_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the trial ran under must be what is here: otherwise one line says what differs, unless asked to run anyway."""
+    there = replace(here(), memory_bytes=1, packages={**here().packages, "torch": "1.0", "kernels": "0.1"})
+    study = studied(url, [trial(DEFAULT, ANY_SPEED)], environment=there)
+    line = printed(capsys, "reproduce", f"{study}.0", status=2)
+
+    assert line.count("\n") == 1
+    assert "memory bytes: 1 then," in line
+    assert "torch 1.0 then," in line
+    assert "kernels 0.1 then, none now" in line
+    assert "(--anyway runs it)" in line
+    source = replace(find_model(MODEL), weights_digest="other")
+    with Store.open(url, write=False) as store:
+        assert differences(store.study(study), source, there) == ["the weights"]
+    assert "differs: torch 1.0 then" in " ".join(printed(capsys, "reproduce", f"{study}.0", "--anyway").split())
+
+
+#: Command lines about trials that can't be done with this database, and words of the line they give.
+WRONG = {
+    "no id": (["show", "seven"], "a trial's id is STUDY.NUMBER, for example 3.7, not 'seven' (advisor trials lists them)"),
+    "half an id": (["show", "7"], "not '7'"),
+    "an id of more": (["reproduce", "1.2.3"], "not '1.2.3'"),
+    "no such study": (["show", "77.0"], "there is no study 77 (advisor trials lists them)"),
+    "no such trial": (["show", "1.77"], "study 1 has no trial 77 (advisor trials lists them)"),
+    "no such trial to run": (["reproduce", "1.77"], "study 1 has no trial 77"),
+    "a beyond id": (["show", "99999999999.0"], "not '99999999999.0'"),
+    "pruned": (["reproduce", "1.1"], "this trial was stopped early"),
+    "wrong": (["reproduce", "1.2"], "this trial was refused by the gate"),
+    "running": (["reproduce", "1.3"], "this trial is still running"),
+    "no timeout": (["reproduce", "1.0", "--timeout", "soon"], "--timeout must be a duration"),
+    "no device": (["reproduce", "1.0", "--device", "tpu"], "--device must be"),
+    "no model there": (["reproduce", "1.0", "--model", "./nowhere"], "no such file or directory"),
+    "trials of nothing": (["trials", "./nowhere"], "no such file or directory"),
+    "trials of words": (["trials", "--study", "one"], "--study: invalid int value"),
+    "export of no study": (["export", "--study", "77"], "there is no study 77"),
+    "import of nothing": (["import", "./nowhere"], "./nowhere can't be read: No such file or directory"),
+    "import of a directory": (["import", "/"], "/ can't be read: Is a directory"),
+    "show as python": (["show", "1.0", "--format", "python"], "--format: invalid choice: 'python'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_can_not_be_done_is_told_in_one_line(url: str, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """Unknown ids, trials that can't be run again, and files that are none end with status 2 and one line."""
+    arguments, words = WRONG[case]
+    studied(url, [
+        trial(DEFAULT, ANY_SPEED), trial(SORTED, (1.0,), outcome=Outcome.PRUNED),
+        trial(SORTED, (1.0,), outcome=Outcome.WRONG_OUTPUT), trial(SORTED, outcome=Outcome.RUNNING),
+    ])  # fmt: skip
+    assert run(arguments) == 2
+    streams = capsys.readouterr()
+
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1
+    assert words in streams.err
+
+
+def test_another_model_is_not_run_for_it(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of other shapes is refused: it is not what the trial ran."""
+    study = studied(url, [trial(DEFAULT, ANY_SPEED)])
+    other = {**json.loads((Path(MODEL) / "config.json").read_text()), "hidden_size": 128}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    line = printed(capsys, "reproduce", f"{study}.0", "--model", str(tmp_path / "other.json"), status=2)
+
+    assert "its config.json has other shapes (--model says where that one is now)" in line
+
+
+# ------------------------------------------------------------------------------------------------------ export and import
+
+
+def test_studies_go_from_one_database_to_another(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What export writes, import adds elsewhere, once: the same trials are listed there, and a second import is no news."""
+    study = studied(url, TRIALS)
+    lines = printed(capsys, "export", "--study", str(study))
+    expected = as_json(capsys, "trials")[0]["trials"]
+    (tmp_path / "lines.jsonl").write_text(lines)
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/other.db")
+
+    assert "5 trials" in printed(capsys, "import", str(tmp_path / "lines.jsonl"))
+    assert as_json(capsys, "trials")[0]["trials"] == expected
+    assert printed(capsys, "import", str(tmp_path / "lines.jsonl")).startswith("new here: nothing; known already: ")
+    (tmp_path / "damaged.jsonl").write_text(lines.replace('"object"', '"subject"'))
+    line = printed(capsys, "import", str(tmp_path / "damaged.jsonl"), status=2)
+    assert "damaged.jsonl, line 2: " in line
+    assert line.count("\n") == 1
+
+
+def test_lines_come_through_a_pipe(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`advisor export | advisor import -` reads stdin, and says which line of it can't be understood."""
+    studied(url, TRIALS)
+    lines = printed(capsys, "export").encode()
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/other.db")
+    for content, status, words in (
+        (lines, 0, "5 trials"),
+        (b"\xff\n", 2, "-, line 1: "),
+        (b"", 2, "no export of advisor"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert words in printed(capsys, "import", "-", status=status)
+
+
+# -------------------------------------------------------------------------------------------------------------- dry runs
+
+
+def test_a_dry_run_says_what_would_be_tried(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads the model, lists what would be tried, what is refused with rules and remedies, and writes nothing."""
+    command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--fix", "precision=fp32", "--dry-run"]
+    text = " ".join(printed(capsys, *command).split())
+
+    assert "0 sdpa · fp32 · none · padded (the default)" in text
+    assert "1 " in text
+    assert "A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU" in text
+    assert "U0 left out by --only or --fix" in text
+    assert text.endswith("time: unknown before the first trial; the budget bounds it at 10 min")
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_a_dry_run_counts_with_what_trials_took(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With trials of this architecture in this environment it says how long: their median, times all runs."""
+    studied(url, TRIALS)
+    command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--trials", "3", "--blocks", "2", "--dry-run"]
+    found = as_json(capsys, *command)
+
+    assert (found["trials"], found["confirmation_runs"], found["trial_s"]) == (3, 6, 4.0)
+    assert found["seconds"] == 36.0
+    assert found["order"][0] == dict(DEFAULT)
+    assert {choice["attention"] for choice in found["order"]} == {"sdpa", "eager"}
+    assert len({json.dumps(choice) for choice in found["order"]}) == len(found["order"])
+    assert any(refusal["rule"] == "U0" for refusal in found["refusals"])
+
+
+def test_waiting_for_a_device_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where another advisor measures on the device, a line on stderr says so; other stages are kept to oneself."""
+    for stage in ("load", "waiting: another advisor measures on cpu"):
+        _say_waiting({"event": "stage", "stage": stage})
+
+    assert capsys.readouterr().err == "waiting: another advisor measures on cpu\n"
+
+
+def test_time_is_told_of_this_architecture_here_alone(url: str) -> None:
+    """Trials elsewhere, of other shapes, or taken over from others say nothing of how long one takes here."""
+    studied(url, [trial(DEFAULT, (1.0,)), trial(SORTED, (1.0,), wall_s=0.0), trial(EAGER, wall_s=10.0)])
+    key = find_model(MODEL).architecture_key
+    with Store.open(url, write=False) as store:
+        assert usual_trial_s(store, key, here().key) == 7.0
+        assert usual_trial_s(store, key, "elsewhere") is None
+        assert usual_trial_s(store, "other", here().key) is None
+        assert len(listed(store)) == 1

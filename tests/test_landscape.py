@@ -1,0 +1,307 @@
+"""Recorded landscapes: nothing is lost in the file, and replayed, they answer as the GPU did. No worker, no torch.
+
+The landscapes made here are made up; those in tests/landscapes/ were recorded, and have to stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advisor.configuration import Configuration
+from advisor.environment import Environment, Machine
+from advisor.errors import BadInput
+from advisor.knobs import Situation
+from advisor.landscape import Landscape, ReplayRunner, read_landscapes
+from advisor.measurement import TIE_ZONE, Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Budget, Objective, Tier
+from advisor.space import build_space, predicted_cost
+from advisor.store import Store
+from advisor.trial import Outcome, Quality, Trial
+from advisor.tune import Job, tune
+from advisor.workloads import Workload
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "tests" / "landscapes"
+H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
+FREE_BYTES = 130 * 2**30
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=1_236_000_000,
+    parameter_bytes=2_472_000_000, linear_parameters=1_235_000_000, layers=16, hidden_size=2048, heads=32, kv_heads=8,
+    head_dim=64, vocabulary=128256, max_positions=8192, supports_sdpa=True, supports_flash=True, switches_attention=True,
+    default_attention="sdpa",
+)  # fmt: skip
+WORKLOAD = Workload((512, 100, 300, 40, 512, 200, 30, 350), 4)
+OBJECTIVE = Objective(quality=Tier.EXACT)
+QUALITY = Quality(rms=0.06, maximum=0.4, kl=0.003, top1=0.99, positions=400)
+
+
+def made(seed: int = 0) -> Landscape:
+    """Return a made-up landscape of the real space: every choice is off by a factor of its own, and eager packed fails."""
+    drawn = random.Random(seed)
+    space = build_space(FACTS, WORKLOAD, H200, OBJECTIVE, FREE_BYTES)
+    factors = {item: drawn.gauss(0, 0.2) for item in sorted({item for c in space.admissible for item in c.items()})}
+    least = min(predicted_cost(Situation(c, WORKLOAD, H200, FACTS)) for c in space.admissible)
+    trials = []
+    for number, c in enumerate(dict.fromkeys([space.baseline, *space.admissible])):
+        if c["attention"] == "eager" and c["packing"] == "packed":
+            trials.append(Trial(number, c, None, Outcome.OUT_OF_MEMORY, reason="it is too large", wall_s=9.0))
+            continue
+        relative = predicted_cost(Situation(c, WORKLOAD, H200, FACTS)) / least
+        round_s = 0.2 * relative * math.exp(sum(factors[item] for item in c.items()))
+        samples = tuple(round_s * math.exp(drawn.gauss(0, 0.005)) for _ in range(10))
+        trials.append(timed(number, c, samples))
+    return Landscape("made/up", "0123456789abcdef", FACTS, WORKLOAD, H200, OBJECTIVE, space.baseline, tuple(trials),
+                     {"command": "none: made up by a test"})  # fmt: skip
+
+
+def timed(number: int, configuration: Configuration, samples: tuple[float, ...], **other: object) -> Trial:
+    """Return a trial that is ok, with these seconds a round."""
+    measurements = (
+        Measurement("round_s", "s", samples),
+        Measurement("slowest_batch_s", "s", tuple(s * 0.6 for s in samples)),
+        Measurement("tokens_per_s", "tokens/s", tuple(WORKLOAD.tokens / s for s in samples)),
+    )
+    values = {"effective": configuration, "wall_s": 12 + 15 * samples[0], "load_s": 3.5, "first_call_s": samples[0] * 2,
+              "measure_s": sum(samples), "peak_bytes": 3 * 2**30, "weight_bytes": 2_472_000_000, "quality": QUALITY,
+              "measurements": measurements, **other}  # fmt: skip
+    return Trial(number=number, requested=configuration, outcome=Outcome.OK, **values)  # type: ignore[arg-type]
+
+
+LANDSCAPE = made()
+
+
+@pytest.fixture(scope="module", params=sorted(path.name for path in SHIPPED.glob("*.json")) or [None])
+def shipped(request: pytest.FixtureRequest) -> Landscape:
+    """Give each recorded landscape."""
+    if request.param is None:
+        pytest.skip("no landscape is recorded yet")
+    return read_landscapes(SHIPPED)[request.param.removesuffix(".json")]
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def test_file_holds_everything(tmp_path: Path) -> None:
+    """Written and read again, a landscape is the same, and is written the same: a row on each line."""
+    (tmp_path / "one.json").write_text(LANDSCAPE.text)
+    again = read_landscapes(tmp_path)["one"]
+
+    assert again == LANDSCAPE
+    assert again.text == LANDSCAPE.text
+    rows = [line for line in LANDSCAPE.text.splitlines() if '"requested"' in line]
+    assert len(rows) == len(LANDSCAPE.trials)
+
+
+def test_folder_without_landscapes_is_fine(tmp_path: Path) -> None:
+    """An empty folder, and none at all, hold no landscapes."""
+    assert read_landscapes(tmp_path) == {}
+    assert read_landscapes(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"format": 2}', '{"format": 1}', json.dumps({**LANDSCAPE.payload, "rows": [{}]}),
+     json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"][1:]}),
+     json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"] * 2})],
+    ids=["no JSON", "another format", "nothing in it", "an empty row", "no default", "everything twice"],
+)  # fmt: skip
+def test_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    """What is no landscape is refused with one line that names the file."""
+    (tmp_path / "bad.json").write_text(text)
+
+    with pytest.raises(BadInput, match=r"bad\.json: ") as caught:
+        read_landscapes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_study_becomes_a_landscape() -> None:
+    """The search's finished trials are kept, the last of those tried again, without readings; what has no default is none."""
+
+    class Record:
+        """A study as the store gives it, as far as a landscape looks."""
+
+        model_name, facts, workload, environment, objective = "made/up", FACTS, WORKLOAD, H200, OBJECTIVE
+
+    default, second, third = (trial.requested for trial in LANDSCAPE.trials[:3])
+    pretended = replace(LANDSCAPE.trials[2], number=4, effective=default, quality=None, peak_bytes=None, reused_from=0,
+                        reason="asked for one, but the other ran")  # fmt: skip
+    trials = [
+        replace(LANDSCAPE.trials[0], reading={"long": "evidence"}),
+        Trial(1, second, None, Outcome.RUNTIME_ERROR, reason="for a moment", wall_s=5.0),
+        timed(2, second, (0.5, 0.51)),
+        Trial(3, third, None, Outcome.RUNNING),
+        pretended,
+        replace(LANDSCAPE.trials[1], number=5, phase="confirm", block=1),
+    ]
+    found = Landscape.of_study(Record(), trials, architecture_key="key", provenance={"date": "today"})
+
+    assert [(t.number, t.requested, t.outcome) for t in found.trials] == [
+        (0, default, Outcome.OK), (1, second, Outcome.OK), (2, third, Outcome.OK)
+    ]  # fmt: skip
+    assert found.baseline == default
+    assert found.trials[0].reading == {}
+    assert found.trials[2].quality == QUALITY
+    assert found.trials[2].ran == default
+    with pytest.raises(BadInput, match="no finished trial"):
+        Landscape.of_study(Record(), [], architecture_key="key", provenance={})
+
+
+# ----------------------------------------------------------------------------------------------------------- the draws
+
+
+def test_draw_depends_on_seed_and_configuration_alone() -> None:
+    """The same seed draws the same samples whatever was drawn before; others draw others, all of them recorded ones."""
+    one, other = LANDSCAPE.trials[0], LANDSCAPE.trials[1]
+    first = LANDSCAPE.drawn(one.requested, "1")
+    LANDSCAPE.drawn(other.requested, "1")
+
+    assert LANDSCAPE.drawn(one.requested, "1") == first
+    assert len({LANDSCAPE.drawn(one.requested, str(seed)).tokens_per_s for seed in range(20)}) > 5
+    for found in first.measurements:
+        recorded = one.measurement(found.metric)
+        assert recorded is not None
+        assert set(found.samples) <= set(recorded.samples)
+        assert len(found.samples) == len(recorded.samples)
+
+
+def test_same_rounds_are_drawn_of_every_metric() -> None:
+    """A round's seconds, its slowest batch and its tokens per second stay together."""
+    drawn = LANDSCAPE.drawn(LANDSCAPE.trials[1].requested, "7")
+    rounds, slowest, speed = drawn.measurements
+
+    assert slowest.samples == pytest.approx([s * 0.6 for s in rounds.samples])
+    assert speed.samples == pytest.approx([WORKLOAD.tokens / s for s in rounds.samples])
+
+
+# ---------------------------------------------------------------------------------------------------------- the runner
+
+
+def request(configuration: Configuration, **other: object) -> dict[str, object]:
+    """Return a trial's request, as far as a replay looks."""
+    return {"op": "trial", "configuration": dict(configuration), "gate": {"path": "here"}, "measured": [], **other}
+
+
+def test_replay_answers_as_a_worker() -> None:
+    """Facts, the reference, a trial with its rounds, quality and peak; device seconds are counted, not spent."""
+    runner, trial = ReplayRunner(LANDSCAPE), LANDSCAPE.trials[1]
+
+    assert ModelFacts.of(runner.run({"op": "facts"}, 60)) == FACTS
+    assert "outcome" not in runner.run({"op": "reference", "workload": WORKLOAD.payload}, 60)
+    result = runner.run(request(trial.requested), 60)
+    assert result["outcome"] is Outcome.OK
+    assert result["effective"] == dict(trial.requested)
+    assert len(result["rounds"]["wall_s"]) == len(result["rounds"]["gpu_s"]) == len(result["rounds"]["slowest_s"]) == 10
+    assert Quality.of(result["quality"]) == QUALITY
+    assert result["peak_bytes"] == trial.peak_bytes
+    assert runner.run(request(trial.requested, gate=None), 60)["quality"] is None  # as in a confirmation
+    assert runner.spent_s == pytest.approx(2 * (trial.wall_s or 0))
+
+
+def test_replay_fails_as_the_device_did() -> None:
+    """A failure is told with its words; what was not recorded, or is no trial, fails and says so."""
+    runner = ReplayRunner(LANDSCAPE)
+    broken = next(trial for trial in LANDSCAPE.trials if trial.outcome.is_failure)
+    result = runner.run(request(broken.requested), 60)
+
+    assert (result["outcome"], result["reason"]) == (Outcome.OUT_OF_MEMORY, "it is too large")
+    assert result["rounds"] is None
+    unknown = Configuration.of({"attention": "none of ours"})
+    for asked in (request(unknown), {"op": "ceilings"}):
+        assert runner.run(asked, 60)["outcome"] is Outcome.LOAD_FAILED
+    assert runner.ran == [broken.requested]
+
+
+def test_replay_of_what_ran_as_something_else() -> None:
+    """Its figures are given unless what ran is measured already: then it says so, and times nothing, as a worker does."""
+    default, other = LANDSCAPE.trials[0], LANDSCAPE.trials[1]
+    alias = replace(other, effective=default.requested, reason="asked for one, but the other ran")
+    trials = (default, alias, *LANDSCAPE.trials[2:])
+    runner = ReplayRunner(replace(LANDSCAPE, trials=trials))
+
+    fresh = runner.run(request(other.requested), 60)
+    known = runner.run(request(other.requested, measured=[default.requested.key]), 60)
+    assert fresh["alias"] == known["alias"] == "asked for one, but the other ran"
+    assert fresh["rounds"]
+    assert known["rounds"] is None
+    assert known["effective"] == dict(default.requested)
+
+
+def test_tune_runs_on_a_landscape(tmp_path: Path) -> None:
+    """The loop itself, with a real database, finds the best of a recording; exported again, the rows are the same."""
+    landscape = made(1)
+    source = ModelSource("made/up", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
+    machine = Machine(H200, "host", "GPU-0", 0, FREE_BYTES)
+    runner = ReplayRunner(landscape, seed=1)
+    job = Job(source, WORKLOAD, OBJECTIVE, Budget(trials=len(landscape.trials)), machine)
+    with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=True) as store:
+        study = tune(job, store, runner, lambda _: None)
+        record, trials = store.study(study), store.trials(study)
+        comparisons = store.comparisons(study)
+
+    assert record.state == "done"
+    best = max(landscape.trials, key=lambda trial: trial.tokens_per_s)
+    assert best.requested.key in {comparison.candidate for comparison in comparisons}
+    again = Landscape.of_study(record, trials, architecture_key=source.architecture_key, provenance={})
+    assert again.baseline == landscape.baseline
+    assert {t.requested: t.outcome for t in again.trials} == {t.requested: t.outcome for t in landscape.trials}
+    for trial in again.trials:
+        recorded = landscape.by_configuration[trial.requested]
+        assert [(m.metric, m.unit) for m in trial.measurements] == [(m.metric, m.unit) for m in recorded.measurements]
+        assert trial.tokens_per_s == pytest.approx(recorded.tokens_per_s, rel=0.02)
+
+
+def test_benchmark_prints_its_tables(tmp_path: Path) -> None:
+    """The replay compares all strategies on every landscape, says which goals are met, and does without any landscape."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "replay.py"), "--seeds", "2", "--folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    empty = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (tmp_path / "one.json").write_text(LANDSCAPE.text)
+    (tmp_path / "two.json").write_text(made(2).text)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert empty.stdout == ""
+    assert "no landscapes" in empty.stderr
+    for strategy in ("ours", "random", "order of the prior", "Optuna's TPE", "ours, warm"):
+        assert done.stdout.count(f"| {strategy} |") == 2
+    assert done.stdout.count("Warm from: ") == 2
+    assert done.stdout.count("met** (") == 4
+
+
+# -------------------------------------------------------------------------------------------------- what was recorded
+
+
+def test_recorded_landscape_says_where_it_is_from(shipped: Landscape) -> None:
+    """Every shipped recording names its command, date and versions, and has more than a handful of rows."""
+    assert {"command", "date", "advisor"} <= set(shipped.provenance)
+    assert shipped.environment.packages["torch"]
+    assert len(shipped.trials) >= 8
+    assert all(trial.wall_s for trial in shipped.trials)
+    assert any(trial.outcome is Outcome.OK for trial in shipped.trials)
+
+
+def test_search_is_near_the_best_of_a_recording(shipped: Landscape) -> None:
+    """On every recording of some size, within 2 % of the best at a quarter of the device seconds, for 19 of 20 seeds."""
+    if len(shipped.trials) < 20:
+        pytest.skip("a quarter of so few is the default and hardly anything else")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from replay import SHARE, Field, ours, replayed
+    finally:
+        sys.path.pop(0)
+    shares = [
+        replayed(Field("shipped", shipped), ours, seed, least=1).to_near_best_s / shipped.exhaustive_s
+        for seed in range(20)
+    ]
+
+    assert TIE_ZONE == 0.02
+    assert sum(share <= SHARE for share in shares) >= 19, shares
