@@ -141,6 +141,29 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json", "python")
 
 
+def _reproduce_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a hub id, a directory or a config.json (default: Falcon-7B's shape)"
+    )
+    parser.add_argument("--case", metavar="LENGTH:PADDING:BATCH", action="append", default=[],
+                        help="measure this instead of the advice's three cases; repeat it")  # fmt: skip
+    parser.add_argument(
+        "--budget", metavar="TIME", default=DEFAULT_BUDGET, help="time for a case (default: %(default)s)"
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="configurations to try in the search of a case")
+    parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
+                        help="blocks of the confirmation (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--batches", type=int, default=2, metavar="N", help="batches in the list (default: %(default)s)"
+    )
+    parser.add_argument("--timeout", default="10m", metavar="TIME", help="deadline of one trial (default: %(default)s)")
+    parser.add_argument("--svg", metavar="FILE", help="draw the figures into this file")
+    parser.add_argument("--allow-pickle", action="store_true", help="load pickle checkpoints, which can run code")
+    parser.set_defaults(exhaustive=False)
+    _add_device(parser, threads=True)
+    _add_format(parser, "text", "json")
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", type=int, metavar="N", action="append", help="one study; repeat it (default: all)")
 
@@ -160,6 +183,11 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     ("trials", "list what was measured", _trials),
     ("show", "all that is known of one trial", _show),
     ("reproduce", "run a stored trial again and compare", _reproduce),
+    (
+        "reproduce-seed",
+        "measure the advice that advisor grew from on this GPU, and say what it is worth",
+        _reproduce_seed,
+    ),
     ("export", "write studies to stdout, for another database", _export),
     ("import", "add studies that another database exported", _import),
     ("db", "the database: upgrade it, show its URL or its path", _db),

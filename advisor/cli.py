@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.arguments import build_parser, parse_trial, threads_of
+from advisor.arguments import budget_of, build_parser, parse_duration, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
 
 if TYPE_CHECKING:
@@ -250,6 +250,38 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 0 if done.is_reproduced else 1
 
 
+def _reproduce_seed(options: argparse.Namespace) -> int:
+    from advisor import seed
+    from advisor.api import open_to_write
+    from advisor.checkpoint import find_model, refuse_unknown
+    from advisor.progress import Progress
+    from advisor.runner import LocalRunner
+
+    cases, budget = [seed.Case.of(text) for text in options.case] or list(seed.CASES), budget_of(options)
+    timeout_s, svg = parse_duration(options.timeout, "--timeout"), Path(options.svg) if options.svg else None
+    if svg is not None and not svg.parent.is_dir():
+        raise BadInput(f"--svg: there is no directory {svg.parent}")
+    machine = seed.machine_for(options.device, threads_of(options), own=options.model is None or not options.case)
+    source = find_model(options.model or str(seed.FALCON), allow_pickle=options.allow_pickle)
+    refuse_unknown(source)
+    make_job = seed.jobs(source, machine, budget, options.batches, timeout_s)
+    prepared, results = [(case, make_job(case)) for case in cases], []
+    with open_to_write() as store:
+        for case, job in prepared:
+            with Progress(job) as progress:
+                runner = LocalRunner(machine, progress.hear)
+                try:
+                    results += seed.reproduce([case], make_job, store, runner, progress.hear)
+                finally:
+                    runner.close()
+    if svg is not None:
+        svg.write_text(seed.chart(results, options.model or "Falcon-7B's shape"), encoding="utf-8")
+    print(
+        _json(seed.payload(results)) if options.format == "json" else f"{seed.table(results)}\n{seed.verdict(results)}"
+    )
+    return 0
+
+
 # -------------------------------------------------------------------------------------------------------- the database
 
 
@@ -316,5 +348,5 @@ def _db(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "probe": _probe, "tune": _tune, "suggest": _suggest, "trials": _trials, "show": _show, "reproduce": _reproduce,
-    "export": _export, "import": _import, "db": _db,
+    "reproduce-seed": _reproduce_seed, "export": _export, "import": _import, "db": _db,
 }  # fmt: skip

@@ -218,7 +218,8 @@ def linears_of(model: Any) -> dict[str, int]:
     """Return how many linear layers there are of each class; bitsandbytes' with their type, threshold, and "double"."""
     counts: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) or hasattr(module, "in_features"):
+        # Experts in mxfp4 are layers of their own kind, without in_features.
+        if isinstance(module, torch.nn.Linear) or hasattr(module, "in_features") or "Mxfp4" in type(module).__name__:
             counts[type(module).__name__ + _settings(module)] += 1
     return dict(counts)
 
@@ -272,7 +273,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         layers=int(getattr(text, "num_hidden_layers", 1)),
         hidden_size=int(text.hidden_size),
         heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None) or heads),
+        kv_heads=_kv_heads(text, heads),
         head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
         vocabulary=int(text.vocab_size),
         max_positions=getattr(text, "max_position_embeddings", None),
@@ -293,6 +294,13 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         head=_head(model),
         fused_encoder=attention_torch.is_fusable(model),
     ).payload
+
+
+def _kv_heads(config: Any, heads: int) -> int:
+    """Return the number of key-value heads; Falcon's first generation has one, and says so in its own words."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads)
 
 
 def _checkpoint_bytes(source: Mapping[str, Any]) -> int:

@@ -12,12 +12,14 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput
+from advisor.knobs import KNOBS
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
@@ -145,7 +147,7 @@ class Landscape:
             ["{", *lines, ' "rows": [', ",\n".join(f"  {canonical_json(row)}" for row in rows), " ]", "}\n"]
         )
 
-    @property
+    @cached_property
     def by_configuration(self) -> dict[Configuration, Trial]:
         """The trials by what was requested."""
         return {trial.requested: trial for trial in self.trials}
@@ -154,6 +156,42 @@ class Landscape:
     def exhaustive_s(self) -> float:
         """Device seconds that measuring everything took."""
         return sum(trial.wall_s or 0.0 for trial in self.trials)
+
+    def load_s(self, configuration: Configuration, after: Trial | None) -> float:
+        """Return the seconds that loading takes for a configuration, when another trial was run before it.
+
+        None where the weights are loaded already: an exhaustive run goes through all that share them first, another order
+        pays for every change. They are gone after a failure, which ends the worker.
+        """
+        weights = self._weights(configuration)
+        if after is not None and not after.outcome.is_failure and self._weights(after.requested) == weights:
+            return 0.0
+        return self._loads.get(weights, 0.0)
+
+    def seconds(self, configuration: Configuration, after: Trial | None) -> float:
+        """Return the device seconds of a trial that is run after another: as recorded, but with the load that it needs."""
+        trial = self.by_configuration[configuration]
+        recorded = trial.wall_s or 0.0
+        return recorded if trial.load_s is None else recorded - trial.load_s + self.load_s(configuration, after)
+
+    def _weights(self, configuration: Configuration) -> tuple[tuple[str, str], ...]:
+        """Return the choices that the loaded weights depend on; one that nobody knows any more is taken to be one of them."""
+        found = []
+        for knob, name in configuration.items():
+            choice = KNOBS[knob].choices.get(name) if knob in KNOBS else None
+            is_fixed = knob == "attention" and not self.facts.switches_attention
+            if choice is None or KNOBS[knob].reload or choice.own_load or is_fixed:
+                found.append((knob, name))
+        return tuple(found)
+
+    @cached_property
+    def _loads(self) -> dict[tuple[tuple[str, str], ...], float]:
+        """The longest load that was recorded of each set of weights: the others found them loaded."""
+        found: dict[tuple[tuple[str, str], ...], float] = {}
+        for trial in self.trials:
+            weights = self._weights(trial.requested)
+            found[weights] = max(found.get(weights, 0.0), trial.load_s or 0.0)
+        return found
 
     def drawn(self, configuration: Configuration, seed: str) -> Trial:
         """Return the recorded trial with its samples drawn anew, with replacement; KeyError where it was not recorded.
@@ -189,8 +227,9 @@ class ReplayRunner:
     def __init__(self, landscape: Landscape, seed: int = 0) -> None:
         """Replay this landscape. seed: of the samples drawn."""
         self.landscape, self.seed = landscape, seed
-        self.ran: list[Configuration] = []
+        self.ran: list[Trial] = []
         self.spent_s = 0.0
+        self._last: Trial | None = None
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002  (the seam's)
         """Answer a request; a configuration that was not recorded is a failure that says so."""
@@ -202,13 +241,18 @@ class ReplayRunner:
         if request["op"] != "trial" or configuration not in self.landscape.by_configuration:
             return {"outcome": Outcome.LOAD_FAILED, "reason": "the landscape has no record of it"}
         # A configuration that is run again, as the confirmation does, is drawn again.
-        trial = self.landscape.drawn(configuration, f"{self.seed} {self.ran.count(configuration)}")
-        self.ran.append(configuration)
-        self.spent_s += trial.wall_s or 0.0
+        again = sum(trial.requested == configuration for trial in self.ran)
+        trial = self.landscape.drawn(configuration, f"{self.seed} {again}")
+        self.spent_s += self.landscape.seconds(configuration, self._last)
+        if trial.load_s is not None:
+            trial = replace(trial, load_s=self.landscape.load_s(configuration, self._last))
+        self.ran.append(trial)
+        self._last = trial
         return _result(trial, request)
 
     def restart(self) -> None:
-        """Nothing is kept between requests."""
+        """Have the next trial load its weights."""
+        self._last = None
 
     def close(self) -> None:
         """No device is held."""

@@ -205,9 +205,11 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
-    if name.endswith("padded"):
-        return ["0"]
     first = [f"first_position={facts.position_offset}"] if facts.position_offset else []
+    if name == "collate_right_padded":
+        return ["0"]
+    if name == "collate_padded":
+        return ["0", *first]
     return (["model.dtype"] if name == "collate_packed_masked" else []) + first
 
 

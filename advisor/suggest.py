@@ -17,6 +17,7 @@ from advisor.errors import NothingAdmissible, NotMeasured
 from advisor.knobs import Reason, find_choice, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
+from advisor.numerics import UNAIDED
 from advisor.objective import Metric, Objective
 from advisor.space import recommendable, useful_operations
 from advisor.store import Store, StudyRecord
@@ -263,6 +264,12 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
     if default is None:
         notes.append("the default could not be measured, so there is no ratio")
+    own = default.trial.quality if default is not None else None
+    most = UNAIDED.get(default.configuration["precision"]) if default is not None else None
+    if own is not None and most is not None and own.rms > most.rms:
+        notes.append(
+            f"the default's own output is far from the reference's (rms {own.rms:.2f}): see that the model is whole"
+        )
     if study.weights_digest != source.weights_digest:
         notes.append("speeds were measured with other weights of the same shapes")
     if source.has_random_weights:

@@ -282,23 +282,24 @@ def _trials_left(tuning: Tuning) -> int:
     if tuning.job.budget.seconds is not None and done:
         walls = [trial.wall_s for trial in done if trial.wall_s]
         mean_s = sum(walls) / len(walls) if walls else 1.0
-        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done, tuning.job.budget)
+        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done, tuning.job)
         left = min(left, int(left_s / max(mean_s, 0.01)))
     return left
 
 
-def _confirmation_s(done: Sequence[Trial], budget: Budget) -> float:
+def _confirmation_s(done: Sequence[Trial], job: Job) -> float:
     """Seconds that the confirmation will take: blocks × (default and finalists) × (start and load, first call, rounds)."""
     ok = [trial for trial in done if trial.outcome is Outcome.OK and trial.measurement("round_s")]
     fastest = sorted(ok[1:], key=lambda trial: -trial.tokens_per_s)[:FINALISTS]
     load_s = max((trial.load_s or 0.0 for trial in ok), default=0.0)
     start_s, cost_s = 10.0 + load_s, 0.0
-    for trial in [*ok[:1], *fastest]:
+    also = [trial for trial in ok if trial.requested in job.also and trial not in fastest]
+    for trial in [*ok[:1], *fastest, *also]:
         rounds = trial.measurement("round_s")
         round_s = rounds.median if rounds else 0.0
         timed_s = min(max(5 * round_s, 1.0), max(float(_CONFIRM_STOPPING["seconds"]), 3 * round_s))
         cost_s += start_s + (trial.first_call_s or 0.0) + 3 * round_s + timed_s
-    return budget.blocks * cost_s
+    return job.budget.blocks * cost_s
 
 
 def _hopeless(tuning: Tuning) -> bool:
@@ -378,7 +379,7 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
     return request | {
         "gate": _gate(tuning, configuration, trials, request),
         "measured": [trial.ran.key for trial in trials if trial.phase == "search" and trial.outcome is Outcome.OK],
-        "timing": {"stopping": {}, "incumbent_s": _incumbent_s(tuning)},
+        "timing": {"stopping": {}, "incumbent_s": None if configuration in job.also else _incumbent_s(tuning)},
     }
 
 

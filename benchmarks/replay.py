@@ -3,9 +3,10 @@
     python benchmarks/replay.py [--seeds 20] [--folder tests/landscapes]
 
 Every strategy begins with the default, as `advisor tune` does, and measures one configuration after the other until it holds
-one within 2 % of the best, and 16 in any case. A measurement is a draw, with replacement, of the recorded samples; it costs
-the device seconds that were recorded for it, whole: nothing is stopped early, and loading costs what it did when it was
-recorded. The confirmation, which is the same for all, is left out.
+one within 2 % of the best, and 16 in any case. A measurement is a draw, with replacement, of the recorded samples. It costs
+the device seconds that were recorded for it, whole, for nothing is stopped early; the weights are loaded, at the cost that was
+recorded, where the trial before had others or failed. The exhaustive seconds are those recorded, in an order that loads each
+weights once. The confirmation, which is the same for all, is left out.
 
 What a strategy holds is the best of what it measured *as it measured it*; its regret is how much better the best recorded
 configuration is than that one, by all recorded samples. Wasted is a trial that failed, had a wrong output or ran as something
@@ -30,11 +31,10 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration
-from advisor.knobs import Situation
 from advisor.landscape import Landscape, read_landscapes
 from advisor.measurement import TIE_ZONE
 from advisor.search import CHANCE, ask, exhausted, surprises
-from advisor.space import predicted_bytes, predicted_cost, recommendable
+from advisor.space import costs_of, recommendable
 from advisor.trial import Outcome, Trial
 
 #: After how many trials regret is read.
@@ -62,10 +62,9 @@ class Field:
 
     @cached_property
     def costs(self) -> dict[Configuration, float]:
-        """Predicted cost of each configuration, less is better: bytes where memory is the aim, else operations over rates."""
+        """Predicted cost of each configuration, less is better."""
         it = self.landscape
-        predicted = predicted_bytes if it.objective.aim.metric == "peak_bytes" else predicted_cost
-        return {c: predicted(Situation(c, it.workload, it.environment, it.facts)) for c in it.by_configuration}
+        return costs_of(it.by_configuration, it.facts, it.workload, it.environment, it.objective.aim)
 
     @cached_property
     def admissible(self) -> list[Configuration]:
@@ -119,10 +118,10 @@ def replayed(field: Field, strategy: Strategy, seed: int, least: int = DEPTHS[-1
     seconds: list[float] = []
     configuration: Configuration | None = field.landscape.baseline
     while configuration is not None:
-        trial = replace(field.landscape.drawn(configuration, str(seed)), number=len(trials))
-        trials.append(trial)
+        spent_s = field.landscape.seconds(configuration, trials[-1] if trials else None)
+        trials.append(replace(field.landscape.drawn(configuration, str(seed)), number=len(trials), wall_s=spent_s))
         regrets.append(field.regret(trials))
-        seconds.append(sum(seconds[-1:]) + (trial.wall_s or 0.0))
+        seconds.append(sum(seconds[-1:]) + spent_s)
         if len(trials) >= least and min(regrets) <= TIE_ZONE:
             break
         configuration = strategy(field, trials, seed)
@@ -203,11 +202,9 @@ def _comparable(one: Landscape, other: Landscape) -> bool:
 
 
 def _distance(field: Field, other: Field) -> tuple[bool, bool, float]:
-    """Return how far another field is: in log tokens a batch, log longest sequence and padding (measurement.md, C.4)."""
+    """Return how far another field is: another architecture, another device, another workload."""
     here, there = field.landscape, other.landscape
-    pairs = [(w.batch * max(w.lengths), max(w.lengths)) for w in (here.workload, there.workload)]
-    away = sum(abs(math.log(a / b)) for a, b in zip(*pairs, strict=True))
-    away += 3 * abs(here.workload.padding - there.workload.padding)
+    away = here.workload.distance(there.workload)
     return (here.architecture_key != there.architecture_key, here.environment.key != there.environment.key, away)
 
 

@@ -19,12 +19,11 @@ import pytest
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
-from advisor.knobs import Situation
 from advisor.landscape import Landscape, ReplayRunner, read_landscapes
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
-from advisor.space import build_space, predicted_cost
+from advisor.space import build_space
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job, tune
@@ -50,13 +49,12 @@ def made(seed: int = 0) -> Landscape:
     drawn = random.Random(seed)
     space = build_space(FACTS, WORKLOAD, H200, OBJECTIVE, FREE_BYTES)
     factors = {item: drawn.gauss(0, 0.2) for item in sorted({item for c in space.admissible for item in c.items()})}
-    least = min(predicted_cost(Situation(c, WORKLOAD, H200, FACTS)) for c in space.admissible)
     trials = []
     for number, c in enumerate(dict.fromkeys([space.baseline, *space.admissible])):
         if c["attention"] == "eager" and c["packing"] == "packed":
             trials.append(Trial(number, c, None, Outcome.OUT_OF_MEMORY, reason="it is too large", wall_s=9.0))
             continue
-        relative = predicted_cost(Situation(c, WORKLOAD, H200, FACTS)) / least
+        relative = space.costs[c] / min(space.costs.values())
         round_s = 0.2 * relative * math.exp(sum(factors[item] for item in c.items()))
         samples = tuple(round_s * math.exp(drawn.gauss(0, 0.005)) for _ in range(10))
         trials.append(timed(number, c, samples))
@@ -204,7 +202,27 @@ def test_replay_answers_as_a_worker() -> None:
     assert Quality.of(result["quality"]) == QUALITY
     assert result["peak_bytes"] == trial.peak_bytes
     assert runner.run(request(trial.requested, gate=None), 60)["quality"] is None  # as in a confirmation
-    assert runner.spent_s == pytest.approx(2 * (trial.wall_s or 0))
+    assert runner.spent_s == pytest.approx(2 * (trial.wall_s or 0) - (trial.load_s or 0))  # they were loaded already
+
+
+def test_loading_costs_what_the_order_makes_it_cost() -> None:
+    """A change of weights is paid for, staying with them is not, and a failure or a fresh process loses them."""
+    space = [trial for trial in LANDSCAPE.trials if trial.outcome is Outcome.OK]
+    one = space[0].requested
+    same = next(t.requested for t in space if t.requested != one and t.requested["precision"] == one["precision"])
+    other = one.replaced(precision="another")
+    trials = tuple(replace(t, load_s=4.0 if t.requested == one else 0.0) for t in space)
+    found = replace(LANDSCAPE, trials=(*trials, timed(99, other, (0.1,), load_s=7.0)))
+    first, stranger = found.by_configuration[one], found.by_configuration[other]
+
+    assert found.load_s(one, None) == found.load_s(same, None) == found.load_s(same, stranger) == 4.0
+    assert found.load_s(same, first) == 0.0
+    assert found.load_s(same, replace(first, outcome=Outcome.RUNTIME_ERROR)) == 4.0
+    assert found.load_s(other, first) == 7.0
+    assert found.seconds(one, None) == first.wall_s
+    recorded = found.by_configuration[same].wall_s
+    assert recorded is not None
+    assert (found.seconds(same, first), found.seconds(same, None)) == (recorded, recorded + 4.0)
 
 
 def test_replay_fails_as_the_device_did() -> None:
@@ -218,7 +236,7 @@ def test_replay_fails_as_the_device_did() -> None:
     unknown = Configuration.of({"attention": "none of ours"})
     for asked in (request(unknown), {"op": "ceilings"}):
         assert runner.run(asked, 60)["outcome"] is Outcome.LOAD_FAILED
-    assert runner.ran == [broken.requested]
+    assert [trial.requested for trial in runner.ran] == [broken.requested]
 
 
 def test_replay_of_what_ran_as_something_else() -> None:

@@ -72,6 +72,8 @@ def _wrong_where(rule: str, text: str, applies: Callable[[Situation], bool],
         reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
         if applies(situation):
             reasons.append(Reason(rule, Verdict.WRONG, text, "call it as the choice packed does"))
+        elif _encoder_without_flash(situation) and rule != "P8":
+            reasons.append(Reason("P19", Verdict.WRONG, _P19, "call it as the choice packed does"))
         else:
             reasons.append(Reason("P17", Verdict.ALIAS, f"{otherwise} it is the same work as packed"))
         return reasons
@@ -94,7 +96,9 @@ def _counts_from_offset(situation: Situation) -> bool:
 
 def _bool_mask_why_not(situation: Situation) -> list[Reason]:
     reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
-    if situation.configuration["attention"] == "eager":
+    if _encoder_without_flash(situation):
+        reasons.append(Reason("P19", Verdict.WRONG, "this mask is causal, which an encoder is not", "choose packed"))
+    elif situation.configuration["attention"] == "eager":
         reasons.append(Reason("P15", Verdict.WRONG, "eager adds a 4D bool mask to the scores instead of masking with it",
                               "pass a float mask, or none", about="attention=eager"))  # fmt: skip
     elif _is_flash(situation):

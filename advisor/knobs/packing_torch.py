@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 
-def collate_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, object]:
+def collate_padded(sequences: list[torch.Tensor], pad_token_id: int, first_position: int = 0) -> dict[str, object]:
     """Pad on the left, as generate() wants it; positions count from the first real token. Shapes: [batch, longest]."""
     longest = max(len(s) for s in sequences)
     input_ids = torch.full((len(sequences), longest), pad_token_id)
@@ -22,7 +22,7 @@ def collate_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str
     for row, s in enumerate(sequences):
         input_ids[row, longest - len(s) :] = s
         attention_mask[row, longest - len(s) :] = 1
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) + first_position
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
 
 
@@ -136,17 +136,17 @@ _WRONG: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
 def collate(packing: str, sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
     """Return the keyword arguments for a batch under a packing choice, and where each sequence lies."""
     lengths = [len(s) for s in sequences]
+    call: dict[str, Any]
     if not packing.startswith("packed"):
         longest = max(lengths)
         if batching.causal:
-            return collate_padded(sequences, batching.pad_token_id), [
-                (i, longest - n, longest) for i, n in enumerate(lengths)
-            ]
+            call = collate_padded(sequences, batching.pad_token_id, batching.first_position)
+            return call, [(i, longest - n, longest) for i, n in enumerate(lengths)]
         return collate_right_padded(sequences, batching.pad_token_id), [(i, 0, n) for i, n in enumerate(lengths)]
     if packing == "packed-two-rows":
         return _two_rows(sequences, batching)
-    call: dict[str, Any]
-    if batching.causal or batching.apart or packing in _WRONG:
+    masked = not batching.causal and not batching.apart and packing in ("packed", "packed-positions-from-0")
+    if not masked:
         call = collate_packed(sequences, batching.first_position)
     else:
         call = collate_packed_masked(sequences, batching.dtype, batching.first_position)
