@@ -45,7 +45,7 @@ _SHAPES: dict[str, dict[str, str]] = {
     "study": {
         "key": "text", "environment": "text", "architecture_key": "text", "weights_digest": "text", "workload": "text",
         "objective": "object", "objective_key": "text", "budget": "object", "seed": "whole", "state": "text",
-        "started_at": "moment", "finished_at": "moment?", "admissible": "whole?",
+        "started_at": "moment", "finished_at": "moment?", "admissible": "whole?", "facts": "object?",
         "trials": "whole", "comparisons": "whole", "refusals": "whole",
     },
     "trial": {

@@ -28,7 +28,7 @@ FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weigh
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study with all that says what it was about; `facts` come from any model of the same architecture.
+    """A study with all that says what it was about; `facts` are those it was made with, or come from any model of the same architecture.
 
     admissible: how many configurations could be tried, None where that was not stored.
     """
@@ -218,7 +218,7 @@ _REFUSALS = text(
 def _studies_where(where: str) -> TextualSelect:
     return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
-  COALESCE(m.facts, (
+  COALESCE(s.facts, m.facts, (
     SELECT o.facts FROM models o
     WHERE o.architecture_key = m.architecture_key AND o.facts IS NOT NULL ORDER BY o.id DESC LIMIT 1
   )) AS facts

@@ -3,7 +3,7 @@
 Optuna is the engine and holds no state of ours: an in-memory study is made from the trials each time, so that a killed
 tune goes on and several workers can share one study. The sampler is our own. TPE repeats points on a small categorical
 space, can't be told what arithmetic says of a configuration, and learns nothing from a failure; GPSampler needs torch, and
-does not know that some combinations are not admissible. benchmarks/replay.py compares them on recorded landscapes.
+does not know that some combinations are not admissible. benchmarks/replay.py compares with TPE on recorded landscapes.
 
 The model: log(value) = log(predicted cost) + an effect of each choice + an effect of each pair of choices + a rest, all
 normal (a Gaussian process whose kernel counts shared choices; Rasmussen and Williams, "Gaussian Processes for Machine
@@ -36,7 +36,7 @@ from advisor.objective import METRICS, Metric
 from advisor.trial import Outcome, Trial
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
-#: 0.35 between two configurations (measurement.md, C.3). The search was not sensitive to them (benchmarks/replay.py).
+#: 0.35 between two configurations (measurement.md, C.3). With any of them halved or doubled, searches were as long.
 CHOICE, PAIR, REST = 0.25, 0.08, 0.04
 
 #: How many times larger or smaller than that the prediction's errors may be on this model and this GPU.
@@ -260,7 +260,8 @@ class _Model:
     def seconds(self, told: _Told) -> Array:
         """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
 
-        Some choices cost minutes before the first round (compilation), and trials are not all equally long without them.
+        Some choices cost minutes before the first round (compilation), and trials are not all equally long without them. That
+        weights may be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
         """
         if not told.seconds:
             return np.ones(len(self.candidates))

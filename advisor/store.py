@@ -150,12 +150,14 @@ class Store:
 
     # ------------------------------------------------------------------------------------------- models and ceilings
 
-    def save_facts(self, source: ModelSource, facts: ModelFacts) -> None:
-        """Store what a worker read of the model."""
+    def save_facts(self, source: ModelSource, facts: ModelFacts, study_id: int | None = None) -> None:
+        """Store what a worker read of the model, and that a study was made with it: another output has another class."""
         payload = rows.as_json(facts.payload)
         with self._database.writing() as connection:
             model_id = rows.model_id(connection, source)
             connection.execute(update(MODELS).where(MODELS.c.id == model_id).values(facts=payload))
+            if study_id is not None:
+                connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(facts=payload))
 
     def save_ceilings(self, environment: Environment, payload: Mapping[str, Any]) -> None:
         """Store what plain work reached in an environment just now, instead of what was stored."""

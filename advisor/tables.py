@@ -119,6 +119,7 @@ STUDIES = Table(
     _id(), _to("workload_id", "workloads"), _to("environment_id", "environments"), _to("model_id", "models"),
     _text("objective"), _text("objective_key"), _text("budget"), _number("seed"), _text("state"),
     _moment("started_at"), _moment("finished_at", nullable=True), _number("admissible", nullable=True),
+    _text("facts", nullable=True),
     UniqueConstraint("workload_id", "environment_id", "model_id", "objective_key"), Index(None, "environment_id"),
 )  # fmt: skip
 

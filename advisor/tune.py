@@ -134,7 +134,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
-    store.save_facts(job.source, facts)
+    store.save_facts(job.source, facts, study)
     aliases = [
         reason for reason in store.refusals(study) if reason.rule == "E1"
     ]  # of a tune that this one goes on with

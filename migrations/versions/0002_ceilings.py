@@ -1,4 +1,4 @@
-"""What a device reaches with plain work, the size of a study's space, the views for more metrics than one.
+"""What a device reaches with plain work, a study's facts and the size of its space, the views for more metrics than one.
 
 Written out and never changed, like 0001.
 """
@@ -244,7 +244,7 @@ FROM studies s
 
 
 def upgrade() -> None:
-    """Create the table and the column, and make two views again; what people built on them stays, on PostgreSQL too."""
+    """Create the table and the columns, and make two views again; what people built on them stays, on PostgreSQL too."""
     op.create_table(
         "ceilings",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -258,6 +258,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("environment_id", name="uq_ceilings_environment_id"),
     )
     op.add_column("studies", sa.Column("admissible", sa.Integer(), nullable=True))
+    op.add_column("studies", sa.Column("facts", sa.Text(), nullable=True))
     dialect = op.get_bind().dialect.name
     for name, body in VIEWS[dialect].items():
         if dialect == "sqlite":
@@ -266,11 +267,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table and the column, and make the views of before."""
+    """Drop the table and the columns, and make the views of before."""
     dialect = op.get_bind().dialect.name
     before = context.script.get_revision(down_revision).module.VIEWS[dialect]
     for name in VIEWS[dialect]:
         op.execute(sa.text(f"DROP VIEW {name}"))
         op.execute(sa.text(f"CREATE VIEW {name} AS {before[name]}"))
+    op.drop_column("studies", "facts")
     op.drop_column("studies", "admissible")
     op.drop_table("ceilings")

@@ -108,14 +108,14 @@ CREATE TABLE studies (
 	seed INTEGER NOT NULL, 
 	state TEXT NOT NULL, 
 	started_at DATETIME NOT NULL, 
-	finished_at DATETIME, admissible INTEGER, 
+	finished_at DATETIME, admissible INTEGER, facts TEXT, 
 	CONSTRAINT pk_studies PRIMARY KEY (id), 
 	CONSTRAINT fk_studies_environment_id_environments FOREIGN KEY(environment_id) REFERENCES environments (id), 
 	CONSTRAINT fk_studies_model_id_models FOREIGN KEY(model_id) REFERENCES models (id), 
 	CONSTRAINT fk_studies_workload_id_workloads FOREIGN KEY(workload_id) REFERENCES workloads (id), 
 	CONSTRAINT uq_studies_workload_id_environment_id_model_id_objective_key UNIQUE (workload_id, environment_id, model_id, objective_key)
 );
-INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-23 23:33:11.044336','2026-11-23 23:33:11.099737',12);
+INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-23 23:33:11.044336','2026-11-23 23:33:11.099737',12,NULL);
 CREATE TABLE trials (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
