@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check fix faults bench clean
+.PHONY: demo test test-older check fix faults bench clean
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,12 +29,24 @@ fix: $(BIN)/.installed  ## what a machine can mend by itself
 test: $(BIN)/.installed  ## all tests; GPU tests skip where there is no GPU
 	$(BIN)/python -m pytest -q
 
-faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments
+OLDER := .venv-older
+
+$(OLDER)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDER)
+	$(OLDER)/bin/pip install --quiet --upgrade 'pip>=25.1'
+	$(OLDER)/bin/pip install --quiet --editable . 'transformers==5.17.*' --group dev
+	touch $@
+
+test-older: $(OLDER)/.installed  ## gate, worker, encoders and attention with the oldest transformers that is supported
+	$(OLDER)/bin/python -m pytest -q tests/test_gate.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
+
+faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments, on SQLite and on PostgreSQL
 	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0
+	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0 --postgresql
 
 bench: $(BIN)/.installed  ## start-up times, and the gate's calibration in 100 runs
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/calibrate_gate.py --runs 100
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(OLDER) .demo

@@ -43,8 +43,8 @@ FLOORS: Mapping[str, Floor] = {
 }
 
 #: Where the baseline could not be run there is nothing to double, and where it is wrong itself that is not to be doubled:
-#: 1.5 times the largest error that a right configuration of a real shape was seen to have. bf16: Llama-3-8B shape, eager, on an H200 (docs/results/2026-11-23-h200.md: rms 0.095,
-#: KL 7.4e-3); fp16 has 8 times finer steps than bf16.
+#: 1.5 times the largest error that a right configuration of a real shape was seen to have. bf16: Llama-3-8B shape, eager, on
+#: an H200 (docs/results/2026-11-23-h200.md: rms 0.095, KL 7.4e-3); fp16 has 8 times finer steps than bf16.
 UNAIDED: Mapping[str, Floor] = {
     "fp32": Floor(1e-3, 1e-6, "over ten times the floor"),
     "tf32": Floor(2e-2, 2e-4, "steps of fp16"),

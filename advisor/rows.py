@@ -28,7 +28,7 @@ FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weigh
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study with all that says what it was about; `facts` are those it was made with, or come from any model of the same architecture.
+    """A study with all that says what it was about; `facts` are those it was made with, or of any model of its shapes.
 
     admissible: how many configurations could be tried, None where that was not stored.
     """
