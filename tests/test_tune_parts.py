@@ -1,0 +1,191 @@
+"""What tune decides without running anything: what comes next, what can't fit, what an objective asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.configuration import Configuration
+from advisor.environment import Environment, Machine
+from advisor.errors import BadInput, NothingAdmissible
+from advisor.measurement import Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.space import build_space, costs_of, recommendable, useful_operations
+from advisor.trial import Outcome, Quality, Trial
+from advisor.tune import Job, _next_of_all, _not_beyond_memory, measurements_of, refuse_too_large
+from advisor.workloads import Workload
+
+H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
+                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+LLAMA = ModelFacts(
+    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "random", "random:0", has_tokenizer=False)
+WORKLOAD = Workload((64, 32, 48, 16), 2)
+BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+
+
+def trial(requested: Configuration, outcome: Outcome = Outcome.OK, **values: Any) -> Trial:
+    """Return a search trial that was measured, right, and has these metrics."""
+    metrics = tuple(Measurement(name, "unit", (value,)) for name, value in values.items() if name != "peak_bytes")
+    quality = Quality(0.0, 0.0, 0.0, 1.0, 10)
+    return Trial(0, requested, requested, outcome, quality=quality, measurements=metrics,
+                 peak_bytes=values.get("peak_bytes"))  # fmt: skip
+
+
+def job(facts: ModelFacts, memory_bytes: int) -> Job:
+    """Return a job on a GPU with this much memory."""
+    machine = Machine(replace(H200, memory_bytes=memory_bytes), "host", "GPU-1", 0, memory_bytes)
+    return Job(SOURCE, WORKLOAD, Objective(), Budget(), machine)
+
+
+def test_everything_is_measured_with_few_loads() -> None:
+    """An exhaustive search leaves nothing out, repeats nothing, and changes the weights only when it must."""
+    space = build_space(LLAMA, WORKLOAD, H200, Objective(), 140 * 10**9)
+    done = [trial(space.baseline)]
+    while (following := _next_of_all(space.admissible, done)) is not None:
+        done.append(trial(following))
+
+    weights = [(t.requested["precision"], t.requested["quantization"]) for t in done]
+    assert len({t.requested for t in done}) == len(done) == len({*space.admissible, space.baseline})
+    assert sum(a != b for a, b in pairwise(weights)) == len(set(weights)) - 1
+
+
+def test_a_batch_that_ran_out_of_memory_rules_larger_ones_out() -> None:
+    """Rule M2: with everything else the same, a batch larger than one that did not fit is not tried; others are."""
+    sizes = [
+        BASE.replaced(batch=size, packing=packing) for size in ("1", "2", "4", "8") for packing in ("padded", "sorted")
+    ]
+    failed = trial(BASE.replaced(batch="4"), Outcome.OUT_OF_MEMORY)
+    tuning: Any = SimpleNamespace(space=SimpleNamespace(admissible=sizes))
+
+    left = _not_beyond_memory(tuning, [failed])
+
+    assert BASE.replaced(batch="8") not in left
+    assert {c["batch"] for c in left if c["packing"] == "padded"} == {"1", "2", "4"}
+    assert {c["batch"] for c in left if c["packing"] == "sorted"} == {"1", "2", "4", "8"}
+
+
+def test_a_model_for_several_gpus_is_refused_in_words() -> None:
+    """Where not even the weights fit, that is said before a trial is run, with both sizes; where they do, nothing is."""
+    huge = replace(LLAMA, parameters=10**12, linear_parameters=10**12, parameter_bytes=2 * 10**12)
+    asked = job(huge, 150 * 10**9)
+    space = build_space(huge, WORKLOAD, asked.machine.environment, Objective(), 150 * 10**9)
+
+    with pytest.raises(NothingAdmissible) as refused:
+        refuse_too_large(asked, huge, space)
+    assert "needs more than one GPU" in refused.value.reasons[0]
+    assert "1862.6 GiB" in refused.value.reasons[0]
+    small = job(LLAMA, 150 * 10**9)
+    refuse_too_large(small, LLAMA, build_space(LLAMA, WORKLOAD, H200, Objective(), 150 * 10**9))
+
+
+def test_only_narrows_the_space_and_says_so() -> None:
+    """Choices left out by --only are refused as U0, one row each; everything left has the choices that were named."""
+    only = (("attention", ("flash_attention_2", "sdpa")), ("precision", ("bf16",)))
+    space = build_space(LLAMA, WORKLOAD, H200, Objective(only=only), 140 * 10**9)
+
+    assert {c["attention"] for c in space.admissible} == {"flash_attention_2", "sdpa"}
+    assert {c["precision"] for c in space.admissible} == {"bf16"}
+    left_out = [reason for reason in space.refusals if reason.rule == "U0"]
+    assert {"precision=fp32", "attention=eager"} <= {reason.subject for reason in left_out}
+    assert len({reason.subject for reason in left_out}) == len(left_out)
+
+
+def test_batch_is_part_of_the_space_where_it_is_left_open() -> None:
+    """With --batch auto every size up to the list is admissible, the default is 1, and packing needs more than one."""
+    space = build_space(LLAMA, Workload((64, 32, 48, 16), None), H200, Objective(), 140 * 10**9)
+
+    assert space.baseline["batch"] == "1"
+    assert {c["batch"] for c in space.admissible} == {"1", "2", "4"}
+    assert all(c["batch"] != "1" for c in space.admissible if c["packing"] != "padded")
+    assert "batch" not in build_space(LLAMA, WORKLOAD, H200, Objective(), 140 * 10**9).baseline
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_score_is_higher_where_the_metric_is_better(name: str) -> None:
+    """Whatever an objective asks for, the better trial has the higher score, and one without a figure the lowest."""
+    aim = METRICS[name]
+    better, worse = (1.0, 2.0) if aim.less_is_better else (2.0, 1.0)
+    scores = [trial(BASE, **{aim.metric: value}).score(aim) for value in (better, worse)]
+
+    assert scores[0] > scores[1] > trial(BASE).score(aim) == 0.0
+
+
+def test_a_latency_limit_keeps_slow_batches_out() -> None:
+    """What is over the limit may not be recommended, nor what has no figure for it."""
+    objective = Objective(max_latency_s=0.1)
+    fast, slow = (trial(BASE, tokens_per_s=1.0, slowest_batch_s=s) for s in (0.09, 0.11))
+
+    assert recommendable(fast, objective, LLAMA)
+    assert not recommendable(slow, objective, LLAMA)
+    assert not recommendable(trial(BASE, tokens_per_s=1.0), objective, LLAMA)
+
+
+@given(
+    st.builds(
+        Objective,
+        quality=st.sampled_from(list(Tier)),
+        max_memory_bytes=st.none() | st.integers(1, 10**12),
+        metric=st.sampled_from([metric.metric for metric in METRICS.values()]),
+        max_latency_s=st.none() | st.floats(1e-4, 10),
+        only=st.sampled_from(
+            [(), (("attention", ("eager", "sdpa")),), (("attention", ("sdpa",)), ("packing", ("packed",)))]
+        ),
+        ignored_rules=st.sampled_from([(), ("P1", "P2")]),
+    )
+)
+def test_an_objective_comes_back_from_its_payload(objective: Objective) -> None:
+    """Stored and read again, an objective is the same; one without the later fields has the payload it always had."""
+    assert Objective.of(objective.payload) == objective
+    assert set(Objective().payload) == {"quality", "max_memory_bytes", "allow_unjudged", "ignored_rules", "metric"}
+
+
+def test_an_unknown_metric_is_no_objective() -> None:
+    """A metric that nothing measures is refused."""
+    with pytest.raises(BadInput, match="unknown"):
+        Objective(metric="happiness")
+
+
+def test_useful_operations_count_no_pads_and_half_of_causal_pairs() -> None:
+    """The operations are those of a hand calculation; an encoder's pairs count whole."""
+    facts = replace(LLAMA, layers=2, heads=4, head_dim=8, hidden_size=32, vocabulary=100, linear_parameters=10_000)
+    hidden = Workload((10, 20), 2, "hidden")
+    pairs = 10 * 10 + 20 * 20
+
+    assert useful_operations(facts, hidden) == 2 * 10_000 * 30 + 4 * (pairs / 2) * 4 * 8 * 2
+    encoder = replace(facts, is_causal=False)
+    assert useful_operations(encoder, hidden) == 2 * 10_000 * 30 + 4 * pairs * 4 * 8 * 2
+    last = Workload((10, 20), 2)
+    assert useful_operations(facts, last) == 2 * (6_800 * 30 + 3_200 * 2) + 4 * (pairs / 2) * 4 * 8 * 2
+
+
+def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
+    """Predicted costs are bytes for the objective memory, relative times for the others."""
+    int8 = BASE.replaced(quantization="int8")
+    by_memory = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["memory"])
+    by_time = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["throughput"])
+
+    assert by_memory[int8] < by_memory[BASE] == pytest.approx(16e9, rel=0.01)
+    assert by_time[int8] > by_time[BASE]
+
+
+def test_rounds_become_the_metrics_of_their_workload() -> None:
+    """Speeds are of useful tokens; embeddings have sequences a second too; energy is there where it was read."""
+    rounds = {"wall_s": [2.0, 4.0], "gpu_s": [0.0, 0.0], "slowest_s": [1.5, 3.0], "states": [], "discarded": [],
+              "joules_per_token": 0.5}  # fmt: skip
+    found = {m.metric: m for m in measurements_of(Workload((64, 32), 2, "pooled"), rounds, "search")}
+
+    assert found["tokens_per_s"].samples == (48.0, 24.0)
+    assert found["sequences_per_s"].samples == (1.0, 0.5)
+    assert found["slowest_batch_s"].samples == (1.5, 3.0)
+    assert found["joules_per_token"].samples == (0.5,)
+    assert "sequences_per_s" not in {m.metric for m in measurements_of(WORKLOAD, rounds, "search")}
