@@ -330,6 +330,9 @@ def _pooling(source: Mapping[str, Any]) -> str | None:
         return None
     declared = json.loads(file.read_text(encoding="utf-8"))
     modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
+    wanted = sorted(name for name, value in declared.items() if name.startswith("pooling_mode_") and value is True)
+    if len(wanted) > 1 or any(name not in modes.values() for name in wanted):
+        raise ValueError(f"pooling by {', '.join(wanted)} can't be measured: mean, cls and last token can")
     return next((how for how, entry in modes.items() if declared.get(entry)), None)
 
 
@@ -338,8 +341,10 @@ def _head(model: Any) -> str:
     base, classifier = getattr(model, "base_model", None), getattr(model, "classifier", None)
     if base is None or base is model or classifier is None or _is_causal(model):
         return ""
-    if getattr(base, "pooler", None) is not None and isinstance(classifier, torch.nn.Linear):
-        return "pooler"
+    pooler = getattr(base, "pooler", None)
+    # A bare linear layer has its tanh elsewhere (ALBERT); a head with layers of its own ignores the pooler (BigBird).
+    if pooler is not None:
+        return "pooler" if isinstance(classifier, torch.nn.Linear) and not isinstance(pooler, torch.nn.Linear) else ""
     return "features" if hasattr(classifier, "dense") and hasattr(classifier, "out_proj") else ""
 
 

@@ -98,7 +98,10 @@ def judge(
 def _exact_failures(quality: Quality, precision: str, baseline: Quality | None) -> tuple[str, ...]:
     floor, most = FLOORS[precision], UNAIDED[precision]
     # A default that is wrong itself must not open the gate: its error counts up to what right ones were seen to have.
-    rms_limit = max(min(FACTOR * baseline.rms, most.rms), floor.rms) if baseline else most.rms
+    # The floors of 16 bits come from logits, and a leak between documents would pass under them in hidden states: these have
+    # the default's own error, which is not ~0 in 16 bits, and fp32's floor.
+    least = floor.rms if quality.kl is not None else min(floor.rms, FLOORS["fp32"].rms)
+    rms_limit = max(min(FACTOR * baseline.rms, most.rms), least) if baseline else most.rms
     kl_limit = max(min(KL_FACTOR * (baseline.kl or 0.0), most.kl), floor.kl) if baseline else most.kl
     failures = []
     if quality.rms > rms_limit:
@@ -106,6 +109,16 @@ def _exact_failures(quality: Quality, precision: str, baseline: Quality | None) 
     if quality.kl is not None and quality.kl > kl_limit:
         failures.append(f"KL {quality.kl:.2e} > {kl_limit:.2e} nats")
     return tuple(failures)
+
+
+def _direction_failures(quality: Quality, limits: Limits) -> list[str]:
+    """Judge hidden states and embeddings by their direction."""
+    failures = []
+    if quality.cosine is not None and quality.cosine < limits.cosine:
+        failures.append(f"cosine {quality.cosine:.5f} < {limits.cosine}")
+    if quality.top10 is not None and quality.top10 < limits.top10:
+        failures.append(f"overlap of the ten nearest {quality.top10:.3f} < {limits.top10}")
+    return failures
 
 
 def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
@@ -116,10 +129,7 @@ def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
         failures.append(f"top-1 agreement {quality.top1:.4f} < {limits.top1}")
     if quality.perplexity_ratio is not None and quality.perplexity_ratio > limits.perplexity_ratio:
         failures.append(f"perplexity × {quality.perplexity_ratio:.4f} > {limits.perplexity_ratio}")
-    if quality.cosine is not None and quality.cosine < limits.cosine:
-        failures.append(f"cosine {quality.cosine:.5f} < {limits.cosine}")
-    if quality.top10 is not None and quality.top10 < limits.top10:
-        failures.append(f"overlap of the ten nearest {quality.top10:.3f} < {limits.top10}")
+    failures += _direction_failures(quality, limits)
     if quality.kl is None and quality.cosine is None and quality.rms > limits.rms:
         failures.append(f"rms error {quality.rms:.2e} > {limits.rms:.2f}")
     return tuple(failures)

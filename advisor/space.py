@@ -252,6 +252,8 @@ def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same
         return False
     if not trial.measurements or any(name not in KNOBS[knob].choices for knob, name in trial.ran.items()):
         return False
+    if not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
+        return False
     if objective.max_memory_bytes is not None and (trial.peak_bytes or 0) > objective.max_memory_bytes:
         return False
     if objective.max_latency_s is not None and (trial.value("slowest_batch_s") or 1e308) > objective.max_latency_s:

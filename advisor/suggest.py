@@ -189,9 +189,13 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     same_weights = study.weights_digest == source.weights_digest
     refusals = tuple(store.refusals(study.id))
     failures = tuple(t for t in trials if t.outcome.is_failure)
-    comparisons = store.comparisons(study.id)
+    # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
+    comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
     default_trial = _default_trial(trials)
-    admissible = [t for t in trials if recommendable(t, objective, facts, same_weights=same_weights)]
+    admissible = [
+        t for t in trials
+        if recommendable(t, objective, facts, same_weights=same_weights) and _is_within(t, objective, trials[0].requested)
+    ]  # fmt: skip
     if not admissible:
         outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
         raise NothingAdmissible(_every_reason(refusals, trials, outside))
@@ -224,6 +228,11 @@ def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidat
         if not any(all(a <= b for a, b in zip(costs(o), costs(c), strict=True)) and costs(o) != costs(c) for o in candidates)
     ]  # fmt: skip
     return sorted(found, key=lambda candidate: -candidate.trial.tokens_per_s)
+
+
+def _is_within(trial: Trial, objective: Objective, default: Configuration) -> bool:
+    """Whether a trial ran what --only leaves; the default always is."""
+    return trial.ran == default or all(trial.ran.get(knob, names[0]) in names for knob, names in objective.only)
 
 
 def _default_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -282,6 +291,17 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
         notes.append(
             f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
         )
+    return notes + _aim_notes(study, objective)
+
+
+def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
+    """Say what the study was after where that is not what is asked."""
+    notes = []
+    if study.objective.metric != objective.metric:
+        notes.append(f"the study aimed at {study.objective.aim.name}: nothing is confirmed for {objective.aim.name}; "
+                     f"tune --objective {objective.aim.name} would")  # fmt: skip
+    if study.objective.max_latency_s is not None and study.objective.max_latency_s != objective.max_latency_s:
+        notes.append(f"the study was made for at most {study.objective.max_latency_s * 1000:g} ms a batch")
     if study.objective.only:
         kept = "; ".join(f"{knob} {', '.join(names)}" for knob, names in study.objective.only)
         notes.append(f"only this was searched: {kept}")

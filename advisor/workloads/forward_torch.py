@@ -15,6 +15,9 @@ from advisor.workloads.forward import LOGITS, Workload
 #: The reference keeps at most this many bytes of logits: positions are thinned out for large vocabularies.
 REFERENCE_BYTES = 512 * 2**20
 
+#: Fewer scores than this have no standard deviation worth the name: then it is taken over the labels.
+LEAST_SEQUENCES = 4
+
 TEXT = Path(__file__).with_name("text.txt")
 
 
@@ -249,7 +252,7 @@ class Tally:
 
     def _deviation(self) -> float:
         """Return the standard deviation that errors are counted in: of values at a position, of scores over sequences."""
-        if self.output != "scores":
+        if self.output != "scores" or len(self.pairs[0]) < LEAST_SEQUENCES:
             return float(max((self.reference_squares / self.values) ** 0.5, 1e-30))
         scores = torch.stack(self.pairs[0])
         return float(max(float((scores - scores.mean(0)).square().mean()) ** 0.5, 1e-30))
