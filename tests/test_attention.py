@@ -170,7 +170,7 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("A25", Verdict.INVALID, "sdpa-flash", ("h200", "head-320", "even", {}), ("h200", "head-256", "even", {})),
     ("A25", Verdict.INVALID, "sdpa-flash", ("h200", "sliding", "even", {}), ("h200", "sliding", "short", {})),
     ("A25", Verdict.INVALID, "sdpa-efficient", ("cpu", "llama", "even", {}), ("h200", "llama", "padded", {})),
-    ("A25", Verdict.INVALID, "sdpa-efficient", ("t4", "llama", "even", {}), ("t4", "llama", "even", {"precision": "fp16"})),
+    ("A25", Verdict.INVALID, "sdpa-efficient", ("t4", "llama", "even", {}), ("t4", "llama", "padded", {"precision": "fp16"})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("cpu", "llama", "even", {}), ("h200", "llama", "padded", {})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("t4", "llama", "even", {}), ("h200", "llama", "even", {})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("h200", "head-100", "even", {}), ("h200", "llama", "even", {})),
