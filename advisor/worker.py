@@ -15,6 +15,7 @@ import math
 import os
 import queue
 import random
+import select
 import signal
 import sys
 import threading
@@ -29,9 +30,16 @@ from typing import Any, NamedTuple
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere."""
+    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere.
+
+    A parent that died before it was asked is not noticed so: what is left of it is that nobody holds the other end of stdin.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        stdin = select.poll()
+        stdin.register(0, 0)
+        if any(event & select.POLLHUP for _, event in stdin.poll(0)):
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ WITH aims AS (
     FROM scored d JOIN trials z ON z.study_id = d.study_id AND z.number = 0 AND z.requested_id = d.requested_id
   ) runs WHERE place = 1
 ), admissible AS (
-  SELECT study_id, ran_id, MAX(score) AS score FROM scored WHERE may_be = 1 GROUP BY study_id, ran_id
+  SELECT study_id, ran_id, MAX(score) AS score FROM scored WHERE may_be = 1 AND score > 0 GROUP BY study_id, ran_id
 ), compared AS (
   SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
     c.blocks AS blocks, c.verdict AS verdict, a.score AS score
