@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor import arguments
+from advisor.device import sees_energy
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
 from advisor.model import ModelSource
@@ -230,12 +231,21 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:
         raise BadInput(machine.problem, machine.remedy)
-    if to_measure and objective.metric == "joules_per_token" and not machine.environment.is_cuda:
-        raise BadInput("--objective energy: energy is read from the GPU's counter, and a CPU has none")
+    if to_measure and objective.metric == "joules_per_token":
+        _refuse_unseen_energy(machine)
     source = find_model(options.model, allow_pickle=options.allow_pickle, download=to_measure)
     if to_measure:
         refuse_unknown(source)
     return _with_workload(options, source, objective, machine, lengths)
+
+
+def _refuse_unseen_energy(machine: Machine) -> None:
+    """Raise BadInput where no energy would be read: before an hour is spent on figures that are not there."""
+    if not machine.environment.is_cuda:
+        raise BadInput("--objective energy: energy is read from the GPU's counter, and a CPU has none")
+    if not sees_energy(machine.uuid):
+        raise BadInput(f"--objective energy: the energy counter of {machine.environment.device_name} can't be read",
+                       "a slice of a GPU (MIG) and GPUs before Volta have none")  # fmt: skip
 
 
 def _with_workload(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
@@ -350,11 +360,14 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
     from advisor import history, probe
     from advisor.checkpoint import find_model
     from advisor.runner import LocalRunner
+    from advisor.script import refuse_unprintable
     from advisor.store import Store, default_url
 
     with Store.open(default_url(), write=False) as store:
         study, old = history.stored_trial(store, *trial)
     history.refuse_unrepeatable(old)
+    if options.format == "python":
+        refuse_unprintable(old.requested)
     device = options.device or (None if study.environment.is_cuda else "cpu")
     machine = probe.machine(device, study.environment.threads or 1)
     source = find_model(options.model or study.model_name, allow_pickle=options.allow_pickle, download=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 
 import torch
@@ -23,13 +24,15 @@ _REPEATS = 7
 def measure(device: str) -> dict[str, float]:
     """Return `matmul_<precision>_per_s` in floating-point operations and `copy_bytes_per_s`, bytes read plus written.
 
-    Each is the median of some repeats after a warm-up; a dtype that takes over half a second a product is timed once.
+    Each is the median of some repeats after a warm-up; a dtype that takes over half a second a product is timed once, and
+    one that this device has no products for is left out.
     """
     kind = device.partition(":")[0]
     found = {}
     precisions = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for name, dtype in precisions.items():
-        found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, dtype)
+        with suppress(RuntimeError):
+            found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, dtype)
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
         found["matmul_tf32_per_s"] = _matmul_per_s(device, kind, torch.float32)

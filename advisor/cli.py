@@ -246,7 +246,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     facts = done.study.facts
     if options.format == "python" and facts is not None:
         device, threads = machine.user_device, machine.environment.threads or 1
-        print(script_for(source, done.old.ran, done.study.workload, facts, device, threads), end="")
+        print(script_for(source, done.old.requested, done.study.workload, facts, device, threads), end="")
     return 0 if done.is_reproduced else 1
 
 

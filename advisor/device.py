@@ -148,6 +148,12 @@ def _mig_profile(nvml: Any, device: Any) -> str | None:
     return f"{attributes.gpuInstanceSliceCount}g.{gigabytes}gb"
 
 
+def sees_energy(uuid: str) -> bool:
+    """Whether a GPU's energy counter can be read: a MIG device has none, nor have GPUs before Volta."""
+    with Gauges(uuid) as gauges:
+        return bool(gauges.read()["energy_j"] != NOT_OBSERVABLE)
+
+
 class Gauges:
     """What a device is doing, read before and after every timed round. Opened once: NVML's start costs milliseconds.
 

@@ -86,16 +86,18 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     """
     torch.set_float32_matmul_precision("highest")
     allow_kernels(tuple(_KERNEL_SWITCHES))
-    if (
-        "torch._dynamo" in sys.modules
-    ):  # its cache is per function: the ninth variant of flex_attention would run uncompiled
-        torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
     names: dict[str, Any] = {"torch": torch}
     lines = [line for choice in choices for line in (*choice.imports, *choice.before)]
     names |= {name: getattr(_FUNCTIONS[module], name) for choice in choices for module, name in choice.functions}
     for line in dict.fromkeys(lines):
         exec(line, names)  # noqa: S102  (our own lines: the ones that the suggestion prints)
     return names
+
+
+def forget_compiled() -> None:
+    """Forget what torch compiled: its cache is per function, and the ninth variant of flex_attention would run uncompiled."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 #: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.
@@ -154,8 +156,8 @@ def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, au
     """Draw the weights on the device, in the checkpoint's dtype, from SEED; quantise or convert afterwards."""
     config, quantization = config_of(source), arguments.pop("quantization_config", None)
     wanted = arguments.pop("dtype")
-    torch.manual_seed(SEED)
-    with torch.device(device):
+    with torch.random.fork_rng(), torch.device(device):  # the caller of advisor.load has seeds of their own
+        torch.manual_seed(SEED)
         model = auto.from_config(config, dtype=checkpoint_dtype_of(source, config), **arguments)
     if quantization is None:
         return _converted(model, wanted)
@@ -293,6 +295,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         pooling=_pooling(source) or ("last" if causal else "mean"),
         head=_head(model),
         fused_encoder=attention_torch.is_fusable(model),
+        pads=not (output == "scores" and causal and getattr(text, "pad_token_id", None) is None),
     ).payload
 
 

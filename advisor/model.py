@@ -65,7 +65,8 @@ class ModelFacts:
     position of a sequence (padding_idx + 1 for RoBERTa and its kin, rule P8). `pooling`: how an embedding is made of hidden
     states: "mean", "cls" or "last". `head`: how a classification head reads hidden states: "pooler" (the pooler's output),
     "features" (the head looks at the first position itself), "" where it is not known to be either. `fused_encoder`: the
-    layers have the shape that torch.nn.TransformerEncoderLayer has.
+    layers have the shape that torch.nn.TransformerEncoderLayer has. `pads`: False for a classifier that finds the end of a
+    sequence by its pad token and has none: it takes one sequence at a time.
     """
 
     architecture: str
@@ -97,6 +98,7 @@ class ModelFacts:
     pooling: str = "last"
     head: str = ""
     fused_encoder: bool = False
+    pads: bool = True
 
     @property
     def payload(self) -> dict[str, Any]:

@@ -78,29 +78,33 @@ LIMITS: Mapping[Tier, Limits] = {
 
 
 def judge(
-    quality: Quality, tier: Tier, precision: str, baseline: Quality | None, *, is_baseline: bool, random_weights: bool
-) -> Quality:
+    quality: Quality, tier: Tier, precision: str, baseline: Quality | None, *, is_baseline: bool, random_weights: bool,
+    reference: str = "fp32",
+) -> Quality:  # fmt: skip
     """Return the figures with their verdict: `failures` names every limit that was broken, with both numbers.
 
     baseline: the baseline's own figures against the same reference, None where it could not be run: then what right
     configurations of a real shape were seen to have is the limit. is_baseline: it has only to be finite, for it is what the
-    user gets today. With random weights a lossy choice is not judged.
+    user gets today. With random weights a lossy choice is not judged. reference: the precision that the reference was computed
+    in, fp32 unless that did not fit: its own rounding is in every error then.
     """
     if is_baseline:
         return quality
     if tier is Tier.EXACT:
-        return replace(quality, failures=_exact_failures(quality, precision, baseline))
+        return replace(quality, failures=_exact_failures(quality, precision, reference, baseline))
     if random_weights:
         return replace(quality, judged=False)
     return replace(quality, failures=_lossy_failures(quality, LIMITS[tier]))
 
 
-def _exact_failures(quality: Quality, precision: str, baseline: Quality | None) -> tuple[str, ...]:
-    floor, most = FLOORS[precision], UNAIDED[precision]
+def _exact_failures(quality: Quality, precision: str, reference: str, baseline: Quality | None) -> tuple[str, ...]:
+    coarser = max(precision, reference, key=lambda name: FLOORS[name].rms)
+    floor, most = FLOORS[coarser], UNAIDED[coarser]
     # A default that is wrong itself must not open the gate: its error counts up to what right ones were seen to have.
     # The floors of 16 bits come from logits, and a leak between documents would pass under them in hidden states: these have
-    # the default's own error, which is not ~0 in 16 bits, and fp32's floor.
-    least = floor.rms if quality.kl is not None else min(floor.rms, FLOORS["fp32"].rms)
+    # the default's own error, which is not ~0 in 16 bits against fp32, and fp32's floor.
+    from_logits = quality.kl is not None or reference != "fp32"
+    least = floor.rms if from_logits else min(floor.rms, FLOORS["fp32"].rms)
     rms_limit = max(min(FACTOR * baseline.rms, most.rms), least) if baseline else most.rms
     kl_limit = max(min(KL_FACTOR * (baseline.kl or 0.0), most.kl), floor.kl) if baseline else most.kl
     failures = []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from advisor import knobs, workloads
 from advisor.configuration import Configuration
-from advisor.knobs import choice_of
+from advisor.errors import BadInput
+from advisor.knobs import advised, choice_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts, ModelSource
 from advisor.workloads import Workload
@@ -76,6 +77,12 @@ def _drawing_lines(
     return lines
 
 
+def refuse_unprintable(configuration: Configuration) -> None:
+    """Raise BadInput where there are no lines to paste: for a form that is there to be caught, or an unknown choice."""
+    if not advised(configuration):
+        raise BadInput(f"--format python: there are no lines to paste for {configuration}", "leave --format out")
+
+
 def function_source(file: Path, name: str) -> str:
     """Return the source of a function in a file, read without importing it."""
     text = file.read_text(encoding="utf-8")
@@ -138,28 +145,29 @@ import time
 {(chr(10) * 3).join(_sources(configuration, workload, facts))}
 
 
-# The lengths that were measured, with random token ids: put your own token ids into `sequences`.
-lengths = {list(workload.lengths)!r}
+# Random token ids of the lengths that were measured: put your own into `sequences`.
 torch.manual_seed(0)
-sequences = [torch.randint({min(16, facts.vocabulary - 1)}, {facts.vocabulary}, (n,)) for n in lengths]
+measured = {list(workload.lengths)!r}
+sequences = [torch.randint({min(16, facts.vocabulary - 1)}, {facts.vocabulary}, (n,)) for n in measured]
+lengths = [len(tokens) for tokens in sequences]
 order = {order}
 batches = [order[i : i + {workload.size}] for i in range(0, len(order), {workload.size})]
 
 
 @torch.inference_mode()
 def run():
-    """Return {_result_words(workload.output)} of every sequence, in the order of `sequences`."""
-    results = [None] * len(sequences)
+    """Yield every sequence's place in `sequences` and {_result_words(workload.output)}; what you keep, stays in memory."""
     for batch in batches:
 {_lines(_loop_lines(configuration, workload.output, facts, device), 8)}
-    return results
 
 
-run()  # warm-up
+for _ in run():  # warm-up
+    pass
 times = []
 for _ in range(5):
     began = time.perf_counter()
-    run()
+    for _ in run():
+        pass
     times.append(time.perf_counter() - began)
 print(f"{{sum(lengths) / sorted(times)[2]:.1f}} tokens/s")
 '''
@@ -187,7 +195,7 @@ def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts
 
 
 def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
-    """Return what is done with each batch: make the call, leave out what the model does not take, keep the results."""
+    """Return what is done with each batch: make the call, leave out what the model does not take, yield results."""
     packed = configuration["packing"].startswith("packed")
     name = collate_name(configuration, facts)
     keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
@@ -200,8 +208,8 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
-    lines += _result_lines(output, facts, packed=packed, keeps=keeps)
-    return lines if device == "cpu" else [*lines, "torch.cuda.synchronize()"]
+    computed, *results = _result_lines(output, facts, packed=packed, keeps=keeps)
+    return [*lines, computed, *([] if device == "cpu" else ["torch.cuda.synchronize()"]), *results]
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
@@ -243,12 +251,12 @@ def _dropped(name: str, facts: ModelFacts) -> list[str]:
 
 
 def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) -> list[str]:
-    """Return what calls the model and keeps each sequence's result."""
+    """Return what calls the model, and what yields each sequence's result."""
     if output == "scores" and packed:
-        return ["for i, scores in zip(batch, score_packed(model, call, starts)):\n    results[i] = scores"]
+        return ["values = score_packed(model, call, starts)", "yield from zip(batch, values)"]
     if output == "pooled":
         pooled = f"pool(model(**call).last_hidden_state, rows, starts, ends, {facts.pooling!r})"
-        return [f"for i, embedding in zip(batch, {pooled}):\n    results[i] = embedding"]
+        return [f"values = {pooled}", "yield from zip(batch, values)"]
     values = "last_hidden_state" if output == "hidden" else "logits"
     if output == "scores":
         kept = "values[n]"
@@ -258,7 +266,7 @@ def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) 
         kept = "values[0, ends[n] - lengths[i] : ends[n]]"
     else:
         kept = "values[n, -lengths[i] :]" if facts.is_causal else "values[n, : lengths[i]]"
-    return [f"values = model(**call).{values}", f"for n, i in enumerate(batch):\n    results[i] = {kept}"]
+    return [f"values = model(**call).{values}", f"for n, i in enumerate(batch):\n    yield i, {kept}"]
 
 
 def _result_words(output: str) -> str:

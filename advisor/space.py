@@ -14,7 +14,7 @@ from itertools import product
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
+from advisor.knobs import KNOBS, Reason, Situation, Verdict, advised, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts
 from advisor.objective import Metric, Objective
@@ -250,7 +250,7 @@ def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same
     """
     if trial.phase != "search" or trial.outcome is not Outcome.OK or trial.quality is None or trial.quality.failures:
         return False
-    if not trial.measurements or any(name not in KNOBS[knob].choices for knob, name in trial.ran.items()):
+    if not trial.measurements or not advised(trial.ran):
         return False
     if not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
         return False

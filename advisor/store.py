@@ -125,10 +125,6 @@ class Store:
                 return rows.studies(connection, "1 = 1")
             return rows.studies(connection, "m.architecture_key = :architecture", architecture=architecture_key)
 
-    def neighbours(self, architecture_key: str) -> list[StudyRecord]:
-        """Return all studies of this architecture, newest first."""
-        return self.studies(architecture_key)
-
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""
         with self._database.reading() as connection:

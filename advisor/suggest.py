@@ -14,7 +14,7 @@ from typing import Any
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
-from advisor.knobs import Reason, find_choice, tier_of
+from advisor.knobs import Reason, advised, find_choice, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.numerics import UNAIDED
@@ -357,8 +357,10 @@ def _best_study(
     asked = [s for s in own if s.objective.metric == objective.metric] or own
     plain = [s for s in asked if not s.objective.ignored_rules and not s.objective.only] or asked
     wide = [
-        s for s in plain if s.objective.quality.rank >= objective.quality.rank and _had_memory(s.objective, objective)
-    ]
+        s for s in plain if s.objective.quality.rank >= objective.quality.rank
+        and _was_as_wide(s.objective.max_memory_bytes, objective.max_memory_bytes)
+    ]  # fmt: skip
+    wide.sort(key=lambda s: not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s))
     if wide:
         return wide[0], []
     searched = plain[0].objective
@@ -366,10 +368,9 @@ def _best_study(
     return plain[0], [f"only quality {searched.quality}{limit} was searched, which is narrower than what was asked for"]
 
 
-def _had_memory(searched: Objective, asked: Objective) -> bool:
-    if searched.max_memory_bytes is None:
-        return True
-    return asked.max_memory_bytes is not None and searched.max_memory_bytes >= asked.max_memory_bytes
+def _was_as_wide(searched: float | None, asked: float | None) -> bool:
+    """Whether a search under one limit (None: under none) saw all that another one leaves."""
+    return searched is None or (asked is not None and searched >= asked)
 
 
 def _nearest(
@@ -377,7 +378,7 @@ def _nearest(
 ) -> str:
     """Say that it was not measured, what the nearest measured is and how it differs, and what would measure it."""
     text = f"not measured: {source.name}, {workload}, on {on or here}."
-    neighbours = store.neighbours(source.architecture_key)
+    neighbours = store.studies(source.architecture_key)
     if neighbours:
         elsewhere = {s.id: s.environment_key != here.key if on is None else not _is_on(s, on) for s in neighbours}
         nearest = min(neighbours, key=lambda s: (s.workload.distance(workload), elsewhere[s.id]))
@@ -488,6 +489,10 @@ def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weig
     """Return in words what keeps a trial that ran from being recommended under an objective."""
     texts, tier, limit, peak = [], tier_of(trial.ran.items(), facts), objective.max_memory_bytes, trial.peak_bytes or 0
     slowest_s = trial.value("slowest_batch_s")
+    if not advised(trial.ran):
+        texts.append("it has a choice that is run only to be judged, and never recommended")
+    if not trial.value(objective.metric):
+        texts.append(f"its {objective.aim.words} was not measured")
     if objective.max_latency_s is not None and (slowest_s is None or slowest_s > objective.max_latency_s):
         took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
         texts.append(f"its slowest batch ({took}) is above the {objective.max_latency_s * 1000:g} ms allowed")

@@ -158,11 +158,14 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
 
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
-    """Have the model's facts read. Raises BadInput where a sequence is longer than its positions."""
+    """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
     facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": job.workload.output}))
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
+    if not facts.pads and job.workload.batch != 1:
+        raise BadInput(f"{facts.architecture} finds the end of a sequence by its pad token, and its config.json names none",
+                       "--batch 1, or set pad_token_id there")  # fmt: skip
     return facts
 
 
@@ -236,7 +239,7 @@ def _is_enough(tuning: Tuning, trials: Sequence[Trial]) -> bool:
 def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
     """Return what the nearest workload that was measured here teaches of configurations; nothing where there is none."""
     here, aim = job.machine.environment, job.objective.aim
-    known = [s for s in store.neighbours(job.source.architecture_key)
+    known = [s for s in store.studies(job.source.architecture_key)
              if s.id != study and s.environment_key == here.key and s.workload != job.workload]  # fmt: skip
     if not known:
         return {}
@@ -407,6 +410,7 @@ def _gate(
     return {
         "path": str(path),
         "reference": tuning.reference,
+        "precision": tuning.reference.partition(",")[0],
         "baseline": None if is_baseline or baseline is None else baseline.payload,
         "is_baseline": is_baseline,
     }

@@ -252,6 +252,7 @@ def run_gate(
         baseline,
         is_baseline=gate["is_baseline"],
         random_weights=request["source"]["weights"] == "random",
+        reference=gate["precision"],
     )
 
 
@@ -573,6 +574,7 @@ def main() -> None:
     session = Session(send)
     send({"event": "ready", "pid": os.getpid()})
     for request in _requests():
+        facts_torch.forget_compiled()
         try:
             result = _OPERATIONS[request["op"]](session, request)
         except Exception as error:  # noqa: BLE001  (whatever a trial raises is its outcome)

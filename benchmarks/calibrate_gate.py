@@ -122,6 +122,7 @@ class Gate:
         gate = {
             "path": str(self._reference(workload)),
             "reference": "fp32, eager, one sequence at a time",
+            "precision": "fp32",
             "baseline": None if is_baseline or baseline is None else baseline.payload,
             "is_baseline": is_baseline,
         }

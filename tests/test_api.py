@@ -277,7 +277,9 @@ def test_a_model_is_loaded_as_recommended(url: str, best: Configuration) -> None
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     stored(url, best, batch=None if "batch" in best else 2)
+    state = torch.get_rng_state()
     ready = advisor.load(MODEL, **{**ASKED, "batch": "auto" if "batch" in best else 2})
+    assert torch.equal(torch.get_rng_state(), state)
     draw = torch.Generator().manual_seed(0)
     sequences = [torch.randint(16, 2048, (n,), generator=draw) for n in (3, 9, 4, 6, 2)]
     plain = transformers.AutoModelForCausalLM.from_pretrained(MODEL).eval()

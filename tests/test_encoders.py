@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from advisor import facts_torch, worker  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
+from advisor.cli import run  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.script import script_for  # noqa: E402
@@ -65,7 +66,13 @@ def judged(models: dict[str, ModelSource], tmp_path: Path) -> Callable[..., dict
         }  # fmt: skip
         session = worker.Session(lambda _: None)
         worker.write_reference(session, request)
-        gate = {"path": request["path"], "baseline": None, "is_baseline": False, "reference": "fp32"}
+        gate = {
+            "path": request["path"],
+            "baseline": None,
+            "is_baseline": False,
+            "reference": "fp32",
+            "precision": "fp32",
+        }
         configuration = base.replaced(**choices, **(more or {}))
         return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(configuration)})
 
@@ -136,6 +143,12 @@ def facts_of(source: ModelSource, output: str) -> ModelFacts:
     return ModelFacts.of(facts_torch.read_facts(source.request, output=output))
 
 
+def in_order(names: dict[str, Any]) -> list[torch.Tensor]:
+    """Run a script's own loop and return its results in the order of the sequences."""
+    found = dict(names["run"]())
+    return [found[place] for place in range(len(names["sequences"]))]
+
+
 @pytest.mark.parametrize("packing", ["padded", "sorted", "packed"])
 @pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
 @pytest.mark.parametrize("model", ["bert", "roberta"])
@@ -147,10 +160,10 @@ def test_the_script_gives_what_each_sequence_alone_gives(
     facts = facts_of(source, output)
     script = script_for(source, BASE.replaced(packing=packing), workload, facts, "cpu")
     names: dict[str, Any] = {}
-    exec(compile(script.partition("\n\nrun()  # warm-up\n")[0], "script", "exec"), names)
+    exec(compile(script.partition("\n\nfor _ in run():  # warm-up\n")[0], "script", "exec"), names)
 
     with torch.inference_mode():
-        for tokens, result in zip(names["sequences"], names["run"](), strict=True):
+        for tokens, result in zip(names["sequences"], in_order(names), strict=True):
             outputs = names["model"](input_ids=tokens[None])
             hidden = outputs.logits[0] if output == "scores" else outputs.last_hidden_state[0]
             alone = hidden.mean(0) if output == "pooled" else hidden
@@ -176,3 +189,17 @@ def test_an_encoder_gives_no_next_token(models: dict[str, ModelSource]) -> None:
     """Asked for the last token's logits, an encoder is refused in words that say what to ask for instead."""
     with pytest.raises(ValueError, match="ask for hidden, pooled or scores"):
         facts_of(models["bert"], "last-logits")
+
+
+def test_a_classifier_without_a_pad_token_is_told_at_once(
+    models: dict[str, ModelSource], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that finds a sequence's end by its pad token and has none is refused before anything runs, but for batches of one."""
+    config = json.loads((Path(models["llama"].path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    tune = ["tune", str(tmp_path / "config.json"), "--device", "cpu", "--lengths", "8,4", "--dry-run"]
+
+    for batch in ("2", "auto"):
+        assert run([*tune, "--batch", batch]) == 2
+        assert "pad token, and its config.json names none (--batch 1, or set pad_token_id" in capsys.readouterr().err
+    assert run([*tune, "--batch", "1"]) == 0

@@ -243,6 +243,14 @@ def test_study_full_of_faults_ends_with_a_recommendation(broken: Broken) -> None
 # --------------------------------------------------------------------------------------------- the command, interrupted
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _heed_interrupts() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C and hands that on: the tests may be one, what they start must not be."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Command:
     """`python -m advisor tune` in a process of its own, kept busy by a choice that sleeps for ten minutes."""
 

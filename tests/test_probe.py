@@ -345,6 +345,15 @@ def test_gauges_of_a_mig_device(on: Answers) -> None:
     assert (reading["power_w"], reading["energy_j"]) == (NOT_OBSERVABLE, NOT_OBSERVABLE)
 
 
+def test_energy_is_seen_or_not(on: Answers) -> None:
+    """A whole GPU's energy counter can be read; that of a MIG device, of an NVML that refuses, and of nothing can't."""
+    asked = "[device.sees_energy(uuid) for uuid in ('GPU-aaaa0000', 'MIG-dddd3333')]"
+
+    assert on(asked, FAKE_NVML="h200") == [True, False]
+    assert on(asked, FAKE_NVML="mig") == [False, False]
+    assert on(asked, FAKE_NVML="refuses") == [False, False]
+
+
 def test_gauges_of_no_device(on: Answers) -> None:
     """A device that NVML does not know, and gauges that are closed, read "not observable" and say why."""
     closed = "[(g := Gauges('GPU-aaaa0000')).close(), g.close(), g.read()][2]"

@@ -80,6 +80,12 @@ def shipped(configuration: Configuration = DEFAULT, output: str = "last-logits",
     return script_for(more.get("source", SOURCE), configuration, workload, more.get("facts", FACTS), "cpu")
 
 
+def in_order(names: dict[str, Any]) -> list[torch.Tensor]:
+    """Run a script's own loop and return its results in the order of the sequences."""
+    found = dict(names["run"]())
+    return [found[place] for place in range(len(names["sequences"]))]
+
+
 def described(configuration: Configuration) -> str:
     """Name a configuration in a test's id."""
     return "-".join(configuration.values())
@@ -103,7 +109,7 @@ def check_form(script: str) -> None:
         if isinstance(node, ast.FunctionDef) and node.name == "run":  # the others are sources of our own
             assert all(lines[node.lineno - 1 : node.end_lineno]), node.name
     for place in re.finditer(r"\n\n\n", script):
-        assert re.match(r"(@|def |#)|run\(\)", script[place.end() :]), script[place.end() : place.end() + 40]
+        assert re.match(r"(@|def |#|for _ in run\(\))", script[place.end() :]), script[place.end() : place.end() + 40]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +179,7 @@ def test_a_script_runs_and_prints_its_speed(tmp_path: Path, packing: str) -> Non
 
 def namespace_of(script: str) -> dict[str, Any]:
     """Execute a script, without its timing, and return its names."""
-    before = script.partition("\n\nrun()  # warm-up\n")[0]
+    before = script.partition("\n\nfor _ in run():  # warm-up\n")[0]
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, when they are imported for the first time
@@ -197,7 +203,7 @@ def one_at_a_time(names: dict[str, Any], output: str) -> list[Any]:
 def test_a_script_gives_what_each_sequence_alone_gives(configuration: Configuration, output: str) -> None:
     """The results are those of every sequence run alone, in the order of the sequences, to 1e-4."""
     names = namespace_of(shipped(configuration, output))
-    results = names["run"]()
+    results = in_order(names)
 
     assert [len(tokens) for tokens in names["sequences"]] == list(WORKLOAD.lengths)
     for result, alone in zip(results, one_at_a_time(names, output), strict=True):
@@ -213,7 +219,7 @@ def test_a_script_leaves_out_what_a_model_does_not_take(tmp_path: Path, kind: st
     facts = facts_of(source, output)
     names = namespace_of(shipped(DEFAULT.replaced(attention="eager"), output, source=source, facts=facts))
 
-    for result, alone in zip(names["run"](), one_at_a_time(names, output), strict=True):
+    for result, alone in zip(in_order(names), one_at_a_time(names, output), strict=True):
         torch.testing.assert_close(result, alone, atol=1e-4, rtol=0)
 
 
@@ -224,7 +230,9 @@ def test_random_weights_are_those_that_were_measured(precision: str) -> None:
     configuration = DEFAULT.replaced(precision=precision)
     drawn = namespace_of(shipped(configuration, source=source))["model"]
     names = facts_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
+    state = torch.get_rng_state()
     measured = facts_torch.load(source.request, configuration, "cpu", "last-logits", names)
+    assert torch.equal(torch.get_rng_state(), state)
 
     assert drawn.dtype == measured.dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])
     for (name, ours), (_, theirs) in zip(drawn.named_parameters(), measured.named_parameters(), strict=True):
@@ -241,7 +249,7 @@ def test_a_quantised_script_quantises(path: str) -> None:
     names = namespace_of(shipped(DEFAULT.replaced(quantization="nf4"), source=source))
 
     assert "Linear4bit:nf4" in facts_torch.linears_of(names["model"])
-    assert all(torch.isfinite(result).all() for result in names["run"]())
+    assert all(torch.isfinite(result).all() for _, result in names["run"]())
 
 
 NAMES = [

@@ -143,9 +143,9 @@ def test_a_study_comes_back_as_it_was_opened(store: Store) -> None:
     assert (record.objective, record.workload, record.model_name) == (OBJECTIVE, WORKLOAD, "org/model")
     assert (record.weights_digest, record.state, record.finished_at, record.facts) == ("d1", "running", None, None)
     store.close_study(study, "done")
-    assert store.neighbours(SOURCE.architecture_key)[0].state == "done"
+    assert store.studies(SOURCE.architecture_key)[0].state == "done"
     assert opened(store) == study
-    assert store.neighbours(SOURCE.architecture_key)[0].state == "running"
+    assert store.studies(SOURCE.architecture_key)[0].state == "running"
 
 
 def test_facts_are_shared_by_fine_tunes(store: Store) -> None:
@@ -276,7 +276,6 @@ def test_studies_come_newest_first(store: Store) -> None:
     third = opened(store, environment=replace(ENVIRONMENT, driver="1"))
     other = opened(store, source=replace(SOURCE, config={"model_type": "gpt2"}))
     key = SOURCE.architecture_key
-    assert [record.id for record in store.neighbours(key)] == [third, second, first]
     assert [record.id for record in store.studies(key)] == [third, second, first]
     assert [record.id for record in store.studies()] == [other, third, second, first]
     assert [record.id for record in store.studies_for(key, WORKLOAD.key_for(key))] == [third, first]
@@ -300,7 +299,7 @@ def test_moments_are_aware_and_in_utc(store: Store, database_url: str) -> None:
     before = datetime.now(UTC)
     study = opened(store)
     store.close_study(study, "interrupted")
-    (record,) = store.neighbours(SOURCE.architecture_key)
+    (record,) = store.studies(SOURCE.architecture_key)
     assert record.finished_at is not None
     assert before - timedelta(seconds=1) <= record.started_at <= record.finished_at <= datetime.now(UTC)
     assert record.started_at.tzinfo is UTC
@@ -341,7 +340,7 @@ def test_processes_share_a_study_without_loss(database_url: str) -> None:
     for each in together:
         assert each.communicate(timeout=50)[0].strip() == "done"
     with Store.open(database_url, write=False) as reader:
-        (record,) = reader.neighbours(SOURCE.architecture_key)
+        (record,) = reader.studies(SOURCE.architecture_key)
         trials = reader.trials(record.id)
         assert [trial.number for trial in trials] == list(range(45))
         assert all(trial.outcome is Outcome.OK for trial in trials)
@@ -541,6 +540,7 @@ CANDIDATES = [
     DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed"), DEFAULT.replaced(attention="eager"),
     DEFAULT.replaced(precision="fp16"), DEFAULT.replaced(quantization="nf4"),
     DEFAULT.replaced(attention="flash_attention_2", packing="packed"),
+    DEFAULT.replaced(packing="packed-cached"), DEFAULT.replaced(packing="packed (unproven)"),
 ]  # fmt: skip
 NUMBERS = itertools.count(1)
 
@@ -752,7 +752,7 @@ def test_old_databases_can_be_upgraded_and_read(dump: Path, tmp_path: Path) -> N
     url = undumped(dump, tmp_path)
     upgrade(url)
     with Store.open(url, write=False) as old:
-        (record,) = old.neighbours(SOURCE.architecture_key)
+        (record,) = old.studies(SOURCE.architecture_key)
         assert [trial.outcome for trial in old.trials(record.id, full=True)] == ["ok", "ok", "running"]
         assert old.comparisons(record.id)[0].verdict == "faster"
         assert old.refusals(record.id)[0].rule == "A4"
@@ -1126,7 +1126,7 @@ def second_process(verb: str, url: str, *arguments: str) -> None:
     try:
         with Store.open(url, write=verb != "read") as store:
             if verb == "read":
-                (record,) = store.neighbours(SOURCE.architecture_key)
+                (record,) = store.studies(SOURCE.architecture_key)
                 print(len(store.trials(record.id)))
                 return
             study = opened(store)

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
+from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
@@ -216,6 +217,36 @@ def test_a_narrow_search_says_that_it_was_narrow(store: Store) -> None:
     assert "only quality exact was searched, which is narrower than what was asked for" in narrow.notes
     assert answer(store, objective=Objective(Tier.DTYPE)).configuration == FP16
     assert answer(store, objective=Objective(Tier.DTYPE)).notes == ()
+
+
+def test_a_search_under_a_latency_is_narrower(store: Store) -> None:
+    """Asked without a limit, the study that was made without one answers, be it the older."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(FLASH, 2000)], {FLASH: (2.0, 2.0, 2.01)})
+    studied(store, [attempt(DEFAULT, 1000)], objective=replace(ANY, max_latency_s=0.08))
+
+    assert answer(store, objective=Objective(Tier.DTYPE)).configuration == FLASH
+    assert answer(store, objective=Objective(Tier.DTYPE)).notes == ()
+
+
+@pytest.mark.parametrize("name", [n for n, choice in KNOBS["packing"].choices.items() if not choice.advised])
+def test_what_is_there_to_be_caught_is_never_recommended(store: Store, name: str) -> None:
+    """A form of packing that a rule refuses is not recommended where the user had it run, however fast and right it came out."""
+    form = DEFAULT.replaced(packing=name)
+    studied(store, [attempt(DEFAULT, 1000), attempt(form, 3000)], {form: (3.0, 3.0, 3.01)})
+    found = answer(store)
+
+    assert found.configuration == DEFAULT
+    assert form not in [candidate.configuration for candidate in found.runners_up]
+    assert "never recommended" in why_not(found, store.trials(found.study.id), name)[0]
+
+
+def test_what_was_not_measured_is_said(store: Store) -> None:
+    """Where no trial has the figure that is asked for, that is the reason of each."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)])
+    with pytest.raises(NothingAdmissible) as raised:
+        answer(store, objective=replace(ANY, metric="joules_per_token"))
+
+    assert f"{SORTED}: its energy per useful token was not measured" in raised.value.reasons
 
 
 def test_what_is_unjudged_has_to_be_allowed(store: Store) -> None:

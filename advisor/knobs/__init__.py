@@ -13,6 +13,7 @@ import importlib
 import os
 from collections.abc import Iterable
 
+from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
@@ -22,7 +23,7 @@ from advisor.workloads import Workload
 
 __all__ = [
     "KNOBS", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
-    "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
+    "advised", "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
 ]  # fmt: skip
 
 #: The knobs in the order in which people read a configuration.
@@ -47,6 +48,13 @@ def register(choice: Choice) -> None:
 def choice_of(knob: str, name: str) -> Choice:
     """Return the choice, KeyError where there is none."""
     return KNOBS[knob].choices[name]
+
+
+def advised(configuration: Configuration) -> bool:
+    """Whether all of a configuration's choices are known ones that may be recommended."""
+    return all(
+        name in KNOBS[knob].choices and KNOBS[knob].choices[name].advised for knob, name in configuration.items()
+    )
 
 
 def find_choice(name: str) -> Choice | None:

@@ -112,6 +112,8 @@ class Choice:
     own_load: this choice alone of its knob needs the weights loaded for itself.
     proof(reading): None, or why the reading does not show that it ran.
     rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
+    advised: False for a form that is there to be refused or caught: where a user insists it is run and judged, but it is
+    never recommended, and no lines to paste are printed for it.
     """
 
     knob: str
@@ -129,6 +131,7 @@ class Choice:
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
     rate: Callable[[Situation], float] = _same_rate
+    advised: bool = True
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ WITH aims AS (
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR (SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = 'slowest_batch_s') <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
+      AND NOT EXISTS (
+        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
+          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
+      )
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id
@@ -180,6 +184,10 @@ WITH aims AS (
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR (SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = 'slowest_batch_s') <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
+      AND NOT EXISTS (
+        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
+          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
+      )
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id
