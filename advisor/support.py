@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -69,10 +69,11 @@ _WORKLOADS = (
 
 
 def support_table() -> str:
-    """Return the table as Markdown, a row per choice in the order of the knobs; the text ends with a newline."""
+    """Return the table as Markdown, a row per choice in the order of the knobs, numbers last in one row; ends with a newline."""
     heads = ["knob", "choice", "what it is", *MACHINES, "quality tier", "rules that can refuse it", "source"]
     found = rules_of_choices()
-    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices()]
+    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices() if not choice.name.isdigit()]
+    rows += [_row_of_sizes([c for c in _choices() if c.knob == name], found) for name in _sizes()]
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
@@ -106,6 +107,19 @@ def _situations() -> Iterator[Situation]:
             for first, second in product(one.choices, other.choices):
                 configuration = default.replaced(**{one.name: first, other.name: second})
                 yield Situation(configuration, workload.under(configuration), environment, facts)
+
+
+def _sizes() -> list[str]:
+    """Return the knobs whose choices are numbers."""
+    return [knob.name for knob in KNOBS.values() if all(name.isdigit() for name in knob.choices)]
+
+
+def _row_of_sizes(choices: Sequence[Choice], found: Mapping[tuple[str, str], tuple[set[str], bool]]) -> list[str]:
+    """Return one row for a knob whose choices are numbers: they differ in nothing else."""
+    rules = set().union(*(found[choice.knob, choice.name][0] for choice in choices))
+    knob, _, _, *rest = _row(choices[0], rules, all(found[choice.knob, choice.name][1] for choice in choices))
+    names = ", ".join(f"`{choice.name}`" for choice in choices)
+    return [knob, names, KNOBS[knob].summary, *rest]
 
 
 def _row(choice: Choice, rules: set[str], always: bool) -> list[str]:

@@ -23,9 +23,9 @@ def readme() -> str:
 
 
 def rows() -> dict[str, list[str]]:
-    """Return the table's rows by choice, without head and rule."""
+    """Return the table's rows by choice, without head and rule; sizes share one."""
     cells = [line.strip("| ").split(" | ") for line in support.support_table().splitlines()[2:]]
-    return {row[1].strip("`"): row for row in cells}
+    return {name.strip("`"): row for row in cells for name in row[1].split(", ")}
 
 
 def test_the_support_table_is_in_step(readme: str) -> None:
@@ -45,6 +45,8 @@ def test_every_choice_has_a_row() -> None:
     assert found["bf16"][3:7] == ["yes", "no (D1)", "yes", "exact or dtype"]
     assert found["nf4"][6] == "4bit"
     assert found["packed-cached"][7].startswith("always: P1, ")
+    assert found["1"] is found["1024"]
+    assert found["1024"][7] == "B2"
 
 
 def test_every_rule_that_refuses_is_named() -> None:

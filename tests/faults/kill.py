@@ -43,6 +43,9 @@ LAST_WRITE = 24
 #: How long to wait for that write, and for workers and sessions to be gone.
 WRITE_S, GONE_S = 120.0, 5.0
 
+#: For how long nothing must be seen of it, before it counts as gone.
+SETTLED_S = 0.5
+
 #: A tune that is left alone takes a minute.
 COMPLETE_S = 600.0
 
@@ -176,10 +179,8 @@ def kill_once(victim: Victim, chance: random.Random) -> str:
     ended = process.poll() is not None
     process.kill()
     status, killed_s = process.wait(), time.monotonic() - began
-    while victim.left() and time.monotonic() - began - killed_s < GONE_S:
-        time.sleep(0.02)
-    gone_s = time.monotonic() - began - killed_s
-    if left := victim.left():
+    gone_s, left = _wait_until_gone(victim)
+    if left:
         victim.blame(f"{', '.join(left)} left {GONE_S:.0f} s after the kill")
     sound = victim.check_database()
     if sound != "ok":
@@ -192,6 +193,22 @@ def kill_once(victim: Victim, chance: random.Random) -> str:
         victim.study += 1
     how = "was done" if ended else f"write {write}" if at_write else "at random"
     return f"{killed_s:8.2f}  {how:10s}  {len(before):6d}  {len(after):6d}  {running:7d}  {gone_s:9.2f}  {sound}"
+
+
+def _wait_until_gone(victim: Victim) -> tuple[float, list[str]]:
+    """Wait until nothing of a killed command has been seen for a while; return when it was gone (s), and what is left.
+
+    A worker that was just being started is seen only once it has its environment, after its parent is gone.
+    """
+    began = last_seen = time.monotonic()
+    left: list[str] = []
+    while time.monotonic() - last_seen < SETTLED_S or left:
+        if left := victim.left():
+            last_seen = time.monotonic()
+            if last_seen - began > GONE_S:
+                break
+        time.sleep(0.02)
+    return last_seen - began, left
 
 
 def _wait_for_write(victim: Victim, process: subprocess.Popen[bytes], number: int) -> None:
