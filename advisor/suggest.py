@@ -507,7 +507,18 @@ def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weig
 
 
 def tie_set(recommendation: Recommendation) -> list[Candidate]:
-    """Return the runners-up whose score in the search is within the tie zone of what is recommended, either way."""
-    aim = recommendation.objective.aim
-    best, near = recommendation.chosen.trial.score(aim), 1 + TIE_ZONE
-    return [c for c in recommendation.runners_up if best / near <= c.trial.score(aim) <= best * near]
+    """Return the runners-up that are within the tie zone of what is recommended, either way.
+
+    By their confirmed ratios to the default where both have one, else by their scores in the search.
+    """
+    chosen, default, near = recommendation.chosen, recommendation.default, 1 + TIE_ZONE
+    is_default = default is not None and chosen.configuration == default.configuration
+    confirmed = chosen.comparison.ratio if chosen.comparison else 1.0 if is_default else None
+    score = chosen.trial.score(recommendation.objective.aim)
+
+    def over_chosen(candidate: Candidate) -> float:
+        if confirmed is not None and candidate.comparison is not None:
+            return candidate.comparison.ratio / confirmed
+        return candidate.trial.score(recommendation.objective.aim) / score
+
+    return [candidate for candidate in recommendation.runners_up if 1 / near <= over_chosen(candidate) <= near]

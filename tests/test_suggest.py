@@ -127,6 +127,16 @@ def test_a_tie_keeps_the_default(store: Store) -> None:
     assert [candidate.configuration for candidate in tie_set(found)] == [SORTED]
 
 
+def test_what_is_near_is_near_by_what_was_confirmed(store: Store) -> None:
+    """Two that were equal in the search are no tie where their confirmed ratios differ; with equal ratios they are."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1500), attempt(PACKED, 1490), attempt(FLASH, 1300)]
+    blocks = {SORTED: (1.6, 1.61, 1.6), PACKED: (1.4, 1.41, 1.4), FLASH: (1.59, 1.6, 1.59)}
+    studied(store, attempts, blocks)
+
+    assert answer(store).configuration == SORTED
+    assert [candidate.configuration for candidate in tie_set(answer(store))] == [FLASH]
+
+
 def test_slower_ones_keep_the_default(store: Store) -> None:
     """Where nothing was faster in the search, nothing is compared, and the default is the answer."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900), attempt(EAGER, 1010)])
