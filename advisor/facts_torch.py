@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from advisor.configuration import Configuration
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
 from advisor.model import ModelFacts
+from advisor.workloads.forward import LOGITS, auto_class
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
@@ -59,19 +54,13 @@ def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 
-#: What loads the model by the output that is asked of it; logits of an encoder come from its masked-language head.
-_AUTO = {"hidden": AutoModel, "pooled": AutoModel, "scores": AutoModelForSequenceClassification}
-
-
 def auto_of(output: str, config: Any) -> Any:
     """Return transformers' Auto class that gives this output. Raises ValueError where the model has no such head."""
-    if output in _AUTO:
-        return _AUTO[output]
-    if type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config):
-        return AutoModelForCausalLM
-    if output == "all-logits" and type(config) in AutoModelForMaskedLM._model_mapping:
-        return AutoModelForMaskedLM
-    raise ValueError(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
+    is_causal = type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config)
+    is_masked = output == "all-logits" and type(config) in AutoModelForMaskedLM._model_mapping
+    if output in LOGITS and not is_causal and not is_masked:
+        raise ValueError(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
+    return getattr(transformers, auto_class(output, is_causal=is_causal))
 
 
 def _is_encoder(config: Any) -> bool:

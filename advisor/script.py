@@ -16,12 +16,11 @@ from advisor.knobs import advised, choice_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts, ModelSource
 from advisor.workloads import Workload
+from advisor.workloads.forward import auto_class
 
 #: Files whose functions the worker called and the script prints.
 _KNOBS = Path(knobs.__file__).parent
 _FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
-
-_AUTO = {"hidden": "AutoModel", "pooled": "AutoModel", "scores": "AutoModelForSequenceClassification"}
 
 
 def loading_lines(
@@ -29,7 +28,7 @@ def loading_lines(
 ) -> list[str]:
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    auto = _auto_class(output, facts)
+    auto = auto_class(output, is_causal=facts.is_causal)
     imports = {line for choice in choices for line in choice.imports}
     functions = dict.fromkeys(function for choice in choices for function in choice.functions)
     defined = [function_source(_KNOBS / f"{module}.py", name) for module, name in functions]
@@ -46,10 +45,6 @@ def loading_lines(
         name = source.path if Path(source.name).exists() else source.name
         load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
     return [*sorted(imports), *defined, *before, *load, *after]
-
-
-def _auto_class(output: str, facts: ModelFacts) -> str:
-    return _AUTO.get(output, "AutoModelForCausalLM" if facts.is_causal else "AutoModelForMaskedLM")
 
 
 def _called(first: str, arguments: dict[str, str], **more: str) -> str:

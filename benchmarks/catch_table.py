@@ -19,12 +19,14 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from advisor.tune import Job, facts_for, tune
 from advisor.workloads import Workload
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
+ENCODER = SHIPPED.with_name("encoder")
 
 _H200, _CPU = MACHINES["NVIDIA H200"], MACHINES["CPU"]
 
@@ -162,7 +165,9 @@ ROWS = (
     Row("P19", "packed as for decoders on an encoder, sdpa or eager",
         asked=(Asked(_packed("packed-no-mask"), facts=_BERT), Asked(_packed("packed-no-mask", "eager"), _H200, _BERT),
                Asked(_packed("packed", "flex_attention"), facts=replace(_BERT, supports_flex=True))),
-        forced=(Forced("bert", _packed("packed-no-mask")), Forced("bert", _packed("packed-no-mask", "eager")))),
+        forced=(Forced("bert", _packed("packed-no-mask")), Forced("bert", _packed("packed-no-mask", "eager")),
+                *(Forced(f"encoder-{bench}", _packed("packed-no-mask"))
+                  for bench in ("hidden", "pooled", "bf16-hidden", "bf16-pooled")))),
     Row("P22", "packed, on a decoder that makes its mask without the positions (Falcon), sdpa or eager",
         asked=(Asked(_packed("packed"), facts=replace(_LLAMA, switches_attention=False)),),
         forced=(Forced("falcon", _packed("packed")), Forced("falcon", _packed("packed", "eager")))),
@@ -302,20 +307,20 @@ def _bloom(folder: Path) -> str:
     return _config(folder, "bloom", _small("bloom", "BloomForCausalLM", n_head=4, n_layer=2))
 
 
-def _in_bf16(folder: Path) -> str:
-    """The shipped model's weights, rounded: FlashAttention computes in 16 bit."""
+def _in_bf16(shipped: Path, folder: Path) -> str:
+    """A shipped model's weights, rounded: FlashAttention computes in 16 bit, and the gate's limits are wider there."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    target = folder / "causal-bf16"
-    target.mkdir()
-    config = json.loads((SHIPPED / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    target = folder / f"{shipped.name}-bf16"
+    if target.exists():
+        return str(target)
+    shutil.copytree(shipped, target)
+    config = json.loads((shipped / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for file in SHIPPED.glob("*.safetensors"):
+    for file in shipped.glob("*.safetensors"):
         tensors = {name: value.to(torch.bfloat16) for name, value in load_file(file).items()}
         save_file(tensors, target / file.name, metadata={"format": "pt"})
-    for file in SHIPPED.glob("tokenizer*"):
-        (target / file.name).write_bytes(file.read_bytes())
     return str(target)
 
 
@@ -410,7 +415,11 @@ BENCHES = {
     "causal": Bench(_shipped),
     "causal-even": Bench(_shipped, EVEN),
     "causal-any": Bench(_shipped, ANY_BATCH),
-    "causal-bf16": Bench(_in_bf16),
+    "causal-bf16": Bench(partial(_in_bf16, SHIPPED)),
+    "encoder-hidden": Bench(lambda _: str(ENCODER), replace(PADDED, output="hidden")),
+    "encoder-pooled": Bench(lambda _: str(ENCODER), replace(PADDED, output="pooled")),
+    "encoder-bf16-hidden": Bench(partial(_in_bf16, ENCODER), replace(PADDED, output="hidden")),
+    "encoder-bf16-pooled": Bench(partial(_in_bf16, ENCODER), replace(PADDED, output="pooled")),
     "roberta": Bench(_roberta, replace(PADDED, output="all-logits")),
     "bert": Bench(_bert, replace(PADDED, output="all-logits")),
     "bloom": Bench(_bloom),
@@ -552,8 +561,10 @@ def summary(rows: Sequence[Row], found: Mapping[str, Sequence[Caught]]) -> tuple
     wrong = [result for result in results if result.forced.by != "same"]
     same = [result for result in results if result.forced.by == "same"]
     counts = (sum(result.is_right for result in wrong), sum(result.is_right for result in same))
-    text = f"{stopped} of {len(kept)} refused or not to be asked for, {counts[0]} of {len(wrong)} forced ones caught"
-    text += f"; {counts[1]} of {len(same)} duplicates are right." if same else "."
+    text = f"Of {len(rows)} rules {len(forward)} concern forward. {stopped} of {len(kept)} are refused, or no choice asks for "
+    text += f"them; {len(forward) - len(kept)} are known only once they have run. {len(results)} combinations were forced, some "
+    text += f"of one rule with more than one attention or output: {counts[0]} of {len(wrong)} wrong ones were caught"
+    text += f", and {counts[1]} of {len(same)} duplicates are right." if same else "."
     warned = all(refused(row)[0] for row in forward if row.runs)
     return text, warned and (stopped, *counts) == (len(kept), len(wrong), len(same))
 
@@ -568,7 +579,8 @@ Every rule whose verdict is WRONG (it runs, and its output is wrong without a wo
 configuration). *Refused*: `build_space` says no to the very combination, under this id, before any time is spent. *Forced*:
 the rule is ignored, as `--ignore-rule` does, and a real worker runs the combination on a small model: the numerics gate finds
 the output wrong, or the proof finds that something else ran. Figures: the rms error in standard deviations of the reference
-and the limit it broke, or what ran instead.
+and the limit it broke, or what ran instead; P19's are those of the BERT of drawn weights (logits), then of the shipped encoder
+(hidden states and embeddings, in fp32 and in bf16).
 
 | rule | condition | refused with | forced: caught by | figure |
 |---|---|---|---|---|

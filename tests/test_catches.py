@@ -112,7 +112,7 @@ def test_a_hole_would_be_told(caught: dict[str, list[Any]]) -> None:
     text, complete = TABLE.summary(TABLE.ROWS, {**caught, "P1": [hole]})
 
     assert "**same**, not gate" in TABLE._line(ROWS["P1"], [hole])
-    assert "2 of 3 forced ones caught" in text
+    assert "2 of 3 wrong ones were caught" in text
     assert not complete
     assert TABLE.summary(TABLE.ROWS, caught)[1]
 

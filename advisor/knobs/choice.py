@@ -78,10 +78,6 @@ class Reading:
     sequences: int = 0
     prequantized: bool = False
 
-    def launched(self, part: str) -> bool:
-        """Whether an operator or kernel with `part` in its name was launched."""
-        return any(part in name for name in self.operators)
-
 
 def _nothing(_: Any) -> None:
     return None

@@ -21,6 +21,9 @@ OUTPUTS = ("last-logits", "all-logits", "hidden", "pooled", "scores")
 #: The outputs that are logits over the vocabulary.
 LOGITS = ("last-logits", "all-logits")
 
+#: What transformers loads a model by where a head of its own is asked for, or none.
+_HEADS = {"hidden": "AutoModel", "pooled": "AutoModel", "scores": "AutoModelForSequenceClassification"}
+
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8
 
@@ -28,6 +31,11 @@ DEFAULT_BATCHES = 8
 DEALT = 8
 
 Batches = tuple[tuple[int, ...], ...]
+
+
+def auto_class(output: str, *, is_causal: bool) -> str:
+    """Return the name of transformers' Auto class that gives an output; an encoder's logits are its masked-language head's."""
+    return _HEADS.get(output, "AutoModelForCausalLM" if is_causal else "AutoModelForMaskedLM")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from advisor.knobs.attention_common import launched_any
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
 
 _SLEEP_S = {"odd-pretender": 0.0, "odd-sluggish": 0.05, "odd-asleep": 600.0}
@@ -36,7 +37,7 @@ def _padded_only(situation: Situation) -> list[Reason]:
 
 
 def _no_proof(reading: Reading) -> str | None:
-    return None if reading.launched("pretender_kernel") else "no pretender_kernel was launched"
+    return None if launched_any(reading.operators, ("pretender_kernel",)) else "no pretender_kernel was launched"
 
 
 def _slow_proof(reading: Reading) -> str | None:
