@@ -97,7 +97,8 @@ def judge(
     return replace(quality, failures=_lossy_failures(quality, LIMITS[tier]))
 
 
-def _exact_failures(quality: Quality, precision: str, reference: str, baseline: Quality | None) -> tuple[str, ...]:
+def exact_limits(quality: Quality, precision: str, reference: str, baseline: Quality | None) -> tuple[float, float]:
+    """Return the largest rms error and KL that an exact configuration's figures may have: see :func:`judge`."""
     coarser = max(precision, reference, key=lambda name: FLOORS[name].rms)
     floor, most = FLOORS[coarser], UNAIDED[coarser]
     # A default that is wrong itself must not open the gate: its error counts up to what right ones were seen to have.
@@ -107,6 +108,11 @@ def _exact_failures(quality: Quality, precision: str, reference: str, baseline: 
     least = floor.rms if from_logits else min(floor.rms, FLOORS["fp32"].rms)
     rms_limit = max(min(FACTOR * baseline.rms, most.rms), least) if baseline else most.rms
     kl_limit = max(min(KL_FACTOR * (baseline.kl or 0.0), most.kl), floor.kl) if baseline else most.kl
+    return rms_limit, kl_limit
+
+
+def _exact_failures(quality: Quality, precision: str, reference: str, baseline: Quality | None) -> tuple[str, ...]:
+    rms_limit, kl_limit = exact_limits(quality, precision, reference, baseline)
     failures = []
     if quality.rms > rms_limit:
         failures.append(f"rms error {quality.rms:.2e} > {rms_limit:.2e}")

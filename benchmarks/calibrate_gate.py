@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.knobs.precision import TORCH_DTYPES
 from advisor.model import ModelFacts, ModelSource
-from advisor.numerics import FACTOR, FLOORS, KL_FACTOR
+from advisor.numerics import FACTOR, FLOORS, KL_FACTOR, exact_limits
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Quality
 from advisor.workloads import Workload
@@ -39,6 +40,9 @@ from advisor.workloads import Workload
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
 
 ATTENTION, PACKING = ("eager", "sdpa"), ("padded", "sorted", "packed")
+
+#: What is asked of the model, a third of the workloads each.
+OUTPUTS = {"decoder": ("last-logits", "all-logits", "hidden"), "encoder": ("all-logits", "hidden", "pooled")}
 
 #: What is wrong by rule P1, P2, P3 and P15 (only under eager): these have to be far above the limit.
 WRONG = ("packed-cached", "packed-2d-mask", "packed-cu-seq-lens-only", "packed-bool-mask")
@@ -71,7 +75,8 @@ class Gate:
     def __init__(self, runner: LocalRunner, source: ModelSource, folder: Path) -> None:
         """Read the model's facts. folder: where references are written."""
         self.runner, self.source, self.folder = runner, source, folder
-        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "output": "last-logits"}))
+        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "output": "hidden"}))
+        self.outputs = OUTPUTS["decoder" if self.facts.is_causal else "encoder"]
         self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[
             self.facts.checkpoint_dtype
         ]
@@ -131,24 +136,20 @@ class Gate:
         quality = Quality.of(result.get("quality"))
         if is_baseline and quality is not None:
             self.baselines[key] = baseline = quality
-        floor = FLOORS[configuration["precision"]]
-        rms, kl = (baseline.rms, baseline.kl or 0.0) if baseline else (0.0, 0.0)
-        limits = (max(FACTOR * rms, floor.rms), max(KL_FACTOR * kl, floor.kl))
+        limits = exact_limits(quality, configuration["precision"], "fp32", baseline) if quality else (0.0, 0.0)
         return Judged(
             configuration, quality, baseline, *limits, str(result["outcome"]), str(result.get("reason") or "")
         )
 
 
-def workloads(runs: int, seed: int, longest: int) -> Iterator[Workload]:
+def workloads(runs: int, seed: int, longest: int, outputs: Sequence[str]) -> Iterator[Workload]:
     """Draw workloads: two to four batches of two to six sequences, equal lengths to mostly pads, of every output."""
     for number in range(runs):
         random_ = random.Random(seed * 100_003 + number)
         batch, skew = random_.randint(2, 6), random_.choice((0.0, 0.5, 1.0, 3.0))
         top = random_.randint(max(longest // 4, 2), longest)
         lengths = [max(1, round(top * random_.random() ** skew)) for _ in range(batch * random_.randint(2, 4))]
-        output = ("last-logits", "all-logits", "hidden")[
-            number * 3 // runs
-        ]  # in a row: the model is loaded anew between
+        output = outputs[number * len(outputs) // runs]  # in a row: the model is loaded anew between
         yield Workload(tuple(lengths), batch, output)
 
 
@@ -157,9 +158,10 @@ def right_ones(attention: Sequence[str] = ATTENTION) -> list[tuple[str, str]]:
     return list(product(attention, PACKING))
 
 
-def wrong_ones() -> list[tuple[str, str]]:
-    """Return attention and packing of the wrong ways to pack."""
-    return [pair for pair in product(ATTENTION, WRONG) if pair != ("sdpa", "packed-bool-mask")]
+def wrong_ones(*, causal: bool) -> list[tuple[str, str]]:
+    """Return attention and packing of the wrong ways to pack; for an encoder that is how a decoder is packed."""
+    wrong = WRONG if causal else ("packed-no-mask",)
+    return [pair for pair in product(ATTENTION, wrong) if pair != ("sdpa", "packed-bool-mask")]
 
 
 def calibrate(gate: Gate, chosen: Sequence[Workload], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
@@ -183,7 +185,9 @@ def cast(model: str, dtype: str, folder: Path) -> str:
     config |= {"dtype": TORCH_DTYPES[dtype]}
     config.pop("torch_dtype", None)
     target = folder / f"{source.name}-{dtype}"
-    target.mkdir()
+    if source.is_dir():
+        shutil.copytree(source, target)
+    target.mkdir(exist_ok=True)
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if not source.is_dir():
         return str(target / "config.json")
@@ -193,8 +197,6 @@ def cast(model: str, dtype: str, folder: Path) -> str:
     for file in source.glob("*.safetensors"):
         tensors = {name: value.to(getattr(torch, TORCH_DTYPES[dtype])) for name, value in load_file(file).items()}
         save_file(tensors, target / file.name, metadata={"format": "pt"})
-    for file in source.glob("tokenizer*"):
-        (target / file.name).write_bytes(file.read_bytes())
     return str(target)
 
 
@@ -262,7 +264,10 @@ def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], second
     floor = FLOORS[gate.precision]
     print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
     print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin})")
-    print(f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor")
+    print(
+        f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor; in 16 bits without logits"
+    )
+    print("there is no floor (advisor.numerics.exact_limits)")
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]
@@ -282,10 +287,10 @@ def main() -> int:
         runner = LocalRunner(probe.machine(options.device))
         try:
             gate = Gate(runner, source, folder)
-            chosen = list(workloads(options.runs, options.seed, options.longest))
+            chosen = list(workloads(options.runs, options.seed, options.longest, gate.outputs))
             right = list(calibrate(gate, chosen, right_ones(options.attention.split(","))))
             packs = [workload for workload in chosen if workload.batch >= 3][: options.wrong]
-            wrong = list(calibrate(gate, packs, wrong_ones()))
+            wrong = list(calibrate(gate, packs, wrong_ones(causal=gate.facts.is_causal)))
         finally:
             runner.close()
     _report(gate, right, wrong, time.monotonic() - began)

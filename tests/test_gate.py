@@ -134,7 +134,7 @@ class Gated:
 @pytest.fixture(scope="module")
 def gated(place: Path, calibration: ModuleType) -> Gated:
     """Run both, each in a worker of its own and at the same time: together they take a minute."""
-    workloads = list(calibration.workloads(CALIBRATION_WORKLOADS, seed=1, longest=48))
+    workloads = list(calibration.workloads(CALIBRATION_WORKLOADS, 1, 48, calibration.OUTPUTS["decoder"]))
 
     def calibrate() -> list[Any]:
         runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
