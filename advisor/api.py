@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor import arguments
-from advisor.device import sees_energy
+from advisor.device import energy_problem
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.model import ModelSource
+from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
 from advisor.workloads.forward import DEALT, Workload
 
@@ -191,10 +191,12 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     import torch
 
     from advisor import facts_torch, worker
+    from advisor.space import refuse_unpadded
 
     workload, source = recommendation.study.workload.under(recommendation.configuration), recommendation.source.request
     # Read anew: stored facts can be those of a class that gives another output.
     facts = facts_torch.read_facts(source, output=workload.output)
+    refuse_unpadded(ModelFacts.of(facts), workload)
     request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
@@ -243,9 +245,10 @@ def _refuse_unseen_energy(machine: Machine) -> None:
     """Raise BadInput where no energy would be read: before an hour is spent on figures that are not there."""
     if not machine.environment.is_cuda:
         raise BadInput("--objective energy: energy is read from the GPU's counter, and a CPU has none")
-    if not sees_energy(machine.uuid):
-        raise BadInput(f"--objective energy: the energy counter of {machine.environment.device_name} can't be read",
-                       "a slice of a GPU (MIG) and GPUs before Volta have none")  # fmt: skip
+    if problem := energy_problem(machine.uuid):
+        raise BadInput(
+            f"--objective energy: the energy counter of {machine.environment.device_name} can't be read: {problem}"
+        )
 
 
 def _with_workload(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
@@ -253,7 +256,7 @@ def _with_workload(options: Namespace, source: ModelSource, objective: Objective
     from advisor.checkpoint import default_output, max_positions, refuse_output
 
     output = options.output or default_output(source.config)
-    refuse_output(source.name, source.config, output)
+    refuse_output(source.name, source.config, output, options.batch)
     limit, flags = max_positions(source.config), ""
     notes: tuple[str, ...] = ()
     if lengths is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from statistics import median
 
 import torch
@@ -20,6 +19,9 @@ _COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
 
 _REPEATS = 7
 
+#: What torch and cuBLAS say where there is no product of a dtype. Anything else is a failure, and another try may succeed.
+_NO_SUCH_PRODUCT = ("not implemented", "not supported", "CUBLAS_STATUS_NOT_SUPPORTED", "CUBLAS_STATUS_ARCH_MISMATCH")
+
 
 def measure(device: str) -> dict[str, float]:
     """Return `matmul_<precision>_per_s` in floating-point operations and `copy_bytes_per_s`, bytes read plus written.
@@ -31,8 +33,11 @@ def measure(device: str) -> dict[str, float]:
     found = {}
     precisions = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for name, dtype in precisions.items():
-        with suppress(RuntimeError):
+        try:
             found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, dtype)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _NO_SUCH_PRODUCT):
+                raise
     if kind == "cuda":
         torch.set_float32_matmul_precision("high")
         found["matmul_tf32_per_s"] = _matmul_per_s(device, kind, torch.float32)

@@ -104,8 +104,15 @@ def default_output(config: Mapping[str, Any]) -> str:
     return "last-logits" if not names or any(name.endswith(speaks) for name in names) else "pooled"
 
 
-def refuse_output(name: str, config: Mapping[str, Any], output: str) -> None:
-    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest."""
+def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:
+    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest.
+
+    batch: how many sequences at once, None where that is to be found.
+    """
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    if output == "scores" and batch != 1 and not is_encoder(config) and text.get("pad_token_id", 0) is None:
+        raise BadInput(f"{name} finds the end of a sequence by its pad token, and its config.json names none",
+                       "--batch 1, or set pad_token_id there")  # fmt: skip
     if output == "last-logits" and is_encoder(config):
         raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
                        "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip

@@ -148,10 +148,12 @@ def _mig_profile(nvml: Any, device: Any) -> str | None:
     return f"{attributes.gpuInstanceSliceCount}g.{gigabytes}gb"
 
 
-def sees_energy(uuid: str) -> bool:
-    """Whether a GPU's energy counter can be read: a MIG device has none, nor have GPUs before Volta."""
+def energy_problem(uuid: str) -> str:
+    """Return why a GPU's energy counter can't be read, "" where it can: a MIG device has none, nor have GPUs before Volta."""
     with Gauges(uuid) as gauges:
-        return bool(gauges.read()["energy_j"] != NOT_OBSERVABLE)
+        if gauges.read()["energy_j"] != NOT_OBSERVABLE:
+            return ""
+        return gauges.problem or "NVML shows none; a slice of a GPU (MIG) and GPUs before Volta have none"
 
 
 class Gauges:

@@ -55,12 +55,23 @@ def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:
 
 
 def auto_of(output: str, config: Any) -> Any:
-    """Return transformers' Auto class that gives this output. Raises ValueError where the model has no such head."""
-    is_causal = type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config)
-    is_masked = output == "all-logits" and type(config) in AutoModelForMaskedLM._model_mapping
-    if output in LOGITS and not is_causal and not is_masked:
+    """Return transformers' Auto class that gives this output. Raises ValueError where the model has no such head.
+
+    Encoder-decoders are refused too: they need tokens for two sides.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"a {config.model_type} model is an encoder with a decoder: advisor runs either, not both")
+    logits = _logits_class(config)
+    if (output in LOGITS and not logits) or (output == "last-logits" and logits != "AutoModelForCausalLM"):
         raise ValueError(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
-    return getattr(transformers, auto_class(output, is_causal=is_causal))
+    return getattr(transformers, auto_class(output, logits))
+
+
+def _logits_class(config: Any) -> str:
+    """Return the Auto class that gives a model's logits, an encoder's from its masked-language head; "" where none does."""
+    if type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config):
+        return "AutoModelForCausalLM"
+    return "AutoModelForMaskedLM" if type(config) in AutoModelForMaskedLM._model_mapping else ""
 
 
 def _is_encoder(config: Any) -> bool:
@@ -145,7 +156,8 @@ def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, au
     """Draw the weights on the device, in the checkpoint's dtype, from SEED; quantise or convert afterwards."""
     config, quantization = config_of(source), arguments.pop("quantization_config", None)
     wanted = arguments.pop("dtype")
-    with torch.random.fork_rng(), torch.device(device):  # the caller of advisor.load has seeds of their own
+    # The caller of advisor.load has seeds of their own, on this device and no other.
+    with torch.random.fork_rng([torch.device(device)] if device != "cpu" else []), torch.device(device):
         torch.manual_seed(SEED)
         model = auto.from_config(config, dtype=checkpoint_dtype_of(source, config), **arguments)
     if quantization is None:
@@ -284,6 +296,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         pooling=_pooling(source) or ("last" if causal else "mean"),
         head=_head(model),
         fused_encoder=attention_torch.is_fusable(model),
+        logits_class=_logits_class(config),
         pads=not (output == "scores" and causal and getattr(text, "pad_token_id", None) is None),
     ).payload
 

@@ -66,7 +66,8 @@ class ModelFacts:
     states: "mean", "cls" or "last". `head`: how a classification head reads hidden states: "pooler" (the pooler's output),
     "features" (the head looks at the first position itself), "" where it is not known to be either. `fused_encoder`: the
     layers have the shape that torch.nn.TransformerEncoderLayer has. `pads`: False for a classifier that finds the end of a
-    sequence by its pad token and has none: it takes one sequence at a time.
+    sequence by its pad token and has none: it takes one sequence at a time. `logits_class`: transformers' Auto class that
+    gives its logits, "" where none does.
     """
 
     architecture: str
@@ -99,6 +100,7 @@ class ModelFacts:
     head: str = ""
     fused_encoder: bool = False
     pads: bool = True
+    logits_class: str = "AutoModelForCausalLM"
 
     @property
     def payload(self) -> dict[str, Any]:

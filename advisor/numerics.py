@@ -86,7 +86,7 @@ def judge(
     baseline: the baseline's own figures against the same reference, None where it could not be run: then what right
     configurations of a real shape were seen to have is the limit. is_baseline: it has only to be finite, for it is what the
     user gets today. With random weights a lossy choice is not judged. reference: the precision that the reference was computed
-    in, fp32 unless that did not fit: its own rounding is in every error then.
+    in: fp32, unless that did not fit or run, or the checkpoint is quantised; then its own rounding is in every error.
     """
     if is_baseline:
         return quality

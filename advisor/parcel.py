@@ -1,7 +1,7 @@
 """A study on its way from one database to another, for `advisor.store`: what is read here is written there.
 
-Ids stay behind, and who ran a trial. So does what follows from samples, medians, intervals, ratios and verdicts: it is
-computed again where the study arrives.
+Ids stay behind, and who ran a trial. So does what follows from the rest, medians, intervals, ratios, verdicts and what is
+admitted: it is computed again where the study arrives.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _JSON = frozenset({"payload", "objective", "budget", "facts", "quality", "readin
                    "block_ratios"})  # fmt: skip
 
 #: Columns that stay behind, beside all ids.
-_LEFT = frozenset({"id", "owner", "lease", "reused_from", "n", "median", "low", "high", "statistic", "ratio", "blocks"})
+_LEFT = frozenset(
+    {"id", "owner", "lease", "reused_from", "admitted", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
+)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
     if new["studies"]:
         ids = rows.configuration_ids(connection, *_all_configurations(parcel))
         _unpack_trials(connection, parcel.trials, study, ids)
+        rows.admit(connection, study)
         _insert(connection, COMPARISONS, [_compared(row, study, ids) for row in parcel.comparisons])
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)

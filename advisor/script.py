@@ -28,7 +28,7 @@ def loading_lines(
 ) -> list[str]:
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    auto = auto_class(output, is_causal=facts.is_causal)
+    auto = auto_class(output, facts.logits_class)
     imports = {line for choice in choices for line in choice.imports}
     functions = dict.fromkeys(function for choice in choices for function in choice.functions)
     defined = [function_source(_KNOBS / f"{module}.py", name) for module, name in functions]
@@ -150,19 +150,21 @@ batches = [order[i : i + {workload.size}] for i in range(0, len(order), {workloa
 
 
 @torch.inference_mode()
-def run():
-    """Yield every sequence's place in `sequences` and {_result_words(workload.output)}; what you keep, stays in memory."""
+def run(use):
+    """Call use(place in `sequences`, {_result_words(workload.output)}) for every sequence; what it keeps, stays in memory."""
     for batch in batches:
 {_lines(_loop_lines(configuration, workload.output, facts, device), 8)}
 
 
-for _ in run():  # warm-up
-    pass
+def drop(place, result):
+    """Keep nothing."""
+
+
+run(drop)  # warm-up
 times = []
 for _ in range(5):
     began = time.perf_counter()
-    for _ in run():
-        pass
+    run(drop)
     times.append(time.perf_counter() - began)
 print(f"{{sum(lengths) / sorted(times)[2]:.1f}} tokens/s")
 '''
@@ -190,7 +192,7 @@ def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts
 
 
 def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
-    """Return what is done with each batch: make the call, leave out what the model does not take, yield results."""
+    """Return what is done with each batch: make the call, leave out what the model does not take, hand results on."""
     packed = configuration["packing"].startswith("packed")
     name = collate_name(configuration, facts)
     keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
@@ -203,8 +205,9 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
-    computed, *results = _result_lines(output, facts, packed=packed, keeps=keeps)
-    return [*lines, computed, *([] if device == "cpu" else ["torch.cuda.synchronize()"]), *results]
+    computed, kept = _result_lines(output, facts, packed=packed, keeps=keeps)
+    waits = [] if device == "cpu" else ["torch.cuda.synchronize()"]
+    return [*lines, f"values = {computed}", *waits, f"for n, i in enumerate(batch):\n    use(i, {kept})", "del values"]
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
@@ -245,13 +248,12 @@ def _dropped(name: str, facts: ModelFacts) -> list[str]:
     return dropped + (["use_cache"] if "no_use_cache" in facts.accepts else [])
 
 
-def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) -> list[str]:
-    """Return what calls the model, and what yields each sequence's result."""
+def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) -> tuple[str, str]:
+    """Return what calls the model, and what is sequence n's of its `values`."""
     if output == "scores" and packed:
-        return ["values = score_packed(model, call, starts)", "yield from zip(batch, values)"]
+        return "score_packed(model, call, starts)", "values[n]"
     if output == "pooled":
-        pooled = f"pool(model(**call).last_hidden_state, rows, starts, ends, {facts.pooling!r})"
-        return [f"values = {pooled}", "yield from zip(batch, values)"]
+        return f"pool(model(**call).last_hidden_state, rows, starts, ends, {facts.pooling!r})", "values[n]"
     values = "last_hidden_state" if output == "hidden" else "logits"
     if output == "scores":
         kept = "values[n]"
@@ -261,7 +263,7 @@ def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) 
         kept = "values[0, ends[n] - lengths[i] : ends[n]]"
     else:
         kept = "values[n, -lengths[i] :]" if facts.is_causal else "values[n, : lengths[i]]"
-    return [f"values = model(**call).{values}", f"for n, i in enumerate(batch):\n    yield i, {kept}"]
+    return f"model(**call).{values}", kept
 
 
 def _result_words(output: str) -> str:

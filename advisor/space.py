@@ -243,6 +243,22 @@ def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) ->
     return sorted(kept, key=lambda reason: (reason.subject, reason.rule, reason.about))
 
 
+def refuse_unpadded(facts: ModelFacts, workload: Workload) -> None:
+    """Raise BadInput where a batch of several needs a pad token that the model has not: before each of them fails for it."""
+    if not facts.pads and workload.batch != 1:
+        raise BadInput(f"{facts.architecture} finds the end of a sequence by its pad token, and its config.json names none",
+                       "--batch 1, or set pad_token_id there")  # fmt: skip
+
+
+def admits(objective: Objective, facts: ModelFacts, default: Configuration, ran: Configuration) -> bool:
+    """Whether an objective admits what ran, whatever its figures: known choices that are advised, its tier, its --only.
+
+    The default is always within --only: it is what everything is held to.
+    """
+    within = ran == default or all(ran.get(knob, names[0]) in names for knob, names in objective.only)
+    return within and advised(ran) and tier_of(ran.items(), facts).rank <= objective.quality.rank
+
+
 def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool = True) -> bool:
     """Whether a search trial may be recommended under an objective: right, within its tier and its memory.
 

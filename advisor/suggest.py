@@ -19,7 +19,7 @@ from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.numerics import UNAIDED
 from advisor.objective import Metric, Objective
-from advisor.space import recommendable, useful_operations
+from advisor.space import admits, recommendable, useful_operations
 from advisor.store import Store, StudyRecord
 from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
@@ -194,10 +194,13 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     default_trial = _default_trial(trials)
     admissible = [
         t for t in trials
-        if recommendable(t, objective, facts, same_weights=same_weights) and _is_within(t, objective, trials[0].requested)
+        if recommendable(t, objective, facts, same_weights=same_weights)
+        and admits(objective, facts, trials[0].requested, t.ran)
     ]  # fmt: skip
     if not admissible:
-        outside = {t.number: _outside(t, objective, facts, same_weights=same_weights) for t in trials}
+        outside = {
+            t.number: _outside(t, objective, facts, trials[0].requested, same_weights=same_weights) for t in trials
+        }
         raise NothingAdmissible(_every_reason(refusals, trials, outside))
     aim = objective.aim
     default = _candidate(default_trial, default_trial, comparisons, aim) if default_trial else None
@@ -228,11 +231,6 @@ def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidat
         if not any(all(a <= b for a, b in zip(costs(o), costs(c), strict=True)) and costs(o) != costs(c) for o in candidates)
     ]  # fmt: skip
     return sorted(found, key=lambda candidate: -candidate.trial.tokens_per_s)
-
-
-def _is_within(trial: Trial, objective: Objective, default: Configuration) -> bool:
-    """Whether a trial ran what --only leaves; the default always is."""
-    return trial.ran == default or all(trial.ran.get(knob, names[0]) in names for knob, names in objective.only)
 
 
 def _default_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -360,7 +358,8 @@ def _best_study(
         s for s in plain if s.objective.quality.rank >= objective.quality.rank
         and _was_as_wide(s.objective.max_memory_bytes, objective.max_memory_bytes)
     ]  # fmt: skip
-    wide.sort(key=lambda s: not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s))
+    # A study that was done within a limit answers before one without it that has only begun.
+    wide.sort(key=lambda s: (s.state != "done", not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s)))
     if wide:
         return wide[0], []
     searched = plain[0].objective
@@ -481,16 +480,21 @@ def _figures(trial: Trial, recommendation: Recommendation) -> str:
     if trial.weight_bytes and best.weight_bytes:
         text += f"; weights {(trial.weight_bytes - best.weight_bytes) / 2**30:+.2f} GiB"
     same_weights = recommendation.study.weights_digest == recommendation.source.weights_digest
-    outside = _outside(trial, recommendation.objective, recommendation.facts, same_weights=same_weights)
+    first = default.trial.requested if default is not None else trial.requested
+    outside = _outside(trial, recommendation.objective, recommendation.facts, first, same_weights=same_weights)
     return "; ".join([text, *outside])
 
 
-def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool) -> list[str]:
+def _outside(
+    trial: Trial, objective: Objective, facts: ModelFacts, first: Configuration, *, same_weights: bool
+) -> list[str]:
     """Return in words what keeps a trial that ran from being recommended under an objective."""
     texts, tier, limit, peak = [], tier_of(trial.ran.items(), facts), objective.max_memory_bytes, trial.peak_bytes or 0
     slowest_s = trial.value("slowest_batch_s")
     if not advised(trial.ran):
-        texts.append("it has a choice that is run only to be judged, and never recommended")
+        texts.append(f"what ran, {trial.ran}, is no configuration that is ever recommended")
+    elif tier.rank <= objective.quality.rank and not admits(objective, facts, first, trial.ran):
+        texts.append(f"what ran, {trial.ran}, is outside --only")
     if not trial.value(objective.metric):
         texts.append(f"its {objective.aim.words} was not measured")
     if objective.max_latency_s is not None and (slowest_s is None or slowest_s > objective.max_latency_s):
@@ -509,16 +513,17 @@ def _outside(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weig
 def tie_set(recommendation: Recommendation) -> list[Candidate]:
     """Return the runners-up that are within the tie zone of what is recommended, either way.
 
-    By their confirmed ratios to the default where both have one, else by their scores in the search.
+    By their confirmed ratios to the default where both have one (the default's own is 1), else by their scores in the search.
     """
     chosen, default, near = recommendation.chosen, recommendation.default, 1 + TIE_ZONE
-    is_default = default is not None and chosen.configuration == default.configuration
-    confirmed = chosen.comparison.ratio if chosen.comparison else 1.0 if is_default else None
-    score = chosen.trial.score(recommendation.objective.aim)
+
+    def confirmed(candidate: Candidate) -> float | None:
+        if default is not None and candidate.configuration == default.configuration:
+            return 1.0
+        return candidate.comparison.ratio if candidate.comparison else None
 
     def over_chosen(candidate: Candidate) -> float:
-        if confirmed is not None and candidate.comparison is not None:
-            return candidate.comparison.ratio / confirmed
-        return candidate.trial.score(recommendation.objective.aim) / score
+        mine, best, aim = confirmed(candidate), confirmed(chosen), recommendation.objective.aim
+        return mine / best if mine and best else candidate.trial.score(aim) / chosen.trial.score(aim)
 
     return [candidate for candidate in recommendation.runners_up if 1 / near <= over_chosen(candidate) <= near]

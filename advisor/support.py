@@ -72,7 +72,7 @@ def support_table() -> str:
     """Return the table as Markdown, a row per choice in the order of the knobs, numbers last in one row; ends with a newline."""
     heads = ["knob", "choice", "what it is", *MACHINES, "quality tier", "rules that can refuse it", "source"]
     found = rules_of_choices()
-    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices() if not choice.name.isdigit()]
+    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices() if choice.knob not in _sizes()]
     rows += [_row_of_sizes([c for c in _choices() if c.knob == name], found) for name in _sizes()]
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

@@ -132,7 +132,7 @@ TRIALS = Table(
     _figure("load_s", nullable=True), _figure("first_call_s", nullable=True), _figure("measure_s", nullable=True),
     _figure("wall_s", nullable=True), Column("peak_bytes", BigInteger), Column("weight_bytes", BigInteger),
     _text("quality", nullable=True), _text("reading", nullable=True), _to("reused_from", "trials", nullable=True),
-    _text("advisor_version"),
+    _text("advisor_version"), _number("admitted", nullable=True),
     UniqueConstraint("study_id", "number"), Index(None, "requested_id"),
 )  # fmt: skip
 
@@ -265,8 +265,7 @@ FROM {_STUDY}
 def _scored(dialect: str) -> str:
     """Every search trial that ran: its score by the objective's metric, more is better, and whether it may be recommended.
 
-    Tiers need no look: a study's space ends at its objective's. Forms of packing that are never recommended, and what
-    was read back without proof, are told by their names.
+    `admitted` was written with the trial: see `advisor.space.admits`. It is NULL in rows from before it was.
     """
     less = ", ".join(f"'{aim.metric}'" for aim in METRICS.values() if aim.less_is_better)
     return f"""aims AS (
@@ -284,10 +283,7 @@ def _scored(dialect: str) -> str:
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR {_median("slowest_batch_s")} <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
-      AND NOT EXISTS (
-        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
-          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
-      )
+      AND COALESCE(t.admitted, 1) = 1
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id

@@ -26,7 +26,7 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Metric, Objective
 from advisor.runner import Runner, read_facts
 from advisor.search import ask, exhausted, surprises
-from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, recommendable, weight_bytes
+from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, recommendable, refuse_unpadded, weight_bytes
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
@@ -163,9 +163,7 @@ def facts_for(job: Job, runner: Runner) -> ModelFacts:
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
-    if not facts.pads and job.workload.batch != 1:
-        raise BadInput(f"{facts.architecture} finds the end of a sequence by its pad token, and its config.json names none",
-                       "--batch 1, or set pad_token_id there")  # fmt: skip
+    refuse_unpadded(facts, job.workload)
     return facts
 
 
@@ -405,12 +403,15 @@ def _gate(
     path = tuning.folder / "reference.pt"
     if not tuning.reference:
         tuning.reference = _write_reference(tuning, request, path)
-    baseline = next((t.quality for t in trials if t.requested == tuning.space.baseline and t.quality), None)
+    precision = tuning.reference.partition(",")[0]
+    # A study that goes on with more memory, or less, can have another reference than it began with: errors are not comparable.
+    baseline = next((t.quality for t in trials if t.requested == tuning.space.baseline and t.quality is not None
+                     and t.quality.reference.partition(",")[0] == precision), None)  # fmt: skip
     is_baseline = configuration == tuning.space.baseline
     return {
         "path": str(path),
         "reference": tuning.reference,
-        "precision": tuning.reference.partition(",")[0],
+        "precision": precision,
         "baseline": None if is_baseline or baseline is None else baseline.payload,
         "is_baseline": is_baseline,
     }

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,17 @@ class Gate:
     def __init__(self, runner: LocalRunner, source: ModelSource, folder: Path) -> None:
         """Read the model's facts. folder: where references are written."""
         self.runner, self.source, self.folder = runner, source, folder
-        self.facts = ModelFacts.of(read_facts(runner, {"source": source.request, "output": "hidden"}))
+        self.facts = self.facts_for("hidden")
         self.outputs = OUTPUTS["decoder" if self.facts.is_causal else "encoder"]
         self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[
             self.facts.checkpoint_dtype
         ]
         self.baselines: dict[str, Quality] = {}
+
+    @cache  # noqa: B019 - there is one gate in a process
+    def facts_for(self, output: str) -> ModelFacts:
+        """Read the facts of the class that gives an output, as a tune does."""
+        return ModelFacts.of(read_facts(self.runner, {"source": self.source.request, "output": output}))
 
     def configuration(self, attention: str, packing: str) -> Configuration:
         """Return a configuration in the checkpoint's own precision."""
@@ -96,7 +102,7 @@ class Gate:
         """Return what is the same in every request."""
         return {
             "source": self.source.request,
-            "facts": self.facts.payload,
+            "facts": self.facts_for(workload.output).payload,
             "workload": workload.payload,
             "gate_workload": workload.payload,
             "configuration": dict(configuration),
@@ -265,9 +271,9 @@ def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], second
     print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
     print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin})")
     print(
-        f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor; in 16 bits without logits"
+        f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor; without logits fp32's"
     )
-    print("there is no floor (advisor.numerics.exact_limits)")
+    print("(advisor.numerics.exact_limits)")
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]

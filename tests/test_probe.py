@@ -347,11 +347,12 @@ def test_gauges_of_a_mig_device(on: Answers) -> None:
 
 def test_energy_is_seen_or_not(on: Answers) -> None:
     """A whole card's energy counter can be read; that of its MIG device, and of an NVML that refuses, can't."""
-    asked = "[device.sees_energy(uuid) for uuid in ('GPU-aaaa0000', 'MIG-dddd3333')]"
+    asked = "[device.energy_problem(uuid) for uuid in ('GPU-aaaa0000', 'MIG-dddd3333')]"
+    none = "NVML shows none; a slice of a GPU (MIG) and GPUs before Volta have none"
 
-    assert on(asked, FAKE_NVML="h200") == [True, False]
-    assert on(asked, FAKE_NVML="mig") == [True, False]
-    assert on(asked, FAKE_NVML="refuses") == [False, False]
+    assert on(asked, FAKE_NVML="h200") == ["", "NVML knows no device MIG-dddd3333"]
+    assert on(asked, FAKE_NVML="mig") == ["", none]
+    assert on(asked, FAKE_NVML="refuses")[0] == none
 
 
 def test_gauges_of_no_device(on: Answers) -> None:

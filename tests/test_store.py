@@ -540,7 +540,7 @@ CANDIDATES = [
     DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed"), DEFAULT.replaced(attention="eager"),
     DEFAULT.replaced(precision="fp16"), DEFAULT.replaced(quantization="nf4"),
     DEFAULT.replaced(attention="flash_attention_2", packing="packed"),
-    DEFAULT.replaced(packing="packed-cached"), DEFAULT.replaced(packing="packed (unproven)"),
+    DEFAULT.replaced(packing="packed-cached"), DEFAULT.replaced(attention="sdpa+eager"),
 ]  # fmt: skip
 NUMBERS = itertools.count(1)
 
@@ -589,7 +589,9 @@ def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration
         *(trial.value("slowest_batch_s") for trial in ran_ok),
     ]  # one of them just meets its limit
     objective = Objective(
-        Tier.FOUR_BIT, draw(st.sampled_from([None, None, None, *(trial.peak_bytes for trial in ran_ok)])),
+        draw(st.sampled_from([Tier.FOUR_BIT, Tier.FOUR_BIT, Tier.EXACT])),
+        draw(st.sampled_from([None, None, None, *(trial.peak_bytes for trial in ran_ok)])),
+        only=draw(st.sampled_from([(), (), (("attention", ("sdpa",)), ("packing", ("packed", "padded")))])),
         allow_unjudged=draw(st.booleans()), max_latency_s=draw(st.sampled_from(limits)),
         metric=draw(st.sampled_from([metric.metric for metric in METRICS.values()])),
     )  # fmt: skip
@@ -782,8 +784,9 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []
-    added = (("admissible", None), ("facts", None))
-    after["studies"] = [row[:-2] for row in after["studies"] if row[-2:] == added]
+    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("admitted", None),)}
+    for table, columns in added.items():
+        after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before
     assert sum(map(len, before.values())) == 16
     with Store.open(url, write=True) as store:

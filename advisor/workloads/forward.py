@@ -33,9 +33,9 @@ DEALT = 8
 Batches = tuple[tuple[int, ...], ...]
 
 
-def auto_class(output: str, *, is_causal: bool) -> str:
-    """Return the name of transformers' Auto class that gives an output; an encoder's logits are its masked-language head's."""
-    return _HEADS.get(output, "AutoModelForCausalLM" if is_causal else "AutoModelForMaskedLM")
+def auto_class(output: str, logits_class: str) -> str:
+    """Return the name of transformers' Auto class that gives an output. logits_class: the one that gives the model's logits."""
+    return _HEADS.get(output, logits_class)
 
 
 @dataclass(frozen=True)

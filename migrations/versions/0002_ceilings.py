@@ -1,4 +1,4 @@
-"""What a device reaches with plain work, a study's facts and the size of its space, the views for more metrics than one.
+"""Ceilings of a device; a study's facts and the size of its space; which trials its objective admits; views for all metrics.
 
 Written out and never changed, like 0001.
 """
@@ -66,10 +66,7 @@ WITH aims AS (
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR (SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = 'slowest_batch_s') <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
-      AND NOT EXISTS (
-        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
-          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
-      )
+      AND COALESCE(t.admitted, 1) = 1
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id
@@ -184,10 +181,7 @@ WITH aims AS (
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR (SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = 'slowest_batch_s') <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
-      AND NOT EXISTS (
-        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
-          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
-      )
+      AND COALESCE(t.admitted, 1) = 1
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id
@@ -267,6 +261,7 @@ def upgrade() -> None:
     )
     op.add_column("studies", sa.Column("admissible", sa.Integer(), nullable=True))
     op.add_column("studies", sa.Column("facts", sa.Text(), nullable=True))
+    op.add_column("trials", sa.Column("admitted", sa.Integer(), nullable=True))
     dialect = op.get_bind().dialect.name
     for name, body in VIEWS[dialect].items():
         if dialect == "sqlite":
@@ -281,6 +276,7 @@ def downgrade() -> None:
     for name in VIEWS[dialect]:
         op.execute(sa.text(f"DROP VIEW {name}"))
         op.execute(sa.text(f"CREATE VIEW {name} AS {before[name]}"))
+    op.drop_column("trials", "admitted")
     op.drop_column("studies", "facts")
     op.drop_column("studies", "admissible")
     op.drop_table("ceilings")

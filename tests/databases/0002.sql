@@ -13,7 +13,7 @@ CREATE TABLE ceilings (
 	CONSTRAINT fk_ceilings_environment_id_environments FOREIGN KEY(environment_id) REFERENCES environments (id), 
 	CONSTRAINT uq_ceilings_environment_id UNIQUE (environment_id)
 );
-INSERT INTO "ceilings" VALUES(1,1,'{"copy_bytes_per_s":4000000000000.0}','2026-11-23 23:33:11.052485');
+INSERT INTO "ceilings" VALUES(1,1,'{"copy_bytes_per_s":4000000000000.0}','2026-11-24 03:03:11.078997');
 CREATE TABLE comparisons (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -32,7 +32,7 @@ CREATE TABLE comparisons (
 	CONSTRAINT fk_comparisons_study_id_studies FOREIGN KEY(study_id) REFERENCES studies (id), 
 	CONSTRAINT uq_comparisons_study_id_candidate_id_baseline_id UNIQUE (study_id, candidate_id, baseline_id)
 );
-INSERT INTO "comparisons" VALUES(1,1,2,1,1.50328170393248483627e+00,1.46586629035023308098e+00,1.54165212492758607609e+00,'[1.5,1.52,1.49]',3,'faster','2026-11-23 23:33:11.090818');
+INSERT INTO "comparisons" VALUES(1,1,2,1,1.50328170393248483627e+00,1.46586629035023308098e+00,1.54165212492758607609e+00,'[1.5,1.52,1.49]',3,'faster','2026-11-24 03:03:11.111273');
 CREATE TABLE configurations (
 	id INTEGER NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -51,7 +51,7 @@ CREATE TABLE environments (
 	CONSTRAINT pk_environments PRIMARY KEY (id), 
 	CONSTRAINT uq_environments_key UNIQUE ("key")
 );
-INSERT INTO "environments" VALUES(1,'26a338879c4247e0','{"compute_capability":[9,0],"cuda":null,"device":"cuda","device_name":"NVIDIA H200","driver":null,"memory_bytes":150000000000,"mig_profile":null,"packages":{"torch":"2.9.0"},"power_limit_w":700,"threads":0}','2026-11-23 23:33:11.039490');
+INSERT INTO "environments" VALUES(1,'26a338879c4247e0','{"compute_capability":[9,0],"cuda":null,"device":"cuda","device_name":"NVIDIA H200","driver":null,"memory_bytes":150000000000,"mig_profile":null,"packages":{"torch":"2.9.0"},"power_limit_w":700,"threads":0}','2026-11-24 03:03:11.060315');
 CREATE TABLE measurements (
 	id INTEGER NOT NULL, 
 	trial_id INTEGER NOT NULL, 
@@ -82,7 +82,7 @@ CREATE TABLE models (
 	CONSTRAINT pk_models PRIMARY KEY (id), 
 	CONSTRAINT uq_models_architecture_key_weights_digest UNIQUE (architecture_key, weights_digest)
 );
-INSERT INTO "models" VALUES(1,'fbbbf43a0668d9b0','d1','org/model','{"accepts":["attention_mask","position_ids","logits_to_keep","cu_seq_lens_q"],"alibi":false,"architecture":"LlamaForCausalLM","checkpoint_dtype":"bfloat16","default_attention":"sdpa","fused_encoder":false,"head":"","head_dim":16,"heads":4,"hidden_size":64,"is_causal":true,"kv_heads":2,"layer_types":["full","sliding"],"layers":2,"linear_parameters":900,"max_positions":2048,"model_type":"llama","parameter_bytes":2000,"parameters":1000,"pooling":"last","position_offset":0,"prequantized":null,"sliding_window":128,"softcap":false,"supports_flash":true,"supports_flex":false,"supports_sdpa":true,"switches_attention":true,"vocabulary":512}');
+INSERT INTO "models" VALUES(1,'fbbbf43a0668d9b0','d1','org/model','{"accepts":["attention_mask","position_ids","logits_to_keep","cu_seq_lens_q"],"alibi":false,"architecture":"LlamaForCausalLM","checkpoint_dtype":"bfloat16","default_attention":"sdpa","fused_encoder":false,"head":"","head_dim":16,"heads":4,"hidden_size":64,"is_causal":true,"kv_heads":2,"layer_types":["full","sliding"],"layers":2,"linear_parameters":900,"max_positions":2048,"model_type":"llama","pads":true,"parameter_bytes":2000,"parameters":1000,"pooling":"last","position_offset":0,"prequantized":null,"sliding_window":128,"softcap":false,"supports_flash":true,"supports_flex":false,"supports_sdpa":true,"switches_attention":true,"vocabulary":512}');
 CREATE TABLE refusals (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -115,7 +115,7 @@ CREATE TABLE studies (
 	CONSTRAINT fk_studies_workload_id_workloads FOREIGN KEY(workload_id) REFERENCES workloads (id), 
 	CONSTRAINT uq_studies_workload_id_environment_id_model_id_objective_key UNIQUE (workload_id, environment_id, model_id, objective_key)
 );
-INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-23 23:33:11.044336','2026-11-23 23:33:11.099737',12,NULL);
+INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-24 03:03:11.071760','2026-11-24 03:03:11.124303',12,NULL);
 CREATE TABLE trials (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -140,7 +140,7 @@ CREATE TABLE trials (
 	quality TEXT, 
 	reading TEXT, 
 	reused_from INTEGER, 
-	advisor_version TEXT NOT NULL, 
+	advisor_version TEXT NOT NULL, admitted INTEGER, 
 	CONSTRAINT pk_trials PRIMARY KEY (id), 
 	CONSTRAINT fk_trials_effective_id_configurations FOREIGN KEY(effective_id) REFERENCES configurations (id), 
 	CONSTRAINT fk_trials_requested_id_configurations FOREIGN KEY(requested_id) REFERENCES configurations (id), 
@@ -148,9 +148,9 @@ CREATE TABLE trials (
 	CONSTRAINT fk_trials_study_id_studies FOREIGN KEY(study_id) REFERENCES studies (id), 
 	CONSTRAINT uq_trials_study_id_number UNIQUE (study_id, number)
 );
-INSERT INTO "trials" VALUES(1,1,0,'search',NULL,1,1,'ok','ran as asked','host:1',NULL,1,'2026-11-23 23:33:11.066326','2026-11-23 23:33:11.067756',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0');
-INSERT INTO "trials" VALUES(2,1,1,'search',NULL,2,2,'ok','ran as asked','host:1',NULL,1,'2026-11-23 23:33:11.077716','2026-11-23 23:33:11.082376',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0');
-INSERT INTO "trials" VALUES(3,1,2,'search',NULL,3,NULL,'running','','host:1','2026-11-23 23:34:11.085672',1,'2026-11-23 23:33:11.085683',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'0.1.0');
+INSERT INTO "trials" VALUES(1,1,0,'search',NULL,1,1,'ok','ran as asked','host:1',NULL,1,'2026-11-24 03:03:11.087023','2026-11-24 03:03:11.088184',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',0);
+INSERT INTO "trials" VALUES(2,1,1,'search',NULL,2,2,'ok','ran as asked','host:1',NULL,1,'2026-11-24 03:03:11.103290','2026-11-24 03:03:11.103682',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',0);
+INSERT INTO "trials" VALUES(3,1,2,'search',NULL,3,NULL,'running','','host:1','2026-11-24 03:04:11.110264',1,'2026-11-24 03:03:11.110275',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'0.1.0',NULL);
 CREATE TABLE workloads (
 	id INTEGER NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -223,10 +223,7 @@ WITH aims AS (
       AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
       AND (aims.most_s IS NULL OR (SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = 'slowest_batch_s') <= aims.most_s)
       AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
-      AND NOT EXISTS (
-        SELECT 1 FROM configurations f WHERE f.id = COALESCE(t.effective_id, t.requested_id)
-          AND (f.payload LIKE '%"packed-%' OR f.payload LIKE '%(unproven)%')
-      )
+      AND COALESCE(t.admitted, 1) = 1
     THEN 1 ELSE 0 END AS may_be
   FROM trials t
     JOIN aims ON aims.study_id = t.study_id
