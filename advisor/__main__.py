@@ -2,11 +2,13 @@
 
 import sys
 
-from advisor.cli import run
-
 
 def main() -> None:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its status; an interrupt while it is being imported is one too."""
+    try:
+        from advisor.cli import run
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

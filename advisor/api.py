@@ -159,6 +159,8 @@ class Ready:
     def batches(self, sequences: Sequence[Any]) -> list[list[int]]:
         """Return, batch by batch, the places in `sequences` of those to run together: by length where that was measured."""
         lengths = tuple(len(sequence) for sequence in sequences)
+        if not lengths:
+            return []
         by_length = self.recommendation.configuration["packing"] == "sorted"
         return [list(batch) for batch in Workload(lengths, self.batch).batches(by_length=by_length)]
 

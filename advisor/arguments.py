@@ -35,6 +35,8 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _SIZES or float(match[1]) == 0:
         raise BadInput(f"--max-memory must be a size such as 24GiB, not {text!r}")
+    if not match[2] and float(match[1]) < 2**20:
+        raise BadInput(f"--max-memory {text.strip()} is so many bytes", f"write {text.strip()}GiB or {text.strip()}MiB")
     return int(float(match[1]) * _SIZES[match[2].upper()])
 
 
@@ -212,7 +214,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", metavar="N[,N…]",
                         help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
     parser.add_argument("--lengths-from", metavar="FILE",
-                        help="lengths of your own texts by the model's tokenizer: .txt, .jsonl or FILE.csv:COLUMN")  # fmt: skip
+                        help="lengths of your own texts by the model's tokenizer: .txt (a text a line), .jsonl (its text, prompt, "
+                             "content, input or messages) or FILE.csv:COLUMN")  # fmt: skip
     parser.add_argument("--padding", type=float, metavar="P",
                         help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
     parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,

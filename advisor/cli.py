@@ -36,9 +36,9 @@ def run(arguments: Sequence[str]) -> int:
         print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
+        goes_on = "; every finished trial is stored, and the same command goes on from there"
         print(
-            "advisor: interrupted; every finished trial is stored, and the same command goes on from there",
-            file=sys.stderr,
+            f"advisor: interrupted{goes_on if {'tune', 'reproduce-seed'} & set(arguments[:1]) else ''}", file=sys.stderr
         )
         return 130
     except BrokenPipeError:
@@ -163,16 +163,17 @@ def _suggest(options: argparse.Namespace) -> int:
     from advisor.store import Store, default_url
     from advisor.suggest import why_not
 
-    if options.why_not and find_choice(options.why_not) is None:
+    name = options.why_not and options.why_not.rpartition("=")[2]  # answers say knob=choice, so that is understood too
+    if name and find_choice(name) is None:
         raise BadInput(f"--why-not: there is no choice {options.why_not!r}", "advisor probe lists them")
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         recommendation = answered(asked, store, options.on)
         _note(asked.notes)
-        if options.why_not:
-            lines = why_not(recommendation, store.trials(recommendation.study.id), options.why_not)
+        if name:
+            lines = why_not(recommendation, store.trials(recommendation.study.id), name)
             as_json = options.format == "json"
-            print(_json({"choice": options.why_not, "why_not": lines}) if as_json else "\n".join(lines))
+            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(lines))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)

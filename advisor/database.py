@@ -71,6 +71,7 @@ def _upgrade(engine: Engine) -> str:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('advisor schema'))"))
         _refuse_newer(_revision(connection))
+        _refuse_foreign(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return HEAD
@@ -92,6 +93,14 @@ def _revision(connection: Connection) -> str | None:
 def _refuse_newer(revision: str | None) -> None:
     if revision is not None and revision not in REVISIONS:
         raise StoreError(f"the database is from a newer advisor (revision {revision})", "upgrade advisor")
+
+
+def _refuse_foreign(connection: Connection) -> None:
+    """Refuse a SQLite file that is somebody else's: a server's database can be shared, a file is one program's."""
+    others = inspect(connection).get_table_names()
+    if connection.dialect.name == "sqlite" and others and "alembic_version" not in others:
+        raise StoreError(f"the database has tables of another program ({', '.join(others[:3])})",
+                         "name another file in ADVISOR_DATABASE_URL")  # fmt: skip
 
 
 def _with_driver(url: str) -> str:
@@ -231,6 +240,9 @@ def _secrets(place: URL) -> list[str]:
 
 
 def _no_database(place: URL) -> NotMeasured:
+    path = _file(place)
+    if path is not None and path.exists() and path.stat().st_size:
+        return NotMeasured(f"{path} has no tables of advisor's", "advisor tune MODEL makes them in a file of their own")
     return NotMeasured(f"no database at {_shown(place)} yet", "advisor tune MODEL")
 
 

@@ -206,7 +206,10 @@ class _Reading:
 
     def take(self, line: str) -> Parcel | None:
         """Read one line, and return the study that is whole by now, if one is."""
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except ValueError:
+            raise BadInput("it is no whole line of JSON, which advisor export writes") from None
         canonical_json(values).encode()  # raises ValueError for what has no place in a database
         if not isinstance(values, dict):
             raise BadInput("it is no object")

@@ -261,6 +261,8 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     config = config_of(source)
     dtype = checkpoint_dtype_of(source, config)
     auto = auto_of(output, config)
+    if source["weights"] != "random" and _prequantized(config) is None:
+        _refuse_missing(source, auto, output)
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(config), dtype=dtype)
     text = config.get_text_config()
@@ -299,6 +301,23 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         logits_class=_logits_class(config),
         pads=not (output == "scores" and causal and getattr(text, "pad_token_id", None) is None),
     ).payload
+
+
+def _refuse_missing(source: Mapping[str, Any], auto: Any, output: str) -> None:
+    """Raise ValueError where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
+
+    A classifier made of a language model has no head yet; hidden states and embeddings do not depend on a pooler.
+    """
+    _, found = auto.from_pretrained(
+        source["path"], trust_remote_code=False, device_map="meta", output_loading_info=True,
+        use_safetensors=None if source["allow_pickle"] else True,
+    )  # fmt: skip
+    missing = sorted(k for k in found["missing_keys"] if output not in ("hidden", "pooled") or "pooler" not in k)
+    if missing:
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        raise ValueError(
+            f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {output} would be random"
+        )
 
 
 def _kv_heads(config: Any, heads: int) -> int:

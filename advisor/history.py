@@ -222,13 +222,27 @@ class Reproduction:
         """
         if self.old.outcome is not Outcome.OK:
             return self.new.outcome is self.old.outcome
-        near = self.ratio is not None and 1 / (1 + TIE_ZONE) <= self.ratio <= 1 + TIE_ZONE
-        return self.new.outcome is Outcome.OK and self.new.ran == self.old.ran and (self.overlaps or near)
+        return self.new.outcome is Outcome.OK and self.new.ran == self.old.ran and (self.overlaps or self.is_near)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the medians are a tie."""
+        return self.ratio is not None and 1 / (1 + TIE_ZONE) <= self.ratio <= 1 + TIE_ZONE
 
     @property
     def verdict(self) -> str:
         """Return "reproduced" or "not reproduced"."""
         return "reproduced" if self.is_reproduced else "not reproduced"
+
+    @property
+    def why(self) -> str:
+        """What the verdict rests on, where figures alone do not say so: empty, or words to follow it."""
+        if self.ratio is None or self.old.outcome is not Outcome.OK or self.new.ran != self.old.ran:
+            return ""
+        apart = f"the medians are {abs(self.ratio - 1):.0%} apart"
+        if self.is_near:
+            return ""
+        return f": {apart}, but the rounds vary as much" if self.overlaps else f": {apart}, more than the rounds vary"
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -254,7 +268,7 @@ def refuse_unrepeatable(trial: Trial) -> None:
     """Raise BadInput for a trial that has no end of its own to be compared with."""
     if trial.outcome in (Outcome.RUNNING, Outcome.PRUNED, Outcome.WRONG_OUTPUT):
         why = {
-            Outcome.RUNNING: "is still running",
+            Outcome.RUNNING: "has not ended: it still runs, or was interrupted (the same tune goes on with it)",
             Outcome.PRUNED: "was stopped early, so it has no figure to compare with",
             Outcome.WRONG_OUTPUT: "was refused by the gate, which needs the whole study: run its tune again",
         }[trial.outcome]
@@ -384,11 +398,12 @@ def reason_payload(reason: Reason) -> dict[str, str]:
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
     """Read the model's facts and return what a tune would try. Nothing is measured and nothing is stored."""
     from advisor.space import build_space
-    from advisor.tune import facts_for, refuse_too_large
+    from advisor.tune import facts_for, refuse_nothing_left, refuse_too_large
 
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     refuse_too_large(job, facts, space)
+    refuse_nothing_left(job, space)
     return Plan(job, space, trial_s)
 
 

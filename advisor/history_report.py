@@ -38,6 +38,8 @@ def print_plan(plan: Plan) -> None:
     if len(order) > _SHOWN:
         out.print(f"     and {len(order) - _SHOWN} more")
     out.print()
+    if plan.space.warnings:
+        out.print("to be known of what is tried, by rule:")
     for reason in plan.space.warnings:
         about = f" ({reason.about})" if reason.about else ""
         out.print(f"[yellow]{reason.rule}[/] {escape(f'{reason.subject}{about}: {reason.text}')}")
@@ -137,11 +139,11 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     if done.figures is not None and done.ratio is not None:
         inside = "inside" if done.is_inside else "outside"
         overlap = "overlap" if done.overlaps else "do not overlap"
-        out.print(
-            f"  {done.ratio:.3f} × as good: the new median lies {inside} the old interval, and the intervals {overlap}"
-        )
+        better = "" if aim.metric == "tokens_per_s" else " in score, where more is better"
+        out.print(f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
+                  f"{overlap}")  # fmt: skip
     colour = "green" if done.is_reproduced else "red"
-    out.print(f"[bold {colour}]{done.verdict}[/]")
+    out.print(f"[bold {colour}]{done.verdict}[/]{done.why}")
 
 
 def _outcome_words(aim: Metric, trial: Trial) -> str:

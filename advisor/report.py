@@ -162,7 +162,12 @@ def _headline(recommendation: Recommendation) -> str:
                 f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
     better = "faster" if aim.metric == "tokens_per_s" else f"better in {aim.words}"
     if recommendation.verdict == "tie":
-        return f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1"
+        compared = (c.comparison for c in recommendation.runners_up if c.comparison)
+        blocks = max((len(comparison.block_ratios) for comparison in compared), default=LEAST_BLOCKS)
+        why = "its interval is not clear of 1"
+        if blocks < LEAST_BLOCKS:
+            why = f"{blocks} block{'s' * (blocks > 1)} can't confirm it, --blocks {LEAST_BLOCKS} could"
+        return f"keep the default, {words}: what looked {better} is a [bold]tie[/]: {why}"
     if recommendation.verdict == "unconfirmed":
         return f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]"
     if recommendation.verdict == "default":
@@ -206,8 +211,8 @@ def quality_words(quality: Quality) -> str:
 
 def _ratio_words(candidate: Candidate) -> str:
     if candidate.comparison:
-        low, high = candidate.comparison.interval
-        return f"{candidate.comparison.ratio:.2f} ({low:.2f}–{high:.2f})"
+        (low, high), blocks = candidate.comparison.interval, len(candidate.comparison.block_ratios)
+        return f"{candidate.comparison.ratio:.2f} ({f'{low:.2f}–{high:.2f}' if blocks > 1 else 'one block'})"
     return f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
 
 
@@ -335,7 +340,7 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     lines = _lines_to_paste(recommendation, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
     batching = batching_words(recommendation.configuration, recommendation.facts)
-    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
+    out.print(f"    [dim]# {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
     if pareto:
         out.print(_pareto(recommendation))
         out.print()

@@ -121,7 +121,7 @@ def _refused_alone(facts: ModelFacts, workload: Workload, environment: Environme
 def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> list[Reason]:
     """Refuse what the caller left out with --only or --fix, and what the objective's quality tier leaves out."""
     reasons = [
-        Reason("U0", Verdict.INVALID, f"left out by --only {fixed}={','.join(names)}")
+        Reason("U0", Verdict.INVALID, f"left out by --only or --fix {fixed}={','.join(names)}")
         for fixed, names in objective.only
         if fixed == knob and name not in names
     ]

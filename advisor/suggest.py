@@ -46,6 +46,7 @@ class Candidate:
     def payload(self) -> dict[str, Any]:
         """The candidate as JSON values."""
         speed = self.trial.measurement("tokens_per_s")
+        blocks = len(self.comparison.block_ratios) if self.comparison else 0
         return {
             "configuration": dict(self.configuration),
             "trial": self.trial.number,
@@ -53,8 +54,8 @@ class Candidate:
             "tokens_per_s_interval": list(speed.interval) if speed else None,
             "search_ratio": self.search_ratio,
             "ratio": self.comparison.ratio if self.comparison else None,
-            "ratio_interval": list(self.comparison.interval) if self.comparison else None,
-            "blocks": len(self.comparison.block_ratios) if self.comparison else 0,
+            "ratio_interval": list(self.comparison.interval) if self.comparison and blocks > 1 else None,
+            "blocks": blocks,
             "verdict": self.comparison.verdict if self.comparison else None,
             "slowest_batch_s": self.trial.value("slowest_batch_s"),
             "sequences_per_s": self.trial.value("sequences_per_s"),
@@ -214,9 +215,15 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         notes=(*notes, *_notes(study, source, objective, chosen, default)),
         pareto=tuple(_pareto(list(candidates.values()), facts)),
         ceilings=store.ceilings(study.environment_key),
-        tried=len({t.requested for t in trials if t.phase == "search" and t.outcome is not Outcome.RUNNING}),
+        tried=_tried(study, trials),
         admissible=study.admissible,
     )  # fmt: skip
+
+
+def _tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
+    """Return how many of what --only leaves was tried: the default is measured beside it."""
+    tried = {t.requested for t in trials if t.phase == "search" and t.outcome is not Outcome.RUNNING}
+    return sum(all(c.get(knob, names[0]) in names for knob, names in study.objective.only) for c in tried)
 
 
 def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidate]:
@@ -388,7 +395,9 @@ def _nearest(
         text += f"; it differs in {', '.join(differences)}."
     else:
         known = [str(environment) for _, environment in store.environments()]
-        text += f" No workload of this architecture was measured; there are rows of: {', '.join(known) or 'nothing'}."
+        text += " No workload of this architecture was measured" + (
+            f"; there are rows of: {', '.join(known)}." if known else "."
+        )
     return f"{text} To measure it: {_command(source, workload, objective, here if on is None else None)}"
 
 
@@ -407,6 +416,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     flags += ["--allow-unjudged"] if objective.allow_unjudged else []
     flags += [f"--ignore-rule {rule}" for rule in objective.ignored_rules]
     flags += ["--allow-pickle"] if source.allow_pickle else []
+    flags += ["--device cpu"] if here is not None and not here.is_cuda else []
     if here is not None and here.threads > 1:
         flags.append(f"--threads {here.threads}")
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
@@ -458,6 +468,8 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) 
     if wider and any(r.rule == "T0" and r.subject == subject for r in recommendation.refusals):
         texts.append(f"{recommendation.objective.quality} was asked for, but not searched: advisor tune … --quality "
                      f"{recommendation.objective.quality} would")  # fmt: skip
+    if choice.knob not in recommendation.configuration:
+        return [f"{choice.knob} is no knob of this workload: --batch auto makes it one"]
     return texts or [
         f"{subject} was not tried: the search ended before its turn (more --trials or a longer --budget go on with it)"
     ]

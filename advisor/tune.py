@@ -133,6 +133,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     listen({"event": "stage", "stage": "reading the model"})
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    refuse_nothing_left(job, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     store.save_facts(job.source, facts, study)
     aliases = [
@@ -175,6 +176,16 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
         sizes = f"{needed / 2**30:.1f} GiB, and {device.device_name} has {device.memory_bytes / 2**30:.1f} GiB"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
         raise NothingAdmissible([text, *(f"{r.subject}: {r.rule} {r.text}" for r in reasons)])
+
+
+def refuse_nothing_left(job: Job, space: Space) -> None:
+    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it."""
+    if job.objective.only and not space.admissible:
+        asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
+        reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
+        raise NothingAdmissible(
+            [f"{r.subject}{f' with {r.about}' if r.about else ''}: {r.rule} {r.text}" for r in reasons]
+        )
 
 
 def _measure_ceilings(job: Job, store: Store, runner: Runner, listen: Listener) -> None:

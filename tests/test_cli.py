@@ -717,7 +717,7 @@ def test_what_is_refused_for_one_reason_is_one_row() -> None:
     """Choices with one reason share a row, also where only a number differs; duplicates and what the caller left out are last."""
     wrong = Reason("P1", Verdict.WRONG, "documents attend across", "call it otherwise", subject="packing=packed-cached")
     rows = report.refusal_rows([
-        Reason("U0", Verdict.INVALID, "left out by --only precision=fp32", subject="precision=bf16"),
+        Reason("U0", Verdict.INVALID, "left out by --only or --fix precision=fp32", subject="precision=bf16"),
         Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on GPUs only", "use a GPU", subject="attention=flash_attention_2"),
         Reason("A18", Verdict.INVALID, "FlashAttention-3 runs on GPUs only", "use a GPU", subject="attention=flash_attention_3"),
         Reason("P17", Verdict.ALIAS, "it is the same work as packed", subject="packing=packed-2d-mask"),

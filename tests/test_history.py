@@ -295,7 +295,7 @@ WRONG = {
     "a beyond id": (["show", "99999999999.0"], "not '99999999999.0'"),
     "pruned": (["reproduce", "1.1"], "this trial was stopped early"),
     "wrong": (["reproduce", "1.2"], "this trial was refused by the gate"),
-    "running": (["reproduce", "1.3"], "this trial is still running"),
+    "running": (["reproduce", "1.3"], "this trial has not ended"),
     "no timeout": (["reproduce", "1.0", "--timeout", "soon"], "--timeout must be a duration"),
     "no device": (["reproduce", "1.0", "--device", "tpu"], "--device must be"),
     "no model there": (["reproduce", "1.0", "--model", "./nowhere"], "no such file or directory"),

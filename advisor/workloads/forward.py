@@ -153,7 +153,7 @@ class Workload:
             return f"{self.kind}, {len(self.lengths)} sequences of up to {max(self.lengths)} tokens, {self.output}, batch auto"
         return (
             f"{self.kind}, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
-            f"{self.output}, {len(self.batches())} batches"
+            f"{self.output}, {(n := len(self.batches()))} batch{'es' if n != 1 else ''}"
         )
 
 
