@@ -214,8 +214,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", metavar="N[,N…]",
                         help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
     parser.add_argument("--lengths-from", metavar="FILE",
-                        help="lengths of your own texts by the model's tokenizer: .txt (a text a line), .jsonl (its text, prompt, "
-                             "content, input or messages) or FILE.csv:COLUMN")  # fmt: skip
+                        help="lengths of your own texts by the model's tokenizer: .txt, a text a line; .jsonl, its text, "
+                             "prompt, content, input or messages; or FILE.csv:COLUMN")  # fmt: skip
     parser.add_argument("--padding", type=float, metavar="P",
                         help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
     parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,

@@ -7,8 +7,9 @@ its server does wrong becomes one StoreError with one line: no SQL, no password.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,6 +53,7 @@ def upgrade(url: str) -> str:
     """Create the database or bring it to this version's schema; return the revision. Raises StoreError, BadInput."""
     place = _place(url)
     _make_directory(place)
+    _refuse_foreign(place)
     engine = _engine(place, write=True)
     try:
         with _told(place):
@@ -71,7 +73,6 @@ def _upgrade(engine: Engine) -> str:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('advisor schema'))"))
         _refuse_newer(_revision(connection))
-        _refuse_foreign(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return HEAD
@@ -95,10 +96,18 @@ def _refuse_newer(revision: str | None) -> None:
         raise StoreError(f"the database is from a newer advisor (revision {revision})", "upgrade advisor")
 
 
-def _refuse_foreign(connection: Connection) -> None:
-    """Refuse a SQLite file that is somebody else's: a server's database can be shared, a file is one program's."""
-    others = inspect(connection).get_table_names()
-    if connection.dialect.name == "sqlite" and others and "alembic_version" not in others:
+def _refuse_foreign(place: URL) -> None:
+    """Refuse a SQLite file that is somebody else's, before anything is set in it; a server's database can be shared."""
+    path = _file(place)
+    if path is None or not path.is_file():
+        return
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection,
+    ):
+        others = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if not others or "alembic_version" in others:
+            return
         raise StoreError(f"the database has tables of another program ({', '.join(others[:3])})",
                          "name another file in ADVISOR_DATABASE_URL")  # fmt: skip
 
@@ -264,6 +273,7 @@ class Database:
         path = _file(place)
         if write:
             _make_directory(place)
+            _refuse_foreign(place)
         elif path is not None and not path.exists():
             raise _no_database(place)
         database = cls(place, _engine(place, write=write))

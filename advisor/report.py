@@ -15,6 +15,7 @@ from rich.text import Text
 
 from advisor.environment import Machine
 from advisor.knobs import KNOBS, Reason, Verdict, tier_of
+from advisor.measurement import LEAST_BLOCKS
 from advisor.probe import Availability
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Candidate, Recommendation, tie_set
@@ -340,7 +341,7 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     lines = _lines_to_paste(recommendation, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
     batching = batching_words(recommendation.configuration, recommendation.facts)
-    out.print(f"    [dim]# {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
+    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
     if pareto:
         out.print(_pareto(recommendation))
         out.print()

@@ -8,6 +8,7 @@ import pty
 import re
 import shlex
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -161,6 +162,9 @@ BAD = {
     "batch of a list 0": (["tune", MODEL, "--batch", "0", "--lengths", "8,4"], "--batch must be at least 1, not 0"),
     "batches 0": (["tune", MODEL, "--batches", "0"], "at least 1, not 0"),
     "memory in bananas": (["tune", MODEL, "--max-memory", "3bananas"], "--max-memory must be a size such as 24GiB"),
+    "memory without a unit": (["tune", MODEL, "--max-memory", "24"], "--max-memory 24 is so many bytes (write 24GiB"),
+    "scores without a head": (["tune", MODEL, "--device", "cpu", "--output", "scores", "--lengths", "8", "--dry-run"],
+                              "the checkpoint has no weights for score.weight: its scores would be random"),
     "memory 0": (["tune", MODEL, "--max-memory", "0"], "not '0'"),
     "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
@@ -285,7 +289,10 @@ def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
     ]
 
 
-@pytest.mark.parametrize(("size", "count"), [("500MB", 5 * 10**8), ("24GiB", 24 * 2**30), ("1.5 kib", 1536), ("7", 7)])
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [("500MB", 5 * 10**8), ("24GiB", 24 * 2**30), ("1.5 kib", 1536), ("7b", 7), ("25769803776", 24 * 2**30)],
+)
 def test_sizes_are_read(size: str, count: int) -> None:
     """A size has a number and, in any case of letters, a decimal or a binary unit."""
     assert parse_size(size) == count
@@ -912,3 +919,62 @@ def test_start_up_is_quick() -> None:
             break
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["tune", "dry-run"])
+def test_only_that_leaves_nothing_is_told_before_a_trial(advisor: Command, tmp_path: Path, more: list[str]) -> None:
+    """Status 4 with the rules that refuse what was named, and no study: the default alone is no answer to --fix."""
+    fixed = ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--fix", "attention=flash_attention_2", *more]
+    done = advisor(*fixed, ADVISOR_DATABASE_URL=f"sqlite:///{tmp_path}/advisor.db")
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.splitlines()[-2:] == [
+        "advisor: nothing admissible: all 1 reasons follow",
+        "  attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only",
+    ]
+    if not more:
+        with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=False) as store:
+            assert store.studies() == []
+
+
+def test_too_few_blocks_are_said_to_be_too_few(advisor: Command, tmp_path: Path) -> None:
+    """One block gives no interval, and two decide nothing: that is said instead of an endless number."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    for blocks, words in (
+        (1, "1 block can't confirm it, --blocks 3 could"),
+        (2, "2 blocks can't confirm it, --blocks 3 could"),
+    ):
+        with Store.open(url, write=True) as store:
+            store.save_comparisons(1, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51)[:blocks])])
+        text = advisor(*SUGGEST, ADVISOR_DATABASE_URL=url).stdout
+        found = json.loads(advisor(*SUGGEST, "--format", "json", ADVISOR_DATABASE_URL=url).stdout)
+
+        assert f"tie: {words}" in " ".join(text.split())
+        assert ("1.50 (one block)" in text) is (blocks == 1)
+        compared = next(runner for runner in found["runners_up"] if runner["blocks"])
+        assert (compared["ratio_interval"] is None) is (blocks == 1)
+
+
+def test_why_not_takes_what_answers_say(advisor: Command, tmp_path: Path) -> None:
+    """--why-not takes a choice's name or knob=choice; of a batch that was given it says that it is no knob."""
+    url = stored(f"sqlite:///{tmp_path}/advisor.db")
+    plain, spelled, batch = (
+        advisor(*SUGGEST, "--why-not", name, ADVISOR_DATABASE_URL=url).stdout
+        for name in ("eager", "attention=eager", "8")
+    )
+
+    assert plain == spelled != ""
+    assert batch == "batch is no knob of this workload: --batch auto makes it one\n"
+
+
+def test_somebody_elses_database_is_left_alone(advisor: Command, tmp_path: Path) -> None:
+    """A SQLite file with another program's tables is not written to, and a reader says what it is."""
+    with sqlite3.connect(tmp_path / "theirs.db") as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    before, url = (tmp_path / "theirs.db").read_bytes(), f"sqlite:///{tmp_path}/theirs.db"
+
+    for command in (["db", "upgrade"], ["tune", MODEL, "--device", "cpu", "--lengths", "8"]):
+        assert "has tables of another program (recipes)" in line_of(advisor(*command, ADVISOR_DATABASE_URL=url), 2)
+    assert "has no tables of advisor's" in line_of(advisor("trials", ADVISOR_DATABASE_URL=url), 3)
+    assert (tmp_path / "theirs.db").read_bytes() == before

@@ -247,7 +247,7 @@ def test_what_is_there_to_be_caught_is_never_recommended(store: Store, name: str
 
     assert found.configuration == DEFAULT
     assert form not in [candidate.configuration for candidate in found.runners_up]
-    assert "never recommended" in why_not(found, store.trials(found.study.id), name)[0]
+    assert "is no configuration that is ever recommended" in why_not(found, store.trials(found.study.id), name)[0]
 
 
 def test_what_was_not_measured_is_said(store: Store) -> None:
