@@ -163,8 +163,6 @@ BAD = {
     "batches 0": (["tune", MODEL, "--batches", "0"], "at least 1, not 0"),
     "memory in bananas": (["tune", MODEL, "--max-memory", "3bananas"], "--max-memory must be a size such as 24GiB"),
     "memory without a unit": (["tune", MODEL, "--max-memory", "24"], "--max-memory 24 is so many bytes (write 24GiB"),
-    "scores without a head": (["tune", MODEL, "--device", "cpu", "--output", "scores", "--lengths", "8", "--dry-run"],
-                              "the checkpoint has no weights for score.weight: its scores would be random"),
     "memory 0": (["tune", MODEL, "--max-memory", "0"], "not '0'"),
     "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),

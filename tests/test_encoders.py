@@ -204,3 +204,16 @@ def test_a_classifier_without_a_pad_token_is_told_at_once(
         assert run([*tune, "--batch", batch]) == 2
         assert "pad token, and its config.json names none (--batch 1, or set pad_token_id" in capsys.readouterr().err
     assert run([*tune, "--batch", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("shipped", "missing"), [("causal", "score.weight"), ("encoder", "classifier.bias, classifier.weight")]
+)
+def test_scores_of_a_model_without_a_head_are_refused(
+    shipped: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head that is not in the checkpoint would be drawn anew at every load, and what is right would look wrong."""
+    model = str(Path(__file__).parent / "models" / shipped)
+
+    assert run(["tune", model, "--device", "cpu", "--output", "scores", "--lengths", "8", "--dry-run"]) == 2
+    assert f"the checkpoint has no weights for {missing}: its scores would be random" in capsys.readouterr().err
