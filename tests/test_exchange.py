@@ -401,6 +401,18 @@ def test_lines_that_end_early_are_told(store: Store, elsewhere: Store) -> None:
     assert len(elsewhere.studies()) == 1
 
 
+def test_a_knob_of_a_later_version_can_arrive(store: Store, elsewhere: Store) -> None:
+    """A study whose configurations have a knob that this version does not know is taken as it is."""
+    study = filled(store)[0]
+    later = Configuration.of({**store.trials(study)[0].requested, "a_later_knob": "x"})
+    store.finish_trial(study, replace(store.trials(study, full=True)[0], number=begun(store, study, later), requested=later,
+                                      effective=later))  # fmt: skip
+    lines = list(export_lines(store))
+
+    import_lines(elsewhere, lines)
+    assert list(export_lines(elsewhere)) == lines
+
+
 def test_what_is_no_export_is_told(elsewhere: Store, tmp_path: Path) -> None:
     """Nothing, another file, bytes that are no text and another format are bad input, in one line."""
     no_text = tmp_path / "no-text"

@@ -51,10 +51,9 @@ def choice_of(knob: str, name: str) -> Choice:
 
 
 def advised(configuration: Configuration) -> bool:
-    """Whether all of a configuration's choices are known ones that may be recommended."""
-    return all(
-        name in KNOBS[knob].choices and KNOBS[knob].choices[name].advised for knob, name in configuration.items()
-    )
+    """Whether all of a configuration's choices are known ones, of known knobs, that may be recommended."""
+    choices = (KNOBS[knob].choices.get(name) if knob in KNOBS else None for knob, name in configuration.items())
+    return all(choice is not None and choice.advised for choice in choices)
 
 
 def find_choice(name: str) -> Choice | None:
