@@ -17,7 +17,7 @@ from advisor import arguments
 from advisor.device import energy_problem
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.model import ModelFacts, ModelSource
+from advisor.model import ModelSource
 from advisor.objective import Objective
 from advisor.workloads.forward import DEALT, Workload
 
@@ -198,7 +198,7 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     workload, source = recommendation.study.workload.under(recommendation.configuration), recommendation.source.request
     # Read anew: stored facts can be those of a class that gives another output.
     facts = facts_torch.read_facts(source, output=workload.output)
-    refuse_unpadded(ModelFacts.of(facts), workload)
+    refuse_unpadded(recommendation.source.name, pads=facts["pads"], batch=workload.batch)
     request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from advisor.errors import BadInput
 from advisor.model import ModelSource
+from advisor.space import refuse_unpadded
 
 #: Files up to this size are hashed whole; larger ones by their header and evenly spaced blocks.
 WHOLE_HASH_BYTES = 256 * 2**20
@@ -110,9 +111,8 @@ def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int 
     batch: how many sequences at once, None where that is to be found.
     """
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    if output == "scores" and batch != 1 and not is_encoder(config) and text.get("pad_token_id", 0) is None:
-        raise BadInput(f"{name} finds the end of a sequence by its pad token, and its config.json names none",
-                       "--batch 1, or set pad_token_id there")  # fmt: skip
+    needs_pads = output == "scores" and not is_encoder(config)
+    refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
     if output == "last-logits" and is_encoder(config):
         raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
                        "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip

@@ -79,6 +79,10 @@ class Objective:
         """The metric with its unit and direction."""
         return next(metric for metric in METRICS.values() if metric.metric == self.metric)
 
+    def leaves(self, configuration: Mapping[str, str]) -> bool:
+        """Whether --only leaves a configuration; a knob that it does not have is no reason against it."""
+        return all(configuration.get(knob, names[0]) in names for knob, names in self.only)
+
     @property
     def payload(self) -> dict[str, Any]:
         """The objective as JSON values. What came later is left out where it says nothing, so that old keys stay."""

@@ -243,10 +243,13 @@ def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) ->
     return sorted(kept, key=lambda reason: (reason.subject, reason.rule, reason.about))
 
 
-def refuse_unpadded(facts: ModelFacts, workload: Workload) -> None:
-    """Raise BadInput where a batch of several needs a pad token that the model has not: before each of them fails for it."""
-    if not facts.pads and workload.batch != 1:
-        raise BadInput(f"{facts.architecture} finds the end of a sequence by its pad token, and its config.json names none",
+def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
+    """Raise BadInput where a batch of several needs a pad token that the model has not: before each of them fails for it.
+
+    pads: see ModelFacts; batch: how many sequences at once, None where that is to be found.
+    """
+    if not pads and batch != 1:
+        raise BadInput(f"{name} finds the end of a sequence by its pad token, and its config.json names none",
                        "--batch 1, or set pad_token_id there")  # fmt: skip
 
 
@@ -255,7 +258,7 @@ def admits(objective: Objective, facts: ModelFacts, default: Configuration, ran:
 
     The default is always within --only: it is what everything is held to.
     """
-    within = ran == default or all(ran.get(knob, names[0]) in names for knob, names in objective.only)
+    within = ran == default or objective.leaves(ran)
     return within and advised(ran) and tier_of(ran.items(), facts).rank <= objective.quality.rank
 
 

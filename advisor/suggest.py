@@ -223,7 +223,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
 def _tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
     """Return how many of what --only leaves was tried: the default is measured beside it."""
     tried = {t.requested for t in trials if t.phase == "search" and t.outcome is not Outcome.RUNNING}
-    return sum(all(c.get(knob, names[0]) in names for knob, names in study.objective.only) for c in tried)
+    return sum(study.objective.leaves(configuration) for configuration in tried)
 
 
 def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidate]:
@@ -325,7 +325,7 @@ def _every_reason(
                 else f"{trial.outcome} ({trial.reason[:160]})"
             )
             texts.append(f"{trial.requested}: {why}")
-    return texts + [f"{r.subject}{f' with {r.about}' if r.about else ''}: {r.rule} {r.text}" for r in refusals]
+    return texts + [str(reason) for reason in refusals]
 
 
 def _in_environment(

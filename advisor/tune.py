@@ -164,7 +164,7 @@ def facts_for(job: Job, runner: Runner) -> ModelFacts:
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
-    refuse_unpadded(facts, job.workload)
+    refuse_unpadded(job.source.name, pads=facts.pads, batch=job.workload.batch)
     return facts
 
 
@@ -175,7 +175,7 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
     if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
         sizes = f"{needed / 2**30:.1f} GiB, and {device.device_name} has {device.memory_bytes / 2**30:.1f} GiB"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
-        raise NothingAdmissible([text, *(f"{r.subject}: {r.rule} {r.text}" for r in reasons)])
+        raise NothingAdmissible([text, *map(str, reasons)])
 
 
 def refuse_nothing_left(job: Job, space: Space) -> None:
@@ -183,9 +183,7 @@ def refuse_nothing_left(job: Job, space: Space) -> None:
     if job.objective.only and not space.admissible:
         asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
         reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
-        raise NothingAdmissible(
-            [f"{r.subject}{f' with {r.about}' if r.about else ''}: {r.rule} {r.text}" for r in reasons]
-        )
+        raise NothingAdmissible(list(map(str, reasons)))
 
 
 def _measure_ceilings(job: Job, store: Store, runner: Runner, listen: Listener) -> None:

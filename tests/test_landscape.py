@@ -78,12 +78,7 @@ def timed(number: int, configuration: Configuration, samples: tuple[float, ...],
 LANDSCAPE = made()
 
 
-@pytest.fixture(scope="module", params=sorted(path.name for path in SHIPPED.glob("*.json")) or [None])
-def shipped(request: pytest.FixtureRequest) -> Landscape:
-    """Give each recorded landscape."""
-    if request.param is None:
-        pytest.skip("no landscape is recorded yet")
-    return read_landscapes(SHIPPED)[request.param.removesuffix(".json")]
+RECORDED = read_landscapes(SHIPPED)
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -298,6 +293,13 @@ def test_benchmark_prints_its_tables(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- what was recorded
 
 
+def test_a_padded_and_an_unpadded_workload_are_recorded() -> None:
+    """The search is judged on two kinds of work at least, one of them of a size in which there is something to find."""
+    assert {landscape.workload.padding > 0 for landscape in RECORDED.values()} == {True, False}
+    assert OF_SOME_SIZE
+
+
+@pytest.mark.parametrize("shipped", RECORDED.values(), ids=RECORDED)
 def test_recorded_landscape_says_where_it_is_from(shipped: Landscape) -> None:
     """Every shipped recording names its command, date and versions, and has more than a handful of rows."""
     assert {"command", "date", "advisor"} <= set(shipped.provenance)
@@ -307,10 +309,13 @@ def test_recorded_landscape_says_where_it_is_from(shipped: Landscape) -> None:
     assert any(trial.outcome is Outcome.OK for trial in shipped.trials)
 
 
+#: Of a space of fewer configurations a quarter is the default and hardly anything else.
+OF_SOME_SIZE = {name: landscape for name, landscape in RECORDED.items() if len(landscape.trials) >= 20}
+
+
+@pytest.mark.parametrize("shipped", OF_SOME_SIZE.values(), ids=OF_SOME_SIZE)
 def test_search_is_near_the_best_of_a_recording(shipped: Landscape) -> None:
     """On every recording of some size, within 2 % of the best at a quarter of the device seconds, for 19 of 20 seeds."""
-    if len(shipped.trials) < 20:
-        pytest.skip("a quarter of so few is the default and hardly anything else")
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         from replay import SHARE, Field, ours, replayed

@@ -44,6 +44,10 @@ class Reason:
     about: str = ""
     subject: str = ""
 
+    def __str__(self) -> str:
+        """Return what is refused, by which rule and why, in a line."""
+        return f"{self.subject}{f' with {self.about}' if self.about else ''}: {self.rule} {self.text}"
+
 
 @dataclass(frozen=True)
 class Situation:
