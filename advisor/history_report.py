@@ -100,7 +100,6 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
         "time": ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name in _TIMES
                           if (value := getattr(trial, name)) is not None),
         "quality": f"{quality_words(trial.quality)} against {trial.quality.reference}" if trial.quality else "",
-        "broken limits": "; ".join(trial.quality.failures) if trial.quality else "",
     }  # fmt: skip
     about |= {f"seen: {name}": words for name, words in words_of(trial.reading).items()}
     for measurement in trial.measurements:

@@ -215,7 +215,6 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
     if new["studies"]:
         ids = rows.configuration_ids(connection, *_all_configurations(parcel))
         _unpack_trials(connection, parcel.trials, study, ids)
-        rows.admit(connection, study)
         _insert(connection, COMPARISONS, [_compared(row, study, ids) for row in parcel.comparisons])
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)

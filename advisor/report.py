@@ -207,7 +207,7 @@ def quality_words(quality: Quality) -> str:
     figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
     figures += [f"cosine ≥ {quality.cosine:.6f}"] if quality.cosine is not None else []
     figures += [f"nearest ten {quality.top10:.1%} the same"] if quality.top10 is not None else []
-    return ", ".join(figures) + ("" if quality.judged else " (not judged)")
+    return ", ".join(figures)
 
 
 def _ratio_words(candidate: Candidate) -> str:

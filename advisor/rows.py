@@ -18,8 +18,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import STATISTIC, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
-from advisor.space import admits
-from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, TRIALS, WORKLOADS, UtcDateTime
+from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS, UtcDateTime
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload, workload_of
 
@@ -152,19 +151,6 @@ def trial_values(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def admit(connection: Connection, study_id: int) -> None:
-    """Write of every ok trial of a study, where it does not stand yet, whether the study's objective admits what ran."""
-    (record,) = studies(connection, "s.id = :study", study=study_id)
-    found = connection.execute(_UNADMITTED, {"study": study_id}).all()
-    if record.facts is None or not found:
-        return
-    default = configuration_of(found[0].requested)
-    for row in found:
-        if row.outcome == "ok" and row.admitted is None:
-            is_admitted = admits(record.objective, record.facts, default, configuration_of(row.ran))
-            connection.execute(update(TRIALS).where(TRIALS.c.id == row.id).values(admitted=int(is_admitted)))
-
-
 def measurement_values(measurement: Measurement) -> dict[str, Any]:
     """Return a measurement's columns, statistics too."""
     low, high = measurement.interval
@@ -227,14 +213,6 @@ WHERE e.key = :environment""")
 _REFUSALS = text(
     "SELECT rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study ORDER BY id"
 )
-
-
-#: The first trial of a study, and those of which it is not written whether they are admitted.
-_UNADMITTED = text("""SELECT t.id, t.outcome, t.admitted, r.payload AS requested, COALESCE(f.payload, r.payload) AS ran
-FROM trials t
-  JOIN configurations r ON r.id = t.requested_id
-  LEFT JOIN configurations f ON f.id = t.effective_id
-WHERE t.study_id = :study AND (t.number = 0 OR (t.outcome = 'ok' AND t.admitted IS NULL)) ORDER BY t.number""")
 
 
 @cache

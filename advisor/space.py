@@ -14,11 +14,10 @@ from itertools import product
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS, Reason, Situation, Verdict, advised, baseline_choices, choice_of, knobs_for, tier_of
+from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts
 from advisor.objective import Metric, Objective
-from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
 from advisor.workloads.forward import LOGITS
 
@@ -251,32 +250,3 @@ def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
     if not pads and batch != 1:
         raise BadInput(f"{name} finds the end of a sequence by its pad token, and its config.json names none",
                        "--batch 1, or set pad_token_id there")  # fmt: skip
-
-
-def admits(objective: Objective, facts: ModelFacts, default: Configuration, ran: Configuration) -> bool:
-    """Whether an objective admits what ran, whatever its figures: known choices that are advised, its tier, its --only.
-
-    The default is always within --only: it is what everything is held to.
-    """
-    within = ran == default or objective.leaves(ran)
-    return within and advised(ran) and tier_of(ran.items(), facts).rank <= objective.quality.rank
-
-
-def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool = True) -> bool:
-    """Whether a search trial may be recommended under an objective: right, within its tier and its memory.
-
-    same_weights: False for a fine-tune of what was measured: its timings are shared, a lossy choice's quality is not.
-    """
-    if trial.phase != "search" or trial.outcome is not Outcome.OK or trial.quality is None or trial.quality.failures:
-        return False
-    if not trial.measurements or not advised(trial.ran):
-        return False
-    if not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
-        return False
-    if objective.max_memory_bytes is not None and (trial.peak_bytes or 0) > objective.max_memory_bytes:
-        return False
-    if objective.max_latency_s is not None and (trial.value("slowest_batch_s") or 1e308) > objective.max_latency_s:
-        return False
-    tier = tier_of(trial.ran.items(), facts)
-    judged = trial.quality.judged and (same_weights or tier.rank == 0)
-    return tier.rank <= objective.quality.rank and (judged or objective.allow_unjudged)

@@ -273,7 +273,6 @@ class Store:
             connection.execute(delete(MEASUREMENTS).where(MEASUREMENTS.c.trial_id == started.id))
             if measured:
                 connection.execute(insert(MEASUREMENTS), [{**each, "trial_id": started.id} for each in measured])
-            rows.admit(connection, study_id)
 
     def reusable(self, study_id: int, requested: Configuration) -> tuple[int, Trial] | None:
         """Return the row id and the trial of the newest ok search trial, in another study, that asked for the same.

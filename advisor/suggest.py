@@ -14,14 +14,14 @@ from typing import Any
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
-from advisor.knobs import Reason, advised, find_choice, tier_of
+from advisor.judge import is_judged, objections
+from advisor.knobs import Reason, find_choice, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
-from advisor.numerics import UNAIDED
 from advisor.objective import Metric, Objective
-from advisor.space import admits, recommendable, useful_operations
+from advisor.space import useful_operations
 from advisor.store import Store, StudyRecord
-from advisor.trial import Outcome, Trial
+from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Workload
 
 
@@ -192,16 +192,14 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     failures = tuple(t for t in trials if t.outcome.is_failure)
     # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
     comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
-    default_trial = _default_trial(trials)
-    admissible = [
-        t for t in trials
-        if recommendable(t, objective, facts, same_weights=same_weights)
-        and admits(objective, facts, trials[0].requested, t.ran)
-    ]  # fmt: skip
+    default_trial = default_of(trials)
+    outside = {
+        t.number: objections(t, default_trial, objective, facts, same_weights=same_weights)
+        for t in trials
+        if t.phase == "search"
+    }
+    admissible = [t for t in trials if t.phase == "search" and not outside[t.number]]
     if not admissible:
-        outside = {
-            t.number: _outside(t, objective, facts, trials[0].requested, same_weights=same_weights) for t in trials
-        }
         raise NothingAdmissible(_every_reason(refusals, trials, outside))
     aim = objective.aim
     default = _candidate(default_trial, default_trial, comparisons, aim) if default_trial else None
@@ -212,7 +210,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.score(aim))
     return Recommendation(
         source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
-        notes=(*notes, *_notes(study, source, objective, chosen, default)),
+        notes=(*notes, *_notes(study, source, objective, chosen, default, facts)),
         pareto=tuple(_pareto(list(candidates.values()), facts)),
         ceilings=store.ceilings(study.environment_key),
         tried=_tried(study, trials),
@@ -238,12 +236,6 @@ def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidat
         if not any(all(a <= b for a, b in zip(costs(o), costs(c), strict=True)) and costs(o) != costs(c) for o in candidates)
     ]  # fmt: skip
     return sorted(found, key=lambda candidate: -candidate.trial.tokens_per_s)
-
-
-def _default_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Return the newest search trial of the default that ran: it is trial 0, or a later attempt where that one failed."""
-    ran = [t for t in trials if t.phase == "search" and t.requested == trials[0].requested and t.outcome is Outcome.OK]
-    return ran[-1] if ran else None
 
 
 def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], aim: Metric) -> Candidate:
@@ -272,23 +264,17 @@ def _choose(candidates: dict[Configuration, Candidate], default: Candidate | Non
 
 
 def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate,
-           default: Candidate | None) -> list[str]:  # fmt: skip
+           default: Candidate | None, study_facts: ModelFacts) -> list[str]:  # fmt: skip
     notes = []
     if study.state != "done":
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
     if default is None:
         notes.append("the default could not be measured, so there is no ratio")
-    own = default.trial.quality if default is not None else None
-    most = UNAIDED.get(default.configuration["precision"]) if default is not None else None
-    if own is not None and most is not None and own.rms > most.rms:
-        notes.append(
-            f"the default's own output is far from the reference's (rms {own.rms:.2f}): see that the model is whole"
-        )
     if study.weights_digest != source.weights_digest:
         notes.append("speeds were measured with other weights of the same shapes")
     if source.has_random_weights:
         notes.append("random weights: speed is true, quality of lossy choices is not judged")
-    if chosen.trial.quality and not chosen.trial.quality.judged:
+    if chosen.trial.quality and not is_judged(chosen.trial.quality, tier_of(chosen.configuration.items(), study_facts)):
         notes.append("the quality of this choice was not judged")
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
@@ -488,38 +474,14 @@ def _figures(trial: Trial, recommendation: Recommendation) -> str:
         low, high = confirmed.interval
         text += f"; confirmed {confirmed.ratio:.2f} × the default ({low:.2f}–{high:.2f}): {confirmed.verdict}"
     if trial.quality is not None and trial.quality.kl is not None:
-        text += f"; KL {trial.quality.kl:.1e}" + ("" if trial.quality.judged else ", not judged")
+        judged = is_judged(trial.quality, tier_of(trial.ran.items(), recommendation.facts))
+        text += f"; KL {trial.quality.kl:.1e}" + ("" if judged else ", not judged")
     if trial.weight_bytes and best.weight_bytes:
         text += f"; weights {(trial.weight_bytes - best.weight_bytes) / 2**30:+.2f} GiB"
     same_weights = recommendation.study.weights_digest == recommendation.source.weights_digest
-    first = default.trial.requested if default is not None else trial.requested
-    outside = _outside(trial, recommendation.objective, recommendation.facts, first, same_weights=same_weights)
+    outside = objections(trial, default.trial if default is not None else None, recommendation.objective,
+                         recommendation.facts, same_weights=same_weights)  # fmt: skip
     return "; ".join([text, *outside])
-
-
-def _outside(
-    trial: Trial, objective: Objective, facts: ModelFacts, first: Configuration, *, same_weights: bool
-) -> list[str]:
-    """Return in words what keeps a trial that ran from being recommended under an objective."""
-    texts, tier, limit, peak = [], tier_of(trial.ran.items(), facts), objective.max_memory_bytes, trial.peak_bytes or 0
-    slowest_s = trial.value("slowest_batch_s")
-    if not advised(trial.ran):
-        texts.append(f"what ran, {trial.ran}, is no configuration that is ever recommended")
-    elif tier.rank <= objective.quality.rank and not admits(objective, facts, first, trial.ran):
-        texts.append(f"what ran, {trial.ran}, is outside --only")
-    if not trial.value(objective.metric):
-        texts.append(f"its {objective.aim.words} was not measured")
-    if objective.max_latency_s is not None and (slowest_s is None or slowest_s > objective.max_latency_s):
-        took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
-        texts.append(f"its slowest batch ({took}) is above the {objective.max_latency_s * 1000:g} ms allowed")
-    if limit is not None and peak > limit:
-        texts.append(f"its peak of {peak / 2**30:.2f} GiB is above the {limit / 2**30:.2f} GiB allowed")
-    if tier.rank > objective.quality.rank:
-        texts.append(f"its quality tier is {tier}, and {objective.quality} was asked for")
-    judged = trial.quality is not None and trial.quality.judged
-    if not objective.allow_unjudged and not (judged and (same_weights or tier.rank == 0)):
-        texts.append("its quality with these weights is not judged, and --allow-unjudged is not set")
-    return texts
 
 
 def tie_set(recommendation: Recommendation) -> list[Candidate]:

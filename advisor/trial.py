@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -33,14 +33,21 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Quality:
-    """How far a configuration's output is from the reference's, over `positions` of the workload (measurement.md, B.6).
+    """The figures of a configuration's output: what they mean is said by `advisor.judge`, whenever they are read.
 
-    rms, maximum: of the differences, in standard deviations of the reference's values; maximum is shown, never judged.
-    kl: mean KL(reference‖this) in nats; top1: share of positions with the same best token, ties left out;
-    perplexity_ratio: this one's perplexity over the reference's. These three are None for hidden states, the last also
-    where the tokens are no text. cosine: the smallest of any position, for hidden states and embeddings. top10: mean share of
-    a sequence's ten nearest others that stay its ten nearest, for embeddings. reference: what it was.
-    judged: False where the weights are random and the choice is lossy. failures: the limits that were broken, in words.
+    How far it is from the reference's over `positions` of the workload (measurement.md, B.6). rms, maximum: of the
+    differences, in standard deviations (σ) of the reference's values; maximum is shown, never judged. kl: mean
+    KL(reference‖this) in nats; top1: share of positions with the same best token, ties left out; perplexity_ratio: this one's
+    perplexity over the reference's. These three are None for hidden states, the last also where the tokens are no text.
+    cosine: the smallest of any position, for hidden states and embeddings. top10: mean share of a sequence's ten nearest
+    others that stay its ten nearest, for embeddings. reference: what it was, beginning with its precision. drawn: the weights
+    were drawn at random.
+
+    What the independence probe saw (measurement.md, D), in σ: neighbours, pads: the most that a sequence's output moved when
+    only their contents changed, None where that was not probed; own: the least that it moved when its own did; repeat: the
+    most between equal runs; probe_void: why the probe could not have failed, "" where it could; probed: what was probed and
+    what was not and why, in words. layout: the rms of the sequence that is furthest from itself alone when the same call is
+    made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers.
     """
 
     rms: float
@@ -51,19 +58,35 @@ class Quality:
     perplexity_ratio: float | None = None
     cosine: float | None = None
     reference: str = ""
-    judged: bool = True
-    failures: tuple[str, ...] = ()
     top10: float | None = None
+    drawn: bool = False
+    neighbours: float | None = None
+    pads: float | None = None
+    own: float | None = None
+    repeat: float | None = None
+    probe_void: str = ""
+    probed: str = ""
+    layout: float | None = None
+    layout_words: str = ""
+
+    @property
+    def is_against_fp32(self) -> bool:
+        """Whether the reference was computed in fp32: by less nobody is judged."""
+        return self.reference.partition(",")[0] == "fp32"
 
     @property
     def payload(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return {**asdict(self), "failures": list(self.failures)}
+        return asdict(self)
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
-        """Build it from its payload, None from None."""
-        return None if payload is None else cls(**{**payload, "failures": tuple(payload["failures"])})
+        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out."""
+        if payload is None:
+            return None
+        known = {field.name for field in fields(cls)}
+        drawn = payload.get("drawn", not payload.get("judged", True))
+        return cls(**{**{name: value for name, value in payload.items() if name in known}, "drawn": drawn})
 
 
 @dataclass(frozen=True)
@@ -121,3 +144,13 @@ class Trial:
     def ran(self) -> Configuration:
         """What the figures count for: the effective configuration, or the requested one where nothing ran."""
         return self.effective or self.requested
+
+
+def default_of(trials: Sequence[Trial]) -> Trial | None:
+    """Return the newest search trial of a study's default that ran, right or wrong: what trial 0 asked for."""
+    if not trials:
+        return None
+    asked = [t for t in trials if t.phase == "search" and t.requested == trials[0].requested]
+    return next(
+        (t for t in reversed(asked) if t.outcome in (Outcome.OK, Outcome.WRONG_OUTPUT) and t.measurements), None
+    )

@@ -20,15 +20,16 @@ from typing import Any
 from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible
+from advisor.judge import objections
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Metric, Objective
 from advisor.runner import Runner, read_facts
 from advisor.search import ask, exhausted, surprises
-from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, recommendable, refuse_unpadded, weight_bytes
+from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
 from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
+from advisor.trial import Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
 
 #: How many candidates meet the default in each block of the confirmation (measurement.md, "Confirmation").
@@ -103,7 +104,14 @@ class Tuning:
 
     def usable(self, trial: Trial) -> bool:
         """Whether a trial may be recommended."""
-        return recommendable(trial, self.job.objective, self.facts)
+        if trial.phase != "search":
+            return False
+        return not objections(trial, self.default, self.job.objective, self.facts)
+
+    @property
+    def default(self) -> Trial | None:
+        """The newest search trial of the model's default that ran, right or wrong; None before it did."""
+        return default_of(self.trials)
 
     @property
     def lease_s(self) -> float:
@@ -339,7 +347,7 @@ def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
     if known is not None and known[1].requested != tuning.space.baseline:
         row, trial = known
         trial = replace(trial, number=number, wall_s=0.0)
-        if trial.quality is not None and not trial.quality.failures:
+        if trial.quality is not None:
             tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
             tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
             return trial
@@ -412,18 +420,11 @@ def _gate(
     path = tuning.folder / "reference.pt"
     if not tuning.reference:
         tuning.reference = _write_reference(tuning, request, path)
-    precision = tuning.reference.partition(",")[0]
-    # A study that goes on with more memory, or less, can have another reference than it began with: errors are not comparable.
-    baseline = next((t.quality for t in trials if t.requested == tuning.space.baseline and t.quality is not None
-                     and t.quality.reference.partition(",")[0] == precision), None)  # fmt: skip
-    is_baseline = configuration == tuning.space.baseline
-    return {
-        "path": str(path),
-        "reference": tuning.reference,
-        "precision": precision,
-        "baseline": None if is_baseline or baseline is None else baseline.payload,
-        "is_baseline": is_baseline,
-    }
+    default, known = tuning.default, None
+    is_default = configuration == tuning.space.baseline
+    if default is not None and default.quality is not None and not is_default:
+        known = {"configuration": dict(default.ran), "quality": default.quality.payload}
+    return {"path": str(path), "reference": tuning.reference, "default": known, "is_default": is_default}
 
 
 def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> str:
@@ -497,14 +498,14 @@ def _refuse_alias(tuning: Tuning, configuration: Configuration, trial: Trial, te
 
 
 def _best(tuning: Tuning) -> Trial | None:
-    found = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
+    found = [trial for trial in tuning.trials if tuning.usable(trial)]
     return max(found, key=lambda trial: trial.score(tuning.job.objective.aim), default=None)
 
 
 def _confirm(tuning: Tuning) -> None:
     """Run the default and the finalists in blocks, each in a fresh process, in random order, and compare block by block."""
-    baseline = next((t for t in _of(tuning.trials, tuning.space.baseline) if t.outcome is Outcome.OK), None)
-    if baseline is None:
+    baseline = tuning.default
+    if baseline is None or not baseline.measurements:
         return
     finalists = _finalists(tuning, baseline)
     if not finalists or not tuning.job.budget.blocks:
@@ -522,7 +523,7 @@ def _confirm(tuning: Tuning) -> None:
 def _finalists(tuning: Tuning, baseline: Trial) -> list[Configuration]:
     """Return the best that may be recommended, better than the default where that may be, and near the best."""
     aim = tuning.job.objective.aim
-    right = [t for t in tuning.trials if recommendable(t, tuning.job.objective, tuning.facts)]
+    right = [trial for trial in tuning.trials if tuning.usable(trial)]
     ranked = sorted(right, key=lambda trial: -trial.score(aim))
     beaten = baseline.score(aim) if any(t.ran == baseline.ran for t in ranked) else 0.0
     near = ranked[0].score(aim) / NEAR if ranked else 0.0

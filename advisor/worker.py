@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -50,12 +50,12 @@ import torch
 from advisor import ceilings_torch, facts_torch
 from advisor.configuration import Configuration
 from advisor.device import Gauges, disturbed
-from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch, tier_of
+from advisor.judge import wrong
+from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.measurement import interval_of_median
 from advisor.model import ModelFacts
-from advisor.numerics import FLOORS, judge
-from advisor.trial import Outcome, Quality
+from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload, workload_of
 from advisor.workloads import forward_torch as forward
 from advisor.workloads.forward import LOGITS
@@ -223,16 +223,14 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
     return {"positions": sum(len(v) for v in values.values())}
 
 
-def run_gate(
-    session: Session, request: Mapping[str, Any], configuration: Configuration, effective: Configuration
-) -> Quality:
-    """Run the gate's batches as the configuration does; judge as what ran. Raises Failed where an output is not finite."""
+def run_gate(session: Session, request: Mapping[str, Any], configuration: Configuration) -> Quality:
+    """Run the gate's batches as the configuration does and return the figures. Raises Failed where one is not finite."""
     session.stage("gate")
     workload, gate = workload_of(request["gate_workload"]), request["gate"]
     reference = torch.load(gate["path"], weights_only=True)
     tokens, device = session.tokens(request, workload), request["device"]
-    baseline = Quality.of(gate["baseline"])
-    noise = 2 * baseline.rms * reference["deviation"] if baseline else 0.0
+    default = _default_of(gate)
+    noise = 2 * default.quality.rms * reference["deviation"] if default and default.quality else 0.0
     tally = forward.Tally(reference["offsets"], noise, workload.output)
     text = request["source"]["has_tokenizer"] and workload.output in LOGITS and request["facts"].get("is_causal", True)
     for call in session.calls(request, workload.under(configuration), configuration):
@@ -244,16 +242,21 @@ def run_gate(
         found = tally.quality(text=text, reference=gate["reference"])
     except ValueError as error:
         raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
-    facts = ModelFacts.of(request["facts"])
-    return judge(
-        found,
-        tier_of(effective.items(), facts),
-        effective["precision"] if effective["precision"] in FLOORS else configuration["precision"],
-        baseline,
-        is_baseline=gate["is_baseline"],
-        random_weights=request["source"]["weights"] == "random",
-        reference=gate["precision"],
-    )
+    return replace(found, drawn=request["source"]["weights"] == "random")
+
+
+def _default_of(gate: Mapping[str, Any]) -> Trial | None:
+    """Return what the parent knows of the default by now, None where that is nothing, or where this is the default."""
+    if gate["default"] is None:
+        return None
+    ran = Configuration.of(gate["default"]["configuration"])
+    return Trial(0, ran, ran, Outcome.OK, quality=Quality.of(gate["default"]["quality"]))
+
+
+def _wrong(request: Mapping[str, Any], requested: Configuration, effective: Configuration, quality: Quality) -> str:
+    """Return what is wrong with figures by today's rules: what is wrong need not be timed, unless it is the default."""
+    trial = Trial(1, requested, effective, Outcome.OK, quality=quality)
+    return "; ".join(wrong(trial, _default_of(request["gate"]), ModelFacts.of(request["facts"])))
 
 
 def profiled(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
@@ -455,23 +458,20 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         result["alias"] = _unproven(requested, effective, reading)
         if result["alias"] and effective.key in request["measured"]:
             return {**result, "outcome": Outcome.OK, "rounds": None}
+        found = ""
         if request["gate"]:
-            quality = run_gate(session, request, requested, effective)
+            quality = run_gate(session, request, requested)
+            found = _wrong(request, requested, effective, quality)
             result["quality"] = quality.payload
-            if quality.failures:
-                return {
-                    **result,
-                    "outcome": Outcome.WRONG_OUTPUT,
-                    "reason": "; ".join(quality.failures),
-                    "rounds": None,
-                }
+            if found and not request["gate"]["is_default"]:
+                return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": found, "rounds": None}
         _reset_peak(device)
         rounds = time_rounds(session, calls, request)
-    outcome = Outcome.PRUNED if rounds.pruned else Outcome.OK
+    outcome = Outcome.PRUNED if rounds.pruned else Outcome.WRONG_OUTPUT if found else Outcome.OK
     return {
         **result,
         "outcome": outcome,
-        "reason": rounds.pruned,
+        "reason": rounds.pruned or found,
         "rounds": asdict(rounds),
         "peak_bytes": _peak_bytes(device),
     }

@@ -31,9 +31,9 @@ from typing import Any
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
+from advisor.judge import FACTOR, FLOORS, KL_FACTOR, exact_limits
 from advisor.knobs.precision import TORCH_DTYPES
 from advisor.model import ModelFacts, ModelSource
-from advisor.numerics import FACTOR, FLOORS, KL_FACTOR, exact_limits
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Quality
 from advisor.workloads import Workload
@@ -273,7 +273,7 @@ def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], second
     print(
         f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor; without logits fp32's"
     )
-    print("(advisor.numerics.exact_limits)")
+    print("(advisor.judge.exact_limits)")
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]

@@ -147,7 +147,7 @@ KNOB = Knob(
                    why_not=_checkpoint_why_not, proof=_proof("checkpoint")),
             Choice("quantization", "int8", "bitsandbytes LLM.int8, threshold 6.0", _SOURCE, _unavailable((7, 5), "Q2"),
                    _int8_why_not, _int8_load(6.0), imports=_IMPORTS, proof=_proof("int8"),
-                   tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.45),
+                   tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.45, independent=False),
             Choice("quantization", "int8-no-outliers", "bitsandbytes LLM.int8, threshold 0.0", _SOURCE,
                    _unavailable((7, 5), "Q2"), _int8_without_why_not, _int8_load(0.0), imports=_IMPORTS,
                    proof=_proof("int8-no-outliers"), tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.8),

@@ -1,0 +1,299 @@
+"""What is wrong with a trial's output, which quality tier it reaches, and why it may not be recommended.
+
+Trials store figures; what they mean is decided here, whenever they are read: :func:`objections` is the only place that says
+why a trial may not be recommended, and old rows are judged by today's rules. The figures are of three kinds
+(measurement.md, D):
+
+1. the independence probe: how far a sequence's output moves when its neighbours' or the pads' contents change. It must not
+   move by a bit, whatever the dtype, the backend or the weights;
+2. the layout in fp32: the configuration's exact call with fp32 weights against one sequence at a time;
+3. the error against the reference: the same checkpoint in fp32, one sequence at a time, no padding, no packing. The shape of
+   the criterion for exact levers is FlashAttention's own test: at most twice the error that the default makes.
+
+The thresholds of the lossy tiers are measurement.md's (B.6, "Recommended gate").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from advisor.configuration import Configuration
+from advisor.knobs import advised, choice_of, tier_of
+from advisor.model import ModelFacts
+from advisor.objective import Objective, Tier
+from advisor.trial import Outcome, Quality, Trial
+
+#: The version of what is judged and how: an answer that was given by another one is given again.
+GATE_VERSION = "gate/2"
+
+#: An exact lever may have this many times the default's own rms error.
+FACTOR = 2.0
+
+#: And this many times its KL: for small errors KL grows with their square (its first-order term vanishes), so twice the
+#: error is four times the KL. With a factor of 2 the gate rejected plain eager attention in bf16 on an H200, whose rms
+#: error was 1.42 times the default's and whose KL 2.02 times (docs/results/2026-11-23-h200.md).
+KL_FACTOR = FACTOR**2
+
+#: The layout in fp32: the rms error of any one sequence against the same sequence alone, in standard deviations. fp32
+#: kernels differ by 2e-5 on an H200 (the origin of FLOORS["fp32"]); what positions, windows and masks do wrong begins at 1e-3.
+LAYOUT_LIMIT = 1e-4
+
+#: Steps between neighbouring numbers near 1, by precision: what a mixture of experts may move by in the probe is counted in
+#: them, for the tokens that an expert gets change the shape of its matrix product (measurement.md, D).
+EPSILON: Mapping[str, float] = {"fp32": 2**-23, "tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}
+EXPERTS_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Errors too small to judge in a dtype: rms in standard deviations of the reference, kl in nats; and their origin."""
+
+    rms: float
+    kl: float
+    origin: str
+
+
+_SHIPPED = "3 × the largest of 100 calibration runs on the shipped model (docs/results/2026-11-23-cpu.md)"
+
+#: Where the default's own error is ~0 (an fp32 default against the fp32 reference), the factor alone would reject every
+#: right configuration. Calibrated: exact configuration against exact configuration (benchmarks/calibrate_gate.py).
+FLOORS: Mapping[str, Floor] = {
+    "fp32": Floor(6.2e-5, 1.1e-9, "3 × sdpa against eager, Llama-3-8B shape in fp32, 4,096 tokens, on an H200"),
+    "tf32": Floor(3.1e-3, 6.3e-6, "fp16's: the same 10 bits of mantissa; not calibrated by itself"),
+    "fp16": Floor(3.1e-3, 6.3e-6, _SHIPPED),
+    "bf16": Floor(6.3e-2, 5.4e-4, "3 × the largest, Llama-3.2-1B shape on a CPU (docs/results/2026-11-23-cpu.md)"),
+}
+
+#: The most that any exact configuration may be off, the default among them: 1.5 times the largest error that a right one of
+#: a real shape was seen to have. bf16: Llama-3-8B shape, eager, on an H200 (docs/results/2026-11-23-h200.md: rms 0.095,
+#: KL 7.4e-3); fp16 has 8 times finer steps than bf16.
+MOST: Mapping[str, Floor] = {
+    "fp32": Floor(1e-3, 1e-6, "over ten times the floor"),
+    "tf32": Floor(2e-2, 2e-4, "steps of fp16"),
+    "fp16": Floor(2e-2, 2e-4, "bf16's over 8, and over 64 for KL"),
+    "bf16": Floor(0.15, 1.1e-2, "Llama-3-8B shape on an H200"),
+}
+
+#: The same for mixtures of experts: rounding sends some tokens to other experts, in every configuration alike. Their output
+#: then is another one, whatever the dtype's steps are, so only the share of such tokens shrinks with the steps.
+MOST_WITH_EXPERTS: Mapping[str, Floor] = {
+    "fp32": Floor(2e-2, 2e-3, "a token in thousands goes to another expert"),
+    "tf32": Floor(0.3, 0.2, "steps of fp16"),
+    "fp16": Floor(0.3, 0.2, "a third of bf16's, and less for KL"),
+    "bf16": Floor(0.9, 1.0, "documents that read one another are off by 1.0 and more"),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a lossy tier may cost: kl in nats, top1, cosine and top10 as shares, perplexity as a ratio.
+
+    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing.
+    """
+
+    kl: float
+    top1: float
+    perplexity_ratio: float
+    cosine: float
+    top10: float
+    rms: float
+
+
+#: measurement.md, B.6. The tier dtype has no perplexity limit there: one per cent is the next tier's. That overlap of the ten
+#: nearest must be looked at stands there too, its limits are ours; so are those of rms.
+LIMITS: Mapping[Tier, Limits] = {
+    Tier.DTYPE: Limits(1e-3, 0.99, 1.01, 0.999, 0.95, 0.05),
+    Tier.EIGHT_BIT: Limits(1e-2, 0.975, 1.01, 0.99, 0.9, 0.1),
+    Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.03, 0.95, 0.8, 0.25),
+}
+
+
+def objections(
+    trial: Trial, default: Trial | None, objective: Objective, facts: ModelFacts, *, same_weights: bool = True
+) -> list[str]:
+    """Return, in words, everything against recommending a search trial under an objective; nothing where it may be.
+
+    default: the trial of the model's default on the same work, None where it could not be run: what it does wrong itself is
+    doubled by nobody. same_weights: False for a fine-tune of what was measured: its timings are shared, the price of a
+    lossy choice is not.
+    """
+    if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
+        return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
+    found = []
+    if not advised(trial.ran):
+        found.append(f"what ran, {trial.ran}, is no configuration that is ever recommended")
+    elif not (objective.leaves(trial.ran) or (default is not None and trial.ran == default.ran)):
+        found.append(f"what ran, {trial.ran}, is outside --only")
+    found += [f"wrong output: {text}" for text in wrong(trial, default, facts)]
+    if not found:
+        found += _beyond_tier(trial, objective, facts, same_weights=same_weights)
+    return found + _beyond_bounds(trial, objective)
+
+
+def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
+    """Say what of an objective's metric and bounds a trial does not meet."""
+    found, limit, peak = [], objective.max_memory_bytes, trial.peak_bytes or 0
+    slowest_s, most_s = trial.value("slowest_batch_s"), objective.max_latency_s
+    if not trial.measurements:
+        found.append("it was not timed")
+    elif not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
+        found.append(f"its {objective.aim.words} was not measured")
+    if most_s is not None and trial.measurements and (slowest_s is None or slowest_s > most_s):
+        took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
+        found.append(f"its slowest batch ({took}) is above the {most_s * 1000:g} ms allowed")
+    if limit is not None and peak > limit:
+        found.append(f"its peak of {peak / 2**30:.2f} GiB is above the {limit / 2**30:.2f} GiB allowed")
+    return found
+
+
+def _beyond_tier(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool) -> list[str]:
+    """Say why a trial whose output is not wrong is further from the checkpoint than was asked for, or that nobody knows."""
+    declared = tier_of(trial.ran.items(), facts)
+    if declared.rank > objective.quality.rank:
+        return [f"its quality tier is {declared}, and {objective.quality} was asked for"]
+    if trial.quality is None or not is_judged(trial.quality, declared) or not (same_weights or declared is Tier.EXACT):
+        return [] if objective.allow_unjudged else [_unjudged_words(trial.quality, declared)]
+    tier = tier_reached(trial.quality, trial.ran, facts)
+    if tier is None or tier.rank > objective.quality.rank:
+        broken = "; ".join(_lossy_failures(trial.quality, LIMITS[objective.quality]))
+        what = "no quality tier" if tier is None else f"the quality tier {tier}"
+        return [f"it reaches {what}, and {objective.quality} was asked for: {broken}"]
+    return []
+
+
+def _unjudged_words(quality: Quality | None, declared: Tier) -> str:
+    if quality is not None and not quality.is_against_fp32:
+        return f"its quality is not judged: {quality.reference or 'there is no reference in fp32'}"
+    why = "these weights" if declared is not Tier.EXACT else "its output"
+    return f"its quality with {why} is not judged, and --allow-unjudged is not set"
+
+
+def is_judged(quality: Quality, declared: Tier) -> bool:
+    """Whether figures say how far from the checkpoint's output a configuration is.
+
+    Not where the reference is not in fp32, and not for a lossy choice whose weights were drawn at random: what four bits
+    cost random weights says nothing of trained ones.
+    """
+    return quality.is_against_fp32 and (declared is Tier.EXACT or not quality.drawn)
+
+
+def tier_reached(quality: Quality, ran: Configuration, facts: ModelFacts) -> Tier | None:
+    """Return the worse of the tier that a configuration's choices declare and the one that its figures reach.
+
+    Exact and dtype are properties of how it is computed, 8bit and 4bit are limits on figures. None where it reaches none, or
+    where nothing is known (see :func:`is_judged`). Whether an exact configuration is right is :func:`wrong`'s to say.
+    """
+    declared = tier_of(ran.items(), facts)
+    if not is_judged(quality, declared):
+        return None
+    if declared is Tier.EXACT:
+        return Tier.EXACT
+    met = (
+        tier for tier, limits in LIMITS.items() if tier.rank >= declared.rank and not _lossy_failures(quality, limits)
+    )
+    return next(met, None)
+
+
+def wrong(trial: Trial, default: Trial | None, facts: ModelFacts) -> tuple[str, ...]:
+    """Return, in words, what is wrong with a trial's output, whatever was asked for; nothing where nothing is seen.
+
+    default: as for :func:`objections`. The default itself is judged like everybody else, by what its dtype gives.
+    """
+    quality, ran = trial.quality, trial.ran
+    if quality is None:
+        return ("no output was judged",) if trial.outcome is Outcome.OK else (trial.reason or "it was not finite",)
+    found = [*_dependence(quality, ran, facts), *_layout(quality)]
+    if quality.is_against_fp32 and tier_of(ran.items(), facts) is Tier.EXACT:
+        right = default if default is not None and default is not trial and not wrong(default, None, facts) else None
+        found += _exact_failures(quality, _precision(trial), facts, right.quality if right is not None else None)
+    return tuple(found)
+
+
+def _dependence(quality: Quality, ran: Configuration, facts: ModelFacts) -> list[str]:
+    """Say what the independence probe found."""
+    if quality.probe_void:
+        return [f"the independence probe is void: {quality.probe_void}"]
+    limit = probe_limit(ran, facts)
+    found = []
+    for moved, what in ((quality.neighbours, "its neighbours"), (quality.pads, "its pads")):
+        if moved is not None and moved > limit:
+            found.append(f"a sequence reads {what}: its output moves by {moved:.1e} σ when their contents change")
+    if quality.repeat is not None and quality.repeat > max(limit, EPSILON["bf16"]):
+        found.append(f"two equal runs differ by {quality.repeat:.1e} σ: the output is random")
+    return found
+
+
+def probe_limit(ran: Mapping[str, str], facts: ModelFacts) -> float:
+    """Return how far (σ) an output may move in the independence probe: not at all, but for mixtures of experts."""
+    if not facts.experts:
+        return 0.0
+    return EXPERTS_STEPS * EPSILON.get(ran["precision"], EPSILON["bf16"]) * facts.layers
+
+
+def _layout(quality: Quality) -> list[str]:
+    if quality.layout is None or quality.layout <= LAYOUT_LIMIT:
+        return []
+    found = f"in fp32 a sequence is {quality.layout:.1e} σ from the same sequence alone (limit {LAYOUT_LIMIT:.0e})"
+    return [f"its layout is wrong: {found}"]
+
+
+def _precision(trial: Trial) -> str:
+    """Return the precision whose limits count: what ran, as far as that is one that is known."""
+    names = (trial.ran.get("precision", ""), trial.requested.get("precision", ""))
+    return next((name for name in names if name in FLOORS), "fp32")
+
+
+def exact_limits(
+    precision: str, facts: ModelFacts, default: Quality | None, *, from_logits: bool
+) -> tuple[float, float]:
+    """Return the largest rms error and KL that an exact configuration's figures may have.
+
+    default: the figures of a default that is right, None where there is none: then what right configurations of real shapes
+    were seen to have is the limit. from_logits: whether the figures are of logits. The floors of 16 bits come from them, and
+    hidden states have the default's own error, which is not ~0 in 16 bits against fp32, and fp32's floor.
+    """
+    floor, most = FLOORS[precision], (MOST_WITH_EXPERTS if facts.experts else MOST)[precision]
+    if default is None:
+        return most.rms, most.kl
+    least = floor.rms if from_logits else min(floor.rms, FLOORS["fp32"].rms)
+    return max(min(FACTOR * default.rms, most.rms), least), max(min(KL_FACTOR * (default.kl or 0.0), most.kl), floor.kl)
+
+
+def _exact_failures(quality: Quality, precision: str, facts: ModelFacts, default: Quality | None) -> list[str]:
+    rms_limit, kl_limit = exact_limits(precision, facts, default, from_logits=quality.kl is not None)
+    found = []
+    if quality.rms > rms_limit:
+        found.append(f"rms error {quality.rms:.2e} > {rms_limit:.2e}")
+    if quality.kl is not None and quality.kl > kl_limit:
+        found.append(f"KL {quality.kl:.2e} > {kl_limit:.2e} nats")
+    return found
+
+
+def _direction_failures(quality: Quality, limits: Limits) -> list[str]:
+    """Judge hidden states and embeddings by their direction."""
+    failures = []
+    if quality.cosine is not None and quality.cosine < limits.cosine:
+        failures.append(f"cosine {quality.cosine:.5f} < {limits.cosine}")
+    if quality.top10 is not None and quality.top10 < limits.top10:
+        failures.append(f"overlap of the ten nearest {quality.top10:.3f} < {limits.top10}")
+    return failures
+
+
+def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
+    failures = []
+    if quality.kl is not None and quality.kl > limits.kl:
+        failures.append(f"KL {quality.kl:.2e} > {limits.kl:.0e} nats")
+    if quality.top1 is not None and quality.top1 < limits.top1:
+        failures.append(f"top-1 agreement {quality.top1:.4f} < {limits.top1}")
+    if quality.perplexity_ratio is not None and quality.perplexity_ratio > limits.perplexity_ratio:
+        failures.append(f"perplexity × {quality.perplexity_ratio:.4f} > {limits.perplexity_ratio}")
+    failures += _direction_failures(quality, limits)
+    if quality.kl is None and quality.cosine is None and quality.rms > limits.rms:
+        failures.append(f"rms error {quality.rms:.2e} > {limits.rms:.2f}")
+    return tuple(failures)
+
+
+def depends_on_batch(configuration: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the choices of a configuration whose arithmetic depends on the whole batch by design, as LLM.int8's does."""
+    return tuple(f"{knob} {name}" for knob, name in configuration.items() if not choice_of(knob, name).independent)
