@@ -154,7 +154,7 @@ class Ready:
         import torch
 
         with torch.inference_mode():
-            return self._asked.of(self.model, self._call(sequences), self.device)
+            return self._asked.run(self.model, self._call(sequences), self.device)
 
     def batches(self, sequences: Sequence[Any]) -> list[list[int]]:
         """Return, batch by batch, the places in `sequences` of those to run together: by length where that was measured."""
@@ -166,9 +166,9 @@ class Ready:
 
     @property
     def _asked(self) -> Any:
-        from advisor import worker
+        from advisor import session_torch
 
-        return worker.asked_of(self._request)
+        return session_torch.asked_of(self._request)
 
     def _call(self, sequences: Iterable[Any]) -> Any:
         """Return the worker's call for a batch."""
@@ -192,7 +192,7 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     """Load what is recommended through the worker's own session: the lines that were measured."""
     import torch
 
-    from advisor import facts_torch, worker
+    from advisor import facts_torch, session_torch
     from advisor.space import refuse_unpadded
 
     workload, source = recommendation.study.workload.under(recommendation.configuration), recommendation.source.request
@@ -202,7 +202,7 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
-    session = worker.Session(lambda _: None)
+    session = session_torch.Session(lambda _: None)
     session.load(request, recommendation.configuration)
     return Ready(session.model, recommendation, machine.user_device, workload.size, session, request)
 

@@ -397,3 +397,39 @@ def _accepted_arguments(model: Any) -> tuple[str, ...]:
         named = (*named, "cu_seq_lens_q")
     # Facts stored by an earlier version say nothing of it: then it is taken, as by every decoder.
     return named if takes_any or "use_cache" in parameters else (*named, "no_use_cache")
+
+
+class NotDequantised(Exception):
+    """The weights of a quantised checkpoint can't be had as floats."""
+
+
+def dequantised(model: Any) -> Any:
+    """Return a loaded quantised checkpoint with floats for weights. Raises NotDequantised where transformers can't."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return model
+    try:
+        plain = model.dequantize()
+    except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError):
+        plain = None
+    left = [] if plain is None else [name for name in linears_of(plain) if name != "Linear"]
+    if plain is None or left:
+        method = getattr(quantizer.quantization_config, "quant_method", "quantised")
+        raise NotDequantised(f"transformers can't turn this checkpoint's {method} weights back into floats")
+    return plain
+
+
+def loses_bits(source: Mapping[str, Any], precision: str) -> bool:
+    """Whether loading a checkpoint in 16 bits rounds some of its weights: then the reference is loaded in fp32."""
+    path = Path(source["path"])
+    wider = {"fp16": {"F32", "F64", "BF16"}, "bf16": {"F32", "F64", "F16"}}[precision]
+    if source["weights"] == "random" or not path.is_dir():
+        return False
+    files = sorted(path.glob("*.safetensors"))
+    return not files or any(entry.get("dtype") in wider for file in files for entry in _header(file).values())
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: its tensors' dtypes and shapes."""
+    with file.open("rb") as stream:
+        return dict(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))

@@ -122,6 +122,14 @@ class ModelFacts:
     after_pooling: tuple[str, ...] = ()
 
     @property
+    def pads_left(self) -> bool:
+        """Whether pads go to the left: where positions can be passed. A decoder that takes none counts the pads on its left.
+
+        On the right of a decoder's sequence nothing is read, and what encoders are trained with is there too.
+        """
+        return self.is_causal and "position_ids" in self.accepts
+
+    @property
     def payload(self) -> dict[str, Any]:
         """The facts as JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -19,7 +19,8 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.errors import AdvisorError, BadInput, NothingAdmissible
+from advisor.errors import BadInput, NothingAdmissible
+from advisor.gate import figures_found, known_figures, layout_request
 from advisor.judge import objections
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.measurement import Comparison, Measurement
@@ -40,10 +41,6 @@ NEAR = 1.1
 
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
 FAILURES_IN_A_ROW = 10
-
-#: The gate judges the first batches until it has 64 sequences and 20,000 tokens (measurement.md, B.6), or 50,000 tokens:
-#: the reference runs them one at a time in fp32.
-GATE = (64, 20_000, 50_000)
 
 #: A running trial is given up for lost this long after its deadline (seconds): loading the reference comes before it.
 LEASE_SLACK_S = 3600.0
@@ -112,6 +109,11 @@ class Tuning:
     def default(self) -> Trial | None:
         """The newest search trial of the model's default that ran, right or wrong; None before it did."""
         return default_of(self.trials)
+
+    @property
+    def reference_path(self) -> Path:
+        """The file that the worker writes the reference to."""
+        return self.folder / "reference.pt"
 
     @property
     def lease_s(self) -> float:
@@ -380,13 +382,12 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
 
 def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[str, Any]:
     job, trials = tuning.job, tuning.trials
-    gate_workload = job.workload.sample(*GATE)
     request: dict[str, Any] = {
         "op": "trial",
         "source": job.source.request,
         "facts": tuning.facts.payload,
         "workload": job.workload.payload,
-        "gate_workload": gate_workload.payload,
+        "sample": job.workload.sample(tuning.facts.windows),
         "configuration": dict(configuration),
         "gate": None,
         "measured": [],
@@ -417,38 +418,42 @@ def _gate(
     tuning: Tuning, configuration: Configuration, trials: Sequence[Trial], request: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the worker's gate needs; the reference is written when it is first asked for."""
-    path = tuning.folder / "reference.pt"
     if not tuning.reference:
-        tuning.reference = _write_reference(tuning, request, path)
-    default, known = tuning.default, None
+        tuning.reference = _write_reference(tuning, request)
+    default, given = tuning.default, None
     is_default = configuration == tuning.space.baseline
     if default is not None and default.quality is not None and not is_default:
-        known = {"configuration": dict(default.ran), "quality": default.quality.payload}
-    return {"path": str(path), "reference": tuning.reference, "default": known, "is_default": is_default}
+        given = {"configuration": dict(default.ran), "quality": default.quality.payload}
+    has_reference = tuning.reference.startswith("fp32")
+    gate: dict[str, Any] = {
+        "path": str(tuning.reference_path) if has_reference else None,
+        "reference": tuning.reference,
+        "default": given,
+        "is_default": is_default,
+        "known": known_figures(trials, configuration),
+    }
+    if (plain := layout_request(configuration, tuning.space.baseline, gate["known"])) is not None:
+        asked = {**request, "op": "layout", "configuration": dict(plain), "gate": gate}
+        result = tuning.runner.run(asked, tuning.timeout_s)
+        gate["known"] |= {} if "outcome" in result else figures_found(result, configuration)
+    return gate
 
 
-def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> str:
-    """Have the reference written: fp32 and eager, one sequence at a time; in the checkpoint's dtype where fp32 does not fit."""
-    fits = tuning.facts.parameters * 4 <= MEMORY_SHARE * tuning.job.machine.free_bytes
-    own = tuning.space.baseline["precision"]
-    precisions = ["fp32", own] if fits and not tuning.facts.prequantized else [own]
-    result: dict[str, Any] = {}
-    for precision in precisions:
-        configuration = tuning.space.baseline.replaced(attention="eager", precision=precision, packing="padded")
-        tuning.listen({"event": "stage", "stage": f"reference in {precision}"})
-        asked = {
-            **request,
-            "op": "reference",
-            "workload": request["gate_workload"],
-            "path": str(path),
-            "configuration": dict(configuration),
-        }
-        result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
-        if result.get("transient"):
-            result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
-        if "outcome" not in result:
-            return f"{precision}, eager, one sequence at a time, {result['positions']} positions"
-    raise AdvisorError(f"the reference can't be computed: {result['reason']}")
+def _write_reference(tuning: Tuning, request: Mapping[str, Any]) -> str:
+    """Have the reference written, in fp32 and one sequence at a time; return in words what it is, or why there is none."""
+    tuning.listen({"event": "stage", "stage": "reference in fp32"})
+    asked = {
+        **request,
+        "op": "reference",
+        "path": str(tuning.reference_path),
+        "configuration": dict(tuning.space.baseline),
+    }
+    result = tuning.runner.run(asked, tuning.timeout_s)
+    if result.get("transient") and not tuning.is_over:
+        result = tuning.runner.run(asked, tuning.timeout_s)
+    if "words" in result:
+        return f"{result['words']}, {result['positions']} positions"
+    return f"there is no reference in fp32: {result.get('unjudged') or result.get('reason')}"
 
 
 def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None,
@@ -467,7 +472,8 @@ def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str,
         load_s=result.get("load_s"), first_call_s=result.get("first_call_s"),
         measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
         weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
-        reading=result.get("reading") or {}, reused_from=reused, measurements=measurements,
+        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}}, reused_from=reused,
+        measurements=measurements,
     )  # fmt: skip
 
 

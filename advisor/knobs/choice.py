@@ -112,6 +112,7 @@ class Choice:
     own_load: this choice alone of its knob needs the weights loaded for itself.
     proof(reading): None, or why the reading does not show that it ran.
     rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
+    quantises: whether the weights are no floats then, so that they can't be looked at in fp32.
     independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier columns over all
     of it): the independence probe then looks at the layout without it, and the user is told.
     advised: False for a form that is there to be refused or caught: where a user insists it is run and judged, but it is
@@ -133,6 +134,7 @@ class Choice:
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
     rate: Callable[[Situation], float] = _same_rate
+    quantises: bool = False
     independent: bool = True
     advised: bool = True
 

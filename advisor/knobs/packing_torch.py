@@ -1,20 +1,26 @@
 """Packing with tensors: what turns a batch of token ids into the arguments of a call. Loaded by the worker alone.
 
 Each `collate_*` stands on its own: `advisor suggest --format python` prints its source, so the script a user runs calls
-the very lines that were measured. Inputs are lists of 1-D int64 tensors on the CPU; outputs are
-keyword arguments.
+the very lines that were measured. Inputs are lists of 1-D int64 tensors on the CPU; outputs are the keyword arguments, and
+where each sequence lies: its row, its first column and the column after its last.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+#: Where a sequence of a call lies: row, first column, and the column after its last.
+Place = tuple[int, int, int]
 
-def collate_padded(sequences: list[torch.Tensor], pad_token_id: int, first_position: int = 0) -> dict[str, object]:
+
+def collate_left_padded(
+    sequences: list[torch.Tensor], pad_token_id: int, first_position: int = 0
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
     """Pad on the left, as generate() wants it; positions count from the first real token. Shapes: [batch, longest]."""
     longest = max(len(s) for s in sequences)
     input_ids = torch.full((len(sequences), longest), pad_token_id)
@@ -23,25 +29,34 @@ def collate_padded(sequences: list[torch.Tensor], pad_token_id: int, first_posit
         input_ids[row, longest - len(s) :] = s
         attention_mask[row, longest - len(s) :] = 1
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) + first_position
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+    call = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+    return call, [(row, longest - len(s), longest) for row, s in enumerate(sequences)]
 
 
-def collate_right_padded(sequences: list[torch.Tensor], pad_token_id: int) -> dict[str, object]:
-    """Pad on the right, as encoders are trained; the model counts positions itself. Shapes: [batch, longest]."""
+def collate_right_padded(
+    sequences: list[torch.Tensor], pad_token_id: int
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
+    """Pad on the right; the model counts positions itself. Shapes: [batch, longest].
+
+    As encoders are trained; and right for a decoder that takes no positions: nothing reads what comes after it.
+    """
     longest = max(len(s) for s in sequences)
     input_ids = torch.full((len(sequences), longest), pad_token_id)
     attention_mask = torch.zeros((len(sequences), longest), dtype=torch.long)
     for row, s in enumerate(sequences):
         input_ids[row, : len(s)] = s
         attention_mask[row, : len(s)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    call = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    return call, [(row, 0, len(s)) for row, s in enumerate(sequences)]
 
 
-def collate_packed(sequences: list[torch.Tensor], first_position: int = 0) -> dict[str, object]:
+def collate_packed(
+    sequences: list[torch.Tensor], first_position: int = 0
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
     """Lay all sequences in one row, positions starting again. Shapes: [1, total]; cu_seq_lens: [sequences + 1]."""
     lengths = torch.tensor([len(s) for s in sequences])
     ends = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
-    return {
+    call = {
         "input_ids": torch.cat(sequences)[None],
         "position_ids": torch.cat([torch.arange(len(s)) for s in sequences])[None] + first_position,
         "cu_seq_lens_q": ends,
@@ -50,21 +65,24 @@ def collate_packed(sequences: list[torch.Tensor], first_position: int = 0) -> di
         "max_length_k": int(lengths.max()),
         "use_cache": False,
     }
+    return call, [(0, start, end) for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
 def collate_packed_masked(
     sequences: list[torch.Tensor], dtype: torch.dtype, first_position: int = 0
-) -> dict[str, object]:
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
     """Lay all sequences in one row with a mask [1, 1, total, total] that is 0 inside a sequence and the least outside."""
     document = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor([len(s) for s in sequences]))
     mask = torch.zeros((1, 1, len(document), len(document)), dtype=dtype)
     mask.masked_fill_(document[:, None] != document[None], torch.finfo(dtype).min)
-    return {
+    call = {
         "input_ids": torch.cat(sequences)[None],
         "attention_mask": mask,
         "position_ids": torch.cat([torch.arange(len(s)) for s in sequences])[None] + first_position,
         "use_cache": False,
     }
+    ends = torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist()
+    return call, [(0, start, end) for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ class Batching:
     """What a batch must be made for.
 
     causal: False for an encoder; first_position: of every sequence; apart: whether attention tells packed sequences apart by
-    cu_seq_lens; dtype: the model's, for a float mask.
+    cu_seq_lens; dtype: the model's, for a float mask; left: whether pads go to the left.
     """
 
     pad_token_id: int
@@ -80,10 +98,7 @@ class Batching:
     first_position: int = 0
     apart: bool = False
     dtype: torch.dtype = torch.float32
-
-
-#: Where each sequence of a call lies: row, first column, and the column after its last.
-Place = tuple[int, int, int]
+    left: bool = True
 
 
 def _cached(call: dict[str, Any], lengths: list[int]) -> None:
@@ -135,44 +150,33 @@ _WRONG: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
 
 def collate(packing: str, sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
     """Return the keyword arguments for a batch under a packing choice, and where each sequence lies."""
-    lengths = [len(s) for s in sequences]
-    call: dict[str, Any]
     if not packing.startswith("packed"):
-        longest = max(lengths)
-        if batching.causal:
-            call = collate_padded(sequences, batching.pad_token_id, batching.first_position)
-            return call, [(i, longest - n, longest) for i, n in enumerate(lengths)]
-        return collate_right_padded(sequences, batching.pad_token_id), [(i, 0, n) for i, n in enumerate(lengths)]
+        if batching.left:
+            return collate_left_padded(sequences, batching.pad_token_id, batching.first_position)
+        return collate_right_padded(sequences, batching.pad_token_id)
     if packing == "packed-two-rows":
         return _two_rows(sequences, batching)
     masked = not batching.causal and not batching.apart and packing in ("packed", "packed-positions-from-0")
     if not masked:
-        call = collate_packed(sequences, batching.first_position)
+        call, places = collate_packed(sequences, batching.first_position)
     else:
-        call = collate_packed_masked(sequences, batching.dtype, batching.first_position)
+        call, places = collate_packed_masked(sequences, batching.dtype, batching.first_position)
     if packing in _WRONG:
-        _WRONG[packing](call, lengths)
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    return call, [(0, end - n, end) for end, n in zip(ends, lengths, strict=True)]
+        _WRONG[packing](call, [len(s) for s in sequences])
+    return call, places
 
 
 def _two_rows(sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
     """Pack into two rows, the shorter one filled with pads at its end, without cu_seq_lens: what rule P4 is about."""
     half = (len(sequences) + 1) // 2
-    groups = [group for group in (sequences[:half], sequences[half:]) if group]
-    rows = [collate_packed(group, batching.first_position) for group in groups]
-    width = max(int(row["input_ids"].shape[1]) for row in rows)  # type: ignore[attr-defined]
-    call: dict[str, Any] = {
-        name: torch.cat([torch.nn.functional.pad(row[name], (0, width - row[name].shape[1])) for row in rows])  # type: ignore[attr-defined,arg-type]
+    made = [collate_packed(group, batching.first_position) for group in (sequences[:half], sequences[half:]) if group]
+    width = max(int(call["input_ids"].shape[1]) for call, _ in made)
+    both: dict[str, Any] = {
+        name: torch.cat([torch.nn.functional.pad(call[name], (0, width - call[name].shape[1])) for call, _ in made])
         for name in ("input_ids", "position_ids")
     }
-    places = []
-    for number, group in enumerate(groups):
-        end = 0
-        for sequence in group:
-            places.append((number, end, end + len(sequence)))
-            end += len(sequence)
-    return {**call, "use_cache": False}, places
+    places = [(number, start, end) for number, (_, found) in enumerate(made) for _, start, end in found]
+    return {**both, "use_cache": False}, places
 
 
 def describe(call: dict[str, Any], batching: Batching, *, by_length: bool) -> dict[str, Any]:

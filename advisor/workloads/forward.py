@@ -122,15 +122,39 @@ class Workload:
         """The share of pads in the padded batches, in the given order."""
         return 1 - self.tokens / self.padded_tokens()
 
-    def sample(self, sequences: int, tokens: int, most_tokens: int) -> Workload:
-        """Return its first batches: at least two where there are two, then until both counts, or most_tokens, are reached."""
-        size = min(2 * self.size, len(self.lengths))
-        while size < len(self.lengths):
-            drawn = sum(self.lengths[:size])
-            if drawn >= most_tokens or (size >= sequences and drawn >= tokens):
-                break
-            size = min(size + self.size, len(self.lengths))
-        return Workload(self.lengths[:size], self.batch, self.output)
+    def sample(self, windows: Sequence[int] = (), tokens: int = 20_000, most_tokens: int = 50_000) -> tuple[int, ...]:
+        """Return the sequences that the gate judges, as indices in order: whole batches that stand for the list.
+
+        The batch with the longest sequence, the one with the shortest, the most uneven, one of every shape class, and others
+        drawn over the whole list until there are `tokens`; beyond most_tokens only what stands for a class. windows: lengths
+        at which the model's behaviour changes (see :func:`shape_class`).
+        """
+        batches = self.dealt.batches()
+        lengths = [tuple(self.lengths[i] for i in batch) for batch in batches]
+        numbers = range(len(batches))
+        needed = [
+            max(numbers, key=lambda n: max(lengths[n])),
+            min(numbers, key=lambda n: min(lengths[n])),
+            max(numbers, key=lambda n: max(lengths[n]) - min(lengths[n])),
+        ]
+        classes: dict[Any, int] = {}
+        for number in sorted(numbers, key=lambda n: sum(lengths[n])):
+            classes.setdefault(shape_class(lengths[number], windows), number)
+        others = list(numbers)
+        random.Random(0).shuffle(others)
+        chosen: dict[int, None] = {}
+        drawn = 0
+        for place, number in enumerate([*needed, *classes.values(), *others]):
+            is_needed = place < len(needed) + len(classes)
+            if number in chosen or (not is_needed and (drawn >= tokens or drawn + sum(lengths[number]) > most_tokens)):
+                continue
+            chosen[number] = None
+            drawn += sum(lengths[number])
+        return tuple(index for number in sorted(chosen) for index in batches[number])
+
+    def of_sequences(self, indices: Sequence[int]) -> Workload:
+        """Return the work on some of its sequences, in this order."""
+        return replace(self, lengths=tuple(self.lengths[index] for index in indices))
 
     @property
     def flags(self) -> str:
@@ -155,6 +179,16 @@ class Workload:
             f"{self.kind}, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
             f"{self.output}, {(n := len(self.batches()))} batch{'es' if n != 1 else ''}"
         )
+
+
+def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ...]:
+    """Return what makes batches of these lengths one of a kind for a model.
+
+    One sequence or several, of equal lengths or not, and on which sides of the model's windows the longest and the shortest
+    are. windows: lengths in tokens at which a model's behaviour changes (a sliding window, a rope that switches).
+    """
+    sides = tuple((min(lengths) > window, max(lengths) > window) for window in windows)
+    return (len(lengths) == 1, len(set(lengths)) == 1, sides)
 
 
 def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DEFAULT_BATCHES) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,31 +38,63 @@ def draw_tokens(workload: Workload, tokenizer: Any, vocabulary: int) -> list[tor
     return [text[start : start + n].clone() for start, n in zip(starts, workload.lengths, strict=True)]
 
 
-def pool(hidden: torch.Tensor, rows: list[int], starts: list[int], ends: list[int], how: str) -> torch.Tensor:
-    """Return one embedding a sequence, [sequences, width] in fp32, from hidden states [rows, columns, width].
+def run_tokens(
+    model: Any,
+    call: dict[str, Any],
+    places: list[tuple[int, int, int]],
+    kind: str,
+    keeps: bool,
+    distances: tuple[int, ...] | None,
+) -> torch.Tensor:
+    """Run the model and return values of tokens: kind is "logits" or "last_hidden_state".
 
-    how: "cls" (the first position), "last" (the last one) or "mean" (of all positions of the sequence, pads left out).
+    places: row, first column and the column after the last of every sequence. distances: from a sequence's end, (0,) for its
+    last token; returns [pairs, width], sequence by sequence, at those of the distances that it is long enough for. None: of
+    every column, as the model gives them, [rows, columns, width]. keeps: whether the model computes only the logits that are
+    asked for with logits_to_keep.
     """
+    if distances is None:
+        return getattr(model(**call), kind)  # type: ignore[no-any-return]
+    pairs = [(row, end - 1 - d) for row, start, end in places for d in distances if d < end - start]
+    columns, width = sorted({column for _, column in pairs}), call["input_ids"].shape[1]
+    if keeps:
+        last = columns == [width - 1]
+        call = {**call, "logits_to_keep": 1 if last else torch.tensor(columns, device=call["input_ids"].device)}
+    values = getattr(model(**call), kind)
+    place = {column: n for n, column in enumerate(columns)} if values.shape[1] == len(columns) else {}
+    rows, taken = [row for row, _ in pairs], [place.get(column, column) for _, column in pairs]
+    return values[torch.tensor(rows), torch.tensor(taken)]  # type: ignore[no-any-return]
+
+
+def run_pooled(model: Any, call: dict[str, Any], places: list[tuple[int, int, int]], how: str) -> torch.Tensor:
+    """Run the model and return one embedding a sequence, [sequences, width] in fp32.
+
+    how: "cls" (a sequence's first token), "last" (its last one) or "mean" (of all its tokens, pads left out).
+    """
+    hidden = model(**call).last_hidden_state
+    rows = [row for row, _, _ in places]
     if how in ("cls", "last"):
-        columns = starts if how == "cls" else [end - 1 for end in ends]
-        return hidden[torch.tensor(rows), torch.tensor(columns)].float()
-    owner = torch.full(hidden.shape[:2], len(rows))
-    for sequence, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+        columns = [start if how == "cls" else end - 1 for _, start, end in places]
+        return hidden[torch.tensor(rows), torch.tensor(columns)].float()  # type: ignore[no-any-return]
+    owner = torch.full(hidden.shape[:2], len(places))
+    for sequence, (row, start, end) in enumerate(places):
         owner[row, start:end] = sequence
-    sums = torch.zeros((len(rows) + 1, hidden.shape[-1]), device=hidden.device)
+    sums = torch.zeros((len(places) + 1, hidden.shape[-1]), device=hidden.device)
     sums.index_add_(0, owner.flatten().to(hidden.device), hidden.flatten(0, 1).float())
-    lengths = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)], device=hidden.device)
-    return sums[:-1] / lengths[:, None]
+    return sums[:-1] / torch.tensor([end - start for _, start, end in places], device=hidden.device)[:, None]
 
 
-def score_packed(model: Any, call: dict[str, Any], starts: list[int]) -> torch.Tensor:
-    """Return a classification head's scores, [sequences, labels], of every sequence in a packed row.
+def run_scores(model: Any, call: dict[str, Any], places: list[tuple[int, int, int]]) -> torch.Tensor:
+    """Run the model and return a classification head's scores, [sequences, labels].
 
-    The model's own forward would read the first position of the row alone: the head gets each sequence's first position.
+    In a packed row the model's own forward would read the first position of the row alone: there the head gets each
+    sequence's first position.
     """
-    base = model.base_model
-    first = base(**call).last_hidden_state[0, torch.tensor(starts)][:, None]
-    pooler = getattr(base, "pooler", None)
+    if len({row for row, _, _ in places}) == len(places):
+        return model(**call).logits  # type: ignore[no-any-return]
+    starts = torch.tensor([start for _, start, _ in places])
+    first = model.base_model(**call).last_hidden_state[0, starts][:, None]
+    pooler = getattr(model.base_model, "pooler", None)
     return model.classifier(first if pooler is None else pooler(first))  # type: ignore[no-any-return]
 
 
@@ -91,12 +123,6 @@ class Call:
         """The sequences' lengths."""
         return tuple(end - start for _, start, end in self.places)
 
-    @property
-    def parts(self) -> tuple[list[int], list[int], list[int]]:
-        """Rows, first columns and columns after the last, sequence by sequence."""
-        rows, starts, ends = zip(*self.places, strict=True)
-        return list(rows), list(starts), list(ends)
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -110,51 +136,49 @@ class Asked:
     pooling: str
 
     @property
+    def is_of_tokens(self) -> bool:
+        """Whether every token has values; else a sequence has one embedding, or one row of scores."""
+        return self.output not in ("pooled", "scores")
+
+    @property
     def keeps(self) -> bool:
         """Whether the class can leave logits out that are not asked for."""
-        return "logits_to_keep" in self.accepts
+        return self.output in LOGITS and "logits_to_keep" in self.accepts
 
     def arguments(self, call: Call) -> Call:
         """Return the call with what asks for the last logits of every *sequence* alone, where they are wanted."""
         if self.output != "last-logits" or not self.keeps:
             return call
-        return Call({**call.arguments, "logits_to_keep": _columns_or_one(call)}, call.sequences, call.places)
+        columns, width = sorted({end - 1 for _, _, end in call.places}), call.arguments["input_ids"].shape[1]
+        kept = 1 if columns == [width - 1] else torch.tensor(columns)
+        return Call({**call.arguments, "logits_to_keep": kept}, call.sequences, call.places)
 
-    def of(self, model: Any, call: Call, device: str) -> torch.Tensor:
-        """Run the model on a call and return what was asked for.
+    def run(self, model: Any, call: Call, device: str, distances: Sequence[int] | None = None) -> torch.Tensor:
+        """Run a call on the device and return what was asked for: the one way in which it is timed, judged and printed.
 
         last-logits: [sequences, vocabulary]; pooled: [sequences, width]; scores: [sequences, labels]; all-logits and
-        hidden: [rows, columns, width], as the model gives them.
+        hidden: [rows, columns, width], as the model gives them. distances: more of the same, [pairs, width], see
+        :func:`run_tokens`; what a sequence has one of stays as it is.
         """
-        arguments = call.on(device)
-        if self.output == "scores" and call.is_packed:
-            return score_packed(model, arguments, call.parts[1])
-        outputs = model(**arguments)
+        arguments, places = call.on(device), list(call.places)
         if self.output == "pooled":
-            return pool(outputs.last_hidden_state, *call.parts, self.pooling)
-        values: torch.Tensor = outputs.last_hidden_state if self.output == "hidden" else outputs.logits
-        return _last(call, values) if self.output == "last-logits" else values
+            return run_pooled(model, arguments, places, self.pooling)
+        if self.output == "scores":
+            return run_scores(model, arguments, places)
+        kind = "last_hidden_state" if self.output == "hidden" else "logits"
+        if distances is None and self.output == "last-logits":
+            distances = (0,)
+        return run_tokens(model, arguments, places, kind, self.keeps, None if distances is None else tuple(distances))
 
+    def by_sequence(self, model: Any, call: Call, device: str, distances: Sequence[int]) -> list[torch.Tensor]:
+        """Run a call and return every sequence's values, [positions, width] in fp32, nearest its end first.
 
-def _columns_or_one(call: Call) -> torch.Tensor | int:
-    """Return 1 where every sequence ends with its row, else the columns that any sequence ends in."""
-    columns = call.arguments["input_ids"].shape[1]
-    if all(end == columns for _, _, end in call.places):
-        return 1
-    return torch.tensor(sorted({end - 1 for _, _, end in call.places}))
-
-
-def _last(call: Call, logits: torch.Tensor) -> torch.Tensor:
-    """Return [sequences, vocabulary] from the logits of a call, whether or not the class kept only what was asked for."""
-    rows, _, ends = call.parts
-    if logits.shape[1] == 1:
-        return logits[:, -1]
-    if logits.shape[1] == call.arguments["input_ids"].shape[1]:
-        columns = [end - 1 for end in ends]
-    else:
-        kept = sorted({end - 1 for end in ends})
-        columns = [kept.index(end - 1) for end in ends]
-    return logits[torch.tensor(rows), torch.tensor(columns)]
+        An embedding or a row of scores is one position.
+        """
+        values = self.run(model, call, device, distances).float()
+        if not self.is_of_tokens:
+            return list(values[:, None])
+        return list(torch.split(values, [sum(d < length for d in distances) for length in call.lengths]))
 
 
 def distances(workload: Workload, width: int) -> list[int]:
@@ -165,31 +189,6 @@ def distances(workload: Workload, width: int) -> list[int]:
     longest = max(workload.lengths)
     count = max(4, min(128, longest, REFERENCE_BYTES // (len(workload.lengths) * width * 4)))
     return sorted({round(i * (longest - 1) / max(count - 1, 1)) for i in range(count)})
-
-
-def compared_values(
-    model: Any, call: Call, offsets: Sequence[int], asked: Asked, device: str
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Run a call and yield (sequence, its values at those of the distances that it is long enough for).
-
-    Values are [positions, width], float32 on the device, nearest the end first; an embedding or scores are one position.
-    """
-    if asked.output in ("pooled", "scores"):
-        for sequence, values in zip(call.sequences, asked.of(model, call, device), strict=True):
-            yield sequence, values[None].float()
-        return
-    wanted = [[end - 1 - d for d in offsets if d < end - start] for _, start, end in call.places]
-    keep = sorted({column for row in wanted for column in row})
-    arguments = call.on(device)
-    place = {column: column for column in keep}
-    if asked.output != "hidden" and asked.keeps:
-        arguments["logits_to_keep"] = torch.tensor(keep, device=device)
-        place = {column: i for i, column in enumerate(keep)}
-    outputs = model(**arguments)
-    values = outputs.last_hidden_state if asked.output == "hidden" else outputs.logits
-    for (row, _, _), sequence, columns in zip(call.places, call.sequences, wanted, strict=True):
-        index = torch.tensor([place[column] for column in columns], device=device)
-        yield sequence, values[row, index].float()
 
 
 class Tally:
@@ -204,9 +203,11 @@ class Tally:
         #: What sequences have one of, embeddings or scores: the reference's and this configuration's.
         self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
 
-    def add(self, tokens: torch.Tensor, reference: torch.Tensor, values: torch.Tensor) -> None:
-        """Add one sequence: reference and values are [positions, width], nearest the end first."""
+    def add(self, tokens: torch.Tensor, reference: torch.Tensor | None, values: torch.Tensor) -> None:
+        """Add one sequence: reference and values are [positions, width], nearest the end first; None: there is no reference."""
         self.finite &= bool(torch.isfinite(values).all())
+        if reference is None:
+            return
         reference, values = reference.double(), values.double()
         difference = values - reference
         centred = reference - reference.mean(-1, keepdim=True)
@@ -261,6 +262,8 @@ class Tally:
         """Return the figures. Raises ValueError where an output was not finite: nothing can be said of it then."""
         if not self.finite:
             raise ValueError("the output holds NaN or infinity")
+        if not self.positions:
+            return Quality(0.0, 0.0, None, None, 0, reference=reference)
         deviation = self._deviation()
         rms = (self.squares / self.values) ** 0.5 / deviation
         if self.output in ("hidden", "pooled"):

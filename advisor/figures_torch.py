@@ -1,0 +1,313 @@
+"""The figures of a loaded configuration's output: the reference, the error against it, the probe and the layout in fp32.
+
+What measurement.md, D describes, for one session of the worker; the parts are in `advisor.gate_torch`. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from advisor import facts_torch, fp32_torch, gate_torch
+from advisor.configuration import Configuration
+from advisor.gate_torch import Looked
+from advisor.judge import LAYOUT_LIMIT, depends_on_batch
+from advisor.knobs import choice_of
+from advisor.knobs.flash_fp32_torch import flash_in_fp32
+from advisor.model import ModelFacts
+from advisor.session_torch import Session, asked_of
+from advisor.trial import Quality
+from advisor.workloads import forward_torch as forward
+from advisor.workloads.forward import LOGITS, shape_class
+
+_NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+# --------------------------------------------------------------------------------------------------------- the reference
+
+
+def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run every sequence of the gate alone, unpadded, in fp32, and write its values to the file `path`.
+
+    The weights are widened block by block where they are in 16 bits or do not fit in fp32, from the device or from beside
+    it; attention is computed in chunks of queries where T × T scores do not fit. Returns {"positions", "words"}; {"unjudged":
+    why} where fp32 can't be had, for nobody is judged by less.
+    """
+    why = "it does not fit"
+    for precision, beside in _attempts(request):
+        try:
+            words = _load_for_reference(session, request, precision, beside=beside)
+            found = _reference(session, request)
+        except _NO_MEMORY as error:
+            why = f"it does not fit: {' '.join(str(error).split())[:160]}"
+            error.__traceback__ = None
+            _forget(session)
+            continue
+        except facts_torch.NotDequantised as error:
+            return {"unjudged": str(error)}
+        if beside:
+            _forget(session)
+        torch.save(found, request["path"])
+        return {"positions": sum(len(v) for v in found["values"].values()), "words": words}
+    return {"unjudged": why}
+
+
+def _attempts(request: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Return in which precision to load the weights, and whether they stay beside the device: to be tried in this order."""
+    own = request["configuration"]["precision"]
+    widened = own in ("fp16", "bf16") and not facts_torch.loses_bits(request["source"], own)
+    precision = own if widened else "fp32"
+    return [(precision, False)] + ([(precision, True)] if request["device"].startswith("cuda") else [])
+
+
+def _load_for_reference(session: Session, request: Mapping[str, Any], precision: str, *, beside: bool) -> str:
+    """Load the default's weights with eager attention; return in words how the reference is computed."""
+    configuration = Configuration.of(request["configuration"]).replaced(
+        attention="eager", precision=precision, packing="padded"
+    )
+    facts = ModelFacts.of(request["facts"])
+    try:
+        session.load(request, configuration)
+    except _NO_MEMORY:
+        if not beside or request["source"]["weights"] == "random":
+            raise
+        _forget(session)
+        session.load({**request, "device": "cpu"}, configuration)
+    if facts.prequantized:
+        session.model, session.loaded_as = facts_torch.dequantised(session.model), None
+    if beside:
+        session.model.to("cpu")
+    how = "eager" + (" in chunks" if _use_chunks(session, request, facts) else "")
+    where = ", weights beside the device" if beside else ""
+    return f"fp32, {how}{where}, one sequence at a time"
+
+
+def _use_chunks(session: Session, request: Mapping[str, Any], facts: ModelFacts) -> bool:
+    """Switch to attention in chunks of queries where all scores of a layer would be too large; return whether it was."""
+    _, tokens = session.sampled(request)
+    longest = max(len(ids) for ids in tokens)
+    if facts.heads * longest**2 * 4 <= fp32_torch.SCORES_BYTES:
+        return False
+    if not facts.switches_attention or not fp32_torch.can_chunk(session.model):
+        return False
+    fp32_torch.register_chunks()
+    session.switch(fp32_torch.IN_CHUNKS)
+    return True
+
+
+def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    session.stage("reference")
+    workload, tokens = session.sampled(request)
+    facts = request["facts"]
+    width = facts["vocabulary" if workload.output in LOGITS else "hidden_size"]
+    distances, device = forward.distances(workload, width), request["device"]
+    looked = Looked(session.model, asked_of(request), distances, device, 1.0)
+    values: dict[str, torch.Tensor] = {}
+    with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
+        for number, ids in enumerate(tokens):
+            found = gate_torch.alone(looked, {number: ids}, facts["accepts"])[number]
+            values[str(number)] = found.cpu()
+    return {"values": values, "distances": distances, "deviation": gate_torch.deviation_of(values.values())}
+
+
+def _forget(session: Session) -> None:
+    session.unload()
+    gc.collect()
+
+
+# ------------------------------------------------------------------------------------------------------------ the figures
+
+
+def figures_of(
+    session: Session, request: Mapping[str, Any], configuration: Configuration
+) -> tuple[Quality, dict[str, float]]:
+    """Return the figures of the loaded configuration on the gate's sequences, and the seconds that their parts took.
+
+    request["gate"]: path of the reference, None where there is none, and its words; "default": figures of the default;
+    "known": figures of the probe and the layout that were found before with the same weights, layout and attention. Raises
+    ValueError where an output is not finite.
+    """
+    gate, began = request["gate"], time.perf_counter()
+    workload, tokens = session.sampled(request)
+    reference = _read(gate["path"], request, workload)
+    calls = session.calls(request, workload.under(configuration), configuration, tokens)
+    looked = Looked(session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"])
+    facts = ModelFacts.of(request["facts"])
+    probed = gate_torch.to_probe(calls, facts.windows)
+    quality, kept = _compared(looked, calls, tokens, reference, request, probed)
+    seconds, found = {"error_s": time.perf_counter() - began}, dict(gate["known"])
+    if "layout" not in found and not _is_quantised(configuration):
+        began = time.perf_counter()
+        found |= look_at_layout(session, request, configuration)
+        seconds["layout_s"] = time.perf_counter() - began
+    if "probed" not in found:
+        began = time.perf_counter()
+        found |= _probed(session, request, looked, kept, configuration)
+        seconds["probe_s"] = time.perf_counter() - began
+    if gate_torch.finds_pads_by_id(facts, found, LAYOUT_LIMIT) and found.get("pads"):
+        found |= {"pads": None, "probed": f"{found['probed']}; its pads are found by their id, and read rightly"}
+    drawn = request["source"]["weights"] == "random"
+    return replace(quality, drawn=drawn, **found), seconds
+
+
+def _read(path: str | None, request: Mapping[str, Any], workload: Any) -> dict[str, Any]:
+    """Return the reference; without one, what the probe needs of it."""
+    if path is not None:
+        return dict(torch.load(path, weights_only=True))
+    width = request["facts"]["vocabulary" if workload.output in LOGITS else "hidden_size"]
+    return {"values": None, "distances": forward.distances(workload, width), "deviation": 1.0}
+
+
+def _compared(
+    looked: Looked,
+    calls: Sequence[forward.Call],
+    tokens: Sequence[torch.Tensor],
+    reference: Mapping[str, Any],
+    request: Mapping[str, Any],
+    kept: Sequence[forward.Call],
+) -> tuple[Quality, list[tuple[forward.Call, list[torch.Tensor]]]]:
+    """Run the gate's calls; return the figures against the reference, and the values of the calls in `kept`."""
+    default = Quality.of((request["gate"]["default"] or {}).get("quality"))
+    noise = 2 * default.rms * looked.deviation if default is not None else 0.0
+    tally = forward.Tally(looked.distances, noise, looked.asked.output)
+    held = []
+    for call in calls:
+        values = looked.values(call)
+        if any(call is one for one in kept):
+            held.append((call, values))
+        for number, found in zip(call.sequences, values, strict=True):
+            truth = reference["values"][str(number)].to(looked.device) if reference["values"] is not None else None
+            tally.add(tokens[number], truth, found)
+    words = request["gate"]["reference"]
+    is_text = request["source"]["has_tokenizer"] and looked.asked.output in LOGITS
+    return tally.quality(text=is_text and request["facts"].get("is_causal", True), reference=words), held
+
+
+def _probed(
+    session: Session,
+    request: Mapping[str, Any],
+    looked: Looked,
+    calls: Sequence[tuple[forward.Call, list[torch.Tensor]]],
+    configuration: Configuration,
+) -> dict[str, Any]:
+    """Return what the independence probe finds; nothing for arithmetic that depends on the whole batch by design."""
+    if dependent := depends_on_batch(configuration):
+        return {"probed": f"not probed: {', '.join(dependent)} depends on the whole batch by design"}
+    session.stage("independence probe")
+    facts = ModelFacts.of(request["facts"])
+    ids = gate_torch.Ids.of(facts.vocabulary, gate_torch.special_ids(session.model, session.tokenizer(request)))
+    return gate_torch.probe(looked, calls, ids, pads=not facts.finds_pads_by_id)
+
+
+# --------------------------------------------------------------------------------------------------------- the layout
+
+
+def look_at_layout(session: Session, request: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
+    """Make the configuration's calls with fp32 weights and return {"layout", "layout_words"}: see `advisor.trial.Quality`.
+
+    The first layers that hold every kind of layer say the same as all of them. FlashAttention's kernels are stood in for by
+    plain attention behind the same interface, for they take 16 bits alone.
+    """
+    session.stage("layout in fp32")
+    facts, model = ModelFacts.of(request["facts"]), session.model
+    own = str(model.config._attn_implementation)
+    depth = fp32_torch.first_of_each_kind(model, facts.layers)
+    why = ""
+    for kept in dict.fromkeys((depth, facts.layers)):
+        try:
+            with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
+                error = _layout_error(session, request, configuration, facts)
+        except torch.AcceleratorError:
+            raise
+        except Exception as found:  # noqa: BLE001  (a class that needs all its layers, or has no memory for this: it is said)
+            why = " ".join(f"{type(found).__name__}: {found}".split())[:200]
+            session.switch(own)
+            continue
+        layers = f"{kept} of {facts.layers} layers" if kept < facts.layers else "all layers"
+        return {"layout": error, "layout_words": f"{own}, {layers}, fp32"}
+    return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
+
+
+def _layout_error(
+    session: Session, request: Mapping[str, Any], configuration: Configuration, facts: ModelFacts
+) -> float:
+    workload, tokens = session.sampled(request)
+    calls = session.calls(request, workload.under(configuration), configuration, tokens)
+    chosen = _for_layout(calls, facts.windows)
+    sequences = {number: tokens[number] for call in chosen for number in call.sequences}
+    distances = forward.distances(workload, facts.vocabulary if workload.output in LOGITS else facts.hidden_size)
+    looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0)
+    with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
+        truth = gate_torch.alone(looked, sequences, facts.accepts)
+    looked = replace(looked, deviation=gate_torch.deviation_of(truth.values()))
+    with _any_kernel(), flash_in_fp32(str(session.model.config._attn_implementation)):
+        return gate_torch.layout_error(looked, chosen, truth)
+
+
+def _for_layout(calls: Sequence[forward.Call], windows: Sequence[int]) -> list[forward.Call]:
+    """Return one call of every shape class, the one of the fewest tokens, and the most uneven one."""
+    chosen: dict[Any, forward.Call] = {}
+    for call in sorted(calls, key=lambda call: sum(call.lengths)):
+        chosen.setdefault(shape_class(call.lengths, windows), call)
+    uneven = max(calls, key=lambda call: max(call.lengths) - min(call.lengths))
+    return [*chosen.values(), *([] if any(uneven is call for call in chosen.values()) else [uneven])]
+
+
+@contextmanager
+def _eagerly(session: Session, configuration: Configuration, facts: ModelFacts, longest: int) -> Iterator[None]:
+    """Attend eagerly for a while, in chunks of queries where all scores would be too large, where the class can be switched."""
+    own = str(session.model.config._attn_implementation)
+    choices = [choice_of(knob, name) for knob, name in configuration.items()]
+    if not facts.switches_attention or any(choice.own_load for choice in choices):
+        yield
+        return
+    large = facts.heads * longest**2 * 4 > fp32_torch.SCORES_BYTES
+    if large and fp32_torch.can_chunk(session.model):
+        fp32_torch.register_chunks()
+        session.switch(fp32_torch.IN_CHUNKS)
+    else:
+        session.switch("eager")
+    try:
+        yield
+    finally:
+        session.switch(own)
+
+
+@contextmanager
+def _any_kernel() -> Iterator[None]:
+    """Allow every kernel of sdpa for a while: some of those that a configuration is held to take 16 bits alone."""
+    allowed = facts_torch.allowed_kernels()
+    with ExitStack() as stack:
+        stack.callback(facts_torch.allow_kernels, allowed)
+        facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
+        yield
+
+
+def _is_quantised(configuration: Configuration) -> bool:
+    return choice_of("quantization", configuration["quantization"]).quantises
+
+
+def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened.
+
+    Returns {"layout", "layout_words", "neighbours", "pads", …} and the seconds it took.
+    """
+    began, configuration = time.perf_counter(), Configuration.of(request["configuration"])
+    session.load(request, configuration)
+    with torch.inference_mode():
+        found = look_at_layout(session, request, configuration)
+        workload, tokens = session.sampled(request)
+        reference = _read(request["gate"]["path"], request, workload)
+        looked = Looked(
+            session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"]
+        )
+        calls = session.calls(request, workload.under(configuration), configuration, tokens)
+        chosen = gate_torch.to_probe(calls, ModelFacts.of(request["facts"]).windows)
+        found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)
+    return {**found, "layout_s": time.perf_counter() - began}

@@ -1,0 +1,198 @@
+"""Compute in fp32 with a model that is loaded in fewer bits, or that would not fit: block by block, and by its first layers.
+
+The reference of the gate is always fp32 (measurement.md, D). A checkpoint in 16 bits holds the same numbers in fp32, so its
+weights are widened for as long as a block of layers runs, and given back after it: an 8B model needs its own 16 GB and one
+block more, on the device or beside it. Loaded by the worker alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+#: Scores of one chunk of queries take this much at most (bytes), where all of them would take more.
+SCORES_BYTES = 2**30
+
+#: transformers' name for eager attention in chunks of queries, once it is registered.
+IN_CHUNKS = "eager_in_chunks"
+
+#: Attributes of a layer that say which one it is, not of what kind.
+_NUMBERS = ("idx", "index", "layer_id", "layer_number", "layer_n")
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    """Return the members of the model's outermost lists of modules: what runs one after the other."""
+    found: list[torch.nn.Module] = []
+
+    def walk(module: torch.nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, torch.nn.ModuleList):
+                found.extend(part for part in child if any(True for _ in part.parameters()))
+            else:
+                walk(child)
+
+    walk(model)
+    return found
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the floating-point parameters and buffers of a module and all below it."""
+    every = itertools.chain(module.parameters(), module.buffers())
+    return [tensor for tensor in every if tensor.is_floating_point()]
+
+
+class _Widened:
+    """Tensors whose data is in fp32 on a device for a while."""
+
+    def __init__(self, tensors: list[torch.Tensor], device: torch.device) -> None:
+        """Name the tensors; nothing is widened yet."""
+        self.tensors = [t for t in tensors if t.dtype != torch.float32 or t.device != device]
+        self.device = device
+        self.held: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def enter(self, *_: Any) -> None:
+        """Widen them."""
+        # What is made in inference mode can't become a parameter's data outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor in self.tensors:
+                self.held.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(self.device, torch.float32)
+
+    def leave(self, *_: Any) -> None:
+        """Give their own data back."""
+        while self.held:
+            tensor, own = self.held.pop()
+            tensor.data = own
+
+
+@contextmanager
+def in_fp32(model: Any, device: str) -> Iterator[None]:
+    """Let a loaded model compute in fp32 on a device, wherever its weights are and whatever floats they are in.
+
+    What is in no block (embeddings, the last norm, the output layer) is widened all the while, a block while it runs. Weights
+    that are quantised are no floats and stay as they are.
+    """
+    place = torch.device(device if device != "cuda" else "cuda:0")
+    blocks = blocks_of(model)
+    inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
+    outer = _Widened([tensor for tensor in _tensors(model) if id(tensor) not in inside], place)
+    with ExitStack() as stack:
+        outer.enter()
+        stack.callback(outer.leave)
+        for block in blocks:
+            widened = _Widened(_tensors(block), place)
+            if widened.tensors:
+                before = block.register_forward_pre_hook(widened.enter)
+                after = block.register_forward_hook(widened.leave, always_call=True)
+                for undo in (widened.leave, before.remove, after.remove):
+                    stack.callback(undo)
+        yield
+
+
+# ------------------------------------------------------------------------------------------------ its first layers alone
+
+
+def layers_of(model: Any, count: int) -> torch.nn.ModuleList | None:
+    """Return the list of the model's layers, None where no single list of `count` is found."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _kind(layer: torch.nn.Module) -> tuple[Any, ...]:
+    """Return what makes a layer one of a kind: the classes of its parts, their plain settings and their shapes."""
+    said: list[Any] = []
+    for name, part in layer.named_modules():
+        settings = {
+            key: value
+            for key, value in vars(part).items()
+            if isinstance(value, (bool, int, float, str, type(None)))
+            and not key.startswith("_")
+            and not any(word in key for word in _NUMBERS)
+        }
+        said.append((name, type(part).__qualname__, tuple(sorted(settings.items(), key=str))))
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+    return (tuple(said), tuple(shapes))
+
+
+def first_of_each_kind(model: Any, count: int) -> int:
+    """Return how many of the first layers hold every kind of layer that the model has; all where layers share something."""
+    layers = layers_of(model, count)
+    if layers is None:
+        return count
+    owners: dict[int, int] = {}
+    for number, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            if owners.setdefault(id(parameter), number) != number:
+                return count
+    text = model.config.get_text_config()
+    if getattr(text, "num_kv_shared_layers", None):
+        return count
+    kinds, last = set(), 0
+    for number, layer in enumerate(layers):
+        kind = _kind(layer)
+        if kind not in kinds:
+            kinds.add(kind)
+            last = number
+    return last + 1
+
+
+@contextmanager
+def first_layers(model: Any, count: int, kept: int) -> Iterator[None]:
+    """Let a model have only the first `kept` of its `count` layers for a while."""
+    layers = layers_of(model, count)
+    if layers is None or kept >= count:
+        yield
+        return
+    whole = dict(layers._modules)
+    try:
+        for name in list(whole)[kept:]:
+            del layers._modules[name]
+        yield
+    finally:
+        layers._modules.clear()
+        layers._modules.update(whole)
+
+
+# ------------------------------------------------------------------------------------------------- attention in chunks
+
+
+def eager_in_chunks(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as the model's own eager attention does, some queries at a time: T × T scores need not fit.
+
+    query, key, value: [rows, heads, tokens, head size]; returns [rows, tokens, heads, head size].
+    """
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    rows, heads, tokens, _ = query.shape
+    step = max(1, SCORES_BYTES // (rows * heads * key.shape[2] * 4))
+    parts = []
+    for start in range(0, tokens, step):
+        mask = None if attention_mask is None else attention_mask[:, :, start : start + step]
+        parts.append(eager(module, query[:, :, start : start + step], key, value, mask, **options)[0])
+    return torch.cat(parts, 1), None
+
+
+def can_chunk(model: Any) -> bool:
+    """Whether the model's files have an eager attention that can be given some of the queries."""
+    modules = {type(part).__module__ for part in model.modules() if hasattr(part, "is_causal")}
+    return bool(modules) and all(hasattr(sys.modules[name], "eager_attention_forward") for name in modules)
+
+
+def register_chunks() -> None:
+    """Make eager attention in chunks known to transformers under the name IN_CHUNKS, with eager's mask."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(IN_CHUNKS, eager_in_chunks)
+    AttentionMaskInterface.register(IN_CHUNKS, eager_mask)

@@ -1,0 +1,74 @@
+"""The parent's side of the gate: the reference that a study is held to, and what need not be looked at twice.
+
+The worker measures (advisor/figures_torch.py), `advisor.judge` says what it means; here is what a trial's request carries so that
+the parts that depend on less than the whole configuration are measured once: the reference once a study, the layout in fp32
+once a layout and attention, the independence probe once for these and the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from advisor.configuration import Configuration
+from advisor.knobs import choice_of
+from advisor.trial import Quality, Trial
+
+#: Figures of `advisor.trial.Quality` by the part of the gate that finds them.
+LAYOUT_FIGURES = ("layout", "layout_words")
+PROBE_FIGURES = ("neighbours", "pads", "own", "repeat", "probe_void", "probed")
+
+#: What the layout in fp32 depends on; the independence probe depends on the weights too.
+_LAYOUT_KNOBS = ("attention", "packing", "batch")
+_PROBE_KNOBS = ("attention", "packing", "precision", "quantization")
+
+
+def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Any]:
+    """Return the figures that earlier trials found for the same layout, attention and weights: the newest count."""
+    found: dict[str, Any] = {}
+    for trial in trials:
+        quality = trial.quality
+        if trial.phase != "search" or quality is None or trial.ran != trial.requested:
+            continue
+        if quality.layout is not None and _agree(trial.requested, configuration, _LAYOUT_KNOBS):
+            found |= _figures(quality, LAYOUT_FIGURES)
+        if quality.probed and _agree(trial.requested, configuration, _PROBE_KNOBS):
+            found |= _figures(quality, PROBE_FIGURES)
+    return found
+
+
+def _agree(one: Mapping[str, str], other: Mapping[str, str], knobs: Iterable[str]) -> bool:
+    return all(one.get(knob) == other.get(knob) for knob in knobs)
+
+
+def _figures(quality: Quality, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(quality, name) for name in names}
+
+
+def layout_request(
+    configuration: Configuration, plain: Configuration, known: Mapping[str, Any]
+) -> Configuration | None:
+    """Return the configuration whose layout is to be looked at before a trial that can't do it with its own weights.
+
+    plain: the default's: a configuration that quantises is looked at with the default's precision and quantization. None
+    where nothing is missing, or where the default is quantised too: then nobody has floats to look with.
+    """
+    choice = choice_of("quantization", configuration["quantization"])
+    if not choice.quantises or choice_of("quantization", plain["quantization"]).quantises:
+        return None
+    missing = "layout" not in known or (not choice.independent and "probed" not in known)
+    same = {knob: plain[knob] for knob in ("precision", "quantization")}
+    return configuration.replaced(**same) if missing else None
+
+
+def figures_found(result: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
+    """Return what of a look at a layout counts for the configuration that it was made for.
+
+    The probe counts only where the configuration's own arithmetic can't be probed: else it is probed itself.
+    """
+    choice = choice_of("quantization", configuration["quantization"])
+    names = LAYOUT_FIGURES if choice.independent else (*LAYOUT_FIGURES, *PROBE_FIGURES)
+    found = {name: result[name] for name in names if name in result}
+    if "probed" in found:
+        found["probed"] += f"; without {choice.name}, which depends on the whole batch by design"
+    return found

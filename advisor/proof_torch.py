@@ -1,0 +1,76 @@
+"""What really ran: one profiled step, and what is read back of the loaded model. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from advisor import facts_torch
+from advisor.configuration import Configuration
+from advisor.knobs import Reading, choice_of, packing_torch
+from advisor.session_torch import Session, asked_of, synchronize
+from advisor.workloads import forward_torch as forward
+
+
+def profiled(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
+    """Run one call under the profiler and return the names of the operators and kernels that were launched."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if request["device"].startswith("cuda"):
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        asked_of(request).run(session.model, call, request["device"])
+        synchronize(request["device"])
+    return sorted({event.key[:200] for event in profile.key_averages()})
+
+
+def picked_by_torch(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
+    """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
+
+    A pinned kernel that is the one torch picks by itself is no configuration of its own.
+    """
+    allowed = facts_torch.allowed_kernels()
+    if len(allowed) == 4:
+        return []
+    facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
+    try:
+        return profiled(session, call, request)
+    finally:
+        facts_torch.allow_kernels(allowed)
+
+
+def read_effective(
+    session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], configuration: Configuration
+) -> Reading:
+    """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
+    session.stage("proof")
+    call, batching = calls[0], session.batching(request, configuration)
+    order = [number for c in calls for number in c.sequences]
+    lengths = [n for c in calls for n in c.lengths]
+    by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
+    return Reading(
+        attention=facts_torch.attention_of(session.model),
+        dtypes=facts_torch.dtypes_of(session.model),
+        linears=facts_torch.linears_of(session.model),
+        operators=profiled(session, call, request),
+        inputs=packing_torch.describe(call.arguments, batching, by_length=by_length),
+        float32_matmul=torch.get_float32_matmul_precision(),
+        weight_bytes=facts_torch.weight_bytes_of(session.model),
+        sdp_kernels=facts_torch.allowed_kernels(),
+        automatic=picked_by_torch(session, call, request),
+        sequences=max(len(c.sequences) for c in calls),
+        prequantized=bool(request["facts"].get("prequantized")),
+    )
+
+
+def unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
+    """Return "" or what was asked for and did not run, with the evidence (rule E1)."""
+    texts = []
+    for knob, name in requested.items():
+        proof = choice_of(knob, name).proof(reading)
+        if proof is None and effective[knob] != name:
+            proof = f"{effective[knob]} ran"
+        if proof:
+            texts.append(f"asked for {knob} {name}, but {proof}")
+    return "; ".join(texts)

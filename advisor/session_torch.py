@@ -1,0 +1,138 @@
+"""One device, at most one loaded model, and what belongs to it. Loaded by the worker, and by `advisor.load`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from advisor import facts_torch
+from advisor.configuration import Configuration
+from advisor.knobs import KNOBS, choice_of, packing_torch
+from advisor.knobs.attention import tells_sequences_apart
+from advisor.model import ModelFacts
+from advisor.workloads import Workload, workload_of
+from advisor.workloads import forward_torch as forward
+
+
+class Session:
+    """One device, at most one loaded model, and what belongs to it."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """Hold nothing yet. send: writes one message to the parent."""
+        self.send = send
+        self.model: Any = None
+        self.loaded_as: tuple[Any, ...] | None = None
+        self.loaded_attention = ""
+        self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
+        self.tokenizer_of: tuple[str, Any] | None = None
+
+    def stage(self, name: str) -> None:
+        """Tell the parent what is going on."""
+        self.send({"event": "stage", "stage": name})
+
+    def tokenizer(self, request: Mapping[str, Any]) -> Any:
+        """Return the model's tokenizer, loaded once; None where it has none."""
+        source = request["source"]
+        if not source["has_tokenizer"]:
+            return None
+        if self.tokenizer_of is None or self.tokenizer_of[0] != source["path"]:
+            self.tokenizer_of = (source["path"], facts_torch.tokenizer_of(source))
+        return self.tokenizer_of[1]
+
+    def tokens(self, request: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return the tokens of the workload's sequences, drawn once."""
+        workload = workload_of(request["workload"])
+        key = json.dumps([workload.payload, request["source"]["path"], request["facts"]["vocabulary"]])
+        if self.tokens_of is None or self.tokens_of[0] != key:
+            tokenizer = self.tokenizer(request)
+            self.tokens_of = (key, forward.draw_tokens(workload, tokenizer, request["facts"]["vocabulary"]))
+        return self.tokens_of[1]
+
+    def sampled(self, request: Mapping[str, Any]) -> tuple[Workload, list[torch.Tensor]]:
+        """Return the work on the sequences that the gate judges, request["sample"], and their tokens: those that are timed."""
+        tokens, sample = self.tokens(request), request["sample"]
+        return workload_of(request["workload"]).of_sequences(sample), [tokens[number] for number in sample]
+
+    def load(self, request: Mapping[str, Any], configuration: Configuration) -> float:
+        """Make the model be loaded as the configuration says and return the seconds it took; 0.0 if it is already.
+
+        Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
+        """
+        self.stage("load")
+        began, output = time.perf_counter(), request["workload"]["output"]
+        choices = [choice_of(knob, name) for knob, name in configuration.items()]
+        names = facts_torch.statements(choices)
+        switches = request["facts"]["switches_attention"]
+        fixed = tuple(
+            (choice.knob, choice.name)
+            for choice in choices
+            if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
+        )
+        key = (request["source"]["path"], request["source"]["digest"], output, request["device"], fixed)
+        if self.loaded_as != key:
+            self.unload()
+            self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
+            self.loaded_as = key
+        elif configuration["attention"] != self.loaded_attention:
+            arguments = facts_torch.arguments_of(choices, configuration, names)
+            self.model.set_attn_implementation(arguments["attn_implementation"])
+        self.loaded_attention = configuration["attention"]
+        synchronize(request["device"])
+        return time.perf_counter() - began
+
+    def unload(self) -> None:
+        """Free the model."""
+        self.model, self.loaded_as = None, None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def switch(self, implementation: str) -> None:
+        """Have the loaded model attend by transformers' implementation of this name."""
+        if str(self.model.config._attn_implementation) != implementation:
+            self.model.set_attn_implementation(implementation)
+            self.loaded_attention = ""
+
+    def batching(self, request: Mapping[str, Any], configuration: Configuration) -> packing_torch.Batching:
+        """Return what a batch must be made for."""
+        facts = ModelFacts.of(request["facts"])
+        return packing_torch.Batching(
+            facts_torch.pad_token_of(self.model),
+            causal=facts.is_causal,
+            first_position=facts.position_offset,
+            apart=tells_sequences_apart(configuration["attention"]),
+            dtype=self.model.dtype,
+            left=facts.pads_left,
+        )
+
+    def calls(
+        self,
+        request: Mapping[str, Any],
+        workload: Workload,
+        configuration: Configuration,
+        tokens: Sequence[torch.Tensor],
+    ) -> list[forward.Call]:
+        """Return one call per batch, on the CPU, without what asks for an output. tokens: of the workload's sequences."""
+        packing, batching, calls = configuration["packing"], self.batching(request, configuration), []
+        for batch in workload.batches(by_length=packing == "sorted"):
+            arguments, places = packing_torch.collate(packing, [tokens[i] for i in batch], batching)
+            arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
+            calls.append(forward.Call(arguments, batch, tuple(places)))
+        return calls
+
+
+def asked_of(request: Mapping[str, Any]) -> forward.Asked:
+    """Return what a request asks of the model."""
+    facts = request["facts"]
+    return forward.Asked(request["workload"]["output"], tuple(facts["accepts"]), facts.get("pooling", "last"))
+
+
+def synchronize(device: str) -> None:
+    """Wait for what was launched on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

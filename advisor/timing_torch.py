@@ -1,0 +1,190 @@
+"""Timing with tensors: warm up, time rounds until they say enough, read the gauges beside them. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from advisor.device import Gauges, disturbed
+from advisor.measurement import interval_of_median
+from advisor.session_torch import Session, asked_of
+from advisor.workloads import forward_torch as forward
+from advisor.workloads import workload_of
+
+#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
+#: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
+EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
+
+#: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
+ENERGY_WINDOW_S = 2.0
+
+#: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
+MOST_DISCARDED = 5
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When timing ends (measurement.md, "Stopping"): rounds and seconds.
+
+    At least `least` rounds, then until the interval's half-width is within `width` of the median, at most `most` rounds or
+    `seconds`. Where `least` rounds would outlast `seconds`, at least `least_long` rounds and at most `seconds_long`.
+    """
+
+    least: int = 10
+    most: int = 30
+    seconds: float = 20.0
+    least_long: int = 5
+    seconds_long: float = 60.0
+    width: float = 0.01
+
+    def reached(self, samples: Sequence[float]) -> bool:
+        """Whether these samples (seconds a round) are enough."""
+        n, spent = len(samples), sum(samples)
+        if n == 0:
+            return False
+        long = median(samples) * self.least > self.seconds
+        if n < (self.least_long if long else self.least):
+            return long and spent >= self.seconds_long and n >= 3
+        low, high = interval_of_median(samples)
+        precise = (high - low) / 2 <= self.width * median(samples)
+        return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
+
+
+class Round(NamedTuple):
+    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch."""
+
+    wall_s: float
+    gpu_s: float
+    slowest_s: float
+
+
+def timed_round(
+    session: Session, calls: Sequence[forward.Call], device: str, asked: forward.Asked, order: Sequence[int]
+) -> Round:
+    """Run all batches once.
+
+    Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
+    """
+    wall_s = gpu_s = slowest_s = 0.0
+    on_gpu = device.startswith("cuda")
+    for number in order:
+        call = calls[number]
+        if on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began = time.perf_counter()
+        if on_gpu:
+            start.record()
+        values = asked.run(session.model, call, device)
+        if on_gpu:
+            end.record()
+            torch.cuda.synchronize(device)
+        batch_s = time.perf_counter() - began
+        wall_s, slowest_s = wall_s + batch_s, max(slowest_s, batch_s)
+        if on_gpu:
+            gpu_s += start.elapsed_time(end) / 1000
+        del values
+    return Round(wall_s, gpu_s, slowest_s)
+
+
+@dataclass
+class Rounds:
+    """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
+
+    joules_per_token: by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    """
+
+    wall_s: list[float]
+    gpu_s: list[float]
+    slowest_s: list[float]
+    states: list[dict[str, Any]]
+    discarded: list[str]
+    pruned: str = ""
+    joules_per_token: float | None = None
+
+    def add(self, found: Round, state: dict[str, Any]) -> None:
+        """Add a round."""
+        self.wall_s.append(found.wall_s)
+        self.gpu_s.append(found.gpu_s)
+        self.slowest_s.append(found.slowest_s)
+        self.states.append(state)
+
+
+def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Rounds:
+    """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far.
+
+    The first rounds are warm-up, and already they can show that: compilation and caches do not make two rounds slow.
+    """
+    device, asked, timing = request["device"], asked_of(request), request["timing"]
+    stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
+    on_gpu = device.startswith("cuda")
+    order = list(range(len(calls)))
+    session.stage("warm-up")
+    rounds, warm = Rounds([], [], [], [], []), []
+    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order)):
+        warm.append(found.wall_s)
+        if why := _clearly_slower(warm, incumbent_s):
+            return Rounds([found.wall_s], [found.gpu_s], [found.slowest_s], [], [], why)
+    session.stage("time")
+    with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
+        while not stopping.reached(rounds.wall_s) and not rounds.pruned:
+            random.Random(len(rounds.wall_s)).shuffle(order)
+            before = gauges.read(own_pid_expected=on_gpu)
+            found = timed_round(session, calls, device, asked, order)
+            after = gauges.read(own_pid_expected=on_gpu)
+            why = disturbed(before, after)
+            if why and len(rounds.discarded) < MOST_DISCARDED:
+                rounds.discarded.append(why)
+                time.sleep(0.05 * 1.5 ** len(rounds.discarded))
+                continue
+            rounds.add(found, {**after, "disturbed": why} if why else after)
+            session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
+            rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
+        if on_gpu and not rounds.pruned:
+            rounds.joules_per_token = _energy(
+                gauges, lambda: timed_round(session, calls, device, asked, order), request
+            )
+    return rounds
+
+
+def _energy(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
+    """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
+
+    The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
+    subtracted for what the card draws when idle.
+    """
+    began, before, rounds = time.perf_counter(), gauges.read().get("energy_j"), 0
+    if not isinstance(before, float):
+        return None
+    while time.perf_counter() - began < ENERGY_WINDOW_S or rounds == 0:
+        run()
+        rounds += 1
+    after = gauges.read().get("energy_j")
+    tokens = rounds * workload_of(request["workload"]).tokens
+    return (after - before) / tokens if isinstance(after, float) and after > before else None
+
+
+def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
+    if not incumbent_s or len(samples) != EARLY_ROUNDS:
+        return ""
+    if min(samples) <= max(EARLY_STOP_RATIO * incumbent_s, EARLY_STOP_S):
+        return ""
+    return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
+
+
+def _until_warm(run: Callable[[], Round]) -> Iterator[Round]:
+    """Run rounds until two in a row differ by under 2 %: at least 3 and 1 s, or 2 where one takes over 1 s; at most 10."""
+    seen: list[float] = []
+    while len(seen) < 10:
+        found = run()
+        seen.append(found.wall_s)
+        yield found
+        enough = len(seen) >= 2 if min(seen) > 1 else len(seen) >= 3 and sum(seen) >= 1
+        if enough and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
+            return
