@@ -68,6 +68,15 @@ class ModelFacts:
     layers have the shape that torch.nn.TransformerEncoderLayer has. `pads`: False for a classifier that finds the end of a
     sequence by its pad token and has none: it takes one sequence at a time. `logits_class`: transformers' Auto class that
     gives its logits, "" where none does.
+
+    `experts`: how many experts tokens are routed to, 0 without. `recurrent`: some layers carry a state from token to token.
+    `windows`: lengths in tokens beyond which the model computes otherwise: sliding windows, attention chunks, the length
+    where a long-context rope switches. `finds_pads_by_id`: the class looks for pad_token_id among the ids by itself.
+    `takes_mask`: its forward has an attention_mask. `takes_positions`: its forward has position_ids. `max_row`: the longest
+    row that its buffers and learned positions hold, None where nothing bounds it. `active_linear_parameters`: multiplied
+    per token, executions counted (a layer shared by twelve counts twelve times, an expert by its share of the tokens); 0
+    where that was not counted. `body_class`: transformers' Auto class that gives its hidden states. `after_pooling`: what
+    is done with an embedding after pooling, step by step: see :mod:`advisor.beside`.
     """
 
     architecture: str
@@ -101,13 +110,23 @@ class ModelFacts:
     fused_encoder: bool = False
     pads: bool = True
     logits_class: str = "AutoModelForCausalLM"
+    experts: int = 0
+    recurrent: bool = False
+    windows: tuple[int, ...] = ()
+    finds_pads_by_id: bool = False
+    takes_mask: bool = True
+    takes_positions: bool = True
+    max_row: int | None = None
+    active_linear_parameters: int = 0
+    body_class: str = "AutoModel"
+    after_pooling: tuple[str, ...] = ()
 
     @property
     def payload(self) -> dict[str, Any]:
         """The facts as JSON values."""
-        return {**asdict(self), "layer_types": list(self.layer_types), "accepts": list(self.accepts)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> ModelFacts:
-        """Build them from their payload."""
-        return cls(**{**payload, "layer_types": tuple(payload["layer_types"]), "accepts": tuple(payload["accepts"])})
+        """Build them from their payload; one of an earlier version lacks some, which have defaults."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in payload.items()})
