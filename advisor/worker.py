@@ -50,6 +50,7 @@ import torch
 from advisor import ceilings_torch, facts_torch
 from advisor.configuration import Configuration
 from advisor.device import Gauges, disturbed
+from advisor.errors import AdvisorError
 from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch, tier_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.measurement import interval_of_median
@@ -150,7 +151,7 @@ class Session:
             for choice in choices
             if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
         )
-        key = (request["source"]["digest"], output, fixed)
+        key = (request["source"]["path"], request["source"]["digest"], output, fixed)
         if self.loaded_as != key:
             self.unload()
             self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
@@ -508,7 +509,7 @@ def _peak_bytes(device: str) -> int:
 
 def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
     """Return the outcome, reason and transience that an exception stands for."""
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+    text = str(error) if isinstance(error, (Failed, AdvisorError)) else f"{type(error).__name__}: {error}"
     name = type(error).__module__
     if isinstance(error, Failed):
         outcome, transient = error.outcome, error.transient
