@@ -230,7 +230,8 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     lengths, objective = arguments.lengths_of(options), arguments.objective_of(options)
     threads = arguments.threads_of(options)
     from advisor import probe
-    from advisor.checkpoint import find_model, refuse_unknown
+    from advisor.checkpoint import find_model
+    from advisor.declared import refuse_unknown
 
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:
@@ -255,9 +256,10 @@ def _refuse_unseen_energy(machine: Machine) -> None:
 
 def _with_workload(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
                    lengths: tuple[int, ...] | None) -> Asked:  # fmt: skip
-    from advisor.checkpoint import default_output, max_positions, refuse_output
+    from advisor.declared import default_output, max_positions, refuse_output, refuse_unserved
 
-    output = options.output or default_output(source.config)
+    output = options.output or default_output(source.config, source.name)
+    refuse_unserved(source, output)
     refuse_output(source.name, source.config, output, options.batch)
     limit, flags = max_positions(source.config), ""
     notes: tuple[str, ...] = ()

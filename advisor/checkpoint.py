@@ -7,17 +7,15 @@ before a worker is started.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advisor.beside import kinds_of_modules, read_beside, transformer_folder
 from advisor.errors import BadInput
 from advisor.model import ModelSource
-from advisor.space import refuse_unpadded
 
 #: Files up to this size are hashed whole; larger ones by their header and evenly spaced blocks.
 WHOLE_HASH_BYTES = 256 * 2**20
@@ -29,26 +27,8 @@ HUB_TIMEOUT_S = 3.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
 
-#: Where transformers lists its kinds of models.
-_TABLES = ("auto_mappings.py", "configuration_auto.py")
-
-#: The kinds of models that are encoders unless they are set up to be decoders (`is_decoder`).
-_ENCODERS = frozenset(
-    {
-        "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
-        "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm", "longformer", "luke",
-        "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta",
-        "roberta-prelayernorm", "roformer", "splinter", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-    }
-)  # fmt: skip
-
-#: The kinds whose first position is the one after the pad token's: as many of the positions declared are never used.
-_COUNT_FROM_PAD = frozenset(
-    {
-        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
-        "xlm-roberta", "xlm-roberta-xl", "xmod",
-    }
-)  # fmt: skip
+#: torch's names of safetensors' floating-point types that a model can be made in.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 #: The largest header that the safetensors format allows.
 _HEADER_BYTES = 100_000_000
@@ -69,77 +49,6 @@ def find_model(name: str, *, allow_pickle: bool = False, download: bool = True) 
     return _from_hub(name, download=download, allow_pickle=allow_pickle)
 
 
-def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence that a configuration declares, or None where it declares none."""
-    unused = 0
-    if config.get("model_type") in _COUNT_FROM_PAD and config.get("position_embedding_type", "absolute") == "absolute":
-        pad = config.get("pad_token_id")
-        unused = 1 + (pad if isinstance(pad, int) else 1)
-    for part in (config, config.get("text_config")):
-        for entry in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-            if isinstance(part, dict) and isinstance(part.get(entry), int):
-                return int(part[entry]) - unused
-    return None
-
-
-def is_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is an encoder's: such a model has no next token to ask for."""
-    names = _architectures(config)
-    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
-        return False
-    masked = any(name.endswith("ForMaskedLM") for name in names)
-    return masked or (config.get("model_type") in _ENCODERS and not config.get("is_decoder"))
-
-
-def default_output(config: Mapping[str, Any]) -> str:
-    """Return what is asked of a model when the user does not say: what its class in config.json was made to give.
-
-    A classifier gives scores, a language model the logits of the last token, anything else an embedding.
-    """
-    names = _architectures(config)
-    if any(name.endswith("ForSequenceClassification") for name in names):
-        return "scores"
-    if is_encoder(config):
-        return "pooled"
-    speaks = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-    return "last-logits" if not names or any(name.endswith(speaks) for name in names) else "pooled"
-
-
-def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:
-    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest.
-
-    batch: how many sequences at once, None where that is to be found.
-    """
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    needs_pads = output == "scores" and not is_encoder(config)
-    refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
-    if output == "last-logits" and is_encoder(config):
-        raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
-                       "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip
-
-
-def _architectures(config: Mapping[str, Any]) -> list[str]:
-    names = config.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def refuse_unknown(source: ModelSource) -> None:
-    """Raise BadInput where the installed transformers has no such kind of model: then its code would come with the model.
-
-    That is read from transformers' files, for importing it takes seconds. Where they can't be read, the worker will tell.
-    """
-    found = importlib.util.find_spec("transformers")
-    tables = Path(found.origin).parent / "models" / "auto" if found and found.origin else Path()
-    texts = [file.read_text(encoding="utf-8") for name in _TABLES if (file := tables / name).is_file()]
-    kind = source.config["model_type"]
-    if not texts or any(f'"{kind}"' in text for text in texts):
-        return
-    what = f"{source.name}: its model_type {kind!r}"
-    if "auto_map" in source.config:
-        raise BadInput(f"{what} needs Python code that comes with the model, and that is never run")
-    raise BadInput(f"{what} is unknown to the installed transformers", "pip install -U transformers")
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -152,12 +61,17 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _from_config(name: str, path: Path) -> ModelSource:
+    if path.suffix == ".gguf":
+        raise BadInput(f"{name} is a GGUF file, which transformers turns into another model of fp32 weights",
+                       "give the checkpoint that it was made of")  # fmt: skip
     if path.suffix != ".json":
         raise BadInput(f"{name} is a file, but no config.json", "give a hub id, a directory or a config.json")
-    return ModelSource(name, str(path.resolve()), _read_config(path), "random", "random:0", has_tokenizer=False)
+    return ModelSource(name, str(path.resolve()), _read_config(path), "random", "random:0", has_tokenizer=False,
+                       beside=read_beside(path.resolve().parent))  # fmt: skip
 
 
 def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource:
+    _refuse_other_forms(name, path)
     if not (path / "config.json").is_file():
         raise BadInput(f"{name} has no config.json")
     config = _read_config(path / "config.json")
@@ -168,7 +82,40 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     tokenizer = any(
         (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     )
-    return ModelSource(name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle)
+    size = sum(file.stat().st_size for file in weights)
+    beside = {**read_beside(path.resolve()), "weight_bytes": size, "weights_dtype": _first_dtype(weights[0])}
+    return ModelSource(
+        name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle, beside
+    )
+
+
+def _refuse_other_forms(name: str, path: Path) -> None:
+    """Raise BadInput for a folder that is something else than one transformers model: an adapter, GGUF, modules."""
+    if (path / "adapter_config.json").is_file():
+        raise BadInput(f"{name} is an adapter (LoRA or its kin), not a whole model",
+                       "merge it into its base with peft's merge_and_unload, and save that")  # fmt: skip
+    if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
+        raise BadInput(f"{name} has its weights as GGUF alone", "give the checkpoint that it was made of")
+    if (path / "config.json").is_file():
+        return
+    if folder := transformer_folder(path):
+        raise BadInput(f"{name} is a sentence-transformers folder with its transformer in {folder}",
+                       f"give {path / folder}: its pooling is read from beside it")  # fmt: skip
+    if kinds := kinds_of_modules(path):
+        raise BadInput(f"{name} has modules of kind {', '.join(kinds[:3])} and no transformer of its own")
+
+
+def _first_dtype(file: Path) -> str | None:
+    """Return the dtype of the first floating-point tensor of a safetensors file by name, None of another file.
+
+    This is what transformers loads weights in where config.json names no dtype (modeling_utils.get_state_dict_dtype).
+    """
+    if file.suffix != ".safetensors":
+        return None
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    found = (_DTYPES.get(str(header[name].get("dtype"))) for name in sorted(header) if name != "__metadata__")
+    return next((dtype for dtype in found if dtype), None)
 
 
 def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:

@@ -254,7 +254,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _reproduce_seed(options: argparse.Namespace) -> int:
     from advisor import seed
     from advisor.api import open_to_write
-    from advisor.checkpoint import find_model, refuse_unknown
+    from advisor.checkpoint import find_model
+    from advisor.declared import refuse_unknown
     from advisor.progress import Progress
     from advisor.runner import LocalRunner
 

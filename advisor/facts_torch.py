@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from advisor import counts_torch, kinds_torch, structure_torch
 from advisor.configuration import Configuration
+from advisor.errors import BadInput
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
 from advisor.model import ModelFacts
-from advisor.workloads.forward import LOGITS, auto_class
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
@@ -31,8 +29,19 @@ _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_lengt
 
 
 def config_of(source: Mapping[str, Any]) -> Any:
-    """Return the model's configuration object, fresh: a failed load leaves its request in the one it was given."""
-    return AutoConfig.from_pretrained(source["path"], trust_remote_code=False)
+    """Return the model's configuration object, fresh: a failed load leaves its request in the one it was given.
+
+    Without what asks for a hub kernel, which is code of others; and where weights are drawn, without a quantisation, whose
+    packed and scaled tensors can't be drawn. Both are told by :func:`advisor.checkpoint.notes_on`.
+    """
+    config = kinds_torch.read_config(source)
+    for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]:
+        asked = getattr(part, "_attn_implementation", None)
+        if isinstance(asked, str) and set(asked) & set("/|"):
+            part._attn_implementation_internal = None
+        if part is not None and source["weights"] == "random" and hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
 
 
 def tokenizer_of(source: Mapping[str, Any]) -> Any:
@@ -41,42 +50,16 @@ def tokenizer_of(source: Mapping[str, Any]) -> Any:
 
 
 def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:
-    """Return the dtype that transformers loads the checkpoint in when told nothing: the config's, else the weights'."""
+    """Return the dtype that transformers loads the checkpoint in when told nothing: the config's, else the weights'.
+
+    The weights' is that of the first floating-point tensor of the first file, not the most common one: transformers' rule
+    (modeling_utils.get_state_dict_dtype), read of the files by :mod:`advisor.checkpoint`.
+    """
     declared = getattr(config, "dtype", None)
     if isinstance(declared, torch.dtype):
         return declared
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    counts: Counter[torch.dtype] = Counter()
-    for file in sorted(Path(source["path"]).glob("*.safetensors")) if Path(source["path"]).is_dir() else []:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        counts.update(names[entry["dtype"]] for entry in header.values() if entry.get("dtype") in names)
-    return counts.most_common(1)[0][0] if counts else torch.float32
-
-
-def auto_of(output: str, config: Any) -> Any:
-    """Return transformers' Auto class that gives this output. Raises ValueError where the model has no such head.
-
-    Encoder-decoders are refused too: they need tokens for two sides.
-    """
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"a {config.model_type} model is an encoder with a decoder: advisor runs either, not both")
-    logits = _logits_class(config)
-    if (output in LOGITS and not logits) or (output == "last-logits" and logits != "AutoModelForCausalLM"):
-        raise ValueError(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
-    return getattr(transformers, auto_class(output, logits))
-
-
-def _logits_class(config: Any) -> str:
-    """Return the Auto class that gives a model's logits, an encoder's from its masked-language head; "" where none does."""
-    if type(config) in AutoModelForCausalLM._model_mapping and not _is_encoder(config):
-        return "AutoModelForCausalLM"
-    return "AutoModelForMaskedLM" if type(config) in AutoModelForMaskedLM._model_mapping else ""
-
-
-def _is_encoder(config: Any) -> bool:
-    """Whether the model is one that also has a class for causal language modelling, but is not set up to be one."""
-    return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    found = getattr(torch, str(source.get("beside", {}).get("weights_dtype") or "float32"))
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def statements(choices: Sequence[Choice]) -> dict[str, Any]:
@@ -130,12 +113,12 @@ def load(
     """
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
     arguments = arguments_of(choices, configuration, names)
-    auto = auto_of(output, config_of(source))
+    auto = kinds_torch.auto_of(output, config_of(source))
     if source["weights"] == "random":
         model = _drawn(source, arguments, device, auto)
     else:
         model = auto.from_pretrained(
-            source["path"], trust_remote_code=False, device_map=device,
+            source["path"], config=config_of(source), trust_remote_code=False, device_map=device,
             use_safetensors=None if source["allow_pickle"] else True, **arguments,
         )  # fmt: skip
     names["model"] = model.eval()
@@ -257,65 +240,111 @@ def _tensors(model: Any) -> list[torch.Tensor]:
 
 
 def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
-    """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload."""
+    """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload.
+
+    Raises BadInput where the model can't be run on token ids, or can't give this output.
+    """
     config = config_of(source)
-    dtype = checkpoint_dtype_of(source, config)
-    auto = auto_of(output, config)
-    if source["weights"] != "random" and _prequantized(config) is None:
+    auto, dtype = kinds_torch.auto_of(output, config), checkpoint_dtype_of(source, config)
+    model = kinds_torch.built(source, config, auto, dtype)
+    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output)
+    if source["weights"] != "random" and _prequantized(source, config) is None:
         _refuse_missing(source, auto, output)
-    with torch.device("meta"):
-        model = auto.from_config(copy.deepcopy(config), dtype=dtype)
-    text = config.get_text_config()
-    heads = int(getattr(text, "num_attention_heads", 1))
-    parameters = sum(p.numel() for p in model.parameters())
+    beside = source.get("beside", {})
+    if output == "pooled" and beside.get("problem"):
+        raise BadInput(beside["problem"])
+    causal = _is_causal(model)
     return ModelFacts(
         architecture=type(model).__name__,
         model_type=config.model_type,
         checkpoint_dtype=str(dtype).removeprefix("torch."),
-        parameters=parameters,
-        parameter_bytes=_checkpoint_bytes(source) or parameters * dtype.itemsize,
-        linear_parameters=sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
-        layers=int(getattr(text, "num_hidden_layers", 1)),
-        hidden_size=int(text.hidden_size),
-        heads=heads,
-        kv_heads=_kv_heads(text, heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        vocabulary=int(text.vocab_size),
-        max_positions=getattr(text, "max_position_embeddings", None),
-        supports_sdpa=bool(getattr(model, "_supports_sdpa", False)),
-        supports_flash=bool(getattr(model, "_supports_flash_attn", False)),
-        switches_attention=_switches_attention(model),
-        default_attention=str(model.config._attn_implementation),
-        softcap=bool(getattr(text, "attn_logit_softcapping", None)),
-        alibi=bool(getattr(text, "alibi", False)) or config.model_type in ("bloom", "mpt"),
-        sliding_window=getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None,
-        layer_types=tuple(sorted(set(getattr(text, "layer_types", None) or ()))),
-        prequantized=_prequantized(config),
-        accepts=_accepted_arguments(model),
-        supports_flex=bool(getattr(model, "_supports_flex_attn", False)),
-        is_causal=(causal := _is_causal(model)),
-        position_offset=_position_offset(model),
-        pooling=_pooling(source) or ("last" if causal else "mean"),
+        **_sizes(source, model, config, dtype, runs_on_meta=runs_on_meta),
+        **_attention(model, config),
+        **_positions(model, config, runs_on_meta=runs_on_meta),
+        prequantized=_prequantized(source, config),
+        is_causal=causal,
+        pooling=beside.get("pooling") or ("last" if causal else "mean"),
+        after_pooling=tuple(beside.get("after_pooling", ())),
         head=_head(model),
         fused_encoder=attention_torch.is_fusable(model),
-        logits_class=_logits_class(config),
-        pads=not (output == "scores" and causal and getattr(text, "pad_token_id", None) is None),
+        logits_class=kinds_torch.logits_class(config),
+        pads=not (output == "scores" and causal and getattr(config.get_text_config(), "pad_token_id", None) is None),
+        finds_pads_by_id=structure_torch.finds_pads_by_id(model),
+        recurrent=structure_torch.is_recurrent(model),
     ).payload
 
 
+def _sizes(
+    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, *, runs_on_meta: bool
+) -> dict[str, Any]:
+    """Return how large the model is, and how much it computes."""
+    text, most = config.get_text_config(), structure_torch.most
+    counts = counts_torch.counted(model, config, runs_on_meta=runs_on_meta)
+    parameters = sum(p.numel() for p in model.parameters())
+    heads = most(text, "num_attention_heads") or 1
+    hidden = most(text, "hidden_size", "d_model")
+    return {
+        "parameters": parameters,
+        "parameter_bytes": source.get("beside", {}).get("weight_bytes") or parameters * dtype.itemsize,
+        "linear_parameters": counts.stored,
+        "active_linear_parameters": counts.active,
+        "attention_width": counts.attention,
+        "experts": counts_torch.experts_of(model, config),
+        "layers": most(text, "num_hidden_layers") or 1,
+        "hidden_size": hidden,
+        "heads": heads,
+        "kv_heads": _kv_heads(text, heads),
+        "head_dim": most(text, "head_dim", "global_head_dim") or hidden // heads,
+        "vocabulary": int(text.vocab_size),
+    }
+
+
+def _attention(model: Any, config: Any) -> dict[str, Any]:
+    """Return what attention the class has and can be given."""
+    text = config.get_text_config()
+    return {
+        "supports_sdpa": bool(getattr(model, "_supports_sdpa", False)),
+        "supports_flash": bool(getattr(model, "_supports_flash_attn", False)),
+        "supports_flex": bool(getattr(model, "_supports_flex_attn", False)),
+        "switches_attention": _switches_attention(model),
+        "default_attention": str(model.config._attn_implementation),
+        "softcap": bool(getattr(text, "attn_logit_softcapping", None)),
+        "alibi": bool(getattr(text, "alibi", False)) or config.model_type in ("bloom", "mpt"),
+        "sliding_window": structure_torch.most(text, "sliding_window") or None
+        if getattr(text, "use_sliding_window", True)
+        else None,
+        "layer_types": tuple(sorted(set(structure_torch.layer_kinds(text)))),
+        "windows": structure_torch.windows_of(config),
+    }
+
+
+def _positions(model: Any, config: Any, *, runs_on_meta: bool) -> dict[str, Any]:
+    """Return what the class takes beside ids, where positions begin, and how far they reach."""
+    accepts, declared = _accepted_arguments(model), structure_torch.limit_of(config.get_text_config())
+    offset, takes_positions = structure_torch.position_offset(model, declared), "position_ids" in accepts
+    return {
+        "accepts": accepts,
+        "takes_mask": "attention_mask" in accepts,
+        "takes_positions": takes_positions,
+        "position_offset": offset,
+        "max_positions": structure_torch.max_positions(model, config, offset),
+        "max_row": structure_torch.max_row(model, declared, takes_positions=takes_positions, runs_on_meta=runs_on_meta),
+    }
+
+
 def _refuse_missing(source: Mapping[str, Any], auto: Any, output: str) -> None:
-    """Raise ValueError where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
+    """Raise BadInput where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
 
     A classifier made of a language model has no head yet; hidden states and embeddings do not depend on a pooler.
     """
     _, found = auto.from_pretrained(
-        source["path"], trust_remote_code=False, device_map="meta", output_loading_info=True,
+        source["path"], config=config_of(source), trust_remote_code=False, device_map="meta", output_loading_info=True,
         use_safetensors=None if source["allow_pickle"] else True,
     )  # fmt: skip
     missing = sorted(k for k in found["missing_keys"] if output not in ("hidden", "pooled") or "pooler" not in k)
     if missing:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        raise ValueError(
+        raise BadInput(
             f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {output} would be random"
         )
 
@@ -324,40 +353,13 @@ def _kv_heads(config: Any, heads: int) -> int:
     """Return the number of key-value heads; Falcon's first generation has one, and says so in its own words."""
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads)
-
-
-def _checkpoint_bytes(source: Mapping[str, Any]) -> int:
-    """Return the bytes of the checkpoint's weights on disk, 0 where they are drawn."""
-    path = Path(source["path"])
-    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
+    return structure_torch.most(config, "num_key_value_heads", "num_kv_heads") or heads
 
 
 def _is_causal(model: Any) -> bool:
     """Whether tokens attend to earlier ones alone: its attention modules say so; an encoder's say the contrary."""
     said = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
-    return any(said) if said else not _is_encoder(model.config)
-
-
-def _position_offset(model: Any) -> int:
-    """Return the first position: padding_idx + 1 where the position embedding has a padding_idx (RoBERTa, rule P8)."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
-
-
-def _pooling(source: Mapping[str, Any]) -> str | None:
-    """Return how sentence-transformers is told to pool beside the checkpoint, None where it is not."""
-    file = Path(source["path"]) / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return None
-    declared = json.loads(file.read_text(encoding="utf-8"))
-    modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
-    wanted = sorted(name for name, value in declared.items() if name.startswith("pooling_mode_") and value is True)
-    if len(wanted) > 1 or any(name not in modes.values() for name in wanted):
-        raise ValueError(f"pooling by {', '.join(wanted)} can't be measured: mean, cls and last token can")
-    return next((how for how, entry in modes.items() if declared.get(entry)), None)
+    return any(said) if said else not kinds_torch.is_encoder(model.config)
 
 
 def _head(model: Any) -> str:
@@ -381,9 +383,10 @@ def _switches_attention(model: Any) -> bool:
     )
 
 
-def _prequantized(config: Any) -> str | None:
+def _prequantized(source: Mapping[str, Any], config: Any) -> str | None:
+    """Return how a checkpoint's weights are quantised, None where they are not: drawn ones never are (:func:`config_of`)."""
     declared = getattr(config, "quantization_config", None)
-    if declared is None:
+    if declared is None or source["weights"] == "random":
         return None
     method = declared.get("quant_method") if isinstance(declared, Mapping) else getattr(declared, "quant_method", "")
     return str(method)

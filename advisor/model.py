@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from advisor.configuration import key_of
 
-#: Entries of config.json that change neither a shape nor a speed: they stay out of the architecture's key.
+#: Entries of config.json that change neither a shape nor a speed: they stay out of the architecture's key. What facts
+#: depend on all the same is read of the very model when it is answered for: see :meth:`ModelFacts.for_source`.
 NOT_ARCHITECTURE = frozenset(
     {
         "_name_or_path", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
@@ -17,16 +18,53 @@ NOT_ARCHITECTURE = frozenset(
 )  # fmt: skip
 
 
-def architecture_key_of(config: Mapping[str, Any]) -> str:
-    """Return the key of an architecture and its shapes: fine-tunes of one model share it, and so their timings."""
-    return key_of({name: value for name, value in config.items() if name not in NOT_ARCHITECTURE})
+#: A classification head with this many labels or more is a shape of its own; below, it takes no time that could be seen.
+MANY_LABELS = 256
+
+#: The kinds whose first position is the one after the pad token's: as many of the positions declared are never used.
+COUNT_FROM_PAD = frozenset(
+    {
+        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+        "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+
+
+def architecture_key_of(config: Mapping[str, Any], weights_dtype: str | None = None) -> str:
+    """Return the key of an architecture and its shapes: fine-tunes of one model share it, and so their timings.
+
+    weights_dtype: of the weights, where config.json names no dtype: then they decide what transformers loads.
+    """
+    entries = {name: value for name, value in config.items() if name not in NOT_ARCHITECTURE}
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and len(labels) >= MANY_LABELS:
+        entries["num_labels"] = len(labels)
+    if weights_dtype not in (None, "float32") and declared_dtype(config) is None:
+        entries["dtype"] = weights_dtype
+    return key_of(entries)
+
+
+def declared_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return the dtype that a config.json names, None where it leaves that to the weights."""
+    name = config.get("dtype", config.get("torch_dtype"))
+    return name if isinstance(name, str) and name != "auto" else None
+
+
+def first_position(config: Mapping[str, Any], *, default_pad: int = 1) -> int:
+    """Return the first position of a configuration's kind: the one after the pad token's for RoBERTa and its kin."""
+    counts = config.get("model_type") in COUNT_FROM_PAD
+    if not counts or config.get("position_embedding_type", "absolute") != "absolute":
+        return 0
+    pad = config.get("pad_token_id", default_pad)
+    return pad + 1 if isinstance(pad, int) else 0
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """A model found: `name` as the user wrote it, `path` a directory or a config.json, weights "trained" or "random".
 
-    weights_digest identifies the weights ("random:<seed>" where they are drawn); it is what quality is keyed by.
+    weights_digest identifies the weights ("random:<seed>" where they are drawn); it is what quality is keyed by. beside: what
+    the files beside config.json say (:func:`advisor.beside.read_beside`), and weight_bytes and weights_dtype of the weights.
     """
 
     name: str
@@ -36,11 +74,12 @@ class ModelSource:
     weights_digest: str
     has_tokenizer: bool
     allow_pickle: bool = False
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture_key(self) -> str:
         """The key that timings go by."""
-        return architecture_key_of(self.config)
+        return architecture_key_of(self.config, self.beside.get("weights_dtype"))
 
     @property
     def has_random_weights(self) -> bool:
@@ -51,7 +90,7 @@ class ModelSource:
     def request(self) -> dict[str, Any]:
         """What a worker needs to load it."""
         return {"path": self.path, "weights": self.weights, "digest": self.weights_digest,
-                "allow_pickle": self.allow_pickle, "has_tokenizer": self.has_tokenizer}  # fmt: skip
+                "allow_pickle": self.allow_pickle, "has_tokenizer": self.has_tokenizer, "beside": dict(self.beside)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,14 +108,14 @@ class ModelFacts:
     sequence by its pad token and has none: it takes one sequence at a time. `logits_class`: transformers' Auto class that
     gives its logits, "" where none does.
 
-    `experts`: how many experts tokens are routed to, 0 without. `recurrent`: some layers carry a state from token to token.
-    `windows`: lengths in tokens beyond which the model computes otherwise: sliding windows, attention chunks, the length
-    where a long-context rope switches. `finds_pads_by_id`: the class looks for pad_token_id among the ids by itself.
-    `takes_mask`: its forward has an attention_mask. `takes_positions`: its forward has position_ids. `max_row`: the longest
-    row that its buffers and learned positions hold, None where nothing bounds it. `active_linear_parameters`: multiplied
-    per token, executions counted (a layer shared by twelve counts twelve times, an expert by its share of the tokens); 0
-    where that was not counted. `body_class`: transformers' Auto class that gives its hidden states. `after_pooling`: what
-    is done with an embedding after pooling, step by step: see :mod:`advisor.beside`.
+    `experts`: how many experts tokens are routed to, 0 without. `recurrent`: some layers carry a state or a convolution along
+    the row. `windows`: lengths in tokens beyond which the model computes otherwise: sliding windows, attention chunks, the
+    length where a long-context rope switches. `finds_pads_by_id`: a class looks for the pad or end token among the ids by
+    itself. `takes_mask`, `takes_positions`: its forward has an attention_mask, position_ids. `max_row`: the longest row that
+    its buffers and tables of positions hold, None where nothing bounds it. `active_linear_parameters`: multiplied per token,
+    executions counted (a layer shared by twelve counts twelve times, an expert by its share of the tokens). `attention_width`:
+    heads · head size, summed over the layers with attention: four times that are the operations of a pair of tokens. Both
+    are 0 where they could not be counted. `after_pooling`: what is done with an embedding after pooling, step by step: see :mod:`advisor.beside`.
     """
 
     architecture: str
@@ -118,7 +157,7 @@ class ModelFacts:
     takes_positions: bool = True
     max_row: int | None = None
     active_linear_parameters: int = 0
-    body_class: str = "AutoModel"
+    attention_width: int = 0
     after_pooling: tuple[str, ...] = ()
 
     @property
@@ -134,8 +173,26 @@ class ModelFacts:
         """The facts as JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    def for_source(self, source: ModelSource, output: str) -> ModelFacts:
+        """Return the facts of a model, given those of one that shares its architecture's key, and so its timings.
+
+        What lies outside that key is the model's own: how it pools, where positions begin, whether it can pad.
+        """
+        default, needs_pad = ("last" if self.is_causal else "mean"), output == "scores" and self.is_causal
+        counts = source.config.get("model_type") in COUNT_FROM_PAD
+        text = source.config.get("text_config")
+        text = text if isinstance(text, Mapping) else source.config
+        return replace(
+            self,
+            pooling=source.beside.get("pooling") or default,
+            after_pooling=tuple(source.beside.get("after_pooling", ())),
+            position_offset=first_position(source.config) if counts else self.position_offset,
+            pads=self.pads if not needs_pad else text.get("pad_token_id") is not None,
+            parameter_bytes=source.beside.get("weight_bytes") or self.parameter_bytes,
+        )
+
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> ModelFacts:
         """Build them from their payload; one of an earlier version lacks some, which have defaults."""
-        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in payload.items()}
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in payload.items()}
         return cls(**values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.configuration import Configuration
+from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
 from advisor.judge import is_judged, objections
@@ -184,7 +185,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
               notes: Sequence[str] = ()) -> Recommendation:  # fmt: skip
     """Return what a study's rows recommend under an objective."""
     trials = store.trials(study.id)
-    facts = study.facts
+    facts = study.facts.for_source(source, study.workload.output) if study.facts else None
     if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
     same_weights = study.weights_digest == source.weights_digest
@@ -272,8 +273,11 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
         notes.append("the default could not be measured, so there is no ratio")
     if study.weights_digest != source.weights_digest:
         notes.append("speeds were measured with other weights of the same shapes")
-    if source.has_random_weights:
+    if source.has_random_weights and "quantization_config" in source.config:
+        notes.append("random weights: quality of lossy choices is not judged")
+    elif source.has_random_weights:
         notes.append("random weights: speed is true, quality of lossy choices is not judged")
+    notes += notes_on(source)
     if chosen.trial.quality and not is_judged(chosen.trial.quality, tier_of(chosen.configuration.items(), study_facts)):
         notes.append("the quality of this choice was not judged")
     if study.objective.ignored_rules:

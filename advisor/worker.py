@@ -45,6 +45,7 @@ import torch
 
 from advisor import ceilings_torch, facts_torch
 from advisor.configuration import Configuration
+from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
 from advisor.judge import wrong
 from advisor.knobs import effective_choices
@@ -139,7 +140,7 @@ def _peak_bytes(device: str) -> int:
 
 def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
     """Return the outcome, reason and transience that an exception stands for."""
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+    text = str(error) if isinstance(error, (Failed, AdvisorError)) else f"{type(error).__name__}: {error}"
     name = type(error).__module__
     if isinstance(error, Failed):
         outcome, transient = error.outcome, error.transient

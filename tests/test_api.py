@@ -15,9 +15,10 @@ import pytest
 import advisor
 from advisor import api, probe
 from advisor.arguments import build_parser, lengths_of, objective_of
-from advisor.checkpoint import default_output, find_model, is_encoder, max_positions
+from advisor.checkpoint import find_model
 from advisor.cli import run
 from advisor.configuration import Configuration
+from advisor.declared import default_output, is_encoder, max_positions
 from advisor.environment import Environment
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.measurement import Comparison, Measurement

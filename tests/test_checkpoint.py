@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import advisor
-from advisor.checkpoint import digest_of, find_model, max_positions, refuse_unknown
+from advisor.checkpoint import digest_of, find_model
+from advisor.declared import max_positions, refuse_unknown
 from advisor.errors import BadInput
 
 ROOT = Path(advisor.__file__).parent.parent

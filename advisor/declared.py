@@ -1,0 +1,211 @@
+"""What a config.json declares, as far as that can be told without torch: limits, outputs, heads, and what to tell of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from advisor.errors import BadInput
+from advisor.model import ModelSource, first_position
+from advisor.space import refuse_unpadded
+
+#: The ends of class names whose heads advisor does not run.
+_UNSERVED = (
+    "ForTokenClassification", "ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForMultipleChoice",
+    "ForNextSentencePrediction", "ForPreTraining", "DoubleHeadsModel", "ForVisualQuestionAnswering", "ForMaskGeneration",
+    "ForImageClassification", "ForObjectDetection", "ForSemanticSegmentation", "ForCTC", "ForAudioClassification",
+    "ForSpeechSeq2Seq", "ForVision2Seq", "ForImageTextRetrieval", "ForEntityClassification", "ForRelationExtraction",
+)  # fmt: skip
+
+#: Where transformers lists its kinds of models.
+_TABLES = ("auto_mappings.py", "configuration_auto.py")
+
+#: The kinds of models that are encoders unless they are set up to be decoders (`is_decoder`).
+_ENCODERS = frozenset(
+    {
+        "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+        "electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm", "longformer", "luke",
+        "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta",
+        "roberta-prelayernorm", "roformer", "splinter", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+
+#: Where configurations declare their positions, and above what that is a sentinel for "none".
+_LIMITS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+_NO_LIMIT = 10**9
+
+#: The kinds without a limit on positions: relative ones, ALiBi, a state, or none at all.
+_UNBOUNDED = frozenset(
+    {
+        "bloom", "falcon_mamba", "funnel", "jamba", "mamba", "mamba2", "mpt", "mt5", "nemotron_h", "recurrent_gemma",
+        "rwkv", "t5", "umt5", "xlnet", "xlstm",
+    }
+)  # fmt: skip
+
+
+def max_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the longest sequence that a configuration declares, or None where it declares none or has no such limit.
+
+    What is not certain without the class is left to its facts: relative positions, ALiBi and states have no limit, a scaled
+    rope has its factor more, and values below one or absurdly large stand for "none".
+    """
+    if _is_unbounded(config):
+        return None
+    unused = first_position(config)
+    for part in (part for part in (config, config.get("text_config")) if isinstance(part, Mapping)):
+        for entry in _LIMITS:
+            value = part.get(entry)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return _scaled(int(value), part) - unused if 0 < value < _NO_LIMIT else None
+    return None
+
+
+def _is_unbounded(config: Mapping[str, Any]) -> bool:
+    """Whether no table and no rope bounds the positions of a model, whatever its configuration declares."""
+    kind = config.get("model_type")
+    if kind in ("deberta", "deberta-v2"):
+        return config.get("position_biased_input") is False
+    return kind in _UNBOUNDED or config.get("alibi") is True or config.get("position_embedding_type") == "alibi"
+
+
+def _scaled(declared: int, config: Mapping[str, Any]) -> int:
+    """Return the positions of a rope that was scaled: the original ones times the factor, where that is more."""
+    found = [declared]
+    for rope in (config.get("rope_parameters"), config.get("rope_scaling")):
+        settings = [rope, *rope.values()] if isinstance(rope, dict) else []
+        for part in (part for part in settings if isinstance(part, dict)):
+            factor, original = part.get("factor"), part.get("original_max_position_embeddings") or declared
+            if isinstance(factor, (int, float)) and factor > 1 and isinstance(original, int):
+                found.append(int(original * factor))
+    return max(found)
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is an encoder's: such a model has no next token to ask for."""
+    names = _architectures(config)
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
+        return False
+    masked = any(name.endswith("ForMaskedLM") for name in names)
+    return masked or (config.get("model_type") in _ENCODERS and not config.get("is_decoder"))
+
+
+def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
+    """Return what is asked of a model when the user does not say: what its class in config.json was made to give.
+
+    A classifier gives scores, a language model the logits of the last token, anything else an embedding. Raises BadInput for
+    a class whose head advisor does not run: its body alone would be something else than what the user has.
+    """
+    names = _architectures(config)
+    unserved = next((n for n in names if n.endswith(_UNSERVED)), None)
+    if unserved is not None:
+        raise BadInput(f"{name} is a {unserved}, and advisor does not run that head",
+                       "--output hidden measures the model without it")  # fmt: skip
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "scores"
+    if is_encoder(config):
+        return "pooled"
+    speaks = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    return "last-logits" if not names or any(name.endswith(speaks) for name in names) else "pooled"
+
+
+def refuse_unserved(source: ModelSource, output: str) -> None:
+    """Raise BadInput where what is beside the weights makes an output that advisor can't give, or a class that it can't run."""
+    if output == "pooled" and source.beside.get("problem"):
+        raise BadInput(
+            f"{source.name}: {source.beside['problem']}", "--output hidden measures the model without pooling"
+        )
+    unknown = [name for name in _architectures(source.config) if not _is_known(name)]
+    if unknown and "auto_map" in source.config:
+        raise BadInput(
+            f"{source.name}: its class {unknown[0]} comes with the model as Python code, and that is never run"
+        )
+
+
+def notes_on(source: ModelSource) -> list[str]:
+    """Return what a reader must know of what is measured in a model's name, where that is not all that its files say."""
+    config, notes = source.config, []
+    names = _architectures(config)
+    if "auto_map" in config:
+        own = f"its {names[0]}" if names else "its class"
+        notes.append(f"the model brings Python code of its own, which is never run: {own} is transformers' own")
+    elif unknown := [name for name in names if not _is_known(name)]:
+        notes.append(
+            f"config.json names the class {unknown[0]}, which transformers does not have: its own was measured"
+        )
+    if source.has_random_weights and isinstance(config.get("quantization_config"), dict):
+        method = str(config["quantization_config"].get("quant_method", "quantised"))[:40]
+        notes.append(f"the weights were drawn UNQUANTISED: this config.json is a {method} checkpoint's, whose speed was not "
+                     "measured; give the checkpoint itself for that")  # fmt: skip
+    if kernel := _hub_kernel(config):
+        notes.append(f"config.json asks for the attention {kernel!r}, code from the hub: it was not loaded")
+    return notes
+
+
+def _hub_kernel(config: Mapping[str, Any]) -> str | None:
+    """Return the implementation of attention that a configuration asks for where that is a repository on the hub."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for entry in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            asked = part.get(entry)
+            for name in asked.values() if isinstance(asked, dict) else [asked]:
+                if isinstance(name, str) and set(name) & set("/|"):
+                    return name[:80]
+    return None
+
+
+def _is_known(name: str) -> bool:
+    """Whether the installed transformers names such a class somewhere in its lists, or can't be read."""
+    found = importlib.util.find_spec("transformers")
+    file = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py" if found and found.origin else Path()
+    if not file.is_file() or f'"{name}"' in (text := file.read_text(encoding="utf-8")):
+        return True
+    # A class that is in no list of tasks: "BertLMHeadModel" is, "T5EncoderModel" in some versions is not.
+    stem = re.split(r"For[A-Z]|Model$|LMHead|EncoderModel$|WithLMHead", name)[0]
+    models = file.parent.parent
+    return f'"{stem}Model"' in text and any(
+        f"class {name}(" in f.read_text(encoding="utf-8") for f in _modelings(models, stem)
+    )
+
+
+def _modelings(models: Path, stem: str) -> list[Path]:
+    """Return the files that could define a class whose name begins so."""
+    plain = stem.lower()
+    return [file for file in models.glob("*/modeling_*.py") if file.stem[9:].replace("_", "") in plain]
+
+
+def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:
+    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest.
+
+    batch: how many sequences at once, None where that is to be found.
+    """
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    needs_pads = output == "scores" and not is_encoder(config)
+    refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
+    if output == "last-logits" and is_encoder(config):
+        raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
+                       "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def refuse_unknown(source: ModelSource) -> None:
+    """Raise BadInput where the installed transformers has no such kind of model: then its code would come with the model.
+
+    That is read from transformers' files, for importing it takes seconds. Where they can't be read, the worker will tell.
+    """
+    found = importlib.util.find_spec("transformers")
+    tables = Path(found.origin).parent / "models" / "auto" if found and found.origin else Path()
+    texts = [file.read_text(encoding="utf-8") for name in _TABLES if (file := tables / name).is_file()]
+    kind = source.config["model_type"]
+    if not texts or any(f'"{kind}"' in text for text in texts):
+        return
+    what = f"{source.name}: its model_type {kind!r}"
+    if "auto_map" in source.config:
+        raise BadInput(f"{what} needs Python code that comes with the model, and that is never run")
+    raise BadInput(f"{what} is unknown to the installed transformers", "pip install -U transformers")
