@@ -123,7 +123,7 @@ def _with_changed(call: Call, ids: Ids, changed: Collection[int], *, pads: bool 
 
 def has_pads(call: Call) -> bool:
     """Whether a call has columns that belong to no sequence."""
-    return sum(call.lengths) < call.arguments["input_ids"].numel()
+    return sum(call.lengths) < int(call.arguments["input_ids"].numel())
 
 
 def to_probe(calls: Sequence[Call], windows: Sequence[int]) -> list[Call]:
