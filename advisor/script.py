@@ -7,6 +7,7 @@ function that the worker called, read from its file without importing torch.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 from advisor import knobs, workloads
@@ -79,16 +80,16 @@ def refuse_unprintable(configuration: Configuration) -> None:
 
 
 def function_source(file: Path, name: str) -> str:
-    """Return the source of a function in a file, read without importing it."""
+    """Return the source of a function in a file, read without importing it, without what linters are told."""
     text = file.read_text(encoding="utf-8")
     function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name)
-    return ast.get_source_segment(text, function) or ""
+    return re.sub(r"  # (type: ignore|noqa).*", "", ast.get_source_segment(text, function) or "")
 
 
 def collate_name(configuration: Configuration, facts: ModelFacts) -> str:
     """Return the name of the function that makes a batch."""
     if not configuration["packing"].startswith("packed"):
-        return "collate_padded" if facts.is_causal else "collate_right_padded"
+        return "collate_left_padded" if facts.pads_left else "collate_right_padded"
     if facts.is_causal or tells_sequences_apart(configuration["attention"]):
         return "collate_packed"
     return "collate_packed_masked"
@@ -107,7 +108,7 @@ def batching_words(configuration: Configuration, facts: ModelFacts) -> str:
         masked = collate_name(configuration, facts) == "collate_packed_masked"
         mask = "a float mask that keeps sequences apart" if masked else "no attention_mask"
         return f"{size}lay each batch in one row without pads, positions starting again, use_cache=False, {mask}"
-    side = "left" if facts.is_causal else "right"
+    side = "left" if facts.pads_left else "right"
     if configuration["packing"] == "sorted":
         return f"{size}sort all sequences by length, longest first, and batch neighbours; put the results back in order"
     return f"{size}batches as they come, padded on the {side} to the longest"
@@ -130,6 +131,7 @@ def script_for(
     loading = loading_lines(source, configuration, facts, workload.output, device)
     if device == "cpu":
         loading.append(f"torch.set_num_threads({threads})")
+    loading = list(dict.fromkeys(["from typing import Any", *loading]))
     return f'''"""{_quoted(f"{source.name}: {configuration} (written by advisor suggest).")}"""
 
 import time
@@ -180,64 +182,52 @@ def _lines(statements: list[str], indent: int = 0) -> str:
     return "\n".join(" " * indent + line for statement in statements for line in statement.splitlines())
 
 
+#: The function that runs the model and indexes its output, by what is asked for: the one that was timed and judged.
+_RUNS = {"pooled": "run_pooled", "scores": "run_scores"}
+
+
 def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts) -> list[str]:
     """Return the source of the functions that the loop calls."""
-    sources = [collate_source(configuration, facts)]
-    if workload.output == "pooled":
-        sources.append(function_source(_FORWARD, "pool"))
-    if workload.output == "scores" and configuration["packing"].startswith("packed"):
-        source = function_source(_FORWARD, "score_packed").replace("  # type: ignore[no-any-return]", "")
-        sources.append(source.replace("model: Any, call: dict[str, Any]", "model, call"))
-    return sources
+    run = function_source(_FORWARD, _RUNS.get(workload.output, "run_tokens"))
+    return [collate_source(configuration, facts), run]
 
 
 def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
     """Return what is done with each batch: make the call, leave out what the model does not take, hand results on."""
-    packed = configuration["packing"].startswith("packed")
     name = collate_name(configuration, facts)
-    keeps = output == "last-logits" and "logits_to_keep" in facts.accepts
-    lines = [f"call = {name}({', '.join(['[sequences[i] for i in batch]', *_collate_arguments(name, facts)])})"]
-    lines += _places_lines(output, facts, packed=packed)
-    if keeps:
-        lines.append('call["logits_to_keep"] = ' + ("torch.tensor(ends) - 1" if packed else "1"))
+    lines = [f"call, places = {name}({', '.join(['[sequences[i] for i in batch]', *_collate_arguments(name, facts)])})"]
     if dropped := _dropped(name, facts):
         lines.append(f"for name in {dropped!r}:\n    del call[name]")
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
-    computed, kept = _result_lines(output, facts, packed=packed, keeps=keeps)
-    waits = [] if device == "cpu" else ["torch.cuda.synchronize()"]
-    return [*lines, f"values = {computed}", *waits, f"for n, i in enumerate(batch):\n    use(i, {kept})", "del values"]
+    lines.append(f"values = {_run_call(output, facts)}")
+    lines += [] if device == "cpu" else ["torch.cuda.synchronize()"]
+    if output in ("all-logits", "hidden"):
+        lines.append("for i, (row, start, end) in zip(batch, places):\n    use(i, values[row, start:end])")
+    else:
+        lines.append("for i, result in zip(batch, values):\n    use(i, result)")
+    return [*lines, "del values"]
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
-    first = [f"first_position={facts.position_offset}"] if facts.position_offset else []
+    first = [f"first_position={facts.position_offset!r}"] if facts.position_offset else []
     if name == "collate_right_padded":
-        return ["0"]
-    if name == "collate_padded":
-        return ["0", *first]
+        return [_pad_token(facts)]
+    if name == "collate_left_padded":
+        return [_pad_token(facts), *first]
     return (["model.dtype"] if name == "collate_packed_masked" else []) + first
 
 
-def _places_lines(output: str, facts: ModelFacts, *, packed: bool) -> list[str]:
-    """Return what finds each sequence in the call, as far as it is needed: rows, first columns, columns after the last."""
-    if packed:
-        lines = ["ends = torch.tensor([lengths[i] for i in batch]).cumsum(0).tolist()"]
-        lines += ["starts = [0, *ends[:-1]]"] if output in ("pooled", "scores") else []
-        return lines + (["rows = [0] * len(batch)"] if output == "pooled" else [])
-    if output != "pooled":
-        return []
-    rows = "rows = list(range(len(batch)))"
-    if facts.is_causal:
-        return [rows, 'ends = [call["input_ids"].shape[1]] * len(batch)',
-                "starts = [end - lengths[i] for end, i in zip(ends, batch)]"]  # fmt: skip
-    return [rows, "starts, ends = [0] * len(batch), [lengths[i] for i in batch]"]
+def _pad_token(facts: ModelFacts) -> str:
+    """Return what batches are padded with: any id, but for a class that finds its pads by it."""
+    return "model.config.pad_token_id or 0" if facts.finds_pads_by_id else "0"
 
 
 def _dropped(name: str, facts: ModelFacts) -> list[str]:
     """Return the arguments of a batch that the model's forward does not take."""
     made = {
-        "collate_padded": ["attention_mask", "position_ids"],
+        "collate_left_padded": ["attention_mask", "position_ids"],
         "collate_right_padded": ["attention_mask"],
         "collate_packed": ["position_ids", "cu_seq_lens_q"],
         "collate_packed_masked": ["attention_mask", "position_ids"],
@@ -248,22 +238,16 @@ def _dropped(name: str, facts: ModelFacts) -> list[str]:
     return dropped + (["use_cache"] if "no_use_cache" in facts.accepts else [])
 
 
-def _result_lines(output: str, facts: ModelFacts, *, packed: bool, keeps: bool) -> tuple[str, str]:
-    """Return what calls the model, and what is sequence n's of its `values`."""
-    if output == "scores" and packed:
-        return "score_packed(model, call, starts)", "values[n]"
+def _run_call(output: str, facts: ModelFacts) -> str:
+    """Return the call of the function that runs the model."""
     if output == "pooled":
-        return f"pool(model(**call).last_hidden_state, rows, starts, ends, {facts.pooling!r})", "values[n]"
-    values = "last_hidden_state" if output == "hidden" else "logits"
+        return f"run_pooled(model, call, places, {facts.pooling!r})"
     if output == "scores":
-        kept = "values[n]"
-    elif output == "last-logits":
-        kept = ("values[0, n]" if keeps else "values[0, ends[n] - 1]") if packed else "values[n, -1]"
-    elif packed:
-        kept = "values[0, ends[n] - lengths[i] : ends[n]]"
-    else:
-        kept = "values[n, -lengths[i] :]" if facts.is_causal else "values[n, : lengths[i]]"
-    return f"model(**call).{values}", kept
+        return "run_scores(model, call, places)"
+    if output == "hidden":
+        return "run_tokens(model, call, places, 'last_hidden_state', False, None)"
+    distances = "(0,)" if output == "last-logits" else "None"
+    return f"run_tokens(model, call, places, 'logits', {'logits_to_keep' in facts.accepts}, {distances})"
 
 
 def _result_words(output: str) -> str:
