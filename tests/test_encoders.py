@@ -59,20 +59,14 @@ def judged(models: dict[str, ModelSource], tmp_path: Path) -> Callable[..., dict
         workload = Workload(LENGTHS, size, output)
         base = BASE if size is not None else BASE.replaced(batch="1")
         request = {
-            "source": source.request, "facts": facts, "workload": workload.payload, "gate_workload": workload.payload,
+            "source": source.request, "facts": facts, "workload": workload.payload, "sample": workload.sample(),
             "device": "cpu", "uuid": "cpu", "path": str(tmp_path / "reference.pt"), "measured": [],
             "configuration": dict(base.replaced(attention="eager")),
             "timing": {"stopping": {"least": 2, "most": 2}, "incumbent_s": None},
         }  # fmt: skip
         session = worker.Session(lambda _: None)
         worker.write_reference(session, request)
-        gate = {
-            "path": request["path"],
-            "baseline": None,
-            "is_baseline": False,
-            "reference": "fp32",
-            "precision": "fp32",
-        }
+        gate = {"path": request["path"], "default": None, "is_default": False, "reference": "fp32", "known": {}}
         configuration = base.replaced(**choices, **(more or {}))
         return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(configuration)})
 

@@ -20,8 +20,9 @@ from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.model import ModelFacts
 from advisor.runner import LocalRunner, read_facts
+from advisor.timing_torch import EARLY_STOP_RATIO, EARLY_STOP_S, Round, Stopping, _clearly_slower, _until_warm
 from advisor.trial import Outcome
-from advisor.worker import EARLY_STOP_RATIO, EARLY_STOP_S, Round, Stopping, _clearly_slower, _finite, _until_warm
+from advisor.worker import _finite
 from advisor.workloads import Workload
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,352 @@
+"""The gate's three parts by themselves: the independence probe, the layout in fp32, and the reference, on tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from advisor import facts_torch, figures_torch, fp32_torch, gate_torch  # noqa: E402
+from advisor.checkpoint import find_model  # noqa: E402
+from advisor.configuration import Configuration  # noqa: E402
+from advisor.gate import figures_found, known_figures, layout_request  # noqa: E402
+from advisor.judge import LAYOUT_LIMIT, wrong  # noqa: E402
+from advisor.knobs.flash_fp32_torch import flash_in_fp32  # noqa: E402
+from advisor.model import ModelFacts  # noqa: E402
+from advisor.session_torch import Session  # noqa: E402
+from advisor.trial import Outcome, Quality, Trial  # noqa: E402
+from advisor.workloads import Workload  # noqa: E402
+
+LENGTHS = (7, 19, 5, 33, 12, 25, 8, 16)
+BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "max_position_embeddings": 64, "initializer_range": 0.15}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Use one thread, and put the number back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Give tiny models, in bf16 where a floor could hide something, by kind."""
+    folder, made = tmp_path_factory.mktemp("gate-parts"), {}
+    configs = {
+        "llama": transformers.LlamaConfig(**SIZES, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+        "mistral": transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8, pad_token_id=0),
+        "bert": transformers.BertConfig(**SIZES),
+        "roberta": transformers.RobertaConfig(**{**SIZES, "max_position_embeddings": 66}, pad_token_id=1),
+        "gpt2": transformers.GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=64,
+                                        initializer_range=0.15),
+        "fnet": transformers.FNetConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, intermediate_size=96,
+                                        max_position_embeddings=64, initializer_range=0.15),
+    }  # fmt: skip
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        auto = transformers.AutoModel if name in ("bert", "roberta", "fnet") else transformers.AutoModelForCausalLM
+        model = auto.from_config(config).to(
+            torch.float32 if name == "fnet" else torch.bfloat16
+        )  # there is no FFT in bf16
+        model.save_pretrained(folder / name)
+        made[name] = find_model(str(folder / name))
+    return made
+
+
+class Bench:
+    """One model in a session, with its reference written: gives the figures of any configuration of it."""
+
+    def __init__(self, source: Any, output: str, folder: Path, precision: str = "bf16") -> None:
+        """Write the reference."""
+        self.facts = facts_torch.read_facts(source.request, output=output)
+        workload = Workload(LENGTHS, 4, output)
+        self.session = Session(lambda _: None)
+        self.request: dict[str, Any] = {
+            "source": source.request, "facts": self.facts, "workload": workload.payload, "device": "cpu", "uuid": "cpu",
+            "sample": workload.sample(self.facts["windows"]), "path": str(folder / "reference.pt"),
+            "configuration": dict(BASE.replaced(precision=precision)),
+        }  # fmt: skip
+        self.reference = figures_torch.write_reference(self.session, self.request)
+
+    def figures(self, more: dict[str, Any] | None = None, **choices: str) -> Quality:
+        """Return the figures of the base configuration with these choices."""
+        configuration = BASE.replaced(**choices)
+        self.session.load(self.request, configuration)
+        gate = {
+            "path": self.request["path"],
+            "reference": self.reference["words"],
+            "default": None,
+            "known": more or {},
+        }
+        with torch.inference_mode():
+            return figures_torch.figures_of(self.session, {**self.request, "gate": gate}, configuration)[0]
+
+    def wrong(self, **choices: str) -> str:
+        """Return what is wrong with them."""
+        ran = BASE.replaced(**choices)
+        trial = Trial(1, ran, ran, Outcome.OK, quality=self.figures(**choices))
+        return "; ".join(wrong(trial, None, ModelFacts.of(self.facts)))
+
+
+# ---------------------------------------------------------------------------------------------------- independence probe
+
+
+@pytest.mark.parametrize("packing", ["padded", "sorted", "packed"])
+@pytest.mark.parametrize(("model", "output"), [("llama", "last-logits"), ("llama", "all-logits"), ("mistral", "hidden"),
+                                               ("bert", "pooled"), ("roberta", "hidden")])  # fmt: skip
+def test_right_layouts_do_not_move_by_a_bit(
+    models: dict[str, Any], tmp_path: Path, model: str, output: str, packing: str
+) -> None:
+    """Changed neighbours and pads leave a sequence's output bitwise the same in bf16; its own tokens move it."""
+    found = Bench(models[model], output, tmp_path).figures(packing=packing)
+
+    assert found.neighbours == 0.0
+    assert found.pads in (0.0, None)
+    assert found.own is not None
+    assert found.own > 0
+    assert found.probe_void == ""
+    assert found.layout is not None
+    assert found.layout < LAYOUT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "packing"),
+    [("llama", "last-logits", "packed-cached"), ("llama", "last-logits", "packed-2d-mask"),
+     ("llama", "all-logits", "packed-cu-seq-lens-only"), ("llama", "last-logits", "packed-two-rows"),
+     ("bert", "pooled", "packed-no-mask"), ("bert", "hidden", "packed-2d-mask")],
+)  # fmt: skip
+def test_documents_that_read_one_another_are_caught_in_bf16(
+    models: dict[str, Any], tmp_path: Path, model: str, output: str, packing: str
+) -> None:
+    """The probe's positive controls: every form that leaks says "reads its neighbours", however coarse the dtype."""
+    if (
+        packing == "packed-two-rows"
+    ):  # under sdpa positions tell rows apart: it leaks under FlashAttention alone (rule P4)
+        assert Bench(models[model], output, tmp_path).wrong(packing=packing) == ""
+        return
+    assert "reads its neighbours" in Bench(models[model], output, tmp_path).wrong(packing=packing)
+
+
+def test_a_leak_behind_nf4_is_caught(models: dict[str, Any], tmp_path: Path) -> None:
+    """With random weights a lossy choice has no quality, but whether documents read one another does not depend on it."""
+    pytest.importorskip("bitsandbytes")
+    bench = Bench(models["llama"], "last-logits", tmp_path)
+    known = {"layout": 0.0, "layout_words": "as unquantised"}
+
+    leaking = bench.figures(known, quantization="nf4", packing="packed-cached")
+    right = bench.figures(known, quantization="nf4", packing="packed")
+    assert leaking.neighbours is not None
+    assert leaking.neighbours > 0.01
+    assert right.neighbours == 0.0
+
+
+def test_a_class_that_reads_its_pads_is_said_to(models: dict[str, Any], tmp_path: Path) -> None:
+    """FNet takes no mask: padded batches read their pads, and differ from one sequence at a time in fp32 too."""
+    said = Bench(models["fnet"], "pooled", tmp_path, "fp32").wrong(packing="padded", precision="fp32")
+
+    assert "reads its pads" in said
+    assert "layout is wrong" in said
+
+
+def test_left_pads_without_positions_are_the_layouts_fault(models: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is read that should not be, and yet GPT-2 is wrong where pads on its left are counted: part 1b says so."""
+    bench = Bench(models["gpt2"], "last-logits", tmp_path)
+    bench.request["facts"] = {**bench.facts, "accepts": [a for a in bench.facts["accepts"] if a != "position_ids"]}
+    right = bench.figures()
+    assert right.layout is not None
+    assert right.layout < LAYOUT_LIMIT  # without positions pads go to the right, where nothing reads them
+
+    bench.session.batching = lambda *a: replace(Session.batching(bench.session, *a), left=True)  # type: ignore[method-assign]
+    shifted = bench.figures()
+    assert shifted.neighbours == shifted.pads == 0.0
+    assert shifted.layout is not None
+    assert shifted.layout > 100 * LAYOUT_LIMIT
+
+
+def test_positions_of_another_start_are_the_layouts_fault(models: dict[str, Any], tmp_path: Path) -> None:
+    """RoBERTa packed with positions from 0 reads no neighbour: the probe sees nothing, the layout in fp32 does."""
+    found = Bench(models["roberta"], "hidden", tmp_path).figures(packing="packed-positions-from-0")
+
+    assert found.neighbours == 0.0
+    assert found.layout is not None
+    assert found.layout > 100 * LAYOUT_LIMIT
+
+
+def test_a_probe_that_can_not_fail_is_void(models: dict[str, Any], tmp_path: Path) -> None:
+    """Where a sequence's own tokens do not move its output, a leak would not either: that is a finding, not a pass."""
+    bench = Bench(models["llama"], "last-logits", tmp_path)
+    bench.session.load(bench.request, BASE)
+    for parameter in bench.session.model.model.embed_tokens.parameters():
+        torch.nn.init.zeros_(parameter)
+    gate = {"path": None, "reference": "", "default": None, "known": {"layout": 0.0}}
+    with torch.inference_mode():
+        found, _ = figures_torch.figures_of(bench.session, {**bench.request, "gate": gate}, BASE)
+
+    assert found.probe_void == "a sequence's own tokens do not move its output"
+
+
+def test_special_ids_stay_and_are_never_put_in() -> None:
+    """Contents are changed to ordinary ids alone; what the tokenizer or the config names stays where it is."""
+    ids = gate_torch.Ids.of(20, {0, 1, 2, 7})
+    before = torch.tensor([1, 5, 6, 7, 9, 2, 0, 12])
+    after = ids.instead_of(before, 3)
+
+    kept = torch.isin(before, torch.tensor([0, 1, 2, 7]))
+    assert torch.equal(after[kept], before[kept])
+    assert not torch.isin(after[~kept], torch.tensor([0, 1, 2, 7])).any()
+    assert (after[~kept] != before[~kept]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- the reference
+
+
+@pytest.mark.parametrize("model", ["llama", "mistral", "bert", "gpt2"])
+def test_weights_widened_block_by_block_give_the_fp32_model(models: dict[str, Any], model: str) -> None:
+    """A model in bf16 inside in_fp32 computes what the checkpoint loaded in fp32 does, and is itself again afterwards."""
+    path, auto = models[model].path, transformers.AutoModel
+    narrow, wide = (auto.from_pretrained(path, dtype=dtype).eval() for dtype in (torch.bfloat16, torch.float32))
+    ids = torch.randint(16, 256, (2, 20))
+    before = {name: tensor.clone() for name, tensor in narrow.state_dict().items()}
+
+    with torch.inference_mode(), fp32_torch.in_fp32(narrow, "cpu"):
+        found = narrow(input_ids=ids).last_hidden_state
+    with torch.inference_mode():
+        expected = wide(input_ids=ids).last_hidden_state
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in narrow.state_dict().items())
+
+
+def test_a_reference_is_in_fp32_whatever_the_checkpoint(models: dict[str, Any], tmp_path: Path) -> None:
+    """A checkpoint in bf16 has a reference in fp32: the fp32 configuration is within its rounding, bf16 is not."""
+    bench = Bench(models["llama"], "last-logits", tmp_path)
+
+    assert bench.reference["words"].startswith("fp32, eager")
+    assert bench.figures(precision="fp32").rms < 1e-5
+    assert bench.figures().rms > 1e-3
+
+
+def test_attention_in_chunks_is_eager_attention(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries some at a time give what all at once give: the mask's rows go with them."""
+    model = transformers.AutoModel.from_pretrained(models["mistral"].path, dtype=torch.float32).eval()
+    ids = torch.randint(16, 256, (1, 40))
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=False).last_hidden_state
+        monkeypatch.setattr(fp32_torch, "SCORES_BYTES", 4 * 4 * 40 * 7)  # seven queries at a time
+        fp32_torch.register_chunks()
+        assert fp32_torch.can_chunk(model)
+        model.set_attn_implementation(fp32_torch.IN_CHUNKS)
+        found = model(input_ids=ids, use_cache=False).last_hidden_state
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_first_layers_hold_every_kind(models: dict[str, Any]) -> None:
+    """One of each kind is enough; the model has all its layers back afterwards."""
+    alike = transformers.AutoModel.from_config(transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 6}))
+    mixed = transformers.AutoModel.from_config(
+        transformers.Gemma2Config(**{**SIZES, "num_hidden_layers": 6}, num_key_value_heads=2, head_dim=16)
+    )
+    assert fp32_torch.first_of_each_kind(alike, 6) == 1
+    assert fp32_torch.first_of_each_kind(mixed, 6) == 2
+    with fp32_torch.first_layers(alike, 6, 1):
+        assert len(alike.layers) == 1
+    assert [name for name, _ in alike.layers.named_children()] == list("012345")
+
+
+def test_shared_layers_are_looked_at_whole() -> None:
+    """Where layers share weights, what the first do says nothing of all."""
+    model = transformers.AutoModel.from_config(transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 3}))
+    model.layers[2].mlp.gate_proj.weight = model.layers[0].mlp.gate_proj.weight
+
+    assert fp32_torch.first_of_each_kind(model, 3) == 3
+
+
+# --------------------------------------------------------------------------------------------- FlashAttention's interface
+
+
+@pytest.mark.parametrize("model", ["llama", "mistral"])
+def test_flash_attentions_path_in_fp32_is_right_by_every_way_in(models: dict[str, Any], model: str) -> None:
+    """Through transformers' own FlashAttention code: pads by a mask, cu_seq_lens, and positions that start again in a row."""
+    from transformers.integrations.flash_attention import flash_attention_forward
+
+    own = transformers.AutoModel.from_pretrained(models[model].path, dtype=torch.float32).eval()
+    own.set_attn_implementation("eager")
+    transformers.AttentionInterface.register("stand_in", flash_attention_forward)
+    transformers.masking_utils.AttentionMaskInterface.register(
+        "stand_in", transformers.masking_utils.flash_attention_mask
+    )
+    sequences = [torch.randint(16, 256, (n,)) for n in (5, 21, 12)]
+    with torch.inference_mode():
+        alone = [own(input_ids=s[None], use_cache=False).last_hidden_state[0] for s in sequences]
+        own.set_attn_implementation("stand_in")
+        with flash_in_fp32("stand_in"):
+            row, positions = torch.cat(sequences)[None], torch.cat([torch.arange(len(s)) for s in sequences])[None]
+            ends = torch.tensor([0, 5, 26, 38], dtype=torch.int32)
+            varlen = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 21, "max_length_k": 21}
+            ids = torch.zeros((3, 21), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for n, s in enumerate(sequences):
+                ids[n, : len(s)], mask[n, : len(s)] = s, 1
+            by_positions = own(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[0]
+            by_ends = own(input_ids=row, position_ids=positions, use_cache=False, **varlen).last_hidden_state[0]
+            padded = own(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+    for n, (expected, start) in enumerate(zip(alone, (0, 5, 26), strict=True)):
+        for found in (
+            by_positions[start : start + len(expected)],
+            by_ends[start : start + len(expected)],
+            padded[n, : len(expected)],
+        ):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- what is known already
+
+
+def test_layout_and_probe_are_looked_at_once() -> None:
+    """A layout is known by attention and packing, the probe by the weights too; a figure that is missing is asked for."""
+    quality = Quality(0.0, 0.0, None, None, 1, layout=1e-6, layout_words="sdpa", neighbours=0.0, probed="neighbours")
+    trials = [Trial(0, BASE, BASE, Outcome.OK, quality=quality)]
+
+    assert known_figures(trials, BASE)["neighbours"] == 0.0
+    assert known_figures(trials, BASE.replaced(precision="fp16")) == {"layout": 1e-6, "layout_words": "sdpa"}
+    assert known_figures(trials, BASE.replaced(packing="packed")) == {}
+
+
+def test_what_quantises_has_its_layout_looked_at_without() -> None:
+    """nf4 needs a look at the layout in the default's weights once; LLM.int8 needs the probe from there too."""
+    nf4, int8 = BASE.replaced(quantization="nf4", precision="fp16"), BASE.replaced(quantization="int8")
+    layout = {"layout": 0.0, "layout_words": ""}
+
+    assert layout_request(BASE, BASE, {}) is None
+    assert layout_request(nf4, BASE, {}) == BASE
+    assert layout_request(nf4, BASE, layout) is None
+    assert layout_request(int8, BASE, layout) == BASE
+    assert layout_request(int8, BASE.replaced(quantization="checkpoint"), {}) is None
+    seen = {**layout, "neighbours": 0.0, "probed": "neighbours"}
+    assert "neighbours" not in figures_found(seen, nf4)
+    assert "without int8" in figures_found(seen, int8)["probed"]
+
+
+def test_the_sample_covers_the_list() -> None:
+    """The longest, the shortest and the most uneven batch and every shape class are judged, wherever in the list they are."""
+    lengths = [16, 16, 15, 16] * 400 + [90, 100, 3, 16]
+    chosen = Workload(tuple(lengths), 4).sample(windows=(32,))
+
+    assert {1600, 1601, 1602, 1603} <= set(chosen)
+    assert len(chosen) < len(lengths)
+    assert any(lengths[i : i + 4] == [16, 16, 15, 16] for i in chosen if i % 4 == 0)
+    assert sum(lengths[i] for i in chosen) < 50_000
