@@ -531,10 +531,7 @@ def test_end_says_why_and_what_is_left() -> None:
 
 
 def test_search_does_not_end_because_of_what_might_fail() -> None:
-    """A failure with a choice puts its others off; for the end they count for almost all that they promise.
-
-    Two choices of attention in four: with the fast one two failures were seen that have the packing to blame as well.
-    """
+    """One failure puts off what shares choices with it; for the end that still counts for a good part of its promise."""
     made = Made.of(14, broken=False)
     trials = [made.trial(n, c) for n, c in enumerate(searched(made, 14, 8))]
     before = made.known(trials).chance_of_better()
