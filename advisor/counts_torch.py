@@ -88,7 +88,9 @@ def _declared(config: Any, names: re.Pattern[str]) -> int:
     """Return the first whole number above zero that a configuration, or a part of it, has under such a name; else 0."""
     entries = config.get_text_config().to_dict()
     parts = [entries, *(value for value in entries.values() if isinstance(value, dict))]
-    found = [value for part in parts for name, value in part.items() if names.fullmatch(str(name)) and type(value) is int]
+    found = [
+        value for part in parts for name, value in part.items() if names.fullmatch(str(name)) and type(value) is int
+    ]
     return next((value for value in found if value > 0), 0)
 
 

@@ -113,7 +113,11 @@ def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         for number, ids in enumerate(tokens):
             found = gate_torch.alone(looked, {number: ids}, facts["accepts"])[number]
             values[str(number)] = found.cpu()
-    return {"values": values, "distances": distances, "deviation": gate_torch.deviation_of(values.values())}
+    return {
+        "values": values,
+        "distances": distances,
+        "deviation": gate_torch.deviation_of(values.values(), workload.output),
+    }
 
 
 def _forget(session: Session) -> None:
@@ -245,7 +249,7 @@ def _layout_error(
     looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0)
     with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
         truth = gate_torch.alone(looked, sequences, facts.accepts)
-    looked = replace(looked, deviation=gate_torch.deviation_of(truth.values()))
+    looked = replace(looked, deviation=gate_torch.deviation_of(truth.values(), workload.output))
     with _any_kernel(), flash_in_fp32(str(session.model.config._attn_implementation)):
         return gate_torch.layout_error(looked, chosen, truth)
 

@@ -14,7 +14,7 @@ import torch
 
 from advisor.model import ModelFacts
 from advisor.workloads.forward import shape_class
-from advisor.workloads.forward_torch import Asked, Call
+from advisor.workloads.forward_torch import Asked, Call, score_deviation
 
 #: The independence probe runs the smallest batch of so many shape classes of the list.
 MOST_PROBED = 3
@@ -58,8 +58,10 @@ def alone(looked: Looked, tokens: Mapping[int, torch.Tensor], accepts: Sequence[
     return {number: looked.values(call)[0] for number, call in calls}
 
 
-def deviation_of(values: Iterable[torch.Tensor]) -> float:
+def deviation_of(values: Iterable[torch.Tensor], output: str) -> float:
     """Return the standard deviation of values at a position, over all sequences: the σ of every figure."""
+    if output == "scores":
+        return score_deviation(torch.cat(list(values)))
     squares = count = 0.0
     for found in values:
         squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())

@@ -83,7 +83,7 @@ def test_encoders_are_right_in_every_batching(
     """Each sequence's hidden states, embedding or scores are those it has alone, and what was asked for is what ran."""
     result = judged(model, output, attention=attention, packing=packing)
 
-    assert result["outcome"] == Outcome.OK, result
+    assert result["outcome"] == Outcome.OK, (result["reason"], result.get("quality"))
     assert result["alias"] == ""
     assert result["quality"]["rms"] < 1e-5
 

@@ -7,7 +7,6 @@ where each sequence lies: its row, its first column and the column after its las
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +81,7 @@ def collate_packed_masked(
         "use_cache": False,
     }
     ends = torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist()
-    return call, [(0, start, end) for start, end in itertools.pairwise(ends)]
+    return call, [(0, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]  # noqa: RUF007  (stands on its own)
 
 
 @dataclass(frozen=True)

@@ -253,10 +253,9 @@ class Tally:
 
     def _deviation(self) -> float:
         """Return the standard deviation that errors are counted in: of values at a position, of scores over sequences."""
-        if self.output != "scores" or len(self.pairs[0]) < LEAST_SEQUENCES:
-            return float(max((self.reference_squares / self.values) ** 0.5, 1e-30))
-        scores = torch.stack(self.pairs[0])
-        return float(max(float((scores - scores.mean(0)).square().mean()) ** 0.5, 1e-30))
+        if self.output == "scores":
+            return score_deviation(torch.stack(self.pairs[0]))
+        return float(max((self.reference_squares / self.values) ** 0.5, 1e-30))
 
     def quality(self, *, text: bool, reference: str) -> Quality:
         """Return the figures. Raises ValueError where an output was not finite: nothing can be said of it then."""
@@ -281,6 +280,16 @@ class Tally:
             perplexity_ratio=float(likelihood) if text and self.targets else None,
             reference=reference,
         )
+
+
+def score_deviation(scores: torch.Tensor) -> float:
+    """Return the standard deviation that errors of scores, [sequences, labels], are counted in.
+
+    Over the sequences; of too few over the labels; and where there is one label alone, the size of the scores themselves.
+    """
+    many, labels = len(scores) >= LEAST_SEQUENCES, scores.shape[-1] > 1
+    centred = scores - scores.mean(0) if many else scores - scores.mean(-1, keepdim=True) if labels else scores
+    return float(max(float(centred.double().square().mean()) ** 0.5, 1e-30))
 
 
 def _ten_nearest(embeddings: torch.Tensor) -> torch.Tensor:
