@@ -30,7 +30,7 @@ BASE = {"attention": "sdpa", "precision": "bf16", "quantization": "none", "packi
 
 DECODER = [
     ("sdpa", "padded"), ("sdpa", "packed"), ("eager", "padded"), ("flash_attention_2", "padded"),
-    ("flash_attention_2", "sorted"), ("flash_attention_2", "packed"), ("torch_varlen", "packed"), ("flex_attention", "packed"),
+    ("flash_attention_2", "sorted"), ("flash_attention_2", "packed"), ("torch_varlen", "packed"),
     ("sdpa", "packed-cached"), ("flash_attention_2", "packed-two-rows"), ("flash_attention_2", "packed-zeros-in-mask"),
 ]  # fmt: skip
 ENCODER = [("sdpa", "padded"), ("sdpa", "packed"), ("flash_attention_2", "padded"), ("flash_attention_2", "packed"),
