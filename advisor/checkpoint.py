@@ -18,6 +18,7 @@ from typing import Any
 from advisor.errors import BadInput
 from advisor.model import ModelSource
 from advisor.space import refuse_unpadded
+from advisor.tokenizing import has_tokenizer
 
 #: Files up to this size are hashed whole; larger ones by their header and evenly spaced blocks.
 WHOLE_HASH_BYTES = 256 * 2**20
@@ -27,7 +28,18 @@ _BLOCK_BYTES, _BLOCKS = 64 * 2**10, 256
 HUB_TIMEOUT_S = 3.0
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
+_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "tokenizer*",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+]
 
 #: Where transformers lists its kinds of models.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
@@ -165,10 +177,9 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     for file in weights:
         if file.suffix == ".safetensors":
             _check_safetensors(file)
-    tokenizer = any(
-        (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    return ModelSource(
+        name, str(path.resolve()), config, "trained", digest_of(weights), has_tokenizer(path), allow_pickle
     )
-    return ModelSource(name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle)
 
 
 def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from advisor.configuration import Configuration
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
@@ -33,11 +33,6 @@ _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_lengt
 def config_of(source: Mapping[str, Any]) -> Any:
     """Return the model's configuration object, fresh: a failed load leaves its request in the one it was given."""
     return AutoConfig.from_pretrained(source["path"], trust_remote_code=False)
-
-
-def tokenizer_of(source: Mapping[str, Any]) -> Any:
-    """Return the model's tokenizer."""
-    return AutoTokenizer.from_pretrained(source["path"], trust_remote_code=False)
 
 
 def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:

@@ -48,7 +48,9 @@ class Lengths:
         if self.cut:
             are, were = ("is", "was") if self.cut == 1 else ("are", "were")
             whose = "the model's " if self.limit == "positions" else "the "
-            notes.append(f"{self.cut} of {count} texts {are} longer than {whose}{self.longest} {self.limit} and {were} cut")
+            notes.append(
+                f"{self.cut} of {count} texts {are} longer than {whose}{self.longest} {self.limit} and {were} cut"
+            )
         if self.empty:
             notes.append(f"{_count(self.empty, 'text')} without a token {'is' if self.empty == 1 else 'are'} left out")
         if self.null:
@@ -126,7 +128,9 @@ def sampled(sizes: Sequence[int], most: int | None) -> Sequence[int]:
 class _Counted:
     """Texts being counted: their lengths, where they stand, and what was read of the rows."""
 
-    def __init__(self, named: Source, source: ModelSource, tokenizing: Tokenizing, longest: int | None, output: str) -> None:
+    def __init__(
+        self, named: Source, source: ModelSource, tokenizing: Tokenizing, longest: int | None, output: str
+    ) -> None:
         self.named, self.source, self.tokenizing, self.output = named, source, tokenizing, output
         limit = tokenizing.sentences.limit if tokenizing.sentences else None
         self.longest = min((n for n in (longest, limit) if n is not None), default=None)
@@ -183,12 +187,18 @@ class _Counted:
 
     def _manner(self, entry: Entry) -> str:
         if isinstance(entry, Chat):
-            return " with the model's chat template" if self.tokenizing.has_template else " joined, for the model has no chat template"
+            return (
+                " with the model's chat template"
+                if self.tokenizing.has_template
+                else " joined, for the model has no chat template"
+            )
         return f", {self.tokenizing.words}" if self.tokenizing.words else ""
 
     def _ids(self, entries: Sequence[Entry]) -> list[list[int]]:
         found = self.tokenizing.ids(entries, self.longest)
-        refuse_beyond(self.source.name, max((max(ids, default=0) for ids in found), default=0), vocabulary_of(self.source.config))
+        refuse_beyond(
+            self.source.name, max((max(ids, default=0) for ids in found), default=0), vocabulary_of(self.source.config)
+        )
         return found
 
 

@@ -89,7 +89,9 @@ def found_in(value: Any, column: str, output: str) -> Found:
     """
     if column:
         if not isinstance(value, dict) or column not in value:
-            raise Unreadable(f"there is no column {column!r}" + (f" among {names(value)}" if isinstance(value, dict) else ""))
+            raise Unreadable(
+                f"there is no column {column!r}" + (f" among {names(value)}" if isinstance(value, dict) else "")
+            )
         return _of_column(value, column, output)
     if value is None:
         return Found((), "null")
@@ -98,7 +100,9 @@ def found_in(value: Any, column: str, output: str) -> Found:
     if isinstance(value, list) and _is_chat(value):
         return Found((Chat(_messages(value)),), "messages")
     if not isinstance(value, dict):
-        raise Unreadable("neither a string nor an object with text, prompt, instruction, question, messages or their like")
+        raise Unreadable(
+            "neither a string nor an object with text, prompt, instruction, question, messages or their like"
+        )
     return _of_object(value, output)
 
 
@@ -148,7 +152,9 @@ def _chat(values: Mapping[str, Any], output: str) -> _Read | None:
                 break
     else:
         return None
-    system = next((key for key in ("system", "system_prompt") if isinstance(values.get(key), str) and values[key]), None)
+    system = next(
+        (key for key in ("system", "system_prompt") if isinstance(values.get(key), str) and values[key]), None
+    )
     if system and turns[0]["role"] != "system":
         turns, used = ({"role": "system", "content": values[system]}, *turns), (system, *used)
     for key in ("tools", "functions"):
@@ -168,7 +174,11 @@ def _tokens(values: Mapping[str, Any], output: str) -> _Read | None:
 
 def _preference(values: Mapping[str, Any], output: str) -> _Read | None:
     """Refuse two answers to one request: which is sent is not known."""
-    if values.get("chosen") is None or values.get("rejected") is None or any(_listed(values.get(name)) for name in CHATS):
+    if (
+        values.get("chosen") is None
+        or values.get("rejected") is None
+        or any(_listed(values.get(name)) for name in CHATS)
+    ):
         return None
     raise Unreadable("chosen and rejected are two answers to one request (name one as FILE:chosen)")
 
@@ -190,7 +200,9 @@ def _pair(values: Mapping[str, Any], output: str) -> _Read | None:
         return own, used, ", each on its own"
     if output == "scores":
         return tuple(Text(values[query], pair=text) for text in texts), used, " in pairs"
-    raise Unreadable(f"{', '.join(used)}: how a model is given them for {output} is not known (name one as FILE:{query})")
+    raise Unreadable(
+        f"{', '.join(used)}: how a model is given them for {output} is not known (name one as FILE:{query})"
+    )
 
 
 def _parts(values: Mapping[str, Any], output: str) -> _Read | None:
@@ -201,7 +213,9 @@ def _parts(values: Mapping[str, Any], output: str) -> _Read | None:
         return None
     if set(used) <= {"system", "system_prompt", "context"} and _others(values, used):
         return None  # what they go with stands under a name that is not known
-    joined = "".join(("" if not number or name == "completion" else "\n") + text for number, (name, text) in enumerate(texts))
+    joined = "".join(
+        ("" if not number or name == "completion" else "\n") + text for number, (name, text) in enumerate(texts)
+    )
     return (Text(joined),), used, " joined" if len(used) > 1 else ""
 
 
@@ -235,7 +249,9 @@ def _read_alone(values: Mapping[str, Any], name: str, output: str) -> _Read | No
 def _is_chat(value: Any) -> bool:
     """Whether a value is a list of turns: objects that say who speaks, or at least hold a content."""
     turns = value if isinstance(value, list) and value else [None]
-    return all(isinstance(turn, dict) and ({"role", "from"} & turn.keys() or turn.keys() == {"content"}) for turn in turns)
+    return all(
+        isinstance(turn, dict) and ({"role", "from"} & turn.keys() or turn.keys() == {"content"}) for turn in turns
+    )
 
 
 def _turns(value: Any, name: str) -> list[Any]:

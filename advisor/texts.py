@@ -154,7 +154,7 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
 def _lines(source: Source, stream: BinaryIO) -> Iterator[bytes]:
     """Yield lines, none of them longer than MOST_BYTES."""
     if os.fstat(stream.fileno()).st_size < MOST_BYTES:
-        for line in stream:  # noqa: UP028  (yield from would close the file with this generator)
+        for line in stream:  # not `yield from`: it would close the file with this generator
             yield line
         return
     while line := stream.readline(MOST_BYTES):
@@ -260,14 +260,18 @@ def _document(source: Source, stream: BinaryIO) -> list[Any]:
     """Return the rows of a JSON document: of an array, of an object of arrays, or of the one array of objects in it."""
     size = os.fstat(stream.fileno()).st_size
     if size > MOST_BYTES:
-        raise BadInput(f"{source.path} is one JSON document of {size / 2**30:.1f} GiB", "write it as .jsonl, a row a line")
+        raise BadInput(
+            f"{source.path} is one JSON document of {size / 2**30:.1f} GiB", "write it as .jsonl, a row a line"
+        )
     try:
         value = _value(stream.read())
     except Unreadable as error:
         raise BadInput(f"{source.path}: {error}") from None
     if not isinstance(value, dict):
         return rows_of(value)
-    tables = [rows for rows in value.values() if isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows)]
+    tables = [
+        rows for rows in value.values() if isinstance(rows, list) and rows and all(isinstance(r, dict) for r in rows)
+    ]
     if len(tables) == 1 and not any(name in value for name in (*CHATS, "prompt", source.column)):
         return list(tables[0])
     columns = {name: cells for name, cells in value.items() if isinstance(cells, list)}

@@ -17,6 +17,14 @@ from typing import Any
 from advisor.errors import BadInput
 from advisor.shapes import Chat, Entry, Text, clean
 
+#: The files of which a tokenizer has at least one: what transformers' own classes name (vocab_files_names), tests look.
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "spiece.model",
+         "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model", "source.spm", "prophetnet.tokenizer",
+         "vocab-src.json", "byte_maps.json", "tekken.json")  # fmt: skip
+
+#: Tokenizer classes that need no vocabulary: bytes or characters are their tokens.
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+
 #: The tokenizer classes that are tokenizer.json and nothing else.
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -87,6 +95,17 @@ class Tokenizing:
         end = list(suffix) if suffix and tuple(ids[-len(suffix) :]) == suffix and len(suffix) < most else []
         return ids if len(ids) <= most else ids[: most - len(end)] + end
 
+    def plain(self, text: str) -> list[int]:
+        """Return the tokens of a text, without those that are put around it."""
+        return self._encode(text, None, special=False)
+
+    @cached_property
+    def pad(self) -> list[int]:
+        """The token that the tokenizer pads with, or none."""
+        declared = self._settings.get("pad_token")
+        text = declared.get("content") if isinstance(declared, dict) else declared
+        return self.plain(text)[:1] if isinstance(text, str) and text else []
+
     @cached_property
     def ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens that are put before and after every text."""
@@ -98,9 +117,11 @@ class Tokenizing:
 
     @cached_property
     def transformers(self) -> Any:
-        """transformers' own tokenizer of the model."""
+        """The model's tokenizer as transformers makes it."""
         if importlib.util.find_spec("transformers") is None:
-            raise BadInput(f"the tokenizer of {self.name} can't be used without transformers", "pip install transformers")
+            raise BadInput(
+                f"the tokenizer of {self.name} can't be used without transformers", "pip install transformers"
+            )
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
@@ -122,7 +143,10 @@ class Tokenizing:
             return BadInput(f"the tokenizer of {self.name} can't be used: it needs code that comes with the model, "
                             "and that is never run")  # fmt: skip
         why = f"it needs {lacks}" if lacks else "its files are damaged, or of a kind that transformers does not know"
-        return BadInput(f"the tokenizer of {self.name} can't be used: {why}", f"pip install {lacks}" if lacks else "download it again")
+        return BadInput(
+            f"the tokenizer of {self.name} can't be used: {why}",
+            f"pip install {lacks}" if lacks else "download it again",
+        )
 
     @property
     def words(self) -> str:
@@ -183,6 +207,13 @@ class Tokenizing:
         return lambda text, pair, special: fast.encode(text, pair, add_special_tokens=special).ids
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a model's folder holds a tokenizer, whatever transformers calls its files."""
+    if any((path / name).is_file() for name in FILES) or any(path.glob("*.tiktoken")) or any(path.glob("tekken*.json")):
+        return True
+    return _object(path / "tokenizer_config.json").get("tokenizer_class") in _WITHOUT_VOCABULARY
+
+
 def sentences_of(path: Path) -> Sentences | None:
     """Return how sentence-transformers prepares texts for a folder of its own, None where the folder is none."""
     modules = _read(path / "modules.json")
@@ -209,7 +240,9 @@ def _whole(text: str) -> str:
 
 
 def _roles(chat: Chat) -> str:
-    return clean(", ".join(message["role"] for message in chat.messages[:6]) + ("…" if len(chat.messages) > 6 else ""), 80)
+    return clean(
+        ", ".join(message["role"] for message in chat.messages[:6]) + ("…" if len(chat.messages) > 6 else ""), 80
+    )
 
 
 def _object(file: Path) -> Mapping[str, Any]:

@@ -54,7 +54,8 @@ _CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "
 class Job:
     """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial.
 
-    also: configurations that are measured and confirmed whatever the search finds, where they are admissible.
+    also: configurations that are measured and confirmed whatever the search finds, where they are admissible. texts: where
+    the user's own texts are (Lengths.texts), None where the bundled one is run.
     """
 
     source: ModelSource
@@ -65,6 +66,7 @@ class Job:
     seed: int = 0
     trial_timeout_s: float = 600.0
     also: tuple[Configuration, ...] = ()
+    texts: Mapping[str, Any] | None = None
 
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -378,6 +380,7 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
         "source": job.source.request,
         "facts": tuning.facts.payload,
         "workload": job.workload.payload,
+        "texts": job.texts,
         "gate_workload": gate_workload.payload,
         "configuration": dict(configuration),
         "gate": None,
@@ -446,7 +449,7 @@ def _write_reference(tuning: Tuning, request: Mapping[str, Any], path: Path) -> 
         if result.get("transient"):
             result = tuning.runner.run(asked, tuning.job.trial_timeout_s)
         if "outcome" not in result:
-            return f"{precision}, eager, one sequence at a time, {result['positions']} positions"
+            return f"{precision}, eager, one sequence at a time, {result['positions']} positions, {result.get('texts', '')}"
     raise AdvisorError(f"the reference can't be computed: {result['reason']}")
 
 

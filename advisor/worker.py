@@ -47,9 +47,10 @@ if __name__ == "__main__":
 
 import torch
 
-from advisor import ceilings_torch, facts_torch
+from advisor import ceilings_torch, facts_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.device import Gauges, disturbed
+from advisor.errors import AdvisorError
 from advisor.knobs import KNOBS, Reading, choice_of, effective_choices, packing_torch, tier_of
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.measurement import interval_of_median
@@ -127,12 +128,10 @@ class Session:
         self.send({"event": "stage", "stage": name})
 
     def tokens(self, request: Mapping[str, Any], workload: Workload) -> list[torch.Tensor]:
-        """Return the workload's tokens, drawn once."""
-        key = json.dumps(workload.payload)
+        """Return the workload's tokens, read or drawn once."""
+        key = tokens_torch.key_of(request, workload)
         if self.tokens_of is None or self.tokens_of[0] != key:
-            source = request["source"]
-            tokenizer = facts_torch.tokenizer_of(source) if source["has_tokenizer"] else None
-            self.tokens_of = (key, forward.draw_tokens(workload, tokenizer, request["facts"]["vocabulary"]))
+            self.tokens_of = (key, tokens_torch.tokens_of(request, workload))
         return self.tokens_of[1]
 
     def load(self, request: Mapping[str, Any], configuration: Configuration) -> float:
@@ -220,7 +219,7 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
                 squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
                 count += found.numel()
     torch.save({"values": values, "offsets": offsets, "deviation": (squares / count) ** 0.5}, request["path"])
-    return {"positions": sum(len(v) for v in values.values())}
+    return {"positions": sum(len(v) for v in values.values()), "texts": tokens_torch.words_of(request)}
 
 
 def run_gate(
@@ -443,7 +442,7 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
     requested = Configuration.of(request["configuration"])
     workload, device, asked = workload_of(request["workload"]).under(requested), request["device"], asked_of(request)
-    result: dict[str, Any] = {"load_s": session.load(request, requested)}
+    result: dict[str, Any] = {"load_s": session.load(request, requested), "texts": tokens_torch.words_of(request)}
     with torch.inference_mode():
         session.stage("first call")
         calls = [asked.arguments(call) for call in session.calls(request, workload, requested)]
@@ -508,7 +507,7 @@ def _peak_bytes(device: str) -> int:
 
 def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
     """Return the outcome, reason and transience that an exception stands for."""
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, (Failed, AdvisorError)) else str(error)
     name = type(error).__module__
     if isinstance(error, Failed):
         outcome, transient = error.outcome, error.transient
@@ -525,8 +524,15 @@ def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
     return {"outcome": outcome, "reason": " ".join(text.split())[:TEXT_LIMIT], "transient": transient}
 
 
+def read_facts(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the model's facts. Raises BadInput where its tokenizer is of another model."""
+    facts = facts_torch.read_facts(request["source"], output=request["output"])
+    tokens_torch.refuse_unfit(request["source"], request["output"], facts["vocabulary"])
+    return facts
+
+
 _OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]] = {
-    "facts": lambda session, request: facts_torch.read_facts(request["source"], output=request["output"]),
+    "facts": read_facts,
     "ceilings": lambda session, request: ceilings_torch.measure(request["device"]),
     "reference": write_reference,
     "trial": run_trial,

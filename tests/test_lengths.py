@@ -131,7 +131,12 @@ def test_a_small_file_is_read_whole_and_a_larger_one_sampled(tmp_path: Path, sou
 def test_a_sample_takes_one_of_every_stratum(sizes: str, count: int) -> None:
     """It has as many rows as were asked for, in order, one of each stratum of the ranking by size, wherever sizes are equal."""
     draw = random.Random(1)
-    made = {"equal": lambda i: 5, "rising": lambda i: i, "two": lambda i: i % 2, "drawn": lambda i: draw.randint(1, 50)}[sizes]
+    made = {
+        "equal": lambda i: 5,
+        "rising": lambda i: i,
+        "two": lambda i: i % 2,
+        "drawn": lambda i: draw.randint(1, 50),
+    }[sizes]
     rows = [made(i) for i in range(1000)]
     chosen = list(sampled(rows, count))
     ranking = sorted(range(1000), key=lambda i: (rows[i], i))
@@ -190,7 +195,7 @@ BROKEN: dict[str, tuple[str, str, str | bytes | None, str]] = {
     "an object without text": ("a.jsonl", "", '{"words": 1}\n', "line 1: no key of it holds a text: words"),
     "a null": ("a.jsonl", "", '{"text": null}\n', "has no text"),
     "an empty chat": ("a.jsonl", "", "[]\n", "has no text"),
-    "a chat with a picture": ("a.jsonl", "", '[{"content": [{"type": "image_url"}]}]\n', "line 1: a message holds a part that is no text"),
+    "a chat with a picture": ("a.jsonl", "", '[{"content": [{"type": "image_url"}]}]\n', "line 1: a message holds a part"),
     "no text": ("a.txt", "", b"good\n\xff\xfe\n", "line 2: this is no UTF-8 text"),
     "no text in JSON": ("a.jsonl", "", b'"good"\n"\xff"\n', "line 2: this is no UTF-8 text"),
     "no text in a table": ("a.csv", ":a", b"a\ngood\n\xff\n", "line 3: this is no UTF-8 text"),

@@ -78,20 +78,22 @@ ROWS: dict[str, tuple[Any, str | list[str], str]] = {
     "question and answer": ({"question": LONG, "answer": 42}, f"{LONG}\n42", "question + answer joined"),
     "squad": ({"id": "1", "context": LONG, "question": "Why?", "answers": {"text": ["x"]}}, f"{LONG}\nWhy?",
               "context + question joined; not read: answers, id"),
-    "orca": ({"system_prompt": "Be brief.", "question": "Why?", "response": LONG}, f"Be brief.\nWhy?\n{LONG}", "system_prompt + "),
+    "orca": ({"system_prompt": "Be brief.", "question": "Why?", "response": LONG}, f"Be brief.\nWhy?\n{LONG}", "system_prompt"),
     "input and output": ({"input": LONG, "output": "yes"}, f"{LONG}\nyes", "input + output joined"),
     "input": ({"input": LONG, "label": 1}, LONG, "input; not read: label"),
     "capital letters": ({"Instruction": LONG, "Response": "yes"}, f"{LONG}\nyes", "Instruction + Response joined"),
     "an unknown key": ({"utterance": LONG, "label": 3, "tags": ["a"]}, LONG, "utterance; not read: label, tags"),
     "document": ({"title": "Rivers", "document": LONG}, LONG, "document; not read: title"),
-    "messages beside prompt": ({"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": LONG}]},
+    "messages beside prompt": ({"prompt": "Hi", "messages": [CHAT[1], {"role": "assistant", "content": LONG}]},
                                f"Hi\n{LONG}", "messages joined, for the model has no chat template; not read: prompt"),
     "ShareGPT": ({"id": "1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": LONG}]}, f"Hi\n{LONG}",
                  "conversations joined, for the model has no chat template; not read: id"),
     "ShareGPT with system": ({"system": "Be brief.", "conversations": [{"from": "human", "value": LONG}]}, f"Be brief.\n{LONG}",
                              "system + conversations"),
-    "chats of prompt and completion": ({"prompt": CHAT[:2], "completion": CHAT[2:3]}, "You are helpful.\nHi\nHello", "prompt + completion"),
-    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": LONG}]}]}, f"a\n{LONG}", "messages"),
+    "chats of prompt and completion": ({"prompt": CHAT[:2], "completion": CHAT[2:3]}, "You are helpful.\nHi\nHello",
+                                       "prompt + completion"),
+    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": LONG}]}]},
+              f"a\n{LONG}", "messages"),
     "a bare chat": (CHAT[1:3], "Hi\nHello", "messages"),
     "an array": ([{"text": LONG}, {"text": "Hi."}, {"text": "Yes."}], [LONG, "Hi.", "Yes."], "read 3 rows: text"),
     "an array of strings": ([LONG, "Hi."], [LONG, "Hi."], "read 2 rows"),
@@ -122,12 +124,18 @@ def test_null_content_beside_a_tool_call_is_a_chat(tmp_path: Path, causal: Model
     assert lengths_from(file, causal, 2048).lengths[0] > len(tokenizer("Hi\nSunny")["input_ids"])
 
 
-@pytest.mark.parametrize("more", [{}, {"tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}]}])
+@pytest.mark.parametrize(
+    "more", [{}, {"tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}]}]
+)
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
-def test_a_chat_counts_with_the_models_template(tmp_path: Path, chatty: ModelSource, turns: int, more: dict[str, Any]) -> None:
+def test_a_chat_counts_with_the_models_template(
+    tmp_path: Path, chatty: ModelSource, turns: int, more: dict[str, Any]
+) -> None:
     """Messages are sent through the template, with the row's tools; an answer is asked for where the last turn is none."""
     chat, tokenizer = CHAT[:turns], tokenizer_of(chatty)
-    wanted = tokenizer.apply_chat_template(chat, add_generation_prompt=turns != 3, return_dict=True, **more)["input_ids"]
+    wanted = tokenizer.apply_chat_template(chat, add_generation_prompt=turns != 3, return_dict=True, **more)[
+        "input_ids"
+    ]
     found = lengths_from(written(tmp_path, "a.jsonl", {"messages": chat, **more}), chatty, 2048)
 
     assert found.lengths == (len(wanted),)
@@ -265,7 +273,9 @@ def test_the_ends_that_the_tokenizers_settings_ask_for_count(tmp_path: Path) -> 
     folder = tmp_path / "model"
     shutil.copytree(MODELS / "causal", folder)
     declared = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**declared, "add_bos_token": True, "add_eos_token": True}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**declared, "add_bos_token": True, "add_eos_token": True})
+    )
     source = find_model(str(folder))
     wanted = len(tokenizer_of(source)(LONG)["input_ids"])
 
@@ -278,5 +288,7 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     shutil.copytree(MODELS / "causal", folder)
     declared = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**declared, "vocab_size": 300}))
-    with pytest.raises(BadInput, match=r"the tokenizer of .* gives ids up to \d+, and the model's embedding has 300 rows"):
+    with pytest.raises(
+        BadInput, match=r"the tokenizer of .* gives ids up to \d+, and the model's embedding has 300 rows"
+    ):
         lengths_from(written(tmp_path, "a.jsonl", LONG), find_model(str(folder)), 2048)
