@@ -277,7 +277,7 @@ def _with_workload(options: Namespace, source: ModelSource, objective: Objective
 def _with_texts(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
                 asked: tuple[str, int | None]) -> Asked:  # fmt: skip
     """Read the lengths of the user's own texts. asked: the output, and the most positions that the model has."""
-    from advisor.lengths import earlier, lengths_from
+    from advisor.lengths import MOST_ROWS_WHOLE, earlier, lengths_from
 
     output, limit = asked
     file, most = os.fspath(options.lengths_from), (options.batches or DEFAULT_BATCHES) * (options.batch or DEALT)
@@ -286,7 +286,10 @@ def _with_texts(options: Namespace, source: ModelSource, objective: Objective, m
     flags = f"--lengths-from {shlex.quote(file)} --batch {options.batch or 'auto'}{batches} --output {output}"
 
     def others() -> Iterator[tuple[str, Workload]]:
-        for words, lengths in earlier(file, source, limit, most, output):
+        first = options.batches is not None
+        if found.rows > MOST_ROWS_WHOLE and not first:
+            return
+        for words, lengths in earlier(file, source, limit, most, output, first=first):
             yield words, Workload(lengths, options.batch, output)
 
     workload = Workload(found.lengths, options.batch, output)

@@ -46,7 +46,6 @@ class Lengths:
         """What a person must know of them, a line each."""
         notes, count = [self.read], len(self.lengths)
         if self.cut:
-            are, were = ("is", "was") if self.cut == 1 else ("are", "were")
             whose = "the model's " if self.limit == "positions" else "the "
             notes.append(
                 f"{self.cut} of {count} texts {are} longer than {whose}{self.longest} {self.limit} and {were} cut"
@@ -78,19 +77,22 @@ def lengths_from(
     return counted.told(len(index), most)
 
 
-def earlier(file: str, source: ModelSource, longest: int | None, most: int | None,
-            output: str = "last-logits") -> Iterator[tuple[str, tuple[int, ...]]]:  # fmt: skip
+def earlier(file: str, source: ModelSource, longest: int | None, most: int,
+            output: str = "last-logits", *, first: bool) -> Iterator[tuple[str, tuple[int, ...]]]:  # fmt: skip
     """Yield, in words and as lengths, what was stored for a file before samples were taken, as far as it is cheap to count.
 
-    The whole file, or its first `most` texts. Nothing where the sample is the whole file.
+    The whole file where it has at most MOST_ROWS_WHOLE rows; with `first`, its first `most` texts, which --batches once took.
+    Nothing where the sample is the whole file.
     """
     named, tokenizing = source_of(file), _tokenizing(source, output)
     index = index_of(named)
-    if most is None or len(index) <= most:
+    if len(index) <= most:
         return
     everything = range(len(index))
     wanted = [("the whole file", everything)] if len(index) <= MOST_ROWS_WHOLE else []
-    for words, numbers in (*wanted, (f"the first {most} texts of the file", everything[: 2 * most])):
+    if first:
+        wanted.append((f"the first {most} texts of the file", everything[: 2 * most]))
+    for words, numbers in wanted:
         counted = _Counted(named, source, tokenizing, longest, output)
         try:
             counted.add(index.places(numbers))

@@ -120,7 +120,7 @@ def _of_column(row: Mapping[str, Any], column: str, output: str) -> Found:
 
 def _of_object(row: Mapping[str, Any], output: str) -> Found:
     """Return the texts of an object by its keys, in whatever case they are written. Raises Unreadable."""
-    keys = {key.strip().lower().replace(" ", "_"): key for key in reversed(row)}
+    keys = {key.strip().lower().replace(" ", "_"): key for key in reversed(list(row))}
     values = {name: row[key] for name, key in keys.items()}
     for read in (_preference, _chat, _tokens, _text, _pair, _parts, _alone, _only_string):
         found = read(values, output)

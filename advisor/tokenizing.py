@@ -164,8 +164,7 @@ class Tokenizing:
         first, second = _whole(entry.text), None if entry.pair is None else _whole(entry.pair)
         if self.sentences is not None:
             first = self.sentences.of(first, entry.part)
-        most = None if longest is None else max(longest * _CHARACTERS, 2**20)
-        if most is not None and second is None and len(first) > most:
+        if longest is not None and second is None and len(first) > (most := max(longest * _CHARACTERS, 2**20)):
             ids = self._encode(first[:most], None, special=True)
             if len(ids) > longest:
                 return ids

@@ -152,9 +152,10 @@ def test_what_was_stored_before_samples_is_looked_for(tmp_path: Path, source: Mo
     file = written(tmp_path, "a.txt", "\n".join(texts))
     everything = lengths_from(file, source, 2048).lengths
 
-    assert list(earlier(file, source, 2048, 64)) == [
+    assert list(earlier(file, source, 2048, 64, first=True)) == [
         ("the whole file", everything), ("the first 64 texts of the file", everything[:64])]  # fmt: skip
-    assert list(earlier(file, source, 2048, 300)) == []
+    assert [words for words, _ in earlier(file, source, 2048, 64, first=False)] == ["the whole file"]
+    assert list(earlier(file, source, 2048, 300, first=True)) == []
 
 
 def test_the_rows_can_be_found_again(tmp_path: Path, source: ModelSource) -> None:
