@@ -47,9 +47,7 @@ class Lengths:
         notes, count = [self.read], len(self.lengths)
         if self.cut:
             whose = "the model's " if self.limit == "positions" else "the "
-            notes.append(
-                f"{self.cut} of {count} texts {are} longer than {whose}{self.longest} {self.limit} and {were} cut"
-            )
+            notes.append(f"{self.cut} of {count} texts are longer than {whose}{self.longest} {self.limit} and were cut")
         if self.empty:
             notes.append(f"{_count(self.empty, 'text')} without a token {'is' if self.empty == 1 else 'are'} left out")
         if self.null:
