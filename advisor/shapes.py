@@ -61,7 +61,7 @@ class Chat:
         for message in self.messages:
             if message["content"] is not None:
                 lines.append(message["content"])
-            lines += [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or ()]
+            lines += [json.dumps(call, ensure_ascii=False) for call in _listed(message.get("tool_calls"))]
         return "\n".join(lines)
 
 

@@ -292,3 +292,9 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
         BadInput, match=r"the tokenizer of .* gives ids up to \d+, and the model's embedding has 300 rows"
     ):
         lengths_from(written(tmp_path, "a.jsonl", LONG), find_model(str(folder)), 2048)
+
+
+def test_a_chat_whose_calls_are_no_list_is_counted(tmp_path: Path, causal: ModelSource) -> None:
+    """What is no list of calls is none: it does not end in a traceback."""
+    turns = [{"role": "user", "content": LONG, "tool_calls": 5}]
+    assert lengths_from(written(tmp_path, "a.jsonl", {"messages": turns}), causal, 2048).lengths[0] > 10
