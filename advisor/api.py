@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -19,7 +20,7 @@ from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
 from advisor.model import ModelSource
 from advisor.objective import Objective
-from advisor.workloads.forward import DEALT, Workload
+from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, Workload
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
@@ -212,7 +213,10 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its nouns: flags: the workload as the user spelled it; notes: what is to be told of the workload."""
+    """A question with its nouns: flags: the workload as the user spelled it; notes: what is to be told of the workload.
+
+    texts: where the user's own texts are (Lengths.texts); earlier: what was stored for their file in other ways, in words.
+    """
 
     source: ModelSource
     workload: Workload
@@ -220,6 +224,8 @@ class Asked:
     machine: Machine
     flags: str
     notes: tuple[str, ...]
+    texts: Mapping[str, Any] | None = None
+    earlier: Callable[[], Iterator[tuple[str, Workload]]] = lambda: iter(())
 
 
 def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
@@ -261,20 +267,35 @@ def _with_workload(options: Namespace, source: ModelSource, objective: Objective
     output = options.output or default_output(source.config, source.name)
     refuse_unserved(source, output)
     refuse_output(source.name, source.config, output, options.batch)
-    limit, flags = max_positions(source.config), ""
-    notes: tuple[str, ...] = ()
+    limit = max_positions(source.config)
     if lengths is None:
-        from advisor.lengths import lengths_from
-
-        most = None if options.batches is None else options.batches * (options.batch or DEALT)
-        found = lengths_from(os.fspath(options.lengths_from), source, limit, most)
-        lengths, notes = found.lengths, tuple(found.notes)
-        batches = "" if options.batches is None else f" --batches {options.batches}"
-        flags = f"--lengths-from {shlex.quote(options.lengths_from)} --batch {options.batch or 'auto'}{batches} --output {output}"
-    elif limit is not None and max(lengths) > limit:
+        return _with_texts(options, source, objective, machine, (output, limit))
+    if limit is not None and max(lengths) > limit:
         raise BadInput(f"--lengths {max(lengths)} is beyond the model's {limit} positions")
     workload = Workload(lengths, options.batch, output)
-    return Asked(source, workload, objective, machine, flags or workload.flags, notes)
+    return Asked(source, workload, objective, machine, workload.flags, ())
+
+
+def _with_texts(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
+                asked: tuple[str, int | None]) -> Asked:  # fmt: skip
+    """Read the lengths of the user's own texts. asked: the output, and the most positions that the model has."""
+    from advisor.lengths import MOST_ROWS_WHOLE, earlier, lengths_from
+
+    output, limit = asked
+    file, most = os.fspath(options.lengths_from), (options.batches or DEFAULT_BATCHES) * (options.batch or DEALT)
+    found = lengths_from(file, source, limit, most, output)
+    batches = "" if options.batches is None else f" --batches {options.batches}"
+    flags = f"--lengths-from {shlex.quote(file)} --batch {options.batch or 'auto'}{batches} --output {output}"
+
+    def others() -> Iterator[tuple[str, Workload]]:
+        first = options.batches is not None
+        if found.rows > MOST_ROWS_WHOLE and not first:
+            return
+        for words, lengths in earlier(file, source, limit, most, output, first=first):
+            yield words, Workload(lengths, options.batch, output)
+
+    workload = Workload(found.lengths, options.batch, output)
+    return Asked(source, workload, objective, machine, flags, tuple(found.notes), found.texts, others)
 
 
 def answered(asked: Asked, store: Store, on: str | None) -> Recommendation:
@@ -284,7 +305,12 @@ def answered(asked: Asked, store: Store, on: str | None) -> Recommendation:
     try:
         return answer(store, asked.source, asked.workload, asked.objective, asked.machine.environment, on)
     except NotMeasured as error:
-        raise NotMeasured(str(error).replace(asked.workload.flags, asked.flags)) from None
+        lacking = NotMeasured(str(error).replace(asked.workload.flags, asked.flags))
+    for words, workload in asked.earlier():
+        with suppress(NotMeasured):
+            found = answer(store, asked.source, workload, asked.objective, asked.machine.environment, on)
+            return replace(found, notes=(f"this was measured on {words}, not on a sample of it", *found.notes))
+    raise lacking
 
 
 def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
@@ -294,7 +320,7 @@ def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
     from advisor.tune import Job
 
     nouns = asked.source, asked.workload, asked.objective
-    return Job(*nouns, budget, asked.machine, options.seed, timeout_s), asked.notes
+    return Job(*nouns, budget, asked.machine, options.seed, timeout_s, texts=asked.texts), asked.notes
 
 
 def open_to_write() -> Store:

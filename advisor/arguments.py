@@ -10,7 +10,7 @@ from typing import NoReturn
 from advisor import __version__
 from advisor.errors import BadInput
 from advisor.objective import METRICS, Budget, Objective, Tier
-from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, OUTPUTS, parse_lengths
+from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, OUTPUTS, parse_lengths, refuse_absurd
 
 #: What `advisor tune MODEL` measures when no workload is given.
 DEFAULT_LENGTHS, DEFAULT_PADDING, DEFAULT_BATCH = "512", 0.3, 8
@@ -214,14 +214,14 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", metavar="N[,N…]",
                         help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
     parser.add_argument("--lengths-from", metavar="FILE",
-                        help="lengths of your own texts by the model's tokenizer: .txt, a text a line; .jsonl, its text, "
-                             "prompt, content, input or messages; or FILE.csv:COLUMN")  # fmt: skip
+                        help="your own texts by the model's tokenizer: .txt, a text a line; .jsonl, .json, .csv or .tsv, rows "
+                             "with text, prompt, instruction, messages or their like; or FILE:COLUMN")  # fmt: skip
     parser.add_argument("--padding", type=float, metavar="P",
                         help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
     parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,
                         help="sequences a batch, or auto: then it is tuned too (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batches", type=int, metavar="N",
-                        help=f"batches in the list (default: {DEFAULT_BATCHES}, or the whole file)")  # fmt: skip
+                        help=f"batches in the list, an even sample of a larger file (default: {DEFAULT_BATCHES})")  # fmt: skip
     parser.add_argument(
         "--output", choices=OUTPUTS, help="what is asked of the model (default: what its class is made for)"
     )
@@ -257,6 +257,7 @@ def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
         least = dealt if options.batches is None else min(dealt, options.batches)
         if least < 1:
             raise BadInput(f"--batch and --batches must be at least 1, not {least}")
+        refuse_absurd(dealt * (DEFAULT_BATCHES if options.batches is None else options.batches))
         return None
     lengths, padding = DEFAULT_LENGTHS if options.lengths is None else options.lengths, options.padding
     if padding is None and "," not in lengths and dealt > 1:

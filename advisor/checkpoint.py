@@ -16,6 +16,7 @@ from typing import Any
 from advisor.beside import kinds_of_modules, read_beside, transformer_folder
 from advisor.errors import BadInput
 from advisor.model import ModelSource
+from advisor.tokenizing import has_tokenizer
 
 #: Files up to this size are hashed whole; larger ones by their header and evenly spaced blocks.
 WHOLE_HASH_BYTES = 256 * 2**20
@@ -25,7 +26,18 @@ _BLOCK_BYTES, _BLOCKS = 64 * 2**10, 256
 HUB_TIMEOUT_S = 3.0
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
+_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "tokenizer*",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+]
 
 #: torch's names of safetensors' floating-point types that a model can be made in.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -79,13 +91,10 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
     for file in weights:
         if file.suffix == ".safetensors":
             _check_safetensors(file)
-    tokenizer = any(
-        (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    )
     size = sum(file.stat().st_size for file in weights)
     beside = {**read_beside(path.resolve()), "weight_bytes": size, "weights_dtype": _first_dtype(weights[0])}
     return ModelSource(
-        name, str(path.resolve()), config, "trained", digest_of(weights), tokenizer, allow_pickle, beside
+        name, str(path.resolve()), config, "trained", digest_of(weights), has_tokenizer(path), allow_pickle, beside
     )
 
 

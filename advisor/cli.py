@@ -168,8 +168,8 @@ def _suggest(options: argparse.Namespace) -> int:
         raise BadInput(f"--why-not: there is no choice {options.why_not!r}", "advisor probe lists them")
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
-        recommendation = answered(asked, store, options.on)
         _note(asked.notes)
+        recommendation = answered(asked, store, options.on)
         if name:
             lines = why_not(recommendation, store.trials(recommendation.study.id), name)
             as_json = options.format == "json"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from advisor import counts_torch, kinds_torch, structure_torch
 from advisor.configuration import Configuration
@@ -44,11 +43,6 @@ def config_of(source: Mapping[str, Any]) -> Any:
         if part is not None and source["weights"] == "random" and hasattr(part, "quantization_config"):
             del part.quantization_config
     return config
-
-
-def tokenizer_of(source: Mapping[str, Any]) -> Any:
-    """Return the model's tokenizer."""
-    return AutoTokenizer.from_pretrained(source["path"], trust_remote_code=False)
 
 
 def checkpoint_dtype_of(source: Mapping[str, Any], config: Any) -> torch.dtype:

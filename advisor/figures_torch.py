@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from advisor import facts_torch, fp32_torch, gate_torch
+from advisor import facts_torch, fp32_torch, gate_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.gate_torch import Looked
 from advisor.judge import LAYOUT_LIMIT, depends_on_batch
@@ -54,7 +54,8 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
         if beside:
             _forget(session)
         torch.save(found, request["path"])
-        return {"positions": sum(len(v) for v in found["values"].values()), "words": words}
+        positions = sum(len(values) for values in found["values"].values())
+        return {"positions": positions, "words": words, "texts": tokens_torch.words_of(request)}
     return {"unjudged": why}
 
 
@@ -205,7 +206,7 @@ def _probed(
         return {"probed": f"not probed: {', '.join(dependent)} depends on the whole batch by design"}
     session.stage("independence probe")
     facts = ModelFacts.of(request["facts"])
-    ids = gate_torch.Ids.of(facts.vocabulary, gate_torch.special_ids(session.model, session.tokenizer(request)))
+    ids = gate_torch.Ids.of(facts.vocabulary, gate_torch.named_ids(session.model) | tokens_torch.special_ids(request))
     return gate_torch.probe(looked, calls, ids, pads=not facts.finds_pads_by_id)
 
 

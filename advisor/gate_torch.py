@@ -72,9 +72,9 @@ def deviation_of(values: Iterable[torch.Tensor], output: str) -> float:
 # ------------------------------------------------------------------------------------------------ the independence probe
 
 
-def special_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that mean something by themselves: the tokenizer's special ones and every id that the config names."""
-    found = set(getattr(tokenizer, "all_special_ids", None) or ())
+def named_ids(model: Any) -> frozenset[int]:
+    """Return the ids that a model's configuration names: they mean something by themselves."""
+    found: set[int] = set()
     for config in (model.config, model.config.get_text_config()):
         for name, value in config.to_dict().items():
             if name.endswith("_token_id") or name in _TOKEN_LISTS:

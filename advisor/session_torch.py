@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from advisor import facts_torch
+from advisor import facts_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.knobs import KNOBS, choice_of, packing_torch
 from advisor.knobs.attention import tells_sequences_apart
@@ -29,28 +28,17 @@ class Session:
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
-        self.tokenizer_of: tuple[str, Any] | None = None
 
     def stage(self, name: str) -> None:
         """Tell the parent what is going on."""
         self.send({"event": "stage", "stage": name})
 
-    def tokenizer(self, request: Mapping[str, Any]) -> Any:
-        """Return the model's tokenizer, loaded once; None where it has none."""
-        source = request["source"]
-        if not source["has_tokenizer"]:
-            return None
-        if self.tokenizer_of is None or self.tokenizer_of[0] != source["path"]:
-            self.tokenizer_of = (source["path"], facts_torch.tokenizer_of(source))
-        return self.tokenizer_of[1]
-
     def tokens(self, request: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Return the tokens of the workload's sequences, drawn once."""
+        """Return the tokens of the workload's sequences, read or drawn once."""
         workload = workload_of(request["workload"])
-        key = json.dumps([workload.payload, request["source"]["path"], request["facts"]["vocabulary"]])
+        key = tokens_torch.key_of(request, workload)
         if self.tokens_of is None or self.tokens_of[0] != key:
-            tokenizer = self.tokenizer(request)
-            self.tokens_of = (key, forward.draw_tokens(workload, tokenizer, request["facts"]["vocabulary"]))
+            self.tokens_of = (key, tokens_torch.tokens_of(request, workload))
         return self.tokens_of[1]
 
     def sampled(self, request: Mapping[str, Any]) -> tuple[Workload, list[torch.Tensor]]:

@@ -52,7 +52,8 @@ _CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "
 class Job:
     """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial.
 
-    also: configurations that are measured and confirmed whatever the search finds, where they are admissible.
+    also: configurations that are measured and confirmed whatever the search finds, where they are admissible. texts: where
+    the user's own texts are (Lengths.texts), None where the bundled one is run.
     """
 
     source: ModelSource
@@ -63,6 +64,7 @@ class Job:
     seed: int = 0
     trial_timeout_s: float = 600.0
     also: tuple[Configuration, ...] = ()
+    texts: Mapping[str, Any] | None = None
 
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -388,6 +390,7 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
         "facts": tuning.facts.payload,
         "workload": job.workload.payload,
         "sample": job.workload.sample(tuning.facts.windows),
+        "texts": job.texts,
         "configuration": dict(configuration),
         "gate": None,
         "measured": [],
@@ -452,7 +455,7 @@ def _write_reference(tuning: Tuning, request: Mapping[str, Any]) -> str:
     if result.get("transient") and not tuning.is_over:
         result = tuning.runner.run(asked, tuning.timeout_s)
     if "words" in result:
-        return f"{result['words']}, {result['positions']} positions"
+        return f"{result['words']}, {result['positions']} positions, {result['texts']}"
     return f"there is no reference in fp32: {result.get('unjudged') or result.get('reason')}"
 
 

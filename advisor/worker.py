@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 import torch
 
-from advisor import ceilings_torch, facts_torch
+from advisor import ceilings_torch, facts_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
@@ -86,7 +86,7 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
     requested = Configuration.of(request["configuration"])
     workload, device, asked = workload_of(request["workload"]).under(requested), request["device"], asked_of(request)
-    result: dict[str, Any] = {"load_s": session.load(request, requested)}
+    result: dict[str, Any] = {"load_s": session.load(request, requested), "texts": tokens_torch.words_of(request)}
     with torch.inference_mode():
         session.stage("first call")
         calls = session.calls(request, workload, requested, session.tokens(request))
@@ -157,8 +157,15 @@ def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
     return {"outcome": outcome, "reason": " ".join(text.split())[:TEXT_LIMIT], "transient": transient}
 
 
+def read_facts(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the model's facts. Raises BadInput where its tokenizer is of another model."""
+    facts = facts_torch.read_facts(request["source"], output=request["output"])
+    tokens_torch.refuse_unfit(request["source"], request["output"], facts["vocabulary"])
+    return facts
+
+
 _OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]] = {
-    "facts": lambda session, request: facts_torch.read_facts(request["source"], output=request["output"]),
+    "facts": read_facts,
     "ceilings": lambda session, request: ceilings_torch.measure(request["device"]),
     "reference": write_reference,
     "layout": layout_of,

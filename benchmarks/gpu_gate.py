@@ -88,7 +88,7 @@ def probed(name: str, bench: Bench, pairs: list[tuple[str, str]]) -> Iterator[di
     reference = bench.reference()
     print(f"\n{name}: reference {reference}\n", flush=True)
     print(
-        "| attention | packing | more | neighbours (σ) | pads (σ) | own (σ) | layout in fp32 (σ) | rms | probe s | layout s | wrong |"
+        "| attention | packing | more | neighbours | pads | own | layout in fp32 | rms | probe s | layout s | wrong |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     default: Quality | None = None

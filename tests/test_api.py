@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from advisor.configuration import Configuration
 from advisor.declared import default_output, is_encoder, max_positions
 from advisor.environment import Environment
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.lengths import lengths_from
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
@@ -54,11 +56,12 @@ def here() -> Environment:
     return probe.machine("cpu").environment
 
 
-def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, where: Environment | None = None) -> None:
+def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, where: Environment | None = None,
+           lengths: tuple[int, ...] = (8, 5, 7, 3)) -> None:  # fmt: skip
     """Write a study in which one configuration was confirmed to be faster than the default."""
     source, default = find_model(str(MODEL)), DEFAULT if batch else DEFAULT.replaced(batch="1")
     with Store.open(url, write=True) as store:
-        study = store.open_study(source, Workload((8, 5, 7, 3), batch), where or here(), Objective(), Budget(60.0), 0)
+        study = store.open_study(source, Workload(lengths, batch), where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed in ((default, 1000.0), (best, 1500.0)):
             number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
@@ -218,7 +221,40 @@ def test_what_was_cut_is_in_the_notes(url: str, tmp_path: Path) -> None:
     )
 
     assert asked.workload.lengths[0] == 2048
-    assert asked.notes == ("1 of 2 texts are longer than the model's 2048 positions and were cut",)
+    assert asked.notes == (
+        "read 2 rows: a string",
+        "1 of 2 texts are longer than the model's 2048 positions and were cut",
+    )
+
+
+@pytest.mark.parametrize("batches", [None, 2])
+def test_what_was_stored_of_a_whole_file_is_found(url: str, tmp_path: Path, batches: int | None) -> None:
+    """Before samples were taken a file counted whole, or its first batches: such an answer is found, and said to be one."""
+    file = tmp_path / "a.txt"
+    file.write_text("".join("word " * (n % 7 + 1) + "\n" for n in range(200)))
+    source = find_model(str(MODEL))
+    lengths = lengths_from(str(file), source, 2048).lengths[: None if batches is None else batches * 2]
+    stored(url, lengths=lengths)
+    found = advisor.suggest(MODEL, lengths_from=file, batches=batches, batch=2, device="cpu")
+
+    assert found.study.workload.lengths == lengths
+    assert any("not on a sample of it" in note for note in found.notes)
+    with pytest.raises(NotMeasured):
+        advisor.suggest(MODEL, lengths_from=file, batches=5, batch=3, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"batch": 100_000}, {"batches": 10**9}, {"lengths": 10**9}, {"batch": 10**12, "padding": 0}, {"lengths": [10**10]},
+     {"lengths_from": "a.txt", "batches": 10**9}, {"lengths_from": "a.txt", "batch": 100_000}],
+)  # fmt: skip
+def test_absurd_sizes_are_refused_before_anything_is_made_of_them(flags: dict[str, Any]) -> None:
+    """A list that nothing works through in a sitting is refused in a line, at once: no list of its size is made."""
+    began = time.process_time()
+    with pytest.raises(BadInput, match="too many to be measured"):
+        lengths_of(api._parsed("suggest", MODEL, flags, api.Flags))
+
+    assert time.process_time() - began < 1
 
 
 # ------------------------------------------------------------------------------------------------ what is asked of a model

@@ -11,8 +11,10 @@ import pytest
 
 from advisor.checkpoint import find_model
 from advisor.errors import BadInput
-from advisor.lengths import lengths_from, texts_of
+from advisor.lengths import earlier, entries_of, lengths_from, sampled
 from advisor.model import ModelSource
+from advisor.shapes import Chat
+from advisor.texts import index_of, read, source_of
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
 SECRET = "the quick brown fox jumps over the lazy dog"
@@ -65,7 +67,16 @@ def test_lengths_are_the_models_own(tmp_path: Path, source: ModelSource, expecte
     found = lengths_from(written(tmp_path, name, content) + column, source, 2048)
 
     assert list(found.lengths) == expected
-    assert (found.cut, found.empty, found.notes) == (0, 0, [])
+    assert (found.cut, found.empty, found.null, found.rows) == (0, 0, 0, len(TEXTS))
+    assert [note.startswith("read 4 rows: ") for note in found.notes] == [True]
+
+
+def texts_of(file: str) -> list[Any]:
+    """Return the texts of a file, chats as they are counted without a template."""
+    named = source_of(file)
+    index = index_of(named)
+    found = [entry for row, _ in read(named, index.places(range(len(index))), "last-logits") for entry in row.entries]
+    return [entry.joined if isinstance(entry, Chat) else entry.text for entry in found]
 
 
 def test_a_chat_counts_as_its_contents_joined(tmp_path: Path) -> None:
@@ -73,7 +84,7 @@ def test_a_chat_counts_as_its_contents_joined(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]
     file = written(tmp_path, "a.jsonl", rows(chat, {"messages": chat}, {"prompt": chat}, {"content": "c", "extra": 1}))
 
-    assert list(texts_of(file)) == ["a\nb", "a\nb", "a\nb", "c"]
+    assert texts_of(file) == ["a\nb", "a\nb", "a\nb", "c"]
 
 
 def test_a_cell_may_hold_lines_and_be_long(tmp_path: Path) -> None:
@@ -81,7 +92,7 @@ def test_a_cell_may_hold_lines_and_be_long(tmp_path: Path) -> None:
     long = "x" * 200_000
     file = written(tmp_path, "a.csv", f'text,n\n"one\ntwo",1\n{long},2\n')
 
-    assert list(texts_of(f"{file}:text")) == ["one\ntwo", long]
+    assert texts_of(f"{file}:text") == ["one\ntwo", long]
 
 
 def test_long_texts_are_cut_and_told(tmp_path: Path, source: ModelSource) -> None:
@@ -91,21 +102,77 @@ def test_long_texts_are_cut_and_told(tmp_path: Path, source: ModelSource) -> Non
 
     assert found.lengths[0] == found.lengths[-1] == 3
     assert found.cut == 2
-    assert found.notes[0] == f"2 of {len(found.lengths)} texts are longer than the model's 3 positions and were cut"
+    assert found.notes[1] == f"2 of {len(found.lengths)} texts are longer than the model's 3 positions and were cut"
     assert len(found.lengths) + found.empty == len(texts)
     assert lengths_from(str(tmp_path / "a.jsonl"), source, None).cut == 0
 
 
-def test_the_first_texts_can_be_taken_alone(tmp_path: Path, source: ModelSource) -> None:
-    """With a limit the first texts count, in their order, however many follow; without one all do."""
+def test_a_small_file_is_read_whole_and_a_larger_one_sampled(tmp_path: Path, source: ModelSource) -> None:
+    """A file within the limit gives all its lengths in its order; of a larger one rows of all sizes count, in that order too."""
     draw = random.Random(0)
-    texts = ["word " * draw.randint(1, 30) for _ in range(2500)]
+    texts = ["word " * draw.randint(1, 300) for _ in range(2500)]
+    file = written(tmp_path, "a.txt", "\n".join(texts))
+    everything = lengths_from(file, source, 2048).lengths
+    found = lengths_from(file, source, 2048, 100)
+
+    assert len(everything) == 2500
+    assert lengths_from(file, source, 2048, 2500).lengths == everything
+    assert lengths_from(file, source, 2048, 9999).lengths == everything
+    assert len(found.lengths) == 100
+    assert found == lengths_from(file, source, 2048, 100)
+    assert sorted(found.lengths) == pytest.approx(sorted(everything)[12::25], abs=5)
+    assert "read 100 of 2,500 rows, spread evenly over all sizes and kept in the file's order" in found.notes[0]
+    rest = iter(everything)
+    assert all(length in rest for length in found.lengths)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 65, 1000])
+@pytest.mark.parametrize("sizes", ["equal", "rising", "two", "drawn"])
+def test_a_sample_takes_one_of_every_stratum(sizes: str, count: int) -> None:
+    """It has as many rows as were asked for, in order, one of each stratum of the ranking by size, wherever sizes are equal."""
+    draw = random.Random(1)
+    made = {
+        "equal": lambda i: 5,
+        "rising": lambda i: i,
+        "two": lambda i: i % 2,
+        "drawn": lambda i: draw.randint(1, 50),
+    }[sizes]
+    rows = [made(i) for i in range(1000)]
+    chosen = list(sampled(rows, count))
+    ranking = sorted(range(1000), key=lambda i: (rows[i], i))
+    strata = sorted(ranking.index(number) * count // 1000 for number in chosen)
+
+    assert chosen == sorted(chosen)
+    assert strata == list(range(count))
+
+
+def test_what_was_stored_before_samples_is_looked_for(tmp_path: Path, source: ModelSource) -> None:
+    """The whole file, where it is not too large, and its first texts are yielded as they were once stored; else nothing."""
+    texts = ["word " * n for n in range(1, 301)]
     file = written(tmp_path, "a.txt", "\n".join(texts))
     everything = lengths_from(file, source, 2048).lengths
 
-    assert len(everything) == 2500
-    assert lengths_from(file, source, 2048, 1200).lengths == everything[:1200]
-    assert lengths_from(file, source, 2048, 9999).lengths == everything
+    assert list(earlier(file, source, 2048, 64, first=True)) == [
+        ("the whole file", everything), ("the first 64 texts of the file", everything[:64])]  # fmt: skip
+    assert [words for words, _ in earlier(file, source, 2048, 64, first=False)] == ["the whole file"]
+    assert list(earlier(file, source, 2048, 300, first=True)) == []
+
+
+def test_the_rows_can_be_found_again(tmp_path: Path, source: ModelSource) -> None:
+    """The recipe leads to the texts that were counted, and its digest changes with them and with nothing else."""
+    table = "id,text\n" + "".join(f'{n},"{"word " * n}\nend {n}"\n' for n in range(1, 200))
+    file = written(tmp_path, "a.csv", table)
+    found = lengths_from(f"{file}:text", source, 2048, 16)
+    entries, digest = entries_of(found.texts, "last-logits")
+    numbers = [int(entry.text.rsplit(" ", 1)[1]) for entry in entries]
+
+    assert [len(entry.text) for entry in entries] == [5 * n + 1 + len(f"end {n}") for n in numbers]
+    assert digest == found.texts["digest"]
+    json.dumps(found.texts)
+    written(tmp_path, "a.csv", table + '999,"more"\n')
+    assert entries_of(found.texts, "last-logits")[1] == digest
+    written(tmp_path, "a.csv", table.replace(f"end {numbers[3]}", f"eNd {numbers[3]}"))
+    assert entries_of(found.texts, "last-logits")[1] != digest
 
 
 def test_texts_stay_where_they_are(tmp_path: Path, source: ModelSource) -> None:
@@ -126,14 +193,14 @@ BROKEN: dict[str, tuple[str, str, str | bytes | None, str]] = {
     "no JSON": ("a.jsonl", "", '"a"\n\n{"text": \n', "line 3: this is no JSON"),
     "deep JSON": ("a.jsonl", "", "[" * 100_000, "line 1: this is no JSON"),
     "a number": ("a.jsonl", "", '"a"\n5\n', "line 2: neither a string nor an object"),
-    "an object without text": ("a.jsonl", "", '{"words": "a"}\n', "line 1: neither a string nor an object with text, prompt"),
-    "a null": ("a.jsonl", "", '{"text": null}\n', "line 1: neither"),
-    "an empty chat": ("a.jsonl", "", "[]\n", "line 1: neither"),
-    "a chat with a picture": ("a.jsonl", "", '[{"content": [{"type": "image_url"}]}]\n', "line 1: neither"),
+    "an object without text": ("a.jsonl", "", '{"words": 1}\n', "line 1: no key of it holds a text: words"),
+    "a null": ("a.jsonl", "", '{"text": null}\n', "has no text"),
+    "an empty chat": ("a.jsonl", "", "[]\n", "has no text"),
+    "a chat with a picture": ("a.jsonl", "", '[{"content": [{"type": "image_url"}]}]\n', "line 1: a message holds a part"),
     "no text": ("a.txt", "", b"good\n\xff\xfe\n", "line 2: this is no UTF-8 text"),
     "no text in JSON": ("a.jsonl", "", b'"good"\n"\xff"\n', "line 2: this is no UTF-8 text"),
     "no text in a table": ("a.csv", ":a", b"a\ngood\n\xff\n", "line 3: this is no UTF-8 text"),
-    "no column named": ("a.csv", "", "a,b\n1,2\n", "a.csv:COLUMN is wanted (its columns: a, b)"),
+    "no column named": ("a.csv", "", "a,b\n1,2\n", "line 2: which of its keys is the text? a, b (name one as FILE:KEY)"),
     "another column": ("a.csv", ":c", "a,b\n1,2\n", "has no column 'c' (its columns: a, b)"),
     "an empty table": ("a.csv", ":a", "", "it is empty"),
     "a table of a head": ("a.csv", ":a", "a,b\n", "has no text"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ DEFAULT_BATCHES = 8
 
 #: Lengths are dealt for batches of this many sequences where batch is a knob.
 DEALT = 8
+
+#: More than these is a slip of the keyboard: sequences in a list, and tokens in it when every one has the longest length.
+MOST_SEQUENCES, MOST_TOKENS = 100_000, 10**9
 
 Batches = tuple[tuple[int, ...], ...]
 
@@ -204,17 +207,18 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
         raise BadInput(f"--padding must be at least 0 and below 1, not {padding:g}")
     if batch < 1 or batches < 1:
         raise BadInput(f"--batch and --batches must be at least 1, not {min(batch, batches)}")
+    refuse_absurd(batch * batches, longest)
     if padding == 0:
         return (longest,) * (batch * batches)
-    low, high = 0.0, 1000.0
+    low, high, padded = 0.0, 1000.0, longest * batch * batches
     for _ in range(60):
         middle = (low + high) / 2
-        if Workload(_dealt(longest, middle, batch, batches), batch).padding < padding:
+        if 1 - sum(map(sum, _groups(longest, middle, batch, batches))) / padded < padding:
             low = middle
         else:
             high = middle
     lengths = _dealt(longest, high, batch, batches)
-    reached = Workload(lengths, batch).padding
+    reached = 1 - sum(lengths) / padded
     if abs(reached - padding) > 0.02:
         raise BadInput(
             f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can"
@@ -222,11 +226,28 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
     return lengths
 
 
-def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int, ...]:
-    dealt: list[int] = []
+def refuse_absurd(sequences: int, longest: int = 1) -> None:
+    """Raise BadInput for a list that no device works through in a sitting: before anything is made of it."""
+    if sequences > MOST_SEQUENCES:
+        raise BadInput(
+            f"{sequences:,} sequences are too many to be measured",
+            f"--batch times --batches may be {MOST_SEQUENCES:,} at most",
+        )
+    if sequences * longest > MOST_TOKENS:
+        raise BadInput(f"{sequences:,} sequences of up to {longest:,} tokens are too many to be measured",
+                       f"--batch times --batches times --lengths may be {MOST_TOKENS:,} at most")  # fmt: skip
+
+
+def _groups(longest: int, exponent: float, batch: int, batches: int) -> Iterator[list[int]]:
+    """Yield the lengths of every batch, each with one of the longest, before they are shuffled."""
     for number in range(batches):
         ranks = [0.0] + [rank + number / batches for rank in range(1, batch)]
-        group = [max(1, round(longest * (1 - rank / batch) ** exponent)) for rank in ranks]
+        yield [max(1, round(longest * (1 - rank / batch) ** exponent)) for rank in ranks]
+
+
+def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int, ...]:
+    dealt: list[int] = []
+    for number, group in enumerate(_groups(longest, exponent, batch, batches)):
         random.Random(number).shuffle(group)
         dealt += group
     return tuple(dealt)
@@ -247,4 +268,5 @@ def parse_lengths(text: str, padding: float | None, batch: int, batches: int) ->
         return quantile_lengths(values[0], padding or 0.0, batch, batches)
     if padding is not None:
         raise BadInput("--padding goes with one number for --lengths; a list has the padding it has")
+    refuse_absurd(max(len(values), batch), max(values))
     return tuple(values)

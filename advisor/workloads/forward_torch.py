@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,25 +16,6 @@ REFERENCE_BYTES = 512 * 2**20
 
 #: Fewer scores than this have no standard deviation worth the name: then it is taken over the labels.
 LEAST_SEQUENCES = 4
-
-TEXT = Path(__file__).with_name("text.txt")
-
-
-def draw_tokens(workload: Workload, tokenizer: Any, vocabulary: int) -> list[torch.Tensor]:
-    """Return one int64 tensor per sequence: stretches of the bundled text, or random ids without a tokenizer.
-
-    Deterministic, so that every process of a study runs the same tokens. Special ids are avoided in random ones as far as
-    they are the lowest few, as is the custom.
-    """
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(0)
-        low = min(16, vocabulary - 1)
-        return [torch.randint(low, vocabulary, (n,), generator=generator) for n in workload.lengths]
-    text = torch.tensor(tokenizer(TEXT.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"])
-    starts = [(number * 7919) % len(text) for number in range(len(workload.lengths))]
-    longest = max(workload.lengths)
-    text = text.repeat(longest // len(text) + 2)
-    return [text[start : start + n].clone() for start, n in zip(starts, workload.lengths, strict=True)]
 
 
 def run_tokens(

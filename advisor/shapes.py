@@ -1,0 +1,327 @@
+"""Which texts a row of data holds: its keys tell. Pure: values of JSON in, texts and chats out, and what was read of which key.
+
+A row is counted whole or refused: the shapes below are those of public instruction, chat, question and retrieval data.
+Whatever is left over is named, so that a person sees what did not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Where a chat's turns stand.
+CHATS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
+
+#: The parts of a request and of its answer, in the order in which they are sent.
+REQUESTS = ("system_prompt", "system", "instruction", "context", "prompt", "question", "query", "problem", "input")
+ANSWERS = ("output", "response", "completion", "answer", "solution", "target")
+
+#: Where a text stands alone, the first that is there counts. `text` comes before all parts: it is what they make together.
+TEXTS = ("content", "document", "passage", "sentence", "article", "body", "abstract", "review")
+
+#: What is looked for, and where it is looked for: retrieval and sentence pairs.
+QUERIES = ("query", "anchor", "question", "question1", "sentence1", "premise", "sentence_a", "text1")
+PASSAGES = ("passage", "passages", "document", "documents", "positive", "positives", "pos", "negative", "negatives", "neg",
+            "question2", "sentence2", "hypothesis", "sentence_b", "text2")  # fmt: skip
+
+#: Keys of data that was made into tokens already.
+TOKENS = ("input_ids", "token_ids")
+
+#: What ShareGPT calls who speaks.
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+             "function_call": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
+
+
+class Unreadable(ValueError):
+    """A row that can't be counted whole: its text says why, in words that follow "line N: "."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text. pair: the second of two that are sent together; part: "query" or "document" where the row tells."""
+
+    text: str
+    pair: str | None = None
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns, as transformers' chat templates take them, and the tools that are offered in it."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Any, ...] = ()
+
+    @property
+    def joined(self) -> str:
+        """The contents alone, a line each: what is counted for a model without a template. What a tool is called with counts."""
+        lines = [json.dumps(tool, ensure_ascii=False) for tool in self.tools]
+        for message in self.messages:
+            if message["content"] is not None:
+                lines.append(message["content"])
+            lines += [json.dumps(call, ensure_ascii=False) for call in _listed(message.get("tool_calls"))]
+        return "\n".join(lines)
+
+
+Entry = Text | Chat
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row gives: its entries (none: it has no text), in words what was read, and the keys that were not."""
+
+    entries: tuple[Entry, ...]
+    read: str
+    unread: tuple[str, ...] = ()
+
+
+def rows_of(value: Any) -> list[Any]:
+    """Return the rows of a value of JSON: those of an array, a chat or anything else as the one that it is."""
+    return [value] if not isinstance(value, list) or _is_chat(value) else value
+
+
+def found_in(value: Any, column: str, output: str) -> Found:
+    """Return the texts of a row. column: the one that was named, or ""; output: what the model is asked for.
+
+    Raises Unreadable.
+    """
+    if column:
+        if not isinstance(value, dict) or column not in value:
+            raise Unreadable(
+                f"there is no column {column!r}" + (f" among {names(value)}" if isinstance(value, dict) else "")
+            )
+        return _of_column(value, column, output)
+    if value is None:
+        return Found((), "null")
+    if isinstance(value, str):
+        return Found((Text(value),), "a string")
+    if isinstance(value, list) and _is_chat(value):
+        return Found((Chat(_messages(value)),), "messages")
+    if not isinstance(value, dict):
+        raise Unreadable(
+            "neither a string nor an object with text, prompt, instruction, question, messages or their like"
+        )
+    return _of_object(value, output)
+
+
+def _of_column(row: Mapping[str, Any], column: str, output: str) -> Found:
+    value, unread = row[column], tuple(sorted(key for key in row if key != column))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str) or value is None:
+        return Found(() if value is None else (Text(value),), column, unread)
+    if isinstance(value, list) and not _is_chat(value):
+        raise Unreadable(f"{column} holds a list that is no chat")
+    found = found_in(value, "", output)
+    return Found(found.entries, column if isinstance(value, list) else f"{column}.{found.read}", unread)
+
+
+def _of_object(row: Mapping[str, Any], output: str) -> Found:
+    """Return the texts of an object by its keys, in whatever case they are written. Raises Unreadable."""
+    keys = {key.strip().lower().replace(" ", "_"): key for key in reversed(list(row))}
+    values = {name: row[key] for name, key in keys.items()}
+    for read in (_preference, _chat, _tokens, _text, _pair, _parts, _alone, _only_string):
+        found = read(values, output)
+        if found is not None:
+            entries, used, manner = found
+            unread = tuple(sorted(key for name, key in keys.items() if name not in used and row[key] is not None))
+            return Found(entries, " + ".join(clean(keys[name]) for name in used) + manner, unread)
+    strings = [key for key, value in row.items() if isinstance(value, str)]
+    if not strings and any(value in (None, []) for value in row.values()):
+        return Found((), "null", tuple(sorted(key for key in row if row[key] is not None)))
+    what = f"which of its keys is the text? {names(strings)}" if strings else f"no key of it holds a text: {names(row)}"
+    raise Unreadable(f"{what} (name one as FILE:KEY)" if strings else what)
+
+
+_Read = tuple[tuple[Entry, ...], tuple[str, ...], str]
+
+
+def _chat(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read a chat, with a system text and tools that stand beside it."""
+    name = next((name for name in CHATS if _turns(values.get(name), name)), None)
+    used: tuple[str, ...]
+    if name is not None:
+        turns, used = _messages(_listed(values[name])), (name,)
+    elif name := next((name for name in ("prompt", "input") if _is_chat(values.get(name))), None):
+        turns, used = _messages(values[name]), (name,)
+        for more in ANSWERS:
+            if _is_chat(values.get(more)):
+                turns, used = turns + _messages(values[more]), (*used, more)
+                break
+    else:
+        return None
+    system = next(
+        (key for key in ("system", "system_prompt") if isinstance(values.get(key), str) and values[key]), None
+    )
+    if system and turns[0]["role"] != "system":
+        turns, used = ({"role": "system", "content": values[system]}, *turns), (system, *used)
+    for key in ("tools", "functions"):
+        if offered := _listed(values.get(key)):
+            tools = tuple({"type": "function", "function": tool} if key == "functions" else tool for tool in offered)
+            return (Chat(turns, tools),), (*used, key), ""
+    return (Chat(turns),), used, ""
+
+
+def _tokens(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Refuse tokens where there is no text."""
+    name = next((name for name in TOKENS if isinstance(values.get(name), list)), None)
+    if name is None or any(isinstance(value, str) for value in values.values()):
+        return None
+    raise Unreadable(f"{name} holds token ids, not text: give their numbers to --lengths")
+
+
+def _preference(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Refuse two answers to one request: which is sent is not known."""
+    if (
+        values.get("chosen") is None
+        or values.get("rejected") is None
+        or any(_listed(values.get(name)) for name in CHATS)
+    ):
+        return None
+    raise Unreadable("chosen and rejected are two answers to one request (name one as FILE:chosen)")
+
+
+def _text(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read `text`, or an object or a chat that stands in its place."""
+    return _read_alone(values, "text", output) if "text" in values else None
+
+
+def _pair(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read a query and what belongs to it: apart for an embedding, together for a score."""
+    query = next((name for name in QUERIES if isinstance(values.get(name), str)), None)
+    passages = [name for name in PASSAGES if _strings(values.get(name))]
+    if query is None or all(name.startswith("neg") for name in passages):
+        return None
+    used, texts = (query, *passages), [text for name in passages for text in _strings(values[name])]
+    if output == "pooled":
+        own = (Text(values[query], part="query"), *(Text(text, part="document") for text in texts))
+        return own, used, ", each on its own"
+    if output == "scores":
+        return tuple(Text(values[query], pair=text) for text in texts), used, " in pairs"
+    raise Unreadable(
+        f"{', '.join(used)}: how a model is given them for {output} is not known (name one as FILE:{query})"
+    )
+
+
+def _parts(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read the parts of a request and of its answer, joined: a completion as it is, others a line each."""
+    used = tuple(name for name in (*REQUESTS, *ANSWERS) if name in values and _is_part(values[name]))
+    texts = [(name, str(values[name])) for name in used if values[name] not in (None, "")]
+    if not used or not (texts or any(values[name] == "" for name in used)):
+        return None
+    if set(used) <= {"system", "system_prompt", "context"} and _others(values, used):
+        return None  # what they go with stands under a name that is not known
+    joined = "".join(
+        ("" if not number or name == "completion" else "\n") + text for number, (name, text) in enumerate(texts)
+    )
+    return (Text(joined),), used, " joined" if len(used) > 1 else ""
+
+
+def _alone(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read a text under a name that is known for one."""
+    name = next((name for name in TEXTS if values.get(name) is not None), None)
+    return None if name is None else _read_alone(values, name, output)
+
+
+def _only_string(values: Mapping[str, Any], output: str) -> _Read | None:
+    """Read the only string there is."""
+    names = [name for name, value in values.items() if isinstance(value, str)]
+    return ((Text(values[names[0]]),), (names[0],), "") if len(names) == 1 else None
+
+
+def _read_alone(values: Mapping[str, Any], name: str, output: str) -> _Read | None:
+    value = values[name]
+    if value is None:
+        return None if any(isinstance(other, (str, list, dict)) for other in values.values()) else ((), (name,), "")
+    if isinstance(value, str):
+        return (Text(value),), (name,), ""
+    if isinstance(value, dict) or _is_chat(value):
+        return found_in(value, "", output).entries, (name,), ""
+    kind = "a number" if isinstance(value, (int, float)) else "a list"
+    raise Unreadable(f"{name} is {kind}, not a text")
+
+
+# -------------------------------------------------------------------------------------------------------------- chats
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a value is a list of turns: objects that say who speaks, or at least hold a content."""
+    turns = value if isinstance(value, list) and value else [None]
+    return all(
+        isinstance(turn, dict) and ({"role", "from"} & turn.keys() or turn.keys() == {"content"}) for turn in turns
+    )
+
+
+def _turns(value: Any, name: str) -> list[Any]:
+    """Return the turns of a chat, which a table spells as JSON in a cell; none where it is no chat. Raises Unreadable."""
+    listed = _listed(value)
+    if isinstance(value, list) and listed and not _is_chat(listed):
+        raise Unreadable(f"{name} is no chat: a turn is an object with role and content, or from and value")
+    return listed if _is_chat(listed) else []
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return value if isinstance(value, list) else []
+
+
+def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return turns with role and content, ShareGPT's too. Raises Unreadable where one holds more than text."""
+    found = []
+    for turn in turns:
+        said = str(turn.get("role") or turn.get("from") or "user")
+        role = said if "role" in turn else _SPEAKERS.get(said.lower(), said.lower())
+        content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value", "text")}
+        found.append({**rest, "role": role, "content": _content(content)})
+    return tuple(found)
+
+
+def _content(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)):
+        return str(value)
+    parts = value if isinstance(value, list) else [value]
+    return "\n".join(_part(part) for part in parts)
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = str(part.get("type") or ", ".join(part)) if isinstance(part, dict) else type(part).__name__
+    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text").endswith("text"):
+        return str(part["text"])
+    raise Unreadable(f"a message holds a part that is no text ({clean(kind)}), and only text is counted and run")
+
+
+# ---------------------------------------------------------------------------------------------------------- small things
+
+
+def _is_part(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
+
+
+def _strings(value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    return texts if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else []
+
+
+def _others(values: Mapping[str, Any], used: Sequence[str]) -> bool:
+    return any(isinstance(value, str) for name, value in values.items() if name not in used)
+
+
+def names(keys: Collection[str]) -> str:
+    """Return keys as they may be printed, eight of them at most."""
+    return ", ".join(clean(key) for key in list(keys)[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
+def clean(name: str, most: int = 40) -> str:
+    """Return a name as it may be printed: somebody else's file spells it."""
+    return "".join(c if c.isprintable() else "?" for c in str(name)[:most])
