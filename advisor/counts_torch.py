@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from advisor.kinds_torch import TOKENS, text_call
+from advisor.kinds_torch import TOKENS, as_traced, expert_modules, hand_experts_on, text_call
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 _CHOSEN = re.compile(r"num_experts_per_tok(en)?|experts_per_token|moe_top_?k|top_k_experts|num_selected_experts|moe_k|top_k"
@@ -38,9 +39,10 @@ def counted(model: Any, config: Any, *, runs_on_meta: bool) -> Counts:
     static = stored - sum(n for _, n in experts) + int(share * sum(n for _, n in experts))
     if not runs_on_meta:
         return Counts(stored, static, 0)
-    executed = _without_experts(experts)
+    executed = hand_experts_on(model)
     try:
-        linear, pairs = _fitted(model)
+        with _plain_attention(model):
+            linear, pairs = _fitted(model)
     except Exception:  # noqa: BLE001  (a class that runs at one length and not at another: its layers are counted)
         return Counts(stored, static, 0)
     # Each of the three passes ran every expert layer as often as the model does.
@@ -61,15 +63,6 @@ def experts_of(model: Any, config: Any) -> int:
     return max(found)
 
 
-def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
-    """Yield the modules that hold all routed experts of a layer in parameters of their own, and how many elements those are."""
-    for name, module in model.named_modules():
-        if "expert" in type(module).__name__.lower() and "shared" not in name:
-            elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 3)
-            if elements:
-                yield module, elements
-
-
 def _linear_weights(model: Any) -> Iterator[torch.Tensor]:
     """Yield the weights of linear layers, each once: torch's, GPT-2's Conv1D, and the experts' three-dimensional ones."""
     seen = set()
@@ -88,7 +81,9 @@ def _declared(config: Any, names: re.Pattern[str]) -> int:
     """Return the first whole number above zero that a configuration, or a part of it, has under such a name; else 0."""
     entries = config.get_text_config().to_dict()
     parts = [entries, *(value for value in entries.values() if isinstance(value, dict))]
-    found = [value for part in parts for name, value in part.items() if names.fullmatch(name) and type(value) is int]
+    found = [
+        value for part in parts for name, value in part.items() if names.fullmatch(str(name)) and type(value) is int
+    ]
     return next((value for value in found if value > 0), 0)
 
 
@@ -98,20 +93,17 @@ def _share(model: Any, config: Any) -> float:
     return min(max(_declared(config, _CHOSEN), 1) / experts, 1.0) if experts else 0.0
 
 
-def _without_experts(experts: list[tuple[Any, int]]) -> dict[int, int]:
-    """Let expert layers hand their input on; return the counts, filled as they run, of how often each did."""
-    executed: dict[int, int] = {}
-
-    def stand_in(module: Any) -> Any:
-        def forward(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            executed[id(module)] = executed.get(id(module), 0) + 1
-            return hidden
-
-        return forward
-
-    for module, _ in experts:
-        module.forward = stand_in(module)
-    return executed
+@contextmanager
+def _plain_attention(model: Any) -> Iterator[None]:
+    """Have attention computed by matrix products, which torch counts on every device, where the class lets it be chosen."""
+    before = model.config._attn_implementation
+    with suppress(Exception):
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if before != model.config._attn_implementation:
+            model.set_attn_implementation(before)
 
 
 def _fitted(model: Any) -> tuple[int, int]:
@@ -124,6 +116,6 @@ def _fitted(model: Any) -> tuple[int, int]:
 
 
 def _operations(model: Any, tokens: int) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), as_traced(), FlopCounterMode(display=False) as counter:
         model(**text_call(model, tokens, "meta"))
     return int(counter.get_total_flops())

@@ -247,6 +247,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     config = config_of(source)
     auto, dtype = kinds_torch.auto_of(output, config), checkpoint_dtype_of(source, config)
     model = kinds_torch.built(source, config, auto, dtype)
+    kinds_torch.hand_experts_on(model)
     runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output)
     if source["weights"] != "random" and _prequantized(source, config) is None:
         _refuse_missing(source, auto, output)
@@ -260,7 +261,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         checkpoint_dtype=str(dtype).removeprefix("torch."),
         **_sizes(source, model, config, dtype, runs_on_meta=runs_on_meta),
         **_attention(model, config),
-        **_positions(model, config, runs_on_meta=runs_on_meta),
+        **_positions(source, model, config, auto),
         prequantized=_prequantized(source, config),
         is_causal=causal,
         pooling=beside.get("pooling") or ("last" if causal else "mean"),
@@ -318,7 +319,7 @@ def _attention(model: Any, config: Any) -> dict[str, Any]:
     }
 
 
-def _positions(model: Any, config: Any, *, runs_on_meta: bool) -> dict[str, Any]:
+def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) -> dict[str, Any]:
     """Return what the class takes beside ids, where positions begin, and how far they reach."""
     accepts, declared = _accepted_arguments(model), structure_torch.limit_of(config.get_text_config())
     offset, takes_positions = structure_torch.position_offset(model, declared), "position_ids" in accepts
@@ -328,7 +329,12 @@ def _positions(model: Any, config: Any, *, runs_on_meta: bool) -> dict[str, Any]
         "takes_positions": takes_positions,
         "position_offset": offset,
         "max_positions": structure_torch.max_positions(model, config, offset),
-        "max_row": structure_torch.max_row(model, declared, takes_positions=takes_positions, runs_on_meta=runs_on_meta),
+        "max_row": structure_torch.max_row(
+            model,
+            declared,
+            takes_positions=takes_positions,
+            takes_row=lambda tokens: kinds_torch.takes_row(source, config, auto, tokens),
+        ),
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from advisor.kinds_torch import text_call
+#: Rows longer than this are not tried: their scores alone would take gigabytes.
+MOST_TRIED = 4200
 
 #: Above this a limit is a sentinel for "none".
 _NO_LIMIT = 10**9
@@ -189,11 +190,11 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((f"{n}.{k}", v) for n, m in model.named_modules() for k, v in vars(m).items() if torch.is_tensor(v))
 
 
-def max_row(model: Any, declared: int | None, *, takes_positions: bool, runs_on_meta: bool) -> int | None:
+def max_row(model: Any, declared: int | None, *, takes_positions: bool, takes_row: Callable[[int], bool]) -> int | None:
     """Return the longest row that the model takes, None where nothing bounds it although no sequence is that long.
 
     declared: the positions that its tables hold. Where positions are passed and start again, a row may be longer than that,
-    unless a buffer is cut to the row's length: a pass over such a row says so.
+    unless a buffer is cut to the row's length: takes_row tries such a row and says so.
     """
     if declared is None:
         return None
@@ -201,19 +202,4 @@ def max_row(model: Any, declared: int | None, *, takes_positions: bool, runs_on_
         tables = [t.shape[0] for name, t in _tensors(model) if t.dim() == 2 and _is_positions(name)]
         return declared if any(declared <= rows <= declared + 4 for rows in tables) else None
     buffers = [t for name, t in model.named_buffers() if t.dim() and t.shape[-1] == declared]
-    if not buffers:
-        return None
-    return None if runs_on_meta and _runs(model, declared + 8) else declared
-
-
-def _runs(model: Any, tokens: int) -> bool:
-    """Whether a row of this many tokens, with positions that start again, passes on device meta."""
-    call = text_call(model, tokens, "meta") | {
-        "position_ids": torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    }
-    try:
-        with torch.inference_mode():
-            model(**call)
-    except Exception:  # noqa: BLE001  (a buffer that is too short: whatever the class makes of it)
-        return False
-    return True
+    return declared if buffers and not (declared <= MOST_TRIED and takes_row(declared + 8)) else None
