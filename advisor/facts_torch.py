@@ -17,6 +17,7 @@ from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
 from advisor.model import ModelFacts
+from advisor.workloads.after_torch import after_pooling_of
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
@@ -124,7 +125,12 @@ def load(
     names["model"] = model.eval()
     for line in dict.fromkeys(line for choice in choices for line in choice.after):
         exec(line, names)  # noqa: S102
-    return names.pop("model").eval()
+    model = names.pop("model").eval()
+    beside = source.get("beside", {})
+    if output == "pooled" and beside.get("after_pooling"):
+        # A plain list: no part of the model, and so of no dtype or count of it.
+        model.after_pooling = after_pooling_of(beside["folder"], beside["after_pooling"], device)
+    return model
 
 
 def arguments_of(choices: Sequence[Choice], configuration: Configuration, names: dict[str, Any]) -> dict[str, Any]:

@@ -241,7 +241,10 @@ def takes_row(source: Mapping[str, Any], config: Any, auto: Any, tokens: int) ->
     """Whether a row of this many tokens, with positions that start again, runs: tried on a copy of few layers."""
     try:
         model = with_values(source, shallow(config), auto)
-        call = {"input_ids": torch.ones((1, tokens), dtype=torch.long), "position_ids": torch.arange(tokens)[None] % 8}
+        call: dict[str, Any] = {
+            "input_ids": torch.ones((1, tokens), dtype=torch.long),
+            "position_ids": torch.arange(tokens)[None] % 8,
+        }
         if "use_cache" in inspect.signature(model.forward).parameters:
             call["use_cache"] = False
         with torch.inference_mode():

@@ -21,6 +21,7 @@ from advisor.workloads.forward import auto_class
 #: Files whose functions the worker called and the script prints.
 _KNOBS = Path(knobs.__file__).parent
 _FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
+_AFTER = Path(workloads.__file__).with_name("after_torch.py")
 
 
 def loading_lines(
@@ -44,6 +45,11 @@ def loading_lines(
         imports |= {"import torch", f"from transformers import {auto}"}
         name = source.path if Path(source.name).exists() else source.name
         load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
+    if output == "pooled" and facts.after_pooling:
+        folder, steps = source.beside.get("folder", source.path), list(facts.after_pooling)
+        defined.append(function_source(_AFTER, "after_pooling_of"))
+        imports.add("from collections.abc import Callable, Sequence")
+        after[f"after_pooling = after_pooling_of({folder!r}, {steps!r}, {device!r})"] = None
     return [*sorted(imports), *defined, *before, *load, *after]
 
 
@@ -58,13 +64,16 @@ def _drawing_lines(
     """Return the statements that draw random weights in the checkpoint's dtype, then convert or quantise them."""
     own, wanted = f"torch.{checkpoint_dtype}", arguments["dtype"]
     kept = {name: text for name, text in arguments.items() if name not in ("dtype", "quantization_config")}
+    drops = "quantization_config" in source.config  # packed and scaled weights can't be drawn
     lines = [
         f"config = AutoConfig.from_pretrained({source.path!r})",
+        *(["del config.quantization_config"] if drops else []),
         "torch.manual_seed(0)",
         f"with torch.device({device!r}):\n    model = {auto}.from_config({_called('config', kept, dtype=own)}).eval()",
     ]
     if wanted != own or "quantization_config" in arguments:
-        given = {"config": f"AutoConfig.from_pretrained({source.path!r})", "state_dict": "state", **arguments}
+        again = "config" if drops else f"AutoConfig.from_pretrained({source.path!r})"
+        given = {"config": again, "state_dict": "state", **arguments}
         lines += [
             f'state = {{name: tensor.to("cpu", {wanted}) for name, tensor in model.state_dict().items()}}',
             f"model = type(model).from_pretrained({_called('None', given, device_map=repr(device))}).eval()",
@@ -207,7 +216,17 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     )
     computed, kept = _result_lines(output, facts, packed=packed, keeps=keeps)
     waits = [] if device == "cpu" else ["torch.cuda.synchronize()"]
-    return [*lines, f"values = {computed}", *waits, f"for n, i in enumerate(batch):\n    use(i, {kept})", "del values"]
+    steps = (
+        ["for step in after_pooling:\n    values = step(values)"] if output == "pooled" and facts.after_pooling else []
+    )
+    return [
+        *lines,
+        f"values = {computed}",
+        *steps,
+        *waits,
+        f"for n, i in enumerate(batch):\n    use(i, {kept})",
+        "del values",
+    ]
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:

@@ -45,7 +45,9 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         kind = f"layers of kind {', '.join(recurrent)}" if recurrent else "states and convolutions along the row"
         reasons.append(Reason("P7", Verdict.INVALID, f"{kind} can't keep packed sequences apart"))
     if facts.max_row is not None and (longest := _longest_row(workload)) > facts.max_row - facts.position_offset:
-        text = f"rows of up to {longest} tokens are beyond the {facts.max_row} positions that {facts.architecture} has buffers for"
+        text = (
+            f"rows of up to {longest} tokens are beyond the {facts.max_row} positions of {facts.architecture}'s buffers"
+        )
         reasons.append(Reason("P23", Verdict.INVALID, text, "a smaller batch"))
     if facts.alibi:
         reasons.append(

@@ -131,7 +131,10 @@ class Asked:
             return score_packed(model, arguments, call.parts[1])
         outputs = model(**arguments)
         if self.output == "pooled":
-            return pool(outputs.last_hidden_state, *call.parts, self.pooling)
+            pooled = pool(outputs.last_hidden_state, *call.parts, self.pooling)
+            for step in getattr(model, "after_pooling", ()):
+                pooled = step(pooled)
+            return pooled
         values: torch.Tensor = outputs.last_hidden_state if self.output == "hidden" else outputs.logits
         return _last(call, values) if self.output == "last-logits" else values
 
