@@ -253,8 +253,9 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     config = config_of(source)
     auto, dtype = kinds_torch.auto_of(output, config), checkpoint_dtype_of(source, config)
     model = kinds_torch.built(source, config, auto, dtype)
-    kinds_torch.hand_experts_on(model)
-    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output)
+    executed, products = kinds_torch.hand_experts_on(model), counts_torch.Products()
+    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output, products)
+    counts = counts_torch.counted(model, config, products if runs_on_meta else None, executed)
     if source["weights"] != "random" and _prequantized(source, config) is None:
         _refuse_missing(source, auto, output)
     beside = source.get("beside", {})
@@ -265,7 +266,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         architecture=type(model).__name__,
         model_type=config.model_type,
         checkpoint_dtype=str(dtype).removeprefix("torch."),
-        **_sizes(source, model, config, dtype, runs_on_meta=runs_on_meta),
+        **_sizes(source, model, config, dtype, counts),
         **_attention(model, config),
         **_positions(source, model, config, auto),
         prequantized=_prequantized(source, config),
@@ -282,11 +283,10 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
 
 
 def _sizes(
-    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, *, runs_on_meta: bool
+    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, counts: counts_torch.Counts
 ) -> dict[str, Any]:
     """Return how large the model is, and how much it computes."""
     text, most = config.get_text_config(), structure_torch.most
-    counts = counts_torch.counted(model, config, runs_on_meta=runs_on_meta)
     parameters = sum(p.numel() for p in model.parameters())
     heads = most(text, "num_attention_heads") or 1
     hidden = most(text, "hidden_size", "d_model")

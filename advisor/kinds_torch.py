@@ -12,25 +12,26 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForTextEncoding
+from transformers.initialization import no_init_weights
 from transformers.utils import import_utils
 
 from advisor.errors import BadInput
 from advisor.workloads.forward import LOGITS, auto_class
 
-#: A copy with real weights is made of models up to this many parameters (1.6 GB in fp32): larger ones are run unasked.
-MOST_COPIED = 400_000_000
+#: A copy with values is made of models up to this many parameters (0.6 GB in fp32, a second or two): larger ones are not tried.
+MOST_COPIED = 150_000_000
 
 #: What torch says where an operation wants a value that a tensor without memory has not.
 _WANTS_VALUES = ("meta", "item()", "data-dependent", "no data")
 
-#: How many tokens the pass has.
-TOKENS = 16
+#: How many tokens the pass has: a number that is no model's width, so that its shapes tell which axes are tokens.
+TOKENS = 23
 
 #: Words in the names of arguments that are inputs of another kind than text.
 _OTHER_INPUTS = re.compile(
@@ -41,8 +42,12 @@ _OTHER_INPUTS = re.compile(
 def built(source: Mapping[str, Any], config: Any, auto: Any, dtype: torch.dtype, device: str = "meta") -> Any:
     """Return the model of a configuration, in evaluation mode. Raises BadInput where transformers can't build it."""
     try:
-        with torch.device(device):
-            return auto.from_config(copy.deepcopy(config), dtype=dtype).eval()
+        # On device meta there is nothing to draw, and trying takes seconds.
+        drawn = no_init_weights() if device == "meta" else nullcontext()
+        with torch.device(device), drawn:
+            model = auto.from_config(copy.deepcopy(config), dtype=dtype)
+        model.tie_weights()
+        return model.eval()
     except ImportError as error:
         missing = re.search(r"requires the (\S+) library", str(error))
         package = f"the package {missing.group(1)}" if missing else "a package"
@@ -161,18 +166,22 @@ def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
                 yield module, elements
 
 
-def refuse_unrunnable(source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str) -> bool:
+def refuse_unrunnable(
+    source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str, seen: AbstractContextManager[Any]
+) -> bool:
     """Raise BadInput where the model does not run on token ids alone, or gives something else than what is asked for.
 
-    model: on device meta, its experts handing on. Returns whether it runs there: what it computes can be counted then.
+    model: on device meta, its experts handing on. seen: around its pass there, to count what it computes. Returns whether it
+    runs there.
     """
     _refuse_inputs(model, config)
     try:
-        outputs = _passed(model, "meta")
+        with seen:
+            outputs = _passed(model, "meta")
     except Exception as error:  # noqa: BLE001
         if _others(model) and not _wants_values(error):
             raise _needs_more(model, _others(model)) from None
-        _try_copy(source, config, auto, output)
+        _try_copy(source, model, config, auto, output)
         return False
     _refuse_shape(model, outputs, output)
     return True
@@ -198,13 +207,12 @@ def _wants_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or any(word in str(error) for word in _WANTS_VALUES)
 
 
-def _try_copy(source: Mapping[str, Any], config: Any, auto: Any, output: str) -> None:
+def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str) -> None:
     """Run a copy of few layers, or else the whole if that is small, with values on the CPU; refuse as what called this does.
 
     What can't be tried whole, and reads nothing else than text by its signature, is let pass.
     """
     for small in (shallow(config), config):
-        model = built(source, config, auto, torch.float32)
         decisive = small is config or bool(_others(model))
         try:
             copied = with_values(source, small, auto)

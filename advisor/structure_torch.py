@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
+import ast
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,10 +119,19 @@ def finds_pads_by_id(model: Any) -> bool:
 
 
 def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
+    return _sources(kind.__module__).get(kind.__name__, "")
+
+
+@cache
+def _sources(module: str) -> dict[str, str]:
+    """Return the source of every class of a module, read once: inspect.getsource would parse the file for each."""
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or not file.endswith(".py"):
+        return {}
+    text = Path(file).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found}
 
 
 def position_offset(model: Any, declared: int | None) -> int:
@@ -144,7 +156,7 @@ def max_positions(model: Any, config: Any, offset: int) -> int | None:
     """
     text = config.get_text_config()
     declared = limit_of(text)
-    if declared is None:
+    if declared is None or getattr(text, "alibi", False):
         return None
     tables = [t.shape[0] for name, t in _tensors(model) if t.dim() == 2 and _is_positions(name)]
     near = [rows for rows in tables if declared <= rows <= declared + 4]
