@@ -34,15 +34,16 @@ def read_beside(folder: Path) -> dict[str, Any]:
     """Return what a folder's files beside config.json say of an embedding. Reads JSON files alone, raises nothing.
 
     pooling: "mean", "cls" or "last", None where nothing is said; after_pooling: the steps after it, "normalize",
-    "dense PATH ACTIVATION" and "layer_norm PATH", paths relative to `folder`; problem: why `pooled` can't be what the
-    owner's library gives, "" where it can.
+    "dense PATH ACTIVATION" and "layer_norm PATH", paths relative to `folder`, which is where modules.json lies; problem: why
+    `pooled` can't be what the owner's library gives, "" where it can.
     """
+    found: dict[str, Any] = {"pooling": None, "after_pooling": [], "folder": str(folder), "problem": ""}
     try:
         root, modules = _modules(folder)
         pooling, after = _followed(root, modules) if modules else (_pooling(folder / "1_Pooling"), [])
     except _Unserved as error:
-        return {"pooling": None, "after_pooling": [], "problem": str(error)}
-    return {"pooling": pooling, "after_pooling": after, "problem": ""}
+        return found | {"problem": str(error)}
+    return found | {"pooling": pooling, "after_pooling": after, "folder": str(root)}
 
 
 def transformer_folder(folder: Path) -> str | None:

@@ -1,51 +1,90 @@
-"""What a model computes: matrix products per token and per pair of tokens, as torch counts them, and stored weights.
+"""What a model computes: matrix products per token and per pair of tokens, as they are called, and stored weights.
 
-Counted by torch's own flop counter on device meta, at three lengths: operations are a·T + b·T² + c, and the three give a, b
-and c. So a layer that runs twelve times counts twelve times, one that never runs counts nothing, and neither matters how the
-class calls its layers. Routed experts are left out of the pass, which on meta has no routing, and added by their share.
+Counted while the one pass on device meta runs (:func:`advisor.kinds_torch.refuse_unrunnable`): so a layer that runs twelve
+times counts twelve times, one that never runs counts nothing, and neither matters how the class calls its layers. Routed
+experts are left out of the pass, which on meta has no routing, and added by their share.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from advisor.kinds_torch import TOKENS, text_call
+from advisor.kinds_torch import TOKENS, expert_modules
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 _CHOSEN = re.compile(r"num_experts_per_tok(en)?|experts_per_token|moe_top_?k|top_k_experts|num_selected_experts|moe_k|top_k"
                      r"|num_activated_experts|expert_top_?k|moe_topk|num_experts_used")  # fmt: skip
 
 
+class Products(TorchFunctionMode):
+    """Adds up, while a model runs on one sequence of TOKENS tokens, the matrix products that it asks for.
+
+    linear: multiplications per token with weights; what runs for one position of a sequence alone (a pooler) is left out.
+    attention: heads · head size, over all calls of attention, whichever way it is computed.
+    """
+
+    def __init__(self) -> None:
+        """Count from zero."""
+        super().__init__()
+        self.linear = self.attention = 0.0
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch and add what it multiplies."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        if name == "linear":
+            self._add_linear(result, args[1] if len(args) > 1 else kwargs["weight"])
+        elif name == "addmm":
+            self._add_linear(result, args[2])
+        elif name == "scaled_dot_product_attention":
+            query, value = (args[n] if len(args) > n else kwargs[key] for n, key in ((0, "query"), (2, "value")))
+            self.attention += query.shape[:-2].numel() * (query.shape[-1] + value.shape[-1]) / 2
+        elif name in ("matmul", "bmm", "__matmul__", "baddbmm"):
+            self._add_pairs(result, *args[-2:])
+        return result
+
+    def _add_linear(self, result: torch.Tensor, weight: torch.Tensor) -> None:
+        rows = result.numel() // max(result.shape[-1], 1)
+        if rows > 1:
+            self.linear += weight.numel() * rows / TOKENS
+
+    def _add_pairs(self, result: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Add the products of all pairs of tokens: scores, [.., tokens, tokens], and the mean of values that they weigh."""
+        square = (TOKENS, TOKENS)
+        if tuple(result.shape[-2:]) == square or tuple(left.shape[-2:]) == square:
+            width = left.shape[-1] if tuple(result.shape[-2:]) == square else right.shape[-1]
+            self.attention += result.shape[:-2].numel() * width / 2
+        elif right.dim() == 2:
+            self._add_linear(result, right)
+
+
 class Counts(NamedTuple):
-    """Linear parameters stored, multiplied per token, and operations per pair of tokens that attend to one another, ÷ 4."""
+    """Linear parameters stored, multiplied per token, and heads · head size over all layers; 0 where it was not counted."""
 
     stored: int
     active: int
     attention: int
 
 
-def counted(model: Any, config: Any, *, runs_on_meta: bool) -> Counts:
-    """Count a model on device meta; from its layers alone where it does not run there."""
+def counted(model: Any, config: Any, products: Products | None, executed: Mapping[int, int]) -> Counts:
+    """Count a model on device meta, from what its pass multiplied; None: from its layers alone, where it did not run.
+
+    executed: how often each module of experts ran in that pass (:func:`advisor.kinds_torch.hand_experts_on`).
+    """
     stored = sum(weight.numel() for weight in _linear_weights(model))
-    experts = list(expert_modules(model))
-    share = _share(model, config)
-    static = stored - sum(n for _, n in experts) + int(share * sum(n for _, n in experts))
-    if not runs_on_meta:
-        return Counts(stored, static, 0)
-    executed = _without_experts(experts)
-    try:
-        linear, pairs = _fitted(model)
-    except Exception:  # noqa: BLE001  (a class that runs at one length and not at another: its layers are counted)
-        return Counts(stored, static, 0)
-    # Each of the three passes ran every expert layer as often as the model does.
-    active = linear // 2 + int(share * sum(n * executed.get(id(module), 0) / 3 for module, n in experts))
-    return Counts(stored, active, pairs // 4)
+    experts, share = list(expert_modules(model)), _share(model, config)
+    if products is None:
+        routed = sum(elements for _, elements in experts)
+        return Counts(stored, stored - routed + int(share * routed), 0)
+    routed = sum(elements * executed.get(id(module), 0) for module, elements in experts)
+    return Counts(stored, int(products.linear + share * routed), int(products.attention))
 
 
 def experts_of(model: Any, config: Any) -> int:
@@ -59,15 +98,6 @@ def experts_of(model: Any, config: Any) -> int:
             found += [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
             found += [_declared(config, _EXPERTS)]
     return max(found)
-
-
-def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
-    """Yield the modules that hold all routed experts of a layer in parameters of their own, and how many elements those are."""
-    for name, module in model.named_modules():
-        if "expert" in type(module).__name__.lower() and "shared" not in name:
-            elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 3)
-            if elements:
-                yield module, elements
 
 
 def _linear_weights(model: Any) -> Iterator[torch.Tensor]:
@@ -98,34 +128,3 @@ def _share(model: Any, config: Any) -> float:
     """Return the share of its experts that a token passes through; one of them where that is not said."""
     experts = experts_of(model, config)
     return min(max(_declared(config, _CHOSEN), 1) / experts, 1.0) if experts else 0.0
-
-
-def _without_experts(experts: list[tuple[Any, int]]) -> dict[int, int]:
-    """Let expert layers hand their input on; return the counts, filled as they run, of how often each did."""
-    executed: dict[int, int] = {}
-
-    def stand_in(module: Any) -> Any:
-        def forward(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            executed[id(module)] = executed.get(id(module), 0) + 1
-            return hidden
-
-        return forward
-
-    for module, _ in experts:
-        module.forward = stand_in(module)
-    return executed
-
-
-def _fitted(model: Any) -> tuple[int, int]:
-    """Return operations per token and per pair of tokens, from passes of three lengths."""
-    first, second, third = (_operations(model, TOKENS * n) for n in (1, 2, 4))
-    # f(T) = c + aT + bT²: f(2T) - f(T) = aT + 3bT², f(4T) - f(2T) = 2aT + 12bT².
-    pairs = max(((third - second) - 2 * (second - first)) / (6 * TOKENS**2), 0.0)
-    linear = max(((second - first) - 3 * pairs * TOKENS**2) / TOKENS, 0.0)
-    return int(linear), int(pairs)
-
-
-def _operations(model: Any, tokens: int) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**text_call(model, tokens, "meta"))
-    return int(counter.get_total_flops())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,20 +159,12 @@ def _is_known(name: str) -> bool:
     """Whether the installed transformers names such a class somewhere in its lists, or can't be read."""
     found = importlib.util.find_spec("transformers")
     file = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py" if found and found.origin else Path()
-    if not file.is_file() or f'"{name}"' in (text := file.read_text(encoding="utf-8")):
+    if not file.is_file() or f'"{name}"' in file.read_text(encoding="utf-8"):
         return True
-    # A class that is in no list of tasks: "BertLMHeadModel" is, "T5EncoderModel" in some versions is not.
-    stem = re.split(r"For[A-Z]|Model$|LMHead|EncoderModel$|WithLMHead", name)[0]
-    models = file.parent.parent
-    return f'"{stem}Model"' in text and any(
-        f"class {name}(" in f.read_text(encoding="utf-8") for f in _modelings(models, stem)
-    )
-
-
-def _modelings(models: Path, stem: str) -> list[Path]:
-    """Return the files that could define a class whose name begins so."""
-    plain = stem.lower()
-    return [file for file in models.glob("*/modeling_*.py") if file.stem[9:].replace("_", "") in plain]
+    # A class in none of the lists of tasks (GPT2DoubleHeadsModel), in the file of the kind that its name begins with.
+    kinds = file.parent.parent.glob("*/modeling_*.py")
+    files = [f for f in kinds if name.lower().startswith(f.stem.removeprefix("modeling_").replace("_", ""))]
+    return any(f"class {name}(" in f.read_text(encoding="utf-8") for f in files)
 
 
 def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:

@@ -18,6 +18,7 @@ from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
 from advisor.model import ModelFacts
+from advisor.workloads.after_torch import after_pooling_of
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
@@ -120,7 +121,12 @@ def load(
     names["model"] = model.eval()
     for line in dict.fromkeys(line for choice in choices for line in choice.after):
         exec(line, names)  # noqa: S102
-    return names.pop("model").eval()
+    model = names.pop("model").eval()
+    beside = source.get("beside", {})
+    if output == "pooled" and beside.get("after_pooling"):
+        # A plain list: no part of the model, and so of no dtype or count of it.
+        model.after_pooling = after_pooling_of(beside["folder"], beside["after_pooling"], device)
+    return model
 
 
 def arguments_of(choices: Sequence[Choice], configuration: Configuration, names: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +249,9 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     config = config_of(source)
     auto, dtype = kinds_torch.auto_of(output, config), checkpoint_dtype_of(source, config)
     model = kinds_torch.built(source, config, auto, dtype)
-    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output)
+    executed, products = kinds_torch.hand_experts_on(model), counts_torch.Products()
+    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output, products)
+    counts = counts_torch.counted(model, config, products if runs_on_meta else None, executed)
     if source["weights"] != "random" and _prequantized(source, config) is None:
         _refuse_missing(source, auto, output)
     beside = source.get("beside", {})
@@ -254,9 +262,9 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         architecture=type(model).__name__,
         model_type=config.model_type,
         checkpoint_dtype=str(dtype).removeprefix("torch."),
-        **_sizes(source, model, config, dtype, runs_on_meta=runs_on_meta),
+        **_sizes(source, model, config, dtype, counts),
         **_attention(model, config),
-        **_positions(model, config, runs_on_meta=runs_on_meta),
+        **_positions(source, model, config, auto),
         prequantized=_prequantized(source, config),
         is_causal=causal,
         pooling=beside.get("pooling") or ("last" if causal else "mean"),
@@ -271,11 +279,10 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
 
 
 def _sizes(
-    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, *, runs_on_meta: bool
+    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, counts: counts_torch.Counts
 ) -> dict[str, Any]:
     """Return how large the model is, and how much it computes."""
     text, most = config.get_text_config(), structure_torch.most
-    counts = counts_torch.counted(model, config, runs_on_meta=runs_on_meta)
     parameters = sum(p.numel() for p in model.parameters())
     heads = most(text, "num_attention_heads") or 1
     hidden = most(text, "hidden_size", "d_model")
@@ -314,7 +321,7 @@ def _attention(model: Any, config: Any) -> dict[str, Any]:
     }
 
 
-def _positions(model: Any, config: Any, *, runs_on_meta: bool) -> dict[str, Any]:
+def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) -> dict[str, Any]:
     """Return what the class takes beside ids, where positions begin, and how far they reach."""
     accepts, declared = _accepted_arguments(model), structure_torch.limit_of(config.get_text_config())
     offset, takes_positions = structure_torch.position_offset(model, declared), "position_ids" in accepts
@@ -324,7 +331,12 @@ def _positions(model: Any, config: Any, *, runs_on_meta: bool) -> dict[str, Any]
         "takes_positions": takes_positions,
         "position_offset": offset,
         "max_positions": structure_torch.max_positions(model, config, offset),
-        "max_row": structure_torch.max_row(model, declared, takes_positions=takes_positions, runs_on_meta=runs_on_meta),
+        "max_row": structure_torch.max_row(
+            model,
+            declared,
+            takes_positions=takes_positions,
+            takes_row=lambda tokens: kinds_torch.takes_row(source, config, auto, tokens),
+        ),
     }
 
 

@@ -10,38 +10,44 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForTextEncoding
+from transformers.initialization import no_init_weights
+from transformers.utils import import_utils
 
 from advisor.errors import BadInput
 from advisor.workloads.forward import LOGITS, auto_class
 
-#: A copy with real weights is made of models up to this many parameters (1.6 GB in fp32): larger ones are run unasked.
-MOST_COPIED = 400_000_000
-
-#: How many tokens the pass has.
-TOKENS = 16
-
-#: Arguments of a forward that are not inputs of another kind than token ids.
-_TEXT = re.compile(
-    r"input_ids|attention_mask|token_type_ids|position_ids|inputs_embeds|past_key_values|labels?|kwargs|args|self|.*_mask"
-    r"|use_cache|cache_.*|output_.*|return_.*|logits_to_keep|head_mask|encoder_.*|decoder_.*|.*_positions|mems|langs|lengths"
-    r"|state|cache|num_logits.*|.*_labels?|seq_idx|perm_mask|target_mapping|input_mask|cu_seq_lens.*|max_length_.*"
-)
+#: A copy with values is made of models up to this many parameters (0.6 GB in fp32, a second or two): larger ones are not tried.
+MOST_COPIED = 150_000_000
 
 #: What torch says where an operation wants a value that a tensor without memory has not.
 _WANTS_VALUES = ("meta", "item()", "data-dependent", "no data")
+
+#: How many tokens the pass has: a number that is no model's width, so that its shapes tell which axes are tokens.
+TOKENS = 23
+
+#: Words in the names of arguments that are inputs of another kind than text.
+_OTHER_INPUTS = re.compile(
+    r"pixel|image|video|audio|box|feat|speech|visual|query_embeds|input_values|spectro|waveform|points"
+)
 
 
 def built(source: Mapping[str, Any], config: Any, auto: Any, dtype: torch.dtype, device: str = "meta") -> Any:
     """Return the model of a configuration, in evaluation mode. Raises BadInput where transformers can't build it."""
     try:
-        with torch.device(device):
-            return auto.from_config(copy.deepcopy(config), dtype=dtype).eval()
+        # On device meta there is nothing to draw, and trying takes seconds.
+        drawn = no_init_weights() if device == "meta" else nullcontext()
+        with torch.device(device), drawn:
+            model = auto.from_config(copy.deepcopy(config), dtype=dtype)
+        model.tie_weights()
+        return model.eval()
     except ImportError as error:
         missing = re.search(r"requires the (\S+) library", str(error))
         package = f"the package {missing.group(1)}" if missing else "a package"
@@ -118,53 +124,147 @@ def text_call(model: Any, tokens: int, device: str) -> dict[str, Any]:
     return call
 
 
-def refuse_unrunnable(source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str) -> bool:
+@contextmanager
+def as_traced() -> Iterator[None]:
+    """Let transformers believe that it is being traced: then it asks no tensor for values, which device meta has not."""
+    own = import_utils.is_tracing
+    modules = [m for m in list(sys.modules.values()) if vars(m).get("is_tracing") is own]
+    for module in modules:
+        module.is_tracing = lambda *_: True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.is_tracing = own  # type: ignore[attr-defined]
+
+
+def hand_experts_on(model: Any) -> dict[int, int]:
+    """Let the experts of a model on device meta, where nothing can be routed, hand their input on.
+
+    Returns how often each ran, by the module's id, filled as they run.
+    """
+    executed: dict[int, int] = {}
+
+    def stand_in(module: Any) -> Any:
+        def forward(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            executed[id(module)] = executed.get(id(module), 0) + 1
+            return hidden
+
+        return forward
+
+    for module, _ in expert_modules(model):
+        module.forward = stand_in(module)
+    return executed
+
+
+def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the modules that hold all routed experts of a layer in parameters of their own, and how many elements those are."""
+    for name, module in model.named_modules():
+        if "expert" in type(module).__name__.lower() and "shared" not in name:
+            elements = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 3)
+            if elements:
+                yield module, elements
+
+
+def refuse_unrunnable(
+    source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str, seen: AbstractContextManager[Any]
+) -> bool:
     """Raise BadInput where the model does not run on token ids alone, or gives something else than what is asked for.
 
-    model: on device meta. Returns whether it runs there: what it computes can be counted then.
+    model: on device meta, its experts handing on. seen: around its pass there, to count what it computes. Returns whether it
+    runs there.
     """
+    _refuse_inputs(model, config)
+    try:
+        with seen:
+            outputs = _passed(model, "meta")
+    except Exception as error:  # noqa: BLE001
+        if _others(model) and not _wants_values(error):
+            raise _needs_more(model, _others(model)) from None
+        _try_copy(source, model, config, auto, output)
+        return False
+    _refuse_shape(model, outputs, output)
+    return True
+
+
+def _refuse_inputs(model: Any, config: Any) -> None:
+    """Refuse what a class's signature already says: other inputs than token ids, or more of them."""
     name = getattr(model, "main_input_name", "input_ids")
-    if name != "input_ids" or "input_ids" not in inspect.signature(model.forward).parameters:
-        raise BadInput(f"{type(model).__name__} reads {name}, not token ids: advisor runs models of text")
-    required = _required(model)
-    if required:
+    parameters = inspect.signature(model.forward).parameters
+    if name != "input_ids" or "input_ids" not in parameters:
+        reads = name if name != "input_ids" else ", ".join(list(parameters)[:2])
+        raise BadInput(f"{type(model).__name__} reads {reads}, not token ids: advisor runs models of text")
+    if required := _required(model):
         raise _needs_more(model, required)
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         raise BadInput(
             f"{type(model).__name__} has no vocabulary: it reads characters or bytes, and advisor gives it tokens"
         )
-    try:
-        outputs = _passed(model, "meta")
-    except Exception as error:  # noqa: BLE001
-        if not _wants_values(error):
-            raise _needs_more(model, _others(model)) from None
-    else:
-        _refuse_shape(model, outputs, output)
-        return True
-    if sum(p.numel() for p in model.parameters()) <= MOST_COPIED:
-        _try_copy(source, config, auto, output)
-    return False
-
-
-def _try_copy(source: Mapping[str, Any], config: Any, auto: Any, output: str) -> None:
-    """Run a copy with real weights on the CPU; refuse as :func:`refuse_unrunnable` does."""
-    with torch.random.fork_rng([]):
-        model = built(source, config, auto, torch.float32, "cpu")
-    try:
-        outputs = _passed(model, "cpu")
-    except Exception:  # noqa: BLE001
-        raise _needs_more(model, _others(model)) from None
-    _refuse_shape(model, outputs, output)
-
-
-def _passed(model: Any, device: str) -> Any:
-    with torch.inference_mode():
-        return model(**text_call(model, TOKENS, device))
 
 
 def _wants_values(error: Exception) -> bool:
     """Whether a pass on device meta failed for that device alone."""
     return isinstance(error, NotImplementedError) or any(word in str(error) for word in _WANTS_VALUES)
+
+
+def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str) -> None:
+    """Run a copy of few layers, or else the whole if that is small, with values on the CPU; refuse as what called this does.
+
+    What can't be tried whole, and reads nothing else than text by its signature, is let pass.
+    """
+    for small in (shallow(config), config):
+        decisive = small is config or bool(_others(model))
+        try:
+            copied = with_values(source, small, auto)
+            if copied is None:
+                continue
+            outputs = _passed(copied, "cpu")
+        except Exception:  # noqa: BLE001  (of few layers it may not run, although the whole does)
+            if decisive:
+                raise _needs_more(model, _others(model)) from None
+            continue
+        _refuse_shape(model, outputs, output)
+        return
+
+
+def shallow(config: Any) -> Any:
+    """Return a copy of a configuration with few layers and a small vocabulary, as far as it can have them."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    with suppress(Exception):
+        text.num_hidden_layers = min(text.num_hidden_layers, 2)
+        text.vocab_size = min(text.vocab_size, max(1024, (text.pad_token_id or 0) + 1))
+    return small
+
+
+def with_values(source: Mapping[str, Any], config: Any, auto: Any) -> Any:
+    """Return a model with drawn weights on the CPU, None where it has more than MOST_COPIED; the caller's seeds stay."""
+    if sum(p.numel() for p in built(source, config, auto, torch.float32).parameters()) > MOST_COPIED:
+        return None
+    with torch.random.fork_rng([]):
+        return built(source, config, auto, torch.float32, "cpu")
+
+
+def takes_row(source: Mapping[str, Any], config: Any, auto: Any, tokens: int) -> bool:
+    """Whether a row of this many tokens, with positions that start again, runs: tried on a copy of few layers."""
+    try:
+        model = with_values(source, shallow(config), auto)
+        call: dict[str, Any] = {
+            "input_ids": torch.ones((1, tokens), dtype=torch.long),
+            "position_ids": torch.arange(tokens)[None] % 8,
+        }
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            call["use_cache"] = False
+        with torch.inference_mode():
+            model(**call)
+    except Exception:  # noqa: BLE001  (a buffer that is too short: whatever the class makes of it)
+        return False
+    return True
+
+
+def _passed(model: Any, device: str) -> Any:
+    with torch.inference_mode(), as_traced() if device == "meta" else nullcontext():
+        return model(**text_call(model, TOKENS, device))
 
 
 def _required(model: Any) -> list[str]:
@@ -177,7 +277,7 @@ def _required(model: Any) -> list[str]:
 
 def _others(model: Any) -> list[str]:
     """Return the arguments of a class's forward that are inputs of another kind than text."""
-    return [name for name in inspect.signature(model.forward).parameters if not _TEXT.fullmatch(name)]
+    return [name for name in inspect.signature(model.forward).parameters if _OTHER_INPUTS.search(name)]
 
 
 def _needs_more(model: Any, names: list[str]) -> BadInput:

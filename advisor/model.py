@@ -115,8 +115,8 @@ class ModelFacts:
     its buffers and tables of positions hold, None where nothing bounds it. `active_linear_parameters`: multiplied per token,
     executions counted (a layer shared by twelve counts twelve times, an expert by its share of the tokens). `attention_width`:
     heads · head size, summed over the layers with attention: four times that are the operations of a pair of tokens. Both
-    are 0 where they could not be counted. `after_pooling`: what is done with an embedding
-    after pooling, step by step: see :mod:`advisor.beside`.
+    are 0 where they could not be counted. `after_pooling`: what is done with an embedding after pooling, step by step: see
+    :mod:`advisor.beside`.
     """
 
     architecture: str

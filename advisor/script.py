@@ -22,6 +22,7 @@ from advisor.workloads.forward import auto_class
 #: Files whose functions the worker called and the script prints.
 _KNOBS = Path(knobs.__file__).parent
 _FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
+_AFTER = Path(workloads.__file__).with_name("after_torch.py")
 
 
 def loading_lines(
@@ -45,6 +46,11 @@ def loading_lines(
         imports |= {"import torch", f"from transformers import {auto}"}
         name = source.path if Path(source.name).exists() else source.name
         load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
+    if output == "pooled" and facts.after_pooling:
+        folder, steps = source.beside.get("folder", source.path), list(facts.after_pooling)
+        defined.append(function_source(_AFTER, "after_pooling_of"))
+        imports.add("from collections.abc import Callable, Sequence")
+        after[f"after_pooling = after_pooling_of({folder!r}, {steps!r}, {device!r})"] = None
     return [*sorted(imports), *defined, *before, *load, *after]
 
 
@@ -59,13 +65,16 @@ def _drawing_lines(
     """Return the statements that draw random weights in the checkpoint's dtype, then convert or quantise them."""
     own, wanted = f"torch.{checkpoint_dtype}", arguments["dtype"]
     kept = {name: text for name, text in arguments.items() if name not in ("dtype", "quantization_config")}
+    drops = "quantization_config" in source.config  # packed and scaled weights can't be drawn
     lines = [
         f"config = AutoConfig.from_pretrained({source.path!r})",
+        *(["del config.quantization_config"] if drops else []),
         "torch.manual_seed(0)",
         f"with torch.device({device!r}):\n    model = {auto}.from_config({_called('config', kept, dtype=own)}).eval()",
     ]
     if wanted != own or "quantization_config" in arguments:
-        given = {"config": f"AutoConfig.from_pretrained({source.path!r})", "state_dict": "state", **arguments}
+        again = "config" if drops else f"AutoConfig.from_pretrained({source.path!r})"
+        given = {"config": again, "state_dict": "state", **arguments}
         lines += [
             f'state = {{name: tensor.to("cpu", {wanted}) for name, tensor in model.state_dict().items()}}',
             f"model = type(model).from_pretrained({_called('None', given, device_map=repr(device))}).eval()",
@@ -202,6 +211,8 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
     lines.append(f"values = {_run_call(output, facts)}")
+    if output == "pooled" and facts.after_pooling:
+        lines.append("for step in after_pooling:\n    values = step(values)")
     lines += [] if device == "cpu" else ["torch.cuda.synchronize()"]
     if output in ("all-logits", "hidden"):
         lines.append("for i, (row, start, end) in zip(batch, places):\n    use(i, values[row, start:end])")

@@ -25,7 +25,7 @@ from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import Runner
-from advisor.space import useful_operations
+from advisor.space import attention_width, useful_operations
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
@@ -205,7 +205,7 @@ class CaseResult:
     def attention_share(self) -> float:
         """The share of attention in the operations that the work needs."""
         pairs = sum(n * n for n in self.workload.lengths) / (2 if self.facts.is_causal else 1)
-        attention = 4.0 * pairs * self.facts.heads * self.facts.head_dim * self.facts.layers
+        attention = 4.0 * pairs * attention_width(self.facts)
         return attention / useful_operations(self.facts, self.workload)
 
     @property

@@ -216,9 +216,14 @@ def predicted_cost(situation: Situation) -> float:
     else:
         tokens = sum(len(batch) * max(batch) for batch in batches)
         pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
-    linear = 2.0 * facts.linear_parameters * tokens / rate["quantization"]
-    attention = 4.0 * pairs * facts.heads * facts.head_dim * facts.layers * 8.0 / rate["attention"]
+    linear = 2.0 * (facts.active_linear_parameters or facts.linear_parameters) * tokens / rate["quantization"]
+    attention = 4.0 * pairs * attention_width(facts) * 8.0 / rate["attention"]
     return (linear + attention) / rate["precision"] / rate.get("batch", 1.0)
+
+
+def attention_width(facts: ModelFacts) -> int:
+    """Return heads · head size over all layers with attention: as counted, or as all layers alike would have it."""
+    return facts.attention_width or facts.heads * facts.head_dim * facts.layers
 
 
 def useful_operations(facts: ModelFacts, workload: Workload) -> float:
@@ -229,10 +234,12 @@ def useful_operations(facts: ModelFacts, workload: Workload) -> float:
     """
     pairs = sum(n * n for n in workload.lengths) / (2 if facts.is_causal else 1)
     output = facts.vocabulary * facts.hidden_size if workload.output in LOGITS else 0
-    body = max(facts.linear_parameters - output, 0)
+    active = facts.active_linear_parameters or facts.linear_parameters
+    output = min(output, active)
+    body = active - output
     asked = len(workload.lengths) if workload.output == "last-logits" else workload.tokens
     linear = 2.0 * (body * workload.tokens + output * asked)
-    return linear + 4.0 * pairs * facts.heads * facts.head_dim * facts.layers
+    return linear + 4.0 * pairs * attention_width(facts)
 
 
 def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) -> list[Reason]:

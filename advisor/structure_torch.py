@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
+import ast
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from advisor.kinds_torch import text_call
+#: Rows longer than this are not tried: their scores alone would take gigabytes.
+MOST_TRIED = 4200
 
 #: Above this a limit is a sentinel for "none".
 _NO_LIMIT = 10**9
@@ -115,10 +119,19 @@ def finds_pads_by_id(model: Any) -> bool:
 
 
 def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
+    return _sources(kind.__module__).get(kind.__name__, "")
+
+
+@cache
+def _sources(module: str) -> dict[str, str]:
+    """Return the source of every class of a module, read once: inspect.getsource would parse the file for each."""
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or not file.endswith(".py"):
+        return {}
+    text = Path(file).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found}
 
 
 def position_offset(model: Any, declared: int | None) -> int:
@@ -143,7 +156,7 @@ def max_positions(model: Any, config: Any, offset: int) -> int | None:
     """
     text = config.get_text_config()
     declared = limit_of(text)
-    if declared is None:
+    if declared is None or getattr(text, "alibi", False):
         return None
     tables = [t.shape[0] for name, t in _tensors(model) if t.dim() == 2 and _is_positions(name)]
     near = [rows for rows in tables if declared <= rows <= declared + 4]
@@ -189,11 +202,11 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((f"{n}.{k}", v) for n, m in model.named_modules() for k, v in vars(m).items() if torch.is_tensor(v))
 
 
-def max_row(model: Any, declared: int | None, *, takes_positions: bool, runs_on_meta: bool) -> int | None:
+def max_row(model: Any, declared: int | None, *, takes_positions: bool, takes_row: Callable[[int], bool]) -> int | None:
     """Return the longest row that the model takes, None where nothing bounds it although no sequence is that long.
 
     declared: the positions that its tables hold. Where positions are passed and start again, a row may be longer than that,
-    unless a buffer is cut to the row's length: a pass over such a row says so.
+    unless a buffer is cut to the row's length: takes_row tries such a row and says so.
     """
     if declared is None:
         return None
@@ -201,19 +214,4 @@ def max_row(model: Any, declared: int | None, *, takes_positions: bool, runs_on_
         tables = [t.shape[0] for name, t in _tensors(model) if t.dim() == 2 and _is_positions(name)]
         return declared if any(declared <= rows <= declared + 4 for rows in tables) else None
     buffers = [t for name, t in model.named_buffers() if t.dim() and t.shape[-1] == declared]
-    if not buffers:
-        return None
-    return None if runs_on_meta and _runs(model, declared + 8) else declared
-
-
-def _runs(model: Any, tokens: int) -> bool:
-    """Whether a row of this many tokens, with positions that start again, passes on device meta."""
-    call = text_call(model, tokens, "meta") | {
-        "position_ids": torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    }
-    try:
-        with torch.inference_mode():
-            model(**call)
-    except Exception:  # noqa: BLE001  (a buffer that is too short: whatever the class makes of it)
-        return False
-    return True
+    return declared if buffers and not (declared <= MOST_TRIED and takes_row(declared + 8)) else None

@@ -16,6 +16,7 @@ from advisor import facts_torch, worker  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.cli import run  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
+from advisor.errors import BadInput  # noqa: E402
 from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.script import script_for  # noqa: E402
 from advisor.trial import Outcome  # noqa: E402
@@ -176,13 +177,13 @@ def test_facts_say_what_an_encoder_is(models: dict[str, ModelSource], tmp_path: 
     assert (bert.is_causal, bert.position_offset, bert.head, bert.pooling) == (False, 0, "pooler", "mean")
     assert (roberta.is_causal, roberta.position_offset, roberta.head) == (False, 2, "features")
     assert (llama.is_causal, llama.position_offset, llama.head, llama.pooling) == (True, 0, "", "last")
-    assert facts_of(models["bert"], "pooled").pooling == "cls"
+    assert facts_of(find_model(models["bert"].path), "pooled").pooling == "cls"
     pooling.unlink()
 
 
 def test_an_encoder_gives_no_next_token(models: dict[str, ModelSource]) -> None:
     """Asked for the last token's logits, an encoder is refused in words that say what to ask for instead."""
-    with pytest.raises(ValueError, match="ask for hidden, pooled or scores"):
+    with pytest.raises(BadInput, match="ask for hidden, pooled or scores"):
         facts_of(models["bert"], "last-logits")
 
 

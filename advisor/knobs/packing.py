@@ -6,7 +6,7 @@ model is called, and several ways that look right let documents read one another
 here too, so that they can be refused by name and, where the user insists, caught by the numerics gate.
 
 Decoders find packed sequences by positions that start again; encoders do not look for them, and need a float mask unless
-attention is told where a sequence ends. Rule ids P1–P14 are levers.md's; P15–P21 are ours (P15 and P19: stack.md, section
+attention is told where a sequence ends. Rule ids P1–P14 are levers.md's; P15–P23 are ours (P15 and P19: stack.md, section
 5: "explicit 4D bool mask" and "BERT: no detection").
 """
 
@@ -17,11 +17,12 @@ from collections.abc import Callable
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.model import ModelFacts
+from advisor.workloads import Workload
 
 _SOURCE = "https://huggingface.co/blog/packing-with-FA2"
 
 #: Kinds of layers that carry a state from token to token and so need kernels that know where a sequence begins.
-_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv")
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid")
 
 
 def _is_flash(situation: Situation) -> bool:
@@ -40,10 +41,14 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
     if workload.padding == 0:
         reasons.append(Reason("P14", Verdict.ALIAS, "without pads a packed batch is the same work as a padded one"))
     recurrent = sorted(set(facts.layer_types) & set(_RECURRENT))
-    if recurrent:
-        reasons.append(
-            Reason("P7", Verdict.INVALID, f"layers of kind {', '.join(recurrent)} can't keep packed sequences apart")
+    if recurrent or facts.recurrent:
+        kind = f"layers of kind {', '.join(recurrent)}" if recurrent else "states and convolutions along the row"
+        reasons.append(Reason("P7", Verdict.INVALID, f"{kind} can't keep packed sequences apart"))
+    if facts.max_row is not None and (longest := _longest_row(workload)) > facts.max_row - facts.position_offset:
+        text = (
+            f"rows of up to {longest} tokens are beyond the {facts.max_row} positions of {facts.architecture}'s buffers"
         )
+        reasons.append(Reason("P23", Verdict.INVALID, text, "a smaller batch"))
     if facts.alibi:
         reasons.append(
             Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
@@ -62,6 +67,11 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
     if not _is_flash(situation) and situation.configuration["attention"] != "flex_attention":
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
     return reasons
+
+
+def _longest_row(workload: Workload) -> int:
+    """Return the tokens of the longest row where each batch is one."""
+    return max(sum(workload.lengths[i] for i in batch) for batch in workload.batches())
 
 
 def _wrong_where(rule: str, text: str, applies: Callable[[Situation], bool],

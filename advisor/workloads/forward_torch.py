@@ -56,12 +56,11 @@ def run_pooled(model: Any, call: dict[str, Any], places: list[tuple[int, int, in
     if how in ("cls", "last"):
         columns = [start if how == "cls" else end - 1 for _, start, end in places]
         return hidden[torch.tensor(rows), torch.tensor(columns)].float()  # type: ignore[no-any-return]
-    owner = torch.full(hidden.shape[:2], len(places))
-    for sequence, (row, start, end) in enumerate(places):
-        owner[row, start:end] = sequence
-    sums = torch.zeros((len(places) + 1, hidden.shape[-1]), device=hidden.device)
-    sums.index_add_(0, owner.flatten().to(hidden.device), hidden.flatten(0, 1).float())
-    return sums[:-1] / torch.tensor([end - start for _, start, end in places], device=hidden.device)[:, None]
+    width = hidden.shape[1]
+    tokens = torch.cat([torch.arange(row * width + start, row * width + end) for row, start, end in places])
+    lengths = torch.tensor([end - start for _, start, end in places], device=hidden.device)
+    # Not by adding into rows: on a GPU the order of additions would change from run to run.
+    return torch.segment_reduce(hidden.flatten(0, 1)[tokens.to(hidden.device)].float(), "mean", lengths=lengths)
 
 
 def run_scores(model: Any, call: dict[str, Any], places: list[tuple[int, int, int]]) -> torch.Tensor:
@@ -142,7 +141,10 @@ class Asked:
         """
         arguments, places = call.on(device), list(call.places)
         if self.output == "pooled":
-            return run_pooled(model, arguments, places, self.pooling)
+            pooled = run_pooled(model, arguments, places, self.pooling)
+            for step in getattr(model, "after_pooling", ()):
+                pooled = step(pooled)
+            return pooled
         if self.output == "scores":
             return run_scores(model, arguments, places)
         kind = "last_hidden_state" if self.output == "hidden" else "logits"
