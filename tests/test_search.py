@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import median
 
@@ -16,7 +16,7 @@ import pytest
 from advisor.configuration import Configuration
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.objective import METRICS
-from advisor.search import LEAST_TRIALS, ask, exhausted, surprises
+from advisor.search import CHANCE, LEAST_TRIALS, Knowledge, ask, exhausted, surprises
 from advisor.trial import Outcome, Trial
 
 #: Knob -> number of choices: 72 configurations.
@@ -68,6 +68,10 @@ class Made:
     def admissible(self) -> list[Configuration]:
         """The space, likeliest first."""
         return sorted(SPACE, key=lambda configuration: self.costs[configuration])
+
+    def known(self, trials: Sequence[Trial], **other: object) -> Knowledge:
+        """Return all that a search of this landscape goes by."""
+        return Knowledge(self.admissible, trials, costs=self.costs, **other)  # type: ignore[arg-type]
 
     @property
     def best(self) -> float:
@@ -497,3 +501,36 @@ def test_search_is_not_over_before_anything_ran() -> None:
     assert not exhausted(SPACE, [measured(n, c, 100.0) for n, c in enumerate(SPACE[: LEAST_TRIALS - 1])])
     assert exhausted(SPACE, [failed(n, c) for n, c in enumerate(SPACE)])
     assert exhausted([], [])
+
+
+# --------------------------------------------------------------------------------------------------------------- units
+
+
+@pytest.mark.parametrize(("of_costs", "of_speed"), [(1e12, 1.0), (1e-12, 1.0), (1.0, 1e6), (1e15, 1e-3)])
+def test_units_change_nothing(of_costs: float, of_speed: float) -> None:
+    """Operations or their billions, tokens or their millions: proposals and the end of a search are the same."""
+    for seed in range(6):
+        made = Made.of(seed)
+        other = Made(
+            {c: speed * of_speed for c, speed in made.speed.items()},
+            {c: cost * of_costs for c, cost in made.costs.items()},
+            made.broken,
+        )
+        order = searched(made, seed, 14)
+        for number in (1, 2, 3, 5, 8, 12):
+            one, two = ([m.trial(n, c, seed) for n, c in enumerate(order[:number])] for m in (made, other))
+            two = [replace(trial, wall_s=known.wall_s) for trial, known in zip(two, one, strict=True)]
+            asked = ask(other.admissible, two, 99, seed, costs=other.costs)
+            assert asked == ask(made.admissible, one, 99, seed, costs=made.costs)
+            over = exhausted(other.admissible, two, costs=other.costs)
+            assert over == exhausted(made.admissible, one, costs=made.costs)
+
+
+def test_end_keeps_its_promise() -> None:
+    """Where a search ends by itself, the chance that anything untried is better is no more than what it promises."""
+    for seed in range(4):
+        made = Made.of(seed)
+        trials = [made.trial(0, SPACE[0], seed)]
+        while (end := made.known(trials).ending()) is None:
+            trials.append(made.trial(len(trials), made.known(trials).ask(seed), seed))
+        assert end.chance < CHANCE
