@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from advisor.objective import Tier
 from advisor.trial import Quality
 
+#: Of the verdicts below: it is raised whenever the same figures can be judged otherwise.
+GATE_VERSION = 1
+
 #: An exact lever may have this many times the baseline's own rms error.
 FACTOR = 2.0
 

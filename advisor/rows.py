@@ -12,14 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, TextClause, TextualSelect, select, text, update
 
+from advisor.answer import Answer
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import STATISTIC, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
-from advisor.space import admits
-from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, TRIALS, WORKLOADS, UtcDateTime
+from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS, UtcDateTime
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload, workload_of
 
@@ -147,22 +147,19 @@ def trial_values(trial: Trial) -> dict[str, Any]:
         "phase": trial.phase, "block": trial.block, "outcome": str(trial.outcome), "reason": plain(trial.reason),
         "lease": None, "finished_at": now(), "reading": as_json(dict(trial.reading)),
         "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
-        "admitted": None,
+        "device_uuid": plain(trial.device_uuid) or None,
         **{name: _finite(name, getattr(trial, name)) for name in FIGURES},
     }  # fmt: skip
 
 
-def admit(connection: Connection, study_id: int) -> None:
-    """Write of every ok trial of a study, where it does not stand yet, whether the study's objective admits what ran."""
-    (record,) = studies(connection, "s.id = :study", study=study_id)
-    found = connection.execute(_UNADMITTED, {"study": study_id}).all()
-    if record.facts is None or not found:
-        return
-    default = configuration_of(found[0].requested)
-    for row in found:
-        if row.outcome == "ok" and row.admitted is None:
-            is_admitted = admits(record.objective, record.facts, default, configuration_of(row.ran))
-            connection.execute(update(TRIALS).where(TRIALS.c.id == row.id).values(admitted=int(is_admitted)))
+def answer_values(answer: Answer) -> dict[str, Any]:
+    """Return the columns of an answer, but for its configuration's id."""
+    return {
+        "verdict": answer.verdict, "ratio": _finite("ratio", answer.ratio), "low": _finite("low", answer.low),
+        "high": _finite("high", answer.high), "blocks": answer.blocks, "tried": answer.tried,
+        "admissible": answer.admissible, "why": as_json(list(answer.why)), "made_at": answer.made_at or now(),
+        "method": answer.method,
+    }  # fmt: skip
 
 
 def measurement_values(measurement: Measurement) -> dict[str, Any]:
@@ -229,12 +226,10 @@ _REFUSALS = text(
 )
 
 
-#: The first trial of a study, and those of which it is not written whether they are admitted.
-_UNADMITTED = text("""SELECT t.id, t.outcome, t.admitted, r.payload AS requested, COALESCE(f.payload, r.payload) AS ran
-FROM trials t
-  JOIN configurations r ON r.id = t.requested_id
-  LEFT JOIN configurations f ON f.id = t.effective_id
-WHERE t.study_id = :study AND (t.number = 0 OR (t.outcome = 'ok' AND t.admitted IS NULL)) ORDER BY t.number""")
+_ANSWER = text("""SELECT k.payload AS configuration, a.verdict, a.ratio, a.low, a.high, a.blocks, a.tried, a.admissible,
+  a.why, a.method, a.made_at
+FROM recommendations a LEFT JOIN configurations k ON k.id = a.configuration_id
+WHERE a.study_id = :study""").columns(made_at=UtcDateTime)
 
 
 @cache
@@ -254,7 +249,7 @@ WHERE {where} ORDER BY s.started_at DESC, s.id DESC""").columns(started_at=UtcDa
 
 @cache
 def _trials_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts,
+    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts, t.device_uuid,
   {", ".join(f"t.{name}" for name in FIGURES)}, {"t.reading," if full else ""}
   r.payload AS requested, f.payload AS effective, o.number AS reused_from
 FROM trials t
@@ -318,6 +313,7 @@ def _trial(row: Row[*tuple[Any, ...]], measurements: tuple[Measurement, ...], *,
         reused_from=row.reused_from,
         measurements=measurements,
         attempts=row.attempts,
+        device_uuid=row.device_uuid or "",
         **{name: getattr(row, name) for name in FIGURES},
     )
 
@@ -332,6 +328,18 @@ def refusals(connection: Connection, study_id: int) -> list[Reason]:
     """Return a study's refusals in the order they were saved."""
     read = connection.execute(_REFUSALS, {"study": study_id})
     return [Reason(r.rule, Verdict(r.verdict), r.reason, r.remedy, r.about, r.subject) for r in read]
+
+
+def answer(connection: Connection, study_id: int) -> Answer | None:
+    """Return what is stored as a study's answer, or None."""
+    row = connection.execute(_ANSWER, {"study": study_id}).one_or_none()
+    if row is None:
+        return None
+    configuration = None if row.configuration is None else configuration_of(row.configuration)
+    return Answer(
+        configuration, row.verdict, row.ratio, row.low, row.high, row.blocks, row.tried, row.admissible,
+        tuple(json.loads(row.why)), row.method, row.made_at,
+    )  # fmt: skip
 
 
 def ceilings(connection: Connection, environment_key: str) -> dict[str, Any] | None:

@@ -253,15 +253,6 @@ def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
                        "--batch 1, or set pad_token_id there")  # fmt: skip
 
 
-def admits(objective: Objective, facts: ModelFacts, default: Configuration, ran: Configuration) -> bool:
-    """Whether an objective admits what ran, whatever its figures: known choices that are advised, its tier, its --only.
-
-    The default is always within --only: it is what everything is held to.
-    """
-    within = ran == default or objective.leaves(ran)
-    return within and advised(ran) and tier_of(ran.items(), facts).rank <= objective.quality.rank
-
-
 def recommendable(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool = True) -> bool:
     """Whether a search trial may be recommended under an objective: right, within its tier and its memory.
 
