@@ -332,10 +332,15 @@ def _opened(file: str) -> Iterator[Iterator[str]]:
 
 
 def _db(options: argparse.Namespace) -> int:
-    from advisor.store import database_path, default_url, shown_url, upgrade
+    from advisor.store import Store, database_path, default_url, shown_url, upgrade
 
     if options.action == "upgrade":
-        print(f"{shown_url(default_url())} is at revision {upgrade(default_url())}")
+        from advisor.suggest import keep_answers
+
+        revision = upgrade(default_url())
+        with Store.open(default_url(), write=True) as store:
+            keep_answers(store)  # of databases from before answers were stored, or made by older rules
+        print(f"{shown_url(default_url())} is at revision {revision}")
     elif options.action == "url":
         path = database_path(default_url())
         print(f"sqlite:///{path}" if path else shown_url(default_url()))

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from advisor.errors import BadInput, NotMeasured, StoreError
-from advisor.tables import HEAD, REVISIONS
+from advisor.tables import HEAD, REVISIONS, views
 
 #: How long a writer waits for another one on SQLite, in seconds.
 LOCK_WAIT_S = 10
@@ -75,7 +76,51 @@ def _upgrade(engine: Engine) -> str:
         _refuse_newer(_revision(connection))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        _make_views(connection)
     return HEAD
+
+
+def _make_views(connection: Connection) -> None:
+    """Make the views as this version says: somebody may have dropped or changed one, and one names the version of answers.
+
+    On PostgreSQL a view is replaced, so that what people built on it stays; where it can't be, it is made anew, unless
+    something was built on it: then nobody's view is dropped for ours. Raises StoreError with its name.
+    """
+    dialect = connection.dialect.name
+    for name, body in views(dialect).items():
+        if dialect == "sqlite":
+            connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+            connection.exec_driver_sql(f"CREATE VIEW {name} AS {body}")
+            continue
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {body}")
+        except DBAPIError:
+            try:
+                connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+                connection.exec_driver_sql(f"CREATE VIEW {name} AS {body}")
+            except DBAPIError:
+                raise StoreError(f"the view {name} was changed, and can't be made again while other things use it",
+                                 f"drop what uses {name}, then advisor db upgrade") from None  # fmt: skip
+        connection.exec_driver_sql(f"COMMENT ON VIEW {name} IS '{_mark(body)}'")
+
+
+def _mark(body: str) -> str:
+    """Return what tells a view of this version from one of another: PostgreSQL keeps no text of what it was made of."""
+    return f"advisor {sha256(body.encode()).hexdigest()[:16]}"
+
+
+def _has_our_views(connection: Connection) -> bool:
+    """Whether the views are those of this version. They change without a revision: one names the version of answers."""
+    if connection.dialect.name == "sqlite":
+        read = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
+        made = {row.name: row.sql for row in read}
+        return all(made.get(name) == f"CREATE VIEW {name} AS {body}" for name, body in views("sqlite").items())
+    said = "SELECT obj_description(to_regclass(:name), 'pg_class')"
+    return all(
+        connection.execute(text(said), {"name": name}).scalar() == _mark(body)
+        for name, body in views("postgresql").items()
+    )
 
 
 def _scripts() -> Path:
@@ -288,10 +333,11 @@ class Database:
         """See that the schema is ours, and that a writer may write, before anything is measured."""
         with self.writing() if write else self.reading() as connection:
             revision = _revision(connection)
+            has_views = not write or revision != HEAD or _has_our_views(connection)
         _refuse_newer(revision)
         if revision is None and not write:
             raise _no_database(self._place)
-        if revision is None:
+        if revision is None or (write and revision == HEAD and not has_views):
             with _told(self._place):
                 _upgrade(self.engine)
         elif revision != HEAD:

@@ -28,6 +28,7 @@ from advisor.objective import Objective
 from advisor.parcel import Link, Parcel, study_key
 from advisor.rows import version
 from advisor.store import STATES, Store
+from advisor.suggest import keep_answers
 from advisor.trial import Outcome, Quality
 from advisor.workloads import workload_of
 
@@ -176,6 +177,7 @@ def import_lines(store: Store, lines: Iterable[str]) -> Imported:
             reading.links += parcel.links
             reading.new += store.unpack(parcel)
     store.link(reading.links)
+    keep_answers(store)
     return Imported(+reading.new, reading.read - reading.new)
 
 

@@ -1,7 +1,7 @@
 """A study on its way from one database to another, for `advisor.store`: what is read here is written there.
 
-Ids stay behind, and who ran a trial. So does what follows from the rest, medians, intervals, ratios, verdicts and what is
-admitted: it is computed again where the study arrives.
+Ids stay behind, and who ran a trial. So does what follows from the rest, medians, intervals, ratios, verdicts and
+the answer: it is computed again where the study arrives. The device's own number stays behind too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _JSON = frozenset({"payload", "objective", "budget", "facts", "quality", "readin
 
 #: Columns that stay behind, beside all ids.
 _LEFT = frozenset(
-    {"id", "owner", "lease", "reused_from", "admitted", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
+    {"id", "owner", "lease", "reused_from", "device_uuid", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, TextClause, TextualSelect, select, text, update
 
+from advisor.answer import Answer
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.knobs.choice import Reason, Verdict
@@ -146,8 +147,18 @@ def trial_values(trial: Trial) -> dict[str, Any]:
         "phase": trial.phase, "block": trial.block, "outcome": str(trial.outcome), "reason": plain(trial.reason),
         "lease": None, "finished_at": now(), "reading": as_json(dict(trial.reading)),
         "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
-        "admitted": None,
+        "device_uuid": plain(trial.device_uuid) or None,
         **{name: _finite(name, getattr(trial, name)) for name in FIGURES},
+    }  # fmt: skip
+
+
+def answer_values(answer: Answer) -> dict[str, Any]:
+    """Return the columns of an answer, but for its configuration's id."""
+    return {
+        "verdict": answer.verdict, "ratio": _finite("ratio", answer.ratio), "low": _finite("low", answer.low),
+        "high": _finite("high", answer.high), "blocks": answer.blocks, "tried": answer.tried,
+        "admissible": answer.admissible, "why": as_json(list(answer.why)), "made_at": answer.made_at or now(),
+        "method": answer.method,
     }  # fmt: skip
 
 
@@ -215,6 +226,12 @@ _REFUSALS = text(
 )
 
 
+_ANSWER = text("""SELECT k.payload AS configuration, a.verdict, a.ratio, a.low, a.high, a.blocks, a.tried, a.admissible,
+  a.why, a.method, a.made_at
+FROM recommendations a LEFT JOIN configurations k ON k.id = a.configuration_id
+WHERE a.study_id = :study""").columns(made_at=UtcDateTime)
+
+
 @cache
 def _studies_where(where: str) -> TextualSelect:
     return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
@@ -232,7 +249,7 @@ WHERE {where} ORDER BY s.started_at DESC, s.id DESC""").columns(started_at=UtcDa
 
 @cache
 def _trials_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts,
+    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts, t.device_uuid,
   {", ".join(f"t.{name}" for name in FIGURES)}, {"t.reading," if full else ""}
   r.payload AS requested, f.payload AS effective, o.number AS reused_from
 FROM trials t
@@ -296,6 +313,7 @@ def _trial(row: Row[*tuple[Any, ...]], measurements: tuple[Measurement, ...], *,
         reused_from=row.reused_from,
         measurements=measurements,
         attempts=row.attempts,
+        device_uuid=row.device_uuid or "",
         **{name: getattr(row, name) for name in FIGURES},
     )
 
@@ -310,6 +328,18 @@ def refusals(connection: Connection, study_id: int) -> list[Reason]:
     """Return a study's refusals in the order they were saved."""
     read = connection.execute(_REFUSALS, {"study": study_id})
     return [Reason(r.rule, Verdict(r.verdict), r.reason, r.remedy, r.about, r.subject) for r in read]
+
+
+def answer(connection: Connection, study_id: int) -> Answer | None:
+    """Return what is stored as a study's answer, or None."""
+    row = connection.execute(_ANSWER, {"study": study_id}).one_or_none()
+    if row is None:
+        return None
+    configuration = None if row.configuration is None else configuration_of(row.configuration)
+    return Answer(
+        configuration, row.verdict, row.ratio, row.low, row.high, row.blocks, row.tried, row.admissible,
+        tuple(json.loads(row.why)), row.method, row.made_at,
+    )  # fmt: skip
 
 
 def ceilings(connection: Connection, environment_key: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 
 from advisor import rows
+from advisor.answer import Answer
 from advisor.configuration import Configuration, key_of
 from advisor.database import Database, database_path, default_url, shown_url, upgrade
 from advisor.environment import Environment
@@ -31,6 +32,7 @@ from advisor.tables import (
     ENVIRONMENTS,
     MEASUREMENTS,
     MODELS,
+    RECOMMENDATIONS,
     REFUSALS,
     STUDIES,
     TRIALS,
@@ -334,6 +336,30 @@ class Store:
         """Return the study's refusals in the order they were saved."""
         with self._database.reading() as connection:
             return rows.refusals(connection, study_id)
+
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def save_answer(self, study_id: int, answer: Answer) -> None:
+        """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows."""
+        values = rows.answer_values(answer)
+        with self._database.writing() as connection:
+            ids = rows.configuration_ids(connection, answer.configuration)
+            values["configuration_id"] = None if answer.configuration is None else ids[answer.configuration]
+            rows.insert_unless_there(connection, RECOMMENDATIONS, {"study_id": study_id, **values})
+            older = (RECOMMENDATIONS.c.study_id == study_id, RECOMMENDATIONS.c.made_at <= values["made_at"])
+            connection.execute(update(RECOMMENDATIONS).where(*older).values(values))
+
+    def answer(self, study_id: int) -> Answer | None:
+        """Return what is stored as a study's answer, or None where nothing is."""
+        with self._database.reading() as connection:
+            return rows.answer(connection, study_id)
+
+    def unanswered(self, method: str) -> list[int]:
+        """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
+        made = exists().where(RECOMMENDATIONS.c.study_id == STUDIES.c.id, RECOMMENDATIONS.c.method == method)
+        statement = select(STUDIES.c.id).where(~made).order_by(STUDIES.c.id)
+        with self._database.reading() as connection:
+            return list(connection.execute(statement).scalars())
 
     # ------------------------------------------------------------------------------------------- from database to database
 

@@ -1,24 +1,29 @@
 """The answer, from stored trials alone: which configuration, how sure, and why not the others. No torch, no GPU.
 
-A recommendation is a query over evidence, not a row: the candidate with the highest confirmed ratio over the default, or
-the default itself where nothing is clear of a tie.
+The candidate with the highest confirmed ratio over the default, or the default itself where nothing is clear of a tie. What
+a study comes to under its own objective is stored beside it (:func:`keep_answer`), so that SQL needs no second decision;
+any other question is answered from the trials.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from advisor.answer import NONE_RIGHT, Answer
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
 from advisor.judge import is_judged, objections
 from advisor.knobs import Reason, find_choice, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
+from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Metric, Objective
+from advisor.rows import now
 from advisor.space import useful_operations
 from advisor.store import Store, StudyRecord
 from advisor.trial import Outcome, Trial, default_of
@@ -216,6 +221,53 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         tried=_tried(study, trials),
         admissible=study.admissible,
     )  # fmt: skip
+
+
+def _is_within(objective: Objective, default: Configuration, ran: Configuration) -> bool:
+    """Whether --only leaves what ran; the default is always within it, for it is what everything is held to."""
+    return ran == default or objective.leaves(ran)
+
+
+def answer_of(store: Store, study: StudyRecord) -> Answer:
+    """Return what a study comes to under its own objective and for its own weights, "none-right" where nothing is left.
+
+    Raises NotMeasured where it has no finished trial yet, or its model's facts are not known.
+    """
+    made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
+    digest = study.weights_digest
+    weights = "random" if digest.startswith("random:") else "trained"
+    own = ModelSource(study.model_name, "", {}, weights, digest, has_tokenizer=False)
+    try:
+        found = recommend(store, own, study, study.objective)
+    except NothingAdmissible as error:
+        tried = _tried(study, store.trials(study.id))
+        return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
+    chosen, default = found.chosen, found.default
+    ratio, low, high, blocks = None, None, None, 0
+    if default is not None and chosen.configuration == default.configuration:
+        ratio = low = high = 1.0
+    elif chosen.comparison is not None:
+        ratio, (low, high) = chosen.comparison.ratio, chosen.comparison.interval
+        blocks = len(chosen.comparison.block_ratios)
+    evidence = (ratio, low, high, blocks, found.tried, found.admissible)
+    return Answer(chosen.configuration, found.verdict, *evidence, found.notes, METHOD, made_at)
+
+
+def keep_answer(store: Store, study_id: int) -> None:
+    """Store what a study comes to by now; a study that has no answer yet keeps none."""
+    with suppress(NotMeasured):
+        store.save_answer(study_id, answer_of(store, store.study(study_id)))
+
+
+def keep_answers(store: Store, study_ids: Iterable[int] | None = None) -> int:
+    """Store the answers of these studies, or of all whose stored one is missing or of another method; return of how many.
+
+    Each is a transaction of its own: broken off, it goes on where it was when it is called again.
+    """
+    ids = list(store.unanswered(METHOD) if study_ids is None else study_ids)
+    for study_id in ids:
+        keep_answer(store, study_id)
+    return len(ids)
 
 
 def _tried(study: StudyRecord, trials: Sequence[Trial]) -> int:

@@ -95,6 +95,7 @@ class Trial:
 
     load_s, first_call_s, measure_s: seconds to load the weights, of the first forward pass, and of the timed rounds.
     peak_bytes: peak memory while it ran. reading: the raw evidence of what ran (see design.md, "effective").
+    device_uuid: the device that measured it, "" where that is not known (trials from elsewhere, and of before it was stored).
     """
 
     number: int
@@ -115,6 +116,7 @@ class Trial:
     reused_from: int | None = None
     measurements: tuple[Measurement, ...] = ()
     attempts: int = 1
+    device_uuid: str = ""
 
     def measurement(self, metric: str) -> Measurement | None:
         """Return the measurement of `metric`, or None."""

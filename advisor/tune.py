@@ -29,6 +29,7 @@ from advisor.runner import Runner, read_facts
 from advisor.search import ask, exhausted, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
 from advisor.store import Store
+from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
 
@@ -163,6 +164,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
         state = "done"
     finally:
         store.close_study(study, state)
+        keep_answer(store, study)
     return study
 
 
@@ -349,6 +351,7 @@ def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
         trial = replace(trial, number=number, wall_s=0.0)
         if trial.quality is not None:
             tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
+            keep_answer(tuning.store, tuning.study)
             tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
             return trial
     return _run(tuning, configuration, number, "search", None)
@@ -374,6 +377,7 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
     if result.get("alias"):
         _refuse_alias(tuning, configuration, trial, str(result["alias"]))
     tuning.store.finish_trial(tuning.study, trial)
+    keep_answer(tuning.store, tuning.study)
     tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
     return trial
 

@@ -30,7 +30,7 @@ from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.store import Store
-from advisor.suggest import suggest
+from advisor.suggest import keep_answers, suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -177,6 +177,7 @@ def test_views_say_the_same_elsewhere(sqlite_url: str, postgres_url: str) -> Non
     ]
     with Store.open(sqlite_url, write=True) as here, Store.open(postgres_url, write=True) as there:
         filled(here)
+        keep_answers(here)
         import_lines(there, export_lines(here))
     for each in queries:
         first, second = (_rows(url, each) for url in (sqlite_url, postgres_url))

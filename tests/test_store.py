@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import ANY
 
 import psycopg
 import pytest
@@ -36,6 +37,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, insert, inspect, select, text
 
 from advisor import database, tables
+from advisor.answer import NONE_RIGHT, Answer
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
@@ -44,7 +46,7 @@ from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
 from advisor.store import Store, default_url, shown_url, upgrade
-from advisor.suggest import recommend
+from advisor.suggest import METHOD, answer_of, keep_answer, keep_answers, recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -505,34 +507,73 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
     assert tuple(found[0].values())[2:] == (0.5, 0.125, 8.5, 0.999, 0.9)
 
 
-def test_v_recommendations_names_the_fastest_or_the_default(store: Store, database_url: str) -> None:
-    """The candidate that is faster by most is recommended; without one, the default; without either, nothing."""
-    query = "SELECT configuration, configuration_key, ratio, low, high, verdict, blocks, device FROM v_recommendations"
+def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: str) -> None:
+    """The view is the row that was stored: what was chosen, by how much, of how many; and whether that is still so."""
     study = opened(store)
-    started(store, study)
-    assert rows(database_url, query) == []
-    right = Quality(0.01, 0.5, 0.002, 0.99, 380)
-    store.finish_trial(study, replace(measured(0), quality=right, peak_bytes=2**30))
-    (baseline,) = rows(database_url, query)
-    assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "default", 1.0)
-    for configuration, speed in ((FASTER, 1.01), (FASTEST, 1.5)):
-        samples = Measurement("tokens_per_s", "tokens/s", (1000.0 * speed,))
-        ran(store, study, configuration, quality=right, peak_bytes=2**30, measurements=(samples,))
-        kept = "unconfirmed" if speed > 1.02 else "default"
-        assert rows(database_url, query) == [{**baseline, "verdict": kept}]
-    tie, slower = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5)), Comparison(FASTEST.key, BASELINE.key, (0.5,) * 3)
-    for comparisons, verdict in (([slower], "default"), ([tie], "tie"), ([slower, tie], "tie")):
-        store.save_comparisons(study, comparisons)
-        assert rows(database_url, query) == [{**baseline, "verdict": verdict}]
-    less = Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)
-    most = Comparison(FASTEST.key, BASELINE.key, (2.0,) * 3)
-    unrelated = Comparison(FASTEST.key, FASTER.key, (9.0,) * 3)
-    store.save_comparisons(study, [less, most, unrelated])
-    (best,) = rows(database_url, query)
-    assert best == {
-        "configuration": str(FASTEST), "configuration_key": FASTEST.key, "ratio": most.ratio, "low": most.interval[0],
-        "high": most.interval[1], "verdict": "faster", "blocks": 3, "device": "NVIDIA H200",
+    assert (rows(database_url, "SELECT * FROM v_recommendations"), store.answer(study)) == ([], None)
+    ran(store, study)
+    answer = Answer(FASTEST, "faster", 1.5, 1.25, 1.75, 3, 2, 12, ("a note", "naïve"), METHOD, datetime.now(UTC))
+    store.save_answer(study, answer)
+    assert store.answer(study) == answer
+    (row,) = rows(database_url, "SELECT * FROM v_recommendations")
+    assert row.pop("made_at") is not None
+    assert row == {
+        "study": study, "model": "org/model", "device": "NVIDIA H200",
+        "workload_key": WORKLOAD.key_for(SOURCE.architecture_key), "configuration": str(FASTEST),
+        "configuration_key": FASTEST.key, "ratio": 1.5, "low": 1.25, "high": 1.75, "verdict": "faster", "blocks": 3,
+        "tried": 2, "admissible": 12, "stale": 0,
     }  # fmt: skip
+    names = "study, model, device, workload_key, configuration, configuration_key, ratio, low, high, verdict, blocks, "
+    assert ", ".join(row).startswith(names), "columns of before keep their places"
+
+
+def test_an_answer_is_stale_by_its_method_and_by_what_came_later(store: Store, database_url: str) -> None:
+    """Rows that were stored after it, or rules of another version, make an answer stale; made again, it is not."""
+    study, other = opened(store), opened(store, workload=Workload((8, 8), 1))
+    ran(store, study, quality=Quality(0.01, 0.5, 0.002, 0.99, 380))
+    store.save_facts(SOURCE, FACTS)
+
+    def stale() -> list[int]:
+        return [row["stale"] for row in rows(database_url, "SELECT stale FROM v_recommendations")]
+
+    keep_answer(store, study)
+    assert (stale(), store.unanswered(METHOD)) == ([0], [other])
+    ran(store, study, FASTER)
+    assert stale() == [1]
+    keep_answer(store, study)
+    assert stale() == [0]
+    store.save_comparisons(study, [Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)])
+    assert stale() == [1]
+    keep_answer(store, study)
+    execute(database_url, "UPDATE recommendations SET method = 'of another time'")
+    assert (stale(), store.unanswered(METHOD)) == ([1], [study, other])
+    assert keep_answers(store) == 2
+    assert (stale(), store.unanswered(METHOD)) == ([0], [other]), "one study has no finished trial yet"
+
+
+def test_an_answer_of_earlier_rows_replaces_none_of_later_ones(store: Store) -> None:
+    """Of two that answer a study at once, the one that read less is not left standing."""
+    study, moment = opened(store), datetime.now(UTC)
+    late = Answer(BASELINE, "default", 1.0, 1.0, 1.0, 0, 2, 3, (), METHOD, moment)
+    store.save_answer(study, late)
+    store.save_answer(study, replace(late, tried=1, made_at=moment - timedelta(seconds=1)))
+    assert store.answer(study) == late
+    store.save_answer(study, replace(late, tried=3, made_at=moment + timedelta(seconds=1)))
+    assert store.answer(study) == replace(late, tried=3, made_at=moment + timedelta(seconds=1))
+
+
+def test_the_answer_where_nothing_is_right(store: Store, database_url: str) -> None:
+    """Nothing that is right within the objective is an answer too, with every reason."""
+    study = opened(store)
+    store.save_facts(SOURCE, FACTS)
+    store.finish_trial(study, Trial(started(store, study), BASELINE, None, Outcome.LOAD_FAILED, "it broke"))
+    keep_answer(store, study)
+    answer = store.answer(study)
+    assert answer is not None
+    assert (answer.configuration, answer.verdict, answer.ratio, answer.tried) == (None, NONE_RIGHT, None, 1)
+    assert any("it broke" in reason for reason in answer.why)
+    query = "SELECT configuration, configuration_key, verdict, ratio, blocks FROM v_recommendations"
+    assert [tuple(row.values()) for row in rows(database_url, query)] == [(None, None, NONE_RIGHT, None, 0)]
 
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
@@ -610,22 +651,23 @@ def seen_and_said(store: Store, url: str, drawn: tuple[Any, ...]) -> str | None:
     for trial in trials:
         store.finish_trial(study, replace(trial, number=started(store, study, trial.requested)))
     store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, blocks) for c, blocks in ratios.items()])
-    columns = "configuration_key, ratio, low, high, verdict, blocks"
-    seen = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
+    keep_answer(store, study)
+    columns = "configuration_key, ratio, low, high, verdict, blocks, tried, admissible, stale"
+    (seen,) = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
+    assert answer_of(store, store.study(study)) == replace(store.answer(study), made_at=ANY)
     try:
         said = recommend(store, SOURCE, store.study(study), objective)
     except NothingAdmissible:
-        assert seen == []
+        assert (seen["configuration_key"], seen["verdict"], seen["stale"]) == (None, NONE_RIGHT, 0)
         return None
-    comparison, keeps = said.chosen.comparison, said.verdict not in ("faster", "only")
-    figures = (1.0, 1.0, 1.0) if keeps else (comparison.ratio, *comparison.interval) if comparison else (None,) * 3
-    expected = (
-        said.configuration.key,
-        *figures,
-        said.verdict,
-        0 if keeps or not comparison else len(comparison.block_ratios),
-    )
-    assert [tuple(row.values()) for row in seen] == [expected]
+    chosen, default = said.chosen, said.default
+    keeps = default is not None and chosen.configuration == default.configuration
+    figures = (1.0,) * 3 if keeps else (None,) * 3
+    if chosen.comparison and not keeps:
+        figures = (chosen.comparison.ratio, *chosen.comparison.interval)
+    blocks = 0 if keeps or not chosen.comparison else len(chosen.comparison.block_ratios)
+    counts = (blocks, said.tried, said.admissible, 0)
+    assert tuple(seen.values()) == (said.configuration.key, *figures, said.verdict, *counts)
     return said.verdict
 
 
@@ -708,12 +750,17 @@ def test_the_migrations_can_be_undone(database_url: str) -> None:
     """Every step down takes back what its step up made; downgrading to nothing leaves no table and no view behind."""
     migrate(database_url, "0001")
     engine = create_engine(database._with_driver(database_url))
-    views = {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()}
+
+    def views_here() -> dict[str, list[str]]:
+        seen = inspect(engine)
+        return {name: (seen.get_view_definition(name) or "").split() for name in seen.get_view_names()}
+
+    views = views_here()
     tables_of_before = set(inspect(engine).get_table_names())
     upgrade(database_url)
-    assert inspect(engine).get_view_definition("v_trials") != views["v_trials"]
+    assert views_here()["v_trials"] != views["v_trials"]
     migrate(database_url, "0001", down=True)
-    assert {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()} == views
+    assert views_here() == views
     assert set(inspect(engine).get_table_names()) == tables_of_before
     assert "admissible" not in {column["name"] for column in inspect(engine).get_columns("studies")}
     migrate(database_url, "base", down=True)
@@ -784,7 +831,8 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []
-    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("admitted", None),)}
+    assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["none-right"]
+    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("device_uuid", None),)}
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before
@@ -821,6 +869,39 @@ def test_views_of_people_survive_an_upgrade(postgres_url: str) -> None:
         execute(postgres_url, f"CREATE VIEW my_{name} AS SELECT * FROM {name}")
     upgrade(postgres_url)
     assert [rows(postgres_url, f"SELECT * FROM my_{name}") for name in ("v_trials", "v_recommendations")] == [[], []]
+
+
+VIEWS = ("v_trials", "v_recommendations", "v_refusals")
+
+
+@pytest.mark.parametrize("how", ["upgrade", "open"])
+def test_views_that_were_dropped_or_changed_are_made_again(database_url: str, how: str) -> None:
+    """`advisor db upgrade` restores every view, and so does a writer, for one names the version of the stored answers."""
+    upgrade(database_url)
+    engine = create_engine(database._with_driver(database_url))
+    before = {name: inspect(engine).get_view_definition(name) for name in VIEWS}
+    execute(database_url, "DROP VIEW v_trials")
+    execute(database_url, "DROP VIEW v_recommendations")
+    execute(database_url, "CREATE VIEW v_recommendations AS SELECT 1 AS one")
+    if how == "upgrade":
+        execute(database_url, "DROP VIEW v_refusals")
+        execute(database_url, "CREATE VIEW v_refusals AS SELECT 2 AS two")
+        upgrade(database_url)
+    else:
+        Store.open(database_url, write=True).close()
+    assert {name: inspect(engine).get_view_definition(name) for name in VIEWS} == before
+    engine.dispose()
+
+
+def test_a_changed_view_that_others_use_is_named(postgres_url: str) -> None:
+    """Where somebody built on a view that was changed, nothing of theirs is dropped: a line says which view it is."""
+    upgrade(postgres_url)
+    execute(postgres_url, "DROP VIEW v_refusals")
+    execute(postgres_url, "CREATE VIEW v_refusals AS SELECT 1 AS one")
+    execute(postgres_url, "CREATE VIEW mine AS SELECT * FROM v_refusals")
+    with pytest.raises(StoreError, match="the view v_refusals was changed"):
+        upgrade(postgres_url)
+    assert rows(postgres_url, "SELECT * FROM mine") == [{"one": 1}]
 
 
 # ---------------------------------------------------------------------------------------------------------- failures
@@ -1113,6 +1194,7 @@ def dump(url: str) -> None:
         )
         store.save_refusals(study, [refusal], admissible=12)
         store.close_study(study, "done")
+        store.save_answer(study, Answer(FASTEST, "faster", 1.5, 1.4, 1.6, 3, 2, 12, ("a note",), "of another time"))
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         print("\n".join(connection.iterdump()))
     connection.close()
