@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -115,3 +115,8 @@ class Budget:
     def payload(self) -> dict[str, Any]:
         """The budget as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Budget:
+        """Build one from its payload; what is stored beside it is left out."""
+        return cls(**{each.name: payload[each.name] for each in fields(cls) if each.name in payload})

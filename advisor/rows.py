@@ -12,13 +12,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, TextClause, TextualSelect, select, text, update
 
-from advisor.answer import Answer
+from advisor.answer import Answer, SearchEnd
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import STATISTIC, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Objective
+from advisor.objective import Budget, Objective
 from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS, UtcDateTime
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload, workload_of
@@ -31,7 +31,8 @@ FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weigh
 class StudyRecord:
     """A study with all that says what it was about; `facts` are those it was made with, or of any model of its shapes.
 
-    admissible: how many configurations could be tried, None where that was not stored.
+    admissible: how many configurations could be tried, None where that was not stored. budget: of its last tune; end: how its
+    search ended, None where it never did.
     """
 
     id: int
@@ -47,6 +48,8 @@ class StudyRecord:
     facts: ModelFacts | None
     workload_key: str
     admissible: int | None = None
+    budget: Budget = Budget()
+    end: SearchEnd | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ nouns to rows
@@ -234,7 +237,7 @@ WHERE a.study_id = :study""").columns(made_at=UtcDateTime)
 
 @cache
 def _studies_where(where: str) -> TextualSelect:
-    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
+    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget, m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
   COALESCE(s.facts, m.facts, (
     SELECT o.facts FROM models o
@@ -272,6 +275,7 @@ def studies(connection: Connection, where: str, **values: Any) -> list[StudyReco
 
 
 def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
+    budget = json.loads(row.budget)
     return StudyRecord(
         id=row.id,
         environment=Environment.of(json.loads(row.environment)),
@@ -286,6 +290,8 @@ def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
         facts=_facts(row.facts),
         workload_key=row.workload_key,
         admissible=row.admissible,
+        budget=Budget.of(budget),
+        end=SearchEnd.of(budget.get("end")),
     )
 
 

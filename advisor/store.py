@@ -14,7 +14,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 
 from advisor import rows
-from advisor.answer import Answer
+from advisor.answer import Answer, SearchEnd
 from advisor.configuration import Configuration, key_of
 from advisor.database import Database, database_path, default_url, shown_url, upgrade
 from advisor.environment import Environment
@@ -90,7 +90,7 @@ class Store:
     ) -> int:
         """Return the id of the study of this workload, environment, model and objective, found or made; it runs again.
 
-        A study that is found takes the new budget and keeps the seed it began with.
+        A study that is found takes the new budget, keeps the seed it began with, and was finished when it last was.
         """
         aim = rows.as_json(objective.payload)
         with self._database.writing() as connection:
@@ -102,17 +102,27 @@ class Store:
             }
             more = {"objective": aim, "seed": seed, "started_at": rows.now(), "budget": "{}", "state": "running"}
             study_id = rows.found_or_made(connection, STUDIES, key, more)
-            running = {"state": "running", "finished_at": None, "budget": rows.as_json(budget.payload)}
+            running = {"state": "running", "budget": rows.as_json(budget.payload)}
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
 
-    def close_study(self, study_id: int, state: str) -> None:
-        """Say how the study ended: "done" or "interrupted"."""
+    def close_study(self, study_id: int, state: str, *, end: SearchEnd | None = None, ran: bool = True) -> None:
+        """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
+
+        Where none was, the study stays measured when it was.
+        """
         if state not in STATES:
             raise ValueError(f"a study is one of {', '.join(STATES)}, not {state!r}")
-        ended = None if state == "running" else rows.now()
+        mine = STUDIES.c.id == study_id
         with self._database.writing() as connection:
-            connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(state=state, finished_at=ended))
+            before = connection.execute(select(STUDIES.c.budget, STUDIES.c.finished_at).where(mine)).one_or_none()
+            if before is None:
+                raise StoreError(f"there is no study {study_id}")
+            kept = None if ran else before.finished_at
+            values = {"state": state, "finished_at": None if state == "running" else kept or rows.now()}
+            if end is not None:  # beside the budget that it is about, so that it goes where that goes
+                values["budget"] = rows.as_json({**json.loads(before.budget), "end": end.payload})
+            connection.execute(update(STUDIES).where(mine).values(values))
 
     def studies_for(self, architecture_key: str, workload_key: str) -> list[StudyRecord]:
         """Return the studies of this workload on this architecture, newest first."""

@@ -24,11 +24,13 @@ class Outcome(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     RUNTIME_ERROR = "runtime_error"
     WRONG_OUTPUT = "wrong_output"
+    #: The budget ended while it ran, or somebody interrupted it: nothing is known of the configuration.
+    CUT = "cut"
 
     @property
     def is_failure(self) -> bool:
         """Whether nothing usable came of it."""
-        return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED)
+        return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED, Outcome.CUT)
 
 
 @dataclass(frozen=True)
