@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from advisor.tune import Job
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status."""
+def run(arguments: Sequence[str], began: float | None = None) -> int:
+    """Run a command line and return its exit status. began: when the command did, by time.monotonic(); None: now."""
     _write_any_character()
     try:
-        return _run(arguments)
+        return _run(arguments, time.monotonic() if began is None else began)
     except AdvisorError as error:
         reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
         print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
@@ -53,9 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], began: float) -> int:
     try:
         options = build_parser().parse_args(arguments)
+        options.began = began
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _COMMANDS[options.command](options)
     finally:
@@ -139,8 +141,7 @@ def _tune(options: argparse.Namespace) -> int:
         _note(notes)
         with Progress(job) as progress:
             recommendation = api.measured(job, store, progress.hear)
-    _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
-    return 0
+    return _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
 
 
 def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
@@ -161,7 +162,7 @@ def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
     from advisor.knobs import find_choice
     from advisor.store import Store, default_url
-    from advisor.suggest import why_not
+    from advisor.why_not import why_not
 
     name = options.why_not and options.why_not.rpartition("=")[2]  # answers say knob=choice, so that is understood too
     if name and find_choice(name) is None:
@@ -176,26 +177,26 @@ def _suggest(options: argparse.Namespace) -> int:
             print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(lines))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
-    _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
-    return 0
+    return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
 
 
-def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> None:
-    """Print a recommendation: JSON and Python on stdout alone, text for people."""
+def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> int:
+    """Print a recommendation, JSON and Python on stdout alone, text for people; return the status of what it says."""
     from advisor import report
     from advisor.script import script_for
 
+    status = recommendation.exit_status
     if form == "json":
         print(_json(report.recommendation_payload(recommendation, device)))
-    elif form == "python":
+    elif form == "python" and recommendation.chosen is not None:
         study, facts = recommendation.study, recommendation.facts
-        threads = study.environment.threads or 1
-        print(
-            script_for(recommendation.source, recommendation.configuration, study.workload, facts, device, threads),
-            end="",
-        )
-    else:
+        threads, configuration = study.environment.threads or 1, recommendation.chosen.configuration
+        print(script_for(recommendation.source, configuration, study.workload, facts, device, threads), end="")
+    elif form == "text":
         report.print_recommendation(recommendation, device, stderr=to_stderr, pareto=pareto)
+    if status and form != "text":
+        print(f"advisor: {report.summary(recommendation)}", file=sys.stderr)
+    return status
 
 
 # ----------------------------------------------------------------------------------------------------------- one by one

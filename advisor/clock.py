@@ -55,6 +55,7 @@ class Clock:
 class Bounded:
     """A runner within a budget. graceful: whether what runs now may use the grace; start_s: what a fresh process cost.
 
+    took_s: seconds of the last request, by its operation.
     start_s is measured, not guessed: the first request of a study reads the model's facts in a fresh process, and what that
     takes, starting Python, importing torch and transformers, every fresh process of the confirmation takes again.
     """
@@ -64,6 +65,7 @@ class Bounded:
         self.runner, self.clock = runner, clock
         self.graceful = True
         self.start_s: float | None = None
+        self.took_s: dict[str, float] = {}
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget is what ends it."""
@@ -72,8 +74,10 @@ class Bounded:
             raise BudgetSpent
         began = self.clock.now()
         result = self.runner.run(request, min(timeout_s, left_s))
+        took_s = self.clock.now() - began
+        self.took_s[str(request["op"])] = took_s
         if self.start_s is None:
-            self.start_s = self.clock.now() - began
+            self.start_s = took_s
         if result.get("outcome") == Outcome.TIMEOUT and left_s < timeout_s:
             raise BudgetSpent
         return result

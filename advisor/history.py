@@ -359,7 +359,7 @@ class Plan:
     @property
     def confirming(self) -> int:
         """How many runs the confirmation takes at most: the default and the finalists in every block."""
-        from advisor.tune import FINALISTS
+        from advisor.confirm import FINALISTS
 
         return self.job.budget.blocks * (1 + min(FINALISTS, self.searched - 1)) if self.searched > 1 else 0
 

@@ -30,7 +30,8 @@ class Progress:
     def __init__(self, job: Job) -> None:
         """Show nothing yet."""
         self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
-        self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
+        self.began = time.monotonic() if job.began is None else job.began
+        self.done, self.stage, self.running = 0, "starting", ""
         self.best, self.default_score, self.admissible = "", 0.0, 0
         self._status: Any = None
 
@@ -75,6 +76,11 @@ class Progress:
             self.running = in_words(event["configuration"]) + block
         elif kind == "hopeless":
             self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
+        elif kind == "stopped":
+            left = f"; {event['left']} were never tried" if event["left"] else ""
+            self.console.print(f"the search stopped: {escape(event['why'])}{left}")
+        elif kind == "unconfirmed":
+            self.console.print(f"[yellow]the confirmation stopped:[/] {escape(event['text'])}")
         elif kind == "trial":
             self._finished(event["trial"], event["best"])
         if self._status is not None:
@@ -93,7 +99,8 @@ class Progress:
             note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
             self.console.print(f"{head}{figure(aim.metric, trial.value(aim.metric)):>21s}{ratio}{note}")
         else:
-            self.console.print(f"{head}[red]{trial.outcome}[/] {escape(trial.reason[:200])}")
+            colour = "yellow" if trial.outcome is Outcome.CUT else "red"
+            self.console.print(f"{head}[{colour}]{trial.outcome}[/] {escape(trial.reason[:200])}")
         if best:
             self.best = f"best {in_words(best.ran)}: {figure(aim.metric, best.value(aim.metric))}"
             self.best += self._ratio(best, ", %.2f × default")
