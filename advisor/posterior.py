@@ -148,7 +148,7 @@ class _Fit:
     def of(cls, among: Array, across: Array, alone: float, design: Array, target: Array) -> _Fit:
         root = np.linalg.cholesky(among)
         white = np.linalg.solve(root, design)
-        basis, triangle = np.linalg.qr(white)
+        basis, triangle = (np.asarray(factor, dtype=np.float64) for factor in np.linalg.qr(white))
         projected = np.linalg.solve(root, across.T)
         doubt = np.linalg.solve(triangle.T, target.T - white.T @ projected)
         variance = alone - (projected**2).sum(axis=0) + (doubt**2).sum(axis=0)
