@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -439,15 +440,16 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     mark = "[green]▸[/]" if recommendation.chosen else "[red]▸[/]"
     out.print(f"{mark} {_headline(recommendation)}")
     for line in _against(recommendation):
-        out.print(f"  {line}")
+        out.print(_indented(line))
     if recommendation.chosen is not None:
         out.print(
             f"  {escape(_evidence(recommendation, recommendation.chosen))}\n  quality tier: {recommendation.tier}"
         )
     for note in recommendation.notes:
-        out.print(f"  [yellow]note:[/] {escape(note)}")
+        out.print(_indented(f"[yellow]note:[/] {escape(note)}"))
     for line in _next(recommendation):
-        out.print(f"  {line}", soft_wrap=line.startswith("to go on"))
+        is_command = line.startswith("to go on")  # to be copied: it is never broken
+        out.print(f"  {line}" if is_command else _indented(line), soft_wrap=is_command)
     out.print()
     if recommendation.chosen is not None:
         _print_lines(out, recommendation, recommendation.chosen, device)
@@ -459,6 +461,11 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
         out.print()
     if recommendation.refusals or recommendation.failures:
         out.print(refused_table(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))
+
+
+def _indented(line: str) -> Padding:
+    """Return a line with markup, all of whose lines are indented where it is broken."""
+    return Padding(Text.from_markup(line.lstrip()), (0, 0, 0, 2 + len(line) - len(line.lstrip())))
 
 
 def _print_lines(out: Console, recommendation: Recommendation, chosen: Candidate, device: str) -> None:

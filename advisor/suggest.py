@@ -11,7 +11,8 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from advisor.answer import NONE_RIGHT, Answer, Conclusion, Stop
@@ -46,7 +47,8 @@ class Recommendation:
     notes: what a reader must know to weigh it, in words; failures: trials that came to nothing.
     pareto: candidates that no other beats in speed, memory and quality at once, fastest first. ceilings: what the device
     was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
-    configurations were, failures included; admissible: of how many, None where that is not known; prospects: of what was not.
+    configurations were, failures included; admissible: of how many, None where that is not known; look: what finds out about
+    those that were not, once it is asked: see prospects.
     why: why the search stopped, in words; command: what goes on with it; way_out: how work is done right that no configuration
     does right, "" where there is no telling.
     """
@@ -68,7 +70,7 @@ class Recommendation:
     admissible: int | None = None
     best: Candidate | None = None
     rejected: tuple[Candidate, ...] = ()
-    prospects: Prospects = field(default_factory=Prospects)
+    look: Callable[[], Prospects] = Prospects
     why: str = ""
     command: str = ""
     way_out: str = ""
@@ -79,6 +81,11 @@ class Recommendation:
             return f"{self.source.name}: nothing is recommended ({self.verdict})"
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
         return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio})"
+
+    @property
+    def prospects(self) -> Prospects:
+        """What was never tried: how many, how likely one of them is better, and which promise most."""
+        return self.look()
 
     @property
     def configuration(self) -> Configuration | None:
@@ -199,14 +206,20 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
     evidence = _Evidence.of(store, source, study, objective, trials)
     default = evidence.default.trial if evidence.default else None
-    prospects = stored_prospects(study, trials, objective)
-    if prospects is None:
-        space = space or space_of(study, objective)
-        prospects = prospects_of(space, trials, objective, evidence.may_be, default) if space else Prospects()
+
+    @cache
+    def look() -> Prospects:
+        stored, built = stored_prospects(study, trials, objective), space
+        if stored is None and built is None:
+            built = space_of(study, objective)
+        if stored is not None or built is None:
+            return stored or Prospects()
+        return prospects_of(built, trials, objective, evidence.may_be, default)
+
     refusals = tuple(store.refusals(study.id))
-    if not evidence.right and not prospects.left and not _was_anything_admissible(study, objective, evidence, space):
+    if not evidence.right and not look().left and not _was_anything_admissible(study, objective, evidence, space):
         raise NothingAdmissible(_every_reason(refusals, trials, evidence.outside))
-    chosen, verdict = _conclude(evidence, prospects)
+    chosen, verdict = _conclude(evidence, look)
     tried = _tried(study, trials)
     found = Recommendation(
         source, study, objective, facts, chosen, evidence.default, verdict,
@@ -216,11 +229,11 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         pareto=tuple(pareto(evidence.right, objective.aim, default)),
         ceilings=store.ceilings(study.environment_key),
         tried=tried,
-        admissible=study.admissible if study.admissible is not None else tried + prospects.left,
+        admissible=study.admissible,
         best=_fastest_found(evidence, chosen, verdict),
         rejected=evidence.rejected,
-        prospects=prospects,
-        why=_why_stopped(study, prospects),
+        look=look,
+        why=_why_stopped(study, tried),
         command=_going_on(source, study, objective),
     )  # fmt: skip
     return replace(found, way_out=_way_out(found))
@@ -283,22 +296,32 @@ def _was_anything_admissible(
     return space is None or bool(space.admissible)
 
 
-def _conclude(evidence: _Evidence, prospects: Prospects) -> tuple[Candidate | None, Conclusion]:
-    """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for."""
+def _conclude(evidence: _Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
+    """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
+
+    look: what finds out about what was never tried, asked only where that decides something, for it can take a second.
+    """
     right, default = evidence.right, evidence.default
     if not right:
-        return None, Conclusion.UNSEARCHED if prospects.left else Conclusion.NONE_RIGHT
+        return None, Conclusion.UNSEARCHED if look().left else Conclusion.NONE_RIGHT
     if right[0].verdict == "faster":
         return right[0], Conclusion.FASTER
-    if default is None:  # there is nothing to compare with
-        return right[0], Conclusion.UNSEARCHED if prospects.is_open else Conclusion.SLOWER_BUT_RIGHT
-    if default.objections:
-        return right[0], Conclusion.SLOWER_BUT_RIGHT if right[0].is_confirmed else Conclusion.UNCONFIRMED
+    if default is None or default.objections:
+        return right[0], _without_default(right[0], default, look)
     if _looks_faster(right):
         return default, Conclusion.UNCONFIRMED
-    if prospects.is_open:
+    if look().is_open:
         return default, Conclusion.UNSEARCHED
     return default, Conclusion.TIE if any(c.verdict == "tie" for c in right) else Conclusion.DEFAULT
+
+
+def _without_default(best: Candidate, default: Candidate | None, look: Callable[[], Prospects]) -> Conclusion:
+    """Return how sure it is that this is the best where the default may not be recommended, or could not be measured."""
+    if best.is_confirmed:
+        return Conclusion.SLOWER_BUT_RIGHT
+    if default is not None:
+        return Conclusion.UNCONFIRMED
+    return Conclusion.UNSEARCHED if look().is_open else Conclusion.SLOWER_BUT_RIGHT  # there is nothing to compare with
 
 
 def _looks_faster(right: Sequence[Candidate]) -> bool:
@@ -318,13 +341,13 @@ def _fastest_found(evidence: _Evidence, chosen: Candidate | None, verdict: Concl
     return best if (best.search_ratio or 0.0) > (chosen.search_ratio or 0.0) else None
 
 
-def _why_stopped(study: StudyRecord, prospects: Prospects) -> str:
+def _why_stopped(study: StudyRecord, tried: int) -> str:
     """Return why the search stopped, as it was stored or as far as the rows tell."""
     if study.end is not None:
         return study.end.words
     if study.state != "done":
         return Stop.INTERRUPTED.words if study.state == "interrupted" else "it is running"
-    return "" if prospects.left else Stop.EVERYTHING.words
+    return Stop.EVERYTHING.words if study.admissible is not None and tried >= study.admissible else ""
 
 
 def _way_out(found: Recommendation) -> str:
@@ -526,7 +549,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     if objective.quality != Objective().quality:
         flags.append(f"--quality {objective.quality}")
     if objective.max_memory_bytes is not None:
-        flags.append(f"--max-memory {objective.max_memory_bytes}")
+        flags.append(f"--max-memory {_size(objective.max_memory_bytes)}")
     if objective.metric != Objective().metric:
         flags.append(f"--objective {objective.aim.name}")
     if objective.max_latency_s is not None:
@@ -539,6 +562,12 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     if here is not None and here.threads > 1:
         flags.append(f"--threads {here.threads}")
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
+
+
+def _size(count: int) -> str:
+    """Return bytes as the command line takes them, in the unit that they were most likely given in."""
+    unit = next((unit for unit in ("GiB", "MiB") if count % {"GiB": 2**30, "MiB": 2**20}[unit] == 0), "")
+    return f"{count // {'GiB': 2**30, 'MiB': 2**20}.get(unit, 1)}{unit}"
 
 
 def _differences(other: Workload, workload: Workload) -> list[str]:
