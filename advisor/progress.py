@@ -62,15 +62,7 @@ class Progress:
             if self.stage.startswith("waiting"):
                 self.console.print(f"[yellow]{escape(self.stage)}[/]")
         elif kind == "study":
-            self.admissible = len(event["space"].admissible)
-            refused = len({reason.rule for reason in event["space"].refusals})
-            self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
-            if event["trials"]:
-                self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
-            scores = [
-                t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline
-            ]
-            self.default_score = next(filter(None, scores), 0.0)
+            self._opened(event)
         elif kind == "start":
             block = f", block {event['block']} of the confirmation" if event["block"] else ""
             self.running = in_words(event["configuration"]) + block
@@ -85,6 +77,15 @@ class Progress:
             self._finished(event["trial"], event["best"])
         if self._status is not None:
             self._status.update(self._line())
+
+    def _opened(self, event: Mapping[str, Any]) -> None:
+        self.admissible = len(event["space"].admissible)
+        refused = len({reason.rule for reason in event["space"].refusals})
+        self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+        if event["trials"]:
+            self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
+        scores = [t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline]
+        self.default_score = next(filter(None, scores), 0.0)
 
     def _finished(self, trial: Trial, best: Trial | None) -> None:
         self.done += 1

@@ -13,7 +13,6 @@ from advisor.answer import Prospect
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import Situation
-from advisor.measurement import TIE_ZONE
 from advisor.objective import Objective
 from advisor.rows import StudyRecord
 from advisor.space import Space, build_space, predicted_bytes
@@ -37,15 +36,11 @@ class Prospects:
 
     @property
     def is_open(self) -> bool:
-        """Whether what is left may well be better: then nothing follows from what was tried.
+        """Whether what is left may well be better, or nobody can say yet: then nothing follows from what was tried.
 
-        Where too little was measured for a chance, it is what arithmetic predicts that counts.
+        That arithmetic predicts nothing better is no reason: only what was measured shows how good predictions are.
         """
-        if not self.left:
-            return False
-        if self.chance is not None:
-            return self.chance >= CHANCE
-        return any(prospect.ratio is None or prospect.ratio > 1 + TIE_ZONE for prospect in self.promising)
+        return self.left > 0 and (self.chance is None or self.chance >= CHANCE)
 
 
 def searched(trials: Sequence[Trial]) -> list[Trial]:

@@ -184,10 +184,11 @@ def _headline(recommendation: Recommendation) -> str:
             return f"{words}: the best that may be recommended{f', [bold]{ratio}' if ratio else ''}"
         why = "not compared with the default yet" if recommendation.default else "but little was tried"
         return f"{words}, for now: the best found that may be recommended, {why}"
+    little = "[bold]too little was tried[/] to say that nothing is"
     kept = {
         Conclusion.TIE: f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1",
         Conclusion.UNCONFIRMED: f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]",
-        Conclusion.UNSEARCHED: f"keep the default, {words}, for now: [bold]too little was tried[/] to say that nothing is {better}",
+        Conclusion.UNSEARCHED: f"keep the default, {words}, for now: {little} {better}",
         Conclusion.DEFAULT: f"keep the default, {words}: [bold]nothing measured is {better}[/]",
     }  # fmt: skip
     return kept[recommendation.verdict]
@@ -220,7 +221,8 @@ def _nothing(recommendation: Recommendation) -> str:
     slowest = [(s, c) for c in measured if (s := c.trial.value("slowest_batch_s"))]
     if objective.max_latency_s is not None and slowest:
         least_s, found = min(slowest, key=lambda pair: pair[0])
-        text += f"; the shortest slowest batch seen is {figure('slowest_batch_s', least_s)} ({escape(in_words(found.configuration))})"
+        text += f"; the shortest slowest batch seen is {figure('slowest_batch_s', least_s)}"
+        text += f" ({escape(in_words(found.configuration))})"
     return text
 
 
@@ -465,7 +467,7 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
 
 def _indented(line: str) -> Padding:
     """Return a line with markup, all of whose lines are indented where it is broken."""
-    return Padding(Text.from_markup(line.lstrip()), (0, 0, 0, 2 + len(line) - len(line.lstrip())))
+    return Padding(Text.from_markup(line.lstrip()), (0, 0, 0, 2 + len(line) - len(line.lstrip())), expand=False)
 
 
 def _print_lines(out: Console, recommendation: Recommendation, chosen: Candidate, device: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from typing import Any
@@ -48,7 +48,7 @@ class StudyRecord:
     facts: ModelFacts | None
     workload_key: str
     admissible: int | None = None
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     end: SearchEnd | None = None
 
 
@@ -237,7 +237,8 @@ WHERE a.study_id = :study""").columns(made_at=UtcDateTime)
 
 @cache
 def _studies_where(where: str) -> TextualSelect:
-    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget, m.name, m.weights_digest,
+    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget,
+  m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
   COALESCE(s.facts, m.facts, (
     SELECT o.facts FROM models o

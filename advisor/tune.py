@@ -459,9 +459,10 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
 
     Raises BudgetSpent where the budget ended it: its configuration has failed at nothing, and is tried again another time.
     """
-    tuning.listen({"event": "start", "number": number, "configuration": configuration, "phase": phase, "block": block})
     began, attempts = tuning.clock.now(), 1
+    start = {"event": "start", "number": number, "configuration": configuration, "phase": phase, "block": block}
     try:
+        tuning.listen(start)
         request = _request(tuning, configuration, phase)
         result = tuning.runner.run(request, tuning.timeout_s)
         if result.get("transient") and not tuning.is_over:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,8 @@ class Place:
             if stop_at is not None and len(confirming) == stop_at:
                 raise KeyboardInterrupt
 
-        try:
+        with suppress(KeyboardInterrupt):
             tune(job, self.store, device, listen, now=device.now)
-        except KeyboardInterrupt:
-            pass
         return recommend(self.store, SOURCE, self.store.study(1), objective)
 
     @property
@@ -233,8 +232,8 @@ def test_nothing_is_set_aside_for_what_is_not_to_be_confirmed(place: Place) -> N
 
 def test_time_is_set_aside_where_something_is_to_be_confirmed(place: Place) -> None:
     """What is faster is confirmed within the budget, and the search ends early for it, and says so."""
-    device = Device({PACKED: 150.0}, trial_s=lambda _: 4.0)
-    found = place.tune(device, Budget(90.0), objective=Objective(Tier.FOUR_BIT))
+    device = Device({PACKED: 150.0}, trial_s=lambda _: 12.0)
+    found = place.tune(device, Budget(160.0), objective=Objective(Tier.FOUR_BIT))
 
     assert found.verdict == "faster"
     assert place.why == Stop.BUDGET.words
