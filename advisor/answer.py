@@ -96,12 +96,6 @@ class SearchEnd:
     tried: int
 
     @property
-    def words(self) -> str:
-        """Return why it stopped, and with what chance."""
-        chance = "" if self.chance is None or not self.left else f" (chance that one of {self.left} is: {self.chance:.1%})"
-        return self.stop.words + (chance if self.stop is Stop.UNLIKELY else "")
-
-    @property
     def payload(self) -> dict[str, Any]:
         """It as JSON values."""
         promising = [prospect.payload for prospect in self.promising]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.markup import escape
 
-from advisor.report import duration, figure, in_words
+from advisor.report import duration, figure, in_words, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Progress:
             self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
         elif kind == "stopped":
             left = f"; {event['left']} were never tried" if event["left"] else ""
+            chance = event["end"].chance if left else None
+            left += "" if chance is None else f" (chance that one of them is better: {percent(chance)})"
             self.console.print(f"the search stopped: {escape(event['why'])}{left}")
         elif kind == "unconfirmed":
             self.console.print(f"[yellow]the confirmation stopped:[/] {escape(event['text'])}")

@@ -86,6 +86,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def percent(share: float) -> str:
+    """Return a share in per cent, with a decimal where it is small."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
 def rate(metric: str, value: float) -> str:
     """Return a ceiling in words: operations or bytes a second."""
     unit = "B/s" if "bytes" in metric else "FLOP/s"
@@ -253,7 +258,7 @@ def _next(recommendation: Recommendation) -> list[str]:
         lines.append(f"fastest found, unconfirmed: {escape(in_words(best.configuration))}, {ratio}{few}")
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
-        chance = "" if left.chance is None else f" (chance that one of them is better: {_percent(left.chance)})"
+        chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
         lines.append(f"never tried: {left.left}{chance}{'' if is_sure else ', most promising first:'}")
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
@@ -263,10 +268,6 @@ def _next(recommendation: Recommendation) -> list[str]:
     elif not is_sure:
         lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
     return lines
-
-
-def _percent(share: float) -> str:
-    return "under 1 %" if share < 0.01 else f"{share:.0%}"
 
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:

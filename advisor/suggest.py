@@ -344,7 +344,7 @@ def _fastest_found(evidence: _Evidence, chosen: Candidate | None, verdict: Concl
 def _why_stopped(study: StudyRecord, tried: int) -> str:
     """Return why the search stopped, as it was stored or as far as the rows tell."""
     if study.end is not None:
-        return study.end.words
+        return study.end.stop.words
     if study.state != "done":
         return Stop.INTERRUPTED.words if study.state == "interrupted" else "it is running"
     return Stop.EVERYTHING.words if study.admissible is not None and tried >= study.admissible else ""

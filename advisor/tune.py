@@ -321,7 +321,7 @@ def _stopped(tuning: Tuning, stop: Stop) -> None:
         stop = Stop.EVERYTHING
     tried = len(searched(tuning.store.trials(tuning.study)))
     tuning.end = SearchEnd(stop, left.left, left.chance, left.promising, tried)
-    tuning.listen({"event": "stopped", "why": tuning.end.words, "left": left.left, "end": tuning.end})
+    tuning.listen({"event": "stopped", "why": stop.words, "left": left.left, "end": tuning.end})
 
 
 def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
