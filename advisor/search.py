@@ -31,7 +31,8 @@ from advisor.objective import METRICS, Metric
 from advisor.posterior import Array, Belief, Posterior, expected_seconds, mean_of
 from advisor.trial import Outcome, Trial
 
-#: The search may end when the chance that anything left is better by more than the tie zone is below this.
+#: The search may end when the chance that anything left is better by more than the tie zone is below this. It kept its word on
+#: made-up landscapes: 9 of 1,000 ended too early, whether predictions were good or useless (docs/search.md).
 CHANCE = 0.02
 
 #: But not before so many were measured: fewer do not show how wrong the prediction is.

@@ -19,6 +19,7 @@ import argparse
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from advisor.configuration import Configuration
 from advisor.landscape import Landscape, read_landscapes
 from advisor.measurement import TIE_ZONE
-from advisor.search import CHANCE, ask, exhausted, surprises
+from advisor.search import CHANCE, Knowledge, surprises
 from advisor.space import costs_of, recommendable
 from advisor.trial import Outcome, Trial
 
@@ -80,6 +81,10 @@ class Field:
     def usable(self, trial: Trial) -> bool:
         """Whether a trial may be recommended."""
         return recommendable(trial, self.landscape.objective, self.landscape.facts)
+
+    def known(self, trials: Sequence[Trial], warm: Mapping[Configuration, float] | None = None) -> Knowledge:
+        """Return all that advisor's search goes by. warm: what it learned elsewhere."""
+        return Knowledge(self.admissible, trials, self.landscape.objective.aim, self.costs, warm or {}, self.usable)
 
     def regret(self, trials: Sequence[Trial]) -> float:
         """How much better the best recorded configuration is than the best of these: 0.1 is 10 %; infinite without one."""
@@ -130,21 +135,18 @@ def replayed(field: Field, strategy: Strategy, seed: int, least: int = DEPTHS[-1
 
 def ours(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
     """Ask advisor's search, cold."""
-    return ask(field.admissible, trials, len(field.admissible), seed, aim=field.landscape.objective.aim,
-               costs=field.costs, usable=field.usable)  # fmt: skip
+    return field.known(trials).ask(seed)
 
 
 def warm(
     field: Field, trials: Sequence[Trial], seed: int, learned: dict[int, dict[Configuration, float]]
 ) -> Configuration | None:
     """Ask advisor's search with what it learned on the neighbour; learned: by seed, filled in when it is first needed."""
-    aim = field.landscape.objective.aim
     if seed not in learned:
         assert field.warm is not None
         known = replayed(field.warm, ours, seed, WARM_TRIALS).trials[:WARM_TRIALS]
-        learned[seed] = surprises(known, aim, field.warm.costs)
-    return ask(field.admissible, trials, len(field.admissible), seed, aim=aim, costs=field.costs, warm=learned[seed],
-               usable=field.usable)  # fmt: skip
+        learned[seed] = surprises(known, field.landscape.objective.aim, field.warm.costs)
+    return field.known(trials, learned[seed]).ask(seed)
 
 
 def in_order(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
@@ -307,24 +309,25 @@ def _goals(field: Field, paths: Mapping[str, Sequence[Run]]) -> list[str]:
 
 
 def _stops(field: Field, seeds: Sequence[int]) -> str:
-    """Say when the search would have ended by itself, at what share of the seconds, and how often that was too early."""
-    ends, wrong = [], 0
+    """Say when the search would have ended by itself and why, at what share of the seconds, and how often too early."""
+    ends, reasons, wrong = [], Counter[str](), 0
     for seed in seeds:
-        path = replayed(field, _until_exhausted, seed, least=len(field.admissible))
+        path = replayed(field, _until_its_end, seed, least=len(field.admissible))
         ends.append((len(path.trials), path.seconds[-1] / field.landscape.exhaustive_s))
         wrong += path.regrets[-1] > TIE_ZONE
+        if (end := field.known(path.trials).ending()) is not None:
+            reasons[end.reason] += 1
+    why = ", ".join(f"{reason} ({count} seeds)" for reason, count in reasons.most_common())
     return (
         f"Ending by itself (chance of better by 2 % below {CHANCE:.0%}): after {median(n for n, _ in ends):.0f} trials and "
         f"{median(s for _, s in ends):.0%} of the seconds, medians; at most {max(n for n, _ in ends)} of "
-        f"{len(field.admissible)}; more than 2 % from the best then: {wrong} of {len(ends)} seeds."
+        f"{len(field.admissible)}, because {why}; more than 2 % from the best then: {wrong} of {len(ends)} seeds."
     )
 
 
-def _until_exhausted(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
-    aim = field.landscape.objective.aim
-    if exhausted(field.admissible, trials, aim=aim, costs=field.costs, usable=field.usable):
-        return None
-    return ours(field, trials, seed)
+def _until_its_end(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
+    known = field.known(trials)
+    return None if known.ending() else known.ask(seed)
 
 
 def _percent(share: float) -> str:

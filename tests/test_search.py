@@ -16,7 +16,9 @@ import pytest
 from advisor.configuration import Configuration
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.objective import METRICS
-from advisor.search import CHANCE, LEAST_TRIALS, Knowledge, ask, exhausted, surprises
+from advisor.posterior import NOISE as NOISE_OF_MODEL
+from advisor.posterior import SCALES, Posterior, kernel
+from advisor.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
 from advisor.trial import Outcome, Trial
 
 #: Knob -> number of choices: 72 configurations.
@@ -30,6 +32,9 @@ SEEDS = range(20)
 
 #: Noise of a measurement's median, and seconds that a trial takes beside its rounds.
 NOISE, START_S = 0.006, 12.0
+
+#: Predicted costs are about so many operations, as those of real models are.
+OPERATIONS = 3e14
 
 Speed = Callable[[Configuration], float]
 
@@ -60,7 +65,7 @@ class Made:
         pair = {("attention", f"attention-{drawn.randrange(4)}"), ("packing", f"packing-{drawn.randrange(1, 3)}")}
         return cls(
             speed={c: 5000 * predicted(c) * off(c) * math.exp(drawn.gauss(0, 0.02)) for c in SPACE},
-            costs={c: 1 / predicted(c) for c in SPACE},
+            costs={c: OPERATIONS / predicted(c) for c in SPACE},
             broken=frozenset(c for c in SPACE if broken and pair <= set(c.items())),
         )
 
@@ -71,7 +76,7 @@ class Made:
 
     def known(self, trials: Sequence[Trial], **other: object) -> Knowledge:
         """Return all that a search of this landscape goes by."""
-        return Knowledge(self.admissible, trials, costs=self.costs, **other)  # type: ignore[arg-type]
+        return replace(Knowledge(self.admissible, trials, costs=self.costs), **other)
 
     @property
     def best(self) -> float:
@@ -130,9 +135,8 @@ def searched(
     whole: False ends it once something near the best was measured.
     """
     trials = [made.trial(0, SPACE[0], seed)]
-    known = {"costs": made.costs, **known}
     while whole or not made.near(trials[-1].requested):
-        configuration = ask(made.admissible, trials, budget - len(trials), seed, **known)  # type: ignore[arg-type]
+        configuration = made.known(trials, **known).ask(seed) if len(trials) < budget else None
         if configuration is None:
             break
         trials.append(made.trial(len(trials), configuration, seed))
@@ -172,7 +176,7 @@ def test_without_any_prediction_choices_are_learned() -> None:
     found = drawn = 0
     for seed in SEEDS:
         made = Made.of(seed, broken=False)
-        found += made.until_near(searched(made, seed, costs=None, whole=False))[0] <= BUDGET
+        found += made.until_near(searched(made, seed, costs={}, whole=False))[0] <= BUDGET
         drawn += made.until_near(at_random(seed))[0] <= BUDGET
 
     assert found >= 15, f"{found} of {len(SEEDS)}, at random {drawn}"
@@ -208,7 +212,9 @@ def neighbour(made: Made, seed: int) -> Made:
     predicted, off = effects(2000 + seed, 0.35), effects(3000 + seed, 0.05)
     surprise = {c: made.speed[c] * made.costs[c] for c in SPACE}
     return Made(
-        {c: predicted(c) * surprise[c] * off(c) for c in SPACE}, {c: 1 / predicted(c) for c in SPACE}, made.broken
+        {c: predicted(c) * surprise[c] * off(c) for c in SPACE},
+        {c: OPERATIONS / predicted(c) for c in SPACE},
+        made.broken,
     )
 
 
@@ -264,8 +270,8 @@ def test_first_of_all_is_the_likeliest() -> None:
     """With nothing measured the likeliest is proposed: by its predicted cost, or by its place where none is told."""
     made, order = Made.of(0), shuffled(0)
 
-    assert ask(order, [], 10, 0, costs=made.costs) == made.admissible[0]
-    assert ask(order, [], 10, 0) == order[0]
+    assert Knowledge(order, [], costs=made.costs).ask(0) == made.admissible[0]
+    assert Knowledge(order, []).ask(0) == order[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -277,11 +283,13 @@ def test_nothing_is_proposed_twice(seed: int) -> None:
     assert set(found) == set(SPACE)
 
 
-def test_spent_budget_and_empty_space_propose_nothing() -> None:
-    """Without a trial left, or without anything admissible, nothing is proposed."""
-    assert ask(SPACE, [], 0, 0) is None
-    assert ask(SPACE, [], -3, 0) is None
-    assert ask([], [], 10, 0) is None
+def test_empty_space_proposes_nothing() -> None:
+    """Without anything admissible nothing is proposed, nothing is promising, and that is why it ends."""
+    empty = Knowledge([], [])
+
+    assert empty.ask(0) is None
+    assert empty.promising(5) == []
+    assert empty.ending() == End(EVERYTHING, 0.0, 0)
 
 
 @pytest.mark.parametrize("number_of_trials", [0, 2, 8])
@@ -291,7 +299,7 @@ def test_running_trials_count_as_seen(number_of_trials: int) -> None:
     trials = [made.trial(n, c) for n, c in enumerate(searched(made, 5, number_of_trials))] if number_of_trials else []
     asked: list[Configuration] = []
     for _ in range(6):
-        configuration = ask(made.admissible, trials, 30, 5, costs=made.costs)
+        configuration = made.known(trials).ask(5)
         assert configuration is not None
         assert configuration not in {trial.requested for trial in trials}
         asked.append(configuration)
@@ -307,10 +315,10 @@ def test_workers_do_not_all_try_the_same_idea() -> None:
     """
     made = Made.of(8, broken=False)
     trials = [made.trial(n, c) for n, c in enumerate(searched(made, 8, 8))]
-    first = ask(made.admissible, trials, 30, 8, costs=made.costs)
+    first = made.known(trials).ask(8)
     assert first is not None
-    second = ask(made.admissible, [*trials, Trial(8, first, None, Outcome.RUNNING)], 30, 8, costs=made.costs)
-    blind = ask([c for c in made.admissible if c != first], trials, 30, 8, costs=made.costs)
+    second = made.known([*trials, Trial(8, first, None, Outcome.RUNNING)]).ask(8)
+    blind = made.known(trials, admissible=[c for c in made.admissible if c != first]).ask(8)
 
     assert second != first
     assert second is not None
@@ -323,7 +331,7 @@ def test_what_ran_under_another_name_counts_as_seen() -> None:
     first, second, third = SPACE[:3]
     pretended = Trial(0, first, second, Outcome.OK, measurements=measured(0, second, 9.0).measurements)
 
-    assert ask([first, second, third], [pretended], 10, 0) == third
+    assert Knowledge([first, second, third], [pretended]).ask(0) == third
 
 
 def test_what_pretends_is_tried_less() -> None:
@@ -336,7 +344,7 @@ def test_what_pretends_is_tried_less() -> None:
         Trial(n, c, c.replaced(attention=other), Outcome.OK, measurements=measured(n, c, 5000.0).measurements)
         for n, c in enumerate(fake)
     ]
-    order = [ask(made.admissible, trials, 30, seed, costs=made.costs) for seed in range(5)]
+    order = [made.known(trials).ask(seed) for seed in range(5)]
 
     assert all(c is not None and c["attention"] != likeliest for c in order)
 
@@ -349,7 +357,7 @@ def test_failures_do_not_loop(outcome: Outcome) -> None:
     """Where everything fails, every configuration is proposed once, and then none."""
     trials: list[Trial] = []
     admissible = shuffled(6)[:20]
-    while (configuration := ask(admissible, trials, 100 - len(trials), 6)) is not None:
+    while (configuration := Knowledge(admissible, trials).ask(6)) is not None:
         trials.append(failed(len(trials), configuration, outcome))
 
     assert sorted((trial.requested for trial in trials), key=str) == sorted(admissible, key=str)
@@ -390,8 +398,8 @@ def test_trial_that_was_stopped_early_is_never_the_best() -> None:
     order = searched(made, 12, LEAST_TRIALS + 1)
     pruned = [Trial(n, c, c, Outcome.PRUNED, measurements=made.trial(n, c).measurements) for n, c in enumerate(order)]
 
-    assert ask(made.admissible, pruned, 10, 0, costs=made.costs) is not None
-    assert not exhausted(made.admissible, pruned, costs=made.costs)
+    assert made.known(pruned).ask(0) is not None
+    assert made.known(pruned).ending() is None
 
 
 def test_aim_decides_what_is_better() -> None:
@@ -399,7 +407,7 @@ def test_aim_decides_what_is_better() -> None:
     made = Made.of(13, broken=False)
     peaks = {c: int(1e10 * made.speed[c] / made.best) for c in SPACE}  # the faster, the more memory
     trials = [measured(0, SPACE[0], made.speed[SPACE[0]], peak_bytes=peaks[SPACE[0]])]
-    while (c := ask(SPACE, trials, BUDGET - len(trials), 13, aim=METRICS["memory"])) is not None:
+    while len(trials) < BUDGET and (c := Knowledge(SPACE, trials, METRICS["memory"]).ask(13)) is not None:
         trials.append(measured(len(trials), c, made.speed[c], peak_bytes=peaks[c]))
 
     least = min(trial.peak_bytes or 0 for trial in trials)
@@ -412,7 +420,7 @@ def test_trials_from_outside_the_space_do_no_harm() -> None:
     older = Configuration.of({"attention": "attention-0"})
     trials = [measured(0, default, 100.0), measured(1, older, 90.0), failed(2, Configuration.of({"gone": "too"}))]
     for number in range(3, 9):
-        configuration = ask(SPACE, trials, 20, 0)
+        configuration = Knowledge(SPACE, trials).ask(0)
         assert configuration in SPACE
         trials.append(measured(number, configuration, 100.0 + number))
 
@@ -428,7 +436,7 @@ def test_same_trials_give_the_same_proposal() -> None:
     order = searched(made, 3)
     for number in range(1, BUDGET):
         trials = [made.trial(n, c, 3) for n, c in enumerate(order[:number])]
-        assert ask(SPACE, list(reversed(trials)), 99, 3, costs=dict(made.costs)) == order[number]
+        assert Knowledge(SPACE, list(reversed(trials)), costs=dict(made.costs)).ask(3) == order[number]
 
 
 @pytest.fixture
@@ -446,7 +454,7 @@ def test_search_keeps_nothing(untouched: None) -> None:
     made = Made.of(4)
     trials = [made.trial(n, c) for n, c in enumerate(searched(made, 4, 6))]
     before = list(trials)
-    answers = {ask(made.admissible, trials, 9, 4, costs=made.costs) for _ in range(3)}
+    answers = {made.known(trials).ask(4) for _ in range(3)}
 
     assert len(answers) == 1
     assert trials == before
@@ -457,9 +465,9 @@ def test_seed_picks_among_equals_alone() -> None:
     twins = [Configuration.of({"knob": name}) for name in ("default", "left", "right")]
     trials = [measured(0, twins[0], 100.0)]
 
-    assert {ask(twins, trials, 5, seed, costs=dict.fromkeys(twins, 1.0)) for seed in range(20)} == set(twins[1:])
+    assert {Knowledge(twins, trials, costs=dict.fromkeys(twins, 1.0)).ask(seed) for seed in range(20)} == set(twins[1:])
     better = dict(zip(twins, (1.0, 1.0, 0.5), strict=True))
-    assert {ask(twins, trials, 5, seed, costs=better) for seed in range(20)} == {twins[2]}
+    assert {Knowledge(twins, trials, costs=better).ask(seed) for seed in range(20)} == {twins[2]}
 
 
 def test_another_optuna_sampler_would_see_the_same_study() -> None:
@@ -481,8 +489,8 @@ def test_search_says_when_it_is_over_and_is_right() -> None:
     for seed in SEEDS:
         made = Made.of(seed)
         trials = [made.trial(0, SPACE[0], seed)]
-        while not exhausted(made.admissible, trials, costs=made.costs):
-            configuration = ask(made.admissible, trials, 99, seed, costs=made.costs)
+        while made.known(trials).ending() is None:
+            configuration = made.known(trials).ask(seed)
             assert configuration is not None
             trials.append(made.trial(len(trials), configuration, seed))
         counts.append(len(trials))
@@ -496,41 +504,169 @@ def test_search_says_when_it_is_over_and_is_right() -> None:
 
 def test_search_is_not_over_before_anything_ran() -> None:
     """Without trials, with failures alone or with too few that ran, there is no saying; with nothing left, it is over."""
-    assert not exhausted(SPACE, [])
-    assert not exhausted(SPACE, [failed(n, c) for n, c in enumerate(SPACE[:20])])
-    assert not exhausted(SPACE, [measured(n, c, 100.0) for n, c in enumerate(SPACE[: LEAST_TRIALS - 1])])
-    assert exhausted(SPACE, [failed(n, c) for n, c in enumerate(SPACE)])
-    assert exhausted([], [])
+    few = [measured(n, c, 100.0) for n, c in enumerate(SPACE[: LEAST_TRIALS - 1])]
+    for trials in ([], [failed(n, c) for n, c in enumerate(SPACE[:20])], few):
+        assert Knowledge(SPACE, trials).chance_of_better() is None
+        assert Knowledge(SPACE, trials).ending() is None
+    tried = [failed(n, c) for n, c in enumerate(SPACE)]
+    assert Knowledge(SPACE, tried).ending() == End(EVERYTHING, 0.0, 0)
+
+
+def test_end_says_why_and_what_is_left() -> None:
+    """The chance that is said is the one the end was decided by, less than what is promised, and the rest is counted."""
+    for seed in range(8):
+        made = Made.of(seed)
+        trials = [made.trial(0, SPACE[0], seed)]
+        while (end := made.known(trials).ending()) is None:
+            chance = made.known(trials).chance_of_better()
+            assert chance is None or chance >= CHANCE
+            asked = made.known(trials).ask(seed)
+            assert asked is not None
+            trials.append(made.trial(len(trials), asked, seed))
+
+        assert end.reason == UNLIKELY
+        assert end.chance == made.known(trials).chance_of_better()
+        assert 0 <= end.chance < CHANCE
+        assert end.left == len(SPACE) - len({trial.requested for trial in trials})
+
+
+def test_search_does_not_end_because_of_what_might_fail() -> None:
+    """One failure puts off what shares choices with it; for the end that still counts for a good part of its promise."""
+    made = Made.of(14, broken=False)
+    trials = [made.trial(n, c) for n, c in enumerate(searched(made, 14, 8))]
+    before = made.known(trials).chance_of_better()
+    best = max(trials, key=lambda trial: trial.tokens_per_s).requested
+    untried = [
+        c for c in made.admissible if c["attention"] == best["attention"] and c not in {t.requested for t in trials}
+    ]
+    after = made.known([*trials, failed(len(trials), untried[-1])]).chance_of_better()
+
+    assert before is not None
+    assert after is not None
+    assert after >= 0.3 * before
+
+
+# ----------------------------------------------------------------------------------------------------------- promising
+
+
+def test_most_promising_is_what_comes_next() -> None:
+    """The untried are listed in the order in which they would be asked for, with what they promise and cost."""
+    made = Made.of(15, broken=False)
+    order = searched(made, 15, 10)
+    for number in (1, 2, 6, 10):
+        known = made.known([made.trial(n, c, 15) for n, c in enumerate(order[:number])])
+        found = known.promising(5)
+        best = max(known.trials, key=lambda trial: trial.tokens_per_s)
+
+        assert len(found) == len({item.configuration for item in found}) == 5
+        assert not {item.configuration for item in found} & set(order[:number])
+        assert known.ask(15) in {item.configuration for item in found}
+        for item in found:
+            assert item.ratio is not None
+            assert item.seconds is not None
+            assert START_S < item.seconds <= max(trial.wall_s or 0.0 for trial in known.trials)
+            assert 0.2 < item.ratio / (made.speed[item.configuration] / best.tokens_per_s) < 5
+    assert len(made.known([]).promising(1000)) == len(SPACE)
+
+
+def test_ratios_are_over_the_default_where_it_is_asked_for() -> None:
+    """With the default alone measured they are the ratios of costs; over another they differ by one factor alone."""
+    made = Made.of(16, broken=False)
+    default, second = SPACE[0], made.admissible[0]
+    first = made.known([made.trial(0, default)])
+    for item in first.promising(9):
+        assert item.ratio == pytest.approx(made.costs[default] / made.costs[item.configuration])
+
+    both = made.known([made.trial(0, default), made.trial(1, second)])
+    factors = {
+        round((one.ratio or 0.0) / (other.ratio or 1.0), 6)
+        for one, other in zip(both.promising(9, default), both.promising(9, second), strict=True)
+    }
+    assert len(factors) == 1
+    assert both.promising(9) == both.promising(9, max(both.trials, key=lambda trial: trial.tokens_per_s).requested)
+
+
+def test_without_a_measurement_nothing_is_promised() -> None:
+    """The likeliest come first, and neither how much better they are nor what they cost is made up."""
+    made = Made.of(17)
+
+    assert [item.configuration for item in made.known([]).promising(4)] == made.admissible[:4]
+    assert {(item.ratio, item.seconds) for item in made.known([]).promising(4)} == {(None, None)}
 
 
 # --------------------------------------------------------------------------------------------------------------- units
 
 
+def alike(one: float | None, other: float | None) -> bool:
+    """Return whether two figures are the same but for rounding, or both unknown."""
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-6)
+
+
 @pytest.mark.parametrize(("of_costs", "of_speed"), [(1e12, 1.0), (1e-12, 1.0), (1.0, 1e6), (1e15, 1e-3)])
 def test_units_change_nothing(of_costs: float, of_speed: float) -> None:
-    """Operations or their billions, tokens or their millions: proposals and the end of a search are the same."""
-    for seed in range(6):
+    """Operations or their billions, tokens or their millions: proposals, ratios, chances and ends are the same."""
+    for seed in range(4):
         made = Made.of(seed)
+        warm = learned(neighbour(made, seed), seed) if seed % 2 else {}
         other = Made(
             {c: speed * of_speed for c, speed in made.speed.items()},
             {c: cost * of_costs for c, cost in made.costs.items()},
             made.broken,
         )
         order = searched(made, seed, 14)
-        for number in (1, 2, 3, 5, 8, 12):
-            one, two = ([m.trial(n, c, seed) for n, c in enumerate(order[:number])] for m in (made, other))
-            two = [replace(trial, wall_s=known.wall_s) for trial, known in zip(two, one, strict=True)]
-            asked = ask(other.admissible, two, 99, seed, costs=other.costs)
-            assert asked == ask(made.admissible, one, 99, seed, costs=made.costs)
-            over = exhausted(other.admissible, two, costs=other.costs)
-            assert over == exhausted(made.admissible, one, costs=made.costs)
+        for number in (0, 1, 2, 3, 5, 8, 12):
+            trials, same = ([m.trial(n, c, seed) for n, c in enumerate(order[:number])] for m in (made, other))
+            same = [replace(trial, wall_s=known.wall_s) for trial, known in zip(same, trials, strict=True)]
+            busy = [Trial(number, order[number], None, Outcome.RUNNING)] if seed > 1 else []
+            one = made.known([*trials, *busy], warm=warm)
+            two = other.known([*same, *busy], warm={c: ratio * of_costs for c, ratio in warm.items()})
+            assert one.ask(seed) == two.ask(seed)
+            assert alike(one.chance_of_better(), two.chance_of_better())
+            assert (one.ending() is None) == (two.ending() is None)
+            for mine, theirs in zip(one.promising(99), two.promising(99), strict=True):
+                assert mine.configuration == theirs.configuration
+                assert alike(mine.ratio, theirs.ratio)
+                assert alike(mine.seconds, theirs.seconds)
 
 
-def test_end_keeps_its_promise() -> None:
-    """Where a search ends by itself, the chance that anything untried is better is no more than what it promises."""
-    for seed in range(4):
-        made = Made.of(seed)
-        trials = [made.trial(0, SPACE[0], seed)]
-        while (end := made.known(trials).ending()) is None:
-            trials.append(made.trial(len(trials), made.known(trials).ask(seed), seed))
-        assert end.chance < CHANCE
+def test_levels_are_unknown_and_not_small() -> None:
+    """However far off predictions are as a whole, here or elsewhere, what is believed is the same, to rounding."""
+    made = Made.of(7)
+    rows = [(c, -math.log(made.speed[c])) for c in SPACE[::9]]
+    warm = [(c, math.log(made.costs[c])) for c in SPACE[::5]]
+    believed = Posterior(made.costs, warm, rows, SPACE[1:3]).beliefs(SPACE)
+    moved = Posterior(
+        made.costs, [(c, value - 80.0) for c, value in warm], [(c, value + 300.0) for c, value in rows], SPACE[1:3]
+    ).beliefs(SPACE)
+
+    for one, other in zip(believed, moved, strict=True):
+        assert one.weight == pytest.approx(other.weight, rel=1e-6)
+        assert one.mean + 300.0 == pytest.approx(other.mean, abs=1e-8)
+        assert one.deviation == pytest.approx(other.deviation, rel=1e-6)
+
+
+def test_flat_level_is_the_limit_of_a_wide_one() -> None:
+    """Means and doubts are those of a process with a level of its own that is all but unknown (R&W, equation 2.41)."""
+    made, wide = Made.of(18), 1e4
+    rows = [(c, -math.log(made.speed[c])) for c in SPACE[::11]]
+    observed, values = [c for c, _ in rows], np.array([value + math.log(1 / made.costs[c]) for c, value in rows])
+    among = kernel(observed, observed) + NOISE_OF_MODEL**2 * np.eye(len(rows)) + wide**2
+    across = kernel(SPACE, observed) + wide**2
+    mean = np.log([made.costs[c] for c in SPACE]) + across @ np.linalg.solve(among, values)
+    usual = Posterior(made.costs, rows=rows).beliefs(SPACE)[SCALES.index(1.0)]
+
+    assert usual.mean == pytest.approx(mean, abs=1e-4)
+
+
+def test_what_runs_shrinks_doubts_and_changes_no_weight() -> None:
+    """A trial that runs is no measurement: hypotheses weigh what they did, and only its neighbours are less uncertain."""
+    made = Made.of(19)
+    rows = [(c, -math.log(made.speed[c])) for c in SPACE[::13]]
+    alone = Posterior(made.costs, rows=rows).beliefs(SPACE)
+    beside = Posterior(made.costs, rows=rows, running=SPACE[1:2]).beliefs(SPACE)
+
+    for one, other in zip(alone, beside, strict=True):
+        assert one.weight == other.weight
+        assert one.mean == pytest.approx(other.mean)
+        assert (other.deviation <= one.deviation * (1 + 1e-9)).all()
+        assert other.deviation[1] < 0.5 * one.deviation[1]
