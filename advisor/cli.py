@@ -136,7 +136,7 @@ def _tune(options: argparse.Namespace) -> int:
     from advisor.progress import Progress
 
     with api.open_to_write() as store:
-        _note(notes)
+        _note((*notes, *store.notes))
         with Progress(job) as progress:
             recommendation = api.measured(job, store, progress.hear)
     _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)

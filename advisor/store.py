@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, selec
 from advisor import rows
 from advisor.answer import Answer
 from advisor.configuration import Configuration, key_of
-from advisor.database import Database, database_path, default_url, shown_url, upgrade
+from advisor.database import Database, upgrade
 from advisor.environment import Environment
 from advisor.errors import NotMeasured, StoreError
 from advisor.knobs.choice import Reason
@@ -24,6 +24,7 @@ from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.parcel import Link, Parcel, link, packed, study_keys, unpacked, with_sources
+from advisor.place import database_path, default_url, shown_url
 from advisor.rows import StudyRecord
 from advisor.tables import (
     CEILINGS,
@@ -64,6 +65,11 @@ class Store:
         writer, or has another schema than this version of advisor, BadInput where the URL is none.
         """
         return cls(Database.open(url, write=write))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be told of the database, in words."""
+        return (self._database.note,) if self._database.note else ()
 
     def close(self) -> None:
         """Close every connection."""

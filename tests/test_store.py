@@ -45,6 +45,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.place import with_driver
 from advisor.store import Store, default_url, shown_url, upgrade
 from advisor.suggest import METHOD, answer_of, keep_answer, keep_answers, recommend
 from advisor.trial import Outcome, Quality, Trial
@@ -107,7 +108,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 def rows(url: str, statement: str) -> list[dict[str, Any]]:
     """Read with plain SQL, as people do."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(text(statement)).mappings()]
     engine.dispose()
@@ -121,7 +122,7 @@ def count(url: str, table: str) -> int:
 
 def execute(url: str, statement: str) -> None:
     """Change something behind the store's back."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -722,7 +723,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_current_head() == tables.HEAD == upgrade(database_url) == upgrade(database_url)
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == tables.REVISIONS
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
@@ -739,7 +740,7 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
     """Take a database to a revision, as Alembic's own command does."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(config, revision)
@@ -749,7 +750,7 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
 def test_the_migrations_can_be_undone(database_url: str) -> None:
     """Every step down takes back what its step up made; downgrading to nothing leaves no table and no view behind."""
     migrate(database_url, "0001")
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
 
     def views_here() -> dict[str, list[str]]:
         seen = inspect(engine)
@@ -782,7 +783,7 @@ def undumped(dump: Path, folder: Path) -> str:
 
 def everything(url: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of all tables but Alembic's, columns by name, moments as text."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     found = {}
     with engine.connect() as connection:
         for name in set(inspect(connection).get_table_names()) - {"alembic_version"}:
@@ -848,7 +849,7 @@ def copied(url: str, server: str) -> str:
     """Copy a SQLite database at revision 0001 to an empty PostgreSQL one, ids and all; return its URL."""
     migrate(server, "0001")
     found = everything(url)
-    engine = create_engine(database._with_driver(server))
+    engine = create_engine(with_driver(server))
     with engine.begin() as connection:
         for table in tables.METADATA.sorted_tables:
             for row in found.get(table.name, []):
@@ -878,7 +879,7 @@ VIEWS = ("v_trials", "v_recommendations", "v_refusals")
 def test_views_that_were_dropped_or_changed_are_made_again(database_url: str, how: str) -> None:
     """`advisor db upgrade` restores every view, and so does a writer, for one names the version of the stored answers."""
     upgrade(database_url)
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
     before = {name: inspect(engine).get_view_definition(name) for name in VIEWS}
     execute(database_url, "DROP VIEW v_trials")
     execute(database_url, "DROP VIEW v_recommendations")
