@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.configuration import Configuration
 from advisor.device import NOT_OBSERVABLE
 from advisor.environment import Environment
-from advisor.errors import BadInput, NotMeasured
+from advisor.errors import BadInput, DamagedRow, NotMeasured
 from advisor.knobs import Reason, tier_of
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelSource
@@ -98,10 +98,12 @@ def listed(store: Store, architecture_key: str | None = None, study: int | None 
         studies = [record for record in studies if record.id == study]
     found = []
     for record in studies:
-        trials = store.trials(record.id)
+        trials = store.trials(record.id, readable=True)
         kept = tuple(trial for trial in trials if trial.outcome.is_failure or not failed)
         if kept:
             found.append(Listed(record, kept, _ratios(record, trials)))
+    if not found and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not found:
         what = f"study {study}" if study is not None else "this model" if architecture_key else "anything"
         raise NotMeasured(f"no {'failed ' if failed else ''}trial of {what} is stored")
@@ -410,5 +412,5 @@ def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
 def usual_trial_s(store: Store, architecture_key: str, environment_key: str) -> float | None:
     """Return the median seconds of what was run of an architecture in an environment; None where nothing was."""
     here = (study for study in store.studies(architecture_key) if study.environment_key == environment_key)
-    walls = [trial.wall_s for study in here for trial in store.trials(study.id) if trial.wall_s]
+    walls = [trial.wall_s for study in here for trial in store.trials(study.id, readable=True) if trial.wall_s]
     return median(walls) if walls else None

@@ -5,7 +5,6 @@ SQLAlchemy Core only. Every verb is one transaction; what goes wrong in it is a 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -25,7 +24,7 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.parcel import Link, Parcel, link, packed, study_keys, unpacked, with_sources
 from advisor.place import database_path, default_url, shown_url
-from advisor.rows import StudyRecord
+from advisor.rows import STATES, StudyRecord
 from advisor.tables import (
     CEILINGS,
     COMPARISONS,
@@ -43,19 +42,20 @@ from advisor.workloads import Workload
 
 __all__ = ["STATES", "Link", "Parcel", "Store", "StudyRecord", "database_path", "default_url", "shown_url", "upgrade"]
 
-#: What a study can be.
-STATES = ("running", "done", "interrupted")
-
 # A table's second role in a query. Made once: an alias costs more time than the query it is used in.
 _MINE = STUDIES.alias("mine")
 
 
 class Store:
-    """An open database. Safe to share between threads; a process that forks opens its own."""
+    """An open database. Safe to share between threads; a process that forks opens its own.
+
+    damaged: a line for each row that could not be understood and was passed over, so that the others answer.
+    """
 
     def __init__(self, database: Database) -> None:
         """Read and write this database; use :meth:`open`."""
         self._database = database
+        self.damaged: list[str] = []
 
     @classmethod
     def open(cls, url: str, *, write: bool) -> Store:
@@ -124,14 +124,15 @@ class Store:
         """Return the studies of this workload on this architecture, newest first."""
         where = "m.architecture_key = :architecture AND w.key = :workload"
         with self._database.reading() as connection:
-            return rows.studies(connection, where, architecture=architecture_key, workload=workload_key)
+            return rows.studies(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
 
     def studies(self, architecture_key: str | None = None) -> list[StudyRecord]:
         """Return all studies, or all of one architecture, whatever the workload, newest first."""
         with self._database.reading() as connection:
             if architecture_key is None:
-                return rows.studies(connection, "1 = 1")
-            return rows.studies(connection, "m.architecture_key = :architecture", architecture=architecture_key)
+                return rows.studies(connection, "1 = 1", self.damaged)
+            where = "m.architecture_key = :architecture"
+            return rows.studies(connection, where, self.damaged, architecture=architecture_key)
 
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""
@@ -147,10 +148,17 @@ class Store:
             STUDIES.c.environment_id == ENVIRONMENTS.c.id, TRIALS.c.study_id == STUDIES.c.id, TRIALS.c.outcome == "ok"
         )
         newest = (ENVIRONMENTS.c.first_seen.desc(), ENVIRONMENTS.c.id.desc())
-        statement = select(ENVIRONMENTS.c.key, ENVIRONMENTS.c.payload).where(measured).order_by(*newest)
+        statement = (
+            select(ENVIRONMENTS.c.id, ENVIRONMENTS.c.key, ENVIRONMENTS.c.payload).where(measured).order_by(*newest)
+        )
         with self._database.reading() as connection:
             found = connection.execute(statement).all()
-        return [(row.key, Environment.of(json.loads(row.payload))) for row in found]
+
+        def read(row: Any) -> tuple[str, Environment]:
+            with rows.in_row("environments", row.id):
+                return row.key, rows.environment_of(row.payload)
+
+        return rows.readable(read, found, self.damaged)
 
     # ------------------------------------------------------------------------------------------- models and ceilings
 
@@ -171,17 +179,21 @@ class Store:
             row_id = rows.found_or_made(connection, CEILINGS, key, values)
             connection.execute(update(CEILINGS).where(CEILINGS.c.id == row_id).values(values))
 
-    def ceilings(self, environment_key: str) -> dict[str, Any] | None:
+    def ceilings(self, environment_key: str) -> dict[str, float] | None:
         """Return what plain work reached in an environment, or None where that was not measured."""
         with self._database.reading() as connection:
-            return rows.ceilings(connection, environment_key)
+            return rows.ceilings(connection, environment_key, self.damaged)
 
     # -------------------------------------------------------------------------------------------------------- trials
 
-    def trials(self, study_id: int, *, full: bool = False) -> list[Trial]:
-        """Return the study's trials by number, running ones too; readings and device states only when `full`."""
+    def trials(self, study_id: int, *, full: bool = False, readable: bool = False) -> list[Trial]:
+        """Return the study's trials by number, running ones too; readings and device states only when `full`.
+
+        readable: those alone that can be understood. Raises DamagedRow for another one otherwise.
+        """
+        where, damage = "t.study_id = :study", self.damaged if readable else None
         with self._database.reading() as connection:
-            return [trial for _, trial in rows.trials(connection, "t.study_id = :study", full=full, study=study_id)]
+            return [trial for _, trial in rows.trials(connection, where, full=full, damage=damage, study=study_id)]
 
     def trial(self, study_id: int, number: int) -> Trial:
         """Return one trial with its reading and device states. Raises NotMeasured where there is none of this number."""
@@ -301,7 +313,9 @@ class Store:
         )
         with self._database.reading() as connection:
             found = connection.execute(statement).scalar()
-            return None if found is None else rows.trials(connection, "t.id = :trial", full=True, trial=found)[0]
+            where = "t.id = :trial"
+            read = [] if found is None else rows.trials(connection, where, full=True, damage=self.damaged, trial=found)
+            return read[0] if read else None
 
     # --------------------------------------------------------------------------------------- comparisons and refusals
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from advisor.checked import checked
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
 from advisor.objective import Metric
@@ -62,8 +63,8 @@ class Quality:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
-        """Build it from its payload, None from None."""
-        return None if payload is None else cls(**{**payload, "failures": tuple(payload["failures"])})
+        """Build it from its payload, None from None. Raises Malformed for a value that can't be."""
+        return None if payload is None else cls(**checked(cls, payload))
 
 
 @dataclass(frozen=True)

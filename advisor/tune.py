@@ -253,7 +253,7 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
     if not known:
         return {}
     nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
-    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id)]
+    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
     fitting = [t for t in trials if set(t.requested) == set(knobs_for(nearest))]
     configurations = {c for t in fitting for c in (t.requested, t.ran)}
     offered = [c for c in configurations if all(name in KNOBS[knob].choices for knob, name in c.items())]
