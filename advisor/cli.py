@@ -16,10 +16,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from advisor.arguments import budget_of, build_parser, parse_duration, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.terminal import in_a_line, printable_json
 
 if TYPE_CHECKING:
     from advisor.suggest import Recommendation
@@ -33,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         return _run(arguments)
     except AdvisorError as error:
         reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
-        print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
+        print("\n  ".join(map(in_a_line, [f"advisor: {error}", *reasons])), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         goes_on = "; every finished trial is stored, and the same command goes on from there"
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:
         _discard_output()
-        print(f"advisor: {error}", file=sys.stderr)
+        print(in_a_line(f"advisor: {error}"), file=sys.stderr)
         return 2
     except MemoryError:
         print("advisor: this machine has no memory left", file=sys.stderr)
@@ -87,19 +88,19 @@ def _without_collection() -> Iterator[None]:
 
 
 def _json(payload: object) -> str:
-    return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
+    return printable_json(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _note(texts: Sequence[str]) -> None:
     for text in texts:
-        print(f"note: {text}", file=sys.stderr)
+        print(in_a_line(f"note: {text}"), file=sys.stderr)
 
 
 def _say_waiting(event: Mapping[str, Any]) -> None:
     """Say that the device is taken by another advisor: what follows would look like a hang."""
     stage = str(event.get("stage", ""))
     if stage.startswith("waiting"):
-        print(stage, file=sys.stderr)
+        print(in_a_line(stage), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------- probe, tune, suggest
@@ -169,11 +170,11 @@ def _suggest(options: argparse.Namespace) -> int:
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         recommendation = answered(asked, store, options.on)
-        _note(asked.notes)
+        _note((*asked.notes, *store.damaged))
         if name:
             lines = why_not(recommendation, store.trials(recommendation.study.id), name)
             as_json = options.format == "json"
-            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(lines))
+            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
@@ -212,6 +213,7 @@ def _trials(options: argparse.Namespace) -> int:
         key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
     with Store.open(default_url(), write=False) as store:
         found = listed(store, key, options.study, failed=options.failed)
+        _note(store.damaged)
     if options.format == "json":
         print(_json([each.payload for each in found]))
     else:
@@ -297,17 +299,17 @@ def _export(options: argparse.Namespace) -> int:
             except NotMeasured as error:
                 raise BadInput(str(error), "advisor trials lists them") from None
         for line in export_lines(store, options.study):
-            print(line)
+            print(printable_json(line))
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
     from advisor import api
-    from advisor.exchange import import_lines
+    from advisor.exchange import bounded_lines, import_lines
 
     with _opened(options.file) as lines, api.open_to_write() as store:
         try:
-            done = import_lines(store, lines)
+            done = import_lines(store, bounded_lines(lines))
         except BadInput as error:
             raise BadInput(f"{options.file}, {error}", "whole studies before it are stored") from None
     counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
@@ -316,7 +318,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Iterator[str]]:
+def _opened(file: str) -> Iterator[TextIO]:
     """Open what is to be imported, or stdin, as lines of UTF-8."""
     if file == "-":
         if sys.stdin is None:

@@ -6,7 +6,6 @@ the answer: it is computed again where the study arrives. The device's own numbe
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Table, insert, select, update
 
 from advisor import rows
+from advisor.checked import parsed
 from advisor.configuration import Configuration, key_of
 from advisor.errors import NotMeasured
 from advisor.measurement import Comparison, Measurement
@@ -174,10 +174,14 @@ def _packed_trials(connection: Connection, study_id: int, keys: Mapping[int, str
 
 def _read(connection: Connection, table: Table, *where: ColumnElement[bool], order: str = "id") -> list[Values]:
     found = connection.execute(select(table).where(*where).order_by(table.c[order])).mappings()
-    return [
-        {name: json.loads(value) if name in _JSON and value is not None else value for name, value in row.items()}
-        for row in found
-    ]
+
+    def read(row: Values) -> Values:
+        with rows.in_row(table.name, row["id"]):
+            return {
+                name: parsed(value) if name in _JSON and value is not None else value for name, value in row.items()
+            }
+
+    return [read(dict(row)) for row in found]
 
 
 def _configurations(connection: Connection, of: Sequence[Values], *names: str) -> dict[int | None, dict[str, str]]:
@@ -192,8 +196,19 @@ def _carried(row: Values) -> Values:
 # ------------------------------------------------------------------------------------------------------------ unpacking
 
 
-def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
-    """Write a study from elsewhere, unless it is here; return how many rows of which tables are new."""
+def statistics_of(parcel: Parcel) -> list[tuple[int, Values]]:
+    """Return a trial's number and a measurement's columns for each; it takes time, which no lock should be held for."""
+    return [
+        (row["number"], rows.measurement_values(Measurement(**{**each, "samples": tuple(each["samples"])})))
+        for row in parcel.trials for each in row["measurements"]
+    ]  # fmt: skip
+
+
+def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[int, Values]]) -> Counter[str]:
+    """Write a study from elsewhere, unless it is here; return how many rows of which tables are new.
+
+    statistics: from :func:`statistics_of`.
+    """
     new: Counter[str] = Counter()
 
     def put(table: Table, values: Values, *key: str) -> int:
@@ -215,6 +230,9 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
     if new["studies"]:
         ids = rows.configuration_ids(connection, *_all_configurations(parcel))
         _unpack_trials(connection, parcel.trials, study, ids)
+        numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
+        trial_ids = {row.number: row.id for row in connection.execute(numbers)}
+        _insert(connection, MEASUREMENTS, [{**each, "trial_id": trial_ids[number]} for number, each in statistics])
         _insert(connection, COMPARISONS, [_compared(row, study, ids) for row in parcel.comparisons])
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)
@@ -249,14 +267,6 @@ def _unpack_trials(
         for row in trials
     ]  # fmt: skip
     _insert(connection, TRIALS, values)
-    numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
-    trial_ids = {row.number: row.id for row in connection.execute(numbers)}
-    measured = (
-        (row["number"], Measurement(**{**each, "samples": tuple(each["samples"])}))
-        for row in trials for each in row["measurements"]
-    )  # fmt: skip
-    statistics = [{**rows.measurement_values(each), "trial_id": trial_ids[number]} for number, each in measured]
-    _insert(connection, MEASUREMENTS, statistics)
 
 
 def _compared(row: Values, study: int, ids: Mapping[Configuration, int]) -> Values:

@@ -387,10 +387,9 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
     try:
         with in_row("measurements", row.id):
             samples, state = parsed(row.samples), parsed(row.device_state) if full else {}
-            _refuse(not _METRIC(row.metric), "metric", row.metric)
+            check_device_state(row.metric, state)
             _refuse(not is_text(row.unit), "unit", row.unit)
             _refuse(not _SAMPLES(samples), "samples", samples)
-            _check_members(state, _SEEN)
             return Measurement(row.metric, row.unit, tuple(samples), row.phase, state)
     except DamagedRow as error:
         return error
@@ -401,6 +400,29 @@ _READ = {
     "attention": test_of("Mapping[str, str]"), "dtypes": test_of("Mapping[str, int]"), "linears": test_of("Mapping[str, int]"),
     "operators": test_of("tuple[str, ...]"), "inputs": test_of("Mapping[str, Any]"),
 }  # fmt: skip
+
+
+def check_reading(payload: Any) -> None:
+    """Raise Malformed for a reading that could not be read again."""
+    _check_members(payload, _READ)
+
+
+def check_columns(values: Mapping[str, Any]) -> None:
+    """Raise Malformed for plain columns of a trial that could not be read again."""
+    _check_members(values, {name: test for name, test in _COLUMNS.items() if name != "reused_from"})
+
+
+def check_device_state(metric: str, state: Any) -> None:
+    """Raise Malformed for a metric's name or its device states that could not be read again."""
+    _refuse(not _METRIC(metric), "metric", metric)
+    _check_members(state, _SEEN)
+
+
+def check_ceilings(payload: Any) -> None:
+    """Raise Malformed for ceilings that are no numbers above 0 by name."""
+    _refuse(not isinstance(payload, dict), "a payload", payload)
+    for name, value in payload.items():
+        _refuse(not _METRIC(name) or not is_real(value) or value <= 0, name[:60], value)
 
 
 def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
@@ -501,7 +523,5 @@ def ceilings(connection: Connection, environment_key: str, damage: list[str] | N
 def _ceilings(row: Row[*tuple[Any, ...]]) -> dict[str, float]:
     with in_row("ceilings", row.id):
         payload = parsed(row.payload)
-        _refuse(not isinstance(payload, dict), "a payload", payload)
-        for name, value in payload.items():
-            _refuse(not _METRIC(name) or not is_real(value) or value <= 0, name[:60], value)
+        check_ceilings(payload)
         return dict(payload)

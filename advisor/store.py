@@ -22,7 +22,7 @@ from advisor.knobs.choice import Reason
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
-from advisor.parcel import Link, Parcel, link, packed, study_keys, unpacked, with_sources
+from advisor.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
 from advisor.place import database_path, default_url, shown_url
 from advisor.rows import STATES, StudyRecord
 from advisor.tables import (
@@ -402,8 +402,9 @@ class Store:
 
         A study that is here already stays as it is, with its trials, comparisons and refusals.
         """
+        statistics = statistics_of(parcel)
         with self._database.writing() as connection:
-            return unpacked(connection, parcel)
+            return unpacked(connection, parcel, statistics)
 
     def link(self, links: Sequence[Link]) -> None:
         """Say of trials from elsewhere whose measurements they have, as far as both are here by now."""
