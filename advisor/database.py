@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from advisor.errors import NotMeasured, StoreError
+from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.place import file_of, make_directory, network_of, place_of, shown
 from advisor.tables import HEAD, REVISIONS, views
 
@@ -219,7 +219,7 @@ def _in_one_line(error: Exception, place: URL) -> StoreError:
             if part in said:
                 return StoreError(words.format(at=at, said=said))
     elif getattr(error, "connection_invalidated", False) or "connect" in said or "resolve host" in said:
-        return StoreError(f"the database {at} can't be reached: {said.split(' Is the server running')[0][:300]}")
+        return Unreachable(f"the database {at} can't be reached: {said.split(' Is the server running')[0][:300]}")
     return StoreError(f"the database {at} could not do it: {said[:300]}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -205,20 +206,29 @@ class Store:
         return found[0][1]
 
     def start_trial(
-        self, study_id: int, requested: Configuration, *, phase: str, block: int | None, owner: str, lease_s: float
-    ) -> int:
-        """Write down that `owner` begins a trial, and return its number, the study's next. Leases are in seconds."""
+        self, study_id: int, requested: Configuration, *, phase: str, block: int | None, owner: str, lease_s: float,
+        started_at: datetime | None = None,
+    ) -> int:  # fmt: skip
+        """Write down that `owner` begins a trial, and return its number, the study's next. Leases are in seconds.
+
+        started_at: now, but where this may be said twice: then the second time the first one's number is returned.
+        """
+        same = (TRIALS.c.study_id == study_id, TRIALS.c.owner == owner, TRIALS.c.started_at == started_at)
         with self._database.writing() as connection:
             # Numbers are given out one by one: SQLite has one writer anyway, PostgreSQL waits for this row.
             study = select(STUDIES.c.id).where(STUDIES.c.id == study_id).with_for_update()
             if connection.execute(study).scalar() is None:
                 raise StoreError(f"there is no study {study_id}")
+            if started_at is not None:
+                known = connection.execute(select(TRIALS.c.number).where(*same)).scalar()
+                if known is not None:
+                    return int(known)
             last = connection.execute(select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)).scalar()
             number = 0 if last is None else int(last) + 1
             row = {
                 "study_id": study_id, "number": number, "phase": phase, "block": block, "attempts": 1,
                 "requested_id": rows.configuration_ids(connection, requested)[requested], "outcome": "running",
-                "reason": "", "owner": owner, "lease": rows.now(lease_s), "started_at": rows.now(),
+                "reason": "", "owner": owner, "lease": rows.now(lease_s), "started_at": started_at or rows.now(),
                 "advisor_version": rows.version(),
             }  # fmt: skip
             connection.execute(insert(TRIALS).values(row))
@@ -262,8 +272,11 @@ class Store:
         return [(row.number, rows.configuration_of(row.payload), row.phase, row.block) for row in left]
 
     def claim(self, study_id: int, number: int, owner: str, lease_s: float) -> bool:
-        """Take an abandoned trial over; False where somebody else did. It counts as one more attempt."""
-        free = or_(TRIALS.c.owner.is_(None), TRIALS.c.lease < rows.now())
+        """Take an abandoned trial over; False where somebody else did. It counts as one more attempt.
+
+        What is this owner's already is taken again: the answer to the first time may have been lost.
+        """
+        free = or_(TRIALS.c.owner.is_(None), TRIALS.c.lease < rows.now(), TRIALS.c.owner == owner)
         taken = {"owner": owner, "lease": rows.now(lease_s), "attempts": TRIALS.c.attempts + 1}
         with self._database.writing() as connection:
             return connection.execute(_running(study_id, number).where(free).values(taken)).rowcount == 1

@@ -6,10 +6,7 @@ command is given again. There is no second path to an answer: `suggest` reads th
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +18,11 @@ from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
+from advisor.leftovers import owner, owner_is_alive, working_folder
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Metric, Objective
+from advisor.patience import PatientStore
 from advisor.runner import Runner, read_facts
 from advisor.search import ask, exhausted, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, recommendable, refuse_unpadded, weight_bytes
@@ -131,6 +130,7 @@ class Tuning:
 
 def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     """Tune until the budget is spent or nothing is left to try; return the study's id. Interrupting it loses nothing."""
+    store = PatientStore(store, listen)
     listen({"event": "stage", "stage": "reading the model"})
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
@@ -146,7 +146,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     try:
         refuse_too_large(job, facts, space)
         _measure_ceilings(job, store, runner, listen)
-        with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
+        with working_folder() as folder:
             tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
             tuning.first = len(store.trials(study))
             tuning.warm = _warm(job, store, facts, study)
@@ -586,23 +586,3 @@ def _compared(
         if len(scores) == 2 and all(scores):
             ratios.append(scores[0] / scores[1])
     return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
-
-
-def owner() -> str:
-    """Name this process: host, pid and when it started, so that a pid used again is not taken for it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def owner_is_alive(name: str) -> bool:
-    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
-    host, pid, started = name.rsplit(":", 2)
-    return host != socket.gethostname() or (_started(int(pid)) or "gone") == started
-
-
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone, a zombie or unreadable."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else fields[18]

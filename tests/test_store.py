@@ -179,11 +179,11 @@ def test_ceilings_come_back(store: Store) -> None:
     """What plain work reaches in an environment is stored once: the last that was measured."""
     assert store.ceilings(ENVIRONMENT.key) is None
     for speed in (700.0, 710.5):
-        store.save_ceilings(ENVIRONMENT, {"matmul": {"bf16": speed}, "copy_gb_per_s": None})
-    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {"matmul": {}})
-    assert store.ceilings(ENVIRONMENT.key) == {"matmul": {"bf16": 710.5}, "copy_gb_per_s": None}
+        store.save_ceilings(ENVIRONMENT, {"matmul_bf16_per_s": speed})
+    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {})
+    assert store.ceilings(ENVIRONMENT.key) == {"matmul_bf16_per_s": 710.5}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save_ceilings(ENVIRONMENT, {"copy_gb_per_s": float("inf")})
+        store.save_ceilings(ENVIRONMENT, {"copy_bytes_per_s": float("inf")})
     assert store.environments() == []  # nothing was measured of a model
 
 
