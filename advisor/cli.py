@@ -91,6 +91,10 @@ def _json(payload: object) -> str:
     return printable_json(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def _json_line(payload: object) -> str:
+    return printable_json(json.dumps(payload, ensure_ascii=False, allow_nan=False))
+
+
 def _note(texts: Sequence[str]) -> None:
     for text in texts:
         print(in_a_line(f"note: {text}"), file=sys.stderr)
@@ -212,12 +216,16 @@ def _trials(options: argparse.Namespace) -> int:
     if options.model is not None:
         key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
     with Store.open(default_url(), write=False) as store:
-        found = listed(store, key, options.study, failed=options.failed)
+        shown = 0
+        for each in listed(store, key, options.study, failed=options.failed, limit=options.limit):
+            if options.format == "json":
+                print(_json_line(each.payload))
+            else:
+                print_trials(each, is_next=shown > 0)
+            shown += len(each.trials)
         _note(store.damaged)
-    if options.format == "json":
-        print(_json([each.payload for each in found]))
-    else:
-        print_trials(found)
+    if shown == options.limit:
+        _note([f"these are the newest {shown} trials: --limit N lists more, --limit 0 all"])
     return 0
 
 

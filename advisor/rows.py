@@ -287,7 +287,7 @@ FROM recommendations a LEFT JOIN configurations k ON k.id = a.configuration_id
 WHERE a.study_id = :study""")
 
 
-@cache
+@lru_cache(maxsize=64)
 def _studies_where(where: str) -> TextClause:
     return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Text, delete, exists, func, insert, or_, select, type_coerce, update
 
 from advisor import rows
 from advisor.answer import Answer
@@ -45,6 +45,13 @@ __all__ = ["STATES", "Link", "Parcel", "Store", "StudyRecord", "database_path", 
 
 # A table's second role in a query. Made once: an alias costs more time than the query it is used in.
 _MINE = STUDIES.alias("mine")
+
+
+class Page(NamedTuple):
+    """Trials, the newest first; last: the lowest number that was looked at, None where there were none."""
+
+    trials: tuple[Trial, ...]
+    last: int | None
 
 
 class Store:
@@ -135,6 +142,28 @@ class Store:
             where = "m.architecture_key = :architecture"
             return rows.studies(connection, where, self.damaged, architecture=architecture_key)
 
+    def studies_page(
+        self, architecture_key: str | None, study_id: int | None, first: int, most: int
+    ) -> list[StudyRecord] | None:
+        """Return `most` studies from the `first` on, newest first, or None where there are no more; all, or some alone.
+
+        Those that can't be understood are passed over.
+        """
+        wanted = (
+            select(STUDIES.c.id).order_by(STUDIES.c.started_at.desc(), STUDIES.c.id.desc()).limit(most).offset(first)
+        )
+        if architecture_key is not None:
+            wanted = wanted.join(MODELS, MODELS.c.id == STUDIES.c.model_id)
+            wanted = wanted.where(MODELS.c.architecture_key == architecture_key)
+        if study_id is not None:
+            wanted = wanted.where(STUDIES.c.id == study_id)
+        with self._database.reading() as connection:
+            ids = list(connection.execute(wanted).scalars())
+            if not ids:
+                return None
+            listed = ", ".join(str(int(each)) for each in ids)
+            return rows.studies(connection, f"s.id IN ({listed})", self.damaged)
+
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""
         with self._database.reading() as connection:
@@ -196,6 +225,37 @@ class Store:
         with self._database.reading() as connection:
             return [trial for _, trial in rows.trials(connection, where, full=full, damage=damage, study=study_id)]
 
+    def page(self, study_id: int, below: int | None, most: int, *, failed: bool = False) -> Page:
+        """Return the study's newest trials whose numbers are below one, or failures alone, `most` at most.
+
+        Those that can't be understood are passed over.
+        """
+        numbers = (
+            select(TRIALS.c.number).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number.desc()).limit(most)
+        )
+        if below is not None:
+            numbers = numbers.where(TRIALS.c.number < below)
+        where = "t.study_id = :study AND t.number BETWEEN :low AND :high"
+        if failed:
+            none = ("running", "ok", "pruned")
+            numbers = numbers.where(TRIALS.c.outcome.not_in(none))
+            where += f" AND t.outcome NOT IN {none}"
+        with self._database.reading() as connection:
+            found = list(connection.execute(numbers).scalars())
+            if not found:
+                return Page((), None)
+            span = {"study": study_id, "low": found[-1], "high": found[0]}
+            read = rows.trials(connection, where, full=False, damage=self.damaged, **span)
+        return Page(tuple(trial for _, trial in reversed(read)), found[-1])
+
+    def default_trials(self, study_id: int) -> list[Trial]:
+        """Return the ok trials of what the study began with, what transformers does when told nothing, by number."""
+        first = "(SELECT o.requested_id FROM trials o WHERE o.study_id = :study AND o.number = 0)"
+        where = f"t.study_id = :study AND t.requested_id = {first} AND t.outcome = 'ok'"
+        with self._database.reading() as connection:
+            read = rows.trials(connection, where, full=False, damage=self.damaged, study=study_id)
+        return [trial for _, trial in read]
+
     def trial(self, study_id: int, number: int) -> Trial:
         """Return one trial with its reading and device states. Raises NotMeasured where there is none of this number."""
         where = "t.study_id = :study AND t.number = :number"
@@ -253,7 +313,8 @@ class Store:
         Those are the ones whose lease has passed, or whose owner is gone. They are released here, unless the owner
         changed since they were read, so that of all who see them one can :meth:`claim` each.
         """
-        columns = [TRIALS.c[name] for name in ("number", "phase", "block", "owner", "lease")]
+        columns: list[Any] = [TRIALS.c[name] for name in ("id", "number", "phase", "block", "owner")]
+        columns.append(type_coerce(TRIALS.c.lease, Text).label("lease"))
         statement = (
             select(*columns, CONFIGURATIONS.c.payload)
             .join(CONFIGURATIONS, CONFIGURATIONS.c.id == TRIALS.c.requested_id)
@@ -262,14 +323,19 @@ class Store:
         )
         with self._database.reading() as connection:
             found = connection.execute(statement).all()
-        left = [row for row in found if _is_left(row, is_alive)]
+        left = []
+        for row in found:
+            with rows.in_row("trials", row.id):
+                lease, requested = row.lease and rows.moment(row.lease), rows.configuration_of(row.payload)
+                if _is_left(row.owner, lease, is_alive):
+                    left.append((row, lease, requested))
         if not left:
             return []
         with self._database.writing() as connection:
-            for row in left:
-                same = (TRIALS.c.owner == row.owner, TRIALS.c.lease == row.lease)
+            for row, lease, _ in left:
+                same = (TRIALS.c.owner == row.owner, TRIALS.c.lease == lease)
                 connection.execute(_running(study_id, row.number).where(*same).values(owner=None, lease=None))
-        return [(row.number, rows.configuration_of(row.payload), row.phase, row.block) for row in left]
+        return [(row.number, requested, row.phase, row.block) for row, _, requested in left]
 
     def claim(self, study_id: int, number: int, owner: str, lease_s: float) -> bool:
         """Take an abandoned trial over; False where somebody else did. It counts as one more attempt.
@@ -438,6 +504,6 @@ def _running(study_id: int, number: int) -> Any:
     return update(TRIALS).where(*mine, TRIALS.c.outcome == "running")
 
 
-def _is_left(row: Row[*tuple[Any, ...]], is_alive: Callable[[str], bool]) -> bool:
+def _is_left(owner: str | None, lease: datetime | None, is_alive: Callable[[str], bool]) -> bool:
     """Whether nobody runs this trial: released, past its lease, or its owner is gone."""
-    return row.owner is None or row.lease is None or row.lease < rows.now() or not is_alive(row.owner)
+    return owner is None or lease is None or lease < rows.now() or not is_alive(owner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -1175,6 +1176,52 @@ def test_suggest_reads_within_milliseconds(sqlite_url: str) -> None:
     best = min(median(took[start : start + 20]) for start in (0, 20, 40))
     print(f"suggest's look-ups: median {best * 1000:.2f} ms, first {took[0] * 1000:.2f} ms")
     assert best < (0.025 if os.environ.get("CI") else 0.010)
+
+
+def planned(url: str, statements: list[tuple[str, Any]]) -> str:
+    """Return how the database would run these statements, in its own words, with no whole table read where that can be."""
+    engine = create_engine(with_driver(url))
+    is_sqlite, lines = engine.dialect.name == "sqlite", []
+    with engine.connect() as connection:
+        if not is_sqlite:  # a few rows are read whole: what counts is whether an index could be used
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement, parameters in statements:
+            explain = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
+            found = connection.exec_driver_sql(explain + statement, parameters)
+            lines += [str(row[-1]) for row in found]
+    engine.dispose()
+    return "\n".join(lines)
+
+
+def test_what_is_asked_often_reads_no_table_whole(store: Store, database_url: str) -> None:
+    """Reuse, the next number, a study's answer and its page are found by indexes: a million trials do not slow them down."""
+    study, other = opened(store), opened(store, objective=Objective())
+    ran(store, other, FASTER)
+    ran(store, study)
+    store.save_facts(SOURCE, FACTS)
+    keep_answer(store, study)
+    asked: list[tuple[str, Any]] = []
+
+    def hear(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")) and not executemany:
+            asked.append((statement, parameters))
+
+    event.listen(store._database.engine, "before_cursor_execute", hear)
+    assert store.reusable(study, FASTER) is not None
+    ran(store, study)
+    store.trials(study)
+    store.page(study, 5, 2, failed=True)
+    store.default_trials(study)
+    store.comparisons(study)
+    store.refusals(study)
+    store.answer(study)
+    event.remove(store._database.engine, "before_cursor_execute", hear)
+    asked.append((f"SELECT * FROM v_recommendations WHERE study = {study}", () if "sqlite" in database_url else {}))
+    plan = planned(database_url, asked)
+    print(plan)
+    whole = re.findall(r"SCAN (?!CONSTANT)\w+|Seq Scan on \w+ \w+", plan)
+    big = ("trials", "measurements", "comparisons", "recommendations", "refusals", " t", " x", " c", " a", " o")
+    assert [each for each in whole if each.endswith(big)] == []
 
 
 # ------------------------------------------------------------------------------------------------- the second process
