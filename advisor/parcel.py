@@ -195,9 +195,8 @@ def _read(connection: Connection, table: Table, *where: ColumnElement[bool], ord
         with rows.in_row(table.name, row["id"]):
             told = {name: rows.moment(row[name]) for name in moments if row[name] is not None}
             told |= {name: parsed(row[name]) for name in _JSON & row.keys() if row[name] is not None}
-            canonical_json(
-                [told[name] for name in _JSON & told.keys()]
-            )  # refuses 1e999, which JSON can say and nobody can store
+            # Refuses what JSON and SQLite can say and nobody can store again, like 1e999.
+            canonical_json([value for name, value in (row | told).items() if name not in moments])
             return row | told
 
     return [read(dict(row)) for row in found]
