@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from advisor.arguments import budget_of, build_parser, parse_duration, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.terminal import in_a_line, printable_json
 
 if TYPE_CHECKING:
     from advisor.suggest import Recommendation
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
         return _run(arguments, time.monotonic() if began is None else began)
     except AdvisorError as error:
         reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
-        print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
+        print("\n  ".join(map(in_a_line, [f"advisor: {error}", *reasons])), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         goes_on = "; every finished trial is stored, and the same command goes on from there"
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
         return 0
     except OSError as error:
         _discard_output()
-        print(f"advisor: {error}", file=sys.stderr)
+        print(in_a_line(f"advisor: {error}"), file=sys.stderr)
         return 2
     except MemoryError:
         print("advisor: this machine has no memory left", file=sys.stderr)
@@ -89,19 +90,23 @@ def _without_collection() -> Iterator[None]:
 
 
 def _json(payload: object) -> str:
-    return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
+    return printable_json(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _json_line(payload: object) -> str:
+    return printable_json(json.dumps(payload, ensure_ascii=False, allow_nan=False))
 
 
 def _note(texts: Sequence[str]) -> None:
     for text in texts:
-        print(f"note: {text}", file=sys.stderr)
+        print(in_a_line(f"note: {text}"), file=sys.stderr)
 
 
 def _say_waiting(event: Mapping[str, Any]) -> None:
     """Say that the device is taken by another advisor: what follows would look like a hang."""
     stage = str(event.get("stage", ""))
     if stage.startswith("waiting"):
-        print(stage, file=sys.stderr)
+        print(in_a_line(stage), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------- probe, tune, suggest
@@ -138,7 +143,7 @@ def _tune(options: argparse.Namespace) -> int:
     from advisor.progress import Progress
 
     with api.open_to_write() as store:
-        _note(notes)
+        _note((*notes, *store.notes))
         with Progress(job) as progress:
             recommendation = api.measured(job, store, progress.hear)
     return _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
@@ -170,11 +175,11 @@ def _suggest(options: argparse.Namespace) -> int:
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         recommendation = answered(asked, store, options.on)
-        _note(asked.notes)
+        _note((*asked.notes, *store.damaged))
         if name:
             lines = why_not(recommendation, store.trials(recommendation.study.id), name)
             as_json = options.format == "json"
-            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(lines))
+            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
@@ -212,11 +217,16 @@ def _trials(options: argparse.Namespace) -> int:
     if options.model is not None:
         key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
     with Store.open(default_url(), write=False) as store:
-        found = listed(store, key, options.study, failed=options.failed)
-    if options.format == "json":
-        print(_json([each.payload for each in found]))
-    else:
-        print_trials(found)
+        shown = 0
+        for each in listed(store, key, options.study, failed=options.failed, limit=options.limit):
+            if options.format == "json":
+                print(_json_line(each.payload))
+            else:
+                print_trials(each, is_next=shown > 0)
+            shown += len(each.trials)
+        _note(store.damaged)
+    if shown == options.limit:
+        _note([f"these are the newest {shown} trials: --limit N lists more, --limit 0 all"])
     return 0
 
 
@@ -298,17 +308,17 @@ def _export(options: argparse.Namespace) -> int:
             except NotMeasured as error:
                 raise BadInput(str(error), "advisor trials lists them") from None
         for line in export_lines(store, options.study):
-            print(line)
+            print(printable_json(line))
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
     from advisor import api
-    from advisor.exchange import import_lines
+    from advisor.exchange import bounded_lines, import_lines
 
     with _opened(options.file) as lines, api.open_to_write() as store:
         try:
-            done = import_lines(store, lines)
+            done = import_lines(store, bounded_lines(lines))
         except BadInput as error:
             raise BadInput(f"{options.file}, {error}", "whole studies before it are stored") from None
     counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
@@ -317,7 +327,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Iterator[str]]:
+def _opened(file: str) -> Iterator[TextIO]:
     """Open what is to be imported, or stdin, as lines of UTF-8."""
     if file == "-":
         if sys.stdin is None:

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
 from rich.markup import escape
 
-from advisor.report import duration, figure, in_words, percent
+from advisor.report import SafeConsole, duration, figure, in_words, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     from advisor.tune import Job
 
 
-class _Mute(Console):
+class _Mute(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
         self.quiet = True

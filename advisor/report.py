@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,7 @@ from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Recommendation, tie_set
+from advisor.terminal import printable
 from advisor.trial import Quality, Trial
 
 #: Columns of figures by metric.
@@ -43,7 +45,17 @@ def console(*, stderr: bool) -> Console:
     return _Console(stderr=stderr, width=None if known else 160, highlight=False, soft_wrap=False)
 
 
-class _Console(Console):
+class SafeConsole(Console):
+    """A console to which nothing is sent that would steer the terminal but rich's own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Spell out what a text would do to the terminal: names and reasons come from files and databases."""
+        for segment in super().render(renderable, options):
+            is_ours = segment.control is not None
+            yield segment if is_ours else Segment(printable(segment.text), segment.style)
+
+
+class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
         raise BrokenPipeError

@@ -18,7 +18,7 @@ from typing import Any
 from advisor.answer import NONE_RIGHT, Answer, Conclusion, Stop
 from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.errors import NothingAdmissible, NotMeasured
+from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
 from advisor.judge import LAYOUT_LIMIT, is_judged, objections, probe_limit
 from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
@@ -188,6 +188,8 @@ def suggest(store: Store, source: ModelSource, workload: Workload, objective: Ob
     """
     studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key))
     studies, notes = _in_environment(studies, here, on)
+    if not studies and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not studies:
         raise NotMeasured(_nearest(store, source, workload, objective, here, on))
     study, more = _best_study(studies, source, objective)
@@ -402,6 +404,15 @@ def keep_answer(store: Store, study_id: int, *, space: Space | None = None) -> N
         store.save_answer(study_id, answer_of(store, store.study(study_id), space=space))
 
 
+def _keep_if_readable(store: Store, study_id: int) -> None:
+    """Do the same, and note a damaged row: the other studies' answers do not wait for it."""
+    try:
+        keep_answer(store, study_id)
+    except DamagedRow as error:
+        if str(error) not in store.damaged:
+            store.damaged.append(str(error))
+
+
 def keep_answers(store: Store, study_ids: Iterable[int] | None = None) -> int:
     """Store the answers of these studies, or of all whose stored one is missing or of another method; return of how many.
 
@@ -409,7 +420,7 @@ def keep_answers(store: Store, study_ids: Iterable[int] | None = None) -> int:
     """
     ids = list(store.unanswered(METHOD) if study_ids is None else study_ids)
     for study_id in ids:
-        keep_answer(store, study_id)
+        _keep_if_readable(store, study_id)
     return len(ids)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from advisor.checked import checked
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
 from advisor.objective import Metric
@@ -83,12 +84,15 @@ class Quality:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
-        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out."""
+        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out.
+
+        Raises Malformed for a value that can't be.
+        """
         if payload is None:
             return None
         known = {field.name for field in fields(cls)}
         drawn = payload.get("drawn", not payload.get("judged", True))
-        return cls(**{**{name: value for name, value in payload.items() if name in known}, "drawn": drawn})
+        return cls(**checked(cls, {**{n: value for n, value in payload.items() if n in known}, "drawn": drawn}))
 
 
 @dataclass(frozen=True)

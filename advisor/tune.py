@@ -7,10 +7,7 @@ command is given again. There is no second path to an answer: `suggest` reads th
 from __future__ import annotations
 
 import math
-import os
 import random
-import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +32,12 @@ from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
 from advisor.judge import objections
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
+from advisor.leftovers import owner, owner_is_alive, working_folder
 from advisor.measurement import Measurement
 from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
+from advisor.patience import PatientStore
 from advisor.prospects import prospects_of, searched
 from advisor.runner import Runner, read_facts
 from advisor.search import UNLIKELY, Knowledge, surprises
@@ -162,6 +161,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
 
     now: the clock, for tests. Raises NotMeasured where the budget was spent before the model was read.
     """
+    store = PatientStore(store, listen)
     listen({"event": "stage", "stage": "reading the model"})
     clock = Clock(job.budget.seconds, now, now() if job.began is None else job.began)
     bounded = Bounded(runner, clock)
@@ -183,7 +183,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
     try:
         refuse_too_large(job, facts, space)
         _measure_ceilings(job, store, bounded, listen)
-        with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
+        with working_folder() as folder:
             tuning = Tuning(
                 job, store, bounded, listen, facts, space, study, Path(folder), clock=clock, aliases=aliases
             )
@@ -332,7 +332,7 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
     if not known:
         return {}
     nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
-    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id)]
+    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
     fitting = [t for t in trials if set(t.requested) == set(knobs_for(nearest))]
     configurations = {c for t in fitting for c in (t.requested, t.ran)}
     offered = [c for c in configurations if all(name in KNOBS[knob].choices for knob, name in c.items())]
@@ -684,23 +684,3 @@ def _compare(tuning: Tuning) -> None:
     if [*kept, *found] != stored:
         tuning.store.save_comparisons(tuning.study, [*kept, *found])
         keep_answer(tuning.store, tuning.study, space=tuning.space)
-
-
-def owner() -> str:
-    """Name this process: host, pid and when it started, so that a pid used again is not taken for it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def owner_is_alive(name: str) -> bool:
-    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
-    host, pid, started = name.rsplit(":", 2)
-    return host != socket.gethostname() or (_started(int(pid)) or "gone") == started
-
-
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone, a zombie or unreadable."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else fields[18]

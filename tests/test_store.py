@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -45,6 +46,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.place import with_driver
 from advisor.store import Store, default_url, shown_url, upgrade
 from advisor.suggest import METHOD, answer_of, keep_answer, keep_answers, recommend
 from advisor.trial import Outcome, Quality, Trial
@@ -107,7 +109,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 def rows(url: str, statement: str) -> list[dict[str, Any]]:
     """Read with plain SQL, as people do."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(text(statement)).mappings()]
     engine.dispose()
@@ -121,7 +123,7 @@ def count(url: str, table: str) -> int:
 
 def execute(url: str, statement: str) -> None:
     """Change something behind the store's back."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -178,11 +180,11 @@ def test_ceilings_come_back(store: Store) -> None:
     """What plain work reaches in an environment is stored once: the last that was measured."""
     assert store.ceilings(ENVIRONMENT.key) is None
     for speed in (700.0, 710.5):
-        store.save_ceilings(ENVIRONMENT, {"matmul": {"bf16": speed}, "copy_gb_per_s": None})
-    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {"matmul": {}})
-    assert store.ceilings(ENVIRONMENT.key) == {"matmul": {"bf16": 710.5}, "copy_gb_per_s": None}
+        store.save_ceilings(ENVIRONMENT, {"matmul_bf16_per_s": speed})
+    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {})
+    assert store.ceilings(ENVIRONMENT.key) == {"matmul_bf16_per_s": 710.5}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save_ceilings(ENVIRONMENT, {"copy_gb_per_s": float("inf")})
+        store.save_ceilings(ENVIRONMENT, {"copy_bytes_per_s": float("inf")})
     assert store.environments() == []  # nothing was measured of a model
 
 
@@ -722,7 +724,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_current_head() == tables.HEAD == upgrade(database_url) == upgrade(database_url)
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == tables.REVISIONS
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
@@ -739,7 +741,7 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
     """Take a database to a revision, as Alembic's own command does."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(config, revision)
@@ -749,7 +751,7 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
 def test_the_migrations_can_be_undone(database_url: str) -> None:
     """Every step down takes back what its step up made; downgrading to nothing leaves no table and no view behind."""
     migrate(database_url, "0001")
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
 
     def views_here() -> dict[str, list[str]]:
         seen = inspect(engine)
@@ -782,7 +784,7 @@ def undumped(dump: Path, folder: Path) -> str:
 
 def everything(url: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of all tables but Alembic's, columns by name, moments as text."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     found = {}
     with engine.connect() as connection:
         for name in set(inspect(connection).get_table_names()) - {"alembic_version"}:
@@ -848,7 +850,7 @@ def copied(url: str, server: str) -> str:
     """Copy a SQLite database at revision 0001 to an empty PostgreSQL one, ids and all; return its URL."""
     migrate(server, "0001")
     found = everything(url)
-    engine = create_engine(database._with_driver(server))
+    engine = create_engine(with_driver(server))
     with engine.begin() as connection:
         for table in tables.METADATA.sorted_tables:
             for row in found.get(table.name, []):
@@ -878,7 +880,7 @@ VIEWS = ("v_trials", "v_recommendations", "v_refusals")
 def test_views_that_were_dropped_or_changed_are_made_again(database_url: str, how: str) -> None:
     """`advisor db upgrade` restores every view, and so does a writer, for one names the version of the stored answers."""
     upgrade(database_url)
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
     before = {name: inspect(engine).get_view_definition(name) for name in VIEWS}
     execute(database_url, "DROP VIEW v_trials")
     execute(database_url, "DROP VIEW v_recommendations")
@@ -1174,6 +1176,52 @@ def test_suggest_reads_within_milliseconds(sqlite_url: str) -> None:
     best = min(median(took[start : start + 20]) for start in (0, 20, 40))
     print(f"suggest's look-ups: median {best * 1000:.2f} ms, first {took[0] * 1000:.2f} ms")
     assert best < (0.025 if os.environ.get("CI") else 0.010)
+
+
+def planned(url: str, statements: list[tuple[str, Any]]) -> str:
+    """Return how the database would run these statements, in its own words, with no whole table read where that can be."""
+    engine = create_engine(with_driver(url))
+    is_sqlite, lines = engine.dialect.name == "sqlite", []
+    with engine.connect() as connection:
+        if not is_sqlite:  # a few rows are read whole: what counts is whether an index could be used
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement, parameters in statements:
+            explain = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
+            found = connection.exec_driver_sql(explain + statement, parameters)
+            lines += [str(row[-1]) for row in found]
+    engine.dispose()
+    return "\n".join(lines)
+
+
+def test_what_is_asked_often_reads_no_table_whole(store: Store, database_url: str) -> None:
+    """Reuse, the next number, a study's answer and its page are found by indexes: a million trials do not slow them down."""
+    study, other = opened(store), opened(store, objective=Objective())
+    ran(store, other, FASTER)
+    ran(store, study)
+    store.save_facts(SOURCE, FACTS)
+    keep_answer(store, study)
+    asked: list[tuple[str, Any]] = []
+
+    def hear(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")) and not executemany:
+            asked.append((statement, parameters))
+
+    event.listen(store._database.engine, "before_cursor_execute", hear)
+    assert store.reusable(study, FASTER) is not None
+    ran(store, study)
+    store.trials(study)
+    store.page(study, 5, 2, failed=True)
+    store.default_trials(study)
+    store.comparisons(study)
+    store.refusals(study)
+    store.answer(study)
+    event.remove(store._database.engine, "before_cursor_execute", hear)
+    asked.append((f"SELECT * FROM v_recommendations WHERE study = {study}", () if "sqlite" in database_url else {}))
+    plan = planned(database_url, asked)
+    print(plan)
+    whole = re.findall(r"SCAN (?!CONSTANT)\w+|Seq Scan on \w+ \w+", plan)
+    big = ("trials", "measurements", "comparisons", "recommendations", "refusals", " t", " x", " c", " a", " o")
+    assert [each for each in whole if each.endswith(big)] == []
 
 
 # ------------------------------------------------------------------------------------------------- the second process
