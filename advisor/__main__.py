@@ -1,6 +1,10 @@
 """python -m advisor."""
 
 import sys
+import time
+
+#: A budget counts from here.
+_BEGAN = time.monotonic()
 
 
 def main() -> None:
@@ -9,7 +13,7 @@ def main() -> None:
         from advisor.cli import run
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], _BEGAN))
 
 
 if __name__ == "__main__":

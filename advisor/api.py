@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor import arguments
+from advisor.configuration import Configuration
 from advisor.device import energy_problem
 from advisor.environment import Machine
-from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
 from advisor.model import ModelSource
 from advisor.objective import Objective
 from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, Workload
@@ -98,6 +100,10 @@ def load(model: str | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
         ...     logits = ready.results([sequences[i] for i in batch])  # [sequences in the batch, vocabulary]
     """
     recommendation, machine = _suggested(model, flags, Flags)
+    if recommendation.chosen is None:
+        raise NothingAdmissible(
+            [f"{c.configuration}: {text}" for c in recommendation.rejected for text in c.objections]
+        )
     if recommendation.study.environment_key != machine.environment.key:
         raise NotMeasured(f"{recommendation.source.name} was tuned on {recommendation.study.environment}, not on this "
                           f"machine's {machine.user_device}", "advisor.tune measures here")  # fmt: skip
@@ -115,7 +121,10 @@ def tune(
         >>> found.chosen.trial.tokens_per_s
         104523.6
     """
-    job, notes = job_of(_parsed("tune", model, flags, TuneFlags))
+    began = time.monotonic()
+    options = _parsed("tune", model, flags, TuneFlags)
+    options.began = began
+    job, notes = job_of(options)
     with open_to_write() as store:
         found = measured(job, store, listen or (lambda _: None))
     return replace(found, notes=(*notes, *found.notes))
@@ -162,8 +171,14 @@ class Ready:
         lengths = tuple(len(sequence) for sequence in sequences)
         if not lengths:
             return []
-        by_length = self.recommendation.configuration["packing"] == "sorted"
+        by_length = self._configuration["packing"] == "sorted"
         return [list(batch) for batch in Workload(lengths, self.batch).batches(by_length=by_length)]
+
+    @property
+    def _configuration(self) -> Configuration:
+        chosen = self.recommendation.chosen
+        assert chosen is not None  # nothing else is loaded
+        return chosen.configuration
 
     @property
     def _asked(self) -> Any:
@@ -179,7 +194,7 @@ class Ready:
         from advisor.knobs import packing_torch
         from advisor.workloads import forward_torch
 
-        configuration = self.recommendation.configuration
+        configuration = self._configuration
         tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
@@ -196,7 +211,9 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     from advisor import facts_torch, session_torch
     from advisor.space import refuse_unpadded
 
-    workload, source = recommendation.study.workload.under(recommendation.configuration), recommendation.source.request
+    assert recommendation.chosen is not None
+    configuration, source = recommendation.chosen.configuration, recommendation.source.request
+    workload = recommendation.study.workload.under(configuration)
     # Read anew: stored facts can be those of a class that gives another output.
     facts = facts_torch.read_facts(source, output=workload.output)
     refuse_unpadded(recommendation.source.name, pads=facts["pads"], batch=workload.batch)
@@ -204,7 +221,7 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
     session = session_torch.Session(lambda _: None)
-    session.load(request, recommendation.configuration)
+    session.load(request, configuration)
     return Ready(session.model, recommendation, machine.user_device, workload.size, session, request)
 
 
@@ -303,7 +320,8 @@ def answered(asked: Asked, store: Store, on: str | None) -> Recommendation:
     from advisor.suggest import suggest as answer
 
     try:
-        return answer(store, asked.source, asked.workload, asked.objective, asked.machine.environment, on)
+        found = answer(store, asked.source, asked.workload, asked.objective, asked.machine.environment, on)
+        return replace(found, command=found.command.replace(asked.workload.flags, asked.flags))
     except NotMeasured as error:
         lacking = NotMeasured(str(error).replace(asked.workload.flags, asked.flags))
     for words, workload in asked.earlier():
@@ -320,7 +338,9 @@ def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
     from advisor.tune import Job
 
     nouns = asked.source, asked.workload, asked.objective
-    return Job(*nouns, budget, asked.machine, options.seed, timeout_s, texts=asked.texts), asked.notes
+    began = getattr(options, "began", None)
+    job = Job(*nouns, budget, asked.machine, options.seed, timeout_s, texts=asked.texts, began=began, flags=asked.flags)
+    return job, asked.notes
 
 
 def open_to_write() -> Store:
@@ -344,7 +364,8 @@ def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
         study = search(job, store, runner, listen)
     finally:
         runner.close()
-    return recommend(store, job.source, store.study(study), job.objective)
+    found = recommend(store, job.source, store.study(study), job.objective)
+    return replace(found, command=found.command.replace(job.workload.flags, job.flags or job.workload.flags))
 
 
 def planned(job: Job, listen: Listener) -> Plan:

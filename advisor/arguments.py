@@ -120,10 +120,20 @@ def _suggest(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json", "python")
 
 
+def _limit(text: str) -> int:
+    """Read --limit. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on, not {text!r}")
+    return int(text)
+
+
 def _trials(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
     parser.add_argument("--study", type=int, metavar="N", help="one study alone")
     parser.add_argument("--failed", action="store_true", help="what came to nothing alone")
+    parser.add_argument(
+        "--limit", type=_limit, default=50, metavar="N", help="the newest N trials (default: 50), 0 for all"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
     _add_format(parser, "text", "json")
 

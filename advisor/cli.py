@@ -13,27 +13,29 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from advisor.arguments import budget_of, build_parser, parse_duration, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.terminal import in_a_line, printable_json
 
 if TYPE_CHECKING:
     from advisor.suggest import Recommendation
     from advisor.tune import Job
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status."""
+def run(arguments: Sequence[str], began: float | None = None) -> int:
+    """Run a command line and return its exit status. began: when the command did, by time.monotonic(); None: now."""
     _write_any_character()
     try:
-        return _run(arguments)
+        return _run(arguments, time.monotonic() if began is None else began)
     except AdvisorError as error:
         reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
-        print("\n  ".join([f"advisor: {error}", *reasons]), file=sys.stderr)
+        print("\n  ".join(map(in_a_line, [f"advisor: {error}", *reasons])), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         goes_on = "; every finished trial is stored, and the same command goes on from there"
@@ -46,16 +48,17 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:
         _discard_output()
-        print(f"advisor: {error}", file=sys.stderr)
+        print(in_a_line(f"advisor: {error}"), file=sys.stderr)
         return 2
     except MemoryError:
         print("advisor: this machine has no memory left", file=sys.stderr)
         return 2
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], began: float) -> int:
     try:
         options = build_parser().parse_args(arguments)
+        options.began = began
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _COMMANDS[options.command](options)
     finally:
@@ -87,19 +90,23 @@ def _without_collection() -> Iterator[None]:
 
 
 def _json(payload: object) -> str:
-    return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
+    return printable_json(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _json_line(payload: object) -> str:
+    return printable_json(json.dumps(payload, ensure_ascii=False, allow_nan=False))
 
 
 def _note(texts: Sequence[str]) -> None:
     for text in texts:
-        print(f"note: {text}", file=sys.stderr)
+        print(in_a_line(f"note: {text}"), file=sys.stderr)
 
 
 def _say_waiting(event: Mapping[str, Any]) -> None:
     """Say that the device is taken by another advisor: what follows would look like a hang."""
     stage = str(event.get("stage", ""))
     if stage.startswith("waiting"):
-        print(stage, file=sys.stderr)
+        print(in_a_line(stage), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------- probe, tune, suggest
@@ -136,11 +143,10 @@ def _tune(options: argparse.Namespace) -> int:
     from advisor.progress import Progress
 
     with api.open_to_write() as store:
-        _note(notes)
+        _note((*notes, *store.notes))
         with Progress(job) as progress:
             recommendation = api.measured(job, store, progress.hear)
-    _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
-    return 0
+    return _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
 
 
 def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
@@ -161,7 +167,7 @@ def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
     from advisor.knobs import find_choice
     from advisor.store import Store, default_url
-    from advisor.suggest import why_not
+    from advisor.why_not import why_not
 
     name = options.why_not and options.why_not.rpartition("=")[2]  # answers say knob=choice, so that is understood too
     if name and find_choice(name) is None:
@@ -170,32 +176,33 @@ def _suggest(options: argparse.Namespace) -> int:
     with Store.open(default_url(), write=False) as store:
         _note(asked.notes)
         recommendation = answered(asked, store, options.on)
+        _note(store.damaged)
         if name:
             lines = why_not(recommendation, store.trials(recommendation.study.id), name)
             as_json = options.format == "json"
-            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(lines))
+            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
-    _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
-    return 0
+    return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
 
 
-def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> None:
-    """Print a recommendation: JSON and Python on stdout alone, text for people."""
+def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> int:
+    """Print a recommendation, JSON and Python on stdout alone, text for people; return the status of what it says."""
     from advisor import report
     from advisor.script import script_for
 
+    status = recommendation.exit_status
     if form == "json":
         print(_json(report.recommendation_payload(recommendation, device)))
-    elif form == "python":
+    elif form == "python" and recommendation.chosen is not None:
         study, facts = recommendation.study, recommendation.facts
-        threads = study.environment.threads or 1
-        print(
-            script_for(recommendation.source, recommendation.configuration, study.workload, facts, device, threads),
-            end="",
-        )
-    else:
+        threads, configuration = study.environment.threads or 1, recommendation.chosen.configuration
+        print(script_for(recommendation.source, configuration, study.workload, facts, device, threads), end="")
+    elif form == "text":
         report.print_recommendation(recommendation, device, stderr=to_stderr, pareto=pareto)
+    if status and form != "text":
+        print(f"advisor: {report.summary(recommendation)}", file=sys.stderr)
+    return status
 
 
 # ----------------------------------------------------------------------------------------------------------- one by one
@@ -211,11 +218,16 @@ def _trials(options: argparse.Namespace) -> int:
     if options.model is not None:
         key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
     with Store.open(default_url(), write=False) as store:
-        found = listed(store, key, options.study, failed=options.failed)
-    if options.format == "json":
-        print(_json([each.payload for each in found]))
-    else:
-        print_trials(found)
+        shown = 0
+        for each in listed(store, key, options.study, failed=options.failed, limit=options.limit):
+            if options.format == "json":
+                print(_json_line(each.payload))
+            else:
+                print_trials(each, is_next=shown > 0)
+            shown += len(each.trials)
+        _note(store.damaged)
+    if shown == options.limit:
+        _note([f"these are the newest {shown} trials: --limit N lists more, --limit 0 all"])
     return 0
 
 
@@ -298,17 +310,17 @@ def _export(options: argparse.Namespace) -> int:
             except NotMeasured as error:
                 raise BadInput(str(error), "advisor trials lists them") from None
         for line in export_lines(store, options.study):
-            print(line)
+            print(printable_json(line))
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
     from advisor import api
-    from advisor.exchange import import_lines
+    from advisor.exchange import bounded_lines, import_lines
 
     with _opened(options.file) as lines, api.open_to_write() as store:
         try:
-            done = import_lines(store, lines)
+            done = import_lines(store, bounded_lines(lines))
         except BadInput as error:
             raise BadInput(f"{options.file}, {error}", "whole studies before it are stored") from None
     counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
@@ -317,7 +329,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Iterator[str]]:
+def _opened(file: str) -> Iterator[TextIO]:
     """Open what is to be imported, or stdin, as lines of UTF-8."""
     if file == "-":
         if sys.stdin is None:
@@ -333,10 +345,15 @@ def _opened(file: str) -> Iterator[Iterator[str]]:
 
 
 def _db(options: argparse.Namespace) -> int:
-    from advisor.store import database_path, default_url, shown_url, upgrade
+    from advisor.store import Store, database_path, default_url, shown_url, upgrade
 
     if options.action == "upgrade":
-        print(f"{shown_url(default_url())} is at revision {upgrade(default_url())}")
+        from advisor.suggest import keep_answers
+
+        revision = upgrade(default_url())
+        with Store.open(default_url(), write=True) as store:
+            keep_answers(store)  # of databases from before answers were stored, or made by older rules
+        print(f"{shown_url(default_url())} is at revision {revision}")
     elif options.action == "url":
         path = database_path(default_url())
         print(f"sqlite:///{path}" if path else shown_url(default_url()))

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from advisor.checked import Malformed, is_text, shortened
+
 
 def canonical_json(value: Any) -> str:
     """Return the one spelling of `value`: sorted keys, no white space, finite numbers only.
@@ -30,7 +32,9 @@ class Configuration(Mapping[str, str]):
 
     @classmethod
     def of(cls, choices: Mapping[str, str]) -> Configuration:
-        """Build one from a mapping, in the order of the knobs' names."""
+        """Build one from a mapping, in the order of the knobs' names. Raises Malformed where a choice is no name."""
+        if not isinstance(choices, Mapping) or not all(is_text(name) for pair in choices.items() for name in pair):
+            raise Malformed(f"a configuration is a choice by knob, not {shortened(choices)}")
         return cls(tuple(sorted(choices.items())))
 
     def __post_init__(self) -> None:

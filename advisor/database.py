@@ -1,4 +1,4 @@
-"""Where the database is, how it is opened, and its errors in one line. `advisor.store` alone uses it.
+"""How the database is opened, and its errors in one line. `advisor.store` alone uses it.
 
 SQLAlchemy Core only, and Alembic only inside `upgrade`: `advisor suggest` answers within milliseconds. What the database or
 its server does wrong becomes one StoreError with one line: no SQL, no password.
@@ -10,16 +10,18 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from advisor.errors import BadInput, NotMeasured, StoreError
-from advisor.tables import HEAD, REVISIONS
+from advisor.errors import NotMeasured, StoreError, Unreachable
+from advisor.place import file_of, make_directory, network_of, place_of, shown
+from advisor.tables import HEAD, REVISIONS, views
 
 #: How long a writer waits for another one on SQLite, in seconds.
 LOCK_WAIT_S = 10
@@ -28,31 +30,10 @@ LOCK_WAIT_S = 10
 CONNECT_WAIT_S = 5
 
 
-# ---------------------------------------------------------------------------------------------- where the database is
-
-
-def default_url() -> str:
-    """Return ADVISOR_DATABASE_URL, or the SQLite file in the user's data directory. Nothing is created."""
-    url = os.environ.get("ADVISOR_DATABASE_URL", "")
-    if url:
-        return _with_driver(url)
-    import platformdirs
-
-    return f"sqlite:///{platformdirs.user_data_dir('advisor')}/advisor.db"
-
-
-def shown_url(url: str) -> str:
-    """Return the URL for people: without a password, and without the query, which can hold one too."""
-    try:
-        return _shown(make_url(_with_driver(url)))
-    except (ArgumentError, ValueError):
-        return "the database URL"
-
-
 def upgrade(url: str) -> str:
     """Create the database or bring it to this version's schema; return the revision. Raises StoreError, BadInput."""
-    place = _place(url)
-    _make_directory(place)
+    place = place_of(url)
+    make_directory(place)
     _refuse_foreign(place)
     engine = _engine(place, write=True)
     try:
@@ -75,7 +56,51 @@ def _upgrade(engine: Engine) -> str:
         _refuse_newer(_revision(connection))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        _make_views(connection)
     return HEAD
+
+
+def _make_views(connection: Connection) -> None:
+    """Make the views as this version says: somebody may have dropped or changed one, and one names the version of answers.
+
+    On PostgreSQL a view is replaced, so that what people built on it stays; where it can't be, it is made anew, unless
+    something was built on it: then nobody's view is dropped for ours. Raises StoreError with its name.
+    """
+    dialect = connection.dialect.name
+    for name, body in views(dialect).items():
+        if dialect == "sqlite":
+            connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+            connection.exec_driver_sql(f"CREATE VIEW {name} AS {body}")
+            continue
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {body}")
+        except DBAPIError:
+            try:
+                connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+                connection.exec_driver_sql(f"CREATE VIEW {name} AS {body}")
+            except DBAPIError:
+                raise StoreError(f"the view {name} was changed, and can't be made again while other things use it",
+                                 f"drop what uses {name}, then advisor db upgrade") from None  # fmt: skip
+        connection.exec_driver_sql(f"COMMENT ON VIEW {name} IS '{_mark(body)}'")
+
+
+def _mark(body: str) -> str:
+    """Return what tells a view of this version from one of another: PostgreSQL keeps no text of what it was made of."""
+    return f"advisor {sha256(body.encode()).hexdigest()[:16]}"
+
+
+def _has_our_views(connection: Connection) -> bool:
+    """Whether the views are those of this version. They change without a revision: one names the version of answers."""
+    if connection.dialect.name == "sqlite":
+        read = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
+        made = {row.name: row.sql for row in read}
+        return all(made.get(name) == f"CREATE VIEW {name} AS {body}" for name, body in views("sqlite").items())
+    said = "SELECT obj_description(to_regclass(:name), 'pg_class')"
+    return all(
+        connection.execute(text(said), {"name": name}).scalar() == _mark(body)
+        for name, body in views("postgresql").items()
+    )
 
 
 def _scripts() -> Path:
@@ -98,7 +123,7 @@ def _refuse_newer(revision: str | None) -> None:
 
 def _refuse_foreign(place: URL) -> None:
     """Refuse a SQLite file that is somebody else's, before anything is set in it; a server's database can be shared."""
-    path = _file(place)
+    path = file_of(place)
     if path is None or not path.is_file():
         return
     with (
@@ -112,52 +137,6 @@ def _refuse_foreign(place: URL) -> None:
                          "name another file in ADVISOR_DATABASE_URL")  # fmt: skip
 
 
-def _with_driver(url: str) -> str:
-    """Name the driver we bring: SQLAlchemy's default for postgresql:// is another one."""
-    for scheme in ("postgresql://", "postgres://"):
-        if url.startswith(scheme):
-            return "postgresql+psycopg://" + url.removeprefix(scheme)
-    return url
-
-
-def _place(url: str) -> URL:
-    try:
-        place = make_url(_with_driver(url))
-        known = place.get_backend_name() in ("sqlite", "postgresql")
-    except (ArgumentError, ValueError):
-        raise BadInput("the database URL can't be read", "sqlite:///PATH or postgresql://USER@HOST/NAME") from None
-    if not known:
-        raise BadInput(f"no database of the kind {place.drivername!r}", "sqlite:///PATH or postgresql://USER@HOST/NAME")
-    return place
-
-
-def database_path(url: str) -> Path | None:
-    """Return the file of a SQLite URL, None for a server. Raises BadInput where the URL can't be read."""
-    return _file(_place(url))
-
-
-def _file(place: URL) -> Path | None:
-    """Return the SQLite file, or None for a server and for a database in memory."""
-    if place.get_backend_name() != "sqlite" or place.database in (None, "", ":memory:"):
-        return None
-    return Path(str(place.database))
-
-
-def _shown(place: URL) -> str:
-    path = _file(place)
-    bare = place.set(drivername=place.get_backend_name(), query={})
-    return str(path) if path else bare.render_as_string(hide_password=True)
-
-
-def _make_directory(place: URL) -> None:
-    path = _file(place)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the directory of {path} can't be made: {error.strerror}") from error
-
-
 # ----------------------------------------------------------------------------------------- connections and their errors
 
 
@@ -168,7 +147,8 @@ def _engine(place: URL, *, write: bool) -> Engine:
             return create_engine(place.set(query={}), hide_parameters=True, pool_pre_ping=True, connect_args=waits)
         engine = create_engine(place if write else _for_reading(place), hide_parameters=True)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise StoreError(f"the driver of {_shown(place)} is not installed", "pip install 'psycopg[binary]'") from error
+        raise StoreError(f"the driver of {shown(place)} is not installed", "pip install 'psycopg[binary]'") from error
+    shared = network_of(place)
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, _: Any) -> None:
@@ -176,8 +156,9 @@ def _engine(place: URL, *, write: bool) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_S * 1000}")
         connection.execute("PRAGMA foreign_keys = ON")
         if write:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            # The log is shared memory, which no network file system has between hosts: there its files were corrupted.
+            connection.execute(f"PRAGMA journal_mode = {'DELETE' if shared else 'WAL'}")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if shared else 'NORMAL'}")
         else:
             connection.execute("PRAGMA query_only = ON")
 
@@ -197,7 +178,7 @@ def _for_reading(place: URL) -> URL:
     writing rows. In a directory we can't write to, SQLite can't make those files: there the database is read as one
     that doesn't change (immutable), unless a writer's log lies beside it, which has to be read too.
     """
-    path = _file(place)
+    path = file_of(place)
     if path is None:
         return place
     directory_is_ours = os.access(path.parent, os.W_OK)
@@ -229,7 +210,7 @@ _SQLITE_SAYS = (
 
 def _in_one_line(error: Exception, place: URL) -> StoreError:
     """Return what happened in words: what the driver said, without the SQL and without the password."""
-    at, cause = _shown(place), getattr(error, "orig", None) or error
+    at, cause = shown(place), getattr(error, "orig", None) or error
     said = " ".join(str(getattr(getattr(cause, "diag", None), "message_primary", None) or cause).split())
     for secret in _secrets(place):
         said = said.replace(secret, "***")
@@ -238,7 +219,7 @@ def _in_one_line(error: Exception, place: URL) -> StoreError:
             if part in said:
                 return StoreError(words.format(at=at, said=said))
     elif getattr(error, "connection_invalidated", False) or "connect" in said or "resolve host" in said:
-        return StoreError(f"the database {at} can't be reached: {said.split(' Is the server running')[0][:300]}")
+        return Unreachable(f"the database {at} can't be reached: {said.split(' Is the server running')[0][:300]}")
     return StoreError(f"the database {at} could not do it: {said[:300]}")
 
 
@@ -249,10 +230,10 @@ def _secrets(place: URL) -> list[str]:
 
 
 def _no_database(place: URL) -> NotMeasured:
-    path = _file(place)
+    path = file_of(place)
     if path is not None and path.exists() and path.stat().st_size:
         return NotMeasured(f"{path} has no tables of advisor's", "advisor tune MODEL makes them in a file of their own")
-    return NotMeasured(f"no database at {_shown(place)} yet", "advisor tune MODEL")
+    return NotMeasured(f"no database at {shown(place)} yet", "advisor tune MODEL")
 
 
 class Database:
@@ -262,6 +243,7 @@ class Database:
         """Keep the place for messages; use :meth:`open`."""
         self._place = place
         self.engine = engine
+        self.note = ""
         # On PostgreSQL too a reader sees one moment, however many statements it reads with.
         options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
         self._reader = engine.execution_options(**options)
@@ -269,14 +251,17 @@ class Database:
     @classmethod
     def open(cls, url: str, *, write: bool) -> Database:
         """Open the database; a writer creates it where there is none. Raises what :meth:`advisor.store.Store.open` says."""
-        place = _place(url)
-        path = _file(place)
+        place = place_of(url)
+        path = file_of(place)
         if write:
-            _make_directory(place)
+            make_directory(place)
             _refuse_foreign(place)
         elif path is not None and not path.exists():
             raise _no_database(place)
         database = cls(place, _engine(place, write=write))
+        if write and (kind := network_of(place)):
+            database.note = (f"{path} is on a network file system ({kind}): it is used without a write-ahead log, which is "
+                             "slower; let one host write at a time, or use PostgreSQL (ADVISOR_DATABASE_URL)")  # fmt: skip
         try:
             database._check(write)
         except BaseException:
@@ -288,10 +273,11 @@ class Database:
         """See that the schema is ours, and that a writer may write, before anything is measured."""
         with self.writing() if write else self.reading() as connection:
             revision = _revision(connection)
+            has_views = not write or revision != HEAD or _has_our_views(connection)
         _refuse_newer(revision)
         if revision is None and not write:
             raise _no_database(self._place)
-        if revision is None:
+        if revision is None or (write and revision == HEAD and not has_views):
             with _told(self._place):
                 _upgrade(self.engine)
         elif revision != HEAD:

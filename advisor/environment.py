@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from advisor.checked import checked, matches
 from advisor.configuration import key_of
 
 #: Packages whose version can change a speed or a result; absent ones are left out of the payload.
@@ -59,10 +60,9 @@ class Environment:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Environment:
-        """Build one from its payload."""
-        values = dict(payload)
-        capability = values.get("compute_capability")
-        values["compute_capability"] = tuple(capability) if capability else None
+        """Build one from its payload. Raises Malformed for a value that can't be."""
+        values = checked(cls, payload, {"device": matches("cuda|cpu"), "threads": lambda count: count < 2**16})
+        values["compute_capability"] = values.get("compute_capability") or None
         return cls(**values)
 
     @property

@@ -3,6 +3,8 @@
     AdvisorError                exit status 2
     ├── BadInput                the command, the model or the database can't be used as given
     ├── StoreError              the database can't be read or written
+    │   ├── DamagedRow          one row of it says what can't be
+    │   └── Unreachable         its server is away for now
     ├── NotMeasured             exit status 3: nothing stored answers the question
     └── NothingAdmissible       exit status 4: every configuration was refused, failed or was wrong
 
@@ -36,6 +38,14 @@ class BadInput(AdvisorError):
 
 class StoreError(AdvisorError):
     """The database can't be reached, read or written."""
+
+
+class DamagedRow(StoreError):
+    """A row that can't be understood; the others can be."""
+
+
+class Unreachable(StoreError):
+    """The database's server does not answer, for now."""
 
 
 class NotMeasured(AdvisorError):

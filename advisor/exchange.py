@@ -13,26 +13,33 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
-from typing import Any
+from typing import Any, TextIO
 
+from advisor import rows
+from advisor.checked import is_text
 from advisor.configuration import Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs.choice import Verdict
 from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts
 from advisor.objective import Objective
 from advisor.parcel import Link, Parcel, study_key
-from advisor.rows import version
 from advisor.store import STATES, Store
+from advisor.suggest import keep_answers
 from advisor.trial import Outcome, Quality
 from advisor.workloads import workload_of
 
 #: What these lines look like; another number is another advisor's.
 FORMAT = 1
+
+#: What one import takes, far above what a tune writes: characters of a line, samples of a measurement, and rows of a study.
+LINE_MOST, SAMPLES_MOST = 2**25, 100_000
+ROWS_MOST = {"trials": 100_000, "comparisons": 10_000, "refusals": 100_000}
 
 Values = dict[str, Any]
 
@@ -80,8 +87,7 @@ def _is_number(value: Any) -> bool:
 
 #: How to tell that a value is of a kind.
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    "text": lambda value: isinstance(value, str) and "\0" not in value,
-    "truth": lambda value: isinstance(value, bool),
+    "text": lambda value: is_text(value) and "\0" not in value,
     "object": lambda value: isinstance(value, dict),
     "list": lambda value: isinstance(value, list),
     "real": _is_number,
@@ -108,7 +114,7 @@ def export_lines(store: Store, study_ids: Iterable[int] | None = None) -> Iterat
     Studies whose trials these reuse come along. Raises NotMeasured for an id that no study has.
     """
     parcels, told = store.pack(study_ids), set()
-    yield canonical_json({"advisor": version(), "format": FORMAT})
+    yield canonical_json({"advisor": rows.version(), "format": FORMAT})
     for parcel in parcels:
         for line in _about(parcel):
             if line not in told:
@@ -132,9 +138,9 @@ def _study_lines(parcel: Parcel) -> Iterator[str]:
         "architecture_key": parcel.model["architecture_key"], "weights_digest": parcel.model["weights_digest"],
     }  # fmt: skip
     parts = dict(zip(_PARTS, (parcel.trials, parcel.comparisons, parcel.refusals), strict=True))
-    yield _line("study", {**about, **parcel.study, **{f"{name}s": len(rows) for name, rows in parts.items()}})
-    for name, rows in parts.items():
-        for row in rows:
+    yield _line("study", {**about, **parcel.study, **{f"{name}s": len(found) for name, found in parts.items()}})
+    for name, found in parts.items():
+        for row in found:
             more = {"reason": _without_homes(row["reason"])} if name == "trial" else {}
             yield _line(name, {"study": parcel.key, **row, **more})
 
@@ -157,6 +163,12 @@ def _without_homes(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------ in
 
 
+def bounded_lines(stream: TextIO) -> Iterator[str]:
+    """Yield a stream's lines; of one that is longer than is taken only the beginning, which is refused then."""
+    while line := stream.readline(LINE_MOST + 1):
+        yield line
+
+
 def import_lines(store: Store, lines: Iterable[str]) -> Imported:
     """Store what `export_lines` wrote, study by study; what is here already stays as it is. Doing it twice adds nothing.
 
@@ -176,6 +188,7 @@ def import_lines(store: Store, lines: Iterable[str]) -> Imported:
             reading.links += parcel.links
             reading.new += store.unpack(parcel)
     store.link(reading.links)
+    keep_answers(store)
     return Imported(+reading.new, reading.read - reading.new)
 
 
@@ -206,6 +219,8 @@ class _Reading:
 
     def take(self, line: str) -> Parcel | None:
         """Read one line, and return the study that is whole by now, if one is."""
+        if len(line) > LINE_MOST:
+            raise BadInput(f"it is longer than the {LINE_MOST:,} characters that advisor takes")
         try:
             values = json.loads(line)
         except ValueError:
@@ -244,9 +259,11 @@ class _Reading:
         self.environments[values["key"]] = values
 
     def _take_ceilings(self, values: Values) -> None:
+        rows.check_ceilings(values["payload"])
         self.ceilings[values.pop("environment")] = values
 
     def _take_model(self, values: Values) -> None:
+        _check_facts(values["facts"])
         self.models[values["architecture_key"], values["weights_digest"]] = values
 
     def _take_workload(self, values: Values) -> None:
@@ -261,7 +278,11 @@ class _Reading:
             raise BadInput("its model is not among the lines before it")
         if values["state"] not in STATES:
             raise BadInput(f"a study is one of {', '.join(STATES)}, not {values['state']!r}")
+        for name, most in ROWS_MOST.items():
+            if not 0 <= values[name] <= most:
+                raise BadInput(f"a study of {values[name]:,} {name}, and at most {most:,} are taken")
         Objective.of(values["objective"])
+        _check_facts(values["facts"])
         _check_key(key_of(values["objective"]), values["objective_key"])
         keys = ("environment", "architecture_key", "weights_digest", "workload", "objective_key")
         _check_key(study_key(*(values[name] for name in keys)), values["key"])
@@ -349,12 +370,16 @@ def _check_trial(values: Values) -> None:
     for side in ("requested", "effective"):
         if values[side] is not None:
             _configuration(values[side])
-    if values["quality"] is not None:
-        _check_quality(values["quality"])
+    Quality.of(values["quality"])
+    rows.check_columns(values)
+    rows.check_reading(values["reading"] or {})
     for each in values["measurements"]:
         _shaped("measurement", each)
+        if len(each["samples"]) > SAMPLES_MOST:
+            raise BadInput(f"a measurement of {len(each['samples']):,} samples, and at most {SAMPLES_MOST:,} are taken")
         if not all(map(_is_number, each["samples"])):
             raise BadInput("samples are numbers")
+        rows.check_device_state(each["metric"], each["device_state"])
         Measurement(**{**each, "samples": tuple(each["samples"])})
     if len({each["metric"] for each in values["measurements"]}) < len(values["measurements"]):
         raise BadInput("a metric comes twice")
@@ -363,11 +388,8 @@ def _check_trial(values: Values) -> None:
         raise BadInput("reused_from is a study's key and a trial's number")
 
 
-def _check_quality(payload: Values) -> None:
-    kinds = {"float": "real", "int": "whole", "str": "text", "bool": "truth", "tuple[str, ...]": "list"}
-    Quality.of(payload)
-    for each in fields(Quality):
-        kind, _, null = str(each.type).partition(" | ")
-        value = payload.get(each.name)
-        if each.name in payload and not (value is None and null) and not _KINDS[kinds[kind]](value):
-            raise BadInput(f"{each.name} of a quality is no {kinds[kind]}")
+def _check_facts(payload: Values | None) -> None:
+    """Raise Malformed for facts with a value that can't be; those of another version are none of ours to judge."""
+    if payload is not None:
+        with suppress(TypeError, KeyError):
+            ModelFacts.of(payload)

@@ -5,15 +5,16 @@ The search's own modules are imported where they are needed: listing trials need
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from advisor.configuration import Configuration
 from advisor.device import NOT_OBSERVABLE
 from advisor.environment import Environment
-from advisor.errors import BadInput, NotMeasured
+from advisor.errors import BadInput, DamagedRow, NotMeasured
 from advisor.knobs import Reason, tier_of
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelSource
@@ -24,6 +25,9 @@ from advisor.trial import Outcome, Quality, Trial
 if TYPE_CHECKING:  # tune brings Optuna
     from advisor.space import Space
     from advisor.tune import Job
+
+#: Studies, or trials, that are held in memory at once while they are listed.
+PAGE = 500
 
 #: Operators and kernels of a reading that are shown to people.
 _SHOWN = 12
@@ -91,29 +95,45 @@ class Listed:
 
 
 def listed(store: Store, architecture_key: str | None = None, study: int | None = None, *,
-           failed: bool = False) -> list[Listed]:  # fmt: skip
-    """Return what is stored, the newest study first: all, of one architecture, of one study, or failures alone."""
-    studies = store.studies(architecture_key)
-    if study is not None:
-        studies = [record for record in studies if record.id == study]
-    found = []
-    for record in studies:
-        trials = store.trials(record.id)
-        kept = tuple(trial for trial in trials if trial.outcome.is_failure or not failed)
-        if kept:
-            found.append(Listed(record, kept, _ratios(record, trials)))
+           failed: bool = False, limit: int = 0) -> Iterator[Listed]:  # fmt: skip
+    """Yield what is stored, newest first, a page at a time: all, of one architecture, of one study, or failures alone.
+
+    limit: how many trials at most, 0 for all. A study of many trials comes in several pieces. Raises NotMeasured where there
+    is nothing, DamagedRow where nothing of it can be understood.
+    """
+    left, found = limit or None, False
+    for record in _records(store, architecture_key, study):
+        defaults, below = store.default_trials(record.id), None
+        while left is None or left > 0:
+            page = store.page(record.id, below, min(PAGE, left or PAGE), failed=failed)
+            if page.last is None:
+                break
+            below, found = page.last, found or bool(page.trials)
+            left = None if left is None else left - len(page.trials)
+            if page.trials:
+                yield Listed(record, page.trials, _ratios(record, page.trials, defaults))
+        if left == 0:
+            return
+    if not found and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not found:
         what = f"study {study}" if study is not None else "this model" if architecture_key else "anything"
         raise NotMeasured(f"no {'failed ' if failed else ''}trial of {what} is stored")
-    return found
 
 
-def _ratios(study: StudyRecord, trials: Sequence[Trial]) -> dict[int, float]:
+def _records(store: Store, architecture_key: str | None, study: int | None) -> Iterator[StudyRecord]:
+    """Yield studies, the newest first, without holding all of them."""
+    for first in count(0, PAGE):
+        page = store.studies_page(architecture_key, study, first, PAGE)
+        if page is None:
+            return
+        yield from page
+
+
+def _ratios(study: StudyRecord, trials: Sequence[Trial], of_default: Sequence[Trial]) -> dict[int, float]:
     """Return every trial's score over that of the default it is to be held to."""
-    aim, defaults = study.objective.aim, dict[int | None, float]()
-    for trial in trials:
-        if trial.requested == trials[0].requested and trial.outcome is Outcome.OK:
-            defaults[trial.block] = trial.score(aim)
+    aim = study.objective.aim
+    defaults = {trial.block: trial.score(aim) for trial in of_default}
     scores = ((trial, trial.score(aim), defaults.get(trial.block)) for trial in trials)
     return {trial.number: score / default for trial, score, default in scores if score and default}
 
@@ -359,7 +379,7 @@ class Plan:
     @property
     def confirming(self) -> int:
         """How many runs the confirmation takes at most: the default and the finalists in every block."""
-        from advisor.tune import FINALISTS
+        from advisor.confirm import FINALISTS
 
         return self.job.budget.blocks * (1 + min(FINALISTS, self.searched - 1)) if self.searched > 1 else 0
 
@@ -410,5 +430,5 @@ def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
 def usual_trial_s(store: Store, architecture_key: str, environment_key: str) -> float | None:
     """Return the median seconds of what was run of an architecture in an environment; None where nothing was."""
     here = (study for study in store.studies(architecture_key) if study.environment_key == environment_key)
-    walls = [trial.wall_s for study in here for trial in store.trials(study.id) if trial.wall_s]
+    walls = [trial.wall_s for study in here for trial in store.trials(study.id, readable=True) if trial.wall_s]
     return median(walls) if walls else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.markup import escape
 from rich.table import Table
@@ -62,22 +62,21 @@ def plan_words(plan: Plan) -> str:
     return f"time: about {duration(plan.seconds)} ({runs}, at {plan.trial_s:.1f} s each as measured here before); {bounded}"
 
 
-def print_trials(found: Sequence[Listed]) -> None:
-    """Print studies with their trials, the newest first."""
+def print_trials(listed: Listed, *, is_next: bool) -> None:
+    """Print a study with its trials. is_next: another was printed before it."""
     out = console(stderr=False)
-    for place, listed in enumerate(found):
-        study, aim = listed.study, listed.study.objective.aim
-        out.print(("\n" if place else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
-                  f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
-                  f"quality {study.objective.quality}, {study.state}")  # fmt: skip
-        table = Table("id", "configuration", "phase", "outcome", HEADS[aim.metric], "× default", box=None,
-                      pad_edge=False, header_style="bold")  # fmt: skip
-        for trial in listed.trials:
-            ratio, phase = listed.ratios.get(trial.number), trial.phase
-            phase += f" {trial.block}" if trial.block is not None else ""
-            table.add_row(f"{study.id}.{trial.number}", escape(in_words(trial.requested)), phase, str(trial.outcome),
-                          without_unit(aim.metric, trial.value(aim.metric)), f"{ratio:.2f}" if ratio else "–")  # fmt: skip
-        out.print(table)
+    study, aim = listed.study, listed.study.objective.aim
+    out.print(("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
+              f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
+              f"quality {study.objective.quality}, {study.state}")  # fmt: skip
+    table = Table("id", "configuration", "phase", "outcome", HEADS[aim.metric], "× default", box=None,
+                  pad_edge=False, header_style="bold")  # fmt: skip
+    for trial in listed.trials:
+        ratio, phase = listed.ratios.get(trial.number), trial.phase
+        phase += f" {trial.block}" if trial.block is not None else ""
+        table.add_row(f"{study.id}.{trial.number}", escape(in_words(trial.requested)), phase, str(trial.outcome),
+                      without_unit(aim.metric, trial.value(aim.metric)), f"{ratio:.2f}" if ratio else "–")  # fmt: skip
+    out.print(table)
 
 
 def print_trial(study: StudyRecord, trial: Trial) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from advisor.checked import Test, checked, matches
 from advisor.configuration import key_of
 
 #: Entries of config.json that change neither a shape nor a speed: they stay out of the architecture's key. What facts
@@ -91,6 +92,18 @@ class ModelSource:
         """What a worker needs to load it."""
         return {"path": self.path, "weights": self.weights, "digest": self.weights_digest,
                 "allow_pickle": self.allow_pickle, "has_tokenizer": self.has_tokenizer, "beside": dict(self.beside)}  # fmt: skip
+
+
+#: How texts among the facts are spelled: some become part of a script, and a stored row can have been written by anybody.
+_NAME = r"[\w.:/@+-]{0,200}"
+_AUTO_CLASS = r"(AutoModel[A-Za-z]*)?"
+_DTYPE = r"float(64|32|16)|bfloat16|float(8_(e4m3fn|e4m3fnuz|e5m2|e5m2fnuz|e8m0fnu)|4_e2m1fn_x2)|u?int(8|16|32|64)"
+_SPELLED: Mapping[str, Test] = {
+    "architecture": matches(_NAME), "model_type": matches(_NAME), "checkpoint_dtype": matches(_DTYPE),
+    "default_attention": matches(_NAME), "logits_class": matches(_AUTO_CLASS), "body_class": matches(_AUTO_CLASS),
+    "pooling": matches("[a-z_]{0,40}"), "head": matches("[a-z_]{0,40}"),
+    "layer_types": lambda names: all(map(matches(_NAME), names)), "accepts": lambda names: all(map(str.isidentifier, names)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,5 @@ class ModelFacts:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> ModelFacts:
-        """Build them from their payload; one of an earlier version lacks some, which have defaults."""
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in payload.items()}
-        return cls(**values)
+        """Build them from their payload. Raises Malformed for a value that can't be, TypeError where one is missing or new."""
+        return cls(**checked(cls, payload, _SPELLED))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from advisor.checked import Malformed, checked, shortened, test_of
 from advisor.errors import BadInput
 
 
@@ -92,10 +93,16 @@ class Objective:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Objective:
-        """Build one from its payload."""
-        only = tuple((knob, tuple(names)) for knob, names in sorted(payload.get("only", {}).items()))
-        return cls(**{**payload, "quality": Tier(payload["quality"]), "only": only,
-                      "ignored_rules": tuple(payload["ignored_rules"])})  # fmt: skip
+        """Build one from its payload. Raises Malformed for a value that can't be."""
+        listed = payload.get("only", {}) if isinstance(payload, Mapping) else {}
+        if not test_of("Mapping[str, tuple[str, ...]]")(listed):
+            raise Malformed(f"only can't be {shortened(listed)}")
+        only = tuple((knob, tuple(names)) for knob, names in sorted(listed.items()))
+        if any(not names for _, names in only):
+            raise Malformed("only names no choice of a knob")
+        positive = {name: lambda value: value is None or value > 0 for name in ("max_memory_bytes", "max_latency_s")}
+        values = checked(cls, {**payload, "only": only}, positive)
+        return cls(**{**values, "quality": Tier(values["quality"])})
 
 
 @dataclass(frozen=True)
@@ -115,3 +122,9 @@ class Budget:
     def payload(self) -> dict[str, Any]:
         """The budget as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Budget:
+        """Build one from its payload; what is stored beside it is left out. Raises Malformed for a value that can't be."""
+        known = {each.name for each in fields(cls)}
+        return cls(**checked(cls, {name: value for name, value in payload.items() if name in known}))

@@ -1,22 +1,22 @@
 """A study on its way from one database to another, for `advisor.store`: what is read here is written there.
 
-Ids stay behind, and who ran a trial. So does what follows from the rest, medians, intervals, ratios, verdicts and what is
-admitted: it is computed again where the study arrives.
+Ids stay behind, and who ran a trial. So does what follows from the rest, medians, intervals, ratios, verdicts and
+the answer: it is computed again where the study arrives. The device's own number stays behind too.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, Text, insert, select, type_coerce, update
 
 from advisor import rows
-from advisor.configuration import Configuration, key_of
+from advisor.checked import Malformed, parsed
+from advisor.configuration import Configuration, canonical_json, key_of
 from advisor.errors import NotMeasured
 from advisor.measurement import Comparison, Measurement
 from advisor.tables import (
@@ -30,6 +30,7 @@ from advisor.tables import (
     STUDIES,
     TRIALS,
     WORKLOADS,
+    UtcDateTime,
 )
 
 Values = dict[str, Any]
@@ -40,7 +41,7 @@ _JSON = frozenset({"payload", "objective", "budget", "facts", "quality", "readin
 
 #: Columns that stay behind, beside all ids.
 _LEFT = frozenset(
-    {"id", "owner", "lease", "reused_from", "admitted", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
+    {"id", "owner", "lease", "reused_from", "device_uuid", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
 )
 
 
@@ -91,14 +92,19 @@ def study_keys(connection: Connection) -> dict[int, str]:
     """Return every study's key by its id, oldest first."""
     statement = (
         select(
-            STUDIES.c.started_at, STUDIES.c.id, ENVIRONMENTS.c.key, MODELS.c.architecture_key, MODELS.c.weights_digest,
+            type_coerce(STUDIES.c.started_at, Text),
+            STUDIES.c.id, ENVIRONMENTS.c.key, MODELS.c.architecture_key, MODELS.c.weights_digest,
             WORKLOADS.c.key.label("workload_key"), STUDIES.c.objective_key,
         )
         .join(ENVIRONMENTS, ENVIRONMENTS.c.id == STUDIES.c.environment_id)
         .join(MODELS, MODELS.c.id == STUDIES.c.model_id)
         .join(WORKLOADS, WORKLOADS.c.id == STUDIES.c.workload_id)
     )  # fmt: skip
-    found = sorted((began, study_key(*keys), row_id) for began, row_id, *keys in connection.execute(statement))
+    found = []
+    for began, row_id, *keys in connection.execute(statement):
+        with rows.in_row("studies", row_id):
+            found.append((rows.moment(began), study_key(*keys), row_id))
+    found.sort()
     return {row_id: key for _, key, row_id in found}
 
 
@@ -139,7 +145,8 @@ def packed(connection: Connection, study_id: int, keys: Mapping[int, str]) -> Pa
     comparisons = _read(connection, COMPARISONS, COMPARISONS.c.study_id == study_id)
     compared = _configurations(connection, comparisons, "candidate_id", "baseline_id")
     for row in comparisons:
-        row |= {"candidate": compared[row["candidate_id"]], "baseline": compared[row["baseline_id"]]}
+        sides = (("candidate", "candidate_id"), ("baseline", "baseline_id"))
+        row |= {side: _there(compared, row, name, "comparisons") for side, name in sides}
         del row["verdict"]
     refusals = _read(connection, REFUSALS, REFUSALS.c.study_id == study_id)
     return Parcel(
@@ -165,19 +172,34 @@ def _packed_trials(connection: Connection, study_id: int, keys: Mapping[int, str
     sources = {row.id: [keys[row.study_id], row.number] for row in connection.execute(reused) if row.study_id in keys}
     return [
         {
-            **_carried(row), "requested": ran[row["requested_id"]], "effective": ran.get(row["effective_id"]),
+            **_carried(row), "requested": _there(ran, row, "requested_id"), "effective": _there(ran, row, "effective_id"),
             "measurements": measured[row["id"]], "reused_from": sources.get(row["id"]),
         }
         for row in trials
     ]  # fmt: skip
 
 
+def _there(configurations: Mapping[int | None, Any], row: Values, name: str, table: str = "trials") -> Any:
+    with rows.in_row(table, row["id"]):
+        if row[name] is not None and row[name] not in configurations:
+            raise Malformed("its configuration is missing")
+        return configurations.get(row[name])
+
+
 def _read(connection: Connection, table: Table, *where: ColumnElement[bool], order: str = "id") -> list[Values]:
-    found = connection.execute(select(table).where(*where).order_by(table.c[order])).mappings()
-    return [
-        {name: json.loads(value) if name in _JSON and value is not None else value for name, value in row.items()}
-        for row in found
-    ]
+    moments = {column.name for column in table.c if isinstance(column.type, UtcDateTime)}
+    columns = [type_coerce(column, Text).label(column.name) if column.name in moments else column for column in table.c]
+    found = connection.execute(select(*columns).where(*where).order_by(table.c[order])).mappings()
+
+    def read(row: Values) -> Values:
+        with rows.in_row(table.name, row["id"]):
+            told = {name: rows.moment(row[name]) for name in moments if row[name] is not None}
+            told |= {name: parsed(row[name]) for name in _JSON & row.keys() if row[name] is not None}
+            # Refuses what JSON and SQLite can say and nobody can store again, like 1e999.
+            canonical_json([value for name, value in (row | told).items() if name not in moments])
+            return row | told
+
+    return [read(dict(row)) for row in found]
 
 
 def _configurations(connection: Connection, of: Sequence[Values], *names: str) -> dict[int | None, dict[str, str]]:
@@ -192,8 +214,19 @@ def _carried(row: Values) -> Values:
 # ------------------------------------------------------------------------------------------------------------ unpacking
 
 
-def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
-    """Write a study from elsewhere, unless it is here; return how many rows of which tables are new."""
+def statistics_of(parcel: Parcel) -> list[tuple[int, Values]]:
+    """Return a trial's number and a measurement's columns for each; it takes time, which no lock should be held for."""
+    return [
+        (row["number"], rows.measurement_values(Measurement(**{**each, "samples": tuple(each["samples"])})))
+        for row in parcel.trials for each in row["measurements"]
+    ]  # fmt: skip
+
+
+def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[int, Values]]) -> Counter[str]:
+    """Write a study from elsewhere, unless it is here; return how many rows of which tables are new.
+
+    statistics: from :func:`statistics_of`.
+    """
     new: Counter[str] = Counter()
 
     def put(table: Table, values: Values, *key: str) -> int:
@@ -215,6 +248,9 @@ def unpacked(connection: Connection, parcel: Parcel) -> Counter[str]:
     if new["studies"]:
         ids = rows.configuration_ids(connection, *_all_configurations(parcel))
         _unpack_trials(connection, parcel.trials, study, ids)
+        numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
+        trial_ids = {row.number: row.id for row in connection.execute(numbers)}
+        _insert(connection, MEASUREMENTS, [{**each, "trial_id": trial_ids[number]} for number, each in statistics])
         _insert(connection, COMPARISONS, [_compared(row, study, ids) for row in parcel.comparisons])
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)
@@ -249,14 +285,6 @@ def _unpack_trials(
         for row in trials
     ]  # fmt: skip
     _insert(connection, TRIALS, values)
-    numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
-    trial_ids = {row.number: row.id for row in connection.execute(numbers)}
-    measured = (
-        (row["number"], Measurement(**{**each, "samples": tuple(each["samples"])}))
-        for row in trials for each in row["measurements"]
-    )  # fmt: skip
-    statistics = [{**rows.measurement_values(each), "trial_id": trial_ids[number]} for number, each in measured]
-    _insert(connection, MEASUREMENTS, statistics)
 
 
 def _compared(row: Values, study: int, ids: Mapping[Configuration, int]) -> Values:

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
 from rich.markup import escape
 
-from advisor.report import duration, figure, in_words
+from advisor.report import SafeConsole, duration, figure, in_words, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     from advisor.tune import Job
 
 
-class _Mute(Console):
+class _Mute(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
         self.quiet = True
@@ -30,7 +29,8 @@ class Progress:
     def __init__(self, job: Job) -> None:
         """Show nothing yet."""
         self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
-        self.began, self.done, self.stage, self.running = time.monotonic(), 0, "starting", ""
+        self.began = time.monotonic() if job.began is None else job.began
+        self.done, self.stage, self.running = 0, "starting", ""
         self.best, self.default_score, self.admissible = "", 0.0, 0
         self._status: Any = None
 
@@ -61,24 +61,32 @@ class Progress:
             if self.stage.startswith("waiting"):
                 self.console.print(f"[yellow]{escape(self.stage)}[/]")
         elif kind == "study":
-            self.admissible = len(event["space"].admissible)
-            refused = len({reason.rule for reason in event["space"].refusals})
-            self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
-            if event["trials"]:
-                self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
-            scores = [
-                t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline
-            ]
-            self.default_score = next(filter(None, scores), 0.0)
+            self._opened(event)
         elif kind == "start":
             block = f", block {event['block']} of the confirmation" if event["block"] else ""
             self.running = in_words(event["configuration"]) + block
         elif kind == "hopeless":
             self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
+        elif kind == "stopped":
+            left = f"; {event['left']} were never tried" if event["left"] else ""
+            chance = event["end"].chance if left else None
+            left += "" if chance is None else f" (chance that one of them is better: {percent(chance)})"
+            self.console.print(f"the search stopped: {escape(event['why'])}{left}")
+        elif kind == "unconfirmed":
+            self.console.print(f"[yellow]the confirmation stopped:[/] {escape(event['text'])}")
         elif kind == "trial":
             self._finished(event["trial"], event["best"])
         if self._status is not None:
             self._status.update(self._line())
+
+    def _opened(self, event: Mapping[str, Any]) -> None:
+        self.admissible = len(event["space"].admissible)
+        refused = len({reason.rule for reason in event["space"].refusals})
+        self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+        if event["trials"]:
+            self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
+        scores = [t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline]
+        self.default_score = next(filter(None, scores), 0.0)
 
     def _finished(self, trial: Trial, best: Trial | None) -> None:
         self.done += 1
@@ -93,7 +101,8 @@ class Progress:
             note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
             self.console.print(f"{head}{figure(aim.metric, trial.value(aim.metric)):>21s}{ratio}{note}")
         else:
-            self.console.print(f"{head}[red]{trial.outcome}[/] {escape(trial.reason[:200])}")
+            colour = "yellow" if trial.outcome is Outcome.CUT else "red"
+            self.console.print(f"{head}[{colour}]{trial.outcome}[/] {escape(trial.reason[:200])}")
         if best:
             self.best = f"best {in_words(best.ran)}: {figure(aim.metric, best.value(aim.metric))}"
             self.best += self._ratio(best, ", %.2f × default")

@@ -8,25 +8,34 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from advisor.answer import Conclusion, Prospect
 from advisor.environment import Machine
 from advisor.knobs import KNOBS, Reason, Verdict, tier_of
 from advisor.measurement import LEAST_BLOCKS
 from advisor.probe import Availability
+from advisor.prospects import needed_bytes
+from advisor.ranking import Candidate
 from advisor.script import batching_words, loading_lines
-from advisor.suggest import Candidate, Recommendation, tie_set
+from advisor.suggest import Recommendation, tie_set
+from advisor.terminal import printable
 from advisor.trial import Quality, Trial
 
 #: Columns of figures by metric.
-HEADS = {"tokens_per_s": "tokens/s", "sequences_per_s": "sequences/s", "slowest_batch_s": "slowest batch",
+HEADS = {"tokens_per_s": "tokens/s", "sequences_per_s": "texts/s", "slowest_batch_s": "slowest batch",
          "joules_per_token": "J per 1,000 tokens", "peak_bytes": "peak"}  # fmt: skip
 
 #: Characters of a table's column that lists choices, unless one alone is longer.
 _COLUMN = 48
+
+#: How many that may not be recommended, and how many that were never tried, are shown.
+_REJECTED, _PROMISING = 8, 3
 
 
 def console(*, stderr: bool) -> Console:
@@ -36,7 +45,17 @@ def console(*, stderr: bool) -> Console:
     return _Console(stderr=stderr, width=None if known else 160, highlight=False, soft_wrap=False)
 
 
-class _Console(Console):
+class SafeConsole(Console):
+    """A console to which nothing is sent that would steer the terminal but rich's own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Spell out what a text would do to the terminal: names and reasons come from files and databases."""
+        for segment in super().render(renderable, options):
+            is_ours = segment.control is not None
+            yield segment if is_ours else Segment(printable(segment.text), segment.style)
+
+
+class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
         raise BrokenPipeError
@@ -63,7 +82,7 @@ def figure(metric: str, value: float | None) -> str:
     if metric.endswith("_bytes"):
         return gib(value)
     if metric.endswith("_per_s"):
-        return f"{value:,.0f} {'sequences' if metric.startswith('sequences') else 'tokens'}/s"
+        return f"{value:,.0f} {'texts' if metric.startswith('sequences') else 'tokens'}/s"
     return f"{value * 1000:,.3g} ms" if value < 1 else f"{value:,.2f} s"
 
 
@@ -77,6 +96,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with a decimal where it is small."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def rate(metric: str, value: float) -> str:
@@ -139,52 +163,144 @@ def _ceilings_table(ceilings: Mapping[str, float], device: str) -> Group:
 
 
 def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:
-    """Return the recommendation as JSON values, with the lines to paste."""
+    """Return the recommendation as JSON values, with the lines to paste; there are none where nothing is recommended."""
+    chosen, facts = recommendation.chosen, recommendation.facts
     return {
         **recommendation.payload,
-        "load": _lines_to_paste(recommendation, device),
-        "batching": batching_words(recommendation.configuration, recommendation.facts),
+        "load": _lines_to_paste(recommendation, chosen, device) if chosen else [],
+        "batching": batching_words(chosen.configuration, facts) if chosen else "",
         "tied_with": [dict(candidate.configuration) for candidate in tie_set(recommendation)],
     }
 
 
-def _lines_to_paste(recommendation: Recommendation, device: str) -> list[str]:
+def _lines_to_paste(recommendation: Recommendation, chosen: Candidate, device: str) -> list[str]:
     output = recommendation.study.workload.output
-    return loading_lines(recommendation.source, recommendation.configuration, recommendation.facts, output, device)
+    return loading_lines(recommendation.source, chosen.configuration, recommendation.facts, output, device)
+
+
+def summary(recommendation: Recommendation) -> str:
+    """Return, in one line without markup, what is missing of an answer, and what to do next."""
+    text = " ".join(Text.from_markup(_headline(recommendation)).plain.split())
+    if recommendation.verdict is Conclusion.NONE_RIGHT:
+        return f"{text} ({recommendation.way_out})" if recommendation.way_out else text
+    return f"{text} (to go on: {recommendation.command})"
 
 
 def _headline(recommendation: Recommendation) -> str:
-    chosen, words = recommendation.chosen, f"[bold]{escape(in_words(recommendation.configuration))}[/]"
-    aim = recommendation.objective.aim
-    if recommendation.verdict == "faster" and chosen.comparison:
-        low, high = chosen.comparison.interval
-        better = "" if aim.metric == "tokens_per_s" else f" in {aim.words}, where more than 1 is better"
-        return (f"{words}: [bold green]{chosen.comparison.ratio:.2f} × the default[/]{better} "
-                f"(95 % interval {low:.2f}–{high:.2f}, {len(chosen.comparison.block_ratios)} blocks)")  # fmt: skip
+    """Return what is found, with markup."""
+    chosen, aim = recommendation.chosen, recommendation.objective.aim
+    if chosen is None:
+        return _nothing(recommendation)
+    words = f"[bold]{escape(in_words(chosen.configuration))}[/]"
     better = "faster" if aim.metric == "tokens_per_s" else f"better in {aim.words}"
-    if recommendation.verdict == "tie":
-        compared = (c.comparison for c in recommendation.runners_up if c.comparison)
-        blocks = max((len(comparison.block_ratios) for comparison in compared), default=LEAST_BLOCKS)
-        why = "its interval is not clear of 1"
-        if blocks < LEAST_BLOCKS:
-            why = f"{blocks} block{'s' * (blocks > 1)} can't confirm it, --blocks {LEAST_BLOCKS} could"
-        return f"keep the default, {words}: what looked {better} is a [bold]tie[/]: {why}"
-    if recommendation.verdict == "unconfirmed":
-        return f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]"
-    if recommendation.verdict == "default":
-        return f"keep the default, {words}: [bold]nothing measured is {better}[/]"
-    return f"{words}: the best that meets the objective; the default does not, or could not be measured"
+    ratio = _confirmed_words(chosen, recommendation)
+    if recommendation.verdict is Conclusion.FASTER:
+        return f"{words}: [bold green]{ratio}"
+    if not chosen.is_default:
+        if recommendation.verdict is Conclusion.SLOWER_BUT_RIGHT:
+            return f"{words}: the best that may be recommended{f', [bold]{ratio}' if ratio else ''}"
+        why = "not compared with the default yet" if recommendation.default else "but little was tried"
+        return f"{words}, for now: the best found that may be recommended, {why}"
+    little = "[bold]too little was tried[/] to say that nothing is"
+    kept = {
+        Conclusion.TIE: f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1",
+        Conclusion.UNCONFIRMED: f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]",
+        Conclusion.UNSEARCHED: f"keep the default, {words}, for now: {little} {better}",
+        Conclusion.DEFAULT: f"keep the default, {words}: [bold]nothing measured is {better}[/]",
+    }  # fmt: skip
+    return kept[recommendation.verdict]
 
 
-def _evidence(recommendation: Recommendation) -> str:
-    trial = recommendation.chosen.trial
+def _confirmed_words(chosen: Candidate, recommendation: Recommendation) -> str:
+    """Return a confirmed ratio with its interval, "" where there is none; the first of it is to be emphasised, up to [/]."""
+    if chosen.comparison is None or not chosen.is_confirmed:
+        return ""
+    aim, (low, high) = recommendation.objective.aim, chosen.comparison.interval
+    better = "" if aim.metric == "tokens_per_s" else f" in {aim.words}, where more than 1 is better"
+    blocks = len(chosen.comparison.block_ratios)
+    return (
+        f"{chosen.comparison.ratio:.2f} × the default[/]{better} (95 % interval {low:.2f}–{high:.2f}, {blocks} blocks)"
+    )
+
+
+def _nothing(recommendation: Recommendation) -> str:
+    """Say that nothing may be recommended: because nothing is right, or because what may be was never tried."""
+    measured = [c for c in recommendation.rejected if c.trial.measurements]
+    if recommendation.verdict is Conclusion.NONE_RIGHT:
+        return "[bold red]nothing is right[/]: no configuration that is admissible here may be recommended"
+    if not measured:
+        return "[bold]not measured[/]: nothing was measured to its end"
+    text = f"[bold]not measured[/]: none of the {len(measured)} configurations measured meets what is asked"
+    objective = recommendation.objective
+    if objective.max_memory_bytes is not None:
+        least = min(measured, key=lambda c: c.trial.peak_bytes or 0)
+        text += f"; the least peak seen is {gib(least.trial.peak_bytes)} ({escape(in_words(least.configuration))})"
+    slowest = [(s, c) for c in measured if (s := c.trial.value("slowest_batch_s"))]
+    if objective.max_latency_s is not None and slowest:
+        least_s, found = min(slowest, key=lambda pair: pair[0])
+        text += f"; the shortest slowest batch seen is {figure('slowest_batch_s', least_s)}"
+        text += f" ({escape(in_words(found.configuration))})"
+    return text
+
+
+def _against(recommendation: Recommendation) -> list[str]:
+    """Return, with markup, what stands against the default, and against everything where nothing is recommended."""
+    default = recommendation.default
+    shown = [default] if default is not None and default.objections else []
+    if recommendation.chosen is None:
+        shown += [c for c in recommendation.rejected if default is None or c.configuration != default.configuration]
+    lines = []
+    for found in shown[:_REJECTED]:
+        name = f"the default, {in_words(found.configuration)}" if found.is_default else in_words(found.configuration)
+        words = [
+            f"[red]{escape(text)}[/]" if text.startswith("wrong output") else escape(text) for text in found.objections
+        ]
+        lines.append(f"{escape(name)}: {'; '.join(words)}")
+    more = len(shown) - _REJECTED
+    return [*lines, f"and {more} more (--format json has them all)"] if more > 0 else lines
+
+
+def _next(recommendation: Recommendation) -> list[str]:
+    """Return, with markup, what was found but is not sure, what was never tried, and what to do next."""
+    lines, best, left = [], recommendation.best, recommendation.prospects
+    if best is not None:
+        blocks = len(best.comparison.block_ratios) if best.comparison else 0
+        few = f"; {blocks} block{'s' * (blocks > 1)} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
+        ratio = f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
+        lines.append(f"fastest found, unconfirmed: {escape(in_words(best.configuration))}, {ratio}{few}")
+    is_sure = recommendation.verdict.exit_status == 0
+    if left.left:
+        chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
+        lines.append(f"never tried: {left.left}{chance}{'' if is_sure else ', most promising first:'}")
+        lines += (
+            [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
+        )
+    if recommendation.way_out:
+        lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
+    elif not is_sure:
+        lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
+    return lines
+
+
+def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
+    parts = [f"predicted {prospect.ratio:.2f} × the default"] if prospect.ratio is not None else []
+    parts += [f"about {duration(prospect.seconds)} to measure"] if prospect.seconds is not None else []
+    needed = needed_bytes(recommendation.study, prospect.configuration)
+    is_about_memory = recommendation.objective.max_memory_bytes is not None
+    parts += [f"needs at least {gib(needed)}"] if needed is not None and is_about_memory else []
+    return escape(f"{in_words(prospect.configuration)}{': ' if parts else ''}{', '.join(parts)}")
+
+
+def _evidence(recommendation: Recommendation, chosen: Candidate) -> str:
+    trial = chosen.trial
     parts = []
+    more = ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
     if speed := trial.measurement("tokens_per_s"):
         low, high = speed.interval
-        parts.append(f"{speed.median:,.0f} useful tokens/s in the search ({low:,.0f}–{high:,.0f})")
-    more = ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
-    more += ["slowest_batch_s"] if _is_about_latency(recommendation) else []
-    words = {"sequences_per_s": "", "slowest_batch_s": "slowest batch ", "joules_per_token": "energy "}
+        texts = "".join(f", {figure(name, trial.value(name))}" for name in more if trial.value(name))
+        parts.append(f"{speed.median:,.0f} useful tokens/s in the search ({low:,.0f}–{high:,.0f}){texts}")
+    more = ["slowest_batch_s"] if _is_about_latency(recommendation) else []
+    words = {"slowest_batch_s": "slowest batch ", "joules_per_token": "energy "}
     shown = [words[name] + figure(name, trial.value(name)) for name in (*more, "joules_per_token") if trial.value(name)]
     parts += [", ".join(shown)] if shown else []
     parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
@@ -200,8 +316,9 @@ def _is_about_latency(recommendation: Recommendation) -> bool:
 
 
 def quality_words(quality: Quality) -> str:
-    """Return the figures of a quality in words."""
-    figures = [f"rms {quality.rms:.1e}"]
+    """Return the figures of a quality in words: of embeddings those that say what a search with them would find."""
+    embeds = quality.top10 is not None and quality.cosine is not None
+    figures = [] if embeds else [f"rms {quality.rms:.1e}"]
     figures += [f"KL {quality.kl:.1e} nats"] if quality.kl is not None else []
     figures += [f"top-1 {quality.top1:.2%}"] if quality.top1 is not None else []
     figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
@@ -214,6 +331,8 @@ def _ratio_words(candidate: Candidate) -> str:
     if candidate.comparison:
         (low, high), blocks = candidate.comparison.interval, len(candidate.comparison.block_ratios)
         return f"{candidate.comparison.ratio:.2f} ({f'{low:.2f}–{high:.2f}' if blocks > 1 else 'one block'})"
+    if candidate.is_default:
+        return "1.00"
     return f"≈{candidate.search_ratio:.2f}" if candidate.search_ratio else "–"
 
 
@@ -236,9 +355,8 @@ def _runners_up(recommendation: Recommendation) -> Table:
     table = Table("runner-up", "× default", *heads, "note", box=None, pad_edge=False, header_style="bold")
     tied = {candidate.configuration for candidate in tie_set(recommendation)}
     for candidate in recommendation.runners_up[:5]:
-        note = "within 2 % of the recommendation" if candidate.configuration in tied else ""
-        default = recommendation.default
-        note = "the default" if default and candidate.configuration == default.configuration else note
+        note = "as good as the recommendation" if candidate.configuration in tied else ""
+        note = "the default" if candidate.is_default else note
         cells = _cells(candidate, metrics)
         table.add_row(escape(in_words(candidate.configuration)), _ratio_words(candidate), *cells, note)
     return table
@@ -321,9 +439,10 @@ def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table
 
 
 def _tried(recommendation: Recommendation) -> str:
-    if recommendation.admissible is None:
-        return f"{recommendation.tried} configurations tried"
-    return f"{recommendation.tried} of {recommendation.admissible} admissible configurations tried"
+    tried, admissible, share = recommendation.tried, recommendation.admissible, recommendation.share_tried
+    text = f"{tried} of {admissible} admissible configurations tried" if admissible else f"{tried} configurations tried"
+    text += f" ({share:.0%})" if share is not None and share < 1 else ""
+    return f"{text}; the search stopped: {recommendation.why}" if recommendation.why else text
 
 
 def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool, pareto: bool = False) -> None:
@@ -332,16 +451,23 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     when = (study.finished_at or study.started_at).date().isoformat()
     out.print(f"[bold]{escape(recommendation.source.name)}[/] · {escape(str(study.workload))}")
     out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}")
-    out.print(f"{_tried(recommendation)}\n")
-    out.print("[green]▸[/] " + _headline(recommendation))
-    out.print("  " + escape(_evidence(recommendation)) + f"\n  quality tier: {recommendation.tier}")
+    out.print(f"{escape(_tried(recommendation))}\n")
+    mark = "[green]▸[/]" if recommendation.chosen else "[red]▸[/]"
+    out.print(f"{mark} {_headline(recommendation)}")
+    for line in _against(recommendation):
+        out.print(_indented(line))
+    if recommendation.chosen is not None:
+        out.print(
+            f"  {escape(_evidence(recommendation, recommendation.chosen))}\n  quality tier: {recommendation.tier}"
+        )
     for note in recommendation.notes:
-        out.print(f"  [yellow]note:[/] {escape(note)}")
+        out.print(_indented(f"[yellow]note:[/] {escape(note)}"))
+    for line in _next(recommendation):
+        is_command = line.startswith("to go on")  # to be copied: it is never broken
+        out.print(f"  {line}" if is_command else _indented(line), soft_wrap=is_command)
     out.print()
-    lines = _lines_to_paste(recommendation, device)
-    out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
-    batching = batching_words(recommendation.configuration, recommendation.facts)
-    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
+    if recommendation.chosen is not None:
+        _print_lines(out, recommendation, recommendation.chosen, device)
     if pareto:
         out.print(_pareto(recommendation))
         out.print()
@@ -350,3 +476,15 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
         out.print()
     if recommendation.refusals or recommendation.failures:
         out.print(refused_table(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))
+
+
+def _indented(line: str) -> Padding:
+    """Return a line with markup, all of whose lines are indented where it is broken."""
+    return Padding(Text.from_markup(line.lstrip()), (0, 0, 0, 2 + len(line) - len(line.lstrip())), expand=False)
+
+
+def _print_lines(out: Console, recommendation: Recommendation, chosen: Candidate, device: str) -> None:
+    lines = _lines_to_paste(recommendation, chosen, device)
+    out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
+    batching = batching_words(chosen.configuration, recommendation.facts)
+    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, Table, TextClause, TextualSelect, select, text, update
+from sqlalchemy import Connection, Row, Table, TextClause, select, text, update
 
+from advisor.answer import Answer, SearchEnd
+from advisor.checked import Malformed, Test, is_real, is_text, is_whole, matches, parsed, shortened, test_of
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
+from advisor.errors import BadInput, DamagedRow
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import STATISTIC, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Objective
-from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS, UtcDateTime
+from advisor.objective import Budget, Objective
+from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS
+from advisor.terminal import in_a_line
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload, workload_of
 
@@ -26,11 +30,18 @@ from advisor.workloads import Workload, workload_of
 FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes")
 
 
+_Noun = TypeVar("_Noun")
+
+#: What a study can be.
+STATES = ("running", "done", "interrupted")
+
+
 @dataclass(frozen=True)
 class StudyRecord:
     """A study with all that says what it was about; `facts` are those it was made with, or of any model of its shapes.
 
-    admissible: how many configurations could be tried, None where that was not stored.
+    admissible: how many configurations could be tried, None where that was not stored. budget: of its last tune; end: how its
+    search ended, None where it never did.
     """
 
     id: int
@@ -46,6 +57,8 @@ class StudyRecord:
     facts: ModelFacts | None
     workload_key: str
     admissible: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    end: SearchEnd | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ nouns to rows
@@ -146,8 +159,18 @@ def trial_values(trial: Trial) -> dict[str, Any]:
         "phase": trial.phase, "block": trial.block, "outcome": str(trial.outcome), "reason": plain(trial.reason),
         "lease": None, "finished_at": now(), "reading": as_json(dict(trial.reading)),
         "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
-        "admitted": None,
+        "device_uuid": plain(trial.device_uuid) or None,
         **{name: _finite(name, getattr(trial, name)) for name in FIGURES},
+    }  # fmt: skip
+
+
+def answer_values(answer: Answer) -> dict[str, Any]:
+    """Return the columns of an answer, but for its configuration's id."""
+    return {
+        "verdict": answer.verdict, "ratio": _finite("ratio", answer.ratio), "low": _finite("low", answer.low),
+        "high": _finite("high", answer.high), "blocks": answer.blocks, "tried": answer.tried,
+        "admissible": answer.admissible, "why": as_json(list(answer.why)), "made_at": answer.made_at or now(),
+        "method": answer.method,
     }  # fmt: skip
 
 
@@ -183,60 +206,114 @@ def refusal_values(reason: Reason) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def configuration_of(payload: str) -> Configuration:
-    """Return the configuration that was stored as this text."""
-    return Configuration.of(json.loads(payload))
+def configuration_of(payload: str | None) -> Configuration:
+    """Return the configuration that was stored as this text. Raises Malformed where it can't be one, or is missing."""
+    if payload is None:
+        raise Malformed("its configuration is missing")
+    return Configuration.of(parsed(payload))
 
 
+@lru_cache(maxsize=256)
+def environment_of(payload: str | None) -> Environment:
+    """Return the environment that was stored as this text. Raises Malformed where it can't be one, or is missing."""
+    if payload is None:
+        raise Malformed("its environment is missing")
+    return Environment.of(parsed(payload))
+
+
+@lru_cache(maxsize=256)
 def _facts(payload: str | None) -> ModelFacts | None:
     """Return the facts, or None where there are none that this version understands: they are read again."""
     if payload is None:
         return None
+    values = parsed(payload)
     try:
-        return ModelFacts.of(json.loads(payload))
+        return ModelFacts.of(values)
     except (TypeError, KeyError):
         return None
 
 
+@contextmanager
+def in_row(table: str, row_id: int) -> Iterator[None]:
+    """Say of which row it is that it can't be understood: raise DamagedRow for whatever its values are not."""
+    try:
+        yield
+    except DamagedRow:
+        raise
+    except (BadInput, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DamagedRow(f"row {row_id} of {table} is damaged: {in_a_line(said)[:200]}") from None
+
+
+def readable(read: Callable[[Any], _Noun], found: Iterable[Any], damage: list[str] | None) -> list[_Noun]:
+    """Return what rows say. damage: takes a line for each that can't be understood, once; without it that is raised."""
+    nouns = []
+    for row in found:
+        try:
+            nouns.append(read(row))
+        except DamagedRow as error:
+            if damage is None:
+                raise
+            if str(error) not in damage:
+                damage.append(str(error))
+    return nouns
+
+
+def moment(value: Any) -> datetime:
+    """Return a moment as it comes from either database: SQLite has texts in UTC."""
+    read = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(read, datetime):
+        raise Malformed(f"no moment: {shortened(value)}")
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+
+
 # Composing these takes SQLAlchemy longer, the first time in a process, than all else that suggest looks up: they are text.
 
-_COMPARISONS = text("""SELECT a.key AS candidate, b.key AS baseline, c.block_ratios
+_COMPARISONS = text("""SELECT c.id, a.key AS candidate, b.key AS baseline, c.block_ratios
 FROM comparisons c
-  JOIN configurations a ON a.id = c.candidate_id
-  JOIN configurations b ON b.id = c.baseline_id
+  LEFT JOIN configurations a ON a.id = c.candidate_id
+  LEFT JOIN configurations b ON b.id = c.baseline_id
 WHERE c.study_id = :study ORDER BY c.id""")
 
-_CEILINGS = text("""SELECT c.payload FROM ceilings c
+_CEILINGS = text("""SELECT c.id, c.payload FROM ceilings c
   JOIN environments e ON e.id = c.environment_id
 WHERE e.key = :environment""")
 
 _REFUSALS = text(
-    "SELECT rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study ORDER BY id"
+    "SELECT id, rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study ORDER BY id"
 )
 
 
-@cache
-def _studies_where(where: str) -> TextualSelect:
-    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, m.name, m.weights_digest,
+_ANSWER = text("""SELECT a.id, a.configuration_id, k.payload AS configuration, a.verdict, a.ratio, a.low, a.high,
+  a.blocks, a.tried, a.admissible, a.why, a.method, a.made_at
+FROM recommendations a LEFT JOIN configurations k ON k.id = a.configuration_id
+WHERE a.study_id = :study""")
+
+
+@lru_cache(maxsize=64)
+def _studies_where(where: str) -> TextClause:
+    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget,
+  m.name, m.weights_digest,
   e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
   COALESCE(s.facts, m.facts, (
     SELECT o.facts FROM models o
     WHERE o.architecture_key = m.architecture_key AND o.facts IS NOT NULL ORDER BY o.id DESC LIMIT 1
-  )) AS facts
+  )) AS facts,
+  CASE WHEN s.facts IS NULL THEN 0 ELSE 1 END AS has_own_facts, s.workload_id, s.environment_id, s.model_id
 FROM studies s
-  JOIN workloads w ON w.id = s.workload_id
-  JOIN environments e ON e.id = s.environment_id
-  JOIN models m ON m.id = s.model_id
-WHERE {where} ORDER BY s.started_at DESC, s.id DESC""").columns(started_at=UtcDateTime, finished_at=UtcDateTime)  # noqa: S608
+  LEFT JOIN workloads w ON w.id = s.workload_id
+  LEFT JOIN environments e ON e.id = s.environment_id
+  LEFT JOIN models m ON m.id = s.model_id
+WHERE {where} ORDER BY s.started_at DESC, s.id DESC""")  # noqa: S608
 
 
 @cache
 def _trials_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts,
+    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts, t.device_uuid,
   {", ".join(f"t.{name}" for name in FIGURES)}, {"t.reading," if full else ""}
-  r.payload AS requested, f.payload AS effective, o.number AS reused_from
+  r.payload AS requested, f.payload AS effective, t.effective_id, o.number AS reused_from
 FROM trials t
-  JOIN configurations r ON r.id = t.requested_id
+  LEFT JOIN configurations r ON r.id = t.requested_id
   LEFT JOIN configurations f ON f.id = t.effective_id
   LEFT JOIN trials o ON o.id = t.reused_from AND o.study_id = t.study_id
 WHERE {where} ORDER BY t.number""")  # noqa: S608
@@ -244,75 +321,216 @@ WHERE {where} ORDER BY t.number""")  # noqa: S608
 
 @cache
 def _measurements_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
+    return text(f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
 FROM measurements x JOIN trials t ON t.id = x.trial_id
 WHERE {where} ORDER BY x.id""")  # noqa: S608
 
 
-def studies(connection: Connection, where: str, **values: Any) -> list[StudyRecord]:
-    """Return the studies WHERE this holds of s, w, e and m, newest first."""
-    return [_study(row) for row in connection.execute(_studies_where(where), values)]
+def studies(connection: Connection, where: str, damage: list[str] | None = None, **values: Any) -> list[StudyRecord]:
+    """Return the studies WHERE this holds of s, w, e and m, newest first. damage: see :func:`readable`."""
+    return readable(_study, connection.execute(_studies_where(where), values), damage)
 
 
 def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
+    with in_row("environments", row.environment_id):
+        environment = environment_of(row.environment)
+    with in_row("workloads", row.workload_id):
+        workload = workload_of(parsed(row.workload))
+    with in_row(*(("studies", row.id) if row.has_own_facts else ("models", row.model_id))):
+        facts = _facts(row.facts)
+    with in_row("studies", row.id):
+        _refuse(row.admissible is not None and not is_whole(row.admissible), "admissible", row.admissible)
+        _refuse(row.state not in STATES, "state", row.state)
+        objective = Objective.of(parsed(row.objective))
+        budget = parsed(row.budget)
+        _refuse(not isinstance(budget, dict), "budget", budget)
+        spent = Budget.of(budget)
+        moments = moment(row.started_at), None if row.finished_at is None else moment(row.finished_at)
+    with in_row("models", row.model_id):
+        _refuse(not is_text(row.name), "name", row.name)
+        _refuse(not is_text(row.weights_digest), "weights_digest", row.weights_digest)
     return StudyRecord(
         id=row.id,
-        environment=Environment.of(json.loads(row.environment)),
+        environment=environment,
         environment_key=row.environment_key,
-        objective=Objective.of(json.loads(row.objective)),
+        objective=objective,
         model_name=row.name,
         weights_digest=row.weights_digest,
-        workload=workload_of(json.loads(row.workload)),
+        workload=workload,
         state=row.state,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        facts=_facts(row.facts),
+        started_at=moments[0],
+        finished_at=moments[1],
+        facts=facts,
         workload_key=row.workload_key,
         admissible=row.admissible,
+        budget=spent,
+        end=SearchEnd.of(budget.get("end")),
     )
 
 
-def trials(connection: Connection, where: str, *, full: bool, **values: Any) -> list[tuple[int, Trial]]:
-    """Return row ids and trials WHERE this holds of t, by number."""
-    measured: dict[int, list[Measurement]] = {}
+def _refuse(is_wrong: bool, name: str, value: Any) -> None:
+    if is_wrong:
+        raise Malformed(f"{name} can't be {shortened(value)}")
+
+
+def trials(
+    connection: Connection, where: str, *, full: bool, damage: list[str] | None = None, **values: Any
+) -> list[tuple[int, Trial]]:
+    """Return row ids and trials WHERE this holds of t, by number. damage: see :func:`readable`."""
+    measured: dict[int, list[Measurement | DamagedRow]] = {}
     for row in connection.execute(_measurements_where(where, full=full), values):
-        samples, state = tuple(json.loads(row.samples)), json.loads(row.device_state) if full else {}
-        measured.setdefault(row.trial_id, []).append(Measurement(row.metric, row.unit, samples, row.phase, state))
-    rows = connection.execute(_trials_where(where, full=full), values).all()
-    return [(row.id, _trial(row, tuple(measured.get(row.id, ())), full=full)) for row in rows]
+        measured.setdefault(row.trial_id, []).append(_measurement(row, full=full))
+
+    def read(row: Row[*tuple[Any, ...]]) -> tuple[int, Trial]:
+        return row.id, _trial(row, measured.get(row.id, ()), full=full)
+
+    return readable(read, connection.execute(_trials_where(where, full=full), values).all(), damage)
 
 
-def _trial(row: Row[*tuple[Any, ...]], measurements: tuple[Measurement, ...], *, full: bool) -> Trial:
-    return Trial(
-        number=row.number,
-        requested=configuration_of(row.requested),
-        effective=configuration_of(row.effective) if row.effective is not None else None,
-        outcome=Outcome(row.outcome),
-        reason=row.reason,
-        phase=row.phase,
-        block=row.block,
-        quality=Quality.of(json.loads(row.quality)) if row.quality is not None else None,
-        reading=json.loads(row.reading) if full and row.reading is not None else {},
-        reused_from=row.reused_from,
-        measurements=measurements,
-        attempts=row.attempts,
-        **{name: getattr(row, name) for name in FIGURES},
-    )
+_METRIC, _SAMPLES = matches(r"[a-z0-9_]{1,80}"), test_of("tuple[float, ...]")
+_SEEN = {"after_each_round": test_of("tuple[Mapping[str, Any], ...]"), "discarded": test_of("tuple[str, ...]")}
+
+
+def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | DamagedRow:
+    """Return a measurement, or what is wrong with it: that is its trial's trouble, and raised with it."""
+    try:
+        with in_row("measurements", row.id):
+            samples, state = parsed(row.samples), parsed(row.device_state) if full else {}
+            check_device_state(row.metric, state)
+            _refuse(not is_text(row.unit), "unit", row.unit)
+            _refuse(not _SAMPLES(samples), "samples", samples)
+            return Measurement(row.metric, row.unit, tuple(samples), row.phase, state)
+    except DamagedRow as error:
+        return error
+
+
+#: What is looked at in a stored reading: see `advisor.knobs.choice.Reading`.
+_READ = {
+    "attention": test_of("Mapping[str, str]"), "dtypes": test_of("Mapping[str, int]"), "linears": test_of("Mapping[str, int]"),
+    "operators": test_of("tuple[str, ...]"), "inputs": test_of("Mapping[str, Any]"),
+}  # fmt: skip
+
+
+def check_reading(payload: Any) -> None:
+    """Raise Malformed for a reading that could not be read again."""
+    _check_members(payload, _READ)
+
+
+def check_columns(values: Mapping[str, Any]) -> None:
+    """Raise Malformed for plain columns of a trial that could not be read again."""
+    _check_members(values, {name: test for name, test in _COLUMNS.items() if name != "reused_from"})
+
+
+def check_device_state(metric: str, state: Any) -> None:
+    """Raise Malformed for a metric's name or its device states that could not be read again."""
+    _refuse(not _METRIC(metric), "metric", metric)
+    _check_members(state, _SEEN)
+
+
+def check_ceilings(payload: Any) -> None:
+    """Raise Malformed for ceilings that are no numbers above 0 by name."""
+    _refuse(not isinstance(payload, dict), "a payload", payload)
+    for name, value in payload.items():
+        _refuse(not _METRIC(name) or not is_real(value) or value <= 0, name[:60], value)
+
+
+def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
+    """Raise Malformed where a payload is no object, or one of its known members is of another type."""
+    _refuse(not isinstance(payload, dict), "an object", payload)
+    for name, test in tests.items():
+        _refuse(name in payload and not test(payload[name]), name, payload.get(name))
+
+
+#: The plain columns of a trial.
+_COLUMNS = {
+    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
+    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
+    "number": is_whole, "attempts": is_whole, "reason": is_text, "phase": matches("[a-z]{1,20}"),
+    "device_uuid": test_of("str | None"),
+}  # fmt: skip
+
+
+def _trial(row: Row[*tuple[Any, ...]], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:
+    for each in measured:
+        if isinstance(each, DamagedRow):
+            raise each
+    with in_row("trials", row.id):
+        _check_members(row._asdict(), _COLUMNS)
+        reading = parsed(row.reading) if full and row.reading is not None else {}
+        _check_members(reading, _READ)
+        return Trial(
+            number=row.number,
+            requested=configuration_of(row.requested),
+            effective=configuration_of(row.effective) if row.effective_id is not None else None,
+            outcome=Outcome(row.outcome),
+            reason=row.reason,
+            phase=row.phase,
+            block=row.block,
+            quality=Quality.of(parsed(row.quality)) if row.quality is not None else None,
+            reading=reading,
+            reused_from=row.reused_from,
+            measurements=tuple(each for each in measured if isinstance(each, Measurement)),
+            attempts=row.attempts,
+            device_uuid=row.device_uuid or "",
+            **{name: getattr(row, name) for name in FIGURES},
+        )
 
 
 def comparisons(connection: Connection, study_id: int) -> list[Comparison]:
     """Return a study's comparisons in the order they were saved."""
-    read = connection.execute(_COMPARISONS, {"study": study_id})
-    return [Comparison(row.candidate, row.baseline, tuple(json.loads(row.block_ratios))) for row in read]
+    return readable(_comparison, connection.execute(_COMPARISONS, {"study": study_id}), None)
+
+
+def _comparison(row: Row[*tuple[Any, ...]]) -> Comparison:
+    with in_row("comparisons", row.id):
+        ratios = parsed(row.block_ratios)
+        _refuse(row.candidate is None or row.baseline is None, "its configuration", None)
+        _refuse(not _SAMPLES(ratios), "block_ratios", ratios)
+        return Comparison(row.candidate, row.baseline, tuple(ratios))
 
 
 def refusals(connection: Connection, study_id: int) -> list[Reason]:
     """Return a study's refusals in the order they were saved."""
-    read = connection.execute(_REFUSALS, {"study": study_id})
-    return [Reason(r.rule, Verdict(r.verdict), r.reason, r.remedy, r.about, r.subject) for r in read]
+    return readable(_refusal, connection.execute(_REFUSALS, {"study": study_id}), None)
 
 
-def ceilings(connection: Connection, environment_key: str) -> dict[str, Any] | None:
-    """Return what plain work reaches in an environment, or None."""
-    payload = connection.execute(_CEILINGS, {"environment": environment_key}).scalar()
-    return None if payload is None else dict(json.loads(payload))
+def _refusal(row: Row[*tuple[Any, ...]]) -> Reason:
+    with in_row("refusals", row.id):
+        for name in ("rule", "reason", "remedy", "about", "subject"):
+            _refuse(not is_text(getattr(row, name)), name, getattr(row, name))
+        return Reason(row.rule, Verdict(row.verdict), row.reason, row.remedy, row.about, row.subject)
+
+
+def answer(connection: Connection, study_id: int) -> Answer | None:
+    """Return what is stored as a study's answer, or None."""
+    row = connection.execute(_ANSWER, {"study": study_id}).one_or_none()
+    if row is None:
+        return None
+    with in_row("recommendations", row.id):
+        figures = (row.ratio, row.low, row.high)
+        _refuse(not test_of("tuple[float | None, ...]")(figures), "ratio, low, high", figures)
+        _refuse(not test_of("tuple[int, ...]")((row.blocks, row.tried)), "blocks, tried", (row.blocks, row.tried))
+        _refuse(not test_of("int | None")(row.admissible), "admissible", row.admissible)
+        _refuse(not _VERDICT(row.verdict), "verdict", row.verdict)
+        why = parsed(row.why)
+        _refuse(not test_of("tuple[str, ...]")(why), "why", why)
+        configuration = None if row.configuration_id is None else configuration_of(row.configuration)
+        counts = (row.blocks, row.tried, row.admissible)
+        return Answer(configuration, row.verdict, *figures, *counts, tuple(why), row.method, moment(row.made_at))
+
+
+_VERDICT = matches("[a-z-]{1,40}")
+
+
+def ceilings(connection: Connection, environment_key: str, damage: list[str] | None = None) -> dict[str, float] | None:
+    """Return what plain work reaches in an environment, or None. damage: see :func:`readable`."""
+    found = connection.execute(_CEILINGS, {"environment": environment_key}).all()
+    read = readable(_ceilings, found, damage)
+    return read[0] if read else None
+
+
+def _ceilings(row: Row[*tuple[Any, ...]]) -> dict[str, float]:
+    with in_row("ceilings", row.id):
+        payload = parsed(row.payload)
+        check_ceilings(payload)
+        return dict(payload)

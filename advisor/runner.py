@@ -19,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from advisor.environment import Machine
 from advisor.errors import AdvisorError
+from advisor.leftovers import lock_folder, mark, open_lock, sweep
 from advisor.trial import Outcome
 
 #: What a worker may write without saying anything, before it is taken for broken (bytes).
@@ -104,6 +104,7 @@ class LocalRunner:
             "ADVISOR_THREADS": str(self.machine.environment.threads or 1),
             "OMP_NUM_THREADS": str(self.machine.environment.threads or 1),
             "PYTHONUNBUFFERED": "1",
+            **mark(),
         }
         self._buffer = b""
         self._process = subprocess.Popen(
@@ -115,14 +116,16 @@ class LocalRunner:
         if self._lock is not None:
             return
         # One folder for every user and session of this machine: what is locked is the GPU, not somebody's run.
-        folder = os.environ.get("ADVISOR_LOCK_DIR") or tempfile.gettempdir()
-        path = Path(folder) / f"advisor-{self.machine.uuid}.lock"
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-        self._lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path = lock_folder() / f"advisor-{self.machine.uuid}.lock"
+        try:
+            self._lock = open_lock(path)
+        except OSError as error:
+            raise AdvisorError(f"the device's lock {path} can't be opened: {error.strerror}",
+                               "remove it, or name another folder in ADVISOR_LOCK_DIR") from None  # fmt: skip
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            sweep()  # a worker whose tune is gone may hold it
             self.listener({"event": "stage", "stage": f"waiting: another advisor measures on {self.machine.uuid}"})
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 

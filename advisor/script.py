@@ -139,7 +139,7 @@ def script_for(
     order = "sorted(range(len(lengths)), key=lambda i: -lengths[i])" if by_length else "list(range(len(lengths)))"
     loading = loading_lines(source, configuration, facts, workload.output, device)
     if device == "cpu":
-        loading.append(f"torch.set_num_threads({threads})")
+        loading.append(f"torch.set_num_threads({int(threads)!r})")
     loading = list(dict.fromkeys(["from typing import Any", *loading]))
     return f'''"""{_quoted(f"{source.name}: {configuration} (written by advisor suggest).")}"""
 
@@ -153,11 +153,11 @@ import time
 
 # Random token ids of the lengths that were measured: put your own into `sequences`.
 torch.manual_seed(0)
-measured = {list(workload.lengths)!r}
-sequences = [torch.randint({min(16, facts.vocabulary - 1)}, {facts.vocabulary}, (n,)) for n in measured]
+measured = {[int(length) for length in workload.lengths]!r}
+sequences = [torch.randint({int(min(16, facts.vocabulary - 1))}, {int(facts.vocabulary)}, (n,)) for n in measured]
 lengths = [len(tokens) for tokens in sequences]
 order = {order}
-batches = [order[i : i + {workload.size}] for i in range(0, len(order), {workload.size})]
+batches = [order[i : i + {int(workload.size)}] for i in range(0, len(order), {int(workload.size)})]
 
 
 @torch.inference_mode()
@@ -222,7 +222,7 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
 
 
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
-    first = [f"first_position={facts.position_offset!r}"] if facts.position_offset else []
+    first = [f"first_position={int(facts.position_offset)}"] if facts.position_offset else []
     if name == "collate_right_padded":
         return [_pad_token(facts)]
     if name == "collate_left_padded":

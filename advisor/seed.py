@@ -285,7 +285,8 @@ def _measured(case: Case, job: Job, store: Store, runner: Runner, listen: Listen
     record, verdict = store.study(study), "nothing"
     try:
         found = recommend(store, job.source, record, job.objective)
-        roles[_RECOMMENDED], verdict = found.configuration, found.verdict
+        verdict = found.verdict
+        roles |= {_RECOMMENDED: found.configuration} if found.configuration is not None else {}
     except NothingAdmissible:
         pass  # said by the case: the default and the others have their reasons there
     config = job.source.config

@@ -5,25 +5,28 @@ SQLAlchemy Core only. Every verb is one transaction; what goes wrong in it is a 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Text, delete, exists, func, insert, or_, select, type_coerce, update
 
 from advisor import rows
+from advisor.answer import Answer, SearchEnd
+from advisor.checked import parsed
 from advisor.configuration import Configuration, key_of
-from advisor.database import Database, database_path, default_url, shown_url, upgrade
+from advisor.database import Database, upgrade
 from advisor.environment import Environment
 from advisor.errors import NotMeasured, StoreError
 from advisor.knobs.choice import Reason
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
-from advisor.parcel import Link, Parcel, link, packed, study_keys, unpacked, with_sources
-from advisor.rows import StudyRecord
+from advisor.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
+from advisor.place import database_path, default_url, shown_url
+from advisor.rows import STATES, StudyRecord
 from advisor.tables import (
     CEILINGS,
     COMPARISONS,
@@ -31,6 +34,7 @@ from advisor.tables import (
     ENVIRONMENTS,
     MEASUREMENTS,
     MODELS,
+    RECOMMENDATIONS,
     REFUSALS,
     STUDIES,
     TRIALS,
@@ -40,19 +44,27 @@ from advisor.workloads import Workload
 
 __all__ = ["STATES", "Link", "Parcel", "Store", "StudyRecord", "database_path", "default_url", "shown_url", "upgrade"]
 
-#: What a study can be.
-STATES = ("running", "done", "interrupted")
-
 # A table's second role in a query. Made once: an alias costs more time than the query it is used in.
 _MINE = STUDIES.alias("mine")
 
 
+class Page(NamedTuple):
+    """Trials, the newest first; last: the lowest number that was looked at, None where there were none."""
+
+    trials: tuple[Trial, ...]
+    last: int | None
+
+
 class Store:
-    """An open database. Safe to share between threads; a process that forks opens its own."""
+    """An open database. Safe to share between threads; a process that forks opens its own.
+
+    damaged: a line for each row that could not be understood and was passed over, so that the others answer.
+    """
 
     def __init__(self, database: Database) -> None:
         """Read and write this database; use :meth:`open`."""
         self._database = database
+        self.damaged: list[str] = []
 
     @classmethod
     def open(cls, url: str, *, write: bool) -> Store:
@@ -62,6 +74,11 @@ class Store:
         writer, or has another schema than this version of advisor, BadInput where the URL is none.
         """
         return cls(Database.open(url, write=write))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be told of the database, in words."""
+        return (self._database.note,) if self._database.note else ()
 
     def close(self) -> None:
         """Close every connection."""
@@ -88,7 +105,7 @@ class Store:
     ) -> int:
         """Return the id of the study of this workload, environment, model and objective, found or made; it runs again.
 
-        A study that is found takes the new budget and keeps the seed it began with.
+        A study that is found takes the new budget, keeps the seed it began with, and was finished when it last was.
         """
         aim = rows.as_json(objective.payload)
         with self._database.writing() as connection:
@@ -100,30 +117,63 @@ class Store:
             }
             more = {"objective": aim, "seed": seed, "started_at": rows.now(), "budget": "{}", "state": "running"}
             study_id = rows.found_or_made(connection, STUDIES, key, more)
-            running = {"state": "running", "finished_at": None, "budget": rows.as_json(budget.payload)}
+            running = {"state": "running", "budget": rows.as_json(budget.payload)}
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
 
-    def close_study(self, study_id: int, state: str) -> None:
-        """Say how the study ended: "done" or "interrupted"."""
+    def close_study(self, study_id: int, state: str, *, end: SearchEnd | None = None, ran: bool = True) -> None:
+        """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
+
+        Where none was, the study stays measured when it was.
+        """
         if state not in STATES:
             raise ValueError(f"a study is one of {', '.join(STATES)}, not {state!r}")
-        ended = None if state == "running" else rows.now()
+        mine = STUDIES.c.id == study_id
         with self._database.writing() as connection:
-            connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(state=state, finished_at=ended))
+            before = connection.execute(select(STUDIES.c.budget, STUDIES.c.finished_at).where(mine)).one_or_none()
+            if before is None:
+                raise StoreError(f"there is no study {study_id}")
+            kept = None if ran else before.finished_at
+            values = {"state": state, "finished_at": None if state == "running" else kept or rows.now()}
+            if end is not None:  # beside the budget that it is about, so that it goes where that goes
+                values["budget"] = rows.as_json({**parsed(before.budget), "end": end.payload})
+            connection.execute(update(STUDIES).where(mine).values(values))
 
     def studies_for(self, architecture_key: str, workload_key: str) -> list[StudyRecord]:
         """Return the studies of this workload on this architecture, newest first."""
         where = "m.architecture_key = :architecture AND w.key = :workload"
         with self._database.reading() as connection:
-            return rows.studies(connection, where, architecture=architecture_key, workload=workload_key)
+            return rows.studies(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
 
     def studies(self, architecture_key: str | None = None) -> list[StudyRecord]:
         """Return all studies, or all of one architecture, whatever the workload, newest first."""
         with self._database.reading() as connection:
             if architecture_key is None:
-                return rows.studies(connection, "1 = 1")
-            return rows.studies(connection, "m.architecture_key = :architecture", architecture=architecture_key)
+                return rows.studies(connection, "1 = 1", self.damaged)
+            where = "m.architecture_key = :architecture"
+            return rows.studies(connection, where, self.damaged, architecture=architecture_key)
+
+    def studies_page(
+        self, architecture_key: str | None, study_id: int | None, first: int, most: int
+    ) -> list[StudyRecord] | None:
+        """Return `most` studies from the `first` on, newest first, or None where there are no more; all, or some alone.
+
+        Those that can't be understood are passed over.
+        """
+        wanted = (
+            select(STUDIES.c.id).order_by(STUDIES.c.started_at.desc(), STUDIES.c.id.desc()).limit(most).offset(first)
+        )
+        if architecture_key is not None:
+            wanted = wanted.join(MODELS, MODELS.c.id == STUDIES.c.model_id)
+            wanted = wanted.where(MODELS.c.architecture_key == architecture_key)
+        if study_id is not None:
+            wanted = wanted.where(STUDIES.c.id == study_id)
+        with self._database.reading() as connection:
+            ids = list(connection.execute(wanted).scalars())
+            if not ids:
+                return None
+            listed = ", ".join(str(int(each)) for each in ids)
+            return rows.studies(connection, f"s.id IN ({listed})", self.damaged)
 
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""
@@ -139,10 +189,17 @@ class Store:
             STUDIES.c.environment_id == ENVIRONMENTS.c.id, TRIALS.c.study_id == STUDIES.c.id, TRIALS.c.outcome == "ok"
         )
         newest = (ENVIRONMENTS.c.first_seen.desc(), ENVIRONMENTS.c.id.desc())
-        statement = select(ENVIRONMENTS.c.key, ENVIRONMENTS.c.payload).where(measured).order_by(*newest)
+        statement = (
+            select(ENVIRONMENTS.c.id, ENVIRONMENTS.c.key, ENVIRONMENTS.c.payload).where(measured).order_by(*newest)
+        )
         with self._database.reading() as connection:
             found = connection.execute(statement).all()
-        return [(row.key, Environment.of(json.loads(row.payload))) for row in found]
+
+        def read(row: Any) -> tuple[str, Environment]:
+            with rows.in_row("environments", row.id):
+                return row.key, rows.environment_of(row.payload)
+
+        return rows.readable(read, found, self.damaged)
 
     # ------------------------------------------------------------------------------------------- models and ceilings
 
@@ -163,17 +220,52 @@ class Store:
             row_id = rows.found_or_made(connection, CEILINGS, key, values)
             connection.execute(update(CEILINGS).where(CEILINGS.c.id == row_id).values(values))
 
-    def ceilings(self, environment_key: str) -> dict[str, Any] | None:
+    def ceilings(self, environment_key: str) -> dict[str, float] | None:
         """Return what plain work reached in an environment, or None where that was not measured."""
         with self._database.reading() as connection:
-            return rows.ceilings(connection, environment_key)
+            return rows.ceilings(connection, environment_key, self.damaged)
 
     # -------------------------------------------------------------------------------------------------------- trials
 
-    def trials(self, study_id: int, *, full: bool = False) -> list[Trial]:
-        """Return the study's trials by number, running ones too; readings and device states only when `full`."""
+    def trials(self, study_id: int, *, full: bool = False, readable: bool = False) -> list[Trial]:
+        """Return the study's trials by number, running ones too; readings and device states only when `full`.
+
+        readable: those alone that can be understood. Raises DamagedRow for another one otherwise.
+        """
+        where, damage = "t.study_id = :study", self.damaged if readable else None
         with self._database.reading() as connection:
-            return [trial for _, trial in rows.trials(connection, "t.study_id = :study", full=full, study=study_id)]
+            return [trial for _, trial in rows.trials(connection, where, full=full, damage=damage, study=study_id)]
+
+    def page(self, study_id: int, below: int | None, most: int, *, failed: bool = False) -> Page:
+        """Return the study's newest trials whose numbers are below one, or failures alone, `most` at most.
+
+        Those that can't be understood are passed over.
+        """
+        numbers = (
+            select(TRIALS.c.number).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number.desc()).limit(most)
+        )
+        if below is not None:
+            numbers = numbers.where(TRIALS.c.number < below)
+        where = "t.study_id = :study AND t.number BETWEEN :low AND :high"
+        if failed:
+            none = ("running", "ok", "pruned")
+            numbers = numbers.where(TRIALS.c.outcome.not_in(none))
+            where += f" AND t.outcome NOT IN {none}"
+        with self._database.reading() as connection:
+            found = list(connection.execute(numbers).scalars())
+            if not found:
+                return Page((), None)
+            span = {"study": study_id, "low": found[-1], "high": found[0]}
+            read = rows.trials(connection, where, full=False, damage=self.damaged, **span)
+        return Page(tuple(trial for _, trial in reversed(read)), found[-1])
+
+    def default_trials(self, study_id: int) -> list[Trial]:
+        """Return the ok trials of what the study began with, what transformers does when told nothing, by number."""
+        first = "(SELECT o.requested_id FROM trials o WHERE o.study_id = :study AND o.number = 0)"
+        where = f"t.study_id = :study AND t.requested_id = {first} AND t.outcome = 'ok'"
+        with self._database.reading() as connection:
+            read = rows.trials(connection, where, full=False, damage=self.damaged, study=study_id)
+        return [trial for _, trial in read]
 
     def trial(self, study_id: int, number: int) -> Trial:
         """Return one trial with its reading and device states. Raises NotMeasured where there is none of this number."""
@@ -185,20 +277,29 @@ class Store:
         return found[0][1]
 
     def start_trial(
-        self, study_id: int, requested: Configuration, *, phase: str, block: int | None, owner: str, lease_s: float
-    ) -> int:
-        """Write down that `owner` begins a trial, and return its number, the study's next. Leases are in seconds."""
+        self, study_id: int, requested: Configuration, *, phase: str, block: int | None, owner: str, lease_s: float,
+        started_at: datetime | None = None,
+    ) -> int:  # fmt: skip
+        """Write down that `owner` begins a trial, and return its number, the study's next. Leases are in seconds.
+
+        started_at: now, but where this may be said twice: then the second time the first one's number is returned.
+        """
+        same = (TRIALS.c.study_id == study_id, TRIALS.c.owner == owner, TRIALS.c.started_at == started_at)
         with self._database.writing() as connection:
             # Numbers are given out one by one: SQLite has one writer anyway, PostgreSQL waits for this row.
             study = select(STUDIES.c.id).where(STUDIES.c.id == study_id).with_for_update()
             if connection.execute(study).scalar() is None:
                 raise StoreError(f"there is no study {study_id}")
+            if started_at is not None:
+                known = connection.execute(select(TRIALS.c.number).where(*same)).scalar()
+                if known is not None:
+                    return int(known)
             last = connection.execute(select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)).scalar()
             number = 0 if last is None else int(last) + 1
             row = {
                 "study_id": study_id, "number": number, "phase": phase, "block": block, "attempts": 1,
                 "requested_id": rows.configuration_ids(connection, requested)[requested], "outcome": "running",
-                "reason": "", "owner": owner, "lease": rows.now(lease_s), "started_at": rows.now(),
+                "reason": "", "owner": owner, "lease": rows.now(lease_s), "started_at": started_at or rows.now(),
                 "advisor_version": rows.version(),
             }  # fmt: skip
             connection.execute(insert(TRIALS).values(row))
@@ -223,7 +324,8 @@ class Store:
         Those are the ones whose lease has passed, or whose owner is gone. They are released here, unless the owner
         changed since they were read, so that of all who see them one can :meth:`claim` each.
         """
-        columns = [TRIALS.c[name] for name in ("number", "phase", "block", "owner", "lease")]
+        columns: list[Any] = [TRIALS.c[name] for name in ("id", "number", "phase", "block", "owner")]
+        columns.append(type_coerce(TRIALS.c.lease, Text).label("lease"))
         statement = (
             select(*columns, CONFIGURATIONS.c.payload)
             .join(CONFIGURATIONS, CONFIGURATIONS.c.id == TRIALS.c.requested_id)
@@ -232,18 +334,26 @@ class Store:
         )
         with self._database.reading() as connection:
             found = connection.execute(statement).all()
-        left = [row for row in found if _is_left(row, is_alive)]
+        left = []
+        for row in found:
+            with rows.in_row("trials", row.id):
+                lease, requested = row.lease and rows.moment(row.lease), rows.configuration_of(row.payload)
+                if _is_left(row.owner, lease, is_alive):
+                    left.append((row, lease, requested))
         if not left:
             return []
         with self._database.writing() as connection:
-            for row in left:
-                same = (TRIALS.c.owner == row.owner, TRIALS.c.lease == row.lease)
+            for row, lease, _ in left:
+                same = (TRIALS.c.owner == row.owner, TRIALS.c.lease == lease)
                 connection.execute(_running(study_id, row.number).where(*same).values(owner=None, lease=None))
-        return [(row.number, rows.configuration_of(row.payload), row.phase, row.block) for row in left]
+        return [(row.number, requested, row.phase, row.block) for row, _, requested in left]
 
     def claim(self, study_id: int, number: int, owner: str, lease_s: float) -> bool:
-        """Take an abandoned trial over; False where somebody else did. It counts as one more attempt."""
-        free = or_(TRIALS.c.owner.is_(None), TRIALS.c.lease < rows.now())
+        """Take an abandoned trial over; False where somebody else did. It counts as one more attempt.
+
+        What is this owner's already is taken again: the answer to the first time may have been lost.
+        """
+        free = or_(TRIALS.c.owner.is_(None), TRIALS.c.lease < rows.now(), TRIALS.c.owner == owner)
         taken = {"owner": owner, "lease": rows.now(lease_s), "attempts": TRIALS.c.attempts + 1}
         with self._database.writing() as connection:
             return connection.execute(_running(study_id, number).where(free).values(taken)).rowcount == 1
@@ -293,7 +403,9 @@ class Store:
         )
         with self._database.reading() as connection:
             found = connection.execute(statement).scalar()
-            return None if found is None else rows.trials(connection, "t.id = :trial", full=True, trial=found)[0]
+            where = "t.id = :trial"
+            read = [] if found is None else rows.trials(connection, where, full=True, damage=self.damaged, trial=found)
+            return read[0] if read else None
 
     # --------------------------------------------------------------------------------------- comparisons and refusals
 
@@ -335,6 +447,30 @@ class Store:
         with self._database.reading() as connection:
             return rows.refusals(connection, study_id)
 
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def save_answer(self, study_id: int, answer: Answer) -> None:
+        """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows."""
+        values = rows.answer_values(answer)
+        with self._database.writing() as connection:
+            ids = rows.configuration_ids(connection, answer.configuration)
+            values["configuration_id"] = None if answer.configuration is None else ids[answer.configuration]
+            rows.insert_unless_there(connection, RECOMMENDATIONS, {"study_id": study_id, **values})
+            older = (RECOMMENDATIONS.c.study_id == study_id, RECOMMENDATIONS.c.made_at <= values["made_at"])
+            connection.execute(update(RECOMMENDATIONS).where(*older).values(values))
+
+    def answer(self, study_id: int) -> Answer | None:
+        """Return what is stored as a study's answer, or None where nothing is."""
+        with self._database.reading() as connection:
+            return rows.answer(connection, study_id)
+
+    def unanswered(self, method: str) -> list[int]:
+        """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
+        made = exists().where(RECOMMENDATIONS.c.study_id == STUDIES.c.id, RECOMMENDATIONS.c.method == method)
+        statement = select(STUDIES.c.id).where(~made).order_by(STUDIES.c.id)
+        with self._database.reading() as connection:
+            return list(connection.execute(statement).scalars())
+
     # ------------------------------------------------------------------------------------------- from database to database
 
     def pack(self, study_ids: Iterable[int] | None = None) -> Iterator[Parcel]:
@@ -356,8 +492,9 @@ class Store:
 
         A study that is here already stays as it is, with its trials, comparisons and refusals.
         """
+        statistics = statistics_of(parcel)
         with self._database.writing() as connection:
-            return unpacked(connection, parcel)
+            return unpacked(connection, parcel, statistics)
 
     def link(self, links: Sequence[Link]) -> None:
         """Say of trials from elsewhere whose measurements they have, as far as both are here by now."""
@@ -378,6 +515,6 @@ def _running(study_id: int, number: int) -> Any:
     return update(TRIALS).where(*mine, TRIALS.c.outcome == "running")
 
 
-def _is_left(row: Row[*tuple[Any, ...]], is_alive: Callable[[str], bool]) -> bool:
+def _is_left(owner: str | None, lease: datetime | None, is_alive: Callable[[str], bool]) -> bool:
     """Whether nobody runs this trial: released, past its lease, or its owner is gone."""
-    return row.owner is None or row.lease is None or row.lease < rows.now() or not is_alive(row.owner)
+    return owner is None or lease is None or lease < rows.now() or not is_alive(owner)

@@ -1,93 +1,66 @@
 """The answer, from stored trials alone: which configuration, how sure, and why not the others. No torch, no GPU.
 
-A recommendation is a query over evidence, not a row: the candidate with the highest confirmed ratio over the default, or
-the default itself where nothing is clear of a tie.
+The candidate with the highest confirmed ratio over the default, or the default itself where nothing is clear of a tie. What
+a study comes to under its own objective is stored beside it (:func:`keep_answer`), so that SQL needs no second decision;
+any other question is answered from the trials.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from advisor.answer import NONE_RIGHT, Answer, Conclusion, Stop
 from advisor.configuration import Configuration
 from advisor.declared import notes_on
 from advisor.environment import Environment
-from advisor.errors import NothingAdmissible, NotMeasured
-from advisor.judge import is_judged, objections
-from advisor.knobs import Reason, find_choice, tier_of
-from advisor.measurement import TIE_ZONE, Comparison
+from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
+from advisor.judge import LAYOUT_LIMIT, is_judged, objections, probe_limit
+from advisor.knobs import Reason
+from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
+from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Metric, Objective
-from advisor.space import useful_operations
+from advisor.objective import Objective
+from advisor.prospects import Prospects, needed_bytes, prospects_of, searched, space_of, stored_prospects
+from advisor.ranking import Candidate, candidate, is_tied, pareto, ranked
+from advisor.rows import now
+from advisor.space import Space, useful_operations
 from advisor.store import Store, StudyRecord
 from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Workload
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A configuration that may be recommended, with its evidence.
-
-    search_ratio: its score over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
-    Ratios are above 1 where it is better at what the objective asks for, whichever way that is counted.
-    """
-
-    trial: Trial
-    search_ratio: float | None
-    comparison: Comparison | None
-
-    @property
-    def configuration(self) -> Configuration:
-        """What ran."""
-        return self.trial.ran
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """The candidate as JSON values."""
-        speed = self.trial.measurement("tokens_per_s")
-        blocks = len(self.comparison.block_ratios) if self.comparison else 0
-        return {
-            "configuration": dict(self.configuration),
-            "trial": self.trial.number,
-            "tokens_per_s": speed.median if speed else None,
-            "tokens_per_s_interval": list(speed.interval) if speed else None,
-            "search_ratio": self.search_ratio,
-            "ratio": self.comparison.ratio if self.comparison else None,
-            "ratio_interval": list(self.comparison.interval) if self.comparison and blocks > 1 else None,
-            "blocks": blocks,
-            "verdict": self.comparison.verdict if self.comparison else None,
-            "slowest_batch_s": self.trial.value("slowest_batch_s"),
-            "sequences_per_s": self.trial.value("sequences_per_s"),
-            "joules_per_token": self.trial.value("joules_per_token"),
-            "peak_bytes": self.trial.peak_bytes,
-            "weight_bytes": self.trial.weight_bytes,
-            "load_s": self.trial.load_s,
-            "first_call_s": self.trial.first_call_s,
-            "quality": self.trial.quality.payload if self.trial.quality else None,
-        }
+#: A tune without --budget takes so long (arguments.DEFAULT_BUDGET): what goes on with one that did says how much longer.
+LONG_BUDGET_S = 600.0
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """What to run and why.
 
-    verdict: "faster" (confirmed); "tie", "default" (nothing looked faster) and "unconfirmed" (what did was not compared)
-    keep the default; "only": the default itself can't be recommended, and this is the best of what can.
-    notes: what a reader must know to weigh it, in words; failures: trials that came to nothing; measured_at: ISO time.
+    chosen: what is recommended, None where nothing may be; default: what everything is compared with, None where it was not
+    measured, with its objections where it may not be recommended itself. verdict: see Conclusion. best: where that is
+    unconfirmed or unsearched, the fastest found, to be taken as that. rejected: what was measured and may not be recommended.
+    notes: what a reader must know to weigh it, in words; failures: trials that came to nothing.
     pareto: candidates that no other beats in speed, memory and quality at once, fastest first. ceilings: what the device
     was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
-    configurations were, failures included; admissible: of how many, None where that is not known.
+    configurations were, failures included; admissible: of how many, None where that is not known; look: what finds out about
+    those that were not, once it is asked: see prospects.
+    why: why the search stopped, in words; command: what goes on with it; way_out: how work is done right that no configuration
+    does right, "" where there is no telling.
     """
 
     source: ModelSource
     study: StudyRecord
     objective: Objective
     facts: ModelFacts
-    chosen: Candidate
+    chosen: Candidate | None
     default: Candidate | None
-    verdict: str
+    verdict: Conclusion
     runners_up: tuple[Candidate, ...]
     refusals: tuple[Reason, ...]
     failures: tuple[Trial, ...]
@@ -96,26 +69,55 @@ class Recommendation:
     ceilings: Mapping[str, float] | None = None
     tried: int = 0
     admissible: int | None = None
+    best: Candidate | None = None
+    rejected: tuple[Candidate, ...] = ()
+    look: Callable[[], Prospects] = Prospects
+    why: str = ""
+    command: str = ""
+    way_out: str = ""
 
     def __str__(self) -> str:
         """Return it in a line."""
+        if self.chosen is None:
+            return f"{self.source.name}: nothing is recommended ({self.verdict})"
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
         return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio})"
 
     @property
-    def configuration(self) -> Configuration:
-        """What is recommended."""
-        return self.chosen.configuration
+    def prospects(self) -> Prospects:
+        """What was never tried: how many, how likely one of them is better, and which promise most."""
+        return self.look()
 
     @property
-    def tier(self) -> str:
+    def configuration(self) -> Configuration | None:
+        """What is recommended, None where nothing may be."""
+        return self.chosen.configuration if self.chosen is not None else None
+
+    @property
+    def tier(self) -> str | None:
         """Its quality tier."""
-        return str(tier_of(self.configuration.items(), self.facts))
+        return str(self.chosen.tier) if self.chosen is not None else None
+
+    @property
+    def share_tried(self) -> float | None:
+        """The share of what could be tried that was, at most 1; None where that is not known."""
+        return min(self.tried / self.admissible, 1.0) if self.admissible else None
+
+    @property
+    def exit_status(self) -> int:
+        """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0."""
+        budget, end = self.study.budget, self.study.end
+        asked_for_few = budget.trials is not None and not (end is not None and end.stop.is_cut)
+        few_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks < LEAST_BLOCKS
+        wants = self.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED) and self.chosen is not None
+        return 0 if wants and (few_blocks or asked_for_few) else self.verdict.exit_status
 
     @property
     def ceiling_share(self) -> float | None:
         """Useful operations per second over what matrix products in this precision reach here; None where unknown."""
-        ceiling = (self.ceilings or {}).get(f"matmul_{self.configuration['precision']}_per_s")
+        if self.chosen is None:
+            return None
+        ceiling = (self.ceilings or {}).get(f"matmul_{self.chosen.configuration['precision']}_per_s")
         speed = self.chosen.trial.tokens_per_s
         if not ceiling or not speed:
             return None
@@ -124,9 +126,10 @@ class Recommendation:
     @property
     def ceiling_words(self) -> str:
         """The same for people, "" where it is not known."""
-        share, precision = self.ceiling_share, self.configuration["precision"]
-        if share is None or self.ceilings is None:
+        share = self.ceiling_share
+        if share is None or self.ceilings is None or self.chosen is None:
             return ""
+        precision = self.chosen.configuration["precision"]
         reached = self.ceilings[f"matmul_{precision}_per_s"]
         unit, scale = ("TFLOP/s", 1e12) if reached >= 1e12 else ("GFLOP/s", 1e9)
         text = f"{share:.0%} of the {reached / scale:,.0f} {unit} that matrix products in {precision} reach here"
@@ -143,16 +146,27 @@ class Recommendation:
             "environment": {"key": self.study.environment_key, **self.study.environment.payload},
             "study": self.study.id,
             "measured_at": finished.isoformat(),
-            "verdict": self.verdict,
+            "verdict": str(self.verdict),
             "tier": self.tier,
-            "recommendation": self.chosen.payload,
+            "recommendation": self.chosen.payload if self.chosen else None,
             "default": self.default.payload if self.default else None,
+            "fastest_found": self.best.payload if self.best else None,
             "runners_up": [candidate.payload for candidate in self.runners_up],
+            "rejected": [candidate.payload for candidate in self.rejected],
             "pareto": [candidate.payload for candidate in self.pareto],
             "ceilings": dict(self.ceilings) if self.ceilings else None,
             "ceiling_share": self.ceiling_share,
             "tried": self.tried,
             "admissible": self.admissible,
+            "share_tried": self.share_tried,
+            "why": self.why,
+            "chance_of_better": self.prospects.chance,
+            "untried": [
+                {**prospect.payload, "needed_bytes": needed_bytes(self.study, prospect.configuration)}
+                for prospect in self.prospects.promising
+            ],
+            "command": self.command,
+            "way_out": self.way_out,
             "refusals": [
                 {"subject": r.subject, "about": r.about, "rule": r.rule, "verdict": str(r.verdict), "reason": r.text,
                  "remedy": r.remedy} for r in self.refusals
@@ -175,6 +189,8 @@ def suggest(store: Store, source: ModelSource, workload: Workload, objective: Ob
     """
     studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key))
     studies, notes = _in_environment(studies, here, on)
+    if not studies and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not studies:
         raise NotMeasured(_nearest(store, source, workload, objective, here, on))
     study, more = _best_study(studies, source, objective)
@@ -182,90 +198,241 @@ def suggest(store: Store, source: ModelSource, workload: Workload, objective: Ob
 
 
 def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: Objective,
-              notes: Sequence[str] = ()) -> Recommendation:  # fmt: skip
-    """Return what a study's rows recommend under an objective."""
+              notes: Sequence[str] = (), *, space: Space | None = None) -> Recommendation:  # fmt: skip
+    """Return what a study's rows recommend under an objective. space: the study's, where the caller has built it already.
+
+    Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
+    """
     trials = store.trials(study.id)
     facts = study.facts.for_source(source, study.workload.output) if study.facts else None
     if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
-    same_weights = study.weights_digest == source.weights_digest
+    evidence = _Evidence.of(store, source, study, objective, trials)
+    default = evidence.default.trial if evidence.default else None
+
+    @cache
+    def look() -> Prospects:
+        stored, built = stored_prospects(study, trials, objective), space
+        if stored is None and built is None:
+            built = space_of(study, objective)
+        if stored is not None or built is None:
+            return stored or Prospects()
+        return prospects_of(built, trials, objective, evidence.may_be, default)
+
     refusals = tuple(store.refusals(study.id))
-    failures = tuple(t for t in trials if t.outcome.is_failure)
-    # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
-    comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
-    default_trial = default_of(trials)
-    outside = {
-        t.number: objections(t, default_trial, objective, facts, same_weights=same_weights)
-        for t in trials
-        if t.phase == "search"
-    }
-    admissible = [t for t in trials if t.phase == "search" and not outside[t.number]]
-    if not admissible:
-        raise NothingAdmissible(_every_reason(refusals, trials, outside))
-    aim = objective.aim
-    default = _candidate(default_trial, default_trial, comparisons, aim) if default_trial else None
-    candidates = {
-        t.ran: _candidate(t, default_trial, comparisons, aim) for t in sorted(admissible, key=lambda t: t.score(aim))
-    }
-    chosen, verdict = _choose(candidates, default, aim)
-    others = sorted((c for c in candidates.values() if c is not chosen), key=lambda c: -c.trial.score(aim))
-    return Recommendation(
-        source, study, objective, facts, chosen, default, verdict, tuple(others), refusals, failures,
-        notes=(*notes, *_notes(study, source, objective, chosen, default, facts)),
-        pareto=tuple(_pareto(list(candidates.values()), facts)),
+    if not evidence.right and not look().left and not _was_anything_admissible(study, objective, evidence, space):
+        raise NothingAdmissible(_every_reason(refusals, trials, evidence.outside))
+    chosen, verdict = _conclude(evidence, look)
+    tried = _tried(study, trials)
+    found = Recommendation(
+        source, study, objective, facts, chosen, evidence.default, verdict,
+        tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration), refusals,
+        failures=tuple(t for t in trials if t.outcome.is_failure),
+        notes=(*notes, *_notes(study, source, objective, chosen, evidence.default)),
+        pareto=tuple(pareto(evidence.right, objective.aim, default)),
         ceilings=store.ceilings(study.environment_key),
-        tried=_tried(study, trials),
+        tried=tried,
         admissible=study.admissible,
+        best=_fastest_found(evidence, chosen, verdict),
+        rejected=evidence.rejected,
+        look=look,
+        why=_why_stopped(study, tried),
+        command=_going_on(source, study, objective),
     )  # fmt: skip
+    return replace(found, way_out=_way_out(found))
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What was measured, as candidates in the one order: right, what may be recommended; rejected: what may not be.
+
+    outside: by the number of a search trial, what stands against it. may_be: whether a trial may be recommended.
+    """
+
+    right: tuple[Candidate, ...]
+    rejected: tuple[Candidate, ...]
+    default: Candidate | None
+    outside: Mapping[int, Sequence[str]]
+    may_be: Callable[[Trial], bool]
+
+    @classmethod
+    def of(cls, store: Store, source: ModelSource, study: StudyRecord, objective: Objective,
+           trials: Sequence[Trial]) -> _Evidence:  # fmt: skip
+        facts, same_weights = study.facts, study.weights_digest == source.weights_digest
+        assert facts is not None
+        # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
+        comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
+        default, aim = default_of(trials), objective.aim
+
+        def against(trial: Trial) -> list[str]:
+            return objections(trial, default, objective, facts, same_weights=same_weights)
+
+        found = searched(trials)
+        outside = {trial.number: against(trial) for trial in found}
+        # What ran under several names counts once: what may be recommended before what may not, then the best; the default
+        # is the very trial that everything is compared with.
+        by_ran = {
+            t.ran: t for t in sorted(found, key=lambda t: (not outside[t.number], t.score(aim))) if t.measurements
+        }
+        by_ran |= {default.ran: default} if default is not None else {}
+        order = ranked(
+            [candidate(t, default, comparisons, aim, facts, outside[t.number]) for t in by_ran.values()], aim
+        )
+        return cls(
+            right=tuple(c for c in order if not c.objections),
+            rejected=tuple(c for c in order if c.objections),
+            default=next((c for c in order if c.is_default), None),
+            outside=outside,
+            may_be=lambda trial: trial.phase == "search" and not against(trial),
+        )
+
+
+def _was_anything_admissible(
+    study: StudyRecord, objective: Objective, evidence: _Evidence, space: Space | None
+) -> bool:
+    """Whether rules left anything at all under an objective; a default that is wrong is no matter of rules."""
+    if evidence.default is not None and evidence.default.wrong:
+        return True
+    if space is None and study.objective.payload == objective.payload and study.admissible is not None:
+        return study.admissible > 0
+    space = space or space_of(study, objective)
+    return space is None or bool(space.admissible)
+
+
+def _conclude(evidence: _Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
+    """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
+
+    look: what finds out about what was never tried, asked only where that decides something, for it can take a second.
+    """
+    right, default = evidence.right, evidence.default
+    if not right:
+        return None, Conclusion.UNSEARCHED if look().left else Conclusion.NONE_RIGHT
+    if right[0].verdict == "faster":
+        return right[0], Conclusion.FASTER
+    if default is None or default.objections:
+        return right[0], _without_default(right[0], default, look)
+    if _looks_faster(right):
+        return default, Conclusion.UNCONFIRMED
+    if look().is_open:
+        return default, Conclusion.UNSEARCHED
+    return default, Conclusion.TIE if any(c.verdict == "tie" for c in right) else Conclusion.DEFAULT
+
+
+def _without_default(best: Candidate, default: Candidate | None, look: Callable[[], Prospects]) -> Conclusion:
+    """Return how sure it is that this is the best where the default may not be recommended, or could not be measured."""
+    if best.is_confirmed:
+        return Conclusion.SLOWER_BUT_RIGHT
+    if default is not None:
+        return Conclusion.UNCONFIRMED
+    return Conclusion.UNSEARCHED if look().is_open else Conclusion.SLOWER_BUT_RIGHT  # there is nothing to compare with
+
+
+def _looks_faster(right: Sequence[Candidate]) -> bool:
+    """Whether the search saw something faster than the default that was not compared with it.
+
+    What looked slower than something that was compared, and found no faster, does not count: then the search saw too much.
+    """
+    compared = max((c.search_ratio or 0.0 for c in right if c.verdict is not None), default=0.0)
+    return any((c.search_ratio or 0.0) > max(1 + TIE_ZONE, compared) for c in right if not c.is_confirmed)
+
+
+def _fastest_found(evidence: _Evidence, chosen: Candidate | None, verdict: Conclusion) -> Candidate | None:
+    """Return the best by the search of what may be recommended, where nothing is sure and that looks better than what is."""
+    best = max(evidence.right, key=lambda c: c.search_ratio or 0.0, default=None)
+    if best is None or chosen is None or verdict not in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
+        return None
+    return best if (best.search_ratio or 0.0) > (chosen.search_ratio or 0.0) else None
+
+
+def _why_stopped(study: StudyRecord, tried: int) -> str:
+    """Return why the search stopped, as it was stored or as far as the rows tell."""
+    if study.end is not None:
+        return study.end.stop.words
+    if study.state != "done":
+        return Stop.INTERRUPTED.words if study.state == "interrupted" else "it is running"
+    return Stop.EVERYTHING.words if study.admissible is not None and tried >= study.admissible else ""
+
+
+def _way_out(found: Recommendation) -> str:
+    """Return how the work is done right where no configuration does it right: what reads its pads needs none."""
+    if found.chosen is not None:
+        return ""
+    for each in found.rejected:
+        quality = each.trial.quality
+        moved = max(quality.pads or 0.0, quality.neighbours or 0.0) if quality else 0.0
+        layout = (quality.layout or 0.0) if quality else 0.0
+        if moved > probe_limit(each.configuration, found.facts) or layout > LAYOUT_LIMIT:
+            return "--batch 1, or batches of equal lengths"
+    return ""
+
+
+def _going_on(source: ModelSource, study: StudyRecord, objective: Objective) -> str:
+    """Return the command that goes on with a study, or begins one with another objective: longer than the last one was."""
+    command = _command(source, study.workload, objective, study.environment)
+    last_s = study.budget.seconds or 0.0
+    return f"{command} --budget {math.ceil(2 * last_s / 60)}m" if last_s >= LONG_BUDGET_S else command
+
+
+def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -> Answer:
+    """Return what a study comes to under its own objective and for its own weights, "none-right" where nothing is left.
+
+    Raises NotMeasured where it has no finished trial yet, or its model's facts are not known.
+    """
+    made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
+    digest = study.weights_digest
+    weights = "random" if digest.startswith("random:") else "trained"
+    own = ModelSource(study.model_name, "", {}, weights, digest, has_tokenizer=False)
+    try:
+        found = recommend(store, own, study, study.objective, space=space)
+    except NothingAdmissible as error:
+        tried = _tried(study, store.trials(study.id))
+        return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
+    chosen, ratio, low, high, blocks = found.chosen, None, None, None, 0
+    if chosen is not None and chosen.is_default:
+        ratio = low = high = 1.0
+    elif chosen is not None and chosen.comparison is not None:
+        ratio, (low, high) = chosen.comparison.ratio, chosen.comparison.interval
+        blocks = len(chosen.comparison.block_ratios)
+    evidence = (ratio, low, high, blocks, found.tried, found.admissible)
+    against = [f"{c.configuration}: {text}" for c in found.rejected for text in c.objections] if chosen is None else []
+    why = tuple(text for text in (found.why, *against, *found.notes) if text)
+    return Answer(found.configuration, found.verdict, *evidence, why, METHOD, made_at)
+
+
+def keep_answer(store: Store, study_id: int, *, space: Space | None = None) -> None:
+    """Store what a study comes to by now; a study that has no answer yet keeps none. space: as for :func:`recommend`."""
+    with suppress(NotMeasured):
+        store.save_answer(study_id, answer_of(store, store.study(study_id), space=space))
+
+
+def _keep_if_readable(store: Store, study_id: int) -> None:
+    """Do the same, and note a damaged row: the other studies' answers do not wait for it."""
+    try:
+        keep_answer(store, study_id)
+    except DamagedRow as error:
+        if str(error) not in store.damaged:
+            store.damaged.append(str(error))
+
+
+def keep_answers(store: Store, study_ids: Iterable[int] | None = None) -> int:
+    """Store the answers of these studies, or of all whose stored one is missing or of another method; return of how many.
+
+    Each is a transaction of its own: broken off, it goes on where it was when it is called again.
+    """
+    ids = list(store.unanswered(METHOD) if study_ids is None else study_ids)
+    for study_id in ids:
+        _keep_if_readable(store, study_id)
+    return len(ids)
 
 
 def _tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
     """Return how many of what --only leaves was tried: the default is measured beside it."""
-    tried = {t.requested for t in trials if t.phase == "search" and t.outcome is not Outcome.RUNNING}
+    tried = {t.requested for t in searched(trials)}
     return sum(study.objective.leaves(configuration) for configuration in tried)
 
 
-def _pareto(candidates: Sequence[Candidate], facts: ModelFacts) -> list[Candidate]:
-    """Return those that no other is at least as good as in speed, peak memory and quality tier, and better in one."""
-
-    def costs(candidate: Candidate) -> tuple[float, float, float]:
-        tier = tier_of(candidate.configuration.items(), facts).rank
-        return (-candidate.trial.tokens_per_s, candidate.trial.peak_bytes or 0, tier)
-
-    found = [
-        c for c in candidates
-        if not any(all(a <= b for a, b in zip(costs(o), costs(c), strict=True)) and costs(o) != costs(c) for o in candidates)
-    ]  # fmt: skip
-    return sorted(found, key=lambda candidate: -candidate.trial.tokens_per_s)
-
-
-def _candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], aim: Metric) -> Candidate:
-    ratio = trial.score(aim) / default.score(aim) if default is not None and default.score(aim) else None
-    found = None
-    if default is not None:
-        keys = (trial.ran.key, default.ran.key)
-        found = next((c for c in comparisons if (c.candidate, c.baseline) == keys), None)
-    return Candidate(trial, ratio, found)
-
-
-def _choose(candidates: dict[Configuration, Candidate], default: Candidate | None,
-            aim: Metric) -> tuple[Candidate, str]:  # fmt: skip
-    """Return the choice and its verdict: the highest confirmed ratio, else the default, else the fastest there is."""
-    compared = [c for c in candidates.values() if c.comparison is not None]
-    faster = [c for c in compared if c.comparison is not None and c.comparison.verdict == "faster"]
-    if faster:
-        return max(faster, key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim))), "faster"
-    if default is not None and default.configuration in candidates:
-        looked_faster = any((c.search_ratio or 0.0) > 1 + TIE_ZONE for c in candidates.values())
-        if any(c.comparison.verdict == "tie" for c in compared if c.comparison):
-            return candidates[default.configuration], "tie"
-        return candidates[default.configuration], "unconfirmed" if looked_faster and not compared else "default"
-    fastest = max(candidates.values(), key=lambda c: (c.comparison.ratio if c.comparison else 0.0, c.trial.score(aim)))
-    return fastest, "only"
-
-
-def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate,
-           default: Candidate | None, study_facts: ModelFacts) -> list[str]:  # fmt: skip
+def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate | None,
+           default: Candidate | None) -> list[str]:  # fmt: skip
     notes = []
     if study.state != "done":
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
@@ -278,7 +445,7 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
     elif source.has_random_weights:
         notes.append("random weights: speed is true, quality of lossy choices is not judged")
     notes += notes_on(source)
-    if chosen.trial.quality and not is_judged(chosen.trial.quality, tier_of(chosen.configuration.items(), study_facts)):
+    if chosen is not None and chosen.trial.quality and not is_judged(chosen.trial.quality, chosen.tier):
         notes.append("the quality of this choice was not judged")
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
@@ -397,7 +564,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     if objective.quality != Objective().quality:
         flags.append(f"--quality {objective.quality}")
     if objective.max_memory_bytes is not None:
-        flags.append(f"--max-memory {objective.max_memory_bytes}")
+        flags.append(f"--max-memory {_size(objective.max_memory_bytes)}")
     if objective.metric != Objective().metric:
         flags.append(f"--objective {objective.aim.name}")
     if objective.max_latency_s is not None:
@@ -410,6 +577,12 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
     if here is not None and here.threads > 1:
         flags.append(f"--threads {here.threads}")
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
+
+
+def _size(count: int) -> str:
+    """Return bytes as the command line takes them, in the unit that they were most likely given in."""
+    unit = next((unit for unit in ("GiB", "MiB") if count % {"GiB": 2**30, "MiB": 2**20}[unit] == 0), "")
+    return f"{count // {'GiB': 2**30, 'MiB': 2**20}.get(unit, 1)}{unit}"
 
 
 def _differences(other: Workload, workload: Workload) -> list[str]:
@@ -440,68 +613,16 @@ def _elsewhere(there: Environment, here: Environment) -> list[str]:
     return [f"the environment ({', '.join(changed)})"]
 
 
-def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) -> list[str]:
-    """Return, in words, why a choice is not what is recommended: rules that refuse it, trials that failed, or its figures."""
-    choice = find_choice(name)
-    assert choice is not None
-    if recommendation.configuration.get(choice.knob) == name:
-        return [f"{name} is recommended"]
-    subject = f"{choice.knob}={name}"
-    wider = recommendation.objective.quality.rank > recommendation.study.objective.quality.rank
-    texts = [
-        f"{r.subject}{' with ' + r.about if r.about else ''}: rule {r.rule}: {r.text}{f' → {r.remedy}' if r.remedy else ''}"
-        for r in recommendation.refusals if subject in f"{r.subject} {r.about}".split()
-    ]  # fmt: skip
-    for trial in trials:
-        if trial.phase == "search" and name in (trial.requested.get(choice.knob), trial.ran.get(choice.knob)):
-            texts.append(_figures(trial, recommendation))
-    if wider and any(r.rule == "T0" and r.subject == subject for r in recommendation.refusals):
-        texts.append(f"{recommendation.objective.quality} was asked for, but not searched: advisor tune … --quality "
-                     f"{recommendation.objective.quality} would")  # fmt: skip
-    if choice.knob not in recommendation.configuration:
-        return [f"{choice.knob} is no knob of this workload: --batch auto makes it one"]
-    return texts or [
-        f"{subject} was not tried: the search ended before its turn (more --trials or a longer --budget go on with it)"
-    ]
-
-
-def _figures(trial: Trial, recommendation: Recommendation) -> str:
-    if trial.outcome is not Outcome.OK:
-        return f"trial {trial.number}, {trial.requested}: {trial.outcome}: {trial.reason}"
-    best, default = recommendation.chosen.trial, recommendation.default
-    text = f"trial {trial.number}, {trial.requested}:"
-    text += f" {trial.tokens_per_s / max(best.tokens_per_s, 1e-9):.2f} × the speed of what is recommended"
-    if default is not None:
-        text += f", {trial.tokens_per_s / max(default.trial.tokens_per_s, 1e-9):.2f} × the default's"
-    confirmed = next((c.comparison for c in recommendation.runners_up if c.configuration == trial.ran), None)
-    if confirmed is not None:
-        low, high = confirmed.interval
-        text += f"; confirmed {confirmed.ratio:.2f} × the default ({low:.2f}–{high:.2f}): {confirmed.verdict}"
-    if trial.quality is not None and trial.quality.kl is not None:
-        judged = is_judged(trial.quality, tier_of(trial.ran.items(), recommendation.facts))
-        text += f"; KL {trial.quality.kl:.1e}" + ("" if judged else ", not judged")
-    if trial.weight_bytes and best.weight_bytes:
-        text += f"; weights {(trial.weight_bytes - best.weight_bytes) / 2**30:+.2f} GiB"
-    same_weights = recommendation.study.weights_digest == recommendation.source.weights_digest
-    outside = objections(trial, default.trial if default is not None else None, recommendation.objective,
-                         recommendation.facts, same_weights=same_weights)  # fmt: skip
-    return "; ".join([text, *outside])
-
-
 def tie_set(recommendation: Recommendation) -> list[Candidate]:
-    """Return the runners-up that are within the tie zone of what is recommended, either way.
+    """Return the runners-up that are as good as what is recommended, in their order: within the tie zone, either way.
 
-    By their confirmed ratios to the default where both have one (the default's own is 1), else by their scores in the search.
+    By their confirmed ratios to the default where both have one (the default's own is 1), else by their ratios in the search.
+    Where the default is recommended, also those that the blocks could not tell from it.
     """
-    chosen, default, near = recommendation.chosen, recommendation.default, 1 + TIE_ZONE
-
-    def confirmed(candidate: Candidate) -> float | None:
-        if default is not None and candidate.configuration == default.configuration:
-            return 1.0
-        return candidate.comparison.ratio if candidate.comparison else None
-
-    def over_chosen(candidate: Candidate) -> float:
-        mine, best, aim = confirmed(candidate), confirmed(chosen), recommendation.objective.aim
-        return mine / best if mine and best else candidate.trial.score(aim) / chosen.trial.score(aim)
-
-    return [candidate for candidate in recommendation.runners_up if 1 / near <= over_chosen(candidate) <= near]
+    chosen = recommendation.chosen
+    if chosen is None:
+        return []
+    return [
+        found for found in recommendation.runners_up
+        if is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie")
+    ]  # fmt: skip

@@ -25,11 +25,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from advisor.measurement import TIE_ZONE
-from advisor.objective import METRICS, Objective
+from advisor.method import METHOD
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -132,8 +131,8 @@ TRIALS = Table(
     _figure("load_s", nullable=True), _figure("first_call_s", nullable=True), _figure("measure_s", nullable=True),
     _figure("wall_s", nullable=True), Column("peak_bytes", BigInteger), Column("weight_bytes", BigInteger),
     _text("quality", nullable=True), _text("reading", nullable=True), _to("reused_from", "trials", nullable=True),
-    _text("advisor_version"), _number("admitted", nullable=True),
-    UniqueConstraint("study_id", "number"), Index(None, "requested_id"),
+    _text("advisor_version"), _text("device_uuid", nullable=True),
+    UniqueConstraint("study_id", "number"), Index(None, "study_id", "requested_id"), Index(None, "study_id", "finished_at"),
 )  # fmt: skip
 
 MEASUREMENTS = Table(
@@ -156,6 +155,15 @@ REFUSALS = Table(
     _id(), _to("study_id", "studies"), _text("subject"), _text("about"), _text("rule"), _text("verdict"),
     _text("reason"), _text("remedy"),
     UniqueConstraint("study_id", "subject", "about", "rule"),
+)  # fmt: skip
+
+#: What a study came to under its own objective, by `advisor.suggest`: no configuration where none is right.
+RECOMMENDATIONS = Table(
+    "recommendations", METADATA,
+    _id(), _to("study_id", "studies"), _to("configuration_id", "configurations", nullable=True), _text("verdict"),
+    _figure("ratio", nullable=True), _figure("low", nullable=True), _figure("high", nullable=True), _number("blocks"),
+    _number("tried"), _number("admissible", nullable=True), _text("why"), _moment("made_at"), _text("method"),
+    UniqueConstraint("study_id"),
 )  # fmt: skip
 
 #: Which pieces of SQL the two databases spell differently: a JSON member as text, the batch that a configuration names, a
@@ -206,10 +214,6 @@ def _real(dialect: str, column: str, name: str) -> str:
     return f"CAST({_member(dialect, column, name)} AS DOUBLE PRECISION)"
 
 
-def _is_true(dialect: str, column: str, name: str) -> str:
-    return f"CAST({_member(dialect, column, name)} AS TEXT) IN ('1', 'true')"
-
-
 def _median(metric: str) -> str:
     return f"(SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = '{metric}')"  # noqa: S608
 
@@ -251,92 +255,19 @@ FROM {_STUDY}
 
 
 def _recommendations(dialect: str) -> str:
-    """What suggest says of a study under its own objective: see `advisor.suggest`, whose order of preference this is."""
-    return f"""WITH {_scored(dialect)}, {_CHOICES}
-SELECT s.id AS study, m.name AS model,
+    """The answer that is stored with every study; stale where what it was made of, or how it is made, has changed since."""
+    return f"""SELECT s.id AS study, m.name AS model,
   {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
   {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
-  best.ratio AS ratio, best.low AS low, best.high AS high, best.verdict AS verdict, best.blocks AS blocks
+  a.ratio AS ratio, a.low AS low, a.high AS high, a.verdict AS verdict, a.blocks AS blocks,
+  a.tried AS tried, a.admissible AS admissible,
+  CASE WHEN a.method <> '{METHOD}'
+    OR EXISTS (SELECT 1 FROM trials t WHERE t.study_id = s.id AND t.finished_at > a.made_at)
+    OR EXISTS (SELECT 1 FROM comparisons c WHERE c.study_id = s.id AND c.made_at > a.made_at)
+  THEN 1 ELSE 0 END AS stale, a.made_at AS made_at
 FROM {_STUDY}
-  JOIN best ON best.study_id = s.id AND best.place = 1
-  JOIN configurations k ON k.id = best.ran_id"""  # noqa: S608
-
-
-def _scored(dialect: str) -> str:
-    """Every search trial that ran: its score by the objective's metric, more is better, and whether it may be recommended.
-
-    `admitted` was written with the trial: see `advisor.space.admits`. It is NULL in rows from before it was.
-    """
-    less = ", ".join(f"'{aim.metric}'" for aim in METRICS.values() if aim.less_is_better)
-    return f"""aims AS (
-  SELECT id AS study_id, COALESCE({_member(dialect, "objective", "metric")}, '{Objective.metric}') AS metric,
-    CAST({_member(dialect, "objective", "max_memory_bytes")} AS BIGINT) AS most_bytes,
-    {_real(dialect, "objective", "max_latency_s")} AS most_s,
-    {_is_true(dialect, "objective", "allow_unjudged")} AS takes_unjudged
-  FROM studies
-), ran AS (
-  SELECT t.study_id AS study_id, t.number AS number, t.requested_id AS requested_id, aims.metric AS metric,
-    COALESCE(t.effective_id, t.requested_id) AS ran_id,
-    CASE aims.metric WHEN 'peak_bytes' THEN CAST(t.peak_bytes AS DOUBLE PRECISION) ELSE x.median END AS amount,
-    CASE WHEN {_member(dialect, "t.quality", "failures")} = '[]'
-      AND ({_is_true(dialect, "t.quality", "judged")} OR aims.takes_unjudged)
-      AND (aims.most_bytes IS NULL OR COALESCE(t.peak_bytes, 0) <= aims.most_bytes)
-      AND (aims.most_s IS NULL OR {_median("slowest_batch_s")} <= aims.most_s)
-      AND EXISTS (SELECT 1 FROM measurements y WHERE y.trial_id = t.id)
-      AND COALESCE(t.admitted, 1) = 1
-    THEN 1 ELSE 0 END AS may_be
-  FROM trials t
-    JOIN aims ON aims.study_id = t.study_id
-    LEFT JOIN measurements x ON x.trial_id = t.id AND x.metric = aims.metric
-  WHERE t.phase = 'search' AND t.outcome = 'ok'
-), scored AS (
-  SELECT study_id, number, requested_id, ran_id, may_be,
-    CASE WHEN COALESCE(amount, 0.0) = 0.0 THEN 0.0 WHEN metric IN ({less}) THEN 1.0 / amount ELSE amount END AS score
-  FROM ran
-)"""  # noqa: S608
-
-
-#: From scored trials to the best choice of every study. "faster" are candidates that were confirmed; else the default stays,
-#: where it meets the objective ("kept", and how that is to be said); else ("only") the best of what does, by its ratio over
-#: the default, then by its score. One confirmed ratio is enough for a tie: a look at the search alone decides nothing.
-_CHOICES = f"""baseline AS (
-  SELECT study_id, ran_id, score FROM (
-    SELECT d.study_id AS study_id, d.ran_id AS ran_id, d.score AS score,
-      ROW_NUMBER() OVER (PARTITION BY d.study_id ORDER BY d.number DESC) AS place
-    FROM scored d JOIN trials z ON z.study_id = d.study_id AND z.number = 0 AND z.requested_id = d.requested_id
-  ) runs WHERE place = 1
-), admissible AS (
-  SELECT study_id, ran_id, MAX(score) AS score FROM scored WHERE may_be = 1 AND score > 0 GROUP BY study_id, ran_id
-), compared AS (
-  SELECT c.study_id AS study_id, c.candidate_id AS ran_id, c.ratio AS ratio, c.low AS low, c.high AS high,
-    c.blocks AS blocks, c.verdict AS verdict, a.score AS score
-  FROM comparisons c JOIN baseline b ON b.study_id = c.study_id AND b.ran_id = c.baseline_id
-    JOIN admissible a ON a.study_id = c.study_id AND a.ran_id = c.candidate_id
-), kept AS (
-  SELECT b.study_id AS study_id, CASE
-      WHEN MAX(CASE WHEN c.verdict = 'tie' THEN 1 ELSE 0 END) = 1 THEN 'tie'
-      WHEN COUNT(c.ran_id) = 0 AND MAX(a.score / NULLIF(b.score, 0.0)) > {1 + TIE_ZONE} THEN 'unconfirmed'
-      ELSE 'default' END AS verdict
-  FROM baseline b JOIN admissible a ON a.study_id = b.study_id
-    LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
-  GROUP BY b.study_id
-), choices AS (
-  SELECT study_id, ran_id, ratio, low, high, blocks, verdict, 1 AS preference, score
-  FROM compared WHERE verdict = 'faster'
-  UNION ALL
-  SELECT b.study_id, b.ran_id, 1.0, 1.0, 1.0, 0, kept.verdict, 2, 0.0
-  FROM baseline b JOIN admissible a ON a.study_id = b.study_id AND a.ran_id = b.ran_id
-    JOIN kept ON kept.study_id = b.study_id
-  UNION ALL
-  SELECT a.study_id, a.ran_id, c.ratio, c.low, c.high, COALESCE(c.blocks, 0), 'only', 3, a.score
-  FROM admissible a LEFT JOIN compared c ON c.study_id = a.study_id AND c.ran_id = a.ran_id
-), best AS (
-  SELECT study_id, ran_id, ratio, low, high, blocks, verdict,
-    ROW_NUMBER() OVER (
-      PARTITION BY study_id ORDER BY preference, COALESCE(ratio, 0.0) DESC, score DESC, ran_id
-    ) AS place
-  FROM choices
-)"""  # noqa: S608
+  JOIN recommendations a ON a.study_id = s.id
+  LEFT JOIN configurations k ON k.id = a.configuration_id"""  # noqa: S608
 
 
 def _refusals(dialect: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from advisor.checked import checked
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
 from advisor.objective import Metric
@@ -24,11 +25,13 @@ class Outcome(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     RUNTIME_ERROR = "runtime_error"
     WRONG_OUTPUT = "wrong_output"
+    #: The budget ended while it ran, or somebody interrupted it: nothing is known of the configuration.
+    CUT = "cut"
 
     @property
     def is_failure(self) -> bool:
         """Whether nothing usable came of it."""
-        return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED)
+        return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED, Outcome.CUT)
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,15 @@ class Quality:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
-        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out."""
+        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out.
+
+        Raises Malformed for a value that can't be.
+        """
         if payload is None:
             return None
         known = {field.name for field in fields(cls)}
         drawn = payload.get("drawn", not payload.get("judged", True))
-        return cls(**{**{name: value for name, value in payload.items() if name in known}, "drawn": drawn})
+        return cls(**checked(cls, {**{n: value for n, value in payload.items() if n in known}, "drawn": drawn}))
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Trial:
 
     load_s, first_call_s, measure_s: seconds to load the weights, of the first forward pass, and of the timed rounds.
     peak_bytes: peak memory while it ran. reading: the raw evidence of what ran (see design.md, "effective").
+    device_uuid: the device that measured it, "" where that is not known (trials from elsewhere, and of before it was stored).
     """
 
     number: int
@@ -115,6 +122,7 @@ class Trial:
     reused_from: int | None = None
     measurements: tuple[Measurement, ...] = ()
     attempts: int = 1
+    device_uuid: str = ""
 
     def measurement(self, metric: str) -> Measurement | None:
         """Return the measurement of `metric`, or None."""

@@ -6,10 +6,8 @@ command is given again. There is no second path to an answer: `suggest` reads th
 
 from __future__ import annotations
 
-import os
+import math
 import random
-import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,27 +15,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from advisor.answer import SearchEnd, Stop
+from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
+from advisor.confirm import (
+    STOPPING,
+    affordable,
+    block_ratios,
+    compared,
+    contestants,
+    finalists,
+    next_block,
+    run_s,
+)
 from advisor.environment import Machine
-from advisor.errors import BadInput, NothingAdmissible
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.gate import figures_found, known_figures, layout_request
 from advisor.judge import objections
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
-from advisor.measurement import Comparison, Measurement
+from advisor.leftovers import owner, owner_is_alive, working_folder
+from advisor.measurement import Measurement
+from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Metric, Objective
+from advisor.objective import Budget, Objective
+from advisor.patience import PatientStore
+from advisor.prospects import prospects_of, searched
 from advisor.runner import Runner, read_facts
-from advisor.search import ask, exhausted, surprises
+from advisor.search import UNLIKELY, Knowledge, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
 from advisor.store import Store
+from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
-
-#: How many candidates meet the default in each block of the confirmation (measurement.md, "Confirmation").
-FINALISTS = 2
-
-#: Who is further than this from the best of the search is no finalist (torchao's autoquant measures again within 10 %).
-NEAR = 1.1
 
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
 FAILURES_IN_A_ROW = 10
@@ -45,7 +54,8 @@ FAILURES_IN_A_ROW = 10
 #: A running trial is given up for lost this long after its deadline (seconds): loading the reference comes before it.
 LEASE_SLACK_S = 3600.0
 
-_CONFIRM_STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "seconds_long": 30.0}
+#: What the device reaches at best is measured where this much of the budget is left (seconds), and in this share of it.
+CEILINGS_LEFT_S, CEILINGS_SHARE = 60.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ class Job:
     """What is to be tuned, on what, and how much may be spent. trial_timeout_s: the deadline of one trial.
 
     also: configurations that are measured and confirmed whatever the search finds, where they are admissible. texts: where
-    the user's own texts are (Lengths.texts), None where the bundled one is run.
+    the user's own texts are (Lengths.texts), None where the bundled one is run. began: when the command did, by
+    time.monotonic(), for the budget counts from there; None: when it is tuned. flags: the workload as the user spelled it,
+    "" where that is its own flags.
     """
 
     source: ModelSource
@@ -65,6 +77,8 @@ class Job:
     trial_timeout_s: float = 600.0
     also: tuple[Configuration, ...] = ()
     texts: Mapping[str, Any] | None = None
+    began: float | None = None
+    flags: str = ""
 
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -75,7 +89,8 @@ class Tuning:
     """A study being worked on: what stays the same from trial to trial.
 
     first: the number of the first trial of this invocation. What failed before it is tried again: a failure may have been the
-    moment's (someone else's memory, a busy machine) and is not cached for ever.
+    moment's (someone else's memory, a busy machine) and is not cached for ever. ran: whether it has run any. end: how its
+    search ended.
     """
 
     job: Job
@@ -86,19 +101,25 @@ class Tuning:
     space: Space
     study: int
     folder: Path
-    began: float = field(default_factory=time.monotonic)
+    clock: Clock = field(default_factory=Clock)
     aliases: list[Reason] = field(default_factory=list)
     reference: str = ""
     first: int = 0
     warm: Mapping[Configuration, float] = field(default_factory=dict)
+    ran: bool = False
+    end: SearchEnd | None = None
 
     @property
     def trials(self) -> list[Trial]:
-        """The trials of the study, as stored, without the failures of earlier invocations; a wrong output stays wrong."""
+        """The trials of the study, as stored, without the failures of earlier invocations; a wrong output stays wrong.
+
+        Nor what was cut: nothing is known of it.
+        """
         return [
             trial
             for trial in self.store.trials(self.study)
-            if trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
+            if trial.outcome is not Outcome.CUT
+            and (trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT)
         ]
 
     def usable(self, trial: Trial) -> bool:
@@ -118,32 +139,41 @@ class Tuning:
         return self.folder / "reference.pt"
 
     @property
+    def baseline(self) -> Configuration:
+        """What runs as the default, which everything is compared with."""
+        default = self.default
+        return default.ran if default is not None else self.space.baseline
+
+    @property
     def lease_s(self) -> float:
         """How long a started trial is ours."""
         return self.job.trial_timeout_s + LEASE_SLACK_S
 
     @property
     def timeout_s(self) -> float:
-        """The deadline of the next run: a trial's own, or what is left of the budget, but a minute at least."""
-        if self.job.budget.seconds is None:
-            return self.job.trial_timeout_s
-        return min(self.job.trial_timeout_s, max(self.job.budget.seconds - self.elapsed_s, 60.0))
+        """The deadline of the next run; what is left of the budget is the runner's to see to."""
+        return self.job.trial_timeout_s
 
     @property
     def is_over(self) -> bool:
         """Whether the budget's time is spent."""
-        return self.job.budget.seconds is not None and self.elapsed_s > self.job.budget.seconds
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since this invocation began."""
-        return time.monotonic() - self.began
+        return self.clock.is_over
 
 
-def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
-    """Tune until the budget is spent or nothing is left to try; return the study's id. Interrupting it loses nothing."""
+def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable[[], float] = time.monotonic) -> int:
+    """Tune until the budget is spent or nothing is left to try; return the study's id. Interrupting it loses nothing.
+
+    now: the clock, for tests. Raises NotMeasured where the budget was spent before the model was read.
+    """
+    store = PatientStore(store, listen)
     listen({"event": "stage", "stage": "reading the model"})
-    facts = facts_for(job, runner)
+    clock = Clock(job.budget.seconds, now, now() if job.began is None else job.began)
+    bounded = Bounded(runner, clock)
+    try:
+        facts = facts_for(job, bounded)
+    except BudgetSpent:
+        raise NotMeasured(f"nothing was measured: reading the model took {clock.elapsed_s:.0f} s, and the budget was "
+                          f"{clock.seconds:.0f} s", "a longer --budget") from None  # fmt: skip
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     refuse_nothing_left(job, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
@@ -153,20 +183,24 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener) -> int:
     ]  # of a tune that this one goes on with
     store.save_refusals(study, [*space.refusals, *aliases], len(space.admissible))
     listen({"event": "study", "space": space, "trials": store.trials(study)})
-    state = "interrupted"
+    state, tuning = "interrupted", None
     try:
         refuse_too_large(job, facts, space)
-        _measure_ceilings(job, store, runner, listen)
-        with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
-            tuning = Tuning(job, store, runner, listen, facts, space, study, Path(folder), aliases=aliases)
+        _measure_ceilings(job, store, bounded, listen)
+        with working_folder() as folder:
+            tuning = Tuning(
+                job, store, bounded, listen, facts, space, study, Path(folder), clock=clock, aliases=aliases
+            )
             tuning.first = len(store.trials(study))
             tuning.warm = _warm(job, store, facts, study)
-            _resume(tuning)
             _search(tuning)
             _confirm(tuning)
         state = "done"
     finally:
-        store.close_study(study, state)
+        if tuning is not None and tuning.end is None:
+            _stopped(tuning, Stop.INTERRUPTED)
+        store.close_study(study, state, end=tuning.end if tuning else None, ran=tuning.ran if tuning else False)
+        keep_answer(store, study, space=space)
     return study
 
 
@@ -198,61 +232,100 @@ def refuse_nothing_left(job: Job, space: Space) -> None:
         raise NothingAdmissible(list(map(str, reasons)))
 
 
-def _measure_ceilings(job: Job, store: Store, runner: Runner, listen: Listener) -> None:
-    """Measure once in an environment what its device reaches at best; a failure leaves shares of it unsaid."""
-    if store.ceilings(job.machine.environment.key) is not None:
+def _measure_ceilings(job: Job, store: Store, runner: Bounded, listen: Listener) -> None:
+    """Measure once in an environment what its device reaches at best; a failure leaves shares of it unsaid.
+
+    Not where the budget is short: then the time is for the model, and another tune measures them.
+    """
+    left_s = runner.clock.left_s
+    if store.ceilings(job.machine.environment.key) is not None or left_s < CEILINGS_LEFT_S:
         return
     listen({"event": "stage", "stage": "what the device reaches at best"})
-    result = runner.run({"op": "ceilings"}, job.trial_timeout_s)
+    result = runner.run({"op": "ceilings"}, min(job.trial_timeout_s, CEILINGS_SHARE * left_s))
     if "outcome" not in result:
         store.save_ceilings(job.machine.environment, result)
 
 
-def _resume(tuning: Tuning) -> None:
-    """Run again, under their own numbers, the trials that a killed tune left behind."""
-    for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
-        if tuning.store.claim(tuning.study, number, owner(), tuning.lease_s):
-            _run(tuning, configuration, number, phase, block)
-
-
 def _search(tuning: Tuning) -> None:
+    """Search, and say why it stopped: whatever ends it, what was found is kept."""
+    try:
+        _resume(tuning)
+        stop = _searched(tuning)
+    except BudgetSpent:
+        stop = Stop.BUDGET
+    _stopped(tuning, stop)
+
+
+def _resume(tuning: Tuning) -> None:
+    """Run again, under their own numbers, the search trials that a killed tune left behind.
+
+    A run of a block that was broken off is not gone on with: the others of its block ran in another process, at another time.
+    """
+    for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
+        if not tuning.store.claim(tuning.study, number, owner(), tuning.lease_s):
+            continue
+        if phase == "search":
+            _run(tuning, configuration, number, phase, block)
+        else:
+            _finish_cut(tuning, configuration, number, phase, block, "it was interrupted", None)
+
+
+def _searched(tuning: Tuning) -> Stop:
+    """Try the default, what must be, then what promises most, until there is a reason to stop; return it."""
     if not _of(tuning.trials, tuning.space.baseline):
         _trial(tuning, tuning.space.baseline)
+    if isinstance(tuning.runner, Bounded):
+        tuning.runner.graceful = False  # there is an answer now: what comes next can wait for the next tune
     for configuration in tuning.job.also:
         if configuration in tuning.space.admissible and not _of(tuning.trials, configuration):
             _trial(tuning, configuration)
-    while (left := _trials_left(tuning)) > 0 and not _hopeless(tuning):
+    while not _hopeless(tuning):
         trials = [trial for trial in tuning.trials if trial.phase == "search"]
-        proposal = _proposal(tuning, trials, left)
-        if proposal is None:
-            break
-        _trial(tuning, proposal)
-        if tuning.is_over:
-            break
+        following = _following(tuning, trials)
+        if isinstance(following, Stop):
+            return following
+        _trial(tuning, following)
+    return Stop.FAILURES
 
 
-def _proposal(tuning: Tuning, trials: Sequence[Trial], left: int) -> Configuration | None:
-    """Return what to try next, None where everything was tried or the rest is not worth the time."""
-    admissible, job = _not_beyond_memory(tuning, trials), tuning.job
-    if job.budget.exhaustive:
-        return _next_of_all(admissible, trials)
-    if _is_enough(tuning, trials):
-        return None
-    return ask(admissible, trials, left, job.seed, aim=job.objective.aim, costs=tuning.space.costs, warm=tuning.warm,
-               usable=tuning.usable)  # fmt: skip
+def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
+    """Return what to try next, or why to stop."""
+    budget, admissible = tuning.job.budget, _not_beyond_memory(tuning, trials)
+    if budget.trials is not None and len(searched(trials)) >= budget.trials:
+        return Stop.TRIALS
+    if budget.exhaustive:
+        proposal = _next_of_all(admissible, trials)
+    else:
+        known = _known(tuning, admissible, trials)
+        end = known.ending() if budget.trials is None else None
+        if end is not None:
+            return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
+        proposal = known.ask(tuning.job.seed)
+    if proposal is None:
+        return Stop.EVERYTHING
+    return proposal if _has_time(tuning, trials) else Stop.BUDGET
 
 
-def _is_enough(tuning: Tuning, trials: Sequence[Trial]) -> bool:
-    """Whether the search may end although there is time: what is left will most likely not be better. Says so."""
-    if tuning.job.budget.trials is not None:
-        return False
-    aim = tuning.job.objective.aim
-    enough = exhausted(tuning.space.admissible, trials, aim=aim, costs=tuning.space.costs, warm=tuning.warm,
-                       usable=tuning.usable)  # fmt: skip
-    left = len(set(tuning.space.admissible) - {trial.requested for trial in trials})
-    if enough and left:
-        tuning.listen({"event": "enough", "left": left})
-    return enough
+def _known(tuning: Tuning, admissible: Sequence[Configuration], trials: Sequence[Trial]) -> Knowledge:
+    """Return what the search goes by. What a budget once cut comes last: it may well be cut again."""
+    cut = {trial.requested for trial in tuning.store.trials(tuning.study) if trial.outcome is Outcome.CUT}
+    known = Knowledge(
+        [c for c in admissible if c not in cut], trials, tuning.job.objective.aim, tuning.space.costs, tuning.warm,
+        tuning.usable,
+    )  # fmt: skip
+    return known if known.fresh else replace(known, admissible=admissible)
+
+
+def _stopped(tuning: Tuning, stop: Stop) -> None:
+    """Write down and say why the search stopped, with what is left and how likely that is to be better."""
+    trials, default = tuning.trials, tuning.default
+    space = replace(tuning.space, admissible=tuple(_not_beyond_memory(tuning, trials)))
+    left = prospects_of(space, trials, tuning.job.objective, tuning.usable, default, warm=tuning.warm)
+    if not left.left and stop is not Stop.INTERRUPTED:
+        stop = Stop.EVERYTHING
+    tried = len(searched(tuning.store.trials(tuning.study)))
+    tuning.end = SearchEnd(stop, left.left, left.chance, left.promising, tried)
+    tuning.listen({"event": "stopped", "why": stop.words, "left": left.left, "end": tuning.end})
 
 
 def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
@@ -263,7 +336,7 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
     if not known:
         return {}
     nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
-    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id)]
+    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
     fitting = [t for t in trials if set(t.requested) == set(knobs_for(nearest))]
     configurations = {c for t in fitting for c in (t.requested, t.ran)}
     offered = [c for c in configurations if all(name in KNOBS[knob].choices for knob, name in c.items())]
@@ -295,33 +368,44 @@ def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configur
     ]  # fmt: skip
 
 
-def _trials_left(tuning: Tuning) -> int:
-    """How many more search trials the budget has room for, the confirmation's time set aside."""
-    done = [trial for trial in tuning.trials if trial.phase == "search" and trial.outcome is not Outcome.RUNNING]
-    left = len(tuning.space.admissible) + 1
-    if tuning.job.budget.trials is not None:
-        left = tuning.job.budget.trials - len(done)
-    if tuning.job.budget.seconds is not None and done:
-        walls = [trial.wall_s for trial in done if trial.wall_s]
-        mean_s = sum(walls) / len(walls) if walls else 1.0
-        left_s = tuning.job.budget.seconds - tuning.elapsed_s - _confirmation_s(done, tuning.job)
-        left = min(left, int(left_s / max(mean_s, 0.01)))
-    return left
+def _has_time(tuning: Tuning, trials: Sequence[Trial]) -> bool:
+    """Whether the budget has time for another trial, that of the confirmation set aside.
+
+    Nothing is set aside where nothing is there to be confirmed, or where it could not be confirmed anyway: then a trial that
+    the budget cuts has cost nothing.
+    """
+    left_s = tuning.clock.left_s
+    if math.isinf(left_s):
+        return True
+    aside_s = _confirmation_s(tuning, left_s)
+    if not aside_s or aside_s > left_s:
+        return left_s > 0
+    return _trial_s(tuning, trials) <= left_s - aside_s
 
 
-def _confirmation_s(done: Sequence[Trial], job: Job) -> float:
-    """Seconds that the confirmation will take: blocks × (default and finalists) × (start and load, first call, rounds)."""
-    ok = [trial for trial in done if trial.outcome is Outcome.OK and trial.measurement("round_s")]
-    fastest = sorted(ok[1:], key=lambda trial: -trial.tokens_per_s)[:FINALISTS]
-    load_s = max((trial.load_s or 0.0 for trial in ok), default=0.0)
-    start_s, cost_s = 10.0 + load_s, 0.0
-    also = [trial for trial in ok if trial.requested in job.also and trial not in fastest]
-    for trial in [*ok[:1], *fastest, *also]:
-        rounds = trial.measurement("round_s")
-        round_s = rounds.median if rounds else 0.0
-        timed_s = min(max(5 * round_s, 1.0), max(float(_CONFIRM_STOPPING["seconds"]), 3 * round_s))
-        cost_s += start_s + (trial.first_call_s or 0.0) + 3 * round_s + timed_s
-    return job.budget.blocks * cost_s
+def _trial_s(tuning: Tuning, trials: Sequence[Trial]) -> float:
+    """Return the seconds that another search trial is expected to take: those of this study, without what came once."""
+    walls = [trial.wall_s for trial in trials if trial.wall_s and trial.requested != tuning.space.baseline]
+    if walls:
+        return sum(walls) / len(walls)
+    default = tuning.default
+    once_s = tuning.runner.took_s.get("reference", 0.0) if isinstance(tuning.runner, Bounded) else 0.0
+    return max((default.wall_s or 0.0) - once_s, 0.0) if default is not None else 0.0
+
+
+def _confirmation_s(tuning: Tuning, left_s: float) -> float:
+    """Return the seconds that the confirmation is expected to take of what is left; 0 where there is nothing to confirm."""
+    rivals = _unconfirmed(tuning, _rivals(tuning))
+    if not rivals:
+        return 0.0
+    return affordable(rivals, lambda kept: _block_s(tuning, kept), left_s, tuning.job.budget.blocks)[1]
+
+
+def _block_s(tuning: Tuning, rivals: Sequence[Configuration]) -> float:
+    """Return the seconds that a block of these and the default is expected to take."""
+    trials, baseline = tuning.trials, tuning.baseline
+    start_s = (tuning.runner.start_s if isinstance(tuning.runner, Bounded) else None) or 0.0
+    return sum(run_s(trials, configuration, start_s) for configuration in (baseline, *rivals))
 
 
 def _hopeless(tuning: Tuning) -> bool:
@@ -344,25 +428,45 @@ def _of(trials: Sequence[Trial], configuration: Configuration) -> list[Trial]:
 
 def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
     """Run one search trial, or take it over from another study of the same work on the same machine."""
+    if tuning.clock.is_over and configuration != tuning.space.baseline:
+        raise BudgetSpent
     known = tuning.store.reusable(tuning.study, configuration)
-    number = tuning.store.start_trial(
-        tuning.study, configuration, phase="search", block=None, owner=owner(), lease_s=tuning.lease_s
-    )
-    if known is not None and known[1].requested != tuning.space.baseline:
+    number = _start(tuning, configuration, "search", None)
+    if known is not None and configuration != tuning.space.baseline and _counts_here(tuning, known[1]):
         row, trial = known
         trial = replace(trial, number=number, wall_s=0.0)
-        if trial.quality is not None:
-            tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
-            tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
-            return trial
+        tuning.store.finish_trial(tuning.study, trial, reused_from_id=row)
+        keep_answer(tuning.store, tuning.study, space=tuning.space)
+        tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
+        return trial
     return _run(tuning, configuration, number, "search", None)
 
 
+def _counts_here(tuning: Tuning, known: Trial) -> bool:
+    """Whether a trial of another study says what would be found now: judged by today's method, and run on this device.
+
+    What was imported has no device, for it was run elsewhere.
+    """
+    is_here = known.device_uuid == tuning.job.machine.uuid
+    return is_here and known.quality is not None and known.reading.get("method") == METHOD
+
+
+def _start(tuning: Tuning, configuration: Configuration, phase: str, block: int | None) -> int:
+    """Write down that a trial begins, and return its number."""
+    return tuning.store.start_trial(
+        tuning.study, configuration, phase=phase, block=block, owner=owner(), lease_s=tuning.lease_s
+    )
+
+
 def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None) -> Trial:
-    """Run a trial in the worker, with one retry in a fresh process for what may be transient, and store it."""
-    tuning.listen({"event": "start", "number": number, "configuration": configuration, "phase": phase, "block": block})
-    began, attempts = time.monotonic(), 1
+    """Run a trial in the worker, with one retry in a fresh process for what may be transient, and store it.
+
+    Raises BudgetSpent where the budget ended it: its configuration has failed at nothing, and is tried again another time.
+    """
+    began, attempts = tuning.clock.now(), 1
+    start = {"event": "start", "number": number, "configuration": configuration, "phase": phase, "block": block}
     try:
+        tuning.listen(start)
         request = _request(tuning, configuration, phase)
         result = tuning.runner.run(request, tuning.timeout_s)
         if result.get("transient") and not tuning.is_over:
@@ -370,16 +474,30 @@ def _run(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
             tuning.runner.restart()
             tuning.store.renew(tuning.study, number, tuning.lease_s)
             result = tuning.runner.run(request, tuning.timeout_s)
+    except BudgetSpent:
+        _finish_cut(tuning, configuration, number, phase, block, "the budget ended", tuning.clock.now() - began)
+        raise
     except BaseException:
         tuning.store.release(tuning.study, number)
         raise
+    tuning.ran = True
     trial = _told(tuning, configuration, number, phase, block, result)
-    trial = replace(trial, attempts=attempts, wall_s=time.monotonic() - began)
+    trial = replace(trial, attempts=attempts, wall_s=tuning.clock.now() - began)
     if result.get("alias"):
         _refuse_alias(tuning, configuration, trial, str(result["alias"]))
     tuning.store.finish_trial(tuning.study, trial)
+    keep_answer(tuning.store, tuning.study, space=tuning.space)
     tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
     return trial
+
+
+def _finish_cut(tuning: Tuning, configuration: Configuration, number: int, phase: str, block: int | None,
+                reason: str, wall_s: float | None) -> None:  # fmt: skip
+    """Store that a trial was cut, which says nothing of its configuration."""
+    trial = Trial(number, configuration, None, Outcome.CUT, reason, phase, block, wall_s=wall_s,
+                  device_uuid=tuning.job.machine.uuid)  # fmt: skip
+    tuning.store.finish_trial(tuning.study, trial)
+    tuning.listen({"event": "trial", "trial": trial, "best": _best(tuning)})
 
 
 def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[str, Any]:
@@ -394,7 +512,7 @@ def _request(tuning: Tuning, configuration: Configuration, phase: str) -> dict[s
         "configuration": dict(configuration),
         "gate": None,
         "measured": [],
-        "timing": {"stopping": dict(_CONFIRM_STOPPING), "incumbent_s": None},
+        "timing": {"stopping": dict(STOPPING), "incumbent_s": None},
     }
     if phase == "confirm":
         return request
@@ -475,8 +593,8 @@ def _told(tuning: Tuning, configuration: Configuration, number: int, phase: str,
         load_s=result.get("load_s"), first_call_s=result.get("first_call_s"),
         measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
         weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
-        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}}, reused_from=reused,
-        measurements=measurements,
+        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}, "method": METHOD}, reused_from=reused,
+        measurements=measurements, device_uuid=tuning.job.machine.uuid,
     )  # fmt: skip
 
 
@@ -512,103 +630,65 @@ def _best(tuning: Tuning) -> Trial | None:
 
 
 def _confirm(tuning: Tuning) -> None:
-    """Run the default and the finalists in blocks, each in a fresh process, in random order, and compare block by block."""
-    baseline = tuning.default
-    if baseline is None or not baseline.measurements:
-        return
-    finalists = _finalists(tuning, baseline)
-    if not finalists or not tuning.job.budget.blocks:
-        return
-    contestants = [baseline.ran, *finalists]
-    blocks = _blocks(tuning.trials, contestants, tuning.job.budget.blocks)
-    _run_blocks(tuning, contestants, blocks)
-    aim = tuning.job.objective.aim
-    found = [c for finalist in finalists if (c := _compared(tuning.trials, finalist, baseline.ran, blocks, aim))]
-    made = {(comparison.candidate, comparison.baseline) for comparison in found}
-    kept = [c for c in tuning.store.comparisons(tuning.study) if (c.candidate, c.baseline) not in made]
-    tuning.store.save_comparisons(tuning.study, [*kept, *found])
+    """Run the default and the finalists in blocks and compare them block by block, as many whole blocks as there is time for.
 
-
-def _finalists(tuning: Tuning, baseline: Trial) -> list[Configuration]:
-    """Return the best that may be recommended, better than the default where that may be, and near the best."""
-    aim = tuning.job.objective.aim
-    right = [trial for trial in tuning.trials if tuning.usable(trial)]
-    ranked = sorted(right, key=lambda trial: -trial.score(aim))
-    beaten = baseline.score(aim) if any(t.ran == baseline.ran for t in ranked) else 0.0
-    near = ranked[0].score(aim) / NEAR if ranked else 0.0
-    rivals = [t.ran for t in ranked if t.ran != baseline.ran and beaten < t.score(aim) >= near]
-    also = [t.ran for t in ranked if t.ran != baseline.ran and t.requested in tuning.job.also]
-    return list(dict.fromkeys([*list(dict.fromkeys(rivals))[:FINALISTS], *also]))
-
-
-def _blocks(trials: Sequence[Trial], contestants: Sequence[Configuration], count: int) -> range:
-    """Return the numbers of the blocks to be run or gone on with.
-
-    The last set is gone on with where it was broken off, or is the answer where it is whole and had the same contestants. A
-    newcomer gets new blocks with everybody: run beside the default of another day, it would be compared with that day.
+    Every block counts, those of earlier tunes too; they are compared after each, so that nothing of an interruption is lost.
     """
-    held: dict[int, set[Configuration]] = {}
-    for trial in trials:
-        if trial.phase == "confirm" and trial.block is not None:
-            held.setdefault(trial.block, set()).add(trial.requested)
-    if not held:
-        return range(1, count + 1)
-    first = (max(held) - 1) // count * count + 1
-    last = [held.get(block, set()) for block in range(first, first + count)]
-    everyone = set.union(*last)
-    is_whole = all(block == everyone for block in last)
-    if everyone == set(contestants) or (not is_whole and everyone < set(contestants)):
-        return range(first, first + count)
-    return range(first + count, first + 2 * count)
+    _compare(tuning)
+    if tuning.default is None:
+        return
+    rivals = _unconfirmed(tuning, _rivals(tuning))
+    rivals, _ = affordable(rivals, lambda kept: _block_s(tuning, kept), tuning.clock.left_s, tuning.job.budget.blocks)
+    for _ in range(tuning.job.budget.blocks):
+        rivals = _unconfirmed(tuning, rivals)
+        if not rivals:
+            break
+        if _block_s(tuning, rivals) > tuning.clock.left_s:
+            tuning.listen({"event": "unconfirmed", "text": "the budget has no time for another block"})
+            break
+        try:
+            _run_block(tuning, rivals)
+        except BudgetSpent:
+            break
+        finally:
+            _compare(tuning)
 
 
-def _run_blocks(tuning: Tuning, contestants: Sequence[Configuration], blocks: range) -> None:
-    for block in blocks:
-        order = list(contestants)
-        random.Random(tuning.job.seed * 1000 + block).shuffle(order)
-        for configuration in order:
-            if _in_block(tuning.trials, configuration, block) is None:
-                tuning.runner.restart()
-                number = tuning.store.start_trial(
-                    tuning.study, configuration, phase="confirm", block=block, owner=owner(), lease_s=tuning.lease_s
-                )
-                _run(tuning, configuration, number, "confirm", block)
+def _rivals(tuning: Tuning) -> list[Configuration]:
+    """Return who is to be compared with the default by what is known now; nobody where no blocks are asked for."""
+    default, aim = tuning.default, tuning.job.objective.aim
+    if default is None or not tuning.job.budget.blocks:
+        return []
+    right = [trial for trial in tuning.trials if tuning.usable(trial)]
+    found = finalists(right, default, aim, is_default_right=tuning.usable(default))
+    also = [t.ran for t in right if t.ran != default.ran and t.requested in tuning.job.also]
+    return list(dict.fromkeys([*found, *also]))
 
 
-def _in_block(trials: Sequence[Trial], configuration: Configuration, block: int) -> Trial | None:
-    found = [t for t in trials if t.phase == "confirm" and t.block == block and t.requested == configuration]
-    return found[-1] if found else None
+def _unconfirmed(tuning: Tuning, rivals: Sequence[Configuration]) -> list[Configuration]:
+    """Return those that have not met the default in as many blocks as are asked for."""
+    trials, baseline, aim = tuning.store.trials(tuning.study), tuning.baseline, tuning.job.objective.aim
+    return [c for c in rivals if len(block_ratios(trials, c, baseline, aim)) < tuning.job.budget.blocks]
 
 
-def _compared(
-    trials: Sequence[Trial], candidate: Configuration, baseline: Configuration, blocks: range, aim: Metric
-) -> Comparison | None:
-    """Return the comparison over the blocks in which both ran as themselves and were seen, None where there is none."""
-    ratios = []
-    for block in blocks:
-        ours, theirs = (_in_block(trials, configuration, block) for configuration in (candidate, baseline))
-        both = [t for t in (ours, theirs) if t is not None and t.outcome is Outcome.OK and t.ran == t.requested]
-        scores = [t.score(aim) for t in both]
-        if len(scores) == 2 and all(scores):
-            ratios.append(scores[0] / scores[1])
-    return Comparison(candidate.key, baseline.key, tuple(ratios)) if ratios else None
+def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> None:
+    """Run the default and these once each, in random order, each in a fresh process."""
+    block, order = next_block(tuning.store.trials(tuning.study)), [tuning.baseline, *rivals]
+    random.Random(tuning.job.seed * 1000 + block).shuffle(order)
+    for configuration in order:
+        if tuning.clock.is_over:
+            raise BudgetSpent
+        tuning.runner.restart()
+        _run(tuning, configuration, _start(tuning, configuration, "confirm", block), "confirm", block)
 
 
-def owner() -> str:
-    """Name this process: host, pid and when it started, so that a pid used again is not taken for it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def owner_is_alive(name: str) -> bool:
-    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
-    host, pid, started = name.rsplit(":", 2)
-    return host != socket.gethostname() or (_started(int(pid)) or "gone") == started
-
-
-def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone, a zombie or unreadable."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state in "ZX" else fields[18]
+def _compare(tuning: Tuning) -> None:
+    """Store what all blocks say by now of all who were in one; comparisons without their blocks stay as they are."""
+    trials, baseline = tuning.store.trials(tuning.study), tuning.baseline
+    found = compared(trials, contestants(trials, baseline), baseline, tuning.job.objective.aim)
+    stored = tuning.store.comparisons(tuning.study)
+    made = {(comparison.candidate, comparison.baseline) for comparison in found}
+    kept = [c for c in stored if (c.candidate, c.baseline) not in made]
+    if [*kept, *found] != stored:
+        tuning.store.save_comparisons(tuning.study, [*kept, *found])
+        keep_answer(tuning.store, tuning.study, space=tuning.space)

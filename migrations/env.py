@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from advisor.store import default_url
+from advisor.place import default_url, place_of
 from advisor.tables import METADATA
 
 
@@ -23,6 +23,6 @@ handed_over = context.config.attributes.get("connection")
 if handed_over is not None:
     run(handed_over)
 else:
-    with create_engine(default_url()).connect() as own:
+    with create_engine(place_of(default_url())).connect() as own:
         run(own)
         own.commit()

@@ -24,6 +24,7 @@ from sqlalchemy import create_engine, text
 
 import advisor as package
 from advisor import probe, report
+from advisor.answer import Prospect, SearchEnd, Stop
 from advisor.arguments import (
     budget_of,
     build_parser,
@@ -565,6 +566,99 @@ def test_nothing_admissible_lists_every_reason(advisor: Command, tmp_path: Path)
     ]
 
 
+# ----------------------------------------------------------------------------------------------------------- verdicts
+
+
+def closed(url: str, trials: list[Trial], end: SearchEnd | None, budget: Budget | None = None) -> None:
+    """Write a study of these trials that ended so, of the workload asked for with FLAGS."""
+    source = find_model(MODEL)
+    with Store.open(url, write=True) as store:
+        study = store.open_study(source, WORKLOAD, here(), Objective(), budget or Budget(60.0), 0)
+        store.save_facts(source, FACTS)
+        for each in trials:
+            number = store.start_trial(study, each.requested, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            store.finish_trial(study, replace(each, number=number))
+        store.close_study(study, "done", end=end)
+
+
+def padded_wrong(configuration: Configuration, speed: float) -> Trial:
+    """Return a trial whose output reads its pads."""
+    trial = trial_of(0, configuration, speed, outcome=Outcome.WRONG_OUTPUT)
+    assert trial.quality is not None
+    return replace(trial, quality=replace(trial.quality, pads=0.3, neighbours=0.0))
+
+
+def said(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
+    """Ask, and return the status, what stands on stdout in one line, and stderr."""
+    status = run([*SUGGEST, *more])
+    streams = capsys.readouterr()
+    return status, " ".join(streams.out.split()), streams.err
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a database that is not there yet."""
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
+    return f"sqlite:///{tmp_path}/advisor.db"
+
+
+def test_nothing_right_is_told_whole(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 4 in every form: the text and the JSON say what the default reads and the way out; there is no script."""
+    closed(url, [padded_wrong(DEFAULT, 1000.0), padded_wrong(EAGER, 900.0)], SearchEnd(Stop.EVERYTHING, 0, 0.0, (), 2))
+    status, text, _ = said(capsys)
+    assert status == 4
+    assert "nothing is right" in text
+    assert "the default, sdpa · fp32 · none · padded: wrong output: a sequence reads its pads" in text
+    assert "the way out: --batch 1, or batches of equal lengths" in text
+    status, text, error = said(capsys, "--format", "json")
+    document = json.loads(text)
+    assert (status, document["recommendation"], document["verdict"], document["load"]) == (4, None, "none-right", [])
+    assert document["default"]["tokens_per_s"] == 1000.0
+    assert "reads its pads" in document["default"]["objections"][0]
+    assert document["default"]["quality"]["failures"] != []
+    assert error.count("\n") == 1
+    status, text, error = said(capsys, "--format", "python")
+    assert (status, text) == (4, "")
+    assert "--batch 1, or batches of equal lengths" in error
+
+
+def test_too_little_is_told_with_what_goes_on(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 3: the default stays, what promises most is named with its cost, and the command that goes on is one line."""
+    left = (Prospect(BF16, 1.4, 12.0), Prospect(SORTED, 0.9, None))
+    closed(url, [trial_of(0, DEFAULT, 1000.0)], SearchEnd(Stop.BUDGET, 20, None, left, 1))
+    status, text, error = said(capsys)
+
+    assert (status, error) == (3, "")
+    assert "the search stopped: the budget was spent" in text
+    assert (
+        "keep the default, sdpa · fp32 · none · padded, for now: too little was tried to say that nothing is faster"
+        in text
+    )
+    assert "never tried: 20, most promising first" in text
+    assert "sdpa · bf16 · none · padded: predicted 1.40 × the default, about 12 s to measure" in text
+    assert f"to go on: advisor tune {MODEL} --lengths" in text
+    assert json.loads(said(capsys, "--format", "json")[1])["untried"][0]["seconds"] == 12.0
+    status, text, error = said(capsys, "--format", "python")
+    assert status == 3
+    assert text != ""
+    assert "too little was tried" in error
+
+
+def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--why-not counts what was never tried beside what a rule refuses; a bound that it may meet is not measured."""
+    closed(url, [trial_of(0, DEFAULT, 1000.0), trial_of(1, SORTED, 900.0)], SearchEnd(Stop.BUDGET, 9, None, (), 2))
+    status, text, _ = said(capsys, "--why-not", "fp16")
+    assert status == 0
+    assert re.search(r"precision=fp16: \d+ admissible configurations with it were never tried; first of them .*"
+                     r"To go on: advisor tune", text)  # fmt: skip
+    status, text, _ = said(capsys, "--max-memory", "300MiB")
+    assert status == 3
+    assert "not measured: none of the 2 configurations measured meets what is asked" in text
+    assert "the least peak seen is 1.0 GiB (sdpa · fp32 · none · padded)" in text
+    assert "needs at least" in text
+    assert "--max-memory 300MiB" in text
+
+
 # ----------------------------------------------------------------------------------------------------------- answers
 
 
@@ -584,9 +678,8 @@ def test_json_is_one_document_on_stdout(advisor: Command, tmp_path: Path) -> Non
     assert document["default"]["configuration"] == dict(DEFAULT)
     assert [failure["outcome"] for failure in document["failures"]] == ["timeout"]
     assert [refusal["rule"] for refusal in document["refusals"]] == ["A18"]
-    assert json.loads(why.stdout) == {
-        "choice": "eager", "why_not": [f"trial 3, {EAGER}: timeout: no result after 600 s"],
-    }  # fmt: skip
+    told = json.loads(why.stdout)
+    assert (told["choice"], told["why_not"][0]) == ("eager", f"trial 3, {EAGER}: timeout: no result after 600 s")
     assert json.loads(probed.stdout)["chosen"] == "cpu"
 
 
@@ -700,7 +793,7 @@ def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_p
 @pytest.mark.parametrize(
     ("metric", "value", "words"),
     [
-        ("tokens_per_s", 12345.6, "12,346 tokens/s"), ("sequences_per_s", 99.6, "100 sequences/s"),
+        ("tokens_per_s", 12345.6, "12,346 tokens/s"), ("sequences_per_s", 99.6, "100 texts/s"),
         ("slowest_batch_s", 0.0123, "12.3 ms"), ("slowest_batch_s", 2.5, "2.50 s"), ("peak_bytes", 3 * 2**30, "3.0 GiB"),
         ("joules_per_token", 0.00031, "0.31 J per 1,000 tokens"), ("tokens_per_s", None, "–"),
     ],
@@ -791,14 +884,14 @@ def test_an_answer_is_told_in_what_was_asked_for(tmp_path: Path, capsys: pytest.
     assert "configurations tried" in found["peak_bytes"]
 
 
-def test_embeddings_are_counted_in_sequences_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where a sequence gives one embedding, sequences a second stand beside tokens a second."""
+def test_embeddings_are_counted_in_texts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a sequence gives one embedding, texts a second stand beside tokens a second."""
     text = answered(
         f"sqlite:///{tmp_path}/a.db", Objective(), Workload((8, 8), 2, "pooled"), pareto=True, capsys=capsys
     )
 
-    assert "188 sequences/s" in text
-    assert "runner-up × default tokens/s sequences/s peak note" in text
+    assert "188 texts/s" in text
+    assert "runner-up × default tokens/s texts/s peak note" in text
 
 
 def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -892,7 +985,8 @@ def test_tune_prints_json_alone_and_suggest_says_the_same(advisor: Command, tmp_
     assert json.loads(tuned.stdout) == json.loads(asked.stdout)
     document = json.loads(asked.stdout)
     assert document["recommendation"]["configuration"] == dict(DEFAULT)
-    assert document["verdict"] == "default"
+    assert document["verdict"] == "unsearched"  # so much was asked for: that is no fault
+    assert document["why"] == "the trials asked for were spent"
     assert document["recommendation"]["tokens_per_s"] > 0
 
 
@@ -939,15 +1033,17 @@ def test_too_few_blocks_are_said_to_be_too_few(advisor: Command, tmp_path: Path)
     """One block gives no interval, and two decide nothing: that is said instead of an endless number."""
     url = stored(f"sqlite:///{tmp_path}/advisor.db")
     for blocks, words in (
-        (1, "1 block can't confirm it, --blocks 3 could"),
-        (2, "2 blocks can't confirm it, --blocks 3 could"),
+        (1, "1 block can't confirm it, 3 could"),
+        (2, "2 blocks can't confirm it, 3 could"),
     ):
         with Store.open(url, write=True) as store:
             store.save_comparisons(1, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51)[:blocks])])
         text = advisor(*SUGGEST, ADVISOR_DATABASE_URL=url).stdout
         found = json.loads(advisor(*SUGGEST, "--format", "json", ADVISOR_DATABASE_URL=url).stdout)
 
-        assert f"tie: {words}" in " ".join(text.split())
+        assert "what looked faster is not confirmed" in text
+        assert words in " ".join(text.split())
+        assert found["verdict"] == "unconfirmed"
         assert ("1.50 (one block)" in text) is (blocks == 1)
         compared = next(runner for runner in found["runners_up"] if runner["blocks"])
         assert (compared["ratio_interval"] is None) is (blocks == 1)

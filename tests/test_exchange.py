@@ -30,7 +30,7 @@ from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.store import Store
-from advisor.suggest import suggest
+from advisor.suggest import keep_answers, suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -72,7 +72,7 @@ def filled(store: Store) -> list[int]:
     """Write two studies: the second has a trial of the first, and the first, run again, one of the second's."""
     first = store.open_study(SOURCE, WORKLOAD, H200, WIDE, Budget(60.0, 40), seed=7)
     store.save_facts(SOURCE, FACTS)
-    store.save_ceilings(H200, {"matmul_tflops": {"bf16": 700.5}, "copy_gb_per_s": 4000.0})
+    store.save_ceilings(H200, {"matmul_bf16_per_s": 7.005e14, "copy_bytes_per_s": 4e12})
     for configuration, speed in ((DEFAULT, 1000.0), (SORTED, 1500.0)):
         store.finish_trial(first, measured(begun(store, first, configuration), configuration, speed))
     reason = f"OSError: {ALICES}/models/llama/x.so, {ROOTS}/y: no such file"
@@ -177,6 +177,7 @@ def test_views_say_the_same_elsewhere(sqlite_url: str, postgres_url: str) -> Non
     ]
     with Store.open(sqlite_url, write=True) as here, Store.open(postgres_url, write=True) as there:
         filled(here)
+        keep_answers(here)
         import_lines(there, export_lines(here))
     for each in queries:
         first, second = (_rows(url, each) for url in (sqlite_url, postgres_url))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
+from advisor import history, probe
 from advisor.checkpoint import find_model
 from advisor.cli import _say_waiting, run
 from advisor.configuration import Configuration
@@ -105,8 +105,9 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0
 
 
 def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    """Run a command line and return its one document."""
-    return json.loads(printed(capsys, *arguments, "--format", "json"))
+    """Run a command line and return its one document, or those of its lines where it lists."""
+    text = printed(capsys, *arguments, "--format", "json")
+    return [json.loads(line) for line in text.splitlines()] if arguments[0] == "trials" else json.loads(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------- trials
@@ -126,8 +127,30 @@ def test_trials_are_listed_newest_study_first(url: str, capsys: pytest.CaptureFi
                                    "ok", "1,500", "1.50"]  # fmt: skip
     assert f"{first}.2 eager · fp32 · none · padded search timeout – –" in " ".join(text.split())
     # The blocks' own default is twice as fast as the search's.
-    assert [each["ratio"] for each in found[1]["trials"]] == pytest.approx([1.0, 1.5, None, 1.0, 1.25])
-    assert found[1]["trials"][0]["id"] == f"{first}.0"
+    assert [each["ratio"] for each in found[1]["trials"]] == pytest.approx([1.25, 1.0, None, 1.5, 1.0])
+    assert [each["id"] for each in found[1]["trials"]] == [f"{first}.{number}" for number in (4, 3, 2, 1, 0)]
+
+
+def test_a_listing_is_of_the_newest(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--limit bounds how many trials are listed, the newest; 0 lists all, a page at a time, whatever a page holds."""
+    first = studied(url, TRIALS)
+    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Workload((4, 4), 2))
+
+    def ids(*arguments: str) -> list[str]:
+        return [each["id"] for study in as_json(capsys, "trials", *arguments) for each in study["trials"]]
+
+    everything = [f"{second}.0", *(f"{first}.{number}" for number in (4, 3, 2, 1, 0))]
+    assert ids() == everything
+    assert ids("--limit", "3") == everything[:3]
+    monkeypatch.setattr(history, "PAGE", 2)
+    assert ids("--limit", "0") == everything
+    assert ids("--limit", "4") == everything[:4]
+    assert ids("--limit", "0", "--study", str(first)) == everything[1:]
+    assert run(["trials", "--limit", "2"]) == 0
+    assert capsys.readouterr().err == "note: these are the newest 2 trials: --limit N lists more, --limit 0 all\n"
+    assert "a whole number from 0 on" in printed(capsys, "trials", "--limit", "-1", status=2)
 
 
 def test_trials_can_be_chosen(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -418,4 +441,4 @@ def test_time_is_told_of_this_architecture_here_alone(url: str) -> None:
         assert usual_trial_s(store, key, here().key) == 7.0
         assert usual_trial_s(store, key, "elsewhere") is None
         assert usual_trial_s(store, "other", here().key) is None
-        assert len(listed(store)) == 1
+        assert len(list(listed(store))) == 1

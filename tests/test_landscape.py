@@ -41,7 +41,7 @@ FACTS = ModelFacts(
 )  # fmt: skip
 WORKLOAD = Workload((512, 100, 300, 40, 512, 200, 30, 350), 4)
 OBJECTIVE = Objective(quality=Tier.EXACT)
-QUALITY = Quality(rms=0.06, maximum=0.4, kl=0.003, top1=0.99, positions=400)
+QUALITY = Quality(rms=0.06, maximum=0.4, kl=0.003, top1=0.99, positions=400, reference="fp32, eager")
 
 
 def made(seed: int = 0) -> Landscape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import ANY
 
 import psycopg
 import pytest
@@ -36,6 +38,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, insert, inspect, select, text
 
 from advisor import database, tables
+from advisor.answer import NONE_RIGHT, Answer
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
@@ -43,8 +46,9 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.place import with_driver
 from advisor.store import Store, default_url, shown_url, upgrade
-from advisor.suggest import recommend
+from advisor.suggest import METHOD, answer_of, keep_answer, keep_answers, recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -105,7 +109,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 def rows(url: str, statement: str) -> list[dict[str, Any]]:
     """Read with plain SQL, as people do."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(text(statement)).mappings()]
     engine.dispose()
@@ -119,7 +123,7 @@ def count(url: str, table: str) -> int:
 
 def execute(url: str, statement: str) -> None:
     """Change something behind the store's back."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -176,11 +180,11 @@ def test_ceilings_come_back(store: Store) -> None:
     """What plain work reaches in an environment is stored once: the last that was measured."""
     assert store.ceilings(ENVIRONMENT.key) is None
     for speed in (700.0, 710.5):
-        store.save_ceilings(ENVIRONMENT, {"matmul": {"bf16": speed}, "copy_gb_per_s": None})
-    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {"matmul": {}})
-    assert store.ceilings(ENVIRONMENT.key) == {"matmul": {"bf16": 710.5}, "copy_gb_per_s": None}
+        store.save_ceilings(ENVIRONMENT, {"matmul_bf16_per_s": speed})
+    store.save_ceilings(replace(ENVIRONMENT, driver="1"), {})
+    assert store.ceilings(ENVIRONMENT.key) == {"matmul_bf16_per_s": 710.5}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save_ceilings(ENVIRONMENT, {"copy_gb_per_s": float("inf")})
+        store.save_ceilings(ENVIRONMENT, {"copy_bytes_per_s": float("inf")})
     assert store.environments() == []  # nothing was measured of a model
 
 
@@ -505,34 +509,73 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
     assert tuple(found[0].values())[2:] == (0.5, 0.125, 8.5, 0.999, 0.9)
 
 
-def test_v_recommendations_names_the_fastest_or_the_default(store: Store, database_url: str) -> None:
-    """The candidate that is faster by most is recommended; without one, the default; without either, nothing."""
-    query = "SELECT configuration, configuration_key, ratio, low, high, verdict, blocks, device FROM v_recommendations"
+def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: str) -> None:
+    """The view is the row that was stored: what was chosen, by how much, of how many; and whether that is still so."""
     study = opened(store)
-    started(store, study)
-    assert rows(database_url, query) == []
-    right = Quality(0.01, 0.5, 0.002, 0.99, 380)
-    store.finish_trial(study, replace(measured(0), quality=right, peak_bytes=2**30))
-    (baseline,) = rows(database_url, query)
-    assert (baseline["configuration"], baseline["verdict"], baseline["ratio"]) == (str(BASELINE), "default", 1.0)
-    for configuration, speed in ((FASTER, 1.01), (FASTEST, 1.5)):
-        samples = Measurement("tokens_per_s", "tokens/s", (1000.0 * speed,))
-        ran(store, study, configuration, quality=right, peak_bytes=2**30, measurements=(samples,))
-        kept = "unconfirmed" if speed > 1.02 else "default"
-        assert rows(database_url, query) == [{**baseline, "verdict": kept}]
-    tie, slower = Comparison(FASTER.key, BASELINE.key, (3.0, 0.5)), Comparison(FASTEST.key, BASELINE.key, (0.5,) * 3)
-    for comparisons, verdict in (([slower], "default"), ([tie], "tie"), ([slower, tie], "tie")):
-        store.save_comparisons(study, comparisons)
-        assert rows(database_url, query) == [{**baseline, "verdict": verdict}]
-    less = Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)
-    most = Comparison(FASTEST.key, BASELINE.key, (2.0,) * 3)
-    unrelated = Comparison(FASTEST.key, FASTER.key, (9.0,) * 3)
-    store.save_comparisons(study, [less, most, unrelated])
-    (best,) = rows(database_url, query)
-    assert best == {
-        "configuration": str(FASTEST), "configuration_key": FASTEST.key, "ratio": most.ratio, "low": most.interval[0],
-        "high": most.interval[1], "verdict": "faster", "blocks": 3, "device": "NVIDIA H200",
+    assert (rows(database_url, "SELECT * FROM v_recommendations"), store.answer(study)) == ([], None)
+    ran(store, study)
+    answer = Answer(FASTEST, "faster", 1.5, 1.25, 1.75, 3, 2, 12, ("a note", "naïve"), METHOD, datetime.now(UTC))
+    store.save_answer(study, answer)
+    assert store.answer(study) == answer
+    (row,) = rows(database_url, "SELECT * FROM v_recommendations")
+    assert row.pop("made_at") is not None
+    assert row == {
+        "study": study, "model": "org/model", "device": "NVIDIA H200",
+        "workload_key": WORKLOAD.key_for(SOURCE.architecture_key), "configuration": str(FASTEST),
+        "configuration_key": FASTEST.key, "ratio": 1.5, "low": 1.25, "high": 1.75, "verdict": "faster", "blocks": 3,
+        "tried": 2, "admissible": 12, "stale": 0,
     }  # fmt: skip
+    names = "study, model, device, workload_key, configuration, configuration_key, ratio, low, high, verdict, blocks, "
+    assert ", ".join(row).startswith(names), "columns of before keep their places"
+
+
+def test_an_answer_is_stale_by_its_method_and_by_what_came_later(store: Store, database_url: str) -> None:
+    """Rows that were stored after it, or rules of another version, make an answer stale; made again, it is not."""
+    study, other = opened(store), opened(store, workload=Workload((8, 8), 1))
+    ran(store, study, quality=Quality(0.01, 0.5, 0.002, 0.99, 380))
+    store.save_facts(SOURCE, FACTS)
+
+    def stale() -> list[int]:
+        return [row["stale"] for row in rows(database_url, "SELECT stale FROM v_recommendations")]
+
+    keep_answer(store, study)
+    assert (stale(), store.unanswered(METHOD)) == ([0], [other])
+    ran(store, study, FASTER)
+    assert stale() == [1]
+    keep_answer(store, study)
+    assert stale() == [0]
+    store.save_comparisons(study, [Comparison(FASTER.key, BASELINE.key, (1.5,) * 3)])
+    assert stale() == [1]
+    keep_answer(store, study)
+    execute(database_url, "UPDATE recommendations SET method = 'of another time'")
+    assert (stale(), store.unanswered(METHOD)) == ([1], [study, other])
+    assert keep_answers(store) == 2
+    assert (stale(), store.unanswered(METHOD)) == ([0], [other]), "one study has no finished trial yet"
+
+
+def test_an_answer_of_earlier_rows_replaces_none_of_later_ones(store: Store) -> None:
+    """Of two that answer a study at once, the one that read less is not left standing."""
+    study, moment = opened(store), datetime.now(UTC)
+    late = Answer(BASELINE, "default", 1.0, 1.0, 1.0, 0, 2, 3, (), METHOD, moment)
+    store.save_answer(study, late)
+    store.save_answer(study, replace(late, tried=1, made_at=moment - timedelta(seconds=1)))
+    assert store.answer(study) == late
+    store.save_answer(study, replace(late, tried=3, made_at=moment + timedelta(seconds=1)))
+    assert store.answer(study) == replace(late, tried=3, made_at=moment + timedelta(seconds=1))
+
+
+def test_the_answer_where_nothing_is_right(store: Store, database_url: str) -> None:
+    """Nothing that is right within the objective is an answer too, with every reason."""
+    study = opened(store)
+    store.save_facts(SOURCE, FACTS)
+    store.finish_trial(study, Trial(started(store, study), BASELINE, None, Outcome.LOAD_FAILED, "it broke"))
+    keep_answer(store, study)
+    answer = store.answer(study)
+    assert answer is not None
+    assert (answer.configuration, answer.verdict, answer.ratio, answer.tried) == (None, NONE_RIGHT, None, 1)
+    assert any("it broke" in reason for reason in answer.why)
+    query = "SELECT configuration, configuration_key, verdict, ratio, blocks FROM v_recommendations"
+    assert [tuple(row.values()) for row in rows(database_url, query)] == [(None, None, NONE_RIGHT, None, 0)]
 
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
@@ -610,22 +653,23 @@ def seen_and_said(store: Store, url: str, drawn: tuple[Any, ...]) -> str | None:
     for trial in trials:
         store.finish_trial(study, replace(trial, number=started(store, study, trial.requested)))
     store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, blocks) for c, blocks in ratios.items()])
-    columns = "configuration_key, ratio, low, high, verdict, blocks"
-    seen = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
+    keep_answer(store, study)
+    columns = "configuration_key, ratio, low, high, verdict, blocks, tried, admissible, stale"
+    (seen,) = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
+    assert answer_of(store, store.study(study)) == replace(store.answer(study), made_at=ANY)
     try:
         said = recommend(store, SOURCE, store.study(study), objective)
     except NothingAdmissible:
-        assert seen == []
+        assert (seen["configuration_key"], seen["verdict"], seen["stale"]) == (None, NONE_RIGHT, 0)
         return None
-    comparison, keeps = said.chosen.comparison, said.verdict not in ("faster", "only")
-    figures = (1.0, 1.0, 1.0) if keeps else (comparison.ratio, *comparison.interval) if comparison else (None,) * 3
-    expected = (
-        said.configuration.key,
-        *figures,
-        said.verdict,
-        0 if keeps or not comparison else len(comparison.block_ratios),
-    )
-    assert [tuple(row.values()) for row in seen] == [expected]
+    chosen, default = said.chosen, said.default
+    keeps = default is not None and chosen.configuration == default.configuration
+    figures = (1.0,) * 3 if keeps else (None,) * 3
+    if chosen.comparison and not keeps:
+        figures = (chosen.comparison.ratio, *chosen.comparison.interval)
+    blocks = 0 if keeps or not chosen.comparison else len(chosen.comparison.block_ratios)
+    counts = (blocks, said.tried, said.admissible, 0)
+    assert tuple(seen.values()) == (said.configuration.key, *figures, said.verdict, *counts)
     return said.verdict
 
 
@@ -680,7 +724,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_current_head() == tables.HEAD == upgrade(database_url) == upgrade(database_url)
     assert tuple(script.revision for script in scripts.walk_revisions())[::-1] == tables.REVISIONS
-    engine = create_engine(database._with_driver(database_url))
+    engine = create_engine(with_driver(database_url))
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
@@ -697,7 +741,7 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
     """Take a database to a revision, as Alembic's own command does."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(config, revision)
@@ -707,13 +751,18 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
 def test_the_migrations_can_be_undone(database_url: str) -> None:
     """Every step down takes back what its step up made; downgrading to nothing leaves no table and no view behind."""
     migrate(database_url, "0001")
-    engine = create_engine(database._with_driver(database_url))
-    views = {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()}
+    engine = create_engine(with_driver(database_url))
+
+    def views_here() -> dict[str, list[str]]:
+        seen = inspect(engine)
+        return {name: (seen.get_view_definition(name) or "").split() for name in seen.get_view_names()}
+
+    views = views_here()
     tables_of_before = set(inspect(engine).get_table_names())
     upgrade(database_url)
-    assert inspect(engine).get_view_definition("v_trials") != views["v_trials"]
+    assert views_here()["v_trials"] != views["v_trials"]
     migrate(database_url, "0001", down=True)
-    assert {name: inspect(engine).get_view_definition(name) for name in inspect(engine).get_view_names()} == views
+    assert views_here() == views
     assert set(inspect(engine).get_table_names()) == tables_of_before
     assert "admissible" not in {column["name"] for column in inspect(engine).get_columns("studies")}
     migrate(database_url, "base", down=True)
@@ -735,7 +784,7 @@ def undumped(dump: Path, folder: Path) -> str:
 
 def everything(url: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of all tables but Alembic's, columns by name, moments as text."""
-    engine = create_engine(database._with_driver(url))
+    engine = create_engine(with_driver(url))
     found = {}
     with engine.connect() as connection:
         for name in set(inspect(connection).get_table_names()) - {"alembic_version"}:
@@ -784,7 +833,8 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []
-    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("admitted", None),)}
+    assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["none-right"]
+    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("device_uuid", None),)}
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before
@@ -800,7 +850,7 @@ def copied(url: str, server: str) -> str:
     """Copy a SQLite database at revision 0001 to an empty PostgreSQL one, ids and all; return its URL."""
     migrate(server, "0001")
     found = everything(url)
-    engine = create_engine(database._with_driver(server))
+    engine = create_engine(with_driver(server))
     with engine.begin() as connection:
         for table in tables.METADATA.sorted_tables:
             for row in found.get(table.name, []):
@@ -821,6 +871,39 @@ def test_views_of_people_survive_an_upgrade(postgres_url: str) -> None:
         execute(postgres_url, f"CREATE VIEW my_{name} AS SELECT * FROM {name}")
     upgrade(postgres_url)
     assert [rows(postgres_url, f"SELECT * FROM my_{name}") for name in ("v_trials", "v_recommendations")] == [[], []]
+
+
+VIEWS = ("v_trials", "v_recommendations", "v_refusals")
+
+
+@pytest.mark.parametrize("how", ["upgrade", "open"])
+def test_views_that_were_dropped_or_changed_are_made_again(database_url: str, how: str) -> None:
+    """`advisor db upgrade` restores every view, and so does a writer, for one names the version of the stored answers."""
+    upgrade(database_url)
+    engine = create_engine(with_driver(database_url))
+    before = {name: inspect(engine).get_view_definition(name) for name in VIEWS}
+    execute(database_url, "DROP VIEW v_trials")
+    execute(database_url, "DROP VIEW v_recommendations")
+    execute(database_url, "CREATE VIEW v_recommendations AS SELECT 1 AS one")
+    if how == "upgrade":
+        execute(database_url, "DROP VIEW v_refusals")
+        execute(database_url, "CREATE VIEW v_refusals AS SELECT 2 AS two")
+        upgrade(database_url)
+    else:
+        Store.open(database_url, write=True).close()
+    assert {name: inspect(engine).get_view_definition(name) for name in VIEWS} == before
+    engine.dispose()
+
+
+def test_a_changed_view_that_others_use_is_named(postgres_url: str) -> None:
+    """Where somebody built on a view that was changed, nothing of theirs is dropped: a line says which view it is."""
+    upgrade(postgres_url)
+    execute(postgres_url, "DROP VIEW v_refusals")
+    execute(postgres_url, "CREATE VIEW v_refusals AS SELECT 1 AS one")
+    execute(postgres_url, "CREATE VIEW mine AS SELECT * FROM v_refusals")
+    with pytest.raises(StoreError, match="the view v_refusals was changed"):
+        upgrade(postgres_url)
+    assert rows(postgres_url, "SELECT * FROM mine") == [{"one": 1}]
 
 
 # ---------------------------------------------------------------------------------------------------------- failures
@@ -1095,6 +1178,52 @@ def test_suggest_reads_within_milliseconds(sqlite_url: str) -> None:
     assert best < (0.025 if os.environ.get("CI") else 0.010)
 
 
+def planned(url: str, statements: list[tuple[str, Any]]) -> str:
+    """Return how the database would run these statements, in its own words, with no whole table read where that can be."""
+    engine = create_engine(with_driver(url))
+    is_sqlite, lines = engine.dialect.name == "sqlite", []
+    with engine.connect() as connection:
+        if not is_sqlite:  # a few rows are read whole: what counts is whether an index could be used
+            connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement, parameters in statements:
+            explain = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
+            found = connection.exec_driver_sql(explain + statement, parameters)
+            lines += [str(row[-1]) for row in found]
+    engine.dispose()
+    return "\n".join(lines)
+
+
+def test_what_is_asked_often_reads_no_table_whole(store: Store, database_url: str) -> None:
+    """Reuse, the next number, a study's answer and its page are found by indexes: a million trials do not slow them down."""
+    study, other = opened(store), opened(store, objective=Objective())
+    ran(store, other, FASTER)
+    ran(store, study)
+    store.save_facts(SOURCE, FACTS)
+    keep_answer(store, study)
+    asked: list[tuple[str, Any]] = []
+
+    def hear(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")) and not executemany:
+            asked.append((statement, parameters))
+
+    event.listen(store._database.engine, "before_cursor_execute", hear)
+    assert store.reusable(study, FASTER) is not None
+    ran(store, study)
+    store.trials(study)
+    store.page(study, 5, 2, failed=True)
+    store.default_trials(study)
+    store.comparisons(study)
+    store.refusals(study)
+    store.answer(study)
+    event.remove(store._database.engine, "before_cursor_execute", hear)
+    asked.append((f"SELECT * FROM v_recommendations WHERE study = {study}", () if "sqlite" in database_url else {}))
+    plan = planned(database_url, asked)
+    print(plan)
+    whole = re.findall(r"SCAN (?!CONSTANT)\w+|Seq Scan on \w+ \w+", plan)
+    big = ("trials", "measurements", "comparisons", "recommendations", "refusals", " t", " x", " c", " a", " o")
+    assert [each for each in whole if each.endswith(big)] == []
+
+
 # ------------------------------------------------------------------------------------------------- the second process
 
 
@@ -1113,6 +1242,7 @@ def dump(url: str) -> None:
         )
         store.save_refusals(study, [refusal], admissible=12)
         store.close_study(study, "done")
+        store.save_answer(study, Answer(FASTEST, "faster", 1.5, 1.4, 1.6, 3, 2, 12, ("a note",), "of another time"))
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         print("\n".join(connection.iterdump()))
     connection.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
+from advisor.answer import Conclusion, Prospect, SearchEnd, Stop
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
+from advisor.measurement import TIE_ZONE, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
+from advisor.ranking import Candidate, ranked
 from advisor.store import Store
-from advisor.suggest import Recommendation, recommend, suggest, tie_set, why_not
+from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
 from advisor.trial import Outcome, Quality, Trial
+from advisor.why_not import why_not
 from advisor.workloads import Workload
 
 GOLDEN = Path(__file__).parent / "environments"
@@ -45,6 +49,9 @@ SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="p
 FLASH, EAGER = PACKED.replaced(attention="flash_attention_2"), DEFAULT.replaced(attention="eager")
 FP16, NF4 = DEFAULT.replaced(precision="fp16"), DEFAULT.replaced(quantization="nf4")
 
+TEN_MINUTES = Budget(600.0)
+_CANDIDATES = [SORTED, PACKED, FLASH, EAGER, FP16, NF4]
+
 ANY = Objective(quality=Tier.FOUR_BIT)
 GIB = 2**30
 
@@ -55,7 +62,7 @@ def attempt(configuration: Configuration, speed: float = 0.0, **more: Any) -> Tr
     known: dict[str, Any] = {"outcome": Outcome.OK if speed else Outcome.RUNTIME_ERROR, "peak_bytes": 20 * GIB}
     if speed:
         known["measurements"] = (Measurement("tokens_per_s", "tokens/s", samples),)
-        known["quality"] = Quality(0.01, 0.1, 1e-3, 0.99, 64, 1.001, reference="fp32, eager", judged=judged)
+        known["quality"] = Quality(0.01, 0.1, 1e-3, 0.99, 64, 1.001, reference="fp32, eager", drawn=not judged)
         known["weight_bytes"] = 16 * 10**9
     else:
         known["reason"] = "it broke"
@@ -70,11 +77,18 @@ def studied(
     refusals: Sequence[Reason] = (),
     *,
     state: str = "done",
+    stop: Stop | None = Stop.EVERYTHING,
+    left: Sequence[Prospect] = (),
+    chance: float | None = 0.0,
+    budget: Budget = TEN_MINUTES,
     **nouns: Any,
 ) -> int:
-    """Write a study as tune would: trials in order, the blocks' ratios over what trial 0 ran, refusals."""
+    """Write a study as tune would: trials in order, the blocks' ratios over what trial 0 ran, refusals, how its search ended.
+
+    left: what was never tried, by default nothing; stop: None where the tune was killed.
+    """
     known = {"source": SOURCE, "workload": WORKLOAD, "environment": H200, "objective": ANY, **nouns}
-    study = store.open_study(**known, budget=Budget(60.0), seed=0)
+    study = store.open_study(**known, budget=budget, seed=0)
     store.save_facts(known["source"], FACTS)
     for trial in attempts:
         number = store.start_trial(study, trial.requested, phase="search", block=None, owner="a:1:1", lease_s=60.0)
@@ -83,7 +97,9 @@ def studied(
     pairs = [Comparison(c.key, attempts[0].ran.key, blocks) for c, blocks in (ratios or {}).items()]
     store.save_comparisons(study, pairs)
     store.save_refusals(study, refusals)
-    store.close_study(study, state)
+    tried = len([trial for trial in attempts if trial.outcome not in (Outcome.RUNNING, Outcome.CUT)])
+    end = None if stop is None else SearchEnd(stop, len(left), chance, tuple(left), tried)
+    store.close_study(study, state, end=end)
     return study
 
 
@@ -112,7 +128,7 @@ def test_the_highest_confirmed_ratio_wins(store: Store) -> None:
     assert found.payload["recommendation"]["ratio"] == pytest.approx(1.80, abs=0.01)
     assert found.payload["recommendation"]["blocks"] == 3
     assert found.payload["recommendation"]["search_ratio"] == pytest.approx(1.7)
-    assert [c.configuration for c in found.runners_up] == [PACKED, SORTED, DEFAULT]
+    assert [c.configuration for c in found.runners_up] == [PACKED, DEFAULT, SORTED]
     assert found.default is not None
     assert found.default.configuration == DEFAULT
     assert found.notes == ()
@@ -158,7 +174,8 @@ def test_without_a_default_there_is_no_ratio(store: Store) -> None:
     studied(store, [attempt(DEFAULT, outcome=Outcome.OUT_OF_MEMORY), attempt(SORTED, 700), attempt(PACKED, 800)])
     found = answer(store)
 
-    assert (found.configuration, found.verdict, found.default) == (PACKED, "only", None)
+    assert (found.configuration, found.verdict, found.default) == (PACKED, "slower-but-right", None)
+    assert found.exit_status == 0
     assert found.payload["recommendation"]["ratio"] is None
     assert found.payload["recommendation"]["search_ratio"] is None
     assert [failure.outcome for failure in found.failures] == [Outcome.OUT_OF_MEMORY]
@@ -202,7 +219,7 @@ def test_the_best_within_memory_is_recommended_without_the_default(store: Store)
     studied(store, [attempt(DEFAULT, 1000), slow, slower], {SORTED: (0.7, 0.71, 0.7), EAGER: (0.6, 0.61, 0.6)})
     found = answer(store, objective=limit)
 
-    assert (found.configuration, found.verdict) == (SORTED, "only")
+    assert (found.configuration, found.verdict) == (SORTED, "slower-but-right")
     assert found.default is not None
     assert found.default.configuration == DEFAULT
 
@@ -253,10 +270,11 @@ def test_what_is_there_to_be_caught_is_never_recommended(store: Store, name: str
 def test_what_was_not_measured_is_said(store: Store) -> None:
     """Where no trial has the figure that is asked for, that is the reason of each."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)])
-    with pytest.raises(NothingAdmissible) as raised:
-        answer(store, objective=replace(ANY, metric="joules_per_token"))
+    found = answer(store, objective=replace(ANY, metric="joules_per_token"))
 
-    assert f"{SORTED}: its energy per useful token was not measured" in raised.value.reasons
+    assert (found.configuration, found.verdict, found.exit_status) == (None, "unsearched", 3)
+    assert all("its energy per useful token was not measured" in c.objections for c in found.rejected)
+    assert "--objective energy" in found.command
 
 
 def test_what_is_unjudged_has_to_be_allowed(store: Store) -> None:
@@ -298,13 +316,13 @@ def test_ones_own_weights_come_before_others(store: Store) -> None:
 
 
 def test_nothing_admissible_says_everything(store: Store) -> None:
-    """Where nothing meets the objective, every trial's and every rule's reason is in the line."""
+    """Where rules leave nothing under an objective, every trial's and every rule's reason is told."""
     refusal = Reason("A4", Verdict.INVALID, "only fp16 and bf16", subject="attention=flash_attention_2")
     attempts = [
         attempt(DEFAULT, 1000),
         attempt(NF4, 2000, judged=False),
         attempt(EAGER),
-        attempt(FP16, outcome=Outcome.PRUNED),
+        attempt(FP16, 900, outcome=Outcome.PRUNED),
     ]
     studied(store, attempts, refusals=[refusal])
     with pytest.raises(NothingAdmissible) as raised:
@@ -312,10 +330,7 @@ def test_nothing_admissible_says_everything(store: Store) -> None:
 
     line = "\n".join(raised.value.reasons)
     assert f"{DEFAULT}: its peak of 20.00 GiB is above the 1.00 GiB allowed" in line
-    assert (
-        f"{NF4}: its peak of 20.00 GiB is above the 1.00 GiB allowed, its quality tier is 4bit, and dtype was" in line
-    )
-    assert "with these weights is not judged" in line
+    assert f"{NF4}: its quality tier is 4bit, and dtype was asked for, its peak of 20.00 GiB is above the 1.00" in line
     assert f"{EAGER}: runtime_error (it broke)" in line
     assert f"{FP16}: pruned" in line
     assert "attention=flash_attention_2: A4 only fp16 and bf16" in line
@@ -403,16 +418,16 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
 
     assert said["sorted"] == ["sorted is recommended"]
     words = "attention=flash_attention_2 with precision=fp32: rule A4: only fp16 and bf16 → choose bf16"
-    assert said["flash_attention_2"] == said["fp32"] == [words]
-    assert said["eager"] == [f"trial 3, {EAGER}: runtime_error: it broke"]
-    assert said["nf4"][0].startswith(
-        f"trial 2, {NF4}: 0.38 × the speed of what is recommended, 0.50 × the default's; KL"
-    )
-    assert "; confirmed 1.12 × the default (" in said["packed"][0]
+    assert said["flash_attention_2"][0] == said["fp32"][0] == words
+    assert said["eager"][0] == f"trial 3, {EAGER}: runtime_error: it broke"
+    assert said["nf4"][0].startswith(f"trial 2, {NF4}: ≈0.50 × the default in the search; KL")
+    assert said["nf4"][0].endswith("it was not confirmed")
+    assert "confirmed 1.12 × the default (" in said["packed"][0]
     assert "): tie" in said["packed"][0]
-    assert said["fp16"] == [
-        "precision=fp16 was not tried: the search ended before its turn (more --trials or a longer --budget go on with it)"
-    ]
+    assert "it is not confirmed to be faster than the default" in said["packed"][0]
+    for name in ("flash_attention_2", "eager", "nf4", "fp16"):
+        assert re.match(rf"\w+={name}: \d+ admissible configurations with it were never tried; first", said[name][-1])
+        assert said[name][-1].endswith(f"To go on: {found.command}")
 
 
 def test_why_not_names_the_objective(store: Store) -> None:
@@ -421,15 +436,193 @@ def test_why_not_names_the_objective(store: Store) -> None:
     found = answer(store, objective=Objective(Tier.DTYPE, max_memory_bytes=25 * GIB))
     (line,) = why_not(found, store.trials(study), "nf4")
 
-    assert "2.00 × the speed of what is recommended" in line
+    assert "2.00 × the default" in line
     assert "its peak of 30.00 GiB is above the 25.00 GiB allowed" in line
     assert "its quality tier is 4bit, and dtype was asked for" in line
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+
+def reading_its_pads(configuration: Configuration, speed: float) -> Trial:
+    """Return a trial that was timed, and whose output moves with what stands in its pads."""
+    quality = Quality(0.01, 0.1, 1e-3, 0.99, 64, 1.001, reference="fp32, eager", pads=0.5, neighbours=0.0)
+    return attempt(configuration, speed, outcome=Outcome.WRONG_OUTPUT, quality=quality)
+
+
+UNTRIED = (Prospect(FLASH, 1.6, 12.0), Prospect(NF4, 0.9, 20.0))
+
+
+def test_a_wrong_default_is_never_recommended(store: Store) -> None:
+    """What is right is recommended although it is slower; the default is timed, its ratio is 1, and it says what it reads."""
+    attempts = [reading_its_pads(DEFAULT, 1000), attempt(SORTED, 800), attempt(PACKED, 700)]
+    studied(store, attempts, {SORTED: (0.8, 0.81, 0.8), PACKED: (0.7, 0.71, 0.7)})
+    found = answer(store)
+
+    assert (found.configuration, found.verdict, found.exit_status) == (SORTED, "slower-but-right", 0)
+    default = found.payload["default"]
+    assert default["tokens_per_s"] == 1000
+    assert "reads its pads" in default["objections"][0]
+    assert default["quality"]["failures"] != []
+    assert found.payload["recommendation"]["objections"] == []
+    assert [c.configuration for c in found.rejected] == [DEFAULT]
+
+
+def test_a_faster_one_beside_a_wrong_default_is_faster(store: Store) -> None:
+    """The comparison is one like any other; without its blocks the best that is right is unconfirmed, never the default."""
+    attempts = [reading_its_pads(DEFAULT, 1000), attempt(PACKED, 1500), attempt(SORTED, 900)]
+    study = studied(store, attempts, {PACKED: (1.5, 1.51, 1.5)})
+    assert (answer(store).configuration, answer(store).verdict) == (PACKED, "faster")
+    store.save_comparisons(study, [])
+
+    found = answer(store)
+    assert (found.configuration, found.verdict, found.exit_status) == (PACKED, "unconfirmed", 3)
+
+
+def test_nothing_right_is_an_answer(store: Store) -> None:
+    """Where everything was tried and nothing is right, the answer is whole: no recommendation, what is wrong, the way out."""
+    study = studied(store, [reading_its_pads(DEFAULT, 1000), reading_its_pads(SORTED, 1200)])
+    found = answer(store)
+
+    assert (found.configuration, found.verdict, found.exit_status) == (None, "none-right", 4)
+    assert found.payload["recommendation"] is None
+    assert "reads its pads" in found.payload["default"]["objections"][0]
+    assert found.way_out == "--batch 1, or batches of equal lengths"
+    keep_answer(store, study)
+    stored = store.answer(study)
+    assert stored is not None
+    assert (stored.configuration, stored.verdict) == (None, "none-right")
+    assert any("reads its pads" in text for text in stored.why)
+
+
+def test_an_empty_search_is_no_result(store: Store) -> None:
+    """After the default alone, with something that is predicted to be faster, nothing is said to be the best."""
+    studied(store, [attempt(DEFAULT, 1000)], stop=Stop.BUDGET, left=UNTRIED, chance=None)
+    found = answer(store)
+
+    assert (found.configuration, found.verdict, found.exit_status) == (DEFAULT, "unsearched", 3)
+    assert found.why == "the budget was spent"
+    payload = found.payload
+    assert [each["configuration"] for each in payload["untried"]] == [dict(FLASH), dict(NF4)]
+    assert (payload["untried"][0]["ratio"], payload["untried"][0]["seconds"]) == (1.6, 12.0)
+    assert payload["command"].startswith("advisor tune org/model --lengths 512,128,256,64")
+
+
+@pytest.mark.parametrize(("chance", "verdict"), [(0.5, "unsearched"), (0.021, "unsearched"), (0.019, "default")])
+def test_what_is_left_may_be_better(store: Store, chance: float, verdict: str) -> None:
+    """That nothing is faster is said where the search's model agrees: no more chance is left than the search stops at."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900)], stop=Stop.BUDGET, left=UNTRIED, chance=chance)
+    assert answer(store).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("budget", "stop", "status"),
+    [
+        (Budget(60.0), Stop.BUDGET, 3), (Budget(None, 1), Stop.TRIALS, 0), (Budget(10.0, 5), Stop.BUDGET, 3),
+        (Budget(60.0, blocks=0), Stop.BUDGET, 3), (Budget(None, 1), Stop.INTERRUPTED, 3),
+    ],
+)  # fmt: skip
+def test_what_was_asked_for_is_no_fault(store: Store, budget: Budget, stop: Stop, status: int) -> None:
+    """With --trials a search that is short is what was asked for, unless it was cut before; it is called so all the same."""
+    studied(store, [attempt(DEFAULT, 1000)], stop=stop, left=UNTRIED, chance=None, budget=budget)
+    assert (answer(store).verdict, answer(store).exit_status) == ("unsearched", status)
+
+
+@pytest.mark.parametrize(("blocks", "status"), [(0, 0), (2, 0), (3, 3)])
+def test_blocks_that_were_not_asked_for_are_not_missed(store: Store, blocks: int, status: int) -> None:
+    """Fewer blocks than decide anything leave it unconfirmed, and that is status 0 where no more were asked for."""
+    studied(
+        store,
+        [attempt(DEFAULT, 1000), attempt(SORTED, 1500)],
+        {SORTED: (1.5, 1.51)},
+        budget=Budget(60.0, blocks=blocks),
+    )
+    found = answer(store)
+
+    assert (found.configuration, found.verdict, found.exit_status) == (DEFAULT, "unconfirmed", status)
+    assert found.best is not None
+    assert found.best.configuration == SORTED
+
+
+def test_conclusions_have_one_list() -> None:
+    """The words of text, JSON and SQL, and their statuses."""
+    assert {str(each): each.exit_status for each in Conclusion} == {
+        "faster": 0, "tie": 0, "default": 0, "slower-but-right": 0, "unconfirmed": 3, "unsearched": 3, "none-right": 4,
+    }  # fmt: skip
+
+
+def test_what_was_cut_counts_as_untried(store: Store) -> None:
+    """A trial that the budget cut is none: its configuration was not tried, has not failed, and may be the answer yet."""
+    study = studied(store, [attempt(DEFAULT, 1000), attempt(FLASH, outcome=Outcome.CUT)], stop=None)
+    found = answer(store)
+
+    assert found.tried == 1
+    assert found.failures == ()
+    assert found.verdict == "unsearched"
+    assert any("cut" in line for line in why_not(found, store.trials(study), "flash_attention_2"))
+
+
+def test_what_may_fit_is_not_measured(store: Store) -> None:
+    """A bound that what was measured misses, and what was never tried may meet, is no "nothing admissible"."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.5, 1.5, 1.51)})
+    found = answer(store, objective=replace(ANY, max_memory_bytes=6 * GIB))
+
+    assert (found.configuration, found.verdict, found.exit_status) == (None, "unsearched", 3)
+    assert found.prospects.left > 0
+    assert all(each["needed_bytes"] <= 6 * GIB for each in found.payload["untried"])
+    assert all("nf4" in str(p.configuration) or "fp4" in str(p.configuration) for p in found.prospects.promising)
+    assert "--max-memory 6GiB" in found.command
+
+
+# ---------------------------------------------------------------------------------------------------------- one order
+
+
+def test_among_ties_the_lower_end_decides_then_simplicity(store: Store) -> None:
+    """Ratios within the tie zone are ordered by the lower ends of their intervals as printed, then the simpler comes first."""
+    attempts = [
+        attempt(DEFAULT, 1000),
+        attempt(SORTED, 1100),
+        attempt(PACKED, 1300),
+        attempt(FLASH, 1200),
+        attempt(FP16, 1150),
+    ]
+    blocks = {
+        SORTED: (1.19, 1.19, 1.1901), PACKED: (1.20, 1.26, 1.15), FLASH: (1.19, 1.1901, 1.19), FP16: (1.05, 1.06, 1.05),
+    }  # fmt: skip
+    study = studied(store, attempts, blocks)
+    found, trials = answer(store), store.trials(study)
+
+    assert [c.configuration for c in (found.chosen, *found.runners_up) if c] == [SORTED, FLASH, PACKED, FP16, DEFAULT]
+    assert [c.configuration for c in tie_set(found)] == [FLASH, PACKED]
+    assert found.pareto[0].configuration in (SORTED, PACKED, FLASH)
+    assert "the two tie, and the lower end of its interval is lower" in why_not(found, trials, "packed")[0]
+    assert "what is recommended is simpler" in "".join(why_not(found, trials, "flash_attention_2"))
+    assert "its confirmed ratio is lower" in why_not(found, trials, "fp16")[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.5, 3.0), st.floats(0.0, 0.2)), min_size=2, max_size=6))
+def test_the_order_is_one(pairs: list[tuple[float, float]]) -> None:
+    """However ratios lie: the faster first, each once, nobody above one that is clearly better, whatever order they come in."""
+    candidates = [
+        Candidate(
+            replace(attempt(c, 1000 + n), number=n), 1.0, Comparison(c.key, "d", (r, r * (1 + d), r * (1 + d / 2))), changes=n
+        ) for n, (c, (r, d)) in enumerate(zip(_CANDIDATES, pairs, strict=False))
+    ]  # fmt: skip
+    ordered = ranked(candidates, ANY.aim)
+
+    assert ordered == ranked(list(reversed(candidates)), ANY.aim)
+    assert sorted(c.trial.number for c in ordered) == sorted(c.trial.number for c in candidates)
+    classes = [("faster", "tie", "slower").index(c.verdict or "tie") for c in ordered]
+    assert classes == sorted(classes)
+    for above, below in pairwise(ordered):
+        if above.verdict == below.verdict:
+            assert (below.ratio or 0) <= (above.ratio or 0) * (1 + TIE_ZONE) * 1.0001
 
 
 # -------------------------------------------------------------------------------------------------------- the view
 
 _NUMBERS = count()
-_CANDIDATES = [SORTED, PACKED, FLASH, EAGER, FP16, NF4]
 _PEAKS = st.sampled_from([8 * GIB, 20 * GIB, 30 * GIB])
 
 
@@ -466,7 +659,7 @@ def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration
 
 def _meets(trial: Trial, objective: Objective) -> bool:
     within = objective.max_memory_bytes is None or (trial.peak_bytes or 0) <= objective.max_memory_bytes
-    return within and trial.quality is not None and (trial.quality.judged or objective.allow_unjudged)
+    return within and trial.quality is not None and (not trial.quality.drawn or objective.allow_unjudged)
 
 
 def viewed(url: str, study: int) -> dict[str, Any] | None:
@@ -487,16 +680,20 @@ def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -
     objective, attempts, ratios = drawn
     workload = Workload((8, next(_NUMBERS) + 1), 1)
     study = studied(store, attempts, ratios, objective=objective, workload=workload)
+    keep_answer(store, study)
     row = viewed(url, study)
+    assert row is not None
     try:
         found = recommend(store, SOURCE, store.study(study), objective)
     except NothingAdmissible:
-        assert row is None
+        assert (row["configuration_key"], row["verdict"]) == (None, "none-right")
         return
-    assert row is not None
-    comparison, keeps = found.chosen.comparison, found.verdict not in ("faster", "only")
-    assert row["configuration_key"] == found.configuration.key
     assert row["verdict"] == found.verdict
+    if found.chosen is None:
+        assert row["configuration_key"] is None
+        return
+    comparison, keeps = found.chosen.comparison, found.chosen.is_default
+    assert row["configuration_key"] == found.chosen.configuration.key
     assert row["ratio"] == (1.0 if keeps else comparison.ratio if comparison else None)
     assert row["blocks"] == (0 if keeps or comparison is None else len(comparison.block_ratios))
     if comparison and not keeps:
@@ -506,14 +703,14 @@ def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -
 _SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
-@settings(max_examples=150, **_SETTINGS)
+@settings(max_examples=60, **_SETTINGS)
 @given(studies())
 def test_the_view_says_what_suggest_says(store: Store, sqlite_url: str, drawn: tuple[Any, ...]) -> None:
     """v_recommendations recommends the same configuration with the same ratio as suggest, on SQLite."""
     check_that_the_view_agrees(store, sqlite_url, drawn)
 
 
-@settings(max_examples=40, **_SETTINGS)
+@settings(max_examples=20, **_SETTINGS)
 @given(studies())
 def test_the_view_says_what_suggest_says_on_a_server(postgres_url: str, drawn: tuple[Any, ...]) -> None:
     """v_recommendations recommends the same configuration with the same ratio as suggest, on PostgreSQL."""
@@ -533,11 +730,14 @@ def test_the_view_leaves_a_default_above_the_limit_out(
     ]
     with Store.open(database_url, write=True) as opened:
         study = studied(opened, attempts, ratios, objective=replace(ANY, max_memory_bytes=10 * GIB))
+        keep_answer(opened, study)
         row = viewed(database_url, study)
 
         assert row is not None
         assert row["configuration_key"] == SORTED.key
-        assert row["verdict"] == ("faster" if ratios.get(SORTED, (0,))[0] > 1 else "only")
+        assert row["verdict"] == (
+            "unconfirmed" if not ratios else "faster" if ratios[SORTED][0] > 1 else "slower-but-right"
+        )
         assert (row["ratio"] is None) == (not ratios)
         found = recommend(opened, SOURCE, opened.study(study), replace(ANY, max_memory_bytes=10 * GIB))
         assert (found.configuration, found.verdict) == (SORTED, row["verdict"])

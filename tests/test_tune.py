@@ -21,13 +21,14 @@ import pytest
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.knobs import KNOBS, Reason, register
+from advisor.leftovers import owner, owner_is_alive
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import LocalRunner
 from advisor.space import Space
 from advisor.store import Store, StudyRecord
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, owner, owner_is_alive, tune
+from advisor.tune import Job, tune
 from advisor.workloads import Workload
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
+from advisor.judge import objections
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
-from advisor.space import build_space, costs_of, recommendable, useful_operations
+from advisor.space import build_space, costs_of, useful_operations
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job, _next_of_all, _not_beyond_memory, measurements_of, refuse_too_large
 from advisor.workloads import Workload
@@ -36,7 +37,7 @@ BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization
 def trial(requested: Configuration, outcome: Outcome = Outcome.OK, **values: Any) -> Trial:
     """Return a search trial that was measured, right, and has these metrics."""
     metrics = tuple(Measurement(name, "unit", (value,)) for name, value in values.items() if name != "peak_bytes")
-    quality = Quality(0.0, 0.0, 0.0, 1.0, 10)
+    quality = Quality(0.0, 0.0, 0.0, 1.0, 10, reference="fp32, eager")
     return Trial(0, requested, requested, outcome, quality=quality, measurements=metrics,
                  peak_bytes=values.get("peak_bytes"))  # fmt: skip
 
@@ -125,9 +126,9 @@ def test_a_latency_limit_keeps_slow_batches_out() -> None:
     objective = Objective(max_latency_s=0.1)
     fast, slow = (trial(BASE, tokens_per_s=1.0, slowest_batch_s=s) for s in (0.09, 0.11))
 
-    assert recommendable(fast, objective, LLAMA)
-    assert not recommendable(slow, objective, LLAMA)
-    assert not recommendable(trial(BASE, tokens_per_s=1.0), objective, LLAMA)
+    assert objections(fast, None, objective, LLAMA) == []
+    assert objections(slow, None, objective, LLAMA) != []
+    assert objections(trial(BASE, tokens_per_s=1.0), None, objective, LLAMA) != []
 
 
 @given(

@@ -22,9 +22,12 @@ from advisor.objective import Tier
 from advisor.workloads import Workload
 
 __all__ = [
-    "KNOBS", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
+    "KNOBS", "RULES_VERSION", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
     "advised", "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
 ]  # fmt: skip
+
+#: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
+RULES_VERSION = 1
 
 #: The knobs in the order in which people read a configuration.
 KNOBS: dict[str, Knob] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from advisor.checked import Malformed, shortened
 from advisor.workloads.forward import Workload
 
 __all__ = ["Workload", "workload_of"]
@@ -14,5 +15,6 @@ _KINDS = {"forward": Workload, "embed": Workload}
 
 def workload_of(payload: Mapping[str, Any]) -> Workload:
     """Build the workload that a stored payload describes."""
-    kind = _KINDS[payload["kind"]]
-    return kind.of(payload)
+    if not isinstance(payload, Mapping) or payload.get("kind") not in _KINDS:
+        raise Malformed(f"no kind of workload: {shortened(payload)}")
+    return _KINDS[payload["kind"]].of(payload)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advisor.checked import checked
 from advisor.configuration import key_of
 from advisor.errors import BadInput
 
@@ -64,8 +65,9 @@ class Workload:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Workload:
-        """Build one from its payload."""
-        return cls(tuple(payload["lengths"]), payload["batch"], payload["output"])
+        """Build one from its payload. Raises Malformed for a value that can't be."""
+        own = {name: payload[name] for name in ("lengths", "batch", "output")}
+        return cls(**checked(cls, own, {"lengths": lambda lengths: all(n < 2**31 for n in lengths)}))
 
     @property
     def payload(self) -> dict[str, Any]:

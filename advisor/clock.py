@@ -1,0 +1,91 @@
+"""The budget's clock: it starts with the command, and whatever runs looks at it.
+
+A run that the budget cuts has failed at nothing: :class:`BudgetSpent` is raised, and its trial is stored as cut, not as a
+timeout of its configuration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from advisor.runner import Runner
+from advisor.trial import Outcome
+
+#: What no answer can do without, the model's facts and the default's trial, may outlast the budget by this share or so many
+#: seconds, whichever is more; the process has twice as long to end (the issue's promise: 1.1 × the budget, or 20 s more).
+GRACE_SHARE, GRACE_S = 0.05, 10.0
+
+
+class BudgetSpent(Exception):
+    """The budget's time ended while something ran; it was stopped."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How much of a budget is spent. began: when the command did, by `now`; seconds: of the budget, None without one."""
+
+    seconds: float | None = None
+    now: Callable[[], float] = time.monotonic
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the command began."""
+        return self.now() - self.began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left, infinite without one; negative where it is overdrawn."""
+        return float("inf") if self.seconds is None else self.seconds - self.elapsed_s
+
+    @property
+    def left_with_grace_s(self) -> float:
+        """The same for what no answer can do without."""
+        return self.left_s if self.seconds is None else self.left_s + max(GRACE_SHARE * self.seconds, GRACE_S)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget's time is spent."""
+        return self.left_s <= 0
+
+
+class Bounded:
+    """A runner within a budget. graceful: whether what runs now may use the grace; start_s: what a fresh process cost.
+
+    took_s: seconds of the last request, by its operation.
+    start_s is measured, not guessed: the first request of a study reads the model's facts in a fresh process, and what that
+    takes, starting Python, importing torch and transformers, every fresh process of the confirmation takes again.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock) -> None:
+        """Run in this runner, by this clock."""
+        self.runner, self.clock = runner, clock
+        self.graceful = True
+        self.start_s: float | None = None
+        self.took_s: dict[str, float] = {}
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget is what ends it."""
+        left_s = self.clock.left_with_grace_s if self.graceful else self.clock.left_s
+        if left_s <= 0:
+            raise BudgetSpent
+        began = self.clock.now()
+        result = self.runner.run(request, min(timeout_s, left_s))
+        took_s = self.clock.now() - began
+        self.took_s[str(request["op"])] = took_s
+        if self.start_s is None:
+            self.start_s = took_s
+        if result.get("outcome") == Outcome.TIMEOUT and left_s < timeout_s:
+            raise BudgetSpent
+        return result
+
+    def restart(self) -> None:
+        """Have the next request run in a fresh process, and keep the device."""
+        self.runner.restart()
+
+    def close(self) -> None:
+        """Free the device."""
+        self.runner.close()

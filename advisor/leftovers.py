@@ -1,0 +1,124 @@
+"""Whose a process, a folder or a trial is; and what a killed tune left behind is removed by the next.
+
+An owner is named by host, pid and when it started, so that a pid that is used again is not taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+#: What a process that a tune started is told of who that was, and all that it starts in turn.
+OWNER = "ADVISOR_OWNER"
+
+#: Folders for locks, by preference: kept by the system for that, and in the same place whoever asks.
+_LOCK_FOLDERS = ("/run/lock", "/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 - what is locked is the machine's
+
+
+def owner() -> str:
+    """Name this process: host, pid and when it started."""
+    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+
+
+def owner_is_alive(name: str) -> bool:
+    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
+    host, pid, began = name.rsplit(":", 2)
+    return host != socket.gethostname() or (started(int(pid)) or "gone") == began
+
+
+def started(pid: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), field 22); "" where it is gone, a zombie or unreadable."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]
+
+
+def _here() -> str:
+    """Name where pids mean what they mean here: this host's, in this namespace. Containers can share a folder."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = 0
+    return hashlib.sha256(f"{socket.gethostname()}:{namespace}".encode()).hexdigest()[:8]
+
+
+@contextmanager
+def working_folder() -> Iterator[str]:
+    """Give a folder for this while, named after this process; and remove what processes that are gone left behind."""
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"advisor-{_here()}-{os.getpid()}-{started(os.getpid())}-") as folder:
+        yield folder
+
+
+def sweep() -> None:
+    """Remove the folders and end the processes of tunes that are gone, this user's on this host."""
+    name = re.compile(rf"advisor-{_here()}-(\d+)-(\d+)-\w+")
+    for folder in Path(tempfile.gettempdir()).glob("advisor-*"):
+        match = name.fullmatch(folder.name)
+        if match is not None and started(int(match[1])) != match[2] and _is_ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    for process in Path("/proc").glob("[0-9]*"):
+        if _is_orphan(process):
+            with suppress(OSError):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is one, and this user's: not a link that somebody put there."""
+    with suppress(OSError):
+        seen = folder.lstat()
+        return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.geteuid()
+    return False
+
+
+def _is_orphan(process: Path) -> bool:
+    """Whether a process was started by a tune that is gone."""
+    try:
+        if process.stat().st_uid != os.geteuid():
+            return False
+        told = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    names = [line.partition(b"=")[2].decode(errors="replace") for line in told if line.startswith(f"{OWNER}=".encode())]
+    where = [name.partition("/") for name in names]
+    return any(here == _here() and whose.count(":") >= 2 and not owner_is_alive(whose) for here, _, whose in where)
+
+
+def mark() -> dict[str, str]:
+    """Return what a process that is started here is to have in its environment, so that it can be told whose it is."""
+    return {OWNER: f"{_here()}/{owner()}"}
+
+
+def lock_folder() -> Path:
+    """Return the folder for the locks of this machine's devices: the same one for every user and every session.
+
+    ADVISOR_LOCK_DIR names another one. It does not depend on TMPDIR, nor on who asks: a folder counts as one for everybody
+    where everybody may write to it.
+    """
+    if named := os.environ.get("ADVISOR_LOCK_DIR"):
+        return Path(os.path.expandvars(named)).expanduser()
+    for folder in map(Path, _LOCK_FOLDERS):
+        with suppress(OSError):
+            if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
+                return folder
+    return Path(tempfile.gettempdir())
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock's file for reading, made where it is missing, for all users whatever the umask; return its descriptor."""
+    with suppress(FileExistsError):
+        made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        os.fchmod(made, 0o666)
+        os.close(made)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

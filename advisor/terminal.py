@@ -1,0 +1,37 @@
+"""Text for terminals: what would steer one, or turn the reading direction, is shown as its escape, never sent.
+
+Names, reasons and readings come from files and databases that anybody may have written.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: C0 but for tab and line feed, DEL and C1; soft hyphen, marks, joiners and overrides of the reading direction, invisible
+#: operators, line and paragraph separators, byte order marks, annotations, tags; lone halves of characters.
+_STEERING = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff"
+)
+_UNPRINTABLE = re.compile(f"[{_STEERING}]")
+
+
+def printable(text: str) -> str:
+    r"""Return text with everything that would steer a terminal spelled out (`\x1b`); lines and tabs stay."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def in_a_line(text: str) -> str:
+    """Return the same in one line: what is one value can't look like several lines of ours."""
+    return " ".join(printable(text).split())
+
+
+def printable_json(text: str) -> str:
+    """Return JSON with the same characters as JSON spells them: it means what it did."""
+    return _UNPRINTABLE.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found.group())), text)
+
+
+def _units(character: str) -> tuple[int, ...]:
+    """Return the UTF-16 units of a character."""
+    code = ord(character)
+    return (code,) if code < 0x10000 else (0xD800 + (code - 0x10000 >> 10), 0xDC00 + (code - 0x10000 & 0x3FF))

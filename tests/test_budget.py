@@ -1,0 +1,424 @@
+"""The budget is a promise, and what it cuts has failed at nothing: by a clock that only moves when something runs.
+
+A made-up device takes as many seconds as it is told to; the loop, the database and the search are the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor.answer import Stop
+from advisor.clock import Clock
+from advisor.configuration import Configuration
+from advisor.confirm import affordable, block_ratios, finalists
+from advisor.environment import Environment, Machine
+from advisor.errors import NotMeasured
+from advisor.measurement import Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.store import Store
+from advisor.suggest import Recommendation, recommend
+from advisor.trial import Outcome, Quality, Trial
+from advisor.tune import Job, tune
+from advisor.workloads import Workload
+
+ROOT = Path(__file__).parent.parent
+CAUSAL = ROOT / "tests" / "models" / "causal"
+
+H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
+                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+LLAMA = ModelFacts(
+    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
+WORKLOAD = Workload((64, 32, 48, 16), 2)
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
+
+#: What is tried beside the default is sorted and packed, and nothing else.
+ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),
+        ("quantization", ("none",)))  # fmt: skip
+
+
+@dataclass
+class Device:
+    """A runner whose runs take as long as they are told to, on a clock of its own. speeds: in tokens a second.
+
+    ran: every trial that was run to its end, with the process it ran in.
+    """
+
+    speeds: Mapping[Configuration, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    trial_s: Callable[[Configuration], float] = lambda _: 10.0
+    uuid: str = "GPU-1"
+    time_s: float = 1000.0
+    process: int = 0
+    ran: list[tuple[str, int]] = field(default_factory=list)
+    reference: str = "fp32"
+
+    def now(self) -> float:
+        """Return the time."""
+        return self.time_s
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Answer a request, or be stopped at its deadline."""
+        operation = request["op"]
+        needed = self.trial_s(Configuration.of(request["configuration"])) if operation == "trial" else 1.0
+        needed = self.seconds.get(operation, needed)
+        self.time_s += min(needed, timeout_s)
+        if needed > timeout_s:
+            return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
+        answers = {"facts": LLAMA.payload, "ceilings": {}, "reference": {"positions": 1}}
+        if operation in answers:
+            return dict(answers[operation])
+        return self._trial(request)
+
+    def _trial(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        configuration = Configuration.of(request["configuration"])
+        self.ran.append((str(configuration), self.process))
+        again = sum(name == str(configuration) for name, _ in self.ran)
+        wall_s = WORKLOAD.tokens / (self.speeds.get(configuration, 100.0) * (1 + 0.002 * (again % 3)))
+        quality = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager").payload
+        rounds = {"wall_s": [wall_s * f for f in (0.999, 1, 1.001)] * 3, "gpu_s": [0.0] * 9, "slowest_s": [wall_s] * 9}
+        return {
+            "outcome": Outcome.OK, "reason": "", "effective": dict(configuration), "load_s": 1.0, "first_call_s": 1.0,
+            "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality if request["gate"] else None, "alias": "",
+            "reading": {}, "rounds": {**rounds, "states": [], "discarded": []},
+        }  # fmt: skip
+
+    def restart(self) -> None:
+        """Begin another process."""
+        self.process += 1
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Place:
+    """A database, and what a tune in it came to."""
+
+    store: Store
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def tune(self, device: Device, budget: Budget, *, stop_at: int | None = None, **more: Any) -> Recommendation:
+        """Tune within a budget; stop_at: interrupted when the confirmation's run of this number begins."""
+        objective = more.pop("objective", Objective(Tier.EXACT, only=ONLY))
+        machine = Machine(H200, "host", device.uuid, 0, 140 * 10**9)
+        job = Job(SOURCE, WORKLOAD, objective, budget, machine, began=device.time_s, **more)
+        self.events.clear()
+
+        def listen(event: Mapping[str, Any]) -> None:
+            self.events.append(dict(event))
+            confirming = [e for e in self.events if e["event"] == "start" and e["phase"] == "confirm"]
+            if stop_at is not None and len(confirming) == stop_at:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            tune(job, self.store, device, listen, now=device.now)
+        return recommend(self.store, SOURCE, self.store.study(1), objective)
+
+    @property
+    def why(self) -> str:
+        """Why the search stopped."""
+        (event,) = [e for e in self.events if e["event"] == "stopped"]
+        return str(event["why"])
+
+    def runs(self, phase: str) -> list[tuple[int | None, str, Configuration]]:
+        """Return block, outcome and configuration of every trial of a phase."""
+        return [(t.block, str(t.outcome), t.requested) for t in self.store.trials(1) if t.phase == phase]
+
+
+@pytest.fixture
+def place(sqlite_url: str) -> Iterator[Place]:
+    """Give an empty database."""
+    with Store.open(sqlite_url, write=True) as store:
+        yield Place(store)
+
+
+# ------------------------------------------------------------------------------------------------------------ the clock
+
+
+@pytest.mark.parametrize("budget_s", [10, 45, 120, 600])
+@pytest.mark.parametrize("trial_s", [3.0, 17.0, 200.0])
+def test_a_tune_ends_with_its_budget(place: Place, budget_s: float, trial_s: float) -> None:
+    """Whatever a trial takes, all of it is within a tenth more, or 20 s more; none of it is a failure of a configuration."""
+    device = Device({PACKED: 150.0}, {"facts": 6.0, "reference": 5.0, "ceilings": 4.0}, lambda _: trial_s)
+    began = device.time_s
+    found = place.tune(device, Budget(budget_s), objective=Objective(Tier.FOUR_BIT))
+
+    assert device.time_s - began <= max(1.1 * budget_s, budget_s + 20)
+    assert {str(t.outcome) for t in place.store.trials(1)} <= {"ok", "cut", "pruned"}
+    assert found.verdict in ("unsearched", "unconfirmed", "faster")
+    assert found.failures == ()
+
+
+def test_the_clock_starts_with_the_command(place: Place) -> None:
+    """What went before the tune itself, imports and the reading of files, counts."""
+    device = Device()
+    device.time_s += 500.0
+    job = Job(
+        SOURCE,
+        WORKLOAD,
+        Objective(Tier.EXACT, only=ONLY),
+        Budget(100.0),
+        Machine(H200, "h", "u", 0, 10**11),
+        began=1000.0,
+    )
+    with pytest.raises(NotMeasured, match="the budget was 100 s"):
+        tune(job, place.store, device, lambda _: None, now=device.now)
+
+    assert device.time_s == 1500.0
+    assert place.store.studies() == []
+
+
+def test_a_model_that_is_not_read_in_time_is_said(place: Place) -> None:
+    """A load that outlasts the budget is cut, in one line with what to do; it is not measured."""
+    device = Device(seconds={"facts": 100.0})
+    with pytest.raises(
+        NotMeasured, match=r"reading the model took 20 s, and the budget was 10 s \(a longer --budget\)"
+    ):
+        place.tune(device, Budget(10.0))
+
+
+def test_a_cut_default_is_no_failure(place: Place) -> None:
+    """A default that the budget cut was not measured: nothing is inadmissible, and the next tune measures it."""
+    device = Device({PACKED: 150.0}, {"reference": 30.0}, lambda _: 60.0)
+    found = place.tune(device, Budget(45.0))
+
+    assert (found.configuration, found.verdict, found.exit_status) == (None, "unsearched", 3)
+    assert place.runs("search") == [(None, "cut", DEFAULT)]
+    assert place.why == Stop.BUDGET.words
+    found = place.tune(device, Budget(2000.0))
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    assert [outcome for _, outcome, _ in place.runs("search")] == ["cut", "ok", "ok", "ok"]
+
+
+def test_what_was_cut_comes_last(place: Place) -> None:
+    """A configuration that outlasts every budget does not keep the others from their turn."""
+    device = Device({}, trial_s=lambda c: 1e6 if c == PACKED else 5.0)
+    for _ in range(3):
+        place.tune(device, Budget(60.0))
+
+    tried = [(outcome, c) for _, outcome, c in place.runs("search")]
+    assert ("ok", DEFAULT) in tried
+    assert ("ok", SORTED) in tried
+    assert {outcome for outcome, c in tried if c == PACKED} == {"cut"}
+
+
+# --------------------------------------------------------------------------------------------- what is set aside, and why
+
+
+def test_nothing_is_set_aside_for_what_is_not_to_be_confirmed(place: Place) -> None:
+    """Where the default is the fastest, the whole budget is for the search: everything is tried."""
+    device = Device({DEFAULT: 200.0}, trial_s=lambda _: 15.0)
+    found = place.tune(device, Budget(60.0))
+
+    assert len(place.runs("search")) == 3
+    assert place.runs("confirm") == []
+    assert (found.verdict, place.why) == ("default", Stop.EVERYTHING.words)
+
+
+def test_time_is_set_aside_where_something_is_to_be_confirmed(place: Place) -> None:
+    """What is faster is confirmed within the budget, and the search ends early for it, and says so."""
+    device = Device({PACKED: 150.0}, trial_s=lambda _: 12.0)
+    found = place.tune(device, Budget(160.0), objective=Objective(Tier.FOUR_BIT))
+
+    assert found.verdict == "faster"
+    assert place.why == Stop.BUDGET.words
+    assert found.prospects.left > 0
+    assert found.share_tried is not None
+    assert found.share_tried < 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [(Budget(None, 2), Stop.TRIALS), (Budget(600.0), Stop.EVERYTHING), (Budget(25.0), Stop.BUDGET)],
+)
+def test_why_it_stopped_is_said_every_time(place: Place, budget: Budget, why: Stop) -> None:
+    """As an event, with the answer, and still in a later answer from the rows."""
+    found = place.tune(Device({PACKED: 150.0}), budget)
+
+    assert place.why == found.why == why.words
+    assert found.study.end is not None
+    assert found.study.end.stop is why
+
+
+def test_an_interruption_is_why_it_stopped(place: Place) -> None:
+    """Ctrl-C in the search is stored as the reason; in the confirmation the search had ended by itself."""
+    device = Device({PACKED: 150.0})
+    found = place.tune(device, Budget(600.0), stop_at=2)
+
+    assert found.study.state == "interrupted"
+    assert found.why == Stop.EVERYTHING.words
+
+
+# ---------------------------------------------------------------------------------------------------------------- blocks
+
+
+def test_blocks_are_of_one_invocation(place: Place) -> None:
+    """A block that was broken off is begun again whole, in fresh processes; whole ones count, whenever they were run."""
+    device = Device({PACKED: 150.0, SORTED: 60.0})
+    found = place.tune(device, Budget(600.0), stop_at=4)  # the default and packed: block 2 has half of it
+    assert (found.configuration, found.verdict) == (DEFAULT, "unconfirmed")
+    assert found.best is not None
+    assert found.best.comparison is not None
+    assert len(found.best.comparison.block_ratios) == 1
+
+    before = len(device.ran)
+    found = place.tune(device, Budget(600.0))
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    assert found.chosen is not None
+    assert found.chosen.comparison is not None
+    assert len(found.chosen.comparison.block_ratios) == 3
+    whole = [block for block, outcome, _ in place.runs("confirm") if outcome == "ok"]
+    assert sorted(block for block in set(whole) if whole.count(block) == 2) == [1, 3, 4]
+    assert {outcome for _, outcome, _ in place.runs("confirm")} == {"ok", "cut"}
+    fresh = [process for _, process in device.ran[before:]]
+    assert len(set(fresh)) == len(fresh)
+
+
+def test_fewer_blocks_than_three_are_unconfirmed(place: Place) -> None:
+    """The budget cuts the confirmation in whole blocks; the next tune goes on, and the verdict is of all of them."""
+    device = Device({PACKED: 150.0}, trial_s=lambda _: 10.0)
+    found = place.tune(device, Budget(85.0))
+    blocks = {block for block, _, _ in place.runs("confirm")}
+    assert (found.verdict, found.exit_status) == ("unconfirmed", 3)
+    assert 0 < len(blocks) < 3
+    assert all(outcome == "ok" for _, outcome, _ in place.runs("confirm"))
+
+    found = place.tune(device, Budget(85.0))
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    assert len({block for block, _, _ in place.runs("confirm")}) == 3
+
+
+def test_a_study_that_is_finished_stays_measured_when_it_was(place: Place) -> None:
+    """Given again, the command runs nothing, and the answer is of the day on which it was measured."""
+    device = Device({PACKED: 150.0})
+    place.tune(device, Budget(600.0))
+    finished, ran = place.store.study(1).finished_at, len(device.ran)
+    found = place.tune(device, Budget(600.0))
+
+    assert len(device.ran) == ran
+    assert found.study.finished_at == finished
+    assert found.verdict == "faster"
+
+
+def confirmed(configuration: Configuration, block: int, speed: float, uuid: str = "GPU-1", **more: Any) -> Trial:
+    """Return a run of a block."""
+    measured = (Measurement("tokens_per_s", "tokens/s", (speed,)),)
+    trial = Trial(
+        0,
+        configuration,
+        configuration,
+        Outcome.OK,
+        phase="confirm",
+        block=block,
+        measurements=measured,
+        device_uuid=uuid,
+    )
+    return replace(trial, **more)
+
+
+def test_a_block_pairs_one_device() -> None:
+    """Runs of one number on two GPUs are two halves; what failed, or ran as something else, is none."""
+    aim = METRICS["throughput"]
+    trials = [
+        confirmed(DEFAULT, 1, 100.0), confirmed(PACKED, 1, 150.0),
+        confirmed(DEFAULT, 2, 100.0), confirmed(PACKED, 2, 300.0, "GPU-2"),
+        confirmed(DEFAULT, 3, 100.0), confirmed(PACKED, 3, 500.0, effective=SORTED),
+        confirmed(DEFAULT, 4, 100.0), confirmed(PACKED, 4, 500.0, outcome=Outcome.CUT),
+        confirmed(DEFAULT, 5, 100.0), confirmed(DEFAULT, 5, 200.0, "GPU-2"), confirmed(PACKED, 5, 320.0, "GPU-2"),
+    ]  # fmt: skip
+    assert block_ratios(trials, PACKED, DEFAULT, aim) == [1.5, 1.6]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_everybody_who_reaches_the_best_is_compared(name: str) -> None:
+    """By the study's own aim, by intervals; nobody who is no better than a default that is right; a stated number at most."""
+    aim, others = METRICS[name], [DEFAULT.replaced(attention=f"a{n}") for n in range(6)]
+
+    def scored(configuration: Configuration, value: float) -> Trial:
+        value = 1 / value if aim.less_is_better else value
+        measured = (
+            () if aim.metric == "peak_bytes" else (Measurement(aim.metric, "u", (value * 0.99, value, value * 1.01)),)
+        )
+        return Trial(0, configuration, configuration, Outcome.OK, measurements=measured, peak_bytes=value)  # type: ignore[arg-type]
+
+    default = scored(DEFAULT, 1.0)
+    values = (1.5, 1.49, 1.485, 1.2, 1.0, 0.5)
+    found = finalists([default, *map(scored, others, values)], default, aim, is_default_right=True)
+    assert found == others[:3]
+    slow = [scored(others[0], 0.8), scored(others[1], 0.5)]
+    assert finalists([default, *slow], default, aim, is_default_right=True) == []
+    assert finalists(slow, default, aim, is_default_right=False) == others[:1]
+    equal = [scored(other, 1.5) for other in others]
+    assert len(finalists([default, *equal], default, aim, is_default_right=True)) == 3
+
+
+def test_the_best_are_confirmed_where_there_is_no_time_for_all() -> None:
+    """Finalists are left out from the end until the rest can be confirmed; the best is tried for in any case."""
+    rivals = [PACKED, SORTED, DEFAULT.replaced(attention="eager")]
+    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 95.0, 3) == (rivals[:2], 90.0)
+    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 10.0, 3) == (rivals[:1], 60.0)
+    assert affordable([], lambda _: 10.0, 10.0, 3) == ([], 0.0)
+
+
+# ------------------------------------------------------------------------------------------------ from one study to another
+
+
+def test_what_is_reused_was_measured_here_by_todays_method(place: Place) -> None:
+    """Trials of another objective's study are taken over; not those of another device, nor of an earlier method."""
+    device, wide = Device({PACKED: 150.0}), Objective(Tier.EIGHT_BIT, only=ONLY)
+    place.tune(device, Budget(None, 3, blocks=0))
+    ran = len(device.ran)
+    place.tune(device, Budget(None, 3, blocks=0), objective=wide)
+    assert len(device.ran) == ran + 1  # the default is always run
+
+    place.tune(replace(device, uuid="GPU-2"), Budget(None, 3, blocks=0), objective=Objective(Tier.FOUR_BIT, only=ONLY))
+    assert len(device.ran) == ran + 4
+
+
+# ------------------------------------------------------------------------------------------------------------- for real
+
+
+def test_a_clock_without_a_budget_never_ends() -> None:
+    """Without --budget there is no deadline but a trial's own."""
+    clock = Clock(None)
+    assert not clock.is_over
+    assert clock.left_s == clock.left_with_grace_s == float("inf")
+
+
+@pytest.mark.parametrize("budget_s", [10, 25])
+def test_a_real_tune_keeps_its_budget(tmp_path: Path, budget_s: int) -> None:
+    """With a choice that sleeps for ten minutes among the first: it ends in time, answers, and calls nothing a failure."""
+    url = f"sqlite:///{tmp_path}/advisor.db"
+    environment = {
+        **os.environ, "ADVISOR_DATABASE_URL": url, "ADVISOR_LOCK_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
+        "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",
+               "--quality", "exact", "--budget", f"{budget_s}s", "--device", "cpu"]  # fmt: skip
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    took_s = time.monotonic() - began
+
+    assert took_s < budget_s + 25, done.stderr  # 20, and what a busy machine takes to start Python
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "nothing admissible" not in done.stderr
+    if "nothing was measured" in done.stderr:  # a machine too busy to import torch in time: that is said
+        return
+    with Store.open(url, write=False) as store:
+        assert {str(t.outcome) for t in store.trials(1)} <= {"ok", "cut", "pruned"}

