@@ -82,6 +82,7 @@ def _load_for_reference(session: Session, request: Mapping[str, Any], precision:
         session.load({**request, "device": "cpu"}, configuration)
     if facts.prequantized:
         session.model, session.loaded_as = facts_torch.dequantised(session.model), None
+        session.settings = fp32_torch.Settings(session.model)
     if beside:
         session.model.to("cpu")
     how = "eager" + (" in chunks" if _use_chunks(session, request, facts) else "")
@@ -108,7 +109,7 @@ def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     facts = request["facts"]
     width = facts["vocabulary" if workload.output in LOGITS else "hidden_size"]
     distances, device = forward.distances(workload, width), request["device"]
-    looked = Looked(session.model, asked_of(request), distances, device, 1.0)
+    looked = Looked(session.model, asked_of(request), distances, device, 1.0, session.settings)
     values: dict[str, torch.Tensor] = {}
     with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
         for number, ids in enumerate(tokens):
@@ -142,7 +143,14 @@ def figures_of(
     workload, tokens = session.sampled(request)
     reference = _read(gate["path"], request, workload)
     calls = session.calls(request, workload.under(configuration), configuration, tokens)
-    looked = Looked(session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"])
+    looked = Looked(
+        session.model,
+        asked_of(request),
+        reference["distances"],
+        request["device"],
+        reference["deviation"],
+        session.settings,
+    )
     facts = ModelFacts.of(request["facts"])
     probed = gate_torch.to_probe(calls, facts.windows)
     quality, kept = _compared(looked, calls, tokens, reference, request, probed)
@@ -247,7 +255,7 @@ def _layout_error(
     chosen = _for_layout(calls, facts.windows)
     sequences = {number: tokens[number] for call in chosen for number in call.sequences}
     distances = forward.distances(workload, facts.vocabulary if workload.output in LOGITS else facts.hidden_size)
-    looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0)
+    looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0, session.settings)
     with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
         truth = gate_torch.alone(looked, sequences, facts.accepts)
     looked = replace(looked, deviation=gate_torch.deviation_of(truth.values(), workload.output))
@@ -310,8 +318,9 @@ def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         workload, tokens = session.sampled(request)
         reference = _read(request["gate"]["path"], request, workload)
         looked = Looked(
-            session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"]
-        )
+            session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"],
+            session.settings,
+        )  # fmt: skip
         calls = session.calls(request, workload.under(configuration), configuration, tokens)
         chosen = gate_torch.to_probe(calls, ModelFacts.of(request["facts"]).windows)
         found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)

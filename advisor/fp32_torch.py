@@ -94,6 +94,35 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
         yield
 
 
+class Settings:
+    """The plain settings and the parts of a model's modules, as they were: some models change themselves as they run.
+
+    BigBird leaves its sparse attention for good at the first short row, so that what it gives depends on what ran before.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Remember them. Lists of layers are left out: which of them run is decided from outside."""
+        self._held = [
+            (module, _plain(module), dict(module._modules))
+            for module in model.modules()
+            if not isinstance(module, torch.nn.ModuleList)
+        ]
+
+    def restore(self) -> None:
+        """Put back what changed."""
+        for module, plain, parts in self._held:
+            if _plain(module) != plain:
+                vars(module).update(plain)
+            if module._modules != parts:
+                module._modules.clear()
+                module._modules.update(parts)
+
+
+def _plain(module: torch.nn.Module) -> dict[str, Any]:
+    """Return a module's settings that are numbers, texts and truths."""
+    return {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+
+
 # ------------------------------------------------------------------------------------------------ its first layers alone
 
 

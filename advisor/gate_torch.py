@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from advisor.fp32_torch import Settings
 from advisor.model import ModelFacts
 from advisor.workloads.forward import shape_class
 from advisor.workloads.forward_torch import Asked, Call, score_deviation
@@ -27,7 +28,8 @@ _TOKEN_LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 class Looked:
     """What is run and how: the model, what is asked of it, at which distances from a sequence's end, and on what device.
 
-    deviation: of the reference's values, in which all differences are counted (σ).
+    deviation: of the reference's values, in which all differences are counted (σ). settings: what the model's were when it
+    was loaded: every call begins with them, whatever ran before it.
     """
 
     model: Any
@@ -35,9 +37,11 @@ class Looked:
     distances: Sequence[int]
     device: str
     deviation: float
+    settings: Settings
 
     def values(self, call: Call) -> list[torch.Tensor]:
         """Return every sequence's values, [positions, width] in fp32: copies, for a CUDA graph writes into its last output."""
+        self.settings.restore()
         return [values.clone() for values in self.asked.by_sequence(self.model, call, self.device, self.distances)]
 
     def moved(self, ours: torch.Tensor, theirs: torch.Tensor) -> float:

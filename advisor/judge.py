@@ -44,6 +44,9 @@ LAYOUT_LIMIT = 1e-4
 EPSILON: Mapping[str, float] = {"fp32": 2**-23, "tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}
 EXPERTS_STEPS = 8
 
+#: Where two equal runs differ, an output may move by this many times that in the probe: of a few runs one saw the most.
+REPEATS = 8.0
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -214,12 +217,13 @@ def _dependence(quality: Quality, ran: Configuration, facts: ModelFacts) -> list
     """Say what the independence probe found."""
     if quality.probe_void:
         return [f"the independence probe is void: {quality.probe_void}"]
-    limit = probe_limit(ran, facts)
+    # Additions in an order that changes from run to run move equal runs as much: that is no dependence.
+    limit = max(probe_limit(ran, facts), REPEATS * (quality.repeat or 0.0))
     found = []
     for moved, what in ((quality.neighbours, "its neighbours"), (quality.pads, "its pads")):
         if moved is not None and moved > limit:
             found.append(f"a sequence reads {what}: its output moves by {moved:.1e} σ when their contents change")
-    if quality.repeat is not None and quality.repeat > max(limit, EPSILON["bf16"]):
+    if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), EPSILON["bf16"]):
         found.append(f"two equal runs differ by {quality.repeat:.1e} σ: the output is random")
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from advisor import facts_torch, tokens_torch
+from advisor import facts_torch, fp32_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.knobs import KNOBS, choice_of, packing_torch
 from advisor.knobs.attention import tells_sequences_apart
@@ -25,6 +25,7 @@ class Session:
         """Hold nothing yet. send: writes one message to the parent."""
         self.send = send
         self.model: Any = None
+        self.settings: Any = None
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
@@ -65,6 +66,7 @@ class Session:
         if self.loaded_as != key:
             self.unload()
             self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
+            self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
         elif configuration["attention"] != self.loaded_attention:
             arguments = facts_torch.arguments_of(choices, configuration, names)
@@ -75,7 +77,7 @@ class Session:
 
     def unload(self) -> None:
         """Free the model."""
-        self.model, self.loaded_as = None, None
+        self.model, self.loaded_as, self.settings = None, None, None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
