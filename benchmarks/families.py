@@ -26,13 +26,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from families_oracle import BF16_FACTOR, TOLERANCE, Label, alone, draw, errors, laid_out
 from families_table import BATCH, FAMILIES, LENGTHS
+from families_verdict import LAYOUTS, PRECISIONS, Bench, Verdict, verdict_of
 
 from advisor import probe
 from advisor.errors import AdvisorError
-
-from families_oracle import BF16_FACTOR, TOLERANCE, Label, alone, draw, errors, laid_out  # isort: skip
-from families_verdict import LAYOUTS, PRECISIONS, Bench, Verdict, verdict_of  # isort: skip
 
 #: This share of what is right and measured may be rejected.
 MOST_REJECTED = 0.01
@@ -40,7 +39,11 @@ MOST_REJECTED = 0.01
 
 @dataclass(frozen=True)
 class Cell:
-    """One family in one layout and precision: what is so, what advisor says, and the bf16 or fp32 error of one at a time."""
+    """One family in one layout and precision: what is so and what advisor says.
+
+    alone: the error of one sequence at a time in the class's default attention: above TOLERANCE in fp32, that attention is
+    another function than eager.
+    """
 
     family: str
     layout: str
@@ -89,12 +92,6 @@ UNREAD = Label(0.0, 0.0, 0.0, failure="its facts can't be read")
 
 def measure(name: str, layouts: Sequence[str] = LAYOUTS, precisions: Sequence[str] = PRECISIONS) -> list[Cell]:
     """Label and judge one family."""
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory(prefix="advisor-families-") as folder:
         paths = draw(FAMILIES[name], Path(folder) / "model")
@@ -118,13 +115,11 @@ def _labels(bench: Bench, layouts: Sequence[str], right: Mapping[str, bool]) -> 
     except AdvisorError:
         return dict.fromkeys(layouts, UNREAD), 0.0
     reference = alone(family, bench.path, tokens, "fp32", pooling, "eager")
-    limit = error = TOLERANCE
-    if bench.precision != "fp32":
-        try:
-            error, _ = errors(reference, alone(family, bench.path, tokens, bench.precision, pooling))
-        except Exception as raised:  # noqa: BLE001 - whatever a class raises: it can't be run in this precision here
-            return dict.fromkeys(layouts, Label(0.0, 0.0, 0.0, _text(raised))), 0.0
-        limit = BF16_FACTOR * error
+    try:
+        error, _ = errors(reference, alone(family, bench.path, tokens, bench.precision, pooling))
+    except Exception as raised:  # noqa: BLE001 - whatever a class raises: it can't be run in this precision here
+        return dict.fromkeys(layouts, Label(0.0, 0.0, 0.0, _text(raised))), 0.0
+    limit = TOLERANCE if bench.precision == "fp32" else BF16_FACTOR * error
     labels = {}
     for layout in layouts:
         try:
@@ -139,10 +134,20 @@ def _text(raised: Exception) -> str:
     return " ".join(f"{type(raised).__name__}: {raised}".split())[:150]
 
 
+def _quiet() -> None:
+    """Make a process use one thread and say nothing."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def measured(names: Sequence[str], workers: int) -> Iterator[list[Cell]]:
     """Measure families in processes of their own, and yield each one's cells as they come."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
         waiting = {pool.submit(partial(measure, name)): name for name in names}
         for future in as_completed(waiting):
             try:
@@ -196,8 +201,10 @@ def _figures(cells: Sequence[Cell]) -> Iterator[str]:
             said = f"; the gate's rms {gate.rms:.1e}" if gate is not None else ""
             said += f": {cell.verdict.reason.split('; ')[0]}" if cell.verdict.reason else ""
             label, where = cell.label, f"{cell.family}, {cell.layout}, {cell.precision}"
-            errors = f"rms {label.rms:.1e} σ, maximum {label.maximum:.1e} σ, limit {label.limit:.1e}"
-            yield f"- {KINDS[cell.kind]} {where}: {errors}{_short(said)}"
+            figures = (
+                f"rms {label.rms:.1e} σ, maximum {label.maximum:.1e} σ, limit {label.limit:.1e}, alone {cell.alone:.1e}"
+            )
+            yield f"- {KINDS[cell.kind]} {where}: {figures}{_short(said)}"
 
 
 def document(cells: Sequence[Cell], command: str, seconds: float) -> str:
@@ -206,11 +213,7 @@ def document(cells: Sequence[Cell], command: str, seconds: float) -> str:
     for cell in cells:
         by_family.setdefault(cell.family, {})[cell.layout, cell.precision] = cell
     found, versions = counts(cells), probe.packages()
-    run = [
-        name
-        for name, mine in by_family.items()
-        if any("accepted" in c.kind or "rejected" in c.kind for c in mine.values())
-    ]
+    run = {cell.family for cell in cells if cell.kind not in ("refused", "failed")}
     right = found["right accepted"] + found["right rejected"]
     heads = [f"{layout} {precision}" for precision in PRECISIONS for layout in LAYOUTS]
     return f"""# Is the verdict right on every kind of model?
@@ -226,8 +229,8 @@ same sequences one at a time, unpadded, eager, by transformers alone. Right is a
 of one sequence at a time in bf16. **What advisor says** is the outcome of a trial's gate.
 
 Of {len(by_family)} families {len(run)} were measured. Of their cells **{found["wrong accepted"]} are wrong and accepted**,
-{found["wrong rejected"]} wrong and rejected; of {right} right ones {found["right rejected"]} are rejected. {found["refused"]} cells
-were refused before measuring, {found["failed"]} can't be run here: they count as neither.
+{found["wrong rejected"]} wrong and rejected; of {right} right ones {found["right rejected"]} are rejected.
+{found["refused"]} cells were refused before measuring, {found["failed"]} can't be run here: they count as neither.
 
 ✓ right and accepted · ✗ wrong and rejected · **WRONG** wrong and accepted · **lost** right and rejected · – refused before
 measuring, with the rule (facts: the model can't be read) · a dot: the call raises, alone or in this layout
