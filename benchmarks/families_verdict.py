@@ -157,9 +157,10 @@ class Bench:
         return Verdict("refused", reason.text, reason.rule)
 
     def laid_out(self, layout: str) -> tuple[Any, list[forward.Call], forward.Asked]:
-        """Return the loaded model, a layout's calls as a trial makes them, and what is asked of it."""
+        """Return the model, loaded anew, a layout's calls as a trial makes them, and what is asked of it."""
         configuration = self.baseline.replaced(packing=layout)
         request, session = self.request(configuration), self.runner.session
+        session.unload()  # a fresh one: what a class keeps from earlier calls must not show
         session.load(request, configuration)
         return session.model, session.calls(request, self.workload, configuration), worker.asked_of(request)
 
