@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-older check fix faults bench clean
+.PHONY: demo test test-older check fix faults bench families clean
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,9 @@ faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments, on SQLite 
 bench: $(BIN)/.installed  ## start-up times, and the gate's calibration in 100 runs
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/calibrate_gate.py --runs 100
+
+families: $(BIN)/.installed  ## is the verdict right on every kind of model? some ten minutes on two cores
+	$(BIN)/python benchmarks/families.py --write docs/families.md
 
 clean:
 	rm -rf $(VENV) $(OLDER) .demo
