@@ -20,6 +20,9 @@ from advisor.workloads.forward_torch import Asked, Call, score_deviation
 #: The independence probe runs the smallest batch of so many shape classes of the list.
 MOST_PROBED = 3
 
+#: Stands for a difference from what is not finite (σ): infinity has no place in JSON.
+BEYOND = 1e30
+
 #: Entries of a configuration that name tokens, beside those that end in "_token_id".
 _TOKEN_LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
@@ -45,8 +48,9 @@ class Looked:
         return [values.clone() for values in self.asked.by_sequence(self.model, call, self.device, self.distances)]
 
     def moved(self, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-        """Return the largest difference of two sequences' values in σ."""
-        return float((ours - theirs).abs().max()) / self.deviation
+        """Return the largest difference of two sequences' values in σ; BEYOND where one is not finite."""
+        moved = float((ours - theirs).abs().max()) / self.deviation
+        return moved if math.isfinite(moved) else BEYOND
 
 
 # ---------------------------------------------------------------------------------------------------- one at a time
@@ -208,7 +212,7 @@ def layout_error(looked: Looked, calls: Sequence[Call], truth: Mapping[int, torc
     for call in calls:
         for number, values in zip(call.sequences, looked.values(call), strict=True):
             rms = float((values - truth[number]).double().square().mean()) ** 0.5
-            worst = max(worst, rms / looked.deviation if math.isfinite(rms) else math.inf)
+            worst = max(worst, rms / looked.deviation if math.isfinite(rms) else BEYOND)
     return worst
 
 

@@ -61,6 +61,7 @@ def read_effective(
         automatic=picked_by_torch(session, call, request),
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(request["facts"].get("prequantized")),
+        one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),
     )
 
 

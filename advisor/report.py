@@ -324,6 +324,7 @@ def quality_words(quality: Quality) -> str:
     figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
     figures += [f"cosine ≥ {quality.cosine:.6f}"] if quality.cosine is not None else []
     figures += [f"nearest ten {quality.top10:.1%} the same"] if quality.top10 is not None else []
+    figures += [quality.quantised] if quality.quantised else []
     return ", ".join(figures)
 
 
@@ -445,13 +446,21 @@ def _tried(recommendation: Recommendation) -> str:
     return f"{text}; the search stopped: {recommendation.why}" if recommendation.why else text
 
 
+def _looked(recommendation: Recommendation) -> str:
+    """Return what it cost to look for outputs that depend on neighbours, pads or the layout."""
+    looked_s, spent_s = recommendation.looked_s, recommendation.spent_s
+    share = f", {looked_s / spent_s:.1%} of the trials' {duration(spent_s)}" if spent_s > 0 else ""
+    return f"independence and layout were looked at in {looked_s:.1f} s{share}"
+
+
 def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool, pareto: bool = False) -> None:
     """Print a recommendation for people. pareto: with what no other beats in speed, memory and quality at once."""
     study, out = recommendation.study, console(stderr=stderr)
     when = (study.finished_at or study.started_at).date().isoformat()
     out.print(f"[bold]{escape(recommendation.source.name)}[/] · {escape(str(study.workload))}")
     out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}")
-    out.print(f"{escape(_tried(recommendation))}\n")
+    out.print(escape(_tried(recommendation)))
+    out.print(f"{_looked(recommendation)}\n")
     mark = "[green]▸[/]" if recommendation.chosen else "[red]▸[/]"
     out.print(f"{mark} {_headline(recommendation)}")
     for line in _against(recommendation):

@@ -52,6 +52,7 @@ class Recommendation:
     those that were not, once it is asked: see prospects.
     why: why the search stopped, in words; command: what goes on with it; way_out: how work is done right that no configuration
     does right, "" where there is no telling.
+    looked_s: seconds that the independence probe and the layout in fp32 took, of spent_s that all trials did.
     """
 
     source: ModelSource
@@ -75,6 +76,8 @@ class Recommendation:
     why: str = ""
     command: str = ""
     way_out: str = ""
+    looked_s: float = 0.0
+    spent_s: float = 0.0
 
     def __str__(self) -> str:
         """Return it in a line."""
@@ -159,6 +162,7 @@ class Recommendation:
             "tried": self.tried,
             "admissible": self.admissible,
             "share_tried": self.share_tried,
+            "gate_s": self.looked_s,
             "why": self.why,
             "chance_of_better": self.prospects.chance,
             "untried": [
@@ -233,6 +237,8 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         ceilings=store.ceilings(study.environment_key),
         tried=tried,
         admissible=study.admissible,
+        looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
+        spent_s=sum(t.wall_s or 0.0 for t in trials),
         best=_fastest_found(evidence, chosen, verdict),
         rejected=evidence.rejected,
         look=look,

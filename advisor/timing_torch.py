@@ -65,10 +65,19 @@ class Round(NamedTuple):
     slowest_s: float
 
 
+class NotFinite(Exception):
+    """A timed batch's output holds NaN or infinity."""
+
+
 def timed_round(
-    session: Session, calls: Sequence[forward.Call], device: str, asked: forward.Asked, order: Sequence[int]
+    session: Session,
+    calls: Sequence[forward.Call],
+    device: str,
+    asked: forward.Asked,
+    order: Sequence[int],
+    look: bool = False,
 ) -> Round:
-    """Run all batches once.
+    """Run all batches once. look: at every output, outside the time, and raise NotFinite where one is not finite.
 
     Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
     """
@@ -89,6 +98,8 @@ def timed_round(
         wall_s, slowest_s = wall_s + batch_s, max(slowest_s, batch_s)
         if on_gpu:
             gpu_s += start.elapsed_time(end) / 1000
+        if look and not torch.isfinite(values).all():
+            raise NotFinite(f"the output of batch {number + 1} of {len(calls)} holds NaN or infinity")
         del values
     return Round(wall_s, gpu_s, slowest_s)
 
@@ -126,8 +137,9 @@ def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mappin
     on_gpu = device.startswith("cuda")
     order = list(range(len(calls)))
     session.stage("warm-up")
-    rounds, warm = Rounds([], [], [], [], []), []
-    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order)):
+    rounds, warm = Rounds([], [], [], [], []), list[float]()
+    # The gate looks at a sample: that no output is NaN is seen of every batch, once.
+    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order, not warm)):
         warm.append(found.wall_s)
         if why := _clearly_slower(warm, incumbent_s):
             return Rounds([found.wall_s], [found.gpu_s], [found.slowest_s], [], [], why)

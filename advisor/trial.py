@@ -51,6 +51,7 @@ class Quality:
     most between equal runs; probe_void: why the probe could not have failed, "" where it could; probed: what was probed and
     what was not and why, in words. layout: the rms of the sequence that is furthest from itself alone when the same call is
     made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers.
+    gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
     """
 
     rms: float
@@ -71,6 +72,8 @@ class Quality:
     probed: str = ""
     layout: float | None = None
     layout_words: str = ""
+    gate_s: float = 0.0
+    quantised: str = ""
 
     @property
     def is_against_fp32(self) -> bool:

@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,11 @@ from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
 from advisor.judge import wrong
 from advisor.knobs import effective_choices
+from advisor.knobs.quantization import share_words
 from advisor.model import ModelFacts
 from advisor.proof_torch import read_effective, unproven
 from advisor.session_torch import Session, asked_of
-from advisor.timing_torch import time_rounds, timed_round
+from advisor.timing_torch import NotFinite, time_rounds, timed_round
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import workload_of
 
@@ -103,6 +104,8 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
             session.stage("gate")
             try:
                 quality, result["gate_s"] = figures_of(session, request, requested)
+                spent_s = sum(result["gate_s"].get(part, 0.0) for part in ("probe_s", "layout_s"))
+                quality = replace(quality, gate_s=spent_s, quantised=share_words(reading))
             except ValueError as error:
                 raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
             found = _wrong(request, requested, effective, quality)
@@ -110,7 +113,10 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
             if found and not request["gate"]["is_default"]:
                 return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": found, "rounds": None}
         _reset_peak(device)
-        rounds = time_rounds(session, calls, request)
+        try:
+            rounds = time_rounds(session, calls, request)
+        except NotFinite as error:
+            return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": str(error), "rounds": None}
     outcome = Outcome.PRUNED if rounds.pruned else Outcome.WRONG_OUTPUT if found else Outcome.OK
     return {
         **result,

@@ -13,6 +13,7 @@ TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
 #: scaled_dot_product_attention and by varlen_attn too, so a kernel's name alone proves no package.
 _FUSED_LAYER = "_transformer_encoder_layer_fwd"
 _SDPA = "scaled_dot_product"
+_SCORES = ("softmax",)
 _VARLEN = ("_varlen_attn", "aten::_flash_attention_forward")
 
 
@@ -105,6 +106,8 @@ def ran_as(wanted: str, implementation: str | None = None) -> Callable[[Reading]
         found = family(reading)
         if found != wanted:
             return f"the operators launched are those of {found} attention"
+        if wanted == "eager" and not reading.one_way and not launched_any(reading.operators, _SCORES):
+            return "no softmax was launched, by which eager attention shows"
         if implementation is not None and not reads_back(reading, implementation):
             return f"the implementation read back is {', '.join(sorted(set(reading.attention.values())))}"
         return None

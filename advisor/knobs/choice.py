@@ -68,6 +68,7 @@ class Reading:
     inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
+    one_way: the class knows one way to attend, its own, which may be none.
     """
 
     attention: Mapping[str, str]
@@ -81,6 +82,7 @@ class Reading:
     automatic: Sequence[str] = ()
     sequences: int = 0
     prequantized: bool = False
+    one_way: bool = False
 
 
 def _nothing(_: Any) -> None:

@@ -19,6 +19,10 @@ from advisor.objective import Tier
 _SOURCE = "https://huggingface.co/docs/bitsandbytes"
 _IMPORTS = ("import torch", "from transformers import BitsAndBytesConfig")
 
+#: A choice that quantises is proven where at least this share of the linear layers was: the output layer is left out by
+#: custom, layers of a class that the quantizer does not know are left out without a word.
+LEAST_SHARE = 0.5
+
 #: The linear layers' class, with what the worker reads of its settings, and the choice that makes it.
 _KINDS = {
     "Linear8bitLt:6.0": "int8",
@@ -110,11 +114,25 @@ def _four_bit_load(kind: str, *, double: bool = False) -> Callable[[Configuratio
 def _proof(name: str) -> Callable[[Reading], str | None]:
     def proof(reading: Reading) -> str | None:
         ran = _effective(reading)
+        if ran == name and name != "none" and not reading.prequantized and share_of(reading)[0] < LEAST_SHARE:
+            return f"only {share_words(reading)}"
         if ran == name:
             return None
         return f"the linear layers are {', '.join(sorted(reading.linears))}: {ran}"
 
     return proof
+
+
+def share_of(reading: Reading) -> tuple[float, int, int]:
+    """Return the share of the linear layers that are quantised, how many they are, and of how many."""
+    count, total = sum(n for name, n in reading.linears.items() if name in _KINDS), sum(reading.linears.values())
+    return count / max(total, 1), count, total
+
+
+def share_words(reading: Reading) -> str:
+    """Return the same in words, "" where none is."""
+    _, count, total = share_of(reading)
+    return f"{count} of {total} linear layers quantised" if count else ""
 
 
 def _effective(reading: Reading) -> str:
