@@ -248,7 +248,8 @@ def test_sentinels_are_no_limits(value: Any, limit: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "entries", "row"),
-    [("bert", SHAPE, None), ("fnet", SHAPE, 64), ("convbert", SHAPE, 64), ("deberta-v2", SHAPE, 64), ("big_bird", SHAPE, 64), ("roformer", SHAPE, 64), ("llama", GQA, None),
+    [("bert", SHAPE, None), ("fnet", SHAPE, 64), ("convbert", SHAPE, 64), ("deberta-v2", SHAPE, 64), ("big_bird", SHAPE, 64),
+     ("roformer", SHAPE, 64), ("llama", GQA, None),
      ("gpt2", GPT2, None)],
 )  # fmt: skip
 def test_rows_are_bounded_by_buffers(
