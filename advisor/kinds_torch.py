@@ -255,6 +255,8 @@ def takes_row(source: Mapping[str, Any], config: Any, auto: Any, tokens: int) ->
         }
         if "use_cache" in inspect.signature(model.forward).parameters:
             call["use_cache"] = False
+        if is_encoder(config) and "attention_mask" in inspect.signature(model.forward).parameters:
+            call["attention_mask"] = torch.zeros((1, 1, tokens, tokens))  # an encoder's pack is told apart by its mask
         with torch.inference_mode():
             model(**call)
     except Exception:  # noqa: BLE001  (a buffer that is too short: whatever the class makes of it)

@@ -119,11 +119,13 @@ def test_modules_json_says_where_the_pooling_is_and_what_follows(tmp_path: Path)
     assert "has no model.safetensors" in read_beside(tmp_path)["problem"]
     (tmp_path / "2_Dense" / "model.safetensors").touch()
 
-    assert read_beside(tmp_path) == {
+    expected = {
         "pooling": "cls",
         "after_pooling": ["dense 2_Dense tanh", "normalize"],
         "problem": "",
+        "folder": str(tmp_path),
     }
+    assert read_beside(tmp_path) == expected
 
 
 @pytest.mark.parametrize("listed", [
@@ -246,7 +248,8 @@ def test_sentinels_are_no_limits(value: Any, limit: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "entries", "row"),
-    [("bert", SHAPE, None), ("fnet", SHAPE, 64), ("convbert", SHAPE, 64), ("roformer", SHAPE, 64), ("llama", GQA, None),
+    [("bert", SHAPE, None), ("fnet", SHAPE, 64), ("convbert", SHAPE, 64), ("deberta-v2", SHAPE, 64), ("big_bird", SHAPE, 64),
+     ("roformer", SHAPE, 64), ("llama", GQA, None),
      ("gpt2", GPT2, None)],
 )  # fmt: skip
 def test_rows_are_bounded_by_buffers(
