@@ -134,10 +134,14 @@ def shortened(value: Any) -> str:
 def parsed(text: Any) -> Any:
     """Return the value of a JSON text. Raises Malformed where it is none; NaN and infinities are no JSON."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except (ValueError, TypeError, RecursionError):
         raise Malformed(f"this is no JSON: {shortened(text)}") from None
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
+
+
+#: Made once: json.loads makes one for every call that says more than the text.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
