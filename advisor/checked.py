@@ -64,6 +64,9 @@ _PLAIN: dict[str, Test] = {
 def test_of(annotation: str) -> Test:
     """Return the test for values of an annotation, as nouns write them. Raises TypeError for one it does not know."""
     alternatives = _split(annotation, "|")
+    if len(alternatives) == 2 and alternatives[1] == "None":
+        other = test_of(alternatives[0])
+        return lambda value: value is None or other(value)
     if len(alternatives) > 1:
         tests = [test_of(each) for each in alternatives]
         return lambda value: any(test(value) for test in tests)

@@ -444,7 +444,8 @@ def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
     """Raise Malformed where a payload is no object, or one of its known members is of another type."""
     _refuse(not isinstance(payload, dict), "an object", payload)
     for name, test in tests.items():
-        _refuse(name in payload and not test(payload[name]), name, payload.get(name))
+        if name in payload and not test(payload[name]):
+            _refuse(True, name, payload[name])
 
 
 #: The plain columns of a trial.
