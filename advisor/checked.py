@@ -64,6 +64,9 @@ _PLAIN: dict[str, Test] = {
 def test_of(annotation: str) -> Test:
     """Return the test for values of an annotation, as nouns write them. Raises TypeError for one it does not know."""
     alternatives = _split(annotation, "|")
+    if len(alternatives) == 2 and alternatives[1] == "None":
+        other = test_of(alternatives[0])
+        return lambda value: value is None or other(value)
     if len(alternatives) > 1:
         tests = [test_of(each) for each in alternatives]
         return lambda value: any(test(value) for test in tests)
@@ -134,10 +137,14 @@ def shortened(value: Any) -> str:
 def parsed(text: Any) -> Any:
     """Return the value of a JSON text. Raises Malformed where it is none; NaN and infinities are no JSON."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except (ValueError, TypeError, RecursionError):
         raise Malformed(f"this is no JSON: {shortened(text)}") from None
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(name)
+
+
+#: Made once: json.loads makes one for every call that says more than the text.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
+from types import TracebackType
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Table, TextClause, select, text, update
@@ -233,16 +233,25 @@ def _facts(payload: str | None) -> ModelFacts | None:
         return None
 
 
-@contextmanager
-def in_row(table: str, row_id: int) -> Iterator[None]:
+class in_row:  # noqa: N801 - it reads as what it is: with in_row(table, id)
     """Say of which row it is that it can't be understood: raise DamagedRow for whatever its values are not."""
-    try:
-        yield
-    except DamagedRow:
-        raise
-    except (BadInput, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DamagedRow(f"row {row_id} of {table} is damaged: {in_a_line(said)[:200]}") from None
+
+    def __init__(self, table: str, row_id: int) -> None:
+        """Name the row. A class, for a generator costs more than what is read inside it."""
+        self._table, self._id = table, row_id
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Name the row where something is wrong with it."""
+        if error is None or isinstance(error, DamagedRow):
+            return
+        if isinstance(
+            error, (BadInput, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+        ):
+            said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise DamagedRow(f"row {self._id} of {self._table} is damaged: {in_a_line(said)[:200]}") from None
 
 
 def readable(read: Callable[[Any], _Noun], found: Iterable[Any], damage: list[str] | None) -> list[_Noun]:
@@ -387,7 +396,13 @@ def trials(
     return readable(read, connection.execute(_trials_where(where, full=full), values).all(), damage)
 
 
-_METRIC, _SAMPLES = matches(r"[a-z0-9_]{1,80}"), test_of("tuple[float, ...]")
+_METRIC = matches(r"[a-z0-9_]{1,80}")
+
+
+def _are_samples(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) <= {int, float} and all(map(math.isfinite, value))
+
+
 _SEEN = {"after_each_round": test_of("tuple[Mapping[str, Any], ...]"), "discarded": test_of("tuple[str, ...]")}
 
 
@@ -398,7 +413,7 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
             samples, state = parsed(row.samples), parsed(row.device_state) if full else {}
             check_device_state(row.metric, state)
             _refuse(not is_text(row.unit), "unit", row.unit)
-            _refuse(not _SAMPLES(samples), "samples", samples)
+            _refuse(not _are_samples(samples), "samples", samples)
             return Measurement(row.metric, row.unit, tuple(samples), row.phase, state)
     except DamagedRow as error:
         return error
@@ -438,7 +453,8 @@ def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
     """Raise Malformed where a payload is no object, or one of its known members is of another type."""
     _refuse(not isinstance(payload, dict), "an object", payload)
     for name, test in tests.items():
-        _refuse(name in payload and not test(payload[name]), name, payload.get(name))
+        if name in payload and not test(payload[name]):
+            _refuse(True, name, payload[name])
 
 
 #: The plain columns of a trial.
@@ -485,7 +501,7 @@ def _comparison(row: Row[*tuple[Any, ...]]) -> Comparison:
     with in_row("comparisons", row.id):
         ratios = parsed(row.block_ratios)
         _refuse(row.candidate is None or row.baseline is None, "its configuration", None)
-        _refuse(not _SAMPLES(ratios), "block_ratios", ratios)
+        _refuse(not _are_samples(ratios), "block_ratios", ratios)
         return Comparison(row.candidate, row.baseline, tuple(ratios))
 
 

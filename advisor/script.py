@@ -31,6 +31,8 @@ def loading_lines(
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
     auto = auto_class(output, facts.logits_class)
+    if not auto:
+        raise BadInput(f"no class of transformers is known that gives this model's {output}", "tune it again")
     imports = {line for choice in choices for line in choice.imports}
     functions = dict.fromkeys(function for choice in choices for function in choice.functions)
     defined = [function_source(_KNOBS / f"{module}.py", name) for module, name in functions]

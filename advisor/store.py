@@ -391,16 +391,20 @@ class Store:
         is no evidence of its own.
         """
         same = [STUDIES.c[name] == _MINE.c[name] for name in ("workload_id", "environment_id", "model_id")]
-        statement = (
+        asked = select(CONFIGURATIONS.c.id).where(CONFIGURATIONS.c.key == requested.key).scalar_subquery()
+        newest_first = (TRIALS.c.finished_at.desc(), TRIALS.c.id.desc())
+        # The newest of each study by the index's own order: a study can hold very many that asked for this.
+        of_each = (
             select(TRIALS.c.id)
-            .join(STUDIES, STUDIES.c.id == TRIALS.c.study_id)
-            .join(_MINE, (_MINE.c.id == study_id) & (_MINE.c.id != STUDIES.c.id))
-            .join(CONFIGURATIONS, CONFIGURATIONS.c.id == TRIALS.c.requested_id)
-            .where(*same, CONFIGURATIONS.c.key == requested.key, TRIALS.c.outcome == "ok", TRIALS.c.phase == "search")
-            .where(TRIALS.c.reused_from.is_(None))
-            .order_by(TRIALS.c.finished_at.desc(), TRIALS.c.id.desc())
+            .where(TRIALS.c.study_id == STUDIES.c.id, TRIALS.c.requested_id == asked, TRIALS.c.reused_from.is_(None))
+            .where(TRIALS.c.outcome == "ok", TRIALS.c.phase == "search")
+            .order_by(*newest_first)
             .limit(1)
+            .correlate(STUDIES)
+            .scalar_subquery()
         )
+        others = select(of_each).join_from(STUDIES, _MINE, (_MINE.c.id == study_id) & (_MINE.c.id != STUDIES.c.id))
+        statement = select(TRIALS.c.id).where(TRIALS.c.id.in_(others.where(*same))).order_by(*newest_first).limit(1)
         with self._database.reading() as connection:
             found = connection.execute(statement).scalar()
             where = "t.id = :trial"

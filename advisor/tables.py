@@ -132,7 +132,8 @@ TRIALS = Table(
     _figure("wall_s", nullable=True), Column("peak_bytes", BigInteger), Column("weight_bytes", BigInteger),
     _text("quality", nullable=True), _text("reading", nullable=True), _to("reused_from", "trials", nullable=True),
     _text("advisor_version"), _text("device_uuid", nullable=True),
-    UniqueConstraint("study_id", "number"), Index(None, "study_id", "requested_id"), Index(None, "study_id", "finished_at"),
+    UniqueConstraint("study_id", "number"), Index(None, "study_id", "requested_id", "finished_at"),
+    Index(None, "study_id", "finished_at"),
 )  # fmt: skip
 
 MEASUREMENTS = Table(

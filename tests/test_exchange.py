@@ -5,13 +5,15 @@ Run as a script, this file is the process that a test kills: `python test_exchan
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from sqlalchemy import create_engine, text
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput, NotMeasured
-from advisor.exchange import FORMAT, Imported, export_lines, import_lines
+from advisor.exchange import FORMAT, LINE_MOST, Imported, bounded_lines, export_lines, import_lines
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
@@ -500,3 +502,48 @@ def test_random_damage_never_breaks_a_database(store: Store, tmp_path: Path, dat
 if __name__ == "__main__":
     with Store.open(sys.argv[1], write=True) as importer, Path(sys.argv[2]).open(encoding="utf-8") as file:
         import_lines(importer, file)
+
+
+# ---------------------------------------------------------------------------------------------------------------- bounds
+
+
+def _changed(lines: list[str], name: str, change: Callable[[dict[str, Any]], None]) -> list[str]:
+    """Return the lines with the first object of a name changed."""
+    made = [json.loads(line) for line in lines]
+    change(next(each for each in made if each.get("object") == name))
+    return [json.dumps(each) for each in made]
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
+    "samples": ("trial", lambda t: t["measurements"][0].update(samples=[1.0] * 100_001), "100,001 samples"),
+    "trials": ("study", lambda s: s.update(trials=100_001), "100,001 trials"),
+    "texts": ("trial", lambda t: t.update(reason="x" * 20_001), "reason of a trial is no text"),
+    "facts": ("model", lambda m: m["facts"].update(position_offset="0)"), "position_offset can't be '0)'"),
+    "no numbers": ("ceilings", lambda c: c["payload"].update(copy_bytes_per_s=True), "copy_bytes_per_s can't be True"),
+    "readings": ("trial", lambda t: t["reading"].update(dtypes=["float32"]), "dtypes can't be ['float32']"),
+}
+
+
+@pytest.mark.parametrize("bound", _BOUNDS)
+def test_what_an_import_takes_is_bounded(sqlite_url: str, tmp_path: Path, bound: str) -> None:
+    """More than any tune writes, or what could not be read again, is refused in one line, and nothing of it is stored."""
+    name, change, words = _BOUNDS[bound]
+    with Store.open(sqlite_url, write=True) as here:
+        filled(here)
+        lines = list(export_lines(here))
+    with Store.open(f"sqlite:///{tmp_path}/there.db", write=True) as there:
+        with pytest.raises(BadInput, match=f"line [0-9]+: .*{re.escape(words)}"):
+            import_lines(there, _changed(lines, name, change))
+        assert there.studies() == []
+
+
+def test_a_line_without_an_end_is_not_read_whole() -> None:
+    """Of a line that is longer than is taken only that much is read, and the rest of it is no line of its own."""
+    stream = io.StringIO("x" * (LINE_MOST + 10))
+    first = next(bounded_lines(stream))
+    assert len(first) == LINE_MOST + 1
+    with (
+        Store.open("sqlite://", write=True) as store,
+        pytest.raises(BadInput, match="line 1: it is longer than the 33,554,432"),
+    ):
+        import_lines(store, [first])

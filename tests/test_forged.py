@@ -243,6 +243,7 @@ def test_a_forged_value_is_no_code(table: str, column: str, file: Path, honest: 
             for form in FORMS if value == TEXTS[2] else (*some, "export") if not path else some:
                 if said := look(form, known):
                     wrong.append(f"{form}: {'.'.join(map(str, path))} = {value!r:.40}: {said}")
+    print(*wrong, sep="\n")
     assert wrong == []
     assert sorted(path.name for path in file.parent.iterdir()) == ["advisor.db"]
 

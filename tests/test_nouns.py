@@ -73,6 +73,21 @@ def test_interval_of_median_is_the_tables(n: int, low: int, high: int) -> None:
     assert interval_of_median(samples) == (low, high)
 
 
+def test_interval_of_median_of_many_is_that_of_whole_numbers() -> None:
+    """Logarithms change no rank: up to 200 samples it is what exact binomial coefficients give; 100,000 take no time."""
+    for n in range(1, 201):
+        rank, below = 0, 0.0
+        while rank < n // 2:
+            below += math.comb(n, rank) / 2**n
+            if 1 - 2 * below < 0.95:
+                break
+            rank += 1
+        rank = max(rank, 1)
+        assert interval_of_median(range(1, n + 1)) == (rank, n + 1 - rank)
+    low, high = interval_of_median(range(100_000))
+    assert (low + high, high - low) == (99_999, pytest.approx(1.96 * math.sqrt(100_000), rel=0.01))
+
+
 @pytest.mark.parametrize("n", [6, 9, 10, 15, 20, 30])
 def test_interval_of_median_holds_the_median(n: int) -> None:
     """Of skewed samples' intervals at least 94 % hold the median of what they were drawn from (it is 1)."""

@@ -54,7 +54,12 @@ def choice_of(knob: str, name: str) -> Choice:
 
 
 def advised(configuration: Configuration) -> bool:
-    """Whether all of a configuration's choices are known ones, of known knobs, that may be recommended."""
+    """Whether all of a configuration's choices are known ones, of known knobs, that may be recommended; and no knob is missing.
+
+    But for batch, which is a knob only where the caller leaves it open.
+    """
+    if not KNOBS.keys() - {"batch"} <= configuration.keys():
+        return False
     choices = (KNOBS[knob].choices.get(name) if knob in KNOBS else None for knob, name in configuration.items())
     return all(choice is not None and choice.advised for choice in choices)
 

@@ -78,7 +78,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("study_id", name="uq_recommendations_study_id"),
     )
     op.add_column("trials", sa.Column("device_uuid", sa.Text(), nullable=True))
-    op.create_index("ix_trials_study_id_requested_id", "trials", ["study_id", "requested_id"])
+    columns = ["study_id", "requested_id", "finished_at"]
+    op.create_index("ix_trials_study_id_requested_id_finished_at", "trials", columns)
     op.create_index("ix_trials_study_id_finished_at", "trials", ["study_id", "finished_at"])
     op.drop_index("ix_trials_requested_id", "trials")
     if dialect == "sqlite":
@@ -97,6 +98,6 @@ def downgrade() -> None:
     op.execute(sa.text(f"CREATE VIEW v_recommendations AS {before}"))
     op.create_index("ix_trials_requested_id", "trials", ["requested_id"])
     op.drop_index("ix_trials_study_id_finished_at", "trials")
-    op.drop_index("ix_trials_study_id_requested_id", "trials")
+    op.drop_index("ix_trials_study_id_requested_id_finished_at", "trials")
     op.drop_column("trials", "device_uuid")
     op.drop_table("recommendations")

@@ -13,7 +13,7 @@ CREATE TABLE ceilings (
 	CONSTRAINT fk_ceilings_environment_id_environments FOREIGN KEY(environment_id) REFERENCES environments (id), 
 	CONSTRAINT uq_ceilings_environment_id UNIQUE (environment_id)
 );
-INSERT INTO "ceilings" VALUES(1,1,'{"copy_bytes_per_s":4000000000000.0}','2026-11-26 07:23:05.351115');
+INSERT INTO "ceilings" VALUES(1,1,'{"copy_bytes_per_s":4000000000000.0}','2026-11-26 08:29:09.815683');
 CREATE TABLE comparisons (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -32,7 +32,7 @@ CREATE TABLE comparisons (
 	CONSTRAINT fk_comparisons_study_id_studies FOREIGN KEY(study_id) REFERENCES studies (id), 
 	CONSTRAINT uq_comparisons_study_id_candidate_id_baseline_id UNIQUE (study_id, candidate_id, baseline_id)
 );
-INSERT INTO "comparisons" VALUES(1,1,2,1,1.50328170393248483627e+00,1.46586629035023308098e+00,1.54165212492758607609e+00,'[1.5,1.52,1.49]',3,'faster','2026-11-26 07:23:05.378938');
+INSERT INTO "comparisons" VALUES(1,1,2,1,1.50328170393248483627e+00,1.46586629035023308098e+00,1.54165212492758607609e+00,'[1.5,1.52,1.49]',3,'faster','2026-11-26 08:29:09.868513');
 CREATE TABLE configurations (
 	id INTEGER NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -51,7 +51,7 @@ CREATE TABLE environments (
 	CONSTRAINT pk_environments PRIMARY KEY (id), 
 	CONSTRAINT uq_environments_key UNIQUE ("key")
 );
-INSERT INTO "environments" VALUES(1,'26a338879c4247e0','{"compute_capability":[9,0],"cuda":null,"device":"cuda","device_name":"NVIDIA H200","driver":null,"memory_bytes":150000000000,"mig_profile":null,"packages":{"torch":"2.9.0"},"power_limit_w":700,"threads":0}','2026-11-26 07:23:05.338915');
+INSERT INTO "environments" VALUES(1,'26a338879c4247e0','{"compute_capability":[9,0],"cuda":null,"device":"cuda","device_name":"NVIDIA H200","driver":null,"memory_bytes":150000000000,"mig_profile":null,"packages":{"torch":"2.9.0"},"power_limit_w":700,"threads":0}','2026-11-26 08:29:09.789933');
 CREATE TABLE measurements (
 	id INTEGER NOT NULL, 
 	trial_id INTEGER NOT NULL, 
@@ -102,7 +102,7 @@ CREATE TABLE recommendations (
 	CONSTRAINT fk_recommendations_configuration_id_configurations FOREIGN KEY(configuration_id) REFERENCES configurations (id), 
 	CONSTRAINT uq_recommendations_study_id UNIQUE (study_id)
 );
-INSERT INTO "recommendations" VALUES(1,1,2,'faster',1.5,1.4,1.6,3,2,12,'["a note"]','2026-11-26 07:23:05.387480','of another time');
+INSERT INTO "recommendations" VALUES(1,1,2,'faster',1.5,1.4,1.6,3,2,12,'["a note"]','2026-11-26 08:29:09.878142','of another time');
 CREATE TABLE refusals (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -135,7 +135,7 @@ CREATE TABLE studies (
 	CONSTRAINT fk_studies_workload_id_workloads FOREIGN KEY(workload_id) REFERENCES workloads (id), 
 	CONSTRAINT uq_studies_workload_id_environment_id_model_id_objective_key UNIQUE (workload_id, environment_id, model_id, objective_key)
 );
-INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-26 07:23:05.344693','2026-11-26 07:23:05.386378',12,NULL);
+INSERT INTO "studies" VALUES(1,1,1,1,'{"allow_unjudged":false,"ignored_rules":["A4","P1"],"max_memory_bytes":100000000000,"metric":"tokens_per_s","quality":"8bit"}','ade2b09e9a4486c7','{"blocks":3,"exhaustive":false,"seconds":60.0,"trials":40}',7,'done','2026-11-26 08:29:09.803728','2026-11-26 08:29:09.877210',12,NULL);
 CREATE TABLE trials (
 	id INTEGER NOT NULL, 
 	study_id INTEGER NOT NULL, 
@@ -168,9 +168,9 @@ CREATE TABLE trials (
 	CONSTRAINT fk_trials_study_id_studies FOREIGN KEY(study_id) REFERENCES studies (id), 
 	CONSTRAINT uq_trials_study_id_number UNIQUE (study_id, number)
 );
-INSERT INTO "trials" VALUES(1,1,0,'search',NULL,1,1,'ok','ran as asked','host:1',NULL,1,'2026-11-26 07:23:05.358599','2026-11-26 07:23:05.360831',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',NULL);
-INSERT INTO "trials" VALUES(2,1,1,'search',NULL,2,2,'ok','ran as asked','host:1',NULL,1,'2026-11-26 07:23:05.368966','2026-11-26 07:23:05.369819',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',NULL);
-INSERT INTO "trials" VALUES(3,1,2,'search',NULL,3,NULL,'running','','host:1','2026-11-26 07:24:05.377497',1,'2026-11-26 07:23:05.377512',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'0.1.0',NULL);
+INSERT INTO "trials" VALUES(1,1,0,'search',NULL,1,1,'ok','ran as asked','host:1',NULL,1,'2026-11-26 08:29:09.837800','2026-11-26 08:29:09.840091',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',NULL);
+INSERT INTO "trials" VALUES(2,1,1,'search',NULL,2,2,'ok','ran as asked','host:1',NULL,1,'2026-11-26 08:29:09.855043','2026-11-26 08:29:09.855595',1.5,0.25,3.0,5.125,1099511627776,8589934592,'{"cosine":null,"failures":["kl"],"judged":true,"kl":0.002,"maximum":0.5,"perplexity_ratio":1.01,"positions":380,"reference":"float32","rms":0.01,"top1":0.99,"top10":null}','{"attention":{"":"sdpa"},"operators":["aten::mm"]}',NULL,'0.1.0',NULL);
+INSERT INTO "trials" VALUES(3,1,2,'search',NULL,3,NULL,'running','','host:1','2026-11-26 08:30:09.863597',1,'2026-11-26 08:29:09.863606',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'0.1.0',NULL);
 CREATE TABLE workloads (
 	id INTEGER NOT NULL, 
 	"key" TEXT NOT NULL, 
@@ -183,7 +183,7 @@ CREATE TABLE workloads (
 INSERT INTO "workloads" VALUES(1,'5d37ba302da2df2d','forward','fbbbf43a0668d9b0','{"batch":2,"kind":"forward","lengths":[128,64,96,32],"output":"last-logits"}');
 CREATE INDEX ix_workloads_architecture_key ON workloads (architecture_key);
 CREATE INDEX ix_studies_environment_id ON studies (environment_id);
-CREATE INDEX ix_trials_study_id_requested_id ON trials (study_id, requested_id);
+CREATE INDEX ix_trials_study_id_requested_id_finished_at ON trials (study_id, requested_id, finished_at);
 CREATE INDEX ix_trials_study_id_finished_at ON trials (study_id, finished_at);
 CREATE VIEW v_trials AS SELECT s.id AS study, t.number AS number, t.phase AS phase, t.block AS block, m.name AS model,
   w.key AS workload_key, w.kind AS kind,
