@@ -28,6 +28,7 @@ from typing import Any
 from sqlalchemy import create_engine, insert, select
 
 from advisor import probe, tables
+from advisor.answer import SearchEnd, Stop
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration, canonical_json
 from advisor.knobs.choice import Reason, Verdict
@@ -79,7 +80,7 @@ def fill(url: str) -> None:
             )
             store.finish_trial(studies[0], _trial(number, configuration, speed))
         for study in studies:
-            store.close_study(study, "done")
+            store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, 0, 0.0, (), TRIALS))
         store.save_comparisons(studies[0], [Comparison(CHOSEN.key, DEFAULT.key, (1.5, 1.51, 1.49))])
         store.save_refusals(studies[0], [_reason(number) for number in range(20)])
     _multiply(url, studies)
