@@ -39,7 +39,8 @@ _NO_LIMIT = 10**9
 #: The kinds without a limit on positions: relative ones, ALiBi, a state, or none at all.
 _UNBOUNDED = frozenset(
     {
-        "bloom", "falcon_mamba", "funnel", "jamba", "mamba", "mamba2", "mpt", "mt5", "nemotron_h", "recurrent_gemma",
+        "bloom", "falcon_mamba", "funnel", "inkling_text", "inkling2_text", "inkling2_loop_text",
+        "jamba", "mamba", "mamba2", "mpt", "mt5", "nemotron_h", "recurrent_gemma",
         "rwkv", "t5", "umt5", "xlnet", "xlstm",
     }
 )  # fmt: skip
@@ -54,7 +55,7 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
     if _is_unbounded(config):
         return None
     unused = first_position(config)
-    for part in (part for part in (config, config.get("text_config")) if isinstance(part, Mapping)):
+    for part in (part for part in (config.get("text_config"), config) if isinstance(part, Mapping)):
         for entry in _LIMITS:
             value = part.get(entry)
             if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -367,7 +367,7 @@ def _kv_heads(config: Any, heads: int) -> int:
 def _is_causal(model: Any) -> bool:
     """Whether tokens attend to earlier ones alone: its attention modules say so; an encoder's say the contrary."""
     said = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
-    return any(said) if said else not kinds_torch.is_encoder(model.config)
+    return any(said) if said else kinds_torch.logits_class(model.config) == "AutoModelForCausalLM"
 
 
 def _head(model: Any) -> str:

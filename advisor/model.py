@@ -25,8 +25,8 @@ MANY_LABELS = 256
 #: The kinds whose first position is the one after the pad token's: as many of the positions declared are never used.
 COUNT_FROM_PAD = frozenset(
     {
-        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
-        "xlm-roberta", "xlm-roberta-xl", "xmod",
+        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet", "roberta",
+        "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
     }
 )  # fmt: skip
 
@@ -51,12 +51,12 @@ def declared_dtype(config: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) and name != "auto" else None
 
 
-def first_position(config: Mapping[str, Any], *, default_pad: int = 1) -> int:
+def first_position(config: Mapping[str, Any]) -> int:
     """Return the first position of a configuration's kind: the one after the pad token's for RoBERTa and its kin."""
     counts = config.get("model_type") in COUNT_FROM_PAD
     if not counts or config.get("position_embedding_type", "absolute") != "absolute":
         return 0
-    pad = config.get("pad_token_id", default_pad)
+    pad = config.get("pad_token_id", 0 if config.get("model_type") == "markuplm" else 1)  # the classes' own defaults
     return pad + 1 if isinstance(pad, int) else 0
 
 

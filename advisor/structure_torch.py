@@ -33,6 +33,9 @@ _POSITIONS = re.compile(
     r"(wpe|position_embeddings?|embed_positions|positions_embed|pos_encoding|pos_emb\w*)(\.weights?)?"
 )
 
+#: Parts of a model that do not see the row of tokens, and tables of something else than its positions.
+_OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|sound|entity|relative")
+
 #: Comparisons of ids with a token that ends or fills a sequence.
 _SEARCH = re.compile(
     r"input(_ids)?\s*[!=]=\s*[\w.()]*(pad|eos)|input(_ids)?\.(ne|eq)\([^)]*(pad|eos)|position_ids_from_input_ids\(\s*input_ids"
@@ -69,9 +72,12 @@ def layer_kinds(config: Any) -> list[str]:
 def is_recurrent(model: Any) -> bool:
     """Whether a layer mixes tokens with earlier or neighbouring ones by a state or a convolution along the row."""
     for name, parameter in model.named_parameters():
-        if _STATE.fullmatch(name.rpartition(".")[2]) and parameter.numel():
+        if _STATE.fullmatch(name.rpartition(".")[2]) and parameter.numel() and not _OTHER_PARTS.search(name):
             return True
-    return any(isinstance(m, torch.nn.Conv1d) and m.kernel_size[0] > 1 for m in model.modules())
+    return any(
+        isinstance(module, torch.nn.Conv1d) and module.kernel_size[0] > 1 and not _OTHER_PARTS.search(name)
+        for name, module in model.named_modules()
+    )
 
 
 def windows_of(config: Any) -> tuple[int, ...]:
@@ -140,11 +146,13 @@ def position_offset(model: Any, declared: int | None) -> int:
     A plain table with more rows than positions starts after those (Nyströmformer); OPT's adds them by itself.
     """
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            if module.padding_idx is not None:
-                return module.padding_idx + 1
-            spare = module.num_embeddings - declared if declared else 0
-            return spare if 0 < spare <= 4 else 0
+        if name.endswith("position_embeddings") and _is_positions(name):
+            padding = getattr(module, "padding_idx", None)
+            if isinstance(padding, int):
+                return padding + 1
+            plain = isinstance(module, torch.nn.Embedding) and declared is not None
+            spare = module.num_embeddings - (declared or 0) if plain else 0
+            return int(spare) if 0 < spare <= 4 else 0
     return 0
 
 
@@ -190,7 +198,7 @@ def scaled(declared: int, entries: Mapping[str, Any]) -> int:
 def _is_positions(name: str) -> bool:
     """Whether a tensor's name is a table's of positions in a text: of the model itself, not of its images or boxes."""
     parts = name.split(".")
-    if any(word in name for word in ("vision", "visual", "image", "audio", "entity", "relative")):
+    if _OTHER_PARTS.search(name):
         return False
     return any(_POSITIONS.fullmatch(".".join(parts[n:])) for n in (-1, -2))
 
