@@ -639,7 +639,7 @@ def _confirm(tuning: Tuning) -> None:
             tuning.listen({"event": "unconfirmed", "text": "the budget has no time for another block"})
             break
         try:
-            _run_block(tuning, rivals)
+            _run_block(tuning, list(dict.fromkeys([*rivals, *_must_be(tuning)])))
         except BudgetSpent:
             break
         finally:
@@ -653,8 +653,15 @@ def _rivals(tuning: Tuning) -> list[Configuration]:
         return []
     right = [trial for trial in tuning.trials if tuning.usable(trial)]
     found = finalists(right, default, aim, is_default_right=tuning.usable(default))
-    also = [t.ran for t in right if t.ran != default.ran and t.requested in tuning.job.also]
-    return list(dict.fromkeys([*found, *also]))
+    # Where there is no time for all, the last are left out: what must be comes right after the best.
+    return list(dict.fromkeys([*found[:1], *_must_be(tuning), *found[1:]]))
+
+
+def _must_be(tuning: Tuning) -> list[Configuration]:
+    """Return what meets the default whatever the search found: these are compared with one another, so in every block."""
+    default, also = tuning.default, tuning.job.also
+    usable = (t for t in tuning.trials if t.requested in also and tuning.usable(t)) if also else ()
+    return list(dict.fromkeys(t.ran for t in usable if default is not None and t.ran != default.ran))
 
 
 def _unconfirmed(tuning: Tuning, rivals: Sequence[Configuration]) -> list[Configuration]:
