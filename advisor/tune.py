@@ -168,8 +168,8 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
     try:
         facts = facts_for(job, bounded)
     except BudgetSpent:
-        raise NotMeasured(f"nothing was measured: reading the model took {clock.elapsed_s:.0f} s, and the budget was "
-                          f"{clock.seconds:.0f} s", "a longer --budget") from None  # fmt: skip
+        text = f"nothing was measured: the budget of {clock.seconds:.0f} s was spent before the model was read"
+        raise NotMeasured(text, "a longer --budget") from None
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     refuse_nothing_left(job, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
