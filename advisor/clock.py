@@ -6,12 +6,13 @@ timeout of its configuration.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.runner import Runner
+from advisor.runner import LocalRunner, Runner
 from advisor.trial import Outcome
 
 #: What no answer can do without, the model's facts and the default's trial, may outlast the budget by this share or so many
@@ -72,13 +73,15 @@ class Bounded:
         left_s = self.clock.left_with_grace_s if self.graceful else self.clock.left_s
         if left_s <= 0:
             raise BudgetSpent
+        if isinstance(self.runner, LocalRunner):  # the wait for a device that is taken is part of the budget
+            self.runner.lock_wait_s = None if math.isinf(left_s) else left_s
         began = self.clock.now()
         result = self.runner.run(request, min(timeout_s, left_s))
         took_s = self.clock.now() - began
         self.took_s[str(request["op"])] = took_s
         if self.start_s is None:
             self.start_s = took_s
-        if result.get("outcome") == Outcome.TIMEOUT and left_s < timeout_s:
+        if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
             raise BudgetSpent
         return result
 

@@ -45,8 +45,15 @@ class Runner(Protocol):
         """Free the device."""
 
 
+class DeviceTaken(Exception):
+    """Another advisor measured on the device for as long as it was waited for."""
+
+
 class LocalRunner:
-    """A worker process on this machine, started when it is first needed and replaced after any failure."""
+    """A worker process on this machine, started when it is first needed and replaced after any failure.
+
+    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes.
+    """
 
     def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
         """Take a device; nothing is started or locked yet. listener: hears the worker's stages and rounds."""
@@ -56,12 +63,17 @@ class LocalRunner:
         self._lock: int | None = None
         self._buffer = b""
         self._count = 0
+        self.lock_wait_s: float | None = None
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
         self._count += 1
         if self._process is None or self._process.poll() is not None:
-            self._start()
+            try:
+                self._start()
+            except DeviceTaken:
+                reason = f"another advisor measured on {self.machine.uuid} all the time"
+                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
         deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
         message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
         try:
@@ -127,7 +139,23 @@ class LocalRunner:
         except BlockingIOError:
             sweep()  # a worker whose tune is gone may hold it
             self.listener({"event": "stage", "stage": f"waiting: another advisor measures on {self.machine.uuid}"})
+            self._wait_for_lock()
+
+    def _wait_for_lock(self) -> None:
+        """Wait until the device is free. Raises DeviceTaken where it does not get free in time."""
+        assert self._lock is not None
+        if self.lock_wait_s is None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            return
+        until = time.monotonic() + self.lock_wait_s
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+        os.close(self._lock)
+        self._lock = None
+        raise DeviceTaken
 
     def _wait(self, deadline: float, timeout_s: float) -> dict[str, Any]:
         """Sleep until the worker answers, closes its channel or the deadline passes."""

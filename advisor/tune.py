@@ -172,8 +172,8 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
     try:
         facts = facts_for(job, bounded)
     except BudgetSpent:
-        raise NotMeasured(f"nothing was measured: reading the model took {clock.elapsed_s:.0f} s, and the budget was "
-                          f"{clock.seconds:.0f} s", "a longer --budget") from None  # fmt: skip
+        text = f"nothing was measured: the budget of {clock.seconds:.0f} s was spent before the model was read"
+        raise NotMeasured(text, "a longer --budget") from None
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     refuse_nothing_left(job, space)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
@@ -647,7 +647,7 @@ def _confirm(tuning: Tuning) -> None:
             tuning.listen({"event": "unconfirmed", "text": "the budget has no time for another block"})
             break
         try:
-            _run_block(tuning, rivals)
+            _run_block(tuning, list(dict.fromkeys([*rivals, *_must_be(tuning)])))
         except BudgetSpent:
             break
         finally:
@@ -661,8 +661,15 @@ def _rivals(tuning: Tuning) -> list[Configuration]:
         return []
     right = [trial for trial in tuning.trials if tuning.usable(trial)]
     found = finalists(right, default, aim, is_default_right=tuning.usable(default))
-    also = [t.ran for t in right if t.ran != default.ran and t.requested in tuning.job.also]
-    return list(dict.fromkeys([*found, *also]))
+    # Where there is no time for all, the last are left out: what must be comes right after the best.
+    return list(dict.fromkeys([*found[:1], *_must_be(tuning), *found[1:]]))
+
+
+def _must_be(tuning: Tuning) -> list[Configuration]:
+    """Return what meets the default whatever the search found: these are compared with one another, so in every block."""
+    default, also = tuning.default, tuning.job.also
+    usable = (t for t in tuning.trials if t.requested in also and tuning.usable(t)) if also else ()
+    return list(dict.fromkeys(t.ran for t in usable if default is not None and t.ran != default.ran))
 
 
 def _unconfirmed(tuning: Tuning, rivals: Sequence[Configuration]) -> list[Configuration]:

@@ -5,6 +5,7 @@ A made-up device takes as many seconds as it is told to; the loop, the database 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from advisor.answer import Stop
-from advisor.clock import Clock
+from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
 from advisor.confirm import affordable, block_ratios, finalists
 from advisor.environment import Environment, Machine
@@ -26,6 +27,7 @@ from advisor.errors import NotMeasured
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.runner import LocalRunner
 from advisor.store import Store
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Quality, Trial
@@ -176,7 +178,7 @@ def test_the_clock_starts_with_the_command(place: Place) -> None:
         Machine(H200, "h", "u", 0, 10**11),
         began=1000.0,
     )
-    with pytest.raises(NotMeasured, match="the budget was 100 s"):
+    with pytest.raises(NotMeasured, match="the budget of 100 s was spent before the model was read"):
         tune(job, place.store, device, lambda _: None, now=device.now)
 
     assert device.time_s == 1500.0
@@ -187,7 +189,7 @@ def test_a_model_that_is_not_read_in_time_is_said(place: Place) -> None:
     """A load that outlasts the budget is cut, in one line with what to do; it is not measured."""
     device = Device(seconds={"facts": 100.0})
     with pytest.raises(
-        NotMeasured, match=r"reading the model took 20 s, and the budget was 10 s \(a longer --budget\)"
+        NotMeasured, match=r"the budget of 10 s was spent before the model was read \(a longer --budget\)"
     ):
         place.tune(device, Budget(10.0))
 
@@ -398,6 +400,26 @@ def test_a_clock_without_a_budget_never_ends() -> None:
     clock = Clock(None)
     assert not clock.is_over
     assert clock.left_s == clock.left_with_grace_s == float("inf")
+
+
+def test_waiting_for_a_device_is_part_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another advisor measures on it for longer than the budget, that ends it; nothing is started."""
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
+    machine, heard = Machine(H200, "host", "GPU-taken", 0, 10**11), []
+    path = tmp_path / "advisor-GPU-taken.lock"
+    path.touch()
+    with path.open() as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        runner = LocalRunner(machine, lambda event: heard.append(event["stage"]))
+        bounded = Bounded(runner, Clock(0.5))
+        bounded.graceful = False
+        began = time.monotonic()
+        with pytest.raises(BudgetSpent):
+            bounded.run({"op": "facts"}, 600.0)
+        runner.close()
+
+    assert time.monotonic() - began < 10
+    assert heard == ["waiting: another advisor measures on GPU-taken"]
 
 
 @pytest.mark.parametrize("budget_s", [10, 25])
