@@ -225,7 +225,7 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
     """Make the configuration's calls with fp32 weights and return {"layout", "layout_words"}: see `advisor.trial.Quality`.
 
     The first layers that hold every kind of layer say the same as all of them. FlashAttention's kernels are stood in for by
-    plain attention behind the same interface, for they take 16 bits alone.
+    plain attention behind the same interface, for they take 16 bits alone; what is compiled is stood in for by eager attention.
     """
     session.stage("layout in fp32")
     facts, model = ModelFacts.of(request["facts"]), session.model
@@ -240,8 +240,9 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
             raise
         except Exception as found:  # noqa: BLE001  (a class that needs all its layers, or has no memory for this: it is said)
             why = " ".join(f"{type(found).__name__}: {found}".split())[:200]
-            session.switch(own)
             continue
+        finally:
+            session.switch(own)
         layers = f"{kept} of {facts.layers} layers" if kept < facts.layers else "all layers"
         return {"layout": error, "layout_words": f"{own}, {layers}, fp32"}
     return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
@@ -259,6 +260,8 @@ def _layout_error(
     with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
         truth = gate_torch.alone(looked, sequences, facts.accepts)
     looked = replace(looked, deviation=gate_torch.deviation_of(truth.values(), workload.output))
+    if any(choice_of(knob, name).compiles for knob, name in configuration.items()):
+        session.switch("eager")  # its masks are made of the same parts, and every shape would be compiled
     with _any_kernel(), flash_in_fp32(str(session.model.config._attn_implementation)):
         return gate_torch.layout_error(looked, chosen, truth)
 

@@ -254,8 +254,8 @@ def exact_limits(
     """Return the largest rms error and KL that an exact configuration's figures may have.
 
     default: the figures of a default that is right, None where there is none: then what right configurations of real shapes
-    were seen to have is the limit. from_logits: whether the figures are of logits. The floors of 16 bits come from them, and
-    hidden states have the default's own error, which is not ~0 in 16 bits against fp32, and fp32's floor.
+    were seen to have is the limit. from_logits: whether the dtype's floor counts. The floors of 16 bits come from logits; a
+    leak between documents would pass under them in hidden states, so that these have fp32's floor where no probe looked.
     """
     floor, most = FLOORS[precision], (MOST_WITH_EXPERTS if facts.experts else MOST)[precision]
     if default is None:
@@ -265,7 +265,9 @@ def exact_limits(
 
 
 def _exact_failures(quality: Quality, precision: str, facts: ModelFacts, default: Quality | None) -> list[str]:
-    rms_limit, kl_limit = exact_limits(precision, facts, default, from_logits=quality.kl is not None)
+    rms_limit, kl_limit = exact_limits(
+        precision, facts, default, from_logits=quality.kl is not None or bool(quality.probed)
+    )
     found = []
     if quality.rms > rms_limit:
         found.append(f"rms error {quality.rms:.2e} > {rms_limit:.2e}")

@@ -453,6 +453,8 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
     notes += notes_on(source)
     if chosen is not None and chosen.trial.quality and not is_judged(chosen.trial.quality, chosen.tier):
         notes.append("the quality of this choice was not judged")
+    if chosen is not None and chosen.trial.quality and chosen.trial.quality.layout_words.startswith("not looked at"):
+        notes.append(f"its layout was {chosen.trial.quality.layout_words}")
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
     if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):

@@ -175,7 +175,7 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
             expected = expected / expected.norm()
             call = forward.Call({"input_ids": tokens[None]}, (0,), ((0, 0, len(tokens)),))
             torch.testing.assert_close(found[place], expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(asked.of(model, call, "cpu")[0], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(asked.run(model, call, "cpu")[0], expected, atol=1e-5, rtol=0)
 
 
 def test_two_models_of_one_shape_keep_their_own_pooling(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ KNOB = Knob(
             *attention_flash.CHOICES,
             Choice("attention", "flex_attention", "torch's flex_attention, compiled; masks by blocks", _FLEX,
                    unavailable=_flex_unavailable, why_not=_flex_why_not, load=load("flex_attention"),
-                   proof=ran_as("flex", "flex_attention"), rate=_flex_rate),
+                   proof=ran_as("flex", "flex_attention"), rate=_flex_rate, compiles=True),
             Choice("attention", "bettertransformer", "torch's fused encoder layers on nested tensors, without the pads",
                    _FUSED, why_not=_fused_why_not, load=load("sdpa"), after=("model = fuse_encoder(model)",),
                    imports=("import torch", "from typing import Any"), functions=(("attention_torch", "fuse_encoder"),),

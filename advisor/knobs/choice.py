@@ -111,6 +111,7 @@ class Choice:
     load(configuration): keyword arguments of from_pretrained, as Python expressions.
     before, after: statements executed before and after loading (`model` is there then); imports: what all of them need;
     functions: (module in advisor.knobs, name) of functions that they call: the suggestion prints their source.
+    compiles: every new shape of a call is compiled first.
     own_load: this choice alone of its knob needs the weights loaded for itself.
     proof(reading): None, or why the reading does not show that it ran.
     rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
@@ -133,6 +134,7 @@ class Choice:
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
     own_load: bool = False
+    compiles: bool = False
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
     rate: Callable[[Situation], float] = _same_rate
