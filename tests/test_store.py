@@ -5,7 +5,6 @@ Run as a script, this file is the second process of some tests: `python test_sto
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -23,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import ANY
 
 import psycopg
 import pytest
@@ -33,22 +31,21 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
-from hypothesis import event as hypothesis_event
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, insert, inspect, select, text
 
 from advisor import database, tables
-from advisor.answer import NONE_RIGHT, Answer
+from advisor.answer import NONE_RIGHT, Answer, SearchEnd, Stop
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
-from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
+from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.objective import Budget, Objective, Tier
 from advisor.place import with_driver
 from advisor.store import Store, default_url, shown_url, upgrade
-from advisor.suggest import METHOD, answer_of, keep_answer, keep_answers, recommend
+from advisor.suggest import METHOD, keep_answer, keep_answers
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads import Workload
 
@@ -87,7 +84,7 @@ def measured(number: int, requested: Configuration = BASELINE, **other: Any) -> 
         "outcome": Outcome.OK, "reason": "ran as asked",
         "load_s": 1.5, "first_call_s": 0.25, "measure_s": 3.0, "wall_s": 5.125,
         "peak_bytes": 2**40, "weight_bytes": 2**33, "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
-        "quality": Quality(0.01, 0.5, 0.002, 0.99, 380, 1.01, reference="float32", failures=("kl",)),
+        "quality": Quality(0.01, 0.5, 0.002, 0.99, 380, 1.01, reference="fp32, eager", neighbours=0.5),
         "measurements": (speed, memory),
     }  # fmt: skip
     return Trial(number, requested, requested, **{**known, **other})
@@ -495,7 +492,7 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
         Measurement("joules_per_token", "J/token", (0.125,)),
         Measurement("sequences_per_s", "sequences/s", (8.0, 9.0)),
     )
-    quality = Quality(0.01, 0.5, None, None, 380, cosine=0.999, top10=0.9)
+    quality = Quality(0.01, 0.5, None, None, 380, cosine=0.999, top10=0.9, reference="fp32, eager")
     given, free = opened(store), opened(store, workload=Workload((128, 8), None))
     for study, batch in ((given, ""), (given, "16"), (given, "whole"), (free, "16"), (free, "whole")):
         requested = BASELINE.replaced(batch=batch) if batch else BASELINE
@@ -532,7 +529,7 @@ def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: s
 def test_an_answer_is_stale_by_its_method_and_by_what_came_later(store: Store, database_url: str) -> None:
     """Rows that were stored after it, or rules of another version, make an answer stale; made again, it is not."""
     study, other = opened(store), opened(store, workload=Workload((8, 8), 1))
-    ran(store, study, quality=Quality(0.01, 0.5, 0.002, 0.99, 380))
+    ran(store, study, quality=Quality(0.01, 0.5, 0.002, 0.99, 380, reference="fp32, eager"))
     store.save_facts(SOURCE, FACTS)
 
     def stale() -> list[int]:
@@ -569,6 +566,8 @@ def test_the_answer_where_nothing_is_right(store: Store, database_url: str) -> N
     study = opened(store)
     store.save_facts(SOURCE, FACTS)
     store.finish_trial(study, Trial(started(store, study), BASELINE, None, Outcome.LOAD_FAILED, "it broke"))
+    store.save_refusals(study, [], 0)
+    store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, 0, 0.0, (), 1))
     keep_answer(store, study)
     answer = store.answer(study)
     assert answer is not None
@@ -576,133 +575,6 @@ def test_the_answer_where_nothing_is_right(store: Store, database_url: str) -> N
     assert any("it broke" in reason for reason in answer.why)
     query = "SELECT configuration, configuration_key, verdict, ratio, blocks FROM v_recommendations"
     assert [tuple(row.values()) for row in rows(database_url, query)] == [(None, None, NONE_RIGHT, None, 0)]
-
-
-DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
-CANDIDATES = [
-    DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed"), DEFAULT.replaced(attention="eager"),
-    DEFAULT.replaced(precision="fp16"), DEFAULT.replaced(quantization="nf4"),
-    DEFAULT.replaced(attention="flash_attention_2", packing="packed"),
-    DEFAULT.replaced(packing="packed-cached"), DEFAULT.replaced(attention="sdpa+eager"),
-]  # fmt: skip
-NUMBERS = itertools.count(1)
-
-
-def figured(configuration: Configuration, speed: float, seconds: float, joules: float, peak: int) -> Trial:
-    """Return a right trial with these figures."""
-    figures = (("tokens_per_s", speed), ("slowest_batch_s", seconds), ("joules_per_token", joules))
-    measurements = tuple(Measurement(name, "-", (value,)) for name, value in figures)
-    quality = Quality(0.01, 0.1, 1e-3, 0.99, 64)
-    return Trial(
-        0, configuration, configuration, Outcome.OK, peak_bytes=peak, quality=quality, measurements=measurements
-    )
-
-
-@st.composite
-def attempts(draw: st.DrawFn, configuration: Configuration, place: int, fates: tuple[str, ...]) -> Trial:
-    """Draw a trial that ran or not; no two places have the same figure, so that there is one best."""
-    fate = draw(st.sampled_from(fates))
-    if fate == "failed":
-        return Trial(0, configuration, None, Outcome.RUNTIME_ERROR, "it broke")
-    speed, seconds, joules, peak = (draw(st.integers(1, 100)) + place / 1000 for _ in range(4))
-    trial = figured(configuration, speed * 10, seconds / 7, joules / 3, int(peak * 2**20))
-    if fate == "unmeasured":
-        trial = replace(trial, measurements=(Measurement("round_s", "s", (1.0,)),), peak_bytes=None)
-    if fate == "alias":
-        trial = replace(trial, effective=draw(st.sampled_from([DEFAULT, CANDIDATES[1]])))
-    quality = Quality(1.0, 1.0, 1.0, 0.5, 64, judged=fate != "unjudged", failures=("KL",) if fate == "wrong" else ())
-    return replace(trial, quality=quality, outcome=Outcome.PRUNED if fate == "pruned" else Outcome.OK)
-
-
-@st.composite
-def studies(draw: st.DrawFn) -> tuple[Objective, list[Trial], dict[Configuration, tuple[float, ...]]]:
-    """Draw what tune can leave behind, under any objective: trials, and comparisons with a default that ran."""
-    found = [draw(attempts(DEFAULT, 0, ("ok", "ok", "ok", "ok", "failed", "unjudged", "wrong")))]
-    unmeasured = draw(st.integers(1, 20))
-    for place, configuration in enumerate(draw(st.permutations(CANDIDATES))[: draw(st.integers(0, 5))], 1):
-        fates = ("ok", "ok", "ok", "ok", "ok", "unjudged", "alias", "failed", "pruned", "wrong")
-        found.append(draw(attempts(configuration, place, ("unmeasured",) if place == unmeasured else fates)))
-    if draw(st.integers(0, 3)) == 0:  # the same tune, run again
-        found.append(draw(attempts(DEFAULT, len(found), ("ok", "failed"))))
-    ran_ok = [trial for trial in found if trial.outcome is Outcome.OK]
-    limits = [
-        None,
-        None,
-        None,
-        *(trial.value("slowest_batch_s") for trial in ran_ok),
-    ]  # one of them just meets its limit
-    objective = Objective(
-        draw(st.sampled_from([Tier.FOUR_BIT, Tier.FOUR_BIT, Tier.EXACT])),
-        draw(st.sampled_from([None, None, None, *(trial.peak_bytes for trial in ran_ok)])),
-        only=draw(st.sampled_from([(), (), (("attention", ("sdpa",)), ("packing", ("packed", "padded")))])),
-        allow_unjudged=draw(st.booleans()), max_latency_s=draw(st.sampled_from(limits)),
-        metric=draw(st.sampled_from([metric.metric for metric in METRICS.values()])),
-    )  # fmt: skip
-    noise = st.sampled_from([(1.0, 1.001), (0.99, 1.0, 1.01), (0.5, 1.0, 2.0)])
-    others = [c for c in dict.fromkeys(trial.ran for trial in ran_ok) if c != DEFAULT]
-    middles = draw(st.permutations([0.5, 0.98, 1.0, 1.001, 1.5, 2.0]))
-    compared = zip(others[: draw(st.integers(0, 5))], middles, strict=False)
-    return objective, found, {c: tuple(middle * f for f in draw(noise)) for c, middle in compared}
-
-
-def seen_and_said(store: Store, url: str, drawn: tuple[Any, ...]) -> str | None:
-    """Write a study, see that the view recommends what suggest does under the study's own objective; return the verdict."""
-    objective, trials, ratios = drawn
-    study = opened(store, objective=objective, workload=Workload((8, next(NUMBERS)), 1))
-    store.save_facts(SOURCE, FACTS)
-    for trial in trials:
-        store.finish_trial(study, replace(trial, number=started(store, study, trial.requested)))
-    store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, blocks) for c, blocks in ratios.items()])
-    keep_answer(store, study)
-    columns = "configuration_key, ratio, low, high, verdict, blocks, tried, admissible, stale"
-    (seen,) = rows(url, f"SELECT {columns} FROM v_recommendations WHERE study = {study}")
-    assert answer_of(store, store.study(study)) == replace(store.answer(study), made_at=ANY)
-    try:
-        said = recommend(store, SOURCE, store.study(study), objective)
-    except NothingAdmissible:
-        assert (seen["configuration_key"], seen["verdict"], seen["stale"]) == (None, NONE_RIGHT, 0)
-        return None
-    chosen, default = said.chosen, said.default
-    keeps = default is not None and chosen.configuration == default.configuration
-    figures = (1.0,) * 3 if keeps else (None,) * 3
-    if chosen.comparison and not keeps:
-        figures = (chosen.comparison.ratio, *chosen.comparison.interval)
-    blocks = 0 if keeps or not chosen.comparison else len(chosen.comparison.block_ratios)
-    counts = (blocks, said.tried, said.admissible, 0)
-    assert tuple(seen.values()) == (said.configuration.key, *figures, said.verdict, *counts)
-    return said.verdict
-
-
-DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-
-
-@settings(max_examples=150, **DRAWN)
-@given(drawn=studies())
-def test_the_view_says_what_suggest_says(sqlite_url: str, drawn: tuple[Any, ...]) -> None:
-    """v_recommendations names suggest's configuration with its ratio and its verdict, whatever the objective."""
-    with Store.open(sqlite_url, write=True) as opened_store:
-        hypothesis_event(f"verdict: {seen_and_said(opened_store, sqlite_url, drawn)}")
-
-
-@settings(max_examples=60, **DRAWN)
-@given(drawn=studies())
-def test_the_view_says_what_suggest_says_on_a_server(postgres_url: str, drawn: tuple[Any, ...]) -> None:
-    """On PostgreSQL as on SQLite."""
-    with Store.open(postgres_url, write=True) as opened_store:
-        hypothesis_event(f"verdict: {seen_and_said(opened_store, postgres_url, drawn)}")
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("verdict", ["faster", "tie", "default", "unconfirmed", "only"])
-def test_every_verdict_of_every_objective_is_seen(store: Store, database_url: str, metric: str, verdict: str) -> None:
-    """For each objective there is a study for each verdict, and the view says it as suggest does."""
-    objective = Objective(Tier.FOUR_BIT, metric=METRICS[metric].metric, max_latency_s=1.0)
-    better = figured(CANDIDATES[0], 2000.0, 0.25, 1.0, 2**20)
-    same = figured(CANDIDATES[0], 1001.0, 0.4999, 1.999, 2**21 - 1)
-    default = figured(DEFAULT, 1000.0, 2.0 if verdict == "only" else 0.5, 2.0, 2**21)
-    blocks = {"faster": (2.0,) * 3, "tie": (1.0,) * 3}.get(verdict)
-    drawn = (objective, [default, same if verdict == "default" else better], {CANDIDATES[0]: blocks} if blocks else {})
-    assert seen_and_said(store, database_url, drawn) == verdict
 
 
 def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
@@ -833,7 +705,7 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []
-    assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["none-right"]
+    assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["unsearched"]
     added = {"studies": (("admissible", None), ("facts", None)), "trials": (("device_uuid", None),)}
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
