@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from advisor import counts_torch, kinds_torch, structure_torch
+from advisor import counts_torch, kinds_torch, packed_torch, structure_torch
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
@@ -258,13 +258,27 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
     if output == "pooled" and beside.get("problem"):
         raise BadInput(beside["problem"])
     causal = _is_causal(model)
+    positions = _positions(source, model, config, auto)
+    batching = packing_torch.Batching(
+        0, causal=causal, first_position=positions["position_offset"], apart=False, dtype=torch.float32, left=causal
+    )
+    packed = packed_torch.packed_row(
+        source,
+        model,
+        config,
+        auto,
+        batching,
+        lambda call: accepted(call, positions["accepts"]),
+        scores=output == "scores",
+    )
     return ModelFacts(
         architecture=type(model).__name__,
         model_type=config.model_type,
         checkpoint_dtype=str(dtype).removeprefix("torch."),
         **_sizes(source, model, config, dtype, counts),
         **_attention(model, config),
-        **_positions(source, model, config, auto),
+        **positions,
+        packed_row=packed,
         prequantized=_prequantized(source, config),
         is_causal=causal,
         pooling=beside.get("pooling") or ("last" if causal else "mean"),

@@ -237,9 +237,9 @@ def shallow(config: Any) -> Any:
     return small
 
 
-def with_values(source: Mapping[str, Any], config: Any, auto: Any) -> Any:
-    """Return a model with drawn weights on the CPU, None where it has more than MOST_COPIED; the caller's seeds stay."""
-    if sum(p.numel() for p in built(source, config, auto, torch.float32).parameters()) > MOST_COPIED:
+def with_values(source: Mapping[str, Any], config: Any, auto: Any, most: int = MOST_COPIED) -> Any:
+    """Return a model with drawn weights on the CPU, None where it has more than `most`; the caller's seeds stay."""
+    if sum(p.numel() for p in built(source, config, auto, torch.float32).parameters()) > most:
         return None
     with torch.random.fork_rng([]):
         return built(source, config, auto, torch.float32, "cpu")

@@ -31,6 +31,10 @@ COUNT_FROM_PAD = frozenset(
 )  # fmt: skip
 
 
+#: Kinds of layers that carry a state from token to token and so need kernels that know where a sequence begins.
+RECURRENT = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid"})
+
+
 def architecture_key_of(config: Mapping[str, Any], weights_dtype: str | None = None) -> str:
     """Return the key of an architecture and its shapes: fine-tunes of one model share it, and so their timings.
 
@@ -102,6 +106,7 @@ _SPELLED: Mapping[str, Test] = {
     "architecture": matches(_NAME), "model_type": matches(_NAME), "checkpoint_dtype": matches(_DTYPE),
     "default_attention": matches(_NAME), "logits_class": matches(_AUTO_CLASS), "body_class": matches(_AUTO_CLASS),
     "pooling": matches("[a-z_]{0,40}"), "head": matches("[a-z_]{0,40}"),
+    "packed_row": matches("(wrong|raises)?"),
     "layer_types": lambda names: all(map(matches(_NAME), names)), "accepts": lambda names: all(map(str.isidentifier, names)),
 }  # fmt: skip
 
@@ -129,7 +134,8 @@ class ModelFacts:
     executions counted (a layer shared by twelve counts twelve times, an expert by its share of the tokens). `attention_width`:
     heads · head size, summed over the layers with attention: four times that are the operations of a pair of tokens. Both
     are 0 where they could not be counted. `after_pooling`: what is done with an embedding after pooling, step by step: see
-    :mod:`advisor.beside`.
+    :mod:`advisor.beside`. `packed_row`: what a small copy makes of sequences that share a row without FlashAttention: "wrong"
+    (they come out otherwise than alone), "raises", "" where it is right or could not be tried: see :mod:`advisor.packed_torch`.
     """
 
     architecture: str
@@ -173,6 +179,12 @@ class ModelFacts:
     active_linear_parameters: int = 0
     attention_width: int = 0
     after_pooling: tuple[str, ...] = ()
+    packed_row: str = ""
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether some layers carry a state or a convolution along the row."""
+        return self.recurrent or bool(RECURRENT & set(self.layer_types))
 
     @property
     def pads_left(self) -> bool:

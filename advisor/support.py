@@ -54,7 +54,8 @@ _MODELS = (
     replace(_LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
     replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
     replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
-    replace(_LLAMA, linear_parameters=0, switches_attention=False, max_row=100),
+    replace(_LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
+    replace(_LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
     replace(_LLAMA, head_dim=192, sliding_window=16),
     replace(
         _LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"

@@ -1,6 +1,6 @@
 """What is right, found without advisor's gate: one sequence at a time by transformers alone, against a layout's exact call.
 
-The call is advisor's own (worker.Session.calls); the judgement is not. A layout is right where, in fp32, every sequence
+The call is advisor's own (session_torch.Session.calls); the judgement is not. A layout is right where, in fp32, every sequence
 comes out as it does alone and unpadded, within TOLERANCE of the reference's standard deviation. In bf16 it must be right in
 fp32, and its error against fp32 within BF16_FACTOR times the error that one sequence at a time has in bf16.
 """
@@ -118,7 +118,7 @@ def laid_out(model: Any, calls: Sequence[forward.Call], asked: forward.Asked) ->
                 found.setdefault(number, {})["positions"] = values
             if asked.output == "hidden":
                 continue
-            wanted = asked.of(model, asked.arguments(call), "cpu")
+            wanted = asked.run(model, call, "cpu")
             for number, values in zip(call.sequences, wanted, strict=True):
                 found.setdefault(number, {})["asked"] = values.float()
     return found

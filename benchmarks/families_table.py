@@ -275,7 +275,8 @@ ENCODERS = (
     _hidden("reformer", "Reformer", "local and hashed layers", is_decoder=False, attn_layers=["local", "lsh"],
             attention_head_size=16, axial_pos_embds_dim=[32, 32], axial_pos_shape=[8, 16], feed_forward_size=128,
             local_attn_chunk_length=16, lsh_attn_chunk_length=16, num_buckets=4, hash_seed=0),
-    _hidden("neomme", "NeoMME", "windows and full layers", num_key_value_heads=2, head_dim=16, embedding_rank=32),
+    _hidden("neomme", "NeoMME", "windows and full layers", num_key_value_heads=2, head_dim=16, embedding_rank=32,
+            sliding_window=WINDOW),
     _hidden("t5", "T5Encoder", "the encoder alone, relative positions", d_model=WIDTH, d_kv=16, d_ff=128, num_layers=2,
             num_heads=4),
 )  # fmt: skip

@@ -17,16 +17,18 @@ from unittest.mock import patch
 import torch
 from families_table import BATCH, LENGTHS, Family
 
-from advisor import worker
+from advisor import timing_torch, worker
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.errors import AdvisorError
+from advisor.judge import wrong
 from advisor.knobs import baseline_choices
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.session_torch import Session, asked_of
 from advisor.space import build_space
-from advisor.trial import Outcome, Quality
+from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job, facts_for
 from advisor.workloads import Workload
 from advisor.workloads import forward_torch as forward
@@ -61,7 +63,7 @@ class InProcess:
     def __init__(self) -> None:
         """Hold no model yet."""
         self.stage = "start"
-        self.session = worker.Session(self._hear)
+        self.session = Session(self._hear)
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         self.stage = str(message.get("stage", self.stage))
@@ -71,7 +73,7 @@ class InProcess:
         message = json.loads(json.dumps({**request, "id": 0, "device": "cpu", "uuid": ""}))
         worker.facts_torch.forget_compiled()
         try:
-            with patch.object(worker, "_until_warm", _once):
+            with patch.object(timing_torch, "_until_warm", _once):
                 result = worker._OPERATIONS[request["op"]](self.session, message)
         except Exception as error:  # noqa: BLE001 - as in the worker
             result = worker.failure_of(error, self.stage)
@@ -79,7 +81,7 @@ class InProcess:
 
     def restart(self) -> None:
         """Forget the model."""
-        self.session = worker.Session(self._hear)
+        self.session = Session(self._hear)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -106,7 +108,7 @@ class Bench:
         return facts_for(job, self.runner)
 
     @cached_property
-    def baseline(self) -> Configuration:
+    def default(self) -> Configuration:
         """What transformers does when told nothing."""
         return Configuration.of(baseline_choices(self.facts, self.workload))
 
@@ -116,7 +118,8 @@ class Bench:
             "source": self.source.request,
             "facts": self.facts.payload,
             "workload": self.workload.payload,
-            "gate_workload": self.workload.payload,
+            "sample": self.workload.sample(self.facts.windows),
+            "texts": None,
             "configuration": dict(configuration),
             "gate": None,
             "measured": [],
@@ -125,25 +128,32 @@ class Bench:
         }
 
     @cached_property
-    def reference(self) -> Path:
-        """The file that the gate compares with. Raises AdvisorError where it can't be written."""
+    def reference(self) -> dict[str, Any]:
+        """What every gate begins with: where the reference is and what it is; a path of None where there is none."""
         path = self.path.parent / f"{self.precision}.pt"
-        fp32 = self.baseline.replaced(attention="eager", precision="fp32", packing="padded")
-        result = self.runner.run({**self.request(fp32), "op": "reference", "path": str(path)}, 0)
-        if "outcome" in result:
-            raise AdvisorError(f"no reference: {result['reason']}")
-        return path
+        result = self.runner.run({**self.request(self.default), "op": "reference", "path": str(path)}, 0)
+        if "words" in result:
+            return {"path": str(path), "reference": result["words"]}
+        return {"path": None, "reference": f"none: {result.get('unjudged') or result.get('reason')}"}
 
     @cached_property
-    def default(self) -> dict[str, Any]:
-        """The result of the default's trial."""
-        return self.trial(self.baseline, None)
+    def trial_of_default(self) -> Trial:
+        """The default's trial, judged like everybody's."""
+        return self.trial(self.default, None)
 
-    def trial(self, configuration: Configuration, default: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Run a trial with its gate. default: the default's quality, None where this is the default."""
-        gate = {"path": str(self.reference), "reference": "fp32, eager, one sequence at a time", "precision": "fp32",
-                "baseline": default, "is_baseline": configuration == self.baseline}  # fmt: skip
-        return self.runner.run({**self.request(configuration), "op": "trial", "gate": gate}, 0)
+    def trial(self, configuration: Configuration, default: Trial | None) -> Trial:
+        """Run a trial with its gate, as tune does. default: None where this is the default."""
+        given = None
+        if default is not None and default.quality is not None:
+            given = {"configuration": dict(default.ran), "quality": default.quality.payload}
+        gate = {**self.reference, "default": given, "is_default": configuration == self.default, "known": {}}
+        result = self.runner.run({**self.request(configuration), "op": "trial", "gate": gate}, 0)
+        effective = Configuration.of(result["effective"]) if result.get("effective") else None
+        reason = str(result.get("reason") or result.get("alias") or "")
+        return Trial(
+            0 if default is None else 1, configuration, effective, Outcome(result["outcome"]), reason,
+            quality=Quality.of(result.get("quality")), reading={"alias": result.get("alias")},
+        )  # fmt: skip
 
     def refusal(self, configuration: Configuration) -> Verdict | None:
         """Return the rule that refuses a configuration, None where it is admissible or the default."""
@@ -158,34 +168,34 @@ class Bench:
 
     def laid_out(self, layout: str) -> tuple[Any, list[forward.Call], forward.Asked]:
         """Return the model, loaded anew, a layout's calls as a trial makes them, and what is asked of it."""
-        configuration = self.baseline.replaced(packing=layout)
+        configuration = self.default.replaced(packing=layout)
         request, session = self.request(configuration), self.runner.session
         session.unload()  # a fresh one: what a class keeps from earlier calls must not show
         session.load(request, configuration)
-        return session.model, session.calls(request, self.workload, configuration), worker.asked_of(request)
+        calls = session.calls(request, self.workload.under(configuration), configuration, self.tokens)
+        return session.model, calls, asked_of(request)
 
     @property
     def tokens(self) -> Sequence[torch.Tensor]:
         """The tokens that a trial draws."""
-        return self.runner.session.tokens(self.request(self.baseline), self.workload)
+        return self.runner.session.tokens(self.request(self.default))
 
 
 def verdict_of(bench: Bench, layout: str) -> Verdict:
     """Return what advisor says of a layout in the bench's precision, under the family's default attention."""
     try:
-        configuration = bench.baseline.replaced(packing=layout)
+        configuration = bench.default.replaced(packing=layout)
         if (refused := bench.refusal(configuration)) is not None:
             return refused
-        result, default = bench.default, bench.default.get("quality")
-        if configuration != bench.baseline:
-            result = bench.trial(configuration, default)
+        default = bench.trial_of_default
+        trial = default if configuration == bench.default else bench.trial(configuration, default)
     except AdvisorError as error:
         return Verdict("refused", " ".join(str(error).split()), "facts")
-    figures, outcome = Quality.of(result.get("quality")), Outcome(result["outcome"])
-    if outcome is Outcome.WRONG_OUTPUT:
-        return Verdict("rejected", str(result["reason"]), figures=figures)
-    if outcome.is_failure:
-        return Verdict("failed", str(result["reason"]), figures=figures)
-    if result.get("alias"):
-        return Verdict("refused", str(result["alias"]), "E1", figures)
-    return Verdict("accepted", figures=figures)
+    if trial.outcome.is_failure and trial.outcome is not Outcome.WRONG_OUTPUT:
+        return Verdict("failed", trial.reason)
+    if trial.reading["alias"]:
+        return Verdict("refused", trial.reason, "E1", trial.quality)
+    if trial.quality is not None and not trial.quality.is_against_fp32 and not wrong(trial, default, bench.facts):
+        return Verdict("failed", f"there is no reference in fp32: {trial.quality.reference}", figures=trial.quality)
+    found = wrong(trial, default, bench.facts)
+    return Verdict("rejected" if found else "accepted", "; ".join(found), figures=trial.quality)

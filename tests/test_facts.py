@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import facts_torch  # noqa: E402
+from advisor import facts_torch, packed_torch  # noqa: E402
 from advisor.beside import read_beside  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
@@ -257,6 +257,39 @@ def test_rows_are_bounded_by_buffers(
 ) -> None:
     """Where a class cuts a buffer to the row's length, or takes no positions, a packed row can't be longer than that."""
     assert read(kind, "hidden", **entries).max_row == row
+
+
+OPT = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128,
+       "word_embed_proj_dim": 64, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "entries", "packed"),
+    [("llama", "last-logits", GQA, ""), ("falcon", "last-logits", {**SHAPE, "alibi": False}, ""),
+     ("opt", "last-logits", OPT, "wrong"), ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64}, "wrong"),
+     ("xglm", "last-logits", {"vocab_size": 256, "d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, "wrong"),
+     ("bert", "hidden", SHAPE, ""), ("roberta", "pooled", {**SHAPE, "max_position_embeddings": 66}, ""),
+     ("bert", "scores", SHAPE, ""), ("ibert", "hidden", SHAPE, "wrong"),
+     ("esm", "hidden", {**SHAPE, "pad_token_id": 1}, "raises"),
+     ("deberta", "hidden", SHAPE, "raises"), ("longformer", "hidden", {**SHAPE, "attention_window": [16, 16]}, "raises")],
+)  # fmt: skip
+def test_a_packed_row_is_asked_of_a_small_copy(
+    read: Callable[..., ModelFacts], kind: str, output: str, entries: dict[str, Any], packed: str
+) -> None:
+    """Documents that come out otherwise in one row than alone, and classes that can't be called so, are known beforehand."""
+    assert read(kind, output, **entries).packed_row == packed
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "packed"), [("llama", GQA, ""), ("opt", OPT, "wrong"), ("bert", SHAPE, "")]
+)
+def test_of_a_large_model_the_mask_is_asked(
+    read: Callable[..., ModelFacts], monkeypatch: pytest.MonkeyPatch, kind: str, entries: dict[str, Any], packed: str
+) -> None:
+    """Where no copy is small enough: does what makes the mask get the positions? On device meta, so whatever its size."""
+    monkeypatch.setattr(packed_torch, "MOST_COPIED", 0)
+
+    assert read(kind, "hidden" if kind == "bert" else "last-logits", **entries).packed_row == packed
 
 
 # ---------------------------------------------------------------------------------------------------- what it is made of

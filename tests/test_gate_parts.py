@@ -47,6 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "mistral": transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8, pad_token_id=0),
         "bert": transformers.BertConfig(**SIZES),
         "roberta": transformers.RobertaConfig(**{**SIZES, "max_position_embeddings": 66}, pad_token_id=1),
+        "falcon": transformers.FalconConfig(**SIZES, alibi=True, multi_query=False, num_kv_heads=4),
         "gpt2": transformers.GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=64,
                                         initializer_range=0.15),
         "fnet": transformers.FNetConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, intermediate_size=96,
@@ -180,6 +181,15 @@ def test_positions_of_another_start_are_the_layouts_fault(models: dict[str, Any]
     assert found.neighbours == 0.0
     assert found.layout is not None
     assert found.layout > 100 * LAYOUT_LIMIT
+
+
+def test_an_attention_that_is_another_function_is_the_layouts_fault(models: dict[str, Any], tmp_path: Path) -> None:
+    """Falcon with ALiBi can't be switched on a loaded model, and its sdpa is not its eager: bf16's floor hides it."""
+    bench = Bench(models["falcon"], "last-logits", tmp_path)
+
+    assert not bench.facts["switches_attention"]
+    assert "its layout is wrong" in bench.wrong()
+    assert bench.wrong(attention="eager") == ""
 
 
 def test_a_probe_that_can_not_fail_is_void(models: dict[str, Any], tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ MODELS = {
     "no linears": replace(LLAMA, linear_parameters=0),
     "bert": replace(LLAMA, architecture="BertModel", model_type="bert", is_causal=False, max_positions=512, head="pooler"),
     "roberta": replace(LLAMA, architecture="RobertaModel", model_type="roberta", is_causal=False, position_offset=2),
+    "opt": replace(LLAMA, architecture="OPTForCausalLM", model_type="opt", packed_row="wrong"),
+    "esm": replace(LLAMA, architecture="EsmModel", model_type="esm", is_causal=False, packed_row="raises"),
+    "modernbert": replace(LLAMA, architecture="ModernBertModel", model_type="modernbert", is_causal=False, sliding_window=16,
+                          layer_types=("full_attention", "sliding_attention")),
+    "modernbert-wide": replace(LLAMA, architecture="ModernBertModel", model_type="modernbert", is_causal=False,
+                               sliding_window=64, layer_types=("full_attention", "sliding_attention")),
 }  # fmt: skip
 
 WORKLOADS = {
@@ -125,6 +131,9 @@ EXPECTED = [
     ("h200", "bert", "padded", {"packing": "packed-no-mask"}, "packing", "P19", Verdict.WRONG),
     ("h200", "bert", "padded", FLASH | {"packing": "packed-no-mask"}, "packing", "P17", Verdict.ALIAS),
     ("h200", "llama", "scores", {"packing": "packed"}, "packing", "P21", Verdict.INVALID),
+    ("h200", "opt", "padded", {"packing": "packed"}, "packing", "P22", Verdict.WRONG),
+    ("h200", "modernbert", "padded", {"packing": "packed"}, "packing", "P24", Verdict.WRONG),
+    ("h200", "esm", "padded", {"packing": "packed"}, "packing", "P25", Verdict.INVALID),
     ("h200", "llama", "auto", {"batch": "16"}, "batch", "B2", Verdict.ALIAS),
     ("h200", "llama", "many", {"quantization": "nf4"}, "quantization", "Q20", Verdict.SLOW),
 ]
@@ -159,6 +168,9 @@ ADMISSIBLE = [
     ("h200", "bert", "padded", FLASH | {"packing": "packed"}),
     ("h200", "roberta", "padded", FLASH | {"packing": "packed"}),
     ("h200", "bert", "scores", {"packing": "packed"}),
+    ("h200", "opt", "padded", FLASH | {"packing": "packed"}),
+    ("h200", "modernbert", "padded", FLASH | {"packing": "packed"}),
+    ("h200", "modernbert-wide", "padded", {"packing": "packed"}),
     ("rtx4090", "llama", "padded", {"packing": "packed"}),
     ("t4", "llama", "padded", {"precision": "fp16"}),
     ("t4", "llama", "padded", {"precision": "fp16", "quantization": "int8"}),

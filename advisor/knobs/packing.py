@@ -6,7 +6,7 @@ model is called, and several ways that look right let documents read one another
 here too, so that they can be refused by name and, where the user insists, caught by the numerics gate.
 
 Decoders find packed sequences by positions that start again; encoders do not look for them, and need a float mask unless
-attention is told where a sequence ends. Rule ids P1–P14 are levers.md's; P15–P23 are ours (P15 and P19: stack.md, section
+attention is told where a sequence ends. Rule ids P1–P14 are levers.md's; P15–P25 are ours (P15 and P19: stack.md, section
 5: "explicit 4D bool mask" and "BERT: no detection").
 """
 
@@ -16,13 +16,10 @@ from collections.abc import Callable
 
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
-from advisor.model import ModelFacts
+from advisor.model import RECURRENT, ModelFacts
 from advisor.workloads import Workload
 
 _SOURCE = "https://huggingface.co/blog/packing-with-FA2"
-
-#: Kinds of layers that carry a state from token to token and so need kernels that know where a sequence begins.
-_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid")
 
 
 def _is_flash(situation: Situation) -> bool:
@@ -40,8 +37,8 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
     facts, workload, reasons = situation.facts, situation.workload, []
     if workload.padding == 0:
         reasons.append(Reason("P14", Verdict.ALIAS, "without pads a packed batch is the same work as a padded one"))
-    recurrent = sorted(set(facts.layer_types) & set(_RECURRENT))
-    if recurrent or facts.recurrent:
+    recurrent = sorted(RECURRENT & set(facts.layer_types))
+    if facts.carries_state:
         kind = f"layers of kind {', '.join(recurrent)}" if recurrent else "states and convolutions along the row"
         reasons.append(Reason("P7", Verdict.INVALID, f"{kind} can't keep packed sequences apart"))
     if facts.max_row is not None and (longest := _longest_row(workload)) > facts.max_row - facts.position_offset:
@@ -53,11 +50,8 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         reasons.append(
             Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
         )
-    if facts.is_causal and not facts.switches_attention and not _is_flash(situation):
-        text = (
-            f"{facts.architecture} makes its own mask and does not look at positions: documents attend to one another"
-        )
-        reasons.append(Reason("P22", Verdict.WRONG, text, "use FlashAttention, or padded batches"))
+    if not any(reason.rule in ("P7", "P16") for reason in reasons):  # they say what P22 would, and why
+        reasons += _row_why_not(situation)
     if situation.workload.output == "scores" and not facts.head:
         reasons.append(
             Reason(
@@ -67,6 +61,35 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
     if not _is_flash(situation) and situation.configuration["attention"] != "flex_attention":
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
     return reasons
+
+
+def _row_why_not(situation: Situation) -> list[Reason]:
+    """Refuse a row whose class does not keep sequences apart by what it is called with; FlashAttention is told where they end."""
+    facts = situation.facts
+    if _is_flash(situation):
+        return []
+    reasons, use = [], "use FlashAttention, or padded batches"
+    if facts.packed_row == "wrong":
+        how = (
+            "its mask does not follow their positions" if facts.is_causal else "it mixes or counts tokens along the row"
+        )
+        text = f"{facts.architecture} does not keep packed sequences apart, tried on a small copy: {how}"
+        reasons.append(Reason("P22", Verdict.WRONG, text, use))
+    if facts.packed_row == "raises":
+        form = (
+            "positions that start again" if facts.is_causal else "a mask of four dimensions, which packing needs here"
+        )
+        reasons.append(Reason("P25", Verdict.INVALID, f"{facts.architecture} does not take {form}", use))
+    if not facts.is_causal and (window := _narrowest(facts)) and max(situation.workload.lengths) > window + 1:
+        text = f"the mask that keeps packed sequences apart replaces the windows of {window} tokens to either side"
+        reasons.append(Reason("P24", Verdict.WRONG, text, use))
+    return reasons
+
+
+def _narrowest(facts: ModelFacts) -> int:
+    """Return how many tokens to either side an encoder's sliding layers see, 0 where none slides."""
+    slides = any("sliding" in kind for kind in facts.layer_types)
+    return (facts.sliding_window or 0) if slides else 0
 
 
 def _longest_row(workload: Workload) -> int:
