@@ -1,9 +1,11 @@
 #!/bin/sh
 # Budgets on a GPU: what a tune answers in about a minute and a half, and how long its whole process takes.
-#   sh benchmarks/gpu_budgets.sh OUT
-out=$1
+#   sh benchmarks/gpu_budgets.sh OUT [CASE …]
+out=$1; shift
+cases="${*:-llama bert mistral roberta modernbert}"
 one() { # name, shape, budget, workload flags
   name=$1 shape=$2 budget=$3; shift 3
+  case " $cases " in *" $name "*) ;; *) return ;; esac
   echo "\$ advisor tune shapes/$shape.json $* --budget $budget"
   began=$(date +%s)
   ADVISOR_DATABASE_URL="sqlite:///$out/$name.db" COLUMNS=150 python3 -m advisor tune "benchmarks/shapes/$shape.json" "$@" --budget "$budget" >"$out/$name.out" 2>"$out/$name.err"
@@ -17,3 +19,4 @@ one bert bert-base 90s --lengths 256 --padding 0.3 --batch 256
 one mistral mistral-7b 100s --lengths 2048 --padding 0.3 --batch 8
 one roberta roberta-large 90s --lengths 512 --padding 0.3 --batch 32
 one modernbert modernbert-base 90s --lengths 1024 --padding 0.5 --batch 32
+one llama-4m llama-3.2-1b 4m --lengths 2048 --padding 0.3 --batch 8
