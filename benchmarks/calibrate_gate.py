@@ -104,7 +104,7 @@ class Gate:
             "source": self.source.request,
             "facts": self.facts_for(workload.output).payload,
             "workload": workload.payload,
-            "gate_workload": workload.payload,
+            "sample": tuple(range(len(workload.lengths))),
             "configuration": dict(configuration),
             "gate": None,
             "measured": [],
@@ -130,19 +130,21 @@ class Gate:
         """Run one configuration through the worker's gate."""
         key, is_baseline = workload.key_for(""), configuration == self.baseline
         baseline = self.baselines.get(key)
+        given = {"configuration": dict(self.baseline), "quality": baseline.payload} if baseline is not None else None
         gate = {
             "path": str(self._reference(workload)),
             "reference": "fp32, eager, one sequence at a time",
-            "precision": "fp32",
-            "baseline": None if is_baseline or baseline is None else baseline.payload,
-            "is_baseline": is_baseline,
+            "default": None if is_baseline else given,
+            "is_default": is_baseline,
+            "known": {},
         }
         request = {**self.request(workload, configuration), "op": "trial", "gate": gate}
         result = self.runner.run(request, DEADLINE_S)
         quality = Quality.of(result.get("quality"))
         if is_baseline and quality is not None:
             self.baselines[key] = baseline = quality
-        limits = exact_limits(quality, configuration["precision"], "fp32", baseline) if quality else (0.0, 0.0)
+        facts, from_logits = self.facts_for(workload.output), quality is not None and quality.kl is not None
+        limits = exact_limits(configuration["precision"], facts, baseline, from_logits=from_logits)
         return Judged(
             configuration, quality, baseline, *limits, str(result["outcome"]), str(result.get("reason") or "")
         )

@@ -37,7 +37,7 @@ def advisor_rounds(source: ModelSource, workload: Workload, machine: Machine, ro
         facts = read_facts(runner, {"source": source.request, "output": "last-logits"})
         request: dict[str, Any] = {
             "op": "trial", "source": source.request, "facts": facts, "workload": workload.payload,
-            "gate_workload": workload.payload, "gate": None, "measured": [],
+            "gate": None, "measured": [],
             "configuration": dict(Configuration.of(baseline_choices(ModelFacts.of(facts), workload))),
             "timing": {"stopping": {"least": rounds, "most": rounds, "seconds": 600.0}, "incumbent_s": None},
         }  # fmt: skip

@@ -32,10 +32,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration
+from advisor.judge import objections
 from advisor.landscape import Landscape, read_landscapes
 from advisor.measurement import TIE_ZONE
 from advisor.search import CHANCE, Knowledge, surprises
-from advisor.space import costs_of, recommendable
+from advisor.space import costs_of
 from advisor.trial import Outcome, Trial
 
 #: After how many trials regret is read.
@@ -80,7 +81,7 @@ class Field:
 
     def usable(self, trial: Trial) -> bool:
         """Whether a trial may be recommended."""
-        return recommendable(trial, self.landscape.objective, self.landscape.facts)
+        return not objections(trial, None, self.landscape.objective, self.landscape.facts)
 
     def known(self, trials: Sequence[Trial], warm: Mapping[Configuration, float] | None = None) -> Knowledge:
         """Return all that advisor's search goes by. warm: what it learned elsewhere."""

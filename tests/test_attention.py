@@ -385,7 +385,7 @@ def test_a_profile_proves_what_ran(read: Reading, ran: str, proven: set[str]) ->
         ("torch_varlen", FLASH_2, "torch_varlen (unproven)"),
         ("flex_attention", SDPA_EFFICIENT, "sdpa"),
         ("flex_attention", [*SOFTMAX, *FLEX_CPU], "eager"),
-        ("flex_attention", [*CUDA, "## Call CompiledFxGraph fz ##"], "eager"),
+        ("flex_attention", [*CUDA, "## Call CompiledFxGraph fz ##"], "flex_attention (unproven)"),
         ("eager", SDPA_FLASH, "sdpa"),
         ("sdpa", SOFTMAX, "eager"),
     ],

@@ -20,6 +20,7 @@ import pytest
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.errors import NothingAdmissible
+from advisor.judge import LAYOUT_LIMIT
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import LocalRunner
 from advisor.store import Store
@@ -163,9 +164,9 @@ def test_wrong_packing_that_is_forced_is_caught(forced: Searched, attention: str
 
     assert trial.outcome is Outcome.WRONG_OUTPUT, rule
     assert trial.quality is not None
+    assert "reads its neighbours" in trial.reason or "layout is wrong" in trial.reason
     assert "rms error" in trial.reason
     assert "KL" in trial.reason
-    assert trial.quality.failures
     assert not trial.measurements
     assert trial.ran == trial.requested  # it is what was run: no other packing was judged in its place
 
@@ -177,7 +178,9 @@ def test_right_packing_passes_beside_the_wrong_ones(forced: Searched, attention:
 
     assert trial.outcome in (Outcome.OK, Outcome.PRUNED), trial.reason
     assert trial.quality is not None
-    assert trial.quality.failures == ()
+    assert trial.quality.neighbours == 0.0
+    assert trial.quality.layout is not None
+    assert trial.quality.layout < LAYOUT_LIMIT
 
 
 def test_wrong_error_is_far_beyond_the_limit(forced: Searched) -> None:

@@ -59,7 +59,8 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
 def _flex_rate(situation: Situation) -> float:
     if not situation.environment.is_cuda:
         return 0.5  # it is not slow once compiled, but compiles again and again: late in the order
-    return 5.0 if has_pads(situation) else 6.5
+    # With pads: slower than sdpa's padded batches on an H100, sorted or not (docs/results/2026-11-26-h100.md).
+    return 2.5 if has_pads(situation) else 6.5
 
 
 def _fused_why_not(situation: Situation) -> list[Reason]:
