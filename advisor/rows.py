@@ -412,8 +412,10 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
         with in_row("measurements", row.id):
             samples, state = parsed(row.samples), parsed(row.device_state) if full else {}
             check_device_state(row.metric, state)
-            _refuse(not is_text(row.unit), "unit", row.unit)
-            _refuse(not _are_samples(samples), "samples", samples)
+            if not is_text(row.unit):
+                _refuse(True, "unit", row.unit)
+            if not _are_samples(samples):
+                _refuse(True, "samples", samples)
             return Measurement(row.metric, row.unit, tuple(samples), row.phase, state)
     except DamagedRow as error:
         return error
@@ -470,25 +472,29 @@ def _trial(row: Row[*tuple[Any, ...]], measured: Sequence[Measurement | DamagedR
     for each in measured:
         if isinstance(each, DamagedRow):
             raise each
-    with in_row("trials", row.id):
-        _check_members(row._asdict(), _COLUMNS)
-        reading = parsed(row.reading) if full and row.reading is not None else {}
-        _check_members(reading, _READ)
+    found = dict(zip(row._fields, row, strict=True))  # quicker than asking the row for each
+    with in_row("trials", found["id"]):
+        for name, test in _COLUMNS.items():
+            if not test(found[name]):
+                _refuse(True, name, found[name])
+        reading = parsed(found["reading"]) if full and found["reading"] is not None else {}
+        if reading:
+            _check_members(reading, _READ)
         return Trial(
-            number=row.number,
-            requested=configuration_of(row.requested),
-            effective=configuration_of(row.effective) if row.effective_id is not None else None,
-            outcome=Outcome(row.outcome),
-            reason=row.reason,
-            phase=row.phase,
-            block=row.block,
-            quality=Quality.of(parsed(row.quality)) if row.quality is not None else None,
+            number=found["number"],
+            requested=configuration_of(found["requested"]),
+            effective=configuration_of(found["effective"]) if found["effective_id"] is not None else None,
+            outcome=Outcome(found["outcome"]),
+            reason=found["reason"],
+            phase=found["phase"],
+            block=found["block"],
+            quality=Quality.of(parsed(found["quality"])) if found["quality"] is not None else None,
             reading=reading,
-            reused_from=row.reused_from,
+            reused_from=found["reused_from"],
             measurements=tuple(each for each in measured if isinstance(each, Measurement)),
-            attempts=row.attempts,
-            device_uuid=row.device_uuid or "",
-            **{name: getattr(row, name) for name in FIGURES},
+            attempts=found["attempts"],
+            device_uuid=found["device_uuid"] or "",
+            **{name: found[name] for name in FIGURES},
         )
 
 

@@ -93,9 +93,14 @@ class Quality:
         """
         if payload is None:
             return None
-        known = {field.name for field in fields(cls)}
-        drawn = payload.get("drawn", not payload.get("judged", True))
-        return cls(**checked(cls, {**{n: value for n, value in payload.items() if n in known}, "drawn": drawn}))
+        if payload.keys() != _FIGURES:
+            drawn = payload.get("drawn", not payload.get("judged", True))
+            payload = {**{name: value for name, value in payload.items() if name in _FIGURES}, "drawn": drawn}
+        return cls(**checked(cls, payload))
+
+
+#: The names of all figures, which the payload of a row of this version has.
+_FIGURES = frozenset(field.name for field in fields(Quality))
 
 
 @dataclass(frozen=True)
