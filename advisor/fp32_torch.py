@@ -11,6 +11,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -29,10 +30,17 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
     """Return the members of the model's outermost lists of modules: what runs one after the other."""
     found: list[torch.nn.Module] = []
 
+    def add(parts: torch.nn.ModuleList) -> None:
+        for part in parts:
+            if isinstance(part, torch.nn.ModuleList):  # a list runs nothing by itself (Funnel's blocks of layers)
+                add(part)
+            elif any(True for _ in part.parameters()):
+                found.append(part)
+
     def walk(module: torch.nn.Module) -> None:
         for child in module.children():
             if isinstance(child, torch.nn.ModuleList):
-                found.extend(part for part in child if any(True for _ in part.parameters()))
+                add(child)
             else:
                 walk(child)
 
@@ -55,7 +63,7 @@ class _Widened:
         self.device = device
         self.held: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def enter(self, *_: Any) -> None:
+    def enter(self) -> None:
         """Widen them."""
         # What is made in inference mode can't become a parameter's data outside it.
         with torch.inference_mode(False), torch.no_grad():
@@ -63,7 +71,7 @@ class _Widened:
                 self.held.append((tensor, tensor.data))
                 tensor.data = tensor.data.to(self.device, torch.float32)
 
-    def leave(self, *_: Any) -> None:
+    def leave(self) -> None:
         """Give their own data back."""
         while self.held:
             tensor, own = self.held.pop()
@@ -87,11 +95,31 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
         for block in blocks:
             widened = _Widened(_tensors(block), place)
             if widened.tensors:
-                before = block.register_forward_pre_hook(widened.enter)
-                after = block.register_forward_hook(widened.leave, always_call=True)
-                for undo in (widened.leave, before.remove, after.remove):
-                    stack.callback(undo)
+                stack.enter_context(_while_it_runs(block, widened))
         yield
+
+
+@contextmanager
+def _while_it_runs(block: torch.nn.Module, widened: _Widened) -> Iterator[None]:
+    """Widen tensors for as long as a block runs. Not by hooks: some classes call a layer's forward itself (SqueezeBERT)."""
+    own, is_replaced = block.forward, "forward" in vars(block)
+
+    @wraps(own)
+    def forward(*arguments: Any, **more: Any) -> Any:
+        widened.enter()
+        try:
+            return own(*arguments, **more)
+        finally:
+            widened.leave()
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if is_replaced:
+            block.forward = own
+        else:
+            del block.forward
 
 
 class Settings:
@@ -127,9 +155,14 @@ def _plain(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def layers_of(model: Any, count: int) -> torch.nn.ModuleList | None:
-    """Return the list of the model's layers, None where no single list of `count` is found."""
+    """Return the list of the model's layers, None where no single list of `count` is found, or a list of lists.
+
+    What a class does between blocks of layers is in none of them: Funnel pools the row.
+    """
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
-    return lists[0] if len(lists) == 1 else None
+    if len(lists) != 1 or any(isinstance(part, torch.nn.ModuleList) for part in lists[0]):
+        return None
+    return lists[0]
 
 
 def _kind(layer: torch.nn.Module) -> tuple[Any, ...]:

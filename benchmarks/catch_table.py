@@ -3,7 +3,9 @@
 Every rule of levers.md (A.7) whose verdict is WRONG or ALIAS has a row, and so has every rule of ours with these verdicts.
 Refused: `build_space` is asked about the very combination; no GPU and no torch are needed. Forced: the rule is ignored, as
 `--ignore-rule` does, and `tune` runs the combination in a real worker on a small model; what caught it is read from the
-trial, the numerics gate (wrong_output, with its figures) or the proof (what ran is not what was asked for).
+trial, the numerics gate (wrong_output, with its figures) or the proof (what ran is not what was asked for). What the gate has
+to catch is run in bf16 and behind nf4 too, where floors and quantisation hide errors: the independence probe has to see what
+leaks there, and the layout in fp32 what is wrong without reading anything (positions, windows).
 
     python benchmarks/catch_table.py                                       on this CPU, to stdout
     python benchmarks/catch_table.py --write docs/catches.md               and into the document
@@ -35,6 +37,7 @@ from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import AdvisorError
+from advisor.judge import LAYOUT_LIMIT, wrong
 from advisor.knobs import KNOBS, Choice, baseline_choices, register
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
@@ -67,6 +70,9 @@ EVEN = Workload((24,) * 6, 3)
 ANY_BATCH = replace(PADDED, batch=None)
 
 _FLASH = {"attention": "flash_attention_2"}
+
+#: Where floors and quantisation hide errors, by the words of the table: what the gate has to catch is run there too.
+HIDING = {"bf16": {"precision": "bf16"}, "behind nf4": {"precision": "bf16", "quantization": "nf4"}}
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ ROWS = (
         asked=(Asked(_packed("packed-bool-mask", "eager")),), forced=(Forced("causal", _packed("packed-bool-mask", "eager")),)),
     Row("P16", "packed, with ALiBi",
         asked=(Asked(_packed("packed", "eager"), facts=replace(_LLAMA, alibi=True)),),
-        forced=(Forced("bloom", _packed("packed", "eager"), also=("P22",)),)),
+        forced=(Forced("bloom", _packed("packed", "eager")),)),
     Row("P17", "packed in another form that gives the same work",
         asked=(Asked(_packed("packed-bool-mask")), Asked(_packed("packed-two-rows")),
                Asked(_packed("packed-2d-mask", "flash_attention_2"), _H200)),
@@ -168,9 +174,13 @@ ROWS = (
         forced=(Forced("bert", _packed("packed-no-mask")), Forced("bert", _packed("packed-no-mask", "eager")),
                 *(Forced(f"encoder-{bench}", _packed("packed-no-mask"))
                   for bench in ("hidden", "pooled", "bf16-hidden", "bf16-pooled")))),
-    Row("P22", "packed, on a decoder that makes its mask without the positions (Falcon), sdpa or eager",
-        asked=(Asked(_packed("packed"), facts=replace(_LLAMA, switches_attention=False)),),
-        forced=(Forced("falcon", _packed("packed")), Forced("falcon", _packed("packed", "eager")))),
+    Row("P22", "packed, where a small copy of the class does not keep sequences apart (OPT), sdpa or eager",
+        asked=(Asked(_packed("packed"), facts=replace(_LLAMA, packed_row="wrong")),
+               Asked(_packed("packed"), facts=replace(_BERT, packed_row="wrong"))),
+        forced=(Forced("opt", _packed("packed")), Forced("opt", _packed("packed", "eager")))),
+    Row("P24", "packed, on an encoder with windows (ModernBERT), sdpa or eager",
+        asked=(Asked(_packed("packed"), facts=replace(_BERT, sliding_window=8, layer_types=("sliding_attention",))),),
+        forced=(Forced("modernbert", _packed("packed")), Forced("modernbert", _packed("packed", "eager")))),
     Row("B2", "a batch larger than the list",
         asked=(Asked({"batch": "16"}, workload=ANY_BATCH),), forced=(Forced("causal-any", {"batch": "16"}, "proof"),)),
     Row("G1", "padding on the right in generate()", elsewhere=_GENERATION),
@@ -303,6 +313,17 @@ def _falcon(folder: Path) -> str:
     return _config(folder, "falcon", _small("falcon", "FalconForCausalLM", **more))
 
 
+def _opt(folder: Path) -> str:
+    more = {"ffn_dim": 128, "word_embed_proj_dim": 64, "init_std": 0.1}
+    return _config(folder, "opt", _small("opt", "OPTForCausalLM", **more))
+
+
+def _modernbert(folder: Path) -> str:
+    more = {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"], "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+    return _config(folder, "modernbert", _small("modernbert", "ModernBertForMaskedLM", **more))
+
+
 def _bloom(folder: Path) -> str:
     return _config(folder, "bloom", _small("bloom", "BloomForCausalLM", n_head=4, n_layer=2))
 
@@ -423,7 +444,8 @@ BENCHES = {
     "roberta": Bench(_roberta, replace(PADDED, output="all-logits")),
     "bert": Bench(_bert, replace(PADDED, output="all-logits")),
     "bloom": Bench(_bloom),
-    "falcon": Bench(_falcon),
+    "opt": Bench(_opt),
+    "modernbert": Bench(_modernbert, replace(PADDED, output="all-logits")),
     "falcon-trusted": Bench(_falcon, runner=_Trusting),
     "fp8": Bench(_in_fp8),
     "mxfp4": Bench(_in_mxfp4),
@@ -468,31 +490,61 @@ def _made_up(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Caught:
-    """What became of a forced combination: "gate", "proof", "same" (it ran as itself and is right) or "nothing"."""
+    """What became of a forced combination: "gate", "proof", "same" (it ran as itself and is right) or "nothing".
+
+    moved: how far (σ) outputs moved in the independence probe, by HIDING's keys; layout: the worst sequence's rms (σ) in fp32.
+    None where that was not looked at.
+    """
 
     forced: Forced
     by: str
     figure: str
+    moved: Mapping[str, float | None] = field(default_factory=dict)
+    layout: float | None = None
 
     @property
     def is_right(self) -> bool:
         """Whether that is what it has to be."""
         return self.by == self.forced.by
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether what hides behind 16 bits and 4 is seen all the same: by the probe wherever it was run, or by the layout."""
+        leaks = self.moved.get("bf16") is not None and all(moved != 0 for moved in self.moved.values())
+        return leaks or (self.layout is not None and self.layout > LAYOUT_LIMIT)
 
-def caught(forced: Forced, trial: Trial | None) -> Caught:
+
+def caught(forced: Forced, trial: Trial | None, default: Trial | None, facts: ModelFacts) -> Caught:
     """Read from a trial what caught it."""
     if trial is None:
         return Caught(forced, "nothing", "it was not tried")
     rms = f"rms {trial.quality.rms:.1e}" if trial.quality is not None else ""
     if trial.outcome is Outcome.WRONG_OUTPUT:
-        return Caught(forced, "gate", trial.reason.split(";")[0].replace(" error", ""))
+        parts = trial.reason.split("; ")
+        return Caught(
+            forced, "gate", next((part for part in parts if part.startswith("rms")), parts[0]).replace(" error", "")
+        )
     if trial.effective is not None and trial.effective != trial.requested:
         ran = [f"{knob} {name}" for knob, name in trial.effective.items() if trial.requested[knob] != name]
         return Caught(forced, "proof", f"{', '.join(ran)} ran")
-    if trial.outcome in (Outcome.OK, Outcome.PRUNED) and trial.quality is not None and not trial.quality.failures:
+    if trial.outcome in (Outcome.OK, Outcome.PRUNED) and trial.quality is not None and not wrong(trial, default, facts):
         return Caught(forced, "same", rms)
     return Caught(forced, "nothing", f"{trial.outcome}: {trial.reason[:120]}")
+
+
+def _hidden(forced: Forced, default: Configuration) -> dict[str, Configuration]:
+    """Return what a combination that the gate has to catch is run as besides, by the keys of HIDING."""
+    if forced.by != "gate":
+        return {}
+    return {name: default.replaced(**{**forced.choices, **more}) for name, more in HIDING.items()}
+
+
+def _moved(trial: Trial | None) -> float | None:
+    """Return how far an output moved when only its neighbours' or the pads' contents changed."""
+    quality = trial.quality if trial is not None else None
+    if quality is None or (quality.neighbours is None and quality.pads is None):
+        return None
+    return max(quality.neighbours or 0.0, quality.pads or 0.0)
 
 
 def force(rows: Sequence[Row], machine: Machine, folder: Path) -> dict[str, list[Caught]]:
@@ -512,14 +564,17 @@ def _on_bench(
     bench: Bench, wanted: Sequence[tuple[Row, Forced]], machine: Machine, store: Store, folder: Path
 ) -> list[Caught]:
     """Tune one model with these rules ignored, the forced combinations first, and see what became of each."""
-    rules = sorted({rule for row, forced in wanted for rule in (row.rule, *forced.also)})
-    objective = Objective(quality=Tier.EXACT, ignored_rules=tuple(rules))
+    rules = sorted({"S1", *(rule for row, forced in wanted for rule in (row.rule, *forced.also))})
+    objective = Objective(quality=Tier.FOUR_BIT, ignored_rules=tuple(rules), allow_unjudged=True)
     runner = bench.runner(LocalRunner(machine))
     try:
         job = Job(find_model(bench.model(folder)), bench.workload, objective, Budget(trials=1, blocks=0), machine)
-        default = Configuration.of(baseline_choices(facts_for(job, runner), bench.workload))
+        facts = facts_for(job, runner)
+        default = Configuration.of(baseline_choices(facts, bench.workload))
         asked = [default.replaced(**forced.choices) for _, forced in wanted]
-        also = tuple(dict.fromkeys(c for c in asked if c != default))
+        hidden = [_hidden(forced, default) for _, forced in wanted]
+        every = [*asked, *(configuration for more in hidden for configuration in more.values())]
+        also = tuple(dict.fromkeys(configuration for configuration in every if configuration != default))
         job = replace(job, also=also, budget=Budget(trials=1 + len(also), blocks=0))
         study = tune(job, store, runner, lambda _: None)
     except AdvisorError as error:  # such a model can't be loaded here at all
@@ -527,7 +582,13 @@ def _on_bench(
     finally:
         runner.close()
     trials = {trial.requested: trial for trial in store.trials(study)}
-    return [caught(forced, trials.get(c)) for (_, forced), c in zip(wanted, asked, strict=True)]
+    found = []
+    for (_, forced), configuration, more in zip(wanted, asked, hidden, strict=True):
+        trial = trials.get(configuration)
+        layout = trial.quality.layout if trial is not None and trial.quality is not None else None
+        moved = {name: _moved(trials.get(as_hidden)) for name, as_hidden in more.items()}
+        found.append(replace(caught(forced, trial, trials.get(default), facts), moved=moved, layout=layout))
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- table
@@ -535,10 +596,23 @@ def _on_bench(
 
 def _line(row: Row, found: Sequence[Caught]) -> str:
     if row.elsewhere:
-        return f"| {row.rule} | {row.condition} | not forward: {row.elsewhere} | | |"
+        return f"| {row.rule} | {row.condition} | not forward: {row.elsewhere} | | | | |"
     by = "; ".join(dict.fromkeys(_words(result) for result in found)) or row.unforced or _later(row)
-    cells = [row.rule, row.condition, refused(row)[1], by, "; ".join(dict.fromkeys(result.figure for result in found))]
+    figures = "; ".join(dict.fromkeys(result.figure for result in found))
+    cells = [row.rule, row.condition, refused(row)[1], by, figures, *_seen_words(found)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _seen_words(found: Sequence[Caught]) -> tuple[str, str]:
+    """Return what the probe and the layout see of what the gate has to catch, the least of several combinations."""
+    gated = [result for result in found if result.forced.by == "gate"]
+    probed = []
+    for name in HIDING:
+        moved = [result.moved[name] for result in gated if result.moved.get(name) is not None]
+        if moved:
+            probed.append(f"{name} {min(moved):.1e} σ" if min(moved) else f"{name}: reads nothing")
+    layouts = [result.layout for result in gated if result.layout is not None]
+    return ", ".join(probed), f"{min(layouts):.1e} σ" if layouts else ""
 
 
 def _words(result: Caught) -> str:
@@ -558,15 +632,18 @@ def summary(rows: Sequence[Row], found: Mapping[str, Sequence[Caught]]) -> tuple
     kept = [row for row in forward if not row.runs]
     stopped = sum(refused(row)[0] for row in kept)
     results = [result for row in forward for result in found.get(row.rule, ())]
-    wrong = [result for result in results if result.forced.by != "same"]
+    bad = [result for result in results if result.forced.by != "same"]
     same = [result for result in results if result.forced.by == "same"]
-    counts = (sum(result.is_right for result in wrong), sum(result.is_right for result in same))
+    counts = (sum(result.is_right for result in bad), sum(result.is_right for result in same))
     text = f"Of {len(rows)} rules {len(forward)} concern forward. {stopped} of {len(kept)} are refused, or no choice asks for "
     text += f"them; {len(forward) - len(kept)} are known only once they have run. {len(results)} combinations were forced, some "
-    text += f"of one rule with more than one attention or output: {counts[0]} of {len(wrong)} wrong ones were caught"
+    text += f"of one rule with more than one attention or output: {counts[0]} of {len(bad)} wrong ones were caught"
     text += f", and {counts[1]} of {len(same)} duplicates are right." if same else "."
+    gated = [result for result in bad if result.forced.by == "gate"]
+    seen = sum(result.is_seen for result in gated)
+    text += f" By the probe in bf16 and behind nf4, or by the layout in fp32: {seen} of {len(gated)}."
     warned = all(refused(row)[0] for row in forward if row.runs)
-    return text, warned and (stopped, *counts) == (len(kept), len(wrong), len(same))
+    return text, warned and (stopped, *counts, seen) == (len(kept), len(bad), len(same), len(gated))
 
 
 def document(machine: Machine, found: Mapping[str, Sequence[Caught]], command: str) -> str:
@@ -582,8 +659,14 @@ the output wrong, or the proof finds that something else ran. Figures: the rms e
 and the limit it broke, or what ran instead; P19's are those of the BERT of drawn weights (logits), then of the shipped encoder
 (hidden states and embeddings, in fp32 and in bf16).
 
-| rule | condition | refused with | forced: caught by | figure |
-|---|---|---|---|---|
+What the gate has to catch is run twice more, in bf16 and in bf16 behind nf4. *Probe*: how far a sequence's output moves there
+when only its neighbours' or the pads' contents change, the least of a row's combinations; it must not move by a bit. *Layout*:
+the rms of the sequence that is furthest from itself alone when the same call is made with weights in fp32 (limit
+{LAYOUT_LIMIT:.0e}); what is wrong without reading anything, positions and windows, is seen there alone. (Longrope's switch has
+no rule: docs/families.md, phi3.)
+
+| rule | condition | refused with | forced: caught by | figure | by the probe | by the layout in fp32 |
+|---|---|---|---|---|---|---|
 """
     return head + "\n".join(_line(row, found.get(row.rule, ())) for row in ROWS) + f"\n\n{summary(ROWS, found)[0]}\n"
 

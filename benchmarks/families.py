@@ -14,6 +14,7 @@ Exits with status 1 where something wrong was accepted, or over 1 % of what is r
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
@@ -93,6 +94,8 @@ UNREAD = Label(0.0, 0.0, 0.0, failure="its facts can't be read")
 def measure(name: str, layouts: Sequence[str] = LAYOUTS, precisions: Sequence[str] = PRECISIONS) -> list[Cell]:
     """Label and judge one family."""
     cells: list[Cell] = []
+    gc.collect()
+    gc.freeze()  # what is imported: models are unloaded again and again, and to look through all of it takes longer than they do
     with tempfile.TemporaryDirectory(prefix="advisor-families-") as folder:
         paths = draw(FAMILIES[name], Path(folder) / "model")
         right: dict[str, bool] = {}

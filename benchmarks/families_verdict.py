@@ -191,11 +191,22 @@ def verdict_of(bench: Bench, layout: str) -> Verdict:
         trial = default if configuration == bench.default else bench.trial(configuration, default)
     except AdvisorError as error:
         return Verdict("refused", " ".join(str(error).split()), "facts")
-    if trial.outcome.is_failure and trial.outcome is not Outcome.WRONG_OUTPUT:
-        return Verdict("failed", trial.reason)
-    if trial.reading["alias"]:
-        return Verdict("refused", trial.reason, "E1", trial.quality)
-    if trial.quality is not None and not trial.quality.is_against_fp32 and not wrong(trial, default, bench.facts):
-        return Verdict("failed", f"there is no reference in fp32: {trial.quality.reference}", figures=trial.quality)
+    if (why := _not_run(bench, trial)) is not None:
+        return why
     found = wrong(trial, default, bench.facts)
     return Verdict("rejected" if found else "accepted", "; ".join(found), figures=trial.quality)
+
+
+def _not_run(bench: Bench, trial: Trial) -> Verdict | None:
+    """Return what became of a trial that says nothing of a layout in the bench's precision, None where it does."""
+    if trial.outcome.is_failure and trial.outcome is not Outcome.WRONG_OUTPUT:
+        return Verdict("failed", trial.reason)
+    if bench.default["precision"] != bench.precision:
+        return Verdict("failed", f"the checkpoint in {bench.precision} is loaded in {bench.default['precision']}")
+    if trial.reading["alias"]:
+        return Verdict("refused", trial.reason, "E1", trial.quality)
+    if bench.reference["path"] is None and trial.outcome is not Outcome.WRONG_OUTPUT:
+        return Verdict(
+            "failed", f"there is no reference in fp32: {bench.reference['reference']}", figures=trial.quality
+        )
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,35 @@ def test_weights_widened_block_by_block_give_the_fp32_model(models: dict[str, An
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in narrow.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["Funnel", "SqueezeBert"])
+def test_lists_of_lists_and_layers_called_by_their_forward_are_widened(kind: str) -> None:
+    """Whatever way a layer is run by: Funnel has lists of lists, SqueezeBERT calls its layers' forward."""
+    sizes = {
+        "Funnel": {
+            "d_model": 64,
+            "n_head": 4,
+            "d_head": 16,
+            "d_inner": 96,
+            "block_sizes": [1, 1],
+            "num_decoder_layers": 1,
+        },
+        "SqueezeBert": {**SIZES, "embedding_size": 64, "num_hidden_layers": 2},
+    }[kind]
+    config = getattr(transformers, f"{kind}Config")(**{"vocab_size": 256, **sizes})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(config).to(torch.bfloat16).eval()
+    wide, ids = copy.deepcopy(model).float(), torch.arange(2, 13)[None]
+
+    with torch.inference_mode():
+        expected = wide(input_ids=ids).last_hidden_state
+        with fp32_torch.in_fp32(model, "cpu"):
+            found = model(input_ids=ids).last_hidden_state
+
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any("forward" in vars(part) for part in model.modules())
 
 
 def test_a_reference_is_in_fp32_whatever_the_checkpoint(models: dict[str, Any], tmp_path: Path) -> None:

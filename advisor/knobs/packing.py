@@ -70,16 +70,12 @@ def _row_why_not(situation: Situation) -> list[Reason]:
         return []
     reasons, use = [], "use FlashAttention, or padded batches"
     if facts.packed_row == "wrong":
-        how = (
-            "its mask does not follow their positions" if facts.is_causal else "it mixes or counts tokens along the row"
-        )
-        text = f"{facts.architecture} does not keep packed sequences apart, tried on a small copy: {how}"
+        text = f"{facts.architecture} does not keep packed sequences apart: on a small copy they come out otherwise than alone"
         reasons.append(Reason("P22", Verdict.WRONG, text, use))
     if facts.packed_row == "raises":
-        form = (
-            "positions that start again" if facts.is_causal else "a mask of four dimensions, which packing needs here"
-        )
-        reasons.append(Reason("P25", Verdict.INVALID, f"{facts.architecture} does not take {form}", use))
+        needed = "" if facts.is_causal else ", which needs a mask of four dimensions here"
+        text = f"{facts.architecture} can't be called with a packed row{needed}: tried on a small copy"
+        reasons.append(Reason("P25", Verdict.INVALID, text, use))
     if not facts.is_causal and (window := _narrowest(facts)) and max(situation.workload.lengths) > window + 1:
         text = f"the mask that keeps packed sequences apart replaces the windows of {window} tokens to either side"
         reasons.append(Reason("P24", Verdict.WRONG, text, use))
