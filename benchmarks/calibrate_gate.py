@@ -1,4 +1,4 @@
-"""How often does the numerics gate reject what is right? The figures behind `advisor.numerics.FLOORS`.
+"""How often does the numerics gate reject what is right? The figures behind `advisor.judge.FLOORS`.
 
 Every exact configuration, {eager, sdpa} × {padded, sorted, packed}, is run through the gate on many workloads, by the
 very worker that a tune uses. All of them compute the same function, so every rejection is a false one. Printed are the
