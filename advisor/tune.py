@@ -443,12 +443,15 @@ def _trial(tuning: Tuning, configuration: Configuration) -> Trial:
 
 
 def _counts_here(tuning: Tuning, known: Trial) -> bool:
-    """Whether a trial of another study says what would be found now: judged by today's method, and run on this device.
+    """Whether a trial of another study says what would be found now: today's method, this device, the same reference.
 
-    What was imported has no device, for it was run elsewhere.
+    What was imported has no device, for it was run elsewhere. The reference's words name the texts that were run.
     """
-    is_here = known.device_uuid == tuning.job.machine.uuid
-    return is_here and known.quality is not None and known.reading.get("method") == METHOD
+    if known.quality is None or known.reading.get("method") != METHOD:
+        return False
+    default = tuning.default.quality if tuning.default is not None else None
+    held_to = tuning.reference or (default.reference if default is not None else "")
+    return known.device_uuid == tuning.job.machine.uuid and held_to in ("", known.quality.reference)
 
 
 def _start(tuning: Tuning, configuration: Configuration, phase: str, block: int | None) -> int:
