@@ -101,6 +101,20 @@ def test_what_is_forced_is_caught(caught: dict[str, list[Any]], rule: str) -> No
     assert re.fullmatch({"gate": r"rms .+ > .+", "proof": r".+ ran", "same": r"rms .+"}[result.by], result.figure)
 
 
+def test_what_leaks_is_seen_in_16_bits_and_behind_4(caught: dict[str, list[Any]]) -> None:
+    """Documents that read one another move in the probe, however coarse the weights; the layout in fp32 says so too."""
+    (result,) = caught["P1"]
+
+    assert set(result.moved) == {"bf16", "behind nf4"}
+    assert all(moved is None or moved > 0.01 for moved in result.moved.values())
+    assert result.moved["bf16"] is not None
+    assert result.layout is not None
+    assert result.layout > 0.01
+    assert result.is_seen
+    assert not replace(result, moved={**result.moved, "behind nf4": 0.0}, layout=1e-6).is_seen
+    assert replace(result, moved=dict.fromkeys(result.moved, 0.0)).is_seen  # positions: by the layout
+
+
 def test_made_up_choices_are_gone(caught: dict[str, list[Any]]) -> None:
     """What was registered for the run is not left behind."""
     assert [name for name in KNOBS["attention"].choices if name.startswith("made-up")] == []
@@ -118,7 +132,7 @@ def test_a_hole_would_be_told(caught: dict[str, list[Any]]) -> None:
 
 
 def test_the_document_is_in_step() -> None:
-    """docs/catches.md has a line for every row with what refuses it, nothing in it escaped, and everything is caught."""
+    """docs/catches.md has a line for every row with what refuses it, nothing in it escaped, and everything is caught and seen."""
     text = (ROOT / "docs" / "catches.md").read_text(encoding="utf-8")
     lines = [line.split(" | ")[:3] for line in text.splitlines() if line.startswith("| ") and "---" not in line][1:]
     expected = [TABLE._line(row, ()).split(" | ")[:3] for row in TABLE.ROWS]
@@ -126,5 +140,5 @@ def test_the_document_is_in_step() -> None:
 
     assert lines == expected
     assert "**" not in "\n".join(text.splitlines()[12:])
-    assert len(counts) == 3
+    assert len(counts) == 4
     assert all(found == wanted for found, wanted in counts)
