@@ -38,7 +38,7 @@ $(OLDER)/.installed: pyproject.toml
 	touch $@
 
 test-older: $(OLDER)/.installed  ## gate, worker, encoders and attention with the oldest transformers that is supported
-	$(OLDER)/bin/python -m pytest -q tests/test_gate.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
+	$(OLDER)/bin/python -m pytest -q tests/test_gate.py tests/test_gate_parts.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
 
 faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments, on SQLite and on PostgreSQL
 	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0

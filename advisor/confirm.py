@@ -17,7 +17,7 @@ from advisor.trial import Outcome, Trial
 #: How many candidates meet the default in each block at most.
 FINALISTS = 3
 
-#: When the timing of a run in a block ends: `advisor.worker.Stopping`.
+#: When the timing of a run in a block ends: `advisor.timing_torch.Stopping`.
 STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "seconds_long": 30.0}
 
 

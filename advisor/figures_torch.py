@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -53,6 +54,8 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
             return {"unjudged": str(error)}
         if beside:
             _forget(session)
+        if not all(bool(values.isfinite().all()) for values in found["values"].values()):
+            return {"unjudged": "its own output holds NaN or infinity"}
         torch.save(found, request["path"])
         positions = sum(len(values) for values in found["values"].values())
         return {"positions": positions, "words": words, "texts": tokens_torch.words_of(request)}
@@ -210,12 +213,20 @@ def _probed(
     configuration: Configuration,
 ) -> dict[str, Any]:
     """Return what the independence probe finds; nothing for arithmetic that depends on the whole batch by design."""
-    if dependent := depends_on_batch(configuration):
+    dependent = depends_on_batch(configuration) or _brought_dependence(session.model)
+    if dependent:
         return {"probed": f"not probed: {', '.join(dependent)} depends on the whole batch by design"}
     session.stage("independence probe")
     facts = ModelFacts.of(request["facts"])
     ids = gate_torch.Ids.of(facts.vocabulary, gate_torch.named_ids(session.model) | tokens_torch.special_ids(request))
     return gate_torch.probe(looked, calls, ids, pads=not facts.finds_pads_by_id)
+
+
+def _brought_dependence(model: Any) -> tuple[str, ...]:
+    """Return what of a checkpoint's own quantisation depends on the whole batch: LLM.int8's outlier columns do."""
+    kinds = facts_torch.linears_of(model)
+    is_int8 = any(name.startswith("Linear8bitLt:") and not name.endswith(":0.0") for name in kinds)
+    return ("the checkpoint's LLM.int8",) if is_int8 else ()
 
 
 # --------------------------------------------------------------------------------------------------------- the layout
@@ -229,7 +240,7 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
     """
     session.stage("layout in fp32")
     facts, model = ModelFacts.of(request["facts"]), session.model
-    own = str(model.config._attn_implementation)
+    own, allowed = str(model.config._attn_implementation), facts_torch.allowed_kernels()
     depth = fp32_torch.first_of_each_kind(model, facts.layers)
     why = ""
     for kept in dict.fromkeys((depth, facts.layers)):
@@ -238,14 +249,27 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
                 error = _layout_error(session, request, configuration, facts, kept)
         except torch.AcceleratorError:
             raise
-        except Exception as found:  # noqa: BLE001  (a class that needs all its layers, or has no memory for this: it is said)
-            why = " ".join(f"{type(found).__name__}: {found}".split())[:200]
+        except _NO_MEMORY:
+            why = "there is no memory for it"
+            continue
+        except Exception:  # noqa: BLE001  (a class that needs all its layers, or floats of its own: it is said)
+            traceback.print_exc()
+            why = "this class does not run so"
             continue
         finally:
             session.switch(own)
+            facts_torch.allow_kernels(allowed)
         layers = f"{kept} of {facts.layers} layers" if kept < facts.layers else "all layers"
-        return {"layout": error, "layout_words": f"{own}, {layers}, fp32"}
+        return {"layout": error, "layout_words": f"{_stand_in(own, configuration)}, {layers}, fp32"}
     return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
+
+
+def _stand_in(own: str, configuration: Configuration) -> str:
+    """Return in words what attended: the kernels that take 16 bits alone, and what is compiled, are stood in for."""
+    if any(choice_of(knob, name).compiles for knob, name in configuration.items()):
+        return f"eager in place of {own}"
+    is_flash = "flash" in own or own == "torch_varlen"
+    return f"plain attention by the interface of {own}" if is_flash else own
 
 
 def _layout_error(

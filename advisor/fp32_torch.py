@@ -89,7 +89,12 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
     blocks = blocks_of(model)
     inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
     outer = _Widened([tensor for tensor in _tensors(model) if id(tensor) not in inside], place)
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, matmul)
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # a convolution in tf32 is none in fp32, and it is torch's default
         outer.enter()
         stack.callback(outer.leave)
         for block in blocks:

@@ -20,7 +20,7 @@ PROBE_FIGURES = ("neighbours", "pads", "own", "repeat", "probe_void", "probed")
 
 #: What the layout in fp32 depends on; the independence probe depends on the weights too.
 _LAYOUT_KNOBS = ("attention", "packing", "batch")
-_PROBE_KNOBS = ("attention", "packing", "precision", "quantization")
+_PROBE_KNOBS = ("attention", "packing", "batch", "precision", "quantization")
 
 
 def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Any]:

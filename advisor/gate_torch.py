@@ -32,7 +32,7 @@ class Looked:
     """What is run and how: the model, what is asked of it, at which distances from a sequence's end, and on what device.
 
     deviation: of the reference's values, in which all differences are counted (σ). settings: what the model's were when it
-    was loaded: every call begins with them, whatever ran before it.
+    was loaded: a sequence that is run alone begins with them, a configuration's batches run one after the other as timed ones.
     """
 
     model: Any
@@ -44,7 +44,6 @@ class Looked:
 
     def values(self, call: Call) -> list[torch.Tensor]:
         """Return every sequence's values, [positions, width] in fp32: copies, for a CUDA graph writes into its last output."""
-        self.settings.restore()
         return [values.clone() for values in self.asked.by_sequence(self.model, call, self.device, self.distances)]
 
     def moved(self, ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -63,7 +62,12 @@ def alone(looked: Looked, tokens: Mapping[int, torch.Tensor], accepts: Sequence[
         (number, Call({"input_ids": ids[None], **more}, (number,), ((0, 0, len(ids)),)))
         for number, ids in tokens.items()
     )
-    return {number: looked.values(call)[0] for number, call in calls}
+    found = {}
+    for number, call in calls:
+        looked.settings.restore()  # whatever ran before it, a sequence alone is what the model as it was loaded gives
+        found[number] = looked.values(call)[0]
+    looked.settings.restore()
+    return found
 
 
 def deviation_of(values: Iterable[torch.Tensor], output: str) -> float:
@@ -141,8 +145,12 @@ def to_probe(calls: Sequence[Call], windows: Sequence[int]) -> list[Call]:
     smallest: dict[Any, Call] = {}
     for call in sorted(calls, key=lambda call: (len(call.sequences) < 2, sum(call.lengths))):
         smallest.setdefault(shape_class(call.lengths, windows), call)
-    by_sequences = sorted(smallest.values(), key=lambda call: (len(call.sequences) < 2, sum(call.lengths)))
-    return by_sequences[:MOST_PROBED]
+    # What is beyond the most windows first, then the cheapest.
+    kept = sorted(
+        smallest.values(),
+        key=lambda call: (len(call.sequences) < 2, -sum(max(call.lengths) > w for w in windows), sum(call.lengths)),
+    )
+    return kept[:MOST_PROBED]
 
 
 def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids: Ids, *, pads: bool) -> dict[str, Any]:
@@ -171,6 +179,8 @@ def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids:
             padded = max(padded or 0.0, *(looked.moved(a, b) for a, b in zip(others, base, strict=True)))
     repeat = _repeat(looked, calls) if neighbours or padded else None
     void = "a sequence's own tokens do not move its output" if own == 0 else ""
+    if own == math.inf:
+        void = "there is no ordinary token whose contents could be changed"
     return {
         "neighbours": neighbours, "pads": padded, "own": own if own < float("inf") else None, "repeat": repeat,
         "probe_void": void, "probed": _probed_words(calls, neighbours, pads=pads),

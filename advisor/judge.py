@@ -48,8 +48,15 @@ LAYOUT_LIMIT_OF_STATES = 3e-3
 EPSILON: Mapping[str, float] = {"fp32": 2**-23, "tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}
 EXPERTS_STEPS = 8
 
+#: But never by more than this (σ): documents that read one another move by several.
+EXPERTS_MOST = 0.5
+
 #: Where two equal runs differ, an output may move by this many times that in the probe: of a few runs one saw the most.
 REPEATS = 8.0
+
+
+#: What a reason says where an output was not finite: figures say nothing of it then.
+NOT_FINITE = "NaN or infinity"
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,8 @@ def _beyond_tier(trial: Trial, objective: Objective, facts: ModelFacts, *, same_
 
 
 def _unjudged_words(quality: Quality | None, declared: Tier) -> str:
+    if quality is not None and quality.lacks_layout:
+        return f"its layout was {quality.layout_words}, and --allow-unjudged is not set"
     if quality is not None and not quality.is_against_fp32:
         return f"its quality is not judged: {quality.reference or 'there is no reference in fp32'}"
     why = "these weights" if declared is not Tier.EXACT else "its output"
@@ -182,7 +191,7 @@ def is_judged(quality: Quality, declared: Tier) -> bool:
     Not where the reference is not in fp32, and not for a lossy choice whose weights were drawn at random: what four bits
     cost random weights says nothing of trained ones.
     """
-    return quality.is_against_fp32 and (declared is Tier.EXACT or not quality.drawn)
+    return quality.is_against_fp32 and not quality.lacks_layout and (declared is Tier.EXACT or not quality.drawn)
 
 
 def tier_reached(quality: Quality, ran: Configuration, facts: ModelFacts) -> Tier | None:
@@ -214,6 +223,8 @@ def wrong(trial: Trial, default: Trial | None, facts: ModelFacts) -> tuple[str, 
     if quality.is_against_fp32 and tier_of(ran.items(), facts) is Tier.EXACT:
         right = default if default is not None and default is not trial and not wrong(default, None, facts) else None
         found += _exact_failures(quality, _precision(trial), facts, right.quality if right is not None else None)
+    if not found and trial.outcome is Outcome.WRONG_OUTPUT and NOT_FINITE in trial.reason:
+        found.append(trial.reason)  # seen of a batch outside the sample that the figures are of
     return tuple(found)
 
 
@@ -227,7 +238,8 @@ def _dependence(quality: Quality, ran: Configuration, facts: ModelFacts) -> list
     for moved, what in ((quality.neighbours, "its neighbours"), (quality.pads, "its pads")):
         if moved is not None and moved > limit:
             found.append(f"a sequence reads {what}: its output moves by {moved:.1e} σ when their contents change")
-    if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), EPSILON["bf16"]):
+    steps = EPSILON.get(ran.get("precision", ""), EPSILON["bf16"])
+    if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), steps):
         found.append(f"two equal runs differ by {quality.repeat:.1e} σ: the output is random")
     return found
 
@@ -236,7 +248,8 @@ def probe_limit(ran: Mapping[str, str], facts: ModelFacts) -> float:
     """Return how far (σ) an output may move in the independence probe: not at all, but for mixtures of experts."""
     if not facts.experts:
         return 0.0
-    return EXPERTS_STEPS * EPSILON.get(ran["precision"], EPSILON["bf16"]) * facts.layers
+    steps = EXPERTS_STEPS * EPSILON.get(ran["precision"], EPSILON["bf16"]) * facts.layers
+    return min(steps, EXPERTS_MOST)
 
 
 def layout_limit(facts: ModelFacts) -> float:
@@ -276,7 +289,7 @@ def exact_limits(
 
 def _exact_failures(quality: Quality, precision: str, facts: ModelFacts, default: Quality | None) -> list[str]:
     rms_limit, kl_limit = exact_limits(
-        precision, facts, default, from_logits=quality.kl is not None or bool(quality.probed)
+        precision, facts, default, from_logits=quality.kl is not None or quality.is_probed
     )
     found = []
     if quality.rms > rms_limit:

@@ -212,6 +212,8 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
+    if output == "pooled":
+        lines.append("rows, starts, ends = (list(each) for each in zip(*places))")
     lines.append(f"values = {_run_call(output, facts)}")
     if output == "pooled" and facts.after_pooling:
         lines.append("for step in after_pooling:\n    values = step(values)")
@@ -226,15 +228,14 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
 def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
     first = [f"first_position={int(facts.position_offset)}"] if facts.position_offset else []
     if name == "collate_right_padded":
-        return [_pad_token(facts)]
+        return [_PADS_WITH]
     if name == "collate_left_padded":
-        return [_pad_token(facts), *first]
+        return [_PADS_WITH, *first]
     return (["model.dtype"] if name == "collate_packed_masked" else []) + first
 
 
-def _pad_token(facts: ModelFacts) -> str:
-    """Return what batches are padded with: any id, but for a class that finds its pads by it."""
-    return "model.config.pad_token_id or 0" if facts.finds_pads_by_id else "0"
+#: What batches are padded with: the id that was judged, see `advisor.facts_torch.pad_token_of`.
+_PADS_WITH = 'max(getattr(model.config, "pad_token_id", None) or 0, 0)'
 
 
 def _dropped(name: str, facts: ModelFacts) -> list[str]:
@@ -254,7 +255,7 @@ def _dropped(name: str, facts: ModelFacts) -> list[str]:
 def _run_call(output: str, facts: ModelFacts) -> str:
     """Return the call of the function that runs the model."""
     if output == "pooled":
-        return f"run_pooled(model, call, places, {facts.pooling!r})"
+        return f"run_pooled(model, call, rows, starts, ends, {facts.pooling!r})"
     if output == "scores":
         return "run_scores(model, call, places)"
     if output == "hidden":

@@ -20,7 +20,7 @@ from advisor.configuration import Configuration
 from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
-from advisor.judge import LAYOUT_LIMIT, is_judged, objections, probe_limit
+from advisor.judge import is_judged, layout_limit, objections, probe_limit
 from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.method import METHOD
@@ -363,13 +363,12 @@ def _way_out(found: Recommendation) -> str:
     """Return how the work is done right where no configuration does it right: what reads its pads needs none."""
     if found.chosen is not None:
         return ""
-    for each in found.rejected:
-        quality = each.trial.quality
-        moved = max(quality.pads or 0.0, quality.neighbours or 0.0) if quality else 0.0
-        layout = (quality.layout or 0.0) if quality else 0.0
-        if moved > probe_limit(each.configuration, found.facts) or layout > LAYOUT_LIMIT:
-            return "--batch 1, or batches of equal lengths"
-    return ""
+    quality = found.default.trial.quality if found.default is not None else None
+    if found.default is None or quality is None:
+        return ""
+    moved, layout = max(quality.pads or 0.0, quality.neighbours or 0.0), quality.layout or 0.0
+    reads = moved > probe_limit(found.default.configuration, found.facts) or layout > layout_limit(found.facts)
+    return "--batch 1, or batches of equal lengths" if reads else ""
 
 
 def _going_on(source: ModelSource, study: StudyRecord, objective: Objective) -> str:

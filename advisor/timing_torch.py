@@ -127,10 +127,13 @@ class Rounds:
         self.states.append(state)
 
 
-def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> Rounds:
+def time_rounds(
+    session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], *, look: bool = True
+) -> Rounds:
     """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far.
 
-    The first rounds are warm-up, and already they can show that: compilation and caches do not make two rounds slow.
+    look: at every batch's output once, and raise NotFinite where one is not finite. The first rounds are warm-up, and already
+    they can show that a trial is slow: compilation and caches do not make two rounds slow.
     """
     device, asked, timing = request["device"], asked_of(request), request["timing"]
     stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
@@ -139,7 +142,7 @@ def time_rounds(session: Session, calls: Sequence[forward.Call], request: Mappin
     session.stage("warm-up")
     rounds, warm = Rounds([], [], [], [], []), list[float]()
     # The gate looks at a sample: that no output is NaN is seen of every batch, once.
-    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order, not warm)):
+    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order, look and not warm)):
         warm.append(found.wall_s)
         if why := _clearly_slower(warm, incumbent_s):
             return Rounds([found.wall_s], [found.gpu_s], [found.slowest_s], [], [], why)

@@ -76,6 +76,16 @@ class Quality:
     quantised: str = ""
 
     @property
+    def lacks_layout(self) -> bool:
+        """Whether the layout was to be looked at and could not be: see `advisor.figures_torch.look_at_layout`."""
+        return self.layout is None and self.layout_words.startswith("not looked at")
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether the independence probe looked at neighbours or pads."""
+        return self.neighbours is not None or self.pads is not None
+
+    @property
     def is_against_fp32(self) -> bool:
         """Whether the reference was computed in fp32: by less nobody is judged."""
         return self.reference.partition(",")[0] == "fp32"

@@ -31,7 +31,7 @@ from advisor.confirm import (
 from advisor.environment import Machine
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.gate import figures_found, known_figures, layout_request
-from advisor.judge import objections
+from advisor.judge import objections, wrong
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.leftovers import owner, owner_is_alive, working_folder
 from advisor.measurement import Measurement
@@ -225,11 +225,15 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
 
 
 def refuse_nothing_left(job: Job, space: Space) -> None:
-    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it."""
+    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it.
+
+    But where what it names would give a wrong output: then the default is the answer, with the rule that says so beside it.
+    """
     if job.objective.only and not space.admissible:
         asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
         reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
-        raise NothingAdmissible(list(map(str, reasons)))
+        if not any(reason.verdict is Verdict.WRONG for reason in reasons):
+            raise NothingAdmissible(list(map(str, reasons)))
 
 
 def _measure_ceilings(job: Job, store: Store, runner: Bounded, listen: Listener) -> None:
@@ -546,7 +550,12 @@ def _gate(
         tuning.reference = _write_reference(tuning, request)
     default, given = tuning.default, None
     is_default = configuration == tuning.space.baseline
-    if default is not None and default.quality is not None and not is_default:
+    if (
+        default is not None
+        and default.quality is not None
+        and not is_default
+        and not wrong(default, None, tuning.facts)
+    ):
         given = {"configuration": dict(default.ran), "quality": default.quality.payload}
     has_reference = tuning.reference.startswith("fp32")
     gate: dict[str, Any] = {
@@ -559,7 +568,8 @@ def _gate(
     if (plain := layout_request(configuration, tuning.space.baseline, gate["known"])) is not None:
         asked = {**request, "op": "layout", "configuration": dict(plain), "gate": gate}
         result = tuning.runner.run(asked, tuning.timeout_s)
-        gate["known"] |= {} if "outcome" in result else figures_found(result, configuration)
+        lacking = {"layout": None, "layout_words": f"not looked at in fp32: {result.get('outcome')}"}
+        gate["known"] |= lacking if "outcome" in result else figures_found(result, configuration)
     return gate
 
 

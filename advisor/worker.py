@@ -106,15 +106,14 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
                 quality, result["gate_s"] = figures_of(session, request, requested)
                 spent_s = sum(result["gate_s"].get(part, 0.0) for part in ("probe_s", "layout_s"))
                 quality = replace(quality, gate_s=spent_s, quantised=share_words(reading))
+                found, result["quality"] = _wrong(request, requested, effective, quality), quality.payload
             except ValueError as error:
-                raise Failed(Outcome.WRONG_OUTPUT, str(error)) from None
-            found = _wrong(request, requested, effective, quality)
-            result["quality"] = quality.payload
+                found = str(error)
             if found and not request["gate"]["is_default"]:
                 return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": found, "rounds": None}
         _reset_peak(device)
         try:
-            rounds = time_rounds(session, calls, request)
+            rounds = time_rounds(session, calls, request, look=not found)
         except NotFinite as error:
             return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": str(error), "rounds": None}
     outcome = Outcome.PRUNED if rounds.pruned else Outcome.WRONG_OUTPUT if found else Outcome.OK

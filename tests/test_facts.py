@@ -269,7 +269,7 @@ OPT = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attent
      ("opt", "last-logits", OPT, "wrong"), ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64}, "wrong"),
      ("xglm", "last-logits", {"vocab_size": 256, "d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, "wrong"),
      ("bert", "hidden", SHAPE, ""), ("roberta", "pooled", {**SHAPE, "max_position_embeddings": 66}, ""),
-     ("bert", "scores", SHAPE, ""), ("ibert", "hidden", SHAPE, "wrong"),
+     ("bert", "scores", SHAPE, ""),
      ("esm", "hidden", {**SHAPE, "pad_token_id": 1}, "raises"),
      ("deberta", "hidden", SHAPE, "raises"), ("longformer", "hidden", {**SHAPE, "attention_window": [16, 16]}, "raises")],
 )  # fmt: skip

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+#: Scores of one chunk of queries take this much at most (bytes).
+SCORES_BYTES = 2**30
+
 
 def attend(  # noqa: PLR0913  (what a kernel is told)
     query: torch.Tensor,
@@ -30,6 +33,34 @@ def attend(  # noqa: PLR0913  (what a kernel is told)
     window: how many tokens to the left and to the right are seen, −1 for all; sinks: a logit a head that takes probability
     and gives nothing.
     """
+    step = max(1, SCORES_BYTES // (query.shape[1] * key.shape[0] * 4))
+    if step < query.shape[0]:  # some queries at a time: T × T scores need not fit
+        offsets = range(0, query.shape[0], step)
+        options: dict[str, Any] = {
+            "scale": scale,
+            "causal": causal,
+            "window": window,
+            "softcap": softcap,
+            "sinks": sinks,
+        }
+        first = key.shape[0] - query.shape[0]
+        return torch.cat([_attend(query[o : o + step], key, value, first + o, **options) for o in offsets])
+    return _attend(query, key, value, key.shape[0] - query.shape[0], scale=scale, causal=causal, window=window,
+                   softcap=softcap, sinks=sinks)  # fmt: skip
+
+
+def _attend(  # noqa: PLR0913  (as above; first: where the first query stands among the keys)
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    first: int,
+    *,
+    scale: float | None,
+    causal: bool,
+    window: tuple[int, int],
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
     repeats = query.shape[1] // key.shape[1]
     q, k, v = (
         t.transpose(0, 1) for t in (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
@@ -38,7 +69,7 @@ def attend(  # noqa: PLR0913  (what a kernel is told)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     # Queries stand at the end of the keys, as FlashAttention aligns them from version 2.1 on.
-    at = torch.arange(query.shape[0], device=query.device)[:, None] + (key.shape[0] - query.shape[0])
+    at = torch.arange(query.shape[0], device=query.device)[:, None] + first
     to = torch.arange(key.shape[0], device=query.device)[None]
     seen = torch.ones_like(scores[0], dtype=torch.bool)
     if causal:

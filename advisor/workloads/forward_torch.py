@@ -46,17 +46,20 @@ def run_tokens(
     return values[torch.tensor(rows), torch.tensor(taken)]  # type: ignore[no-any-return]
 
 
-def run_pooled(model: Any, call: dict[str, Any], places: list[tuple[int, int, int]], how: str) -> torch.Tensor:
+def run_pooled(
+    model: Any, call: dict[str, Any], rows: list[int], starts: list[int], ends: list[int], how: str
+) -> torch.Tensor:
     """Run the model and return one embedding a sequence, [sequences, width] in fp32.
+
+    rows, starts, ends: of every sequence its row, its first column and the column after its last.
 
     how: "cls" (a sequence's first token), "last" (its last one) or "mean" (of all its tokens, pads left out).
     """
     hidden = model(**call).last_hidden_state
-    rows = [row for row, _, _ in places]
     if how in ("cls", "last"):
-        columns = [start if how == "cls" else end - 1 for _, start, end in places]
+        columns = starts if how == "cls" else [end - 1 for end in ends]
         return hidden[torch.tensor(rows), torch.tensor(columns)].float()  # type: ignore[no-any-return]
-    width = hidden.shape[1]
+    width, places = hidden.shape[1], list(zip(rows, starts, ends, strict=True))
     tokens = torch.cat([torch.arange(row * width + start, row * width + end) for row, start, end in places])
     lengths = torch.tensor([end - start for _, start, end in places], device=hidden.device)
     # Not by adding into rows: on a GPU the order of additions would change from run to run.
@@ -141,7 +144,8 @@ class Asked:
         """
         arguments, places = call.on(device), list(call.places)
         if self.output == "pooled":
-            pooled = run_pooled(model, arguments, places, self.pooling)
+            rows, starts, ends = (list(each) for each in zip(*places, strict=True))
+            pooled = run_pooled(model, arguments, rows, starts, ends, self.pooling)
             for step in getattr(model, "after_pooling", ()):
                 pooled = step(pooled)
             return pooled
@@ -157,7 +161,11 @@ class Asked:
 
         An embedding or a row of scores is one position.
         """
-        values = self.run(model, call, device, distances).float()
+        values = self.run(model, call, device, distances)
+        # The least number of a dtype stands for what can never be (ids of images among a text's): it says nothing.
+        values = values.masked_fill(
+            values.isfinite() & (values.abs() > 0.9 * torch.finfo(values.dtype).max), 0.0
+        ).float()
         if not self.is_of_tokens:
             return list(values[:, None])
         return list(torch.split(values, [sum(d < length for d in distances) for length in call.lengths]))
