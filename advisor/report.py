@@ -466,9 +466,9 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     for line in _against(recommendation):
         out.print(_indented(line))
     if recommendation.chosen is not None:
-        out.print(
-            f"  {escape(_evidence(recommendation, recommendation.chosen))}\n  quality tier: {recommendation.tier}"
-        )
+        for line in _evidence(recommendation, recommendation.chosen).splitlines():
+            out.print(_indented(escape(line.strip())))
+        out.print(f"  quality tier: {recommendation.tier}")
     for note in recommendation.notes:
         out.print(_indented(f"[yellow]note:[/] {escape(note)}"))
     for line in _next(recommendation):

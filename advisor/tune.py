@@ -233,7 +233,7 @@ def refuse_nothing_left(job: Job, space: Space) -> None:
         asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
         reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
         if not any(reason.verdict is Verdict.WRONG for reason in reasons):
-            raise NothingAdmissible(list(map(str, reasons)))
+            raise NothingAdmissible([f"{r}{f' → {r.remedy}' if r.remedy else ''}" for r in reasons])
 
 
 def _measure_ceilings(job: Job, store: Store, runner: Bounded, listen: Listener) -> None:
