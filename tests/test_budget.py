@@ -81,7 +81,11 @@ class Device:
         self.time_s += min(needed, timeout_s)
         if needed > timeout_s:
             return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
-        answers = {"facts": LLAMA.payload, "ceilings": {}, "reference": {"positions": 1}}
+        answers = {
+            "facts": LLAMA.payload,
+            "ceilings": {},
+            "reference": {"positions": 1, "words": "fp32, eager", "texts": "random tokens"},
+        }
         if operation in answers:
             return dict(answers[operation])
         return self._trial(request)
@@ -91,11 +95,12 @@ class Device:
         self.ran.append((str(configuration), self.process))
         again = sum(name == str(configuration) for name, _ in self.ran)
         wall_s = WORKLOAD.tokens / (self.speeds.get(configuration, 100.0) * (1 + 0.002 * (again % 3)))
-        quality = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager").payload
+        gate = request["gate"]
+        quality = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference=gate["reference"]).payload if gate else None
         rounds = {"wall_s": [wall_s * f for f in (0.999, 1, 1.001)] * 3, "gpu_s": [0.0] * 9, "slowest_s": [wall_s] * 9}
         return {
             "outcome": Outcome.OK, "reason": "", "effective": dict(configuration), "load_s": 1.0, "first_call_s": 1.0,
-            "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality if request["gate"] else None, "alias": "",
+            "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality, "alias": "",
             "reading": {}, "rounds": {**rounds, "states": [], "discarded": []},
         }  # fmt: skip
 
