@@ -85,6 +85,8 @@ class Workload:
 
     def under(self, configuration: Mapping[str, str]) -> Workload:
         """Return this work with the batch that a configuration chooses, where batch is a knob."""
+        if self.batch is None and "batch" not in configuration:
+            raise BadInput("this work leaves the batch open, and a configuration of it names none")
         return self if self.batch is not None else replace(self, batch=int(configuration["batch"]))
 
     @property
