@@ -575,7 +575,11 @@ def _on_bench(
         hidden = [_hidden(forced, default) for _, forced in wanted]
         every = [*asked, *(configuration for more in hidden for configuration in more.values())]
         also = tuple(dict.fromkeys(configuration for configuration in every if configuration != default))
-        job = replace(job, also=also, budget=Budget(trials=1 + len(also), blocks=0))
+        # Nothing else is in the space: it is looked through after every trial.
+        only = tuple((knob, tuple(dict.fromkeys(c[knob] for c in (default, *every)))) for knob in default)
+        job = replace(
+            job, also=also, objective=replace(objective, only=only), budget=Budget(trials=1 + len(also), blocks=0)
+        )
         study = tune(job, store, runner, lambda _: None)
     except AdvisorError as error:  # such a model can't be loaded here at all
         return [Caught(forced, "nothing", " ".join(str(error).split())[:160]) for _, forced in wanted]
