@@ -287,7 +287,6 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         fused_encoder=attention_torch.is_fusable(model),
         logits_class=kinds_torch.logits_class(config),
         pads=not (output == "scores" and causal and getattr(config.get_text_config(), "pad_token_id", None) is None),
-        finds_pads_by_id=structure_torch.finds_pads_by_id(model),
         recurrent=structure_torch.is_recurrent(model),
     ).payload
 

@@ -18,7 +18,7 @@ import torch
 from advisor import facts_torch, fp32_torch, gate_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.gate_torch import Looked
-from advisor.judge import LAYOUT_LIMIT, depends_on_batch
+from advisor.judge import depends_on_batch
 from advisor.knobs import choice_of
 from advisor.knobs.flash_fp32_torch import flash_in_fp32
 from advisor.model import ModelFacts
@@ -166,8 +166,6 @@ def figures_of(
         began = time.perf_counter()
         found |= _probed(session, request, looked, kept, configuration)
         seconds["probe_s"] = time.perf_counter() - began
-    if gate_torch.finds_pads_by_id(facts, found, LAYOUT_LIMIT) and found.get("pads"):
-        found |= {"pads": None, "probed": f"{found['probed']}; its pads are found by their id, and read rightly"}
     drawn = request["source"]["weights"] == "random"
     return replace(quality, drawn=drawn, **found), seconds
 
@@ -219,7 +217,7 @@ def _probed(
     session.stage("independence probe")
     facts = ModelFacts.of(request["facts"])
     ids = gate_torch.Ids.of(facts.vocabulary, gate_torch.named_ids(session.model) | tokens_torch.special_ids(request))
-    return gate_torch.probe(looked, calls, ids, pads=not facts.finds_pads_by_id)
+    return gate_torch.probe(looked, calls, ids)
 
 
 def _brought_dependence(model: Any) -> tuple[str, ...]:

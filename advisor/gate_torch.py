@@ -6,14 +6,14 @@ Nothing is judged here: figures go to the parent, and `advisor.judge` says what 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from advisor.fp32_torch import Settings
-from advisor.model import ModelFacts
 from advisor.workloads.forward import shape_class
 from advisor.workloads.forward_torch import Asked, Call, score_deviation
 
@@ -118,21 +118,58 @@ class Ids:
         return torch.where(torch.isin(ids, self.special), ids, other)
 
 
+def _inside(call: Call) -> torch.Tensor:
+    """Return which columns belong to a sequence, [rows, columns]."""
+    inside = torch.zeros(call.arguments["input_ids"].shape, dtype=torch.bool)
+    for row, start, end in call.places:
+        inside[row, start:end] = True
+    return inside
+
+
 def _with_changed(call: Call, ids: Ids, changed: Collection[int], *, pads: bool = False) -> Call:
     """Return the call with other contents of some of its sequences, by their place in it, or of everything that is none."""
     input_ids = call.arguments["input_ids"].clone()
     if pads:
-        inside = torch.zeros(input_ids.shape, dtype=torch.bool)
-        for row, start, end in call.places:
-            inside[row, start:end] = True
-        plain = ids.ordinary[
-            torch.randint(len(ids.ordinary), input_ids.shape, generator=torch.Generator().manual_seed(7))
-        ]
-        input_ids = torch.where(inside, input_ids, plain)
+        generator = torch.Generator().manual_seed(7)
+        plain = ids.ordinary[torch.randint(len(ids.ordinary), input_ids.shape, generator=generator)]
+        input_ids = torch.where(_inside(call), input_ids, plain)
     for number in changed:
         row, start, end = call.places[number]
         input_ids[row, start:end] = ids.instead_of(input_ids[row, start:end], number)
     return replace(call, arguments={**call.arguments, "input_ids": input_ids})
+
+
+@contextmanager
+def _other_vectors_of_pads(model: Any, call: Call) -> Iterator[list[bool]]:
+    """Give the pads of a call the vectors of its sequences' tokens for a while, and leave their ids as they are.
+
+    Yields a list that is empty as long as no table of embeddings was seen to be asked for the call's ids.
+    """
+    own, inside, seen = call.arguments["input_ids"], _inside(call), list[bool]()
+
+    def give(_: Any, arguments: tuple[Any, ...], more: Mapping[str, Any], vectors: Any) -> Any:
+        asked = next((each for each in (*arguments, *more.values()) if torch.is_tensor(each)), None)
+        if asked is None or not torch.is_tensor(vectors) or asked.shape not in (own.shape, own.T.shape):
+            return None
+        is_own = torch.equal(asked.cpu(), own)
+        if not is_own and not torch.equal(asked.cpu(), own.T):  # XLNet's rows are columns
+            return None
+        seen.append(True)
+        tokens = (inside if is_own else inside.T).to(vectors.device)
+        changed, taken = vectors.clone(), vectors[tokens]
+        changed[~tokens] = taken[torch.arange(int((~tokens).sum()), device=vectors.device) % len(taken)]
+        return changed
+
+    hooks = [
+        module.register_forward_hook(give, with_kwargs=True)
+        for module in model.modules()
+        if "embedding" in type(module).__name__.lower() and not any(True for _ in module.children())
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def has_pads(call: Call) -> bool:
@@ -153,16 +190,15 @@ def to_probe(calls: Sequence[Call], windows: Sequence[int]) -> list[Call]:
     return kept[:MOST_PROBED]
 
 
-def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids: Ids, *, pads: bool) -> dict[str, Any]:
+def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids: Ids) -> dict[str, Any]:
     """Change contents, look at what moves, and return the figures of `advisor.trial.Quality` that say so.
 
     calls: with the values that the gate saw. Two complementary runs change every sequence's contents once, one more those of
-    the pads: the values of a sequence that was not changed must be the same to the bit. pads: whether pads can be looked
-    at: a class that finds them by their id reads them rightly.
+    the pads (see :func:`_moved_by_pads`): the values of a sequence that was not changed must be the same to the bit.
     """
     if len(ids.ordinary) < 2:
         return {"probe_void": "the vocabulary has no ordinary ids to change contents to"}
-    neighbours, padded, own = None, None, float("inf")
+    neighbours, padded, own, by_vector = None, None, float("inf"), False
     for call, base in calls:
         count = len(call.sequences)
         for parity in (0, 1) if count > 1 else (0,):
@@ -174,17 +210,35 @@ def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids:
                     neighbours = max(neighbours or 0.0, moved)
                 elif not _same(call, different, number):
                     own = min(own, moved)
-        if pads and has_pads(call):
-            others = looked.values(_with_changed(call, ids, (), pads=True))
-            padded = max(padded or 0.0, *(looked.moved(a, b) for a, b in zip(others, base, strict=True)))
+        if has_pads(call):
+            moved, is_by_vector = _moved_by_pads(looked, call, base, ids)
+            padded, by_vector = max(padded or 0.0, moved), by_vector or is_by_vector
     repeat = _repeat(looked, calls) if neighbours or padded else None
     void = "a sequence's own tokens do not move its output" if own == 0 else ""
     if own == math.inf:
         void = "there is no ordinary token whose contents could be changed"
     return {
         "neighbours": neighbours, "pads": padded, "own": own if own < float("inf") else None, "repeat": repeat,
-        "probe_void": void, "probed": _probed_words(calls, neighbours, pads=pads),
+        "probe_void": void, "probed": _probed_words(calls, neighbours, padded, by_vector=by_vector),
     }  # fmt: skip
+
+
+def _moved_by_pads(looked: Looked, call: Call, base: list[torch.Tensor], ids: Ids) -> tuple[float, bool]:
+    """Return how far (σ) outputs move with what is in the pads, and whether that was seen of their vectors.
+
+    Other ids first. Where those move an output, the class may only look for the pad's id, to count positions or to find a
+    sequence's end: then the ids stay and the vectors that are looked up for them are others.
+    """
+
+    def most(values: list[torch.Tensor]) -> float:
+        return max(looked.moved(a, b) for a, b in zip(values, base, strict=True))
+
+    moved = most(looked.values(_with_changed(call, ids, (), pads=True)))
+    if not moved:
+        return 0.0, False
+    with _other_vectors_of_pads(looked.model, call) as seen:
+        by_vector = most(looked.values(call))
+    return (by_vector, True) if seen else (moved, False)
 
 
 def _same(call: Call, other: Call, number: int) -> bool:
@@ -199,13 +253,15 @@ def _repeat(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]]) ->
     return max(looked.moved(a, b) for a, b in zip(looked.values(call), base, strict=True))
 
 
-def _probed_words(calls: Sequence[tuple[Call, Any]], neighbours: float | None, *, pads: bool) -> str:
+def _probed_words(
+    calls: Sequence[tuple[Call, Any]], neighbours: float | None, padded: float | None, *, by_vector: bool
+) -> str:
     batches = f"{len(calls)} batch{'es' if len(calls) != 1 else ''}"
     said = [f"neighbours of {batches}" if neighbours is not None else "no neighbours: one sequence a batch"]
-    if not any(has_pads(call) for call, _ in calls):
+    if padded is None:
         said.append("no pads")
     else:
-        said.append("pads" if pads else "not the pads: the class finds them by their id")
+        said.append("pads, whose ids the class looks for, by their vectors" if by_vector and not padded else "pads")
     return ", ".join(said)
 
 
@@ -224,15 +280,3 @@ def layout_error(looked: Looked, calls: Sequence[Call], truth: Mapping[int, torc
             rms = float((values - truth[number]).double().square().mean()) ** 0.5
             worst = max(worst, rms / looked.deviation if math.isfinite(rms) else BEYOND)
     return worst
-
-
-def finds_pads_by_id(facts: ModelFacts, figures: Mapping[str, Any], limit: float) -> bool:
-    """Whether outputs that move with the pads' contents are right nevertheless: with the pads as they are, they are right.
-
-    The control is the layout in fp32. A class that looks for the pad's id takes another id for text, so that its output
-    moves by far more than rounding; one that reads its pads a little is not excused by a layout that is right within it.
-    """
-    layout, moved = figures.get("layout"), figures.get("pads")
-    if facts.finds_pads_by_id:
-        return True
-    return layout is not None and moved is not None and layout <= limit and moved > 100 * limit

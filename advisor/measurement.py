@@ -73,7 +73,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         """Refuse empty and non-finite samples."""
-        if not self.samples or not all(math.isfinite(sample) for sample in self.samples):
+        if not self.samples or not all(map(math.isfinite, self.samples)):
             raise ValueError(f"{self.metric}: samples must be finite and not empty")
 
     @property

@@ -398,6 +398,9 @@ def trials(
 
 _METRIC = matches(r"[a-z0-9_]{1,80}")
 
+#: For a database's rows, where the same few names stand in every one.
+_is_metric = lru_cache(maxsize=256)(_METRIC)
+
 
 def _are_samples(value: Any) -> bool:
     return isinstance(value, list) and set(map(type, value)) <= {int, float} and all(map(math.isfinite, value))
@@ -408,15 +411,19 @@ _SEEN = {"after_each_round": test_of("tuple[Mapping[str, Any], ...]"), "discarde
 
 def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | DamagedRow:
     """Return a measurement, or what is wrong with it: that is its trial's trouble, and raised with it."""
+    row_id, _, metric, unit, phase, stored, *seen = row  # quicker than asking the row for each
     try:
-        with in_row("measurements", row.id):
-            samples, state = parsed(row.samples), parsed(row.device_state) if full else {}
-            check_device_state(row.metric, state)
-            if not is_text(row.unit):
-                _refuse(True, "unit", row.unit)
+        with in_row("measurements", row_id):
+            samples, state = parsed(stored), parsed(seen[0]) if full else {}
+            if not _is_metric(metric):
+                _refuse(True, "metric", metric)
+            if full:
+                _check_members(state, _SEEN)
+            if not is_text(unit):
+                _refuse(True, "unit", unit)
             if not _are_samples(samples):
                 _refuse(True, "samples", samples)
-            return Measurement(row.metric, row.unit, tuple(samples), row.phase, state)
+            return Measurement(metric, unit, tuple(samples), phase, state)
     except DamagedRow as error:
         return error
 

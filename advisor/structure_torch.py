@@ -1,13 +1,9 @@
-"""What a model is made of, read from its modules and its configuration: positions, windows, states, searches for pads."""
+"""What a model is made of, read from its modules and its configuration: positions, windows, states."""
 
 from __future__ import annotations
 
-import ast
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,11 +31,6 @@ _POSITIONS = re.compile(
 
 #: Parts of a model that do not see the row of tokens, and tables of something else than its positions.
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|sound|entity|relative")
-
-#: Comparisons of ids with a token that ends or fills a sequence.
-_SEARCH = re.compile(
-    r"input(_ids)?\s*[!=]=\s*[\w.()]*(pad|eos)|input(_ids)?\.(ne|eq)\([^)]*(pad|eos)|position_ids_from_input_ids\(\s*input_ids"
-)
 
 
 def of_layers(config: Any, name: str) -> list[Any]:
@@ -111,33 +102,6 @@ def ropes(entries: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         if isinstance(found, Mapping):
             yield found
             yield from (part for part in found.values() if isinstance(part, Mapping))
-
-
-def finds_pads_by_id(model: Any) -> bool:
-    """Whether a class of the model looks among the token ids for the one that pads or ends a sequence: by its source."""
-    kinds = {
-        kind
-        for module in model.modules()
-        for kind in type(module).__mro__
-        if kind.__module__.startswith("transformers")
-    }
-    return any(_SEARCH.search(_source(kind)) for kind in kinds if kind.__name__ != "PreTrainedModel")
-
-
-def _source(kind: type) -> str:
-    return _sources(kind.__module__).get(kind.__name__, "")
-
-
-@cache
-def _sources(module: str) -> dict[str, str]:
-    """Return the source of every class of a module, read once: inspect.getsource would parse the file for each."""
-    file = getattr(sys.modules[module], "__file__", None)
-    if file is None or not file.endswith(".py"):
-        return {}
-    text = Path(file).read_text(encoding="utf-8")
-    lines = text.splitlines()
-    found = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found}
 
 
 def position_offset(model: Any, declared: int | None) -> int:

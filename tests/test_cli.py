@@ -1022,7 +1022,7 @@ def test_only_that_leaves_nothing_is_told_before_a_trial(advisor: Command, tmp_p
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.splitlines()[-2:] == [
         "advisor: nothing admissible: all 1 reasons follow",
-        "  attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only",
+        "  attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU",
     ]
     if not more:
         with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=False) as store:

@@ -303,24 +303,17 @@ def test_of_a_large_model_the_mask_is_asked(
         ("mixtral", MOE, {"experts": 8, "recurrent": False}), ("llama", GQA, {"experts": 0, "windows": ()}),
         ("mistral", {**GQA, "sliding_window": 32}, {"windows": (32,)}),
         ("qwen2", {**GQA, "sliding_window": 32, "use_sliding_window": False}, {"windows": ()}),
-        ("roberta", SHAPE, {"finds_pads_by_id": True, "takes_mask": True}), ("bert", SHAPE, {"finds_pads_by_id": False}),
-        ("fnet", SHAPE, {"takes_mask": False}),
+        ("roberta", SHAPE, {"takes_mask": True}), ("fnet", SHAPE, {"takes_mask": False}),
         ("llama", {**GQA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"windows": (64,)}),
     ],
 )  # fmt: skip
 def test_structure(
     read: Callable[..., ModelFacts], kind: str, entries: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """Head sizes of unlike layers, states, windows and searches for pads are read of the class and its configuration."""
+    """Head sizes of unlike layers, states, and windows are read of the class and its configuration."""
     facts = read(kind, "hidden", **entries)
 
     assert {name: getattr(facts, name) for name in expected} == expected
-
-
-def test_a_causal_classifier_looks_for_its_pads(read: Callable[..., ModelFacts]) -> None:
-    """Heads of language models find the end of a sequence by the pad token among the ids; the models do not."""
-    assert read("llama", "scores", pad_token_id=0, **GQA).finds_pads_by_id
-    assert not read("llama", "last-logits", architectures=["LlamaForCausalLM"], pad_token_id=0, **GQA).finds_pads_by_id
 
 
 COUNTED = {
@@ -499,7 +492,7 @@ def test_an_old_folders_transformer_finds_its_pooling(tmp_path: Path) -> None:
 def test_facts_of_an_earlier_version_are_read(read: Callable[..., ModelFacts]) -> None:
     """Stored facts that lack what this version reads have defaults that refuse nothing."""
     payload = read("llama", "last-logits", **GQA).payload
-    new = ("experts", "recurrent", "windows", "finds_pads_by_id", "takes_mask", "takes_positions", "max_row",
+    new = ("experts", "recurrent", "windows", "takes_mask", "takes_positions", "max_row",
            "active_linear_parameters", "attention_width", "after_pooling")  # fmt: skip
     old = ModelFacts.of({name: value for name, value in payload.items() if name not in new})
 

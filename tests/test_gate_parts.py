@@ -160,6 +160,34 @@ def test_a_class_that_reads_its_pads_is_said_to(models: dict[str, Any], tmp_path
     assert "layout is wrong" in said
 
 
+def test_pads_that_are_found_by_their_id_are_probed_by_their_vectors(models: dict[str, Any], tmp_path: Path) -> None:
+    """A class that counts its positions by the pad's id takes other ids for text: the vectors of its pads are changed."""
+    bench = Bench(models["roberta"], "hidden", tmp_path)
+    bench.request["facts"] = {**bench.facts, "accepts": [a for a in bench.facts["accepts"] if a != "position_ids"]}
+    bench.session.batching = lambda *a: replace(Session.batching(bench.session, *a), left=True)  # type: ignore[method-assign]
+    found = bench.figures()
+
+    assert found.pads == 0.0
+    assert found.probed.endswith("pads, whose ids the class looks for, by their vectors")
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta"])
+def test_a_kernel_that_reads_pads_in_16_bits_alone_is_caught(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """The layout in fp32 is right, and that pads are found by their id excuses nothing: what is in them is read."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def without_mask(query: Any, *arguments: Any, **more: Any) -> Any:
+        return attend(query, *arguments, **(more if query.dtype == torch.float32 else {**more, "attn_mask": None}))
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", without_mask)
+    said = Bench(models[model], "hidden", tmp_path).wrong()
+
+    assert "reads its pads" in said
+    assert "layout" not in said
+
+
 def test_left_pads_without_positions_are_the_layouts_fault(models: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is read that should not be, and yet GPT-2 is wrong where pads on its left are counted: part 1b says so."""
     bench = Bench(models["gpt2"], "last-logits", tmp_path)

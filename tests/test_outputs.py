@@ -115,7 +115,9 @@ def test_rounding_that_sends_tokens_to_other_experts_is_not_called_wrong(tuned: 
     assert status == 0
     assert answer["failures"] == []
     assert answer["default"]["quality"]["rms"] > 0.1
-    assert len(kept(answer)) == 4
+    assert answer["tried"] == 4
+    assert all(each["objections"] == [] for each in (answer["default"], *kept(answer)))
+    assert len(kept(answer)) >= 2  # on a busy machine one may be given up as slow: that is no judgement
 
 
 def test_fp32_is_within_a_reference_in_fp32(tuned: Callable[..., Any]) -> None:
