@@ -268,15 +268,14 @@ def _probed_words(
 # ------------------------------------------------------------------------------------------------- the layout in fp32
 
 
-def layout_error(looked: Looked, calls: Sequence[Call], truth: Mapping[int, torch.Tensor]) -> float:
-    """Return the rms error of the sequence that is furthest from itself alone, in σ.
+def layout_errors(looked: Looked, calls: Sequence[Call], truth: Mapping[int, torch.Tensor]) -> dict[int, float]:
+    """Return every sequence's rms error against itself alone, in σ.
 
-    calls: the configuration's own, made for fp32; truth: the values of every sequence of theirs, run alone. The worst
-    sequence counts: among many, one that is past a window would be averaged away.
+    calls: the configuration's own, made for fp32; truth: the values of every sequence of theirs, run alone.
     """
-    worst = 0.0
+    found: dict[int, float] = {}
     for call in calls:
         for number, values in zip(call.sequences, looked.values(call), strict=True):
             rms = float((values - truth[number]).double().square().mean()) ** 0.5
-            worst = max(worst, rms / looked.deviation if math.isfinite(rms) else BEYOND)
-    return worst
+            found[number] = max(found.get(number, 0.0), rms / looked.deviation if math.isfinite(rms) else BEYOND)
+    return found
