@@ -454,6 +454,8 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
         notes.append("the quality of this choice was not judged")
     if chosen is not None and chosen.trial.quality and chosen.trial.quality.layout_words.startswith("not looked at"):
         notes.append(f"its layout was {chosen.trial.quality.layout_words}")
+    if texts := _other_texts(chosen, default):
+        notes.append(texts)
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
     if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):
@@ -461,6 +463,19 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
             f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
         )
     return notes + _aim_notes(study, objective)
+
+
+def _other_texts(chosen: Candidate | None, default: Candidate | None) -> str:
+    """Say where a choice's quality is of other texts than the default's: a study is found by its lengths alone."""
+    words = []
+    for each in (chosen, default):
+        if each is None or each.trial.quality is None:
+            return ""
+        words.append(each.trial.quality.reference.partition(" positions, ")[2])
+    mine, other = words
+    if mine == other or not (mine and other):
+        return ""
+    return f"its quality is of {mine}, the default's of {other}: they are not comparable"
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:

@@ -289,6 +289,20 @@ def test_what_is_unjudged_has_to_be_allowed(store: Store) -> None:
     assert "random weights: speed is true, quality of lossy choices is not judged" in allowed.notes
 
 
+def test_quality_of_other_texts_is_said_to_be(store: Store) -> None:
+    """A study that was gone on with on another file of the same lengths holds figures that nobody should compare."""
+    judged = Quality(0.01, 0.1, 1e-3, 0.999, 64, 1.0, reference="fp32, eager, 64 positions, random tokens")
+    other = replace(judged, reference="fp32, eager, 64 positions, your texts (a1b2)")
+    ratios = {SORTED: (1.5, 1.5, 1.5)}
+    studied(store, [attempt(DEFAULT, 100.0, quality=judged), attempt(SORTED, 150.0, quality=other)], ratios)
+    mixed = answer(store)
+    studied(store, [attempt(SORTED, 150.0, quality=judged)], ratios)
+
+    said = "its quality is of your texts (a1b2), the default's of random tokens: they are not comparable"
+    assert said in mixed.notes
+    assert said not in answer(store).notes
+
+
 def test_fine_tunes_share_speed_and_not_quality(store: Store) -> None:
     """Timings answer for any weights of the same shapes; a lossy choice judged on others is not recommended."""
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1200), attempt(NF4, 2000)]
