@@ -340,7 +340,6 @@ def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) ->
     offset, takes_positions = structure_torch.position_offset(model, declared), "position_ids" in accepts
     return {
         "accepts": accepts,
-        "takes_mask": "attention_mask" in accepts,
         "takes_positions": takes_positions,
         "position_offset": offset,
         "max_positions": structure_torch.max_positions(model, config, offset),

@@ -128,8 +128,8 @@ class ModelFacts:
 
     `experts`: how many experts tokens are routed to, 0 without. `recurrent`: some layers carry a state or a convolution along
     the row. `windows`: lengths in tokens beyond which the model computes otherwise: sliding windows, attention chunks, the
-    length where a long-context rope switches. `takes_mask`, `takes_positions`: its forward has an attention_mask,
-    position_ids. `max_row`: the longest row that its buffers and tables of positions hold, None where nothing bounds it.
+    length where a long-context rope switches. `takes_positions`: its forward has position_ids.
+    `max_row`: the longest row that its buffers and tables of positions hold, None where nothing bounds it.
     `active_linear_parameters`: multiplied per token, executions counted (a layer shared by twelve counts twelve times, an
     expert by its share of the tokens). `attention_width`: heads · head size, summed over the layers with attention: four
     times that are the operations of a pair of tokens. Both are 0 where they could not be counted. `after_pooling`: what is
@@ -172,7 +172,6 @@ class ModelFacts:
     experts: int = 0
     recurrent: bool = False
     windows: tuple[int, ...] = ()
-    takes_mask: bool = True
     takes_positions: bool = True
     max_row: int | None = None
     active_linear_parameters: int = 0

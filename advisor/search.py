@@ -169,35 +169,6 @@ class Knowledge:
         return [frozen for trial in self.trials for frozen in _frozen(trial, space, self.aim, self.usable)]
 
 
-def ask(  # noqa: PLR0913  (what is known is told by name)
-    admissible: Sequence[Configuration],
-    trials: Sequence[Trial],
-    trials_left: int,
-    seed: int,
-    *,
-    aim: Metric = METRICS["throughput"],
-    costs: Mapping[Configuration, float] | None = None,
-    warm: Mapping[Configuration, float] | None = None,
-    usable: Usable | None = None,
-) -> Configuration | None:
-    """Return :meth:`Knowledge.ask`'s proposal, None where no trial is left."""
-    known = Knowledge(admissible, trials, aim, costs or {}, warm or {}, usable)
-    return known.ask(seed) if trials_left > 0 else None
-
-
-def exhausted(
-    admissible: Sequence[Configuration],
-    trials: Sequence[Trial],
-    *,
-    aim: Metric = METRICS["throughput"],
-    costs: Mapping[Configuration, float] | None = None,
-    warm: Mapping[Configuration, float] | None = None,
-    usable: Usable | None = None,
-) -> bool:
-    """Return whether there is an end by :meth:`Knowledge.ending`."""
-    return Knowledge(admissible, trials, aim, costs or {}, warm or {}, usable).ending() is not None
-
-
 def surprises(trials: Iterable[Trial], aim: Metric, costs: Mapping[Configuration, float]) -> dict[Configuration, float]:
     """Return how much better than predicted each configuration did, relative to the others: 1.1 is 10 % better.
 

@@ -450,12 +450,7 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
     elif source.has_random_weights:
         notes.append("random weights: speed is true, quality of lossy choices is not judged")
     notes += notes_on(source)
-    if chosen is not None and chosen.trial.quality and not is_judged(chosen.trial.quality, chosen.tier):
-        notes.append("the quality of this choice was not judged")
-    if chosen is not None and chosen.trial.quality and chosen.trial.quality.layout_words.startswith("not looked at"):
-        notes.append(f"its layout was {chosen.trial.quality.layout_words}")
-    if texts := _other_texts(chosen, default):
-        notes.append(texts)
+    notes += _quality_notes(chosen, default)
     if study.objective.ignored_rules:
         notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
     if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):
@@ -465,17 +460,19 @@ def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen
     return notes + _aim_notes(study, objective)
 
 
-def _other_texts(chosen: Candidate | None, default: Candidate | None) -> str:
-    """Say where a choice's quality is of other texts than the default's: a study is found by its lengths alone."""
-    words = []
-    for each in (chosen, default):
-        if each is None or each.trial.quality is None:
-            return ""
-        words.append(each.trial.quality.reference.partition(" positions, ")[2])
-    mine, other = words
-    if mine == other or not (mine and other):
-        return ""
-    return f"its quality is of {mine}, the default's of {other}: they are not comparable"
+def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[str]:
+    """Say what of a choice's quality is not known, or can't be compared: a study is found by its lengths, not by its texts."""
+    quality = None if chosen is None else chosen.trial.quality
+    if chosen is None or quality is None:
+        return []
+    notes = [] if is_judged(quality, chosen.tier) else ["the quality of this choice was not judged"]
+    if quality.lacks_layout:
+        notes.append(f"its layout was {quality.layout_words}")
+    if default is not None and default.trial.quality is not None:
+        mine, other = (each.reference.partition(" positions, ")[2] for each in (quality, default.trial.quality))
+        if mine and other and mine != other:
+            notes.append(f"its quality is of {mine}, the default's of {other}: they are not comparable")
+    return notes
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:

@@ -303,7 +303,6 @@ def test_of_a_large_model_the_mask_is_asked(
         ("mixtral", MOE, {"experts": 8, "recurrent": False}), ("llama", GQA, {"experts": 0, "windows": ()}),
         ("mistral", {**GQA, "sliding_window": 32}, {"windows": (32,)}),
         ("qwen2", {**GQA, "sliding_window": 32, "use_sliding_window": False}, {"windows": ()}),
-        ("roberta", SHAPE, {"takes_mask": True}), ("fnet", SHAPE, {"takes_mask": False}),
         ("llama", {**GQA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"windows": (64,)}),
     ],
 )  # fmt: skip
@@ -492,7 +491,7 @@ def test_an_old_folders_transformer_finds_its_pooling(tmp_path: Path) -> None:
 def test_facts_of_an_earlier_version_are_read(read: Callable[..., ModelFacts]) -> None:
     """Stored facts that lack what this version reads have defaults that refuse nothing."""
     payload = read("llama", "last-logits", **GQA).payload
-    new = ("experts", "recurrent", "windows", "takes_mask", "takes_positions", "max_row",
+    new = ("experts", "recurrent", "windows", "takes_positions", "max_row",
            "active_linear_parameters", "attention_width", "after_pooling")  # fmt: skip
     old = ModelFacts.of({name: value for name, value in payload.items() if name not in new})
 
