@@ -238,7 +238,7 @@ def _brought_dependence(model: Any) -> tuple[str, ...]:
 
 
 def look_at_layout(session: Session, request: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
-    """Make the configuration's calls with fp32 weights and return {"layout", "layout_words"}: see `advisor.trial.Quality`.
+    """Make the configuration's calls with fp32 weights; return {"layout", "layout_words", "layout_pads"} of a `Quality`.
 
     The first layers that hold every kind of layer say the same as all of them. FlashAttention's kernels are stood in for by
     plain attention behind the same interface, for they take 16 bits alone; what is compiled is stood in for by eager attention.
@@ -251,7 +251,7 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
     for kept in dict.fromkeys((depth, facts.layers)):
         try:
             with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
-                error = _layout_error(session, request, configuration, facts, kept)
+                error, pads = _layout_error(session, request, configuration, facts, kept)
         except torch.AcceleratorError:
             raise
         except _NO_MEMORY:
@@ -265,7 +265,8 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
             session.switch(own)
             facts_torch.allow_kernels(allowed)
         layers = f"{kept} of {facts.layers} layers" if kept < facts.layers else "all layers"
-        return {"layout": error, "layout_words": f"{_stand_in(own, configuration)}, {layers}, fp32"}
+        words = f"{_stand_in(own, configuration)}, {layers}, fp32"
+        return {"layout": error, "layout_words": words, "layout_pads": pads}
     return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
 
 
@@ -279,8 +280,8 @@ def _stand_in(own: str, configuration: Configuration) -> str:
 
 def _layout_error(
     session: Session, request: Mapping[str, Any], configuration: Configuration, facts: ModelFacts, kept: int
-) -> float:
-    """Return the rms error of the sequence that is furthest from itself alone, in σ.
+) -> tuple[float, float | None]:
+    """Return the rms error of the sequence that is furthest from itself alone, and what the vectors of pads move, in σ.
 
     The worst sequence counts: among many, one that is past a window would be averaged away. Where tokens are routed to
     experts, rounding sends one of thousands elsewhere, in fp32 too. With other contents it is another one, and what is wrong
@@ -292,11 +293,11 @@ def _layout_error(
         if attempt:
             ids = _ids_of(session, request)
             tokens = [ids.instead_of(each, 1000 * attempt + number) for number, each in enumerate(tokens)]
-        errors = _layout_errors(session, request, configuration, tokens, kept)
+        errors, pads = _layout_errors(session, request, configuration, tokens, kept)
         least = {number: min(error, least.get(number, error)) for number, error in errors.items()}
         if max(least.values()) <= layout_limit(facts):
             break
-    return max(least.values())
+    return max(least.values()), pads
 
 
 def _layout_errors(
@@ -305,8 +306,8 @@ def _layout_errors(
     configuration: Configuration,
     tokens: Sequence[torch.Tensor],
     kept: int,
-) -> dict[int, float]:
-    """Return how far every sequence of the configuration's calls, with these tokens, is from itself alone (σ)."""
+) -> tuple[dict[int, float], float | None]:
+    """Return `gate_torch.layout_errors` of the configuration's calls with these tokens."""
     facts, (workload, _) = ModelFacts.of(request["facts"]), session.sampled(request)
     calls = session.calls(request, workload.under(configuration), configuration, tokens)
     chosen = _for_layout(calls, facts.windows)
@@ -388,7 +389,7 @@ def _is_quantised(configuration: Configuration) -> bool:
 def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened.
 
-    Returns {"layout", "layout_words", "neighbours", "pads", …} and the seconds it took.
+    Returns {"layout", "layout_words", "layout_pads", "neighbours", "pads", …} and the seconds it took.
     """
     began, configuration = time.perf_counter(), Configuration.of(request["configuration"])
     session.load(request, configuration)

@@ -15,7 +15,7 @@ from advisor.knobs import choice_of
 from advisor.trial import Quality, Trial
 
 #: Figures of `advisor.trial.Quality` by the part of the gate that finds them.
-LAYOUT_FIGURES = ("layout", "layout_words")
+LAYOUT_FIGURES = ("layout", "layout_words", "layout_pads")
 PROBE_FIGURES = ("neighbours", "pads", "own", "repeat", "probe_void", "probed")
 
 #: What the layout in fp32 depends on; the independence probe depends on the weights too.

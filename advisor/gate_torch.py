@@ -229,16 +229,17 @@ def _moved_by_pads(looked: Looked, call: Call, base: list[torch.Tensor], ids: Id
     Other ids first. Where those move an output, the class may only look for the pad's id, to count positions or to find a
     sequence's end: then the ids stay and the vectors that are looked up for them are others.
     """
+    others = looked.values(_with_changed(call, ids, (), pads=True))
+    moved = max(looked.moved(a, b) for a, b in zip(others, base, strict=True))
+    by_vector = moved_by_vectors_of_pads(looked, call, base) if moved else None
+    return (moved, False) if by_vector is None else (by_vector, True)
 
-    def most(values: list[torch.Tensor]) -> float:
-        return max(looked.moved(a, b) for a, b in zip(values, base, strict=True))
 
-    moved = most(looked.values(_with_changed(call, ids, (), pads=True)))
-    if not moved:
-        return 0.0, False
+def moved_by_vectors_of_pads(looked: Looked, call: Call, base: Sequence[torch.Tensor]) -> float | None:
+    """Return how far (σ) outputs move when the pads of a call get other vectors; None where those were not looked up."""
     with _other_vectors_of_pads(looked.model, call) as seen:
-        by_vector = most(looked.values(call))
-    return (by_vector, True) if seen else (moved, False)
+        others = looked.values(call)
+    return max(looked.moved(a, b) for a, b in zip(others, base, strict=True)) if seen else None
 
 
 def _same(call: Call, other: Call, number: int) -> bool:
@@ -268,14 +269,21 @@ def _probed_words(
 # ------------------------------------------------------------------------------------------------- the layout in fp32
 
 
-def layout_errors(looked: Looked, calls: Sequence[Call], truth: Mapping[int, torch.Tensor]) -> dict[int, float]:
-    """Return every sequence's rms error against itself alone, in σ.
+def layout_errors(
+    looked: Looked, calls: Sequence[Call], truth: Mapping[int, torch.Tensor]
+) -> tuple[dict[int, float], float | None]:
+    """Return every sequence's rms error against itself alone, and how far outputs move with the vectors of pads, in σ.
 
-    calls: the configuration's own, made for fp32; truth: the values of every sequence of theirs, run alone.
+    calls: the configuration's own, made for fp32; truth: the values of every sequence of theirs, run alone. The vectors of
+    pads are changed in the first call that has any; None where none has.
     """
-    found: dict[int, float] = {}
+    errors: dict[int, float] = {}
+    pads = None
     for call in calls:
-        for number, values in zip(call.sequences, looked.values(call), strict=True):
-            rms = float((values - truth[number]).double().square().mean()) ** 0.5
-            found[number] = max(found.get(number, 0.0), rms / looked.deviation if math.isfinite(rms) else BEYOND)
-    return found
+        values = looked.values(call)
+        for number, found in zip(call.sequences, values, strict=True):
+            rms = float((found - truth[number]).double().square().mean()) ** 0.5
+            errors[number] = max(errors.get(number, 0.0), rms / looked.deviation if math.isfinite(rms) else BEYOND)
+        if pads is None and has_pads(call):
+            pads = moved_by_vectors_of_pads(looked, call, values)
+    return errors, pads

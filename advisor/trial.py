@@ -50,7 +50,8 @@ class Quality:
     only their contents changed, None where that was not probed; own: the least that it moved when its own did; repeat: the
     most between equal runs; probe_void: why the probe could not have failed, "" where it could; probed: what was probed and
     what was not and why, in words. layout: the rms of the sequence that is furthest from itself alone when the same call is
-    made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers.
+    made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers;
+    layout_pads: the most that a sequence's output moves there (σ) when pads get other vectors, None where there are none.
     gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
     """
 
@@ -72,6 +73,7 @@ class Quality:
     probed: str = ""
     layout: float | None = None
     layout_words: str = ""
+    layout_pads: float | None = None
     gate_s: float = 0.0
     quantised: str = ""
 

@@ -53,12 +53,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                                         initializer_range=0.15),
         "mixtral": transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1,
                                               sliding_window=None, pad_token_id=0),
+        "mobilebert": transformers.MobileBertConfig(
+            **{**SIZES, "intermediate_size": 64}, embedding_size=32, true_hidden_size=32, intra_bottleneck_size=32),
         "fnet": transformers.FNetConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, intermediate_size=96,
                                         max_position_embeddings=64, initializer_range=0.15),
     }  # fmt: skip
     for name, config in configs.items():
         torch.manual_seed(0)
-        auto = transformers.AutoModel if name in ("bert", "roberta", "fnet") else transformers.AutoModelForCausalLM
+        auto = (
+            transformers.AutoModel
+            if name in ("bert", "roberta", "fnet", "mobilebert")
+            else transformers.AutoModelForCausalLM
+        )
         model = auto.from_config(config).to(
             torch.float32 if name == "fnet" else torch.bfloat16
         )  # there is no FFT in bf16
@@ -171,6 +177,18 @@ def test_pads_that_are_found_by_their_id_are_probed_by_their_vectors(models: dic
 
     assert found.pads == 0.0
     assert found.probed.endswith("pads, whose ids the class looks for, by their vectors")
+
+
+def test_pads_that_are_read_and_neutral_are_right(models: dict[str, Any], tmp_path: Path) -> None:
+    """MobileBERT looks at the token after each: a pad whose vector is zero is the end of the text, any other is text."""
+    bench = Bench(models["mobilebert"], "hidden", tmp_path)
+    assert bench.wrong() == ""
+    assert (bench.figures().layout_pads or 0.0) > 1
+
+    torch.nn.init.normal_(bench.session.model.get_input_embeddings().weight.data[0])
+    said = bench.wrong()
+    assert "reads its pads" in said
+    assert "layout is wrong" in said
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta"])
@@ -425,7 +443,11 @@ def test_layout_and_probe_are_looked_at_once() -> None:
     trials = [Trial(0, BASE, BASE, Outcome.OK, quality=quality)]
 
     assert known_figures(trials, BASE)["neighbours"] == 0.0
-    assert known_figures(trials, BASE.replaced(precision="fp16")) == {"layout": 1e-6, "layout_words": "sdpa"}
+    assert known_figures(trials, BASE.replaced(precision="fp16")) == {
+        "layout": 1e-6,
+        "layout_words": "sdpa",
+        "layout_pads": None,
+    }
     assert known_figures(trials, BASE.replaced(packing="packed")) == {}
 
 

@@ -108,6 +108,15 @@ def test_a_sequence_that_reads_others_is_wrong_however_little() -> None:
         assert said(figures(0.0, 0.0, neighbours=0.0, pads=0.0, own=1.0, repeat=0.0, drawn=True), **more) == ()
 
 
+def test_what_reads_its_pads_by_design_is_right_where_they_are_neutral() -> None:
+    """In fp32 the layout is right with the pads as they are, and far off with others; a kernel that alone reads is not that."""
+    read = {"pads": 0.5, "layout": 1e-6}
+    assert said(figures(0.0, 0.0, **read, layout_pads=0.5)) == ()
+    for more in ({"layout_pads": 0.0}, {"layout_pads": None}, {"layout_pads": 1e-3}, {"layout_pads": 0.5, "layout": 0.2},
+                 {"layout_pads": 0.5, "layout": None}):  # fmt: skip
+        assert "reads its pads" in said(figures(0.0, 0.0, **{**read, **more}))[0]
+
+
 def test_a_mixture_of_experts_may_move_by_rounding() -> None:
     """The tokens that an expert gets change its product's shape: some steps of the dtype are let through, a leak is not."""
     assert said(figures(0.0, 0.0, neighbours=1e-6), facts=MIXTRAL, precision="fp32") == ()
