@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from advisor.configuration import Configuration, canonical_json, key_of
+from advisor.configuration import READING_ORDER, Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.knobs import KNOBS
 from advisor.measurement import Comparison, Measurement, interval_of_median
 from advisor.objective import Objective, Tier
 from advisor.trial import Outcome
@@ -40,6 +41,14 @@ def test_a_configurations_key_is_stable() -> None:
     assert canonical_json(CHOICES) == spelling
     assert Configuration.of(CHOICES).key == "9cc69caf41483d5c"
     assert Configuration.of(CHOICES).replaced(packing="packed").key != Configuration.of(CHOICES).key
+
+
+def test_a_configuration_has_one_label() -> None:
+    """Its choices in the order in which people read them, in text, script and errors alike; knobs nobody knows come last."""
+    assert str(Configuration.of(CHOICES)) == "sdpa · bf16 · none · padded"
+    assert str(Configuration.of({**CHOICES, "batch": "8"})) == "sdpa · bf16 · none · padded · 8"
+    assert str(Configuration.of({"a new knob": "x", "packing": "padded"})) == "padded · x"
+    assert tuple(KNOBS) == READING_ORDER
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -13,7 +13,7 @@ import importlib
 import os
 from collections.abc import Iterable
 
-from advisor.configuration import Configuration
+from advisor.configuration import READING_ORDER, Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
@@ -31,7 +31,11 @@ RULES_VERSION = 1
 
 #: The knobs in the order in which people read a configuration.
 KNOBS: dict[str, Knob] = {
-    knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
+    knob.name: knob
+    for knob in sorted(
+        (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB),
+        key=lambda knob: READING_ORDER.index(knob.name),
+    )
 }
 
 
