@@ -111,7 +111,9 @@ def _tune(parser: argparse.ArgumentParser) -> None:
 def _suggest(parser: argparse.ArgumentParser) -> None:
     _add_workload(parser)
     _add_objective(parser)
-    parser.add_argument("--why-not", metavar="CHOICE", help="say why a choice, for example nf4, is not recommended")
+    parser.add_argument("--why-not", metavar="CHOICE[,CHOICE…]",
+                        help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
+                             "is not recommended")  # fmt: skip
     parser.add_argument(
         "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
     )

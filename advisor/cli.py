@@ -165,22 +165,20 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 @_without_collection()
 def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
-    from advisor.knobs import find_choice
     from advisor.store import Store, default_url
-    from advisor.why_not import why_not
+    from advisor.why_not import choices_in, why_not
 
-    name = options.why_not and options.why_not.rpartition("=")[2]  # answers say knob=choice, so that is understood too
-    if name and find_choice(name) is None:
-        raise BadInput(f"--why-not: there is no choice {options.why_not!r}", "advisor probe lists them")
+    about = options.why_not
+    choice = None if about is None else str(choices_in(about))
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         _note(asked.notes)
         recommendation = answered(asked, store, options.on)
         _note(store.damaged)
-        if name:
-            lines = why_not(recommendation, store.trials(recommendation.study.id), name)
+        if about is not None:
+            lines = why_not(recommendation, store.trials(recommendation.study.id), about)
             as_json = options.format == "json"
-            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
+            print(_json({"choice": choice, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)

@@ -23,7 +23,7 @@ from advisor.workloads import Workload
 
 __all__ = [
     "KNOBS", "RULES_VERSION", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
-    "advised", "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
+    "advised", "baseline_choices", "choice_of", "effective_choices", "knobs_for", "register", "tier_of",
 ]  # fmt: skip
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
@@ -66,11 +66,6 @@ def advised(configuration: Configuration) -> bool:
         return False
     choices = (KNOBS[knob].choices.get(name) if knob in KNOBS else None for knob, name in configuration.items())
     return all(choice is not None and choice.advised for choice in choices)
-
-
-def find_choice(name: str) -> Choice | None:
-    """Return the choice with this name, whichever knob it belongs to."""
-    return next((knob.choices[name] for knob in KNOBS.values() if name in knob.choices), None)
 
 
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
