@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from advisor import __version__
@@ -279,9 +280,7 @@ def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
 
 def objective_of(options: argparse.Namespace) -> Objective:
     """Return the objective. Raises BadInput."""
-    for rule in options.ignore_rule:
-        if not re.fullmatch(r"[A-Z]\d+", rule):
-            raise BadInput(f"--ignore-rule takes a rule's id such as P1, not {rule!r}")
+    _refuse_unknown_rules(options.ignore_rule)
     return Objective(
         quality=Tier(options.quality),
         max_memory_bytes=None if options.max_memory is None else parse_size(options.max_memory),
@@ -291,6 +290,21 @@ def objective_of(options: argparse.Namespace) -> Objective:
         max_latency_s=None if options.max_latency is None else parse_latency(options.max_latency),
         only=_only_of(options) if options.only or options.fix else (),
     )
+
+
+def _refuse_unknown_rules(rules: Sequence[str]) -> None:
+    """Raise BadInput for an id that no rule has: what is ignored by mistake would be refused without a word."""
+    if not rules:
+        return
+    from advisor.knobs import rule_ids
+
+    known = rule_ids()
+    for rule in rules:
+        if rule not in known:
+            near = get_close_matches(rule.upper(), known, n=3, cutoff=0.5)
+            nearest = f"nearest: {', '.join(near)}; " if near else ""
+            hint = f"{nearest}advisor tune MODEL --dry-run names the rules that refuse something"
+            raise BadInput(f"--ignore-rule takes a rule's id such as P1, and there is no rule {rule!r}", hint)
 
 
 def _only_of(options: argparse.Namespace) -> tuple[tuple[str, tuple[str, ...]], ...]:

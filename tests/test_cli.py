@@ -177,6 +177,10 @@ BAD = {
     "unknown quality": (["tune", MODEL, "--quality", "best"], "--quality: invalid choice: 'best'"),
     "unknown format": (["tune", MODEL, "--format", "xml"], "--format: invalid choice: 'xml'"),
     "no rule's id": (["tune", MODEL, "--ignore-rule", "nonsense"], "--ignore-rule takes a rule's id such as P1"),
+    "unknown rule": (["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"], "there is no rule 'P99' (nearest: P19, "),
+    "unknown rule, asked": (
+        ["suggest", MODEL, "--ignore-rule", "Z9"], "no rule 'Z9' (advisor tune MODEL --dry-run names the rules"
+    ),
     "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
     "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),
     "why not what": (["suggest", MODEL, "--why-not", "nonsense"], "no choice 'nonsense' (advisor probe lists them)"),
