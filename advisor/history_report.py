@@ -11,8 +11,9 @@ from advisor.history import Listed, Plan, Reproduction, device_words, is_reused,
 from advisor.knobs import KNOBS
 from advisor.measurement import Measurement
 from advisor.objective import Metric
-from advisor.report import HEADS, console, duration, figure, gib, quality_words, refused_table, without_unit
+from advisor.report import HEADS, console, duration, figure, quality_words, refused_table, without_unit
 from advisor.store import StudyRecord
+from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 
 #: Configurations that a dry run lists.

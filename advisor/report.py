@@ -24,7 +24,7 @@ from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Recommendation, tie_set
-from advisor.terminal import printable
+from advisor.terminal import gib, printable
 from advisor.trial import Quality, Trial
 
 #: Columns of figures by metric.
@@ -59,13 +59,6 @@ class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
         raise BrokenPipeError
-
-
-def gib(count: float | None) -> str:
-    """Return bytes in words."""
-    if count is None:
-        return "–"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def figure(metric: str, value: float | None) -> str:
@@ -225,16 +218,20 @@ def _nothing(recommendation: Recommendation) -> str:
         return "[bold red]nothing is right[/]: no configuration that is admissible here may be recommended"
     if not measured:
         return "[bold]not measured[/]: nothing was measured to its end"
-    text = f"[bold]not measured[/]: none of the {len(measured)} configurations measured meets what is asked"
-    objective = recommendation.objective
+    count, objective = len(measured), recommendation.objective
+    none = (
+        f"none of the {count} configurations measured meets" if count > 1 else "the one configuration measured misses"
+    )
+    text = f"[bold]nothing may be recommended yet[/]: {none} what is asked"
     if objective.max_memory_bytes is not None:
         least = min(measured, key=lambda c: c.trial.peak_bytes or 0)
-        text += f"; the least peak seen is {gib(least.trial.peak_bytes)} ({escape(str(least.configuration))})"
+        text += f"; --max-memory allows {gib(objective.max_memory_bytes)}, and the least peak measured is "
+        text += f"{gib(least.trial.peak_bytes)} ({escape(str(least.configuration))})"
     slowest = [(s, c) for c in measured if (s := c.trial.value("slowest_batch_s"))]
     if objective.max_latency_s is not None and slowest:
         least_s, found = min(slowest, key=lambda pair: pair[0])
-        text += f"; the shortest slowest batch seen is {figure('slowest_batch_s', least_s)}"
-        text += f" ({escape(str(found.configuration))})"
+        text += f"; --max-latency allows {figure('slowest_batch_s', objective.max_latency_s)}, and the shortest slowest batch "
+        text += f"measured is {figure('slowest_batch_s', least_s)} ({escape(str(found.configuration))})"
     return text
 
 
@@ -266,7 +263,8 @@ def _next(recommendation: Recommendation) -> list[str]:
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
-        lines.append(f"never tried: {left.left}{chance}{'' if is_sure else ', most promising first:'}")
+        order = "" if is_sure else "; next to be tried, by what a second of measuring each promises:"
+        lines.append(f"never tried: {left.left}{chance}{order}")
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )

@@ -45,6 +45,7 @@ from advisor.search import UNLIKELY, Knowledge, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
 from advisor.store import Store
 from advisor.suggest import keep_answer
+from advisor.terminal import gib
 from advisor.trial import Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
 
@@ -219,7 +220,7 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
     reasons = [reason for reason in space.refusals if reason.rule == "M1"]
     device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
     if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
-        sizes = f"{needed / 2**30:.1f} GiB, and {device.device_name} has {device.memory_bytes / 2**30:.1f} GiB"
+        sizes = f"{gib(needed)}, and {device.device_name} has {gib(device.memory_bytes)}"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
         raise NothingAdmissible([text, *map(str, reasons)])
 

@@ -12,6 +12,7 @@ from advisor.knobs import KNOBS, Reason
 from advisor.prospects import prospects_of, space_of
 from advisor.ranking import Candidate, why_behind
 from advisor.suggest import Recommendation
+from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 
 #: How many trials and refusals of one choice are told one by one.
@@ -170,7 +171,8 @@ def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
     if quality is not None and quality.kl is not None:
         parts.append(f"KL {quality.kl:.1e}" + ("" if is_judged(quality, found.tier) else ", not judged"))
     if chosen is not None and found.trial.weight_bytes and chosen.trial.weight_bytes:
-        parts.append(f"weights {(found.trial.weight_bytes - chosen.trial.weight_bytes) / 2**30:+.2f} GiB")
+        more = found.trial.weight_bytes - chosen.trial.weight_bytes
+        parts.append(f"weights {'+' if more > 0 else '-'}{gib(abs(more))}" if more else "")
     if found.objections:
         return [*(part for part in parts if part), *found.objections]
     if chosen is not None:
