@@ -364,7 +364,7 @@ def test_on_takes_a_key_or_a_name(store: Store) -> None:
     )
     assert f"{T4.key}, {T4}" in str(unknown.value)
     with pytest.raises(
-        NotMeasured, match="on H200. Nearest measured: "
+        NotMeasured, match=r"on H200\. Nearest measured: "
     ) as raised:  # which is known: other work was measured
         suggest(store, SOURCE, Workload((8, 8), 1), ANY, LAPTOP, "H200")
     assert "--threads" not in str(raised.value)
