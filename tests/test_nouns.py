@@ -208,6 +208,21 @@ def test_flags_describe_any_workload(lengths: tuple[int, ...], batch: int, outpu
     assert Workload(*lengths_of(workload.flags)) == workload
 
 
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        (Workload((9, 8, 9, 8), 2), "forward, 2 × 9 tokens, padding 0.06, last-logits, 2 batches"),
+        (Workload((8, 9), 4), "forward, 2 × 9 tokens (the batch of 4 is not full), padding 0.06, last-logits, 1 batch"),
+        (Workload((8, 8, 8), 2), "forward, 2 × 8 tokens, padding 0.00, last-logits, 2 batches, the last of 1"),
+        (Workload((8, 9), None, "hidden"), "forward, 2 sequences of up to 9 tokens, hidden, batch auto"),
+    ],
+    ids=["full", "not full", "a rest", "auto"],
+)
+def test_a_workload_says_what_is_run(workload: Workload, words: str) -> None:
+    """Its label names the sequences that a batch really has, where the list has fewer than were asked for, and a rest."""
+    assert str(workload) == words
+
+
 @given(st.integers(64, 2048), st.integers(0, 60), st.integers(4, 32), st.integers(1, 10))
 def test_flags_of_generated_lengths_are_short(longest: int, percent: int, batch: int, batches: int) -> None:
     """A generated list comes back from its flags, by its longest length and its padding where two digits say it."""
