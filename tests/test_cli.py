@@ -177,6 +177,9 @@ BAD = {
     "unknown quality": (["tune", MODEL, "--quality", "best"], "--quality: invalid choice: 'best'"),
     "unknown format": (["tune", MODEL, "--format", "xml"], "--format: invalid choice: 'xml'"),
     "no rule's id": (["tune", MODEL, "--ignore-rule", "nonsense"], "--ignore-rule takes a rule's id such as P1"),
+    "another command's flag": (
+        ["suggest", MODEL, "--trials", "3"], "unrecognized arguments: --trials 3 (see advisor suggest --help)"
+    ),
     "unknown rule": (["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"], "there is no rule 'P99' (nearest: P19; "),
     "unknown rule, asked": (
         ["suggest", MODEL, "--ignore-rule", "Z9"], "no rule 'Z9' (nearest: A9; advisor tune MODEL --dry-run names the rules"
