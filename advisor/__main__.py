@@ -12,6 +12,7 @@ def main() -> None:
     try:
         from advisor.cli import run
     except KeyboardInterrupt:
+        sys.stderr.write("advisor: interrupted\n")
         sys.exit(130)
     sys.exit(run(sys.argv[1:], _BEGAN))
 

@@ -84,7 +84,7 @@ def suggest(model: str | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Rec
 
         >>> found = advisor.suggest("meta-llama/Llama-3.1-8B", lengths=2048, padding=0.3, batch=8)
         >>> print(found.configuration, found.verdict)
-        flash_attention_2 · packed · bf16 · none faster
+        flash_attention_2 · bf16 · none · packed faster
     """
     return _suggested(model, flags, SuggestFlags)[0]
 

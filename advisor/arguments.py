@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from advisor import __version__
 from advisor.errors import BadInput
@@ -28,6 +29,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise BadInput with argparse's words."""
         raise BadInput(message, f"see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here, where the command is known whose help has what it takes."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def parse_size(text: str) -> int:
@@ -111,7 +119,9 @@ def _tune(parser: argparse.ArgumentParser) -> None:
 def _suggest(parser: argparse.ArgumentParser) -> None:
     _add_workload(parser)
     _add_objective(parser)
-    parser.add_argument("--why-not", metavar="CHOICE", help="say why a choice, for example nf4, is not recommended")
+    parser.add_argument("--why-not", metavar="CHOICE[,CHOICE…]",
+                        help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
+                             "is not recommended")  # fmt: skip
     parser.add_argument(
         "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
     )
@@ -277,9 +287,7 @@ def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
 
 def objective_of(options: argparse.Namespace) -> Objective:
     """Return the objective. Raises BadInput."""
-    for rule in options.ignore_rule:
-        if not re.fullmatch(r"[A-Z]\d+", rule):
-            raise BadInput(f"--ignore-rule takes a rule's id such as P1, not {rule!r}")
+    _refuse_unknown_rules(options.ignore_rule)
     return Objective(
         quality=Tier(options.quality),
         max_memory_bytes=None if options.max_memory is None else parse_size(options.max_memory),
@@ -289,6 +297,21 @@ def objective_of(options: argparse.Namespace) -> Objective:
         max_latency_s=None if options.max_latency is None else parse_latency(options.max_latency),
         only=_only_of(options) if options.only or options.fix else (),
     )
+
+
+def _refuse_unknown_rules(rules: Sequence[str]) -> None:
+    """Raise BadInput for an id that no rule has: what is ignored by mistake would be refused without a word."""
+    if not rules:
+        return
+    from advisor.knobs import rule_ids
+
+    known = rule_ids()
+    for rule in rules:
+        if rule not in known:
+            near = get_close_matches(rule.upper(), known, n=3, cutoff=0.5)
+            nearest = f"nearest: {', '.join(near)}; " if near else ""
+            hint = f"{nearest}advisor tune MODEL --dry-run names the rules that refuse something"
+            raise BadInput(f"--ignore-rule takes a rule's id such as P1, and there is no rule {rule!r}", hint)
 
 
 def _only_of(options: argparse.Namespace) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -11,6 +11,7 @@ import gc
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasure
 from advisor.terminal import in_a_line, printable_json
 
 if TYPE_CHECKING:
+    from advisor.progress import Progress
     from advisor.suggest import Recommendation
     from advisor.tune import Job
 
@@ -37,11 +39,8 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
         reasons = error.reasons if isinstance(error, NothingAdmissible) else ()
         print("\n  ".join(map(in_a_line, [f"advisor: {error}", *reasons])), file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        goes_on = "; every finished trial is stored, and the same command goes on from there"
-        print(
-            f"advisor: interrupted{goes_on if {'tune', 'reproduce-seed'} & set(arguments[:1]) else ''}", file=sys.stderr
-        )
+    except KeyboardInterrupt as error:
+        print(in_a_line(f"advisor: interrupted{_goes_on(arguments, *error.args or (0,))}"), file=sys.stderr)
         return 130
     except BrokenPipeError:
         _discard_output()  # the reader of a pipe has gone: nothing is wrong
@@ -64,6 +63,23 @@ def _run(arguments: Sequence[str], began: float) -> int:
     finally:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where it can still be told in a line why that is impossible
+
+
+def _goes_on(arguments: Sequence[str], stored: int) -> str:
+    """Return what an interrupted command leaves and what goes on with it, "" where it measures nothing."""
+    if not {"tune", "reproduce-seed"} & set(arguments[:1]):
+        return ""
+    trials = f"{stored} trial{'' if stored == 1 else 's'}"
+    return f"; this run stored {trials}, and the same command goes on from there: {shlex.join(['advisor', *arguments])}"
+
+
+@contextmanager
+def _counting(progress: Progress, before: int = 0) -> Iterator[None]:
+    """Have an interrupt carry how many trials were stored until then. before: by what ran before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(before + progress.done) from None
 
 
 def _write_any_character() -> None:
@@ -144,7 +160,7 @@ def _tune(options: argparse.Namespace) -> int:
 
     with api.open_to_write() as store:
         _note((*notes, *store.notes))
-        with Progress(job) as progress:
+        with Progress(job) as progress, _counting(progress):
             recommendation = api.measured(job, store, progress.hear)
     return _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
 
@@ -165,22 +181,20 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 @_without_collection()
 def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
-    from advisor.knobs import find_choice
     from advisor.store import Store, default_url
-    from advisor.why_not import why_not
+    from advisor.why_not import choices_in, why_not
 
-    name = options.why_not and options.why_not.rpartition("=")[2]  # answers say knob=choice, so that is understood too
-    if name and find_choice(name) is None:
-        raise BadInput(f"--why-not: there is no choice {options.why_not!r}", "advisor probe lists them")
+    about = options.why_not
+    choice = None if about is None else str(choices_in(about))
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         _note(asked.notes)
         recommendation = answered(asked, store, options.on)
         _note(store.damaged)
-        if name:
-            lines = why_not(recommendation, store.trials(recommendation.study.id), name)
+        if about is not None:
+            lines = why_not(recommendation, store.trials(recommendation.study.id), about)
             as_json = options.format == "json"
-            print(_json({"choice": name, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
+            print(_json({"choice": choice, "why_not": lines}) if as_json else "\n".join(map(in_a_line, lines)))
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
     return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
@@ -280,14 +294,16 @@ def _reproduce_seed(options: argparse.Namespace) -> int:
     refuse_unknown(source)
     make_job = seed.jobs(source, machine, budget, options.batches, timeout_s)
     prepared, results = [(case, make_job(case)) for case in cases], []
+    stored = 0
     with open_to_write() as store:
         for case, job in prepared:
-            with Progress(job) as progress:
+            with Progress(job) as progress, _counting(progress, stored):
                 runner = LocalRunner(machine, progress.hear)
                 try:
                     results += seed.reproduce([case], make_job, store, runner, progress.hear)
                 finally:
                     runner.close()
+            stored += progress.done
     if svg is not None:
         svg.write_text(seed.chart(results, options.model or "Falcon-7B's shape"), encoding="utf-8")
     print(

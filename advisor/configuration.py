@@ -10,6 +10,9 @@ from typing import Any
 
 from advisor.checked import Malformed, is_text, shortened
 
+#: The knobs in the order in which people read a configuration; knobs that are not among them come last.
+READING_ORDER = ("attention", "precision", "quantization", "packing", "batch")
+
 
 def canonical_json(value: Any) -> str:
     """Return the one spelling of `value`: sorted keys, no white space, finite numbers only.
@@ -74,5 +77,6 @@ class Configuration(Mapping[str, str]):
         return key_of(dict(self.choices))
 
     def __str__(self) -> str:
-        """Return the choices in the knobs' order, for people."""
-        return " · ".join(choice for _, choice in self.choices)
+        """Return the choices in the order in which people read them: the one label of a configuration, in all that is printed."""
+        known = [knob for knob in READING_ORDER if knob in self]
+        return " · ".join(self[knob] for knob in dict.fromkeys([*known, *self]))

@@ -11,8 +11,9 @@ from advisor.history import Listed, Plan, Reproduction, device_words, is_reused,
 from advisor.knobs import KNOBS
 from advisor.measurement import Measurement
 from advisor.objective import Metric
-from advisor.report import HEADS, console, duration, figure, gib, in_words, quality_words, refused_table, without_unit
+from advisor.report import HEADS, console, duration, figure, quality_words, refused_table, without_unit
 from advisor.store import StudyRecord
+from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 
 #: Configurations that a dry run lists.
@@ -34,7 +35,7 @@ def print_plan(plan: Plan) -> None:
     )
     out.print(f"{len(plan.space.admissible)} configurations are admissible; likeliest first, after the default:\n")
     for place, configuration in enumerate(order[:_SHOWN]):
-        out.print(f"{place:3d}  {escape(in_words(configuration))}{'  (the default)' if place == 0 else ''}")
+        out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
     if len(order) > _SHOWN:
         out.print(f"     and {len(order) - _SHOWN} more")
     out.print()
@@ -74,7 +75,7 @@ def print_trials(listed: Listed, *, is_next: bool) -> None:
     for trial in listed.trials:
         ratio, phase = listed.ratios.get(trial.number), trial.phase
         phase += f" {trial.block}" if trial.block is not None else ""
-        table.add_row(f"{study.id}.{trial.number}", escape(in_words(trial.requested)), phase, str(trial.outcome),
+        table.add_row(f"{study.id}.{trial.number}", escape(str(trial.requested)), phase, str(trial.outcome),
                       without_unit(aim.metric, trial.value(aim.metric)), f"{ratio:.2f}" if ratio else "–")  # fmt: skip
     out.print(table)
 
@@ -129,7 +130,7 @@ def _measured(measurement: Measurement) -> str:
 def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     """Print a trial as it was and as it is now."""
     out, aim = console(stderr=stderr), done.study.objective.aim
-    out.print(f"[bold]trial {done.study.id}.{done.old.number}[/] · {escape(in_words(done.old.requested))}")
+    out.print(f"[bold]trial {done.study.id}.{done.old.number}[/] · {escape(str(done.old.requested))}")
     for text in done.differences:
         out.print(f"  [yellow]differs:[/] {escape(text)}")
     for name, trial in (("then", done.old), ("now", done.new)):
@@ -149,4 +150,4 @@ def _outcome_words(aim: Metric, trial: Trial) -> str:
         return f"{trial.outcome}: {trial.reason[:300]}"
     measured = trial.measurement(aim.metric)
     words = _measured(measured) if measured else figure(aim.metric, trial.value(aim.metric))
-    return words if trial.ran == trial.requested else f"{words}; what ran is {in_words(trial.ran)}"
+    return words if trial.ran == trial.requested else f"{words}; what ran is {trial.ran}"

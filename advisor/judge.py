@@ -22,6 +22,7 @@ from advisor.configuration import Configuration
 from advisor.knobs import advised, choice_of, tier_of
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
+from advisor.terminal import gib
 from advisor.trial import Outcome, Quality, Trial
 
 #: The version of what is judged and how: an answer that was given by another one is given again.
@@ -160,7 +161,7 @@ def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
         took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
         found.append(f"its slowest batch ({took}) is above the {most_s * 1000:g} ms allowed")
     if limit is not None and peak > limit:
-        found.append(f"its peak of {peak / 2**30:.2f} GiB is above the {limit / 2**30:.2f} GiB allowed")
+        found.append(f"its peak of {gib(peak)} is {gib(peak - limit)} above the {gib(limit)} allowed")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
-from advisor.report import SafeConsole, duration, figure, in_words, percent
+from advisor.report import SafeConsole, duration, figure, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Progress:
             self._opened(event)
         elif kind == "start":
             block = f", block {event['block']} of the confirmation" if event["block"] else ""
-            self.running = in_words(event["configuration"]) + block
+            self.running = str(event["configuration"]) + block
         elif kind == "hopeless":
             self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
         elif kind == "stopped":
@@ -94,7 +94,7 @@ class Progress:
         if trial.number == 0:
             self.default_score = trial.score(aim)
         block = f"block {trial.block}  " if trial.phase == "confirm" else ""
-        head = escape(f"{trial.number:3d}  {in_words(trial.requested):48s} {block}")
+        head = escape(f"{trial.number:3d}  {trial.requested!s:48s} {block}")
         if trial.outcome is Outcome.OK and trial.value(aim.metric):
             # Figures of a block compare with that block's default alone, not with the search's.
             ratio = self._ratio(trial, f"{'':2s}%5.2f × default") if trial.phase == "search" else ""
@@ -104,7 +104,7 @@ class Progress:
             colour = "yellow" if trial.outcome is Outcome.CUT else "red"
             self.console.print(f"{head}[{colour}]{trial.outcome}[/] {escape(trial.reason[:200])}")
         if best:
-            self.best = f"best {in_words(best.ran)}: {figure(aim.metric, best.value(aim.metric))}"
+            self.best = f"best {best.ran}: {figure(aim.metric, best.value(aim.metric))}"
             self.best += self._ratio(best, ", %.2f × default")
 
     def _ratio(self, trial: Trial, form: str) -> str:

@@ -67,16 +67,16 @@ def stored_prospects(study: StudyRecord, trials: Sequence[Trial], objective: Obj
 
 
 def prospects_of(space: Space, trials: Sequence[Trial], objective: Objective, usable: Callable[[Trial], bool],
-                 default: Trial | None, *, having: tuple[str, str] | None = None,
+                 default: Trial | None, *, having: Mapping[str, str] | None = None,
                  warm: Mapping[Configuration, float] | None = None) -> Prospects:  # fmt: skip
-    """Return what is left of a space. default: what ratios are over; having: of what has this choice (knob, name) alone.
+    """Return what is left of a space. default: what ratios are over; having: of what has all of these choices alone.
 
     warm: what another workload teaches, as for the search.
     """
     from advisor.search import Knowledge
 
     told = searched(trials)
-    wanted = [c for c in space.admissible if having is None or c.get(having[0]) == having[1]]
+    wanted = [c for c in space.admissible if all(c.get(knob) == name for knob, name in (having or {}).items())]
     known = Knowledge(wanted, told, objective.aim, space.costs, warm or {}, usable)
     left = len(known.fresh)
     if not left:

@@ -17,14 +17,14 @@ from rich.text import Text
 
 from advisor.answer import Conclusion, Prospect
 from advisor.environment import Machine
-from advisor.knobs import KNOBS, Reason, Verdict, tier_of
+from advisor.knobs import Reason, Verdict, tier_of
 from advisor.measurement import LEAST_BLOCKS
 from advisor.probe import Availability
 from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
 from advisor.script import batching_words, loading_lines
 from advisor.suggest import Recommendation, tie_set
-from advisor.terminal import printable
+from advisor.terminal import gib, printable
 from advisor.trial import Quality, Trial
 
 #: Columns of figures by metric.
@@ -59,18 +59,6 @@ class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
         raise BrokenPipeError
-
-
-def gib(count: float | None) -> str:
-    """Return bytes in words."""
-    if count is None:
-        return "–"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def in_words(configuration: Mapping[str, str]) -> str:
-    """Return a configuration's choices in the order in which people read them."""
-    return " · ".join(configuration[knob] for knob in KNOBS if knob in configuration)
 
 
 def figure(metric: str, value: float | None) -> str:
@@ -191,7 +179,7 @@ def _headline(recommendation: Recommendation) -> str:
     chosen, aim = recommendation.chosen, recommendation.objective.aim
     if chosen is None:
         return _nothing(recommendation)
-    words = f"[bold]{escape(in_words(chosen.configuration))}[/]"
+    words = f"[bold]{escape(str(chosen.configuration))}[/]"
     better = "faster" if aim.metric == "tokens_per_s" else f"better in {aim.words}"
     ratio = _confirmed_words(chosen, recommendation)
     if recommendation.verdict is Conclusion.FASTER:
@@ -230,16 +218,20 @@ def _nothing(recommendation: Recommendation) -> str:
         return "[bold red]nothing is right[/]: no configuration that is admissible here may be recommended"
     if not measured:
         return "[bold]not measured[/]: nothing was measured to its end"
-    text = f"[bold]not measured[/]: none of the {len(measured)} configurations measured meets what is asked"
-    objective = recommendation.objective
+    count, objective = len(measured), recommendation.objective
+    none = (
+        f"none of the {count} configurations measured meets" if count > 1 else "the one configuration measured misses"
+    )
+    text = f"[bold]nothing may be recommended yet[/]: {none} what is asked"
     if objective.max_memory_bytes is not None:
         least = min(measured, key=lambda c: c.trial.peak_bytes or 0)
-        text += f"; the least peak seen is {gib(least.trial.peak_bytes)} ({escape(in_words(least.configuration))})"
+        text += f"; --max-memory allows {gib(objective.max_memory_bytes)}, and the least peak measured is "
+        text += f"{gib(least.trial.peak_bytes)} ({escape(str(least.configuration))})"
     slowest = [(s, c) for c in measured if (s := c.trial.value("slowest_batch_s"))]
     if objective.max_latency_s is not None and slowest:
         least_s, found = min(slowest, key=lambda pair: pair[0])
-        text += f"; the shortest slowest batch seen is {figure('slowest_batch_s', least_s)}"
-        text += f" ({escape(in_words(found.configuration))})"
+        text += f"; --max-latency allows {figure('slowest_batch_s', objective.max_latency_s)}, and the shortest slowest batch "
+        text += f"measured is {figure('slowest_batch_s', least_s)} ({escape(str(found.configuration))})"
     return text
 
 
@@ -251,7 +243,7 @@ def _against(recommendation: Recommendation) -> list[str]:
         shown += [c for c in recommendation.rejected if default is None or c.configuration != default.configuration]
     lines = []
     for found in shown[:_REJECTED]:
-        name = f"the default, {in_words(found.configuration)}" if found.is_default else in_words(found.configuration)
+        name = f"the default, {found.configuration}" if found.is_default else str(found.configuration)
         words = [
             f"[red]{escape(text)}[/]" if text.startswith("wrong output") else escape(text) for text in found.objections
         ]
@@ -267,11 +259,12 @@ def _next(recommendation: Recommendation) -> list[str]:
         blocks = len(best.comparison.block_ratios) if best.comparison else 0
         few = f"; {blocks} block{'s' * (blocks > 1)} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
         ratio = f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
-        lines.append(f"fastest found, unconfirmed: {escape(in_words(best.configuration))}, {ratio}{few}")
+        lines.append(f"fastest found, unconfirmed: {escape(str(best.configuration))}, {ratio}{few}")
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
-        lines.append(f"never tried: {left.left}{chance}{'' if is_sure else ', most promising first:'}")
+        order = "" if is_sure else "; next to be tried, by what a second of measuring each promises:"
+        lines.append(f"never tried: {left.left}{chance}{order}")
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )
@@ -288,7 +281,7 @@ def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
     needed = needed_bytes(recommendation.study, prospect.configuration)
     is_about_memory = recommendation.objective.max_memory_bytes is not None
     parts += [f"needs at least {gib(needed)}"] if needed is not None and is_about_memory else []
-    return escape(f"{in_words(prospect.configuration)}{': ' if parts else ''}{', '.join(parts)}")
+    return escape(f"{prospect.configuration}{': ' if parts else ''}{', '.join(parts)}")
 
 
 def _evidence(recommendation: Recommendation, chosen: Candidate) -> str:
@@ -359,7 +352,7 @@ def _runners_up(recommendation: Recommendation) -> Table:
         note = "as good as the recommendation" if candidate.configuration in tied else ""
         note = "the default" if candidate.is_default else note
         cells = _cells(candidate, metrics)
-        table.add_row(escape(in_words(candidate.configuration)), _ratio_words(candidate), *cells, note)
+        table.add_row(escape(str(candidate.configuration)), _ratio_words(candidate), *cells, note)
     return table
 
 
@@ -370,7 +363,7 @@ def _pareto(recommendation: Recommendation) -> Table:
                   box=None, pad_edge=False, header_style="bold")  # fmt: skip
     for candidate in recommendation.pareto:
         quality, tier = candidate.trial.quality, tier_of(candidate.configuration.items(), recommendation.facts)
-        table.add_row(escape(in_words(candidate.configuration)), _ratio_words(candidate), *_cells(candidate, metrics),
+        table.add_row(escape(str(candidate.configuration)), _ratio_words(candidate), *_cells(candidate, metrics),
                       quality_words(quality).partition(", top-1")[0] if quality else "–", str(tier))  # fmt: skip
     return table
 
@@ -433,7 +426,7 @@ def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table
     """Return what came to nothing: trials that failed, and what rules refused."""
     table = Table("refused", "rule", "why", box=None, pad_edge=False, header_style="bold")
     for trial in failures:
-        table.add_row(escape(in_words(trial.requested)), str(trial.outcome), escape(trial.reason[:300]))
+        table.add_row(escape(str(trial.requested)), str(trial.outcome), escape(trial.reason[:300]))
     for row in refusal_rows(reasons):
         table.add_row(*map(escape, row))
     return table

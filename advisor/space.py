@@ -18,6 +18,7 @@ from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, c
 from advisor.knobs.attention import tells_sequences_apart
 from advisor.model import ModelFacts
 from advisor.objective import Metric, Objective
+from advisor.terminal import gib
 from advisor.workloads import Workload
 from advisor.workloads.forward import LOGITS
 
@@ -194,7 +195,7 @@ def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> l
         f"{knob}={name}" for knob, name in situation.configuration.items() if knob in ("attention", "packing")
     )
     subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
-    text = f"needs at least {needed / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used"
+    text = f"needs at least {gib(needed)}, and {gib(limit)} may be used"
     return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]
 
 

@@ -121,10 +121,11 @@ class Store:
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
 
-    def close_study(self, study_id: int, state: str, *, end: SearchEnd | None = None, ran: bool = True) -> None:
+    def close_study(self, study_id: int, state: str, *, end: SearchEnd | None = None, ran: bool = True,
+                    budget: Budget | None = None) -> None:  # fmt: skip
         """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
 
-        Where none was, the study stays measured when it was.
+        Where none was, the study stays measured when it was. budget: the one that this is about, where it is not the last.
         """
         if state not in STATES:
             raise ValueError(f"a study is one of {', '.join(STATES)}, not {state!r}")
@@ -136,7 +137,8 @@ class Store:
             kept = None if ran else before.finished_at
             values = {"state": state, "finished_at": None if state == "running" else kept or rows.now()}
             if end is not None:  # beside the budget that it is about, so that it goes where that goes
-                values["budget"] = rows.as_json({**parsed(before.budget), "end": end.payload})
+                about = parsed(before.budget) if budget is None else budget.payload
+                values["budget"] = rows.as_json({**about, "end": end.payload})
             connection.execute(update(STUDIES).where(mine).values(values))
 
     def studies_for(self, architecture_key: str, workload_key: str) -> list[StudyRecord]:

@@ -31,6 +31,7 @@ from advisor.ranking import Candidate, candidate, is_tied, pareto, ranked
 from advisor.rows import now
 from advisor.space import Space, useful_operations
 from advisor.store import Store, StudyRecord
+from advisor.terminal import gib
 from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Workload
 
@@ -523,7 +524,11 @@ def _in_environment(
 
 
 def _is_on(study: StudyRecord, on: str) -> bool:
-    return study.environment_key.startswith(on) or on.lower() in str(study.environment).lower()
+    return _is_meant(study.environment_key, study.environment, on)
+
+
+def _is_meant(key: str, environment: Environment, on: str) -> bool:
+    return key.startswith(on) or on.lower() in str(environment).lower()
 
 
 def _best_study(
@@ -546,7 +551,7 @@ def _best_study(
     if wide:
         return wide[0], []
     searched = plain[0].objective
-    limit = f" within {searched.max_memory_bytes} bytes" if searched.max_memory_bytes is not None else ""
+    limit = f" within {gib(searched.max_memory_bytes)}" if searched.max_memory_bytes is not None else ""
     return plain[0], [f"only quality {searched.quality}{limit} was searched, which is narrower than what was asked for"]
 
 
@@ -560,6 +565,10 @@ def _nearest(
 ) -> str:
     """Say that it was not measured, what the nearest measured is and how it differs, and what would measure it."""
     text = f"not measured: {source.name}, {workload}, on {on or here}."
+    known = store.environments()
+    if on is not None and known and not any(_is_meant(key, environment, on) for key, environment in known):
+        stored = "; ".join(f"{key}, {environment}" for key, environment in known)
+        return f"not measured: no environment {on!r} is stored, by name or key. There are rows of: {stored}"
     neighbours = store.studies(source.architecture_key)
     if neighbours:
         elsewhere = {s.id: s.environment_key != here.key if on is None else not _is_on(s, on) for s in neighbours}
@@ -570,10 +579,8 @@ def _nearest(
         text += f" Nearest measured: {nearest.workload} on {nearest.environment}"
         text += f"; it differs in {', '.join(differences)}."
     else:
-        known = [str(environment) for _, environment in store.environments()]
-        text += " No workload of this architecture was measured" + (
-            f"; there are rows of: {', '.join(known)}." if known else "."
-        )
+        names = ", ".join(str(environment) for _, environment in known)
+        text += f" No workload of this architecture was measured{f'; there are rows of: {names}' if names else ''}."
     return f"{text} To measure it: {_command(source, workload, objective, here if on is None else None)}"
 
 

@@ -35,3 +35,13 @@ def _units(character: str) -> tuple[int, ...]:
     """Return the UTF-16 units of a character."""
     code = ord(character)
     return (code,) if code < 0x10000 else (0xD800 + (code - 0x10000 >> 10), 0xDC00 + (code - 0x10000 & 0x3FF))
+
+
+def gib(count: float | None) -> str:
+    """Return bytes in words, in the largest binary unit that there is one of."""
+    if count is None:
+        return "–"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} GiB" if unit == "GiB" else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} bytes"

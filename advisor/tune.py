@@ -40,11 +40,13 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.patience import PatientStore
 from advisor.prospects import prospects_of, searched
+from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
 from advisor.search import UNLIKELY, Knowledge, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
 from advisor.store import Store
 from advisor.suggest import keep_answer
+from advisor.terminal import gib
 from advisor.trial import Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
 
@@ -176,15 +178,11 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
         raise NotMeasured(text, "a longer --budget") from None
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
     refuse_nothing_left(job, space)
+    earlier = {each.id: each for each in _studies_of_this_work(job, store)}
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
-    store.save_facts(job.source, facts, study)
-    aliases = [
-        reason for reason in store.refusals(study) if reason.rule == "E1"
-    ]  # of a tune that this one goes on with
-    store.save_refusals(study, [*space.refusals, *aliases], len(space.admissible))
-    listen({"event": "study", "space": space, "trials": store.trials(study)})
     state, tuning = "interrupted", None
     try:
+        aliases = _opened(job, store, study, facts, space, listen)
         refuse_too_large(job, facts, space)
         _measure_ceilings(job, store, bounded, listen)
         with working_folder() as folder:
@@ -199,9 +197,37 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
     finally:
         if tuning is not None and tuning.end is None:
             _stopped(tuning, Stop.INTERRUPTED)
-        store.close_study(study, state, end=tuning.end if tuning else None, ran=tuning.ran if tuning else False)
+        _close(store, study, state, tuning, earlier.get(study))
         keep_answer(store, study, space=space)
     return study
+
+
+def _studies_of_this_work(job: Job, store: Store) -> list[StudyRecord]:
+    architecture = job.source.architecture_key
+    return store.studies_for(architecture, job.workload.key_for(architecture))
+
+
+def _opened(job: Job, store: Store, study: int, facts: ModelFacts, space: Space, listen: Listener) -> list[Reason]:
+    """Store what a study is about, and return the aliases that a tune which this one goes on with found."""
+    store.save_facts(job.source, facts, study)
+    aliases = [reason for reason in store.refusals(study) if reason.rule == "E1"]
+    store.save_refusals(study, [*space.refusals, *aliases], len(space.admissible))
+    listen({"event": "study", "space": space, "trials": store.trials(study)})
+    return aliases
+
+
+def _close(store: Store, study: int, state: str, tuning: Tuning | None, earlier: StudyRecord | None) -> None:
+    """Store how the study ended.
+
+    Where nothing was run and the search was cut, what an earlier search said of the same rows stays: cut is all that is new.
+    """
+    ran, end = (tuning.ran, tuning.end) if tuning is not None else (False, None)
+    before = earlier.end if earlier is not None and earlier.state == "done" else None
+    is_same = before is not None and before.tried == len(searched(store.trials(study)))
+    if earlier is not None and is_same and not ran and (end is None or end.stop.is_cut):
+        store.close_study(study, "done", end=before, ran=False, budget=earlier.budget)
+    else:
+        store.close_study(study, state, end=end, ran=ran)
 
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
@@ -219,7 +245,7 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
     reasons = [reason for reason in space.refusals if reason.rule == "M1"]
     device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
     if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
-        sizes = f"{needed / 2**30:.1f} GiB, and {device.device_name} has {device.memory_bytes / 2**30:.1f} GiB"
+        sizes = f"{gib(needed)}, and {device.device_name} has {gib(device.memory_bytes)}"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
         raise NothingAdmissible([text, *map(str, reasons)])
 

@@ -1,39 +1,90 @@
-"""Why a choice is not what is recommended: rules that refuse it, trials that failed, its figures, and what nobody tried."""
+"""Why what was asked about is not what is recommended: rules that refuse it, failed trials, its figures, what nobody tried."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from advisor.configuration import Configuration
+from advisor.errors import BadInput
 from advisor.judge import is_judged
-from advisor.knobs import Reason, find_choice
+from advisor.knobs import KNOBS, Reason
 from advisor.prospects import prospects_of, space_of
 from advisor.ranking import Candidate, why_behind
 from advisor.suggest import Recommendation
+from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 
 #: How many trials and refusals of one choice are told one by one.
 MOST_LINES = 12
 
 
-def why_not(recommendation: Recommendation, trials: Sequence[Trial], name: str) -> list[str]:
-    """Return, in words, why a choice is not what is recommended. Raises ValueError for the name of no choice."""
-    choice = find_choice(name)
-    if choice is None:
-        raise ValueError(f"there is no choice {name!r}")
-    if recommendation.chosen is not None and recommendation.chosen.configuration.get(choice.knob) == name:
-        return [f"{name} is recommended{_how_sure(recommendation)}"]
-    if choice.knob not in _knobs(recommendation, trials):
-        return [f"{choice.knob} is no knob of this workload: --batch auto makes it one"]
-    subject = f"{choice.knob}={name}"
-    refusals = [_refusal(r) for r in _fitting(recommendation, subject)]
+def choices_in(text: str) -> Configuration:
+    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them.
+
+    A word goes to the one knob that has such a choice and that no other word names. Raises BadInput.
+    """
+    joined = re.sub(rf"\b({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
+    words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
+    if not words:
+        raise BadInput("--why-not names no choice", "advisor probe lists them")
+    chosen: dict[str, str] = {}
+    for word in sorted(words, key=lambda word: len(_knobs_of(word))):  # what only one knob has leaves the others fewer
+        name = word.rpartition("=")[2]
+        knobs = [knob for knob in _knobs_of(word) if chosen.get(knob, name) == name]
+        if not knobs:
+            raise BadInput(f"--why-not: a configuration has one choice of {_knobs_of(word)[0]}, and {text!r} names two",
+                           "ask for each by itself")  # fmt: skip
+        if len(knobs) > 1:
+            raise BadInput(f"--why-not: {word!r} is a choice of {' and of '.join(knobs)}", f"write {knobs[0]}={word}")
+        chosen[knobs[0]] = name
+    return Configuration.of(chosen)
+
+
+def _knobs_of(word: str) -> list[str]:
+    """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
+    knob, _, name = word.rpartition("=")
+    if knob and knob not in KNOBS:
+        raise BadInput(f"--why-not: there is no knob {knob!r}", f"there are {', '.join(KNOBS)}")
+    found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
+    if not found:
+        raise BadInput(
+            f"--why-not: {f'{knob} has' if knob else 'there is'} no choice {name!r}", "advisor probe lists them"
+        )
+    return found
+
+
+def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) -> list[str]:
+    """Return, in words, why what has a choice, or all of several, is not what is recommended. Raises BadInput: see choices_in."""
+    asked = choices_in(text)
+    if recommendation.chosen is not None and _has(recommendation.chosen.configuration, asked):
+        return [f"{asked} is recommended{_how_sure(recommendation)}"]
+    if unknown := sorted(set(asked) - _knobs(recommendation, trials)):
+        return [f"{unknown[0]} is no knob of this workload: --batch auto makes it one"]
+    refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
     tried = [
         _told(trial, recommendation) for trial in trials
-        if trial.phase == "search" and name in (trial.requested.get(choice.knob), trial.ran.get(choice.knob))
+        if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
     ]  # fmt: skip
-    untried = _untried(recommendation, trials, choice.knob, name)
+    untried = _untried(recommendation, trials, asked)
     found = [*_first(refusals), *_first(tried), *untried]
-    return found or [f"{subject}: no configuration with it is admissible here"]
+    is_left = bool(tried or untried)
+    if is_left or (found and len(asked) == 1):
+        return found
+    return [*found, f"{_subject(asked)}: no configuration with {_it(asked)} is admissible here"]
+
+
+def _has(configuration: Configuration, asked: Configuration) -> bool:
+    return all(configuration.get(knob) == name for knob, name in asked.items())
+
+
+def _subject(asked: Configuration) -> str:
+    """Return what is asked about as refusals spell it."""
+    return " ".join(f"{knob}={asked[knob]}" for knob in KNOBS if knob in asked)
+
+
+def _it(asked: Configuration) -> str:
+    return "it" if len(asked) == 1 else "all of these"
 
 
 def _how_sure(recommendation: Recommendation) -> str:
@@ -46,13 +97,19 @@ def _knobs(recommendation: Recommendation, trials: Sequence[Trial]) -> set[str]:
     return {knob for configuration in known for knob in configuration}
 
 
-def _fitting(recommendation: Recommendation, subject: str) -> list[Reason]:
-    """Return the refusals of a choice; not those of a narrower tier than the one that is asked for now."""
+def _fitting(recommendation: Recommendation, asked: Configuration) -> list[Reason]:
+    """Return the refusals that hold for what has all of these choices, those that need no other choice first.
+
+    Not those of a narrower tier than the one that is asked for now.
+    """
     wider = recommendation.objective.quality.rank > recommendation.study.objective.quality.rank
-    return [
-        r for r in recommendation.refusals
-        if subject in f"{r.subject} {r.about}".split() and not (wider and r.rule == "T0")
-    ]  # fmt: skip
+    wanted, known = set(_subject(asked).split()), []
+    for reason in recommendation.refusals:
+        words = set(f"{reason.subject} {reason.about}".split())
+        clashes = any(word.partition("=")[0] in asked for word in words - wanted)
+        if words & wanted and not clashes and not (wider and reason.rule == "T0"):
+            known.append((len(words - wanted), reason))
+    return [reason for _, reason in sorted(known, key=lambda pair: bool(pair[0]))]
 
 
 def _refusal(reason: Reason) -> str:
@@ -65,8 +122,8 @@ def _first(lines: Sequence[str]) -> list[str]:
     return list(lines) if left <= 0 else [*lines[:MOST_LINES], f"and {left} more"]
 
 
-def _untried(recommendation: Recommendation, trials: Sequence[Trial], knob: str, name: str) -> list[str]:
-    """Say how many admissible configurations with a choice nobody tried, which of them promises most, and what tries them."""
+def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Configuration) -> list[str]:
+    """Say how many admissible configurations with these choices nobody tried, the most promising of them, and what tries them."""
     space = space_of(recommendation.study, recommendation.objective)
     if space is None:
         return []
@@ -74,7 +131,7 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], knob: str,
     numbers = {c.trial.number for c in recommendation.runners_up}
     numbers |= {recommendation.chosen.trial.number} if recommendation.chosen is not None else set()
     left = prospects_of(
-        space, trials, recommendation.objective, lambda trial: trial.number in numbers, default, having=(knob, name)
+        space, trials, recommendation.objective, lambda trial: trial.number in numbers, default, having=asked
     )
     if not left.left:
         return []
@@ -82,11 +139,11 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], knob: str,
     predicted = f", predicted {best.ratio:.2f} × the default" if best.ratio is not None else ""
     cost = f", about {best.seconds:.0f} s" if best.seconds is not None else ""
     many = (
-        "1 admissible configuration with it was"
+        f"1 admissible configuration with {_it(asked)} was"
         if left.left == 1
-        else f"{left.left} admissible configurations with it were"
+        else f"{left.left} admissible configurations with {_it(asked)} were"
     )
-    text = f"{knob}={name}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
+    text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
     return [f"{text}. To go on: {recommendation.command}"]
 
 
@@ -114,7 +171,8 @@ def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
     if quality is not None and quality.kl is not None:
         parts.append(f"KL {quality.kl:.1e}" + ("" if is_judged(quality, found.tier) else ", not judged"))
     if chosen is not None and found.trial.weight_bytes and chosen.trial.weight_bytes:
-        parts.append(f"weights {(found.trial.weight_bytes - chosen.trial.weight_bytes) / 2**30:+.2f} GiB")
+        more = found.trial.weight_bytes - chosen.trial.weight_bytes
+        parts.append(f"weights {'+' if more > 0 else '-'}{gib(abs(more))}" if more else "")
     if found.objections:
         return [*(part for part in parts if part), *found.objections]
     if chosen is not None:

@@ -142,6 +142,8 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
     assert lengths_of(
         api._parsed("suggest", "m", {"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}, api.Flags)
     ) == (4, 4)
+    with pytest.raises(BadInput, match="no rule 'P99'"):
+        objective_of(api._parsed("suggest", "m", {"ignore_rule": "P99"}, api.Flags))
     tune = api._parsed("tune", "m", {"budget": 90.0, "trials": 3, "exhaustive": True, "batch": "auto"}, api.TuneFlags)
     same = build_parser().parse_args(["tune", "m", "--budget=90.000000", "--trials=3", "--exhaustive", "--batch=auto"])
     assert vars(tune) == vars(same)

@@ -119,8 +119,9 @@ class Place:
     store: Store
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def tune(self, device: Device, budget: Budget, *, stop_at: int | None = None, **more: Any) -> Recommendation:
-        """Tune within a budget; stop_at: interrupted when the confirmation's run of this number begins."""
+    def tune(self, device: Device, budget: Budget, *, stop_at: int | None = None, stop_on: str = "",
+             **more: Any) -> Recommendation:  # fmt: skip
+        """Tune within a budget; interrupted when the confirmation's run number stop_at begins, or on the event stop_on."""
         objective = more.pop("objective", Objective(Tier.EXACT, only=ONLY))
         machine = Machine(H200, "host", device.uuid, 0, 140 * 10**9)
         job = Job(SOURCE, WORKLOAD, objective, budget, machine, began=device.time_s, **more)
@@ -129,7 +130,7 @@ class Place:
         def listen(event: Mapping[str, Any]) -> None:
             self.events.append(dict(event))
             confirming = [e for e in self.events if e["event"] == "start" and e["phase"] == "confirm"]
-            if stop_at is not None and len(confirming) == stop_at:
+            if (stop_at is not None and len(confirming) == stop_at) or event["event"] == stop_on:
                 raise KeyboardInterrupt
 
         with suppress(KeyboardInterrupt):
@@ -269,6 +270,22 @@ def test_an_interruption_is_why_it_stopped(place: Place) -> None:
 
     assert found.study.state == "interrupted"
     assert found.why == Stop.EVERYTHING.words
+
+
+@pytest.mark.parametrize("how", ["no time", "interrupted", "interrupted at once"])
+def test_a_tune_that_measures_nothing_leaves_what_is_known(place: Place, how: str) -> None:
+    """A second tune that ends before it has run anything says no less than the first one did of the same rows."""
+    first = place.tune(Device({PACKED: 150.0}), Budget(trials=2, blocks=0))
+    assert (first.why, first.exit_status) == (Stop.TRIALS.words, 0)
+    measured = place.store.trials(1)
+    stop_on = {"interrupted": "stopped", "interrupted at once": "study"}.get(how, "")
+    again = place.tune(Device({PACKED: 150.0}, {"facts": 9.99}), Budget(10.0), stop_on=stop_on)
+
+    assert [trial for trial in place.store.trials(1) if trial.outcome is not Outcome.CUT] == measured
+    assert (again.why, again.exit_status, again.verdict) == (first.why, first.exit_status, first.verdict)
+    assert (again.study.state, again.study.budget, again.study.end) == ("done", first.study.budget, first.study.end)
+    assert again.study.finished_at == first.study.finished_at
+    assert again.notes == first.notes
 
 
 # ---------------------------------------------------------------------------------------------------------------- blocks

@@ -177,6 +177,13 @@ BAD = {
     "unknown quality": (["tune", MODEL, "--quality", "best"], "--quality: invalid choice: 'best'"),
     "unknown format": (["tune", MODEL, "--format", "xml"], "--format: invalid choice: 'xml'"),
     "no rule's id": (["tune", MODEL, "--ignore-rule", "nonsense"], "--ignore-rule takes a rule's id such as P1"),
+    "another command's flag": (
+        ["suggest", MODEL, "--trials", "3"], "unrecognized arguments: --trials 3 (see advisor suggest --help)"
+    ),
+    "unknown rule": (["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"], "there is no rule 'P99' (nearest: P19; "),
+    "unknown rule, asked": (
+        ["suggest", MODEL, "--ignore-rule", "Z9"], "no rule 'Z9' (nearest: A9; advisor tune MODEL --dry-run names the rules"
+    ),
     "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
     "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),
     "why not what": (["suggest", MODEL, "--why-not", "nonsense"], "no choice 'nonsense' (advisor probe lists them)"),
@@ -558,9 +565,9 @@ def test_nothing_admissible_lists_every_reason(advisor: Command, tmp_path: Path)
     assert (done.returncode, done.stdout) == (4, "")
     assert first == "advisor: nothing admissible: all 5 reasons follow"
     assert [reason.strip() for reason in reasons] == [
-        f"{DEFAULT}: its peak of 1.00 GiB is above the 0.00 GiB allowed",
-        f"{SORTED}: its peak of 1.00 GiB is above the 0.00 GiB allowed",
-        f"{BF16}: its peak of 3.00 GiB is above the 0.00 GiB allowed",
+        f"{DEFAULT}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
+        f"{SORTED}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
+        f"{BF16}: its peak of 3.0 GiB is 3.0 GiB above the 977 KiB allowed",
         f"{EAGER}: timeout (no result after 600 s)",
         "attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only",
     ]
@@ -634,7 +641,7 @@ def test_too_little_is_told_with_what_goes_on(url: str, capsys: pytest.CaptureFi
         "keep the default, sdpa · fp32 · none · padded, for now: too little was tried to say that nothing is faster"
         in text
     )
-    assert "never tried: 20, most promising first" in text
+    assert "never tried: 20; next to be tried, by what a second of measuring each promises:" in text
     assert "sdpa · bf16 · none · padded: predicted 1.40 × the default, about 12 s to measure" in text
     assert f"to go on: advisor tune {MODEL} --lengths" in text
     assert json.loads(said(capsys, "--format", "json")[1])["untried"][0]["seconds"] == 12.0
@@ -653,8 +660,11 @@ def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.Capture
                      r"To go on: advisor tune", text)  # fmt: skip
     status, text, _ = said(capsys, "--max-memory", "300MiB")
     assert status == 3
-    assert "not measured: none of the 2 configurations measured meets what is asked" in text
-    assert "the least peak seen is 1.0 GiB (sdpa · fp32 · none · padded)" in text
+    assert (
+        "nothing may be recommended yet: none of the 2 configurations measured meets what is asked; --max-memory allows 300 MiB, "
+        "and the least peak measured is 1.0 GiB (sdpa · fp32 · none · padded)"
+    ) in " ".join(text.split())
+    assert "its peak of 1.0 GiB is 724 MiB above the 300 MiB allowed" in text
     assert "needs at least" in text
     assert "--max-memory 300MiB" in text
 
@@ -795,6 +805,7 @@ def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_p
     [
         ("tokens_per_s", 12345.6, "12,346 tokens/s"), ("sequences_per_s", 99.6, "100 texts/s"),
         ("slowest_batch_s", 0.0123, "12.3 ms"), ("slowest_batch_s", 2.5, "2.50 s"), ("peak_bytes", 3 * 2**30, "3.0 GiB"),
+        ("peak_bytes", 388 * 2**20, "388 MiB"), ("peak_bytes", 40 * 2**10, "40 KiB"), ("peak_bytes", 7, "7 bytes"),
         ("joules_per_token", 0.00031, "0.31 J per 1,000 tokens"), ("tokens_per_s", None, "–"),
     ],
 )  # fmt: skip

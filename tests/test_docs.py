@@ -10,7 +10,7 @@ import pytest
 from advisor import support, tables
 from advisor.cli import build_parser
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
-from advisor.knobs import KNOBS
+from advisor.knobs import KNOBS, rule_ids
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -26,6 +26,13 @@ def rows() -> dict[str, list[str]]:
     """Return the table's rows by choice, without head and rule; sizes share one."""
     cells = [line.strip("| ").split(" | ") for line in support.support_table().splitlines()[2:]]
     return {name.strip("`"): row for row in cells for name in row[1].split(", ")}
+
+
+def test_every_rule_of_the_table_can_be_ignored() -> None:
+    """--ignore-rule knows the rules that refused anything anywhere, and those of the space."""
+    refusing = set().union(*(rules for rules, _ in support.rules_of_choices().values()))
+
+    assert {*refusing, "M1", "S1", "T0", "U0"} <= set(rule_ids())
 
 
 def test_the_support_table_is_in_step(readme: str) -> None:

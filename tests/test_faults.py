@@ -342,7 +342,10 @@ def test_interrupted_tune_stores_what_is_finished_and_leaves_no_worker(start: Ca
     command.process.send_signal(signal.SIGINT)
 
     assert command.process.wait(timeout=10) == 130
-    assert "every finished trial is stored" in command.text()
+    assert (
+        "advisor: interrupted; this run stored 1 trial, and the same command goes on from there: advisor tune "
+        in command.text()
+    )
     assert "Traceback" not in command.text()
     after = command.trials()
     assert after[0] == before[0]
@@ -350,6 +353,19 @@ def test_interrupted_tune_stores_what_is_finished_and_leaves_no_worker(start: Ca
     with Store.open(command.url, write=False) as store:
         assert store.study(1).state == "interrupted"
     assert command.workers() == []
+
+
+def test_interrupted_before_the_first_trial_it_says_so(start: Callable[[str], Command]) -> None:
+    """Ctrl-C while the model is read says that nothing is stored yet, and the command that goes on, as it was given."""
+    command = start("at-once")
+    assert wait_until(command.text, 60)
+
+    command.process.send_signal(signal.SIGINT)
+
+    assert command.process.wait(timeout=10) == 130
+    line = command.text().splitlines()[-1]
+    assert "advisor: interrupted; this run stored 0 trials, and the same command goes on from there: " in line
+    assert line.endswith(f"advisor tune {CAUSAL} --lengths 16,16 --batch 2 --quality exact --trials 9 --device cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from advisor.configuration import Configuration, canonical_json, key_of
+from advisor.configuration import READING_ORDER, Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.knobs import KNOBS
 from advisor.measurement import Comparison, Measurement, interval_of_median
 from advisor.objective import Objective, Tier
 from advisor.trial import Outcome
@@ -40,6 +41,14 @@ def test_a_configurations_key_is_stable() -> None:
     assert canonical_json(CHOICES) == spelling
     assert Configuration.of(CHOICES).key == "9cc69caf41483d5c"
     assert Configuration.of(CHOICES).replaced(packing="packed").key != Configuration.of(CHOICES).key
+
+
+def test_a_configuration_has_one_label() -> None:
+    """Its choices in the order in which people read them, in text, script and errors alike; knobs nobody knows come last."""
+    assert str(Configuration.of(CHOICES)) == "sdpa · bf16 · none · padded"
+    assert str(Configuration.of({**CHOICES, "batch": "8"})) == "sdpa · bf16 · none · padded · 8"
+    assert str(Configuration.of({"a new knob": "x", "packing": "padded"})) == "padded · x"
+    assert tuple(KNOBS) == READING_ORDER
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -197,6 +206,21 @@ def test_flags_describe_any_workload(lengths: tuple[int, ...], batch: int, outpu
     workload = Workload(lengths, batch, output)
 
     assert Workload(*lengths_of(workload.flags)) == workload
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        (Workload((9, 8, 9, 8), 2), "forward, 2 × 9 tokens, padding 0.06, last-logits, 2 batches"),
+        (Workload((8, 9), 4), "forward, 2 × 9 tokens (the batch of 4 is not full), padding 0.06, last-logits, 1 batch"),
+        (Workload((8, 8, 8), 2), "forward, 2 × 8 tokens, padding 0.00, last-logits, 2 batches, the last of 1"),
+        (Workload((8, 9), None, "hidden"), "forward, 2 sequences of up to 9 tokens, hidden, batch auto"),
+    ],
+    ids=["full", "not full", "a rest", "auto"],
+)
+def test_a_workload_says_what_is_run(workload: Workload, words: str) -> None:
+    """Its label names the sequences that a batch really has, where the list has fewer than were asked for, and a rest."""
+    assert str(workload) == words
 
 
 @given(st.integers(64, 2048), st.integers(0, 60), st.integers(4, 32), st.integers(1, 10))

@@ -123,6 +123,13 @@ def test_its_lines_are_pasted_and_run(store: Store, run: Run, tmp_path: Path) ->
     assert run(str(script), ADVISOR_PLUGINS="").splitlines()[-1].endswith(" tokens/s")
 
 
+def test_its_rules_can_be_ignored(run: Run) -> None:
+    """--ignore-rule knows the rules of a plugin too."""
+    assert (
+        run("-c", "from advisor.knobs import rule_ids; print('Z1' in rule_ids(), 'Z2' in rule_ids())") == "True False\n"
+    )
+
+
 def test_it_has_its_row_in_the_support_table(run: Run) -> None:
     """The support table and the probe list it, with its rule and its source, although nothing else knows of it."""
     (row,) = [line for line in run("-m", "advisor.support").splitlines() if "`made-up`" in line]

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from advisor.answer import Conclusion, Prospect, SearchEnd, Stop
 from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.errors import NothingAdmissible, NotMeasured
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import TIE_ZONE, Comparison, Measurement
@@ -28,7 +28,7 @@ from advisor.ranking import Candidate, ranked
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
 from advisor.trial import Outcome, Quality, Trial
-from advisor.why_not import why_not
+from advisor.why_not import choices_in, why_not
 from advisor.workloads import Workload
 
 GOLDEN = Path(__file__).parent / "environments"
@@ -343,8 +343,8 @@ def test_nothing_admissible_says_everything(store: Store) -> None:
         answer(store, objective=Objective(max_memory_bytes=GIB))
 
     line = "\n".join(raised.value.reasons)
-    assert f"{DEFAULT}: its peak of 20.00 GiB is above the 1.00 GiB allowed" in line
-    assert f"{NF4}: its quality tier is 4bit, and dtype was asked for, its peak of 20.00 GiB is above the 1.00" in line
+    assert f"{DEFAULT}: its peak of 20.0 GiB is 19.0 GiB above the 1.0 GiB allowed" in line
+    assert f"{NF4}: its quality tier is 4bit, and dtype was asked for, its peak of 20.0 GiB is 19.0 GiB above" in line
     assert f"{EAGER}: runtime_error (it broke)" in line
     assert f"{FP16}: pruned" in line
     assert "attention=flash_attention_2: A4 only fp16 and bf16" in line
@@ -371,9 +371,16 @@ def test_on_takes_a_key_or_a_name(store: Store) -> None:
         assert answer(store, here=LAPTOP, on=on).study.environment == T4
     for on in ("h200", H200.key[:6]):
         assert answer(store, here=LAPTOP, on=on).study.environment == H200
-    with pytest.raises(NotMeasured, match="on V100") as raised:
+    with pytest.raises(NotMeasured) as unknown:
         answer(store, here=LAPTOP, on="V100")
-    assert "device (not V100)" in str(raised.value)
+    assert str(unknown.value).startswith(
+        "not measured: no environment 'V100' is stored, by name or key. There are rows of: "
+    )
+    assert f"{T4.key}, {T4}" in str(unknown.value)
+    with pytest.raises(
+        NotMeasured, match=r"on H200\. Nearest measured: "
+    ) as raised:  # which is known: other work was measured
+        suggest(store, SOURCE, Workload((8, 8), 1), ANY, LAPTOP, "H200")
     assert "--threads" not in str(raised.value)
 
 
@@ -444,6 +451,78 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
         assert said[name][-1].endswith(f"To go on: {found.command}")
 
 
+def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
+    """Of several choices it answers about what has them all: what was tried, what was not, and the rule that leaves nothing."""
+    pair = Reason("A4", Verdict.INVALID, "no fp16", "", "precision=fp16", "attention=eager")
+    rules = [pair, Reason("P1", Verdict.WRONG, "leaks", "", "", "packing=packed-cached")]
+    both = NF4.replaced(attention="eager")
+    study = studied(store, [attempt(DEFAULT, 1000), attempt(NF4, 500), attempt(both), attempt(EAGER, 900)], {}, rules)
+    found, trials = answer(store), store.trials(study)
+
+    part, tried, untried = why_not(found, trials, "nf4,eager")
+    assert part == "attention=eager with precision=fp16: rule A4: no fp16"
+    assert tried == f"trial 2, {both}: runtime_error: it broke"
+    assert re.match(
+        r"attention=eager quantization=nf4: \d+ admissible configurations with all of these were never", untried
+    )
+    (untried,) = why_not(found, trials, "quantization=nf4,precision=fp16,attention=sdpa,packing=padded")
+    assert untried.startswith(
+        "attention=sdpa precision=fp16 quantization=nf4 packing=padded: 1 admissible configuration with"
+    )
+    assert why_not(found, trials, "packed-cached,nf4") == [
+        "packing=packed-cached: rule P1: leaks",
+        "quantization=nf4 packing=packed-cached: no configuration with all of these is admissible here",
+    ]
+    assert why_not(found, trials, "fp16,nf4")[0] == part
+    assert not any("rule A4" in line for line in why_not(found, trials, "fp16,sdpa"))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["eager · bf16 · nf4 · padded", "eager · padded · bf16 · nf4", "eager,bf16,nf4,padded",
+     "packing=padded attention=eager quantization=nf4 precision=bf16",
+     "attention eager, precision bf16, quantization nf4, packing padded",
+     "precision=bf16 quantization=nf4 (attention=eager packing=padded)",
+     "precision=bf16 quantization=nf4 with attention=eager packing=padded"],
+    ids=["text", "SQL", "commas", "spelled", "show", "refused", "error"],
+)  # fmt: skip
+def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
+    """Whatever the order of its words and what stands between them."""
+    assert choices_in(spelled) == NF4.replaced(attention="eager")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nf4,fp4", "a configuration has one choice of quantization, and 'nf4,fp4' names two (ask for each by itself)"),
+        ("eager,nonsense", "there is no choice 'nonsense' (advisor probe lists them)"),
+        ("attention=nf4", "attention has no choice 'nf4' (advisor probe lists them)"),
+        ("colour=red", "there is no knob 'colour' (there are attention, precision, quantization, packing, batch)"),
+        (" · ", "names no choice (advisor probe lists them)"),
+    ],
+    ids=["one knob twice", "no choice", "another knob's", "no knob", "nothing"],
+)
+def test_what_is_no_choice_is_refused(text: str, words: str) -> None:
+    """In a line that says what is wrong with which word."""
+    with pytest.raises(BadInput) as raised:
+        choices_in(text)
+
+    assert words in str(raised.value)
+
+
+def test_a_choice_of_two_knobs_goes_to_the_one_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that two knobs have is told apart by the other words, or has to be spelled out."""
+    monkeypatch.setitem(KNOBS["attention"].choices, "none", KNOBS["attention"].choices["eager"])
+
+    assert choices_in("none · sdpa") == Configuration.of({"attention": "sdpa", "quantization": "none"})
+    assert choices_in("nf4 · none") == Configuration.of({"attention": "none", "quantization": "nf4"})
+    assert choices_in("attention=none,quantization=none")["attention"] == "none"
+    with pytest.raises(
+        BadInput, match="'none' is a choice of attention and of quantization \\(write attention=none\\)"
+    ):
+        choices_in("none,bf16")
+
+
 def test_why_not_names_the_objective(store: Store) -> None:
     """A choice that ran, and fast, but is outside the objective is told what keeps it out."""
     study = studied(store, [attempt(DEFAULT, 1000), attempt(NF4, 2000, peak_bytes=30 * GIB)], {NF4: (2.0, 2.0, 2.01)})
@@ -451,7 +530,7 @@ def test_why_not_names_the_objective(store: Store) -> None:
     (line,) = why_not(found, store.trials(study), "nf4")
 
     assert "2.00 × the default" in line
-    assert "its peak of 30.00 GiB is above the 25.00 GiB allowed" in line
+    assert "its peak of 30.0 GiB is 5.0 GiB above the 25.0 GiB allowed" in line
     assert "its quality tier is 4bit, and dtype was asked for" in line
 
 

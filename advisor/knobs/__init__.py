@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
-from advisor.configuration import Configuration
+from advisor.configuration import READING_ORDER, Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
@@ -23,7 +25,7 @@ from advisor.workloads import Workload
 
 __all__ = [
     "KNOBS", "RULES_VERSION", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
-    "advised", "baseline_choices", "choice_of", "effective_choices", "find_choice", "knobs_for", "register", "tier_of",
+    "advised", "baseline_choices", "choice_of", "effective_choices", "knobs_for", "register", "rule_ids", "tier_of",
 ]  # fmt: skip
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
@@ -31,8 +33,16 @@ RULES_VERSION = 1
 
 #: The knobs in the order in which people read a configuration.
 KNOBS: dict[str, Knob] = {
-    knob.name: knob for knob in (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
+    knob.name: knob
+    for knob in sorted(
+        (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB),
+        key=lambda knob: READING_ORDER.index(knob.name),
+    )
 }
+
+
+#: The files in whose source the ids of rules stand: the knobs', the space's, and those of modules in ADVISOR_PLUGINS.
+_RULED = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "space.py"]
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:
@@ -64,11 +74,6 @@ def advised(configuration: Configuration) -> bool:
     return all(choice is not None and choice.advised for choice in choices)
 
 
-def find_choice(name: str) -> Choice | None:
-    """Return the choice with this name, whichever knob it belongs to."""
-    return next((knob.choices[name] for knob in KNOBS.values() if name in knob.choices), None)
-
-
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
     """Return what transformers does when told nothing: the class's default attention, the checkpoint's dtype, padding."""
     return {name: knob.default(facts) for name, knob in knobs_for(workload).items()}
@@ -97,10 +102,18 @@ def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
     return Tier.worst(Tier.EXACT, *tiers)
 
 
+def rule_ids() -> list[str]:
+    """Return the ids of all rules, read where they are made: asking every choice about every situation would take seconds."""
+    found = {rule for file in _RULED if file.is_file() for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}
+    return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
+
+
 for _module in filter(None, os.environ.get("ADVISOR_PLUGINS", "").split(",")):
     try:
-        _added = importlib.import_module(_module.strip()).CHOICES
+        _plugin = importlib.import_module(_module.strip())
+        _added = _plugin.CHOICES
     except (ImportError, AttributeError) as _error:
         raise BadInput(f"ADVISOR_PLUGINS names {_module.strip()!r}, which can't be used: {_error}") from None
     for _choice in _added:
         register(_choice)
+    _RULED.append(Path(_plugin.__file__ or ""))

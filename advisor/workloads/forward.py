@@ -182,10 +182,11 @@ class Workload:
         """Return the workload in words."""
         if self.batch is None:
             return f"{self.kind}, {len(self.lengths)} sequences of up to {max(self.lengths)} tokens, {self.output}, batch auto"
-        return (
-            f"{self.kind}, {self.batch} × {max(self.lengths)} tokens, padding {self.padding:.2f}, "
-            f"{self.output}, {(n := len(self.batches()))} batch{'es' if n != 1 else ''}"
-        )
+        batches = self.batches()
+        most, last, count = len(batches[0]), len(batches[-1]), len(batches)
+        size = f"{most} × {max(self.lengths)} tokens{f' (the batch of {self.batch} is not full)' if most < self.batch else ''}"
+        many = f"{count} batch{'es' if count != 1 else ''}{f', the last of {last}' if last < most else ''}"
+        return f"{self.kind}, {size}, padding {self.padding:.2f}, {self.output}, {many}"
 
 
 def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ...]:
