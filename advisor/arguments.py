@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from advisor import __version__
+from advisor.checked import shortened
 from advisor.errors import BadInput
 from advisor.objective import METRICS, Budget, Objective, Tier
 from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, OUTPUTS, parse_lengths, refuse_absurd
@@ -307,11 +308,11 @@ def _refuse_unknown_rules(rules: Sequence[str]) -> None:
 
     known = rule_ids()
     for rule in rules:
-        if rule not in known:
-            near = get_close_matches(rule.upper(), known, n=3, cutoff=0.5)
+        if not re.fullmatch(r"[A-Z]\d+", rule) or (known is not None and rule not in known):
+            near = get_close_matches(rule.upper(), known or [], n=3, cutoff=0.5)
             nearest = f"nearest: {', '.join(near)}; " if near else ""
             hint = f"{nearest}advisor tune MODEL --dry-run names the rules that refuse something"
-            raise BadInput(f"--ignore-rule takes a rule's id such as P1, and there is no rule {rule!r}", hint)
+            raise BadInput(f"--ignore-rule takes a rule's id such as P1, and there is no rule {shortened(rule)}", hint)
 
 
 def _only_of(options: argparse.Namespace) -> tuple[tuple[str, tuple[str, ...]], ...]:

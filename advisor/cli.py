@@ -67,10 +67,13 @@ def _run(arguments: Sequence[str], began: float) -> int:
 
 def _goes_on(arguments: Sequence[str], stored: int) -> str:
     """Return what an interrupted command leaves and what goes on with it, "" where it measures nothing."""
-    if not {"tune", "reproduce-seed"} & set(arguments[:1]):
+    if not {"tune", "reproduce-seed"} & set(arguments[:1]) or "--dry-run" in arguments:
         return ""
-    trials = f"{stored} trial{'' if stored == 1 else 's'}"
-    return f"; this run stored {trials}, and the same command goes on from there: {shlex.join(['advisor', *arguments])}"
+    command = shlex.join(["advisor", *arguments])
+    given = f": {command}" if in_a_line(command) == command else ""  # what can't be printed as it is can't be pasted
+    return (
+        f"; this run stored {stored} trial{'' if stored == 1 else 's'}, and the same command goes on from there{given}"
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from advisor import facts_torch, fp32_torch, gate_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.gate_torch import Looked
-from advisor.judge import depends_on_batch, layout_limit
+from advisor.judge import GATE_VERSION, depends_on_batch, layout_limit
 from advisor.knobs import choice_of
 from advisor.knobs.flash_fp32_torch import flash_in_fp32
 from advisor.model import ModelFacts
@@ -170,7 +170,7 @@ def figures_of(
         found |= _probed(session, request, looked, kept, configuration)
         seconds["probe_s"] = time.perf_counter() - began
     drawn = request["source"]["weights"] == "random"
-    return replace(quality, drawn=drawn, **found), seconds
+    return replace(quality, drawn=drawn, gate=GATE_VERSION, **found), seconds
 
 
 def _read(path: str | None, request: Mapping[str, Any], workload: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.configuration import Configuration
+from advisor.judge import GATE_VERSION
 from advisor.knobs import choice_of
 from advisor.trial import Quality, Trial
 
@@ -24,11 +25,11 @@ _PROBE_KNOBS = ("attention", "packing", "batch", "precision", "quantization")
 
 
 def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Any]:
-    """Return the figures that earlier trials found for the same layout, attention and weights: the newest count."""
+    """Return the figures that this version found for the same layout, attention and weights: the newest count."""
     found: dict[str, Any] = {}
     for trial in trials:
         quality = trial.quality
-        if trial.phase != "search" or quality is None or trial.ran != trial.requested:
+        if trial.phase != "search" or quality is None or quality.gate != GATE_VERSION or trial.ran != trial.requested:
             continue
         if quality.layout is not None and _agree(trial.requested, configuration, _LAYOUT_KNOBS):
             found |= _figures(quality, LAYOUT_FIGURES)

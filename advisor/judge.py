@@ -52,8 +52,9 @@ EXPERTS_STEPS = 8
 #: But never by more than this (σ): documents that read one another move by several.
 EXPERTS_MOST = 0.5
 
-#: What moves this many times the layout's limit in fp32 is read by design: what is read by a fault would be as wrong there.
-NEUTRAL = 100.0
+#: Pads are read by design where others move the output in fp32 this many times further than the layout is off, or than
+#: rounding, and by this share at least of what they move it by in the configuration's own precision.
+NEUTRAL, ROUNDING, NEUTRAL_SHARE = 100.0, 1e-6, 0.1
 
 #: Where two equal runs differ, an output may move by this many times that in the probe: of a few runs one saw the most.
 REPEATS = 8.0
@@ -236,27 +237,41 @@ def _dependence(quality: Quality, ran: Configuration, facts: ModelFacts) -> list
     """Say what the independence probe found."""
     if quality.probe_void:
         return [f"the independence probe is void: {quality.probe_void}"]
-    # Additions in an order that changes from run to run move equal runs as much: that is no dependence.
-    limit = max(probe_limit(ran, facts), REPEATS * (quality.repeat or 0.0))
-    found = []
-    pads = None if _has_neutral_pads(quality, facts) else quality.pads
-    for moved, what in ((quality.neighbours, "its neighbours"), (pads, "its pads")):
-        if moved is not None and moved > limit:
-            found.append(f"a sequence reads {what}: its output moves by {moved:.1e} σ when their contents change")
+    found = _read(quality, ran, facts)
     steps = EPSILON.get(ran.get("precision", ""), EPSILON["bf16"])
     if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), steps):
         found.append(f"two equal runs differ by {quality.repeat:.1e} σ: the output is random")
     return found
 
 
+def _read(quality: Quality, ran: Configuration, facts: ModelFacts) -> list[str]:
+    """Say what a sequence reads that is not its own."""
+    # Additions in an order that changes from run to run move equal runs as much: that is no dependence.
+    limit = max(probe_limit(ran, facts), REPEATS * (quality.repeat or 0.0))
+    pads = None if _has_neutral_pads(quality, facts) else quality.pads
+    return [
+        f"a sequence reads {what}: its output moves by {moved:.1e} σ when their contents change"
+        for moved, what in ((quality.neighbours, "its neighbours"), (pads, "its pads"))
+        if moved is not None and moved > limit
+    ]
+
+
 def _has_neutral_pads(quality: Quality, facts: ModelFacts) -> bool:
     """Whether a class reads its pads by design, and rightly: their vectors are zero, as they are beyond a sequence's end.
 
-    In fp32 the layout is right with the pads as they are, and far off with others: MobileBERT looks at the token after each,
-    RecurrentGemma convolves. A kernel that reads pads in 16 bits alone does not move in fp32, and is not excused.
+    In fp32 the layout is right with the pads as they are, and off with others, by as much as in the configuration's own
+    precision: MobileBERT looks at the token after each, RecurrentGemma convolves. A class that does not read them in fp32 is
+    not excused in 16 bits. Mixtures of experts are not either: other pads send tokens to other experts.
     """
-    limit, moved = layout_limit(facts), quality.layout_pads or 0.0
-    return quality.layout is not None and quality.layout <= limit and moved > NEUTRAL * limit
+    layout, moved = quality.layout, quality.layout_pads or 0.0
+    if layout is None or layout > layout_limit(facts) or facts.experts:
+        return False
+    return moved > NEUTRAL * max(layout, ROUNDING) and moved > NEUTRAL_SHARE * (quality.pads or 0.0)
+
+
+def depends(quality: Quality, ran: Configuration, facts: ModelFacts) -> bool:
+    """Whether an output depends on what else is in its batch: on neighbours, on pads, or on how it is laid out."""
+    return bool(_read(quality, ran, facts) or _layout(quality, facts))
 
 
 def probe_limit(ran: Mapping[str, str], facts: ModelFacts) -> float:

@@ -89,7 +89,7 @@ class Progress:
         self.default_score = next(filter(None, scores), 0.0)
 
     def _finished(self, trial: Trial, best: Trial | None) -> None:
-        self.done += 1
+        self.done += trial.outcome is not Outcome.CUT
         aim = self.job.objective.aim
         if trial.number == 0:
             self.default_score = trial.score(aim)

@@ -20,7 +20,7 @@ from advisor.configuration import Configuration
 from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
-from advisor.judge import is_judged, layout_limit, objections, probe_limit
+from advisor.judge import depends, is_judged, objections
 from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.method import METHOD
@@ -367,8 +367,7 @@ def _way_out(found: Recommendation) -> str:
     quality = found.default.trial.quality if found.default is not None else None
     if found.default is None or quality is None:
         return ""
-    moved, layout = max(quality.pads or 0.0, quality.neighbours or 0.0), quality.layout or 0.0
-    reads = moved > probe_limit(found.default.configuration, found.facts) or layout > layout_limit(found.facts)
+    reads = depends(quality, found.default.configuration, found.facts)
     return "--batch 1, or batches of equal lengths" if reads else ""
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from advisor.configuration import READING_ORDER
 from advisor.method import METHOD
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
@@ -174,14 +175,14 @@ _SPELLING = {
         "member": "json_extract({column}, '$.{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each({column}, '$.batch') WHERE value GLOB '[0-9]*' AND value NOT GLOB '*[^0-9]*')""",
-        "words": "(SELECT group_concat(value, ' · ') FROM json_each({column}))",
+        "words": "(SELECT group_concat(value, ' · ') FROM (SELECT value FROM json_each({column}) ORDER BY {order}, key))",
         "longest": "(SELECT MAX(value) FROM json_each({column}, '$.lengths'))",
     },
     "postgresql": {
         "member": "(CAST({column} AS json) ->> '{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each_text(CAST({column} AS json)) WHERE key = 'batch' AND value ~ '^[0-9]{{1,9}}$')""",
-        "words": """(SELECT string_agg(value, ' · ' ORDER BY key COLLATE "C")
+        "words": """(SELECT string_agg(value, ' · ' ORDER BY {order}, key COLLATE "C")
     FROM json_each_text(CAST({column} AS json)))""",
         "longest": """(SELECT MAX(CAST(value AS INTEGER))
     FROM json_array_elements_text(CAST({column} AS json) -> 'lengths'))""",
@@ -208,7 +209,9 @@ def _member(dialect: str, column: str, name: str) -> str:
 
 
 def _words(dialect: str, column: str) -> str:
-    return _SPELLING[dialect]["words"].format(column=column)
+    places = " ".join(f"WHEN '{knob}' THEN {place}" for place, knob in enumerate(READING_ORDER))
+    order = f"CASE key {places} ELSE {len(READING_ORDER)} END"
+    return _SPELLING[dialect]["words"].format(column=column, order=order)
 
 
 def _real(dialect: str, column: str, name: str) -> str:

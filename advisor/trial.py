@@ -53,6 +53,7 @@ class Quality:
     made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers;
     layout_pads: the most that a sequence's output moves there (σ) when pads get other vectors, None where there are none.
     gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
+    gate: by which version of the gate these figures were found, "" before that was stored.
     """
 
     rms: float
@@ -76,6 +77,7 @@ class Quality:
     layout_pads: float | None = None
     gate_s: float = 0.0
     quantised: str = ""
+    gate: str = ""
 
     @property
     def lacks_layout(self) -> bool:

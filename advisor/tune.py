@@ -197,7 +197,7 @@ def tune(job: Job, store: Store, runner: Runner, listen: Listener, now: Callable
     finally:
         if tuning is not None and tuning.end is None:
             _stopped(tuning, Stop.INTERRUPTED)
-        _close(store, study, state, tuning, earlier.get(study))
+        _close(store, study, state, tuning, earlier.get(study), len(space.admissible))
         keep_answer(store, study, space=space)
     return study
 
@@ -216,18 +216,27 @@ def _opened(job: Job, store: Store, study: int, facts: ModelFacts, space: Space,
     return aliases
 
 
-def _close(store: Store, study: int, state: str, tuning: Tuning | None, earlier: StudyRecord | None) -> None:
+def _close(
+    store: Store, study: int, state: str, tuning: Tuning | None, earlier: StudyRecord | None, admissible: int
+) -> None:
     """Store how the study ended.
 
     Where nothing was run and the search was cut, what an earlier search said of the same rows stays: cut is all that is new.
     """
     ran, end = (tuning.ran, tuning.end) if tuning is not None else (False, None)
-    before = earlier.end if earlier is not None and earlier.state == "done" else None
-    is_same = before is not None and before.tried == len(searched(store.trials(study)))
-    if earlier is not None and is_same and not ran and (end is None or end.stop.is_cut):
-        store.close_study(study, "done", end=before, ran=False, budget=earlier.budget)
+    tried = len(searched(store.trials(study)))
+    if earlier is not None and not ran and _still_holds(earlier, end, tried, admissible):
+        store.close_study(study, "done", end=earlier.end, ran=False, budget=earlier.budget)
     else:
         store.close_study(study, state, end=end, ran=ran)
+
+
+def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admissible: int) -> bool:
+    """Whether how an earlier search ended says more than how this one did, of as many trials and configurations."""
+    before = earlier.end
+    if before is None or earlier.state != "done" or before.tried != tried or earlier.admissible != admissible:
+        return False
+    return end is None or (end.stop.is_cut and end.left == before.left)
 
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from advisor.checked import shortened
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.judge import is_judged
@@ -24,7 +25,7 @@ def choices_in(text: str) -> Configuration:
 
     A word goes to the one knob that has such a choice and that no other word names. Raises BadInput.
     """
-    joined = re.sub(rf"\b({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
+    joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
     words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
     if not words:
         raise BadInput("--why-not names no choice", "advisor probe lists them")
@@ -33,10 +34,12 @@ def choices_in(text: str) -> Configuration:
         name = word.rpartition("=")[2]
         knobs = [knob for knob in _knobs_of(word) if chosen.get(knob, name) == name]
         if not knobs:
-            raise BadInput(f"--why-not: a configuration has one choice of {_knobs_of(word)[0]}, and {text!r} names two",
-                           "ask for each by itself")  # fmt: skip
+            what = f"a configuration has one choice of {_knobs_of(word)[0]}, and {shortened(text)} names two"
+            raise BadInput(f"--why-not: {what}", "ask for each by itself")
         if len(knobs) > 1:
-            raise BadInput(f"--why-not: {word!r} is a choice of {' and of '.join(knobs)}", f"write {knobs[0]}={word}")
+            raise BadInput(
+                f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {knobs[0]}={word}"
+            )
         chosen[knobs[0]] = name
     return Configuration.of(chosen)
 
@@ -45,12 +48,13 @@ def _knobs_of(word: str) -> list[str]:
     """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
     knob, _, name = word.rpartition("=")
     if knob and knob not in KNOBS:
-        raise BadInput(f"--why-not: there is no knob {knob!r}", f"there are {', '.join(KNOBS)}")
+        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
     found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
+    if not found and word in KNOBS:
+        raise BadInput(f"--why-not: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
     if not found:
-        raise BadInput(
-            f"--why-not: {f'{knob} has' if knob else 'there is'} no choice {name!r}", "advisor probe lists them"
-        )
+        which = f"{knob} has" if knob else "there is"
+        raise BadInput(f"--why-not: {which} no choice {shortened(name)}", "advisor probe lists them")
     return found
 
 
@@ -67,11 +71,13 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
         if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
     ]  # fmt: skip
     untried = _untried(recommendation, trials, asked)
-    found = [*_first(refusals), *_first(tried), *untried]
-    is_left = bool(tried or untried)
-    if is_left or (found and len(asked) == 1):
+    found = [*_first(refusals), *_first(tried), *(untried or ())]
+    if tried or untried or (found and len(asked) == 1):
         return found
-    return [*found, f"{_subject(asked)}: no configuration with {_it(asked)} is admissible here"]
+    last = f"no configuration with {_it(asked)} is admissible here"
+    if untried is None:
+        last = f"no configuration with {_it(asked)} was tried, and this version can't say what is admissible for this model"
+    return [*found, f"{_subject(asked)}: {last}"]
 
 
 def _has(configuration: Configuration, asked: Configuration) -> bool:
@@ -122,11 +128,14 @@ def _first(lines: Sequence[str]) -> list[str]:
     return list(lines) if left <= 0 else [*lines[:MOST_LINES], f"and {left} more"]
 
 
-def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Configuration) -> list[str]:
-    """Say how many admissible configurations with these choices nobody tried, the most promising of them, and what tries them."""
+def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Configuration) -> list[str] | None:
+    """Say how many admissible configurations with these choices nobody tried, the most promising of them, and what tries them.
+
+    None where it is not known what is admissible.
+    """
     space = space_of(recommendation.study, recommendation.objective)
     if space is None:
-        return []
+        return None
     default = recommendation.default.trial if recommendation.default is not None else None
     numbers = {c.trial.number for c in recommendation.runners_up}
     numbers |= {recommendation.chosen.trial.number} if recommendation.chosen is not None else set()

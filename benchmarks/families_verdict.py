@@ -194,6 +194,8 @@ def verdict_of(bench: Bench, layout: str) -> Verdict:
     if (why := _not_run(bench, trial)) is not None:
         return why
     found = wrong(trial, default, bench.facts)
+    if not found and trial.quality is not None and trial.quality.lacks_layout:  # unjudged: it is not recommended either
+        found = (f"its layout was {trial.quality.layout_words}",)
     return Verdict("rejected" if found else "accepted", "; ".join(found), figures=trial.quality)
 
 

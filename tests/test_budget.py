@@ -52,6 +52,9 @@ SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="p
 ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),
         ("quantization", ("none",)))  # fmt: skip
 
+#: Of so much free memory two of the three fit in the share that may be used: the pads' tokens are too much.
+TIGHT_BYTES = 17_777_780_000
+
 
 @dataclass
 class Device:
@@ -123,7 +126,7 @@ class Place:
              **more: Any) -> Recommendation:  # fmt: skip
         """Tune within a budget; interrupted when the confirmation's run number stop_at begins, or on the event stop_on."""
         objective = more.pop("objective", Objective(Tier.EXACT, only=ONLY))
-        machine = Machine(H200, "host", device.uuid, 0, 140 * 10**9)
+        machine = Machine(H200, "host", device.uuid, 0, more.pop("free_bytes", 140 * 10**9))
         job = Job(SOURCE, WORKLOAD, objective, budget, machine, began=device.time_s, **more)
         self.events.clear()
 
@@ -286,6 +289,17 @@ def test_a_tune_that_measures_nothing_leaves_what_is_known(place: Place, how: st
     assert (again.study.state, again.study.budget, again.study.end) == ("done", first.study.budget, first.study.end)
     assert again.study.finished_at == first.study.finished_at
     assert again.notes == first.notes
+
+
+def test_what_was_said_of_another_space_does_not_stay(place: Place) -> None:
+    """Where more is admissible now, here by more free memory, "everything was tried" is no longer true."""
+    first = place.tune(Device({PACKED: 150.0}), Budget(blocks=0), free_bytes=TIGHT_BYTES)
+    assert first.why == Stop.EVERYTHING.words
+    again = place.tune(Device({PACKED: 150.0}, {"facts": 9.99}), Budget(10.0))
+
+    assert (first.admissible or 0) < (again.admissible or 0)
+    assert again.why == Stop.BUDGET.words
+    assert again.prospects.left > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- blocks

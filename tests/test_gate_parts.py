@@ -17,7 +17,7 @@ from advisor import facts_torch, figures_torch, fp32_torch, gate_torch  # noqa: 
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.gate import figures_found, known_figures, layout_request  # noqa: E402
-from advisor.judge import LAYOUT_LIMIT, wrong  # noqa: E402
+from advisor.judge import GATE_VERSION, LAYOUT_LIMIT, wrong  # noqa: E402
 from advisor.knobs.flash_fp32_torch import flash_in_fp32  # noqa: E402
 from advisor.model import ModelFacts  # noqa: E402
 from advisor.session_torch import Session  # noqa: E402
@@ -53,6 +53,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                                         initializer_range=0.15),
         "mixtral": transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1,
                                               sliding_window=None, pad_token_id=0),
+        "bart": transformers.BartConfig(vocab_size=256, d_model=64, decoder_layers=2, encoder_layers=1, decoder_ffn_dim=96,
+                                        encoder_ffn_dim=96, decoder_attention_heads=4, max_position_embeddings=64,
+                                        is_decoder=True, is_encoder_decoder=False, init_std=0.15),
+        "recurrent_gemma": transformers.RecurrentGemmaConfig(
+            **{**SIZES, "num_hidden_layers": 3, "max_position_embeddings": 512}, num_key_value_heads=1, lru_width=64,
+            attention_window_size=32),
         "mobilebert": transformers.MobileBertConfig(
             **{**SIZES, "intermediate_size": 64}, embedding_size=32, true_hidden_size=32, intra_bottleneck_size=32),
         "fnet": transformers.FNetConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, intermediate_size=96,
@@ -76,10 +82,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 class Bench:
     """One model in a session, with its reference written: gives the figures of any configuration of it."""
 
-    def __init__(self, source: Any, output: str, folder: Path, precision: str = "bf16") -> None:
+    def __init__(
+        self, source: Any, output: str, folder: Path, precision: str = "bf16", lengths: tuple[int, ...] = LENGTHS
+    ) -> None:
         """Write the reference."""
         self.facts = facts_torch.read_facts(source.request, output=output)
-        workload = Workload(LENGTHS, 4, output)
+        workload = Workload(lengths, 4, output)
         self.session = Session(lambda _: None)
         self.request: dict[str, Any] = {
             "source": source.request, "facts": self.facts, "workload": workload.payload, "device": "cpu", "uuid": "cpu",
@@ -177,6 +185,23 @@ def test_pads_that_are_found_by_their_id_are_probed_by_their_vectors(models: dic
 
     assert found.pads == 0.0
     assert found.probed.endswith("pads, whose ids the class looks for, by their vectors")
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "lengths"),
+    [("recurrent_gemma", "last-logits", (60, 300, 120, 250)), ("recurrent_gemma", "hidden", (60, 300, 120, 250)),
+     ("mobilebert", "pooled", (8, 64, 20, 61)), ("bart", "last-logits", LENGTHS)],
+)  # fmt: skip
+def test_right_ones_that_look_at_pads_or_count_them_are_right(
+    models: dict[str, Any], tmp_path: Path, model: str, output: str, lengths: tuple[int, ...]
+) -> None:
+    """However little the token after a text weighs in long ones; and positions that are made of ids are no vectors of them."""
+    bench = Bench(models[model], output, tmp_path, lengths=lengths)
+    found = bench.figures()
+
+    assert found.layout is not None
+    assert found.layout < LAYOUT_LIMIT
+    assert bench.wrong() == ""
 
 
 def test_pads_that_are_read_and_neutral_are_right(models: dict[str, Any], tmp_path: Path) -> None:
@@ -439,7 +464,18 @@ def test_flash_attentions_path_in_fp32_is_right_by_every_way_in(models: dict[str
 
 def test_layout_and_probe_are_looked_at_once() -> None:
     """A layout is known by attention and packing, the probe by the weights too; a figure that is missing is asked for."""
-    quality = Quality(0.0, 0.0, None, None, 1, layout=1e-6, layout_words="sdpa", neighbours=0.0, probed="neighbours")
+    quality = Quality(
+        0.0,
+        0.0,
+        None,
+        None,
+        1,
+        layout=1e-6,
+        layout_words="sdpa",
+        neighbours=0.0,
+        probed="neighbours",
+        gate=GATE_VERSION,
+    )
     trials = [Trial(0, BASE, BASE, Outcome.OK, quality=quality)]
 
     assert known_figures(trials, BASE)["neighbours"] == 0.0
@@ -449,6 +485,8 @@ def test_layout_and_probe_are_looked_at_once() -> None:
         "layout_pads": None,
     }
     assert known_figures(trials, BASE.replaced(packing="packed")) == {}
+    older = [replace(trials[0], quality=replace(quality, gate="gate/1"))]
+    assert known_figures(older, BASE) == {}  # what another version found may mean something else
 
 
 def test_what_quantises_has_its_layout_looked_at_without() -> None:

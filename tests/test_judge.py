@@ -112,6 +112,10 @@ def test_what_reads_its_pads_by_design_is_right_where_they_are_neutral() -> None
     """In fp32 the layout is right with the pads as they are, and far off with others; a kernel that alone reads is not that."""
     read = {"pads": 0.5, "layout": 1e-6}
     assert said(figures(0.0, 0.0, **read, layout_pads=0.5)) == ()
+    assert (
+        said(figures(0.0, 0.0, pads=3.5e-3, layout=1e-8, layout_pads=3.4e-3)) == ()
+    )  # in a long text it weighs little
+    assert said(figures(0.0, 0.0, **read, layout_pads=0.5), facts=MIXTRAL) != ()  # others go to other experts
     for more in ({"layout_pads": 0.0}, {"layout_pads": None}, {"layout_pads": 1e-3}, {"layout_pads": 0.5, "layout": 0.2},
                  {"layout_pads": 0.5, "layout": None}):  # fmt: skip
         assert "reads its pads" in said(figures(0.0, 0.0, **{**read, **more}))[0]

@@ -116,8 +116,11 @@ def test_rounding_that_sends_tokens_to_other_experts_is_not_called_wrong(tuned: 
     assert answer["failures"] == []
     assert answer["default"]["quality"]["rms"] > 0.1
     assert answer["tried"] == 4
-    assert all(each["objections"] == [] for each in (answer["default"], *kept(answer)))
-    assert len(kept(answer)) >= 2  # on a busy machine one may be given up as slow: that is no judgement
+    assert answer["default"]["objections"] == []
+    against = [text for each in answer["rejected"] for text in each["objections"]]
+    assert [
+        text for text in against if not text.startswith("pruned")
+    ] == []  # a busy machine gives a slow one up: no judgement
 
 
 def test_fp32_is_within_a_reference_in_fp32(tuned: Callable[..., Any]) -> None:

@@ -499,8 +499,11 @@ def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
         ("attention=nf4", "attention has no choice 'nf4' (advisor probe lists them)"),
         ("colour=red", "there is no knob 'colour' (there are attention, precision, quantization, packing, batch)"),
         (" · ", "names no choice (advisor probe lists them)"),
+        ("packing", "packing is a knob, not a choice (name one of padded, sorted, packed"),
+        ("no-attention eager", "there is no choice 'no-attention'"),
+        ("x" * 5000, "there is no choice 'xxx"),
     ],
-    ids=["one knob twice", "no choice", "another knob's", "no knob", "nothing"],
+    ids=["one knob twice", "no choice", "another knob's", "no knob", "nothing", "a knob", "ends as a knob", "long"],
 )
 def test_what_is_no_choice_is_refused(text: str, words: str) -> None:
     """In a line that says what is wrong with which word."""
@@ -508,6 +511,7 @@ def test_what_is_no_choice_is_refused(text: str, words: str) -> None:
         choices_in(text)
 
     assert words in str(raised.value)
+    assert len(str(raised.value)) < 300
 
 
 def test_a_choice_of_two_knobs_goes_to_the_one_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

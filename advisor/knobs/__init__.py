@@ -4,7 +4,7 @@ A choice is one entry: its name, why it may not run here, what it changes when t
 ran. What it changes is written as Python source: the worker executes these lines and the suggestion prints them, so the
 lines a user pastes are the lines that were measured.
 
-Further choices come from the modules named in ADVISOR_PLUGINS (comma separated), which call :func:`register`.
+Further choices come from the modules named in ADVISOR_PLUGINS (comma separated): the CHOICES of each are registered.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ KNOBS: dict[str, Knob] = {
 }
 
 
-#: The files in whose source the ids of rules stand: the knobs', the space's, and those of modules in ADVISOR_PLUGINS.
-_RULED = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "space.py"]
+#: Names of the modules whose choices are registered beside our own.
+PLUGINS = tuple(name.strip() for name in os.environ.get("ADVISOR_PLUGINS", "").split(",") if name.strip())
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:
@@ -102,18 +102,22 @@ def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
     return Tier.worst(Tier.EXACT, *tiers)
 
 
-def rule_ids() -> list[str]:
-    """Return the ids of all rules, read where they are made: asking every choice about every situation would take seconds."""
-    found = {rule for file in _RULED if file.is_file() for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}
+def rule_ids() -> list[str] | None:
+    """Return the ids of all rules, read where they are made: asking every choice about every situation would take seconds.
+
+    None where they are not all known: plugins have their own, and an installation may come without its source.
+    """
+    files = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "space.py"]
+    if PLUGINS or not all(file.is_file() for file in files):
+        return None
+    found = {rule for file in files for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}
     return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
 
 
-for _module in filter(None, os.environ.get("ADVISOR_PLUGINS", "").split(",")):
+for _module in PLUGINS:
     try:
-        _plugin = importlib.import_module(_module.strip())
-        _added = _plugin.CHOICES
+        _added = importlib.import_module(_module).CHOICES
     except (ImportError, AttributeError) as _error:
-        raise BadInput(f"ADVISOR_PLUGINS names {_module.strip()!r}, which can't be used: {_error}") from None
+        raise BadInput(f"ADVISOR_PLUGINS names {_module!r}, which can't be used: {_error}") from None
     for _choice in _added:
         register(_choice)
-    _RULED.append(Path(_plugin.__file__ or ""))
