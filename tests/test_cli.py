@@ -1011,12 +1011,14 @@ def test_threads_are_part_of_what_was_measured(advisor: Command, tmp_path: Path)
 
 @pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="an installed package comes without its benchmarks")
 def test_start_up_is_quick() -> None:
-    """`--help` and `suggest` compute no longer than the limits of benchmarks/startup.py, in one of three attempts."""
+    """`--help` and `suggest` compute no longer than the limits of benchmarks/startup.py, in one of three attempts.
+
+    Twice the limits, as on machines that others use too: how fast this one is today is no matter of ours. `make bench` is strict.
+    """
     command = [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--runs", "5", "--processor-time"]
     for _ in range(3):
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
-        )
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "CI": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
         print(done.stdout, done.stderr)
         if done.returncode == 0:
             break
