@@ -18,7 +18,7 @@ from rich.text import Text
 from advisor.answer import Conclusion, Prospect
 from advisor.environment import Machine
 from advisor.knobs import Reason, Verdict, tier_of
-from advisor.measurement import LEAST_BLOCKS
+from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.probe import Availability
 from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
@@ -268,11 +268,22 @@ def _next(recommendation: Recommendation) -> list[str]:
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )
+    if undecided := _undecided_blocks(recommendation):
+        more = f"{recommendation.command} --blocks {2 * undecided}"
+        lines.append(f"its interval is wide: more blocks may tell it from the default: [bold]{escape(more)}[/]")
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
     elif not is_sure:
         lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
     return lines
+
+
+def _undecided_blocks(recommendation: Recommendation) -> int:
+    """Return how many blocks a tie was seen in whose middle is clear of the default though its interval is not, else 0."""
+    if recommendation.verdict is not Conclusion.TIE:
+        return 0
+    compared = [c.comparison for c in recommendation.runners_up if c.comparison is not None and c.is_confirmed]
+    return max((len(c.block_ratios) for c in compared if c.verdict == "tie" and c.ratio > 1 + TIE_ZONE), default=0)
 
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from advisor.measurement import TIE_ZONE, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.ranking import Candidate, ranked
+from advisor.report import print_recommendation
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
 from advisor.trial import Outcome, Quality, Trial
@@ -115,6 +118,13 @@ def answer(store: Store, source: ModelSource = SOURCE, objective: Objective = AN
     return suggest(store, source, WORKLOAD, objective, **{"here": H200, **more})
 
 
+def shown(found: Recommendation) -> str:
+    """Return what is printed of an answer, in one line."""
+    with redirect_stdout(StringIO()) as printed:
+        print_recommendation(found, "cpu", stderr=False, pareto=False)
+    return " ".join(printed.getvalue().split())
+
+
 # --------------------------------------------------------------------------------------------------- which, how sure
 
 
@@ -141,6 +151,16 @@ def test_a_tie_keeps_the_default(store: Store) -> None:
 
     assert (found.configuration, found.verdict) == (DEFAULT, "tie")
     assert [candidate.configuration for candidate in tie_set(found)] == [SORTED]
+    assert "more blocks" not in shown(found)
+
+
+def test_a_tie_that_more_blocks_may_decide_says_so(store: Store) -> None:
+    """Where the middle of its blocks is clear of the default and the interval is not, the command with twice as many is told."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.9, 1.2, 1.5)})
+    found = answer(store)
+
+    assert found.verdict == "tie"
+    assert f"more blocks may tell it from the default: {found.command} --blocks 6" in shown(found)
 
 
 def test_what_is_near_is_near_by_what_was_confirmed(store: Store) -> None:
