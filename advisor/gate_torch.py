@@ -151,9 +151,8 @@ def _other_vectors_of_pads(model: Any, call: Call) -> Iterator[list[bool]]:
         asked = next((each for each in (*arguments, *more.values()) if torch.is_tensor(each)), None)
         if asked is None or asked.shape not in (own.shape, own.T.shape):
             return None
-        if (
-            not torch.is_tensor(vectors) or vectors.shape[:-1] != asked.shape
-        ):  # positions, which Bart's kin count of the ids
+        # Bart's kin ask a table of positions with the ids: what it gives is of no row.
+        if not torch.is_tensor(vectors) or vectors.shape[:-1] != asked.shape:
             return None
         is_own = torch.equal(asked.cpu(), own)
         if not is_own and not torch.equal(asked.cpu(), own.T):  # XLNet's rows are columns

@@ -1,6 +1,6 @@
 """A million trials in a database: how long what is asked often takes then.
 
-    python benchmarks/million.py sqlite:////tmp/million.db        or a PostgreSQL URL of an empty database
+    python benchmarks/million.py sqlite:///million.db        or a PostgreSQL URL of an empty database
 
 Writes 25,000 studies of 40 trials with SQL alone, copies of one real study, then times `Store.reusable`, the answer of a study
 in `v_recommendations`, and a page of the listing: the least and the median of 20.

@@ -17,14 +17,14 @@ from advisor.store import Store, upgrade
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a home directory, and another one to be in."""
-    (tmp_path / "home").mkdir()
+    (tmp_path / "own").mkdir()
     (tmp_path / "here").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path / "own"))
     monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "home"
+    return tmp_path / "own"
 
 
-@pytest.mark.parametrize("written", ["~/x.db", "/~/x.db", "$HOME/x.db", "${HOME}/x.db", "../home/x.db", "~/a/../x.db"])
+@pytest.mark.parametrize("written", ["~/x.db", "/~/x.db", "$HOME/x.db", "${HOME}/x.db", "../own/x.db", "~/a/../x.db"])
 def test_home_is_meant(home: Path, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is written, the file is the one in the home directory, for everybody who asks and opens."""
     url = f"sqlite:///{written}"
