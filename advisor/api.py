@@ -255,7 +255,10 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     from advisor import probe
     from advisor.checkpoint import find_model
     from advisor.declared import refuse_unknown
+    from advisor.launch import warm_up
 
+    if to_measure:
+        warm_up()  # importing takes the longest of all that comes before the first trial
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:
         raise BadInput(machine.problem, machine.remedy)

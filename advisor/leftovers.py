@@ -5,6 +5,7 @@ An owner is named by host, pid and when it started, so that a pid that is used a
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -98,6 +100,23 @@ def _is_orphan(process: Path) -> bool:
 def mark() -> dict[str, str]:
     """Return what a process that is started here is to have in its environment, so that it can be told whose it is."""
     return {OWNER: f"{_here()}/{owner()}"}
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process with the thread that started it (prctl PR_SET_PDEATHSIG); elsewhere nothing is done.
+
+    parent: its pid, where it is known: one that died before it was asked is not noticed by Linux.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(0)
+
+
+def name_process(name: str) -> None:
+    """Have `ps` and `top` call this process so (prctl PR_SET_NAME, at most 15 characters): a fork is called like its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(15, name.encode())
 
 
 def lock_folder() -> Path:

@@ -8,13 +8,11 @@ model while only attention or packing changes, and is thrown away by its parent 
 # ruff: noqa: E402
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 import queue
 import select
-import signal
 import sys
 import threading
 import traceback
@@ -24,14 +22,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from advisor.leftovers import die_with_parent
+
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere.
+    """Ask Linux to kill this process with its parent; the end of stdin does it elsewhere.
 
     A parent that died before it was asked is not noticed so: what is left of it is that nobody holds the other end of stdin.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        die_with_parent()
         stdin = select.poll()
         stdin.register(0, 0)
         if any(event & select.POLLHUP for _, event in stdin.poll(0)):
