@@ -256,8 +256,9 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     from advisor.checkpoint import find_model
     from advisor.declared import refuse_unknown
     from advisor.launch import warm_up
+    from advisor.leftovers import somebody_measures
 
-    if to_measure:
+    if to_measure and not somebody_measures():
         warm_up()  # importing takes the longest of all that comes before the first trial
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:

@@ -6,6 +6,7 @@ An owner is named by host, pid and when it started, so that a pid that is used a
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -132,6 +133,20 @@ def lock_folder() -> Path:
             if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
                 return folder
     return Path(tempfile.gettempdir())
+
+
+def somebody_measures() -> bool:
+    """Whether an advisor measures on a device of this machine: what is not needed yet is not begun beside it."""
+    for path in lock_folder().glob("advisor-*.lock"):
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(lock)
+    return False
 
 
 def open_lock(path: Path) -> int:
