@@ -53,18 +53,11 @@ class Session:
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         """
         self.stage("load")
-        began, output = time.perf_counter(), request["workload"]["output"]
-        choices = [choice_of(knob, name) for knob, name in configuration.items()]
-        names = facts_torch.statements(choices)
-        switches = request["facts"]["switches_attention"]
-        fixed = tuple(
-            (choice.knob, choice.name)
-            for choice in choices
-            if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
-        )
-        key = (request["source"]["path"], request["source"]["digest"], output, request["device"], fixed)
+        began, choices = time.perf_counter(), [choice_of(knob, name) for knob, name in configuration.items()]
+        names, key = facts_torch.statements(choices), weights_key(request, configuration)
         if self.loaded_as != key:
             self.unload()
+            output = request["workload"]["output"]
             self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
             self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
@@ -114,6 +107,19 @@ class Session:
             arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
             calls.append(forward.Call(arguments, batch, tuple(places)))
         return calls
+
+
+def weights_key(request: Mapping[str, Any], configuration: Configuration) -> tuple[Any, ...]:
+    """Return what the loaded weights depend on: configurations with the same share a loaded model."""
+    choices = [choice_of(knob, name) for knob, name in configuration.items()]
+    switches = request["facts"]["switches_attention"]
+    fixed = tuple(
+        (choice.knob, choice.name)
+        for choice in choices
+        if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
+    )
+    source = request["source"]
+    return (source["path"], source["digest"], request["workload"]["output"], request["device"], fixed)
 
 
 def asked_of(request: Mapping[str, Any]) -> forward.Asked:

@@ -150,25 +150,35 @@ def time_rounds(
     with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
         while not stopping.reached(rounds.wall_s) and not rounds.pruned:
             random.Random(len(rounds.wall_s)).shuffle(order)
-            before = gauges.read(own_pid_expected=on_gpu)
-            found = timed_round(session, calls, device, asked, order)
-            after = gauges.read(own_pid_expected=on_gpu)
-            why = disturbed(before, after)
-            if why and len(rounds.discarded) < MOST_DISCARDED:
-                rounds.discarded.append(why)
-                time.sleep(0.05 * 1.5 ** len(rounds.discarded))
-                continue
-            rounds.add(found, {**after, "disturbed": why} if why else after)
+            found, state = take_round(gauges, device, lambda: timed_round(session, calls, device, asked, order), rounds)
+            rounds.add(found, state)
             session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
             rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
         if on_gpu and not rounds.pruned:
-            rounds.joules_per_token = _energy(
+            rounds.joules_per_token = energy_of(
                 gauges, lambda: timed_round(session, calls, device, asked, order), request
             )
     return rounds
 
 
-def _energy(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
+def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Rounds) -> tuple[Round, dict[str, Any]]:
+    """Return a round that was not disturbed, and the gauges' reading after it; what was disturbed is run again.
+
+    After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away.
+    """
+    on_gpu = device.startswith("cuda")
+    while True:
+        before = gauges.read(own_pid_expected=on_gpu)
+        found = run()
+        after = gauges.read(own_pid_expected=on_gpu)
+        why = disturbed(before, after)
+        if not why or len(rounds.discarded) >= MOST_DISCARDED:
+            return found, {**after, "disturbed": why} if why else after
+        rounds.discarded.append(why)
+        time.sleep(0.05 * 1.5 ** len(rounds.discarded))
+
+
+def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
     """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
 
     The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
