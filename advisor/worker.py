@@ -48,8 +48,7 @@ from advisor.configuration import Configuration
 from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
 from advisor.judge import wrong
-from advisor.knobs import effective_choices
-from advisor.knobs.quantization import share_words
+from advisor.knobs import effective_choices, share_words
 from advisor.model import ModelFacts
 from advisor.proof_torch import read_effective, unproven
 from advisor.session_torch import Session, asked_of
