@@ -171,7 +171,9 @@ class Ready:
         lengths = tuple(len(sequence) for sequence in sequences)
         if not lengths:
             return []
-        by_length = self._configuration["packing"] == "sorted"
+        from advisor.knobs import traits_of
+
+        by_length = traits_of(self._configuration).by_length
         return [list(batch) for batch in Workload(lengths, self.batch).batches(by_length=by_length)]
 
     @property
@@ -191,7 +193,7 @@ class Ready:
         import torch
 
         from advisor import facts_torch
-        from advisor.knobs import packing_torch
+        from advisor.knobs import collate
         from advisor.workloads import forward_torch
 
         configuration = self._configuration
@@ -199,7 +201,7 @@ class Ready:
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
         batching = self._session.batching(self._request, configuration)
-        made, places = packing_torch.collate(configuration["packing"], tensors, batching)
+        made, places = collate(configuration, tensors, batching)
         made = facts_torch.accepted(made, self._request["facts"]["accepts"])
         return self._asked.arguments(forward_torch.Call(made, tuple(range(len(tensors))), tuple(places)))
 

@@ -28,6 +28,7 @@ from advisor.confirm import (
     next_block,
     run_s,
 )
+from advisor.cost import costs_of, weight_bytes
 from advisor.environment import Machine
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.gate import figures_found, known_figures, layout_request
@@ -43,11 +44,11 @@ from advisor.prospects import prospects_of, searched
 from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
 from advisor.search import UNLIKELY, Knowledge, surprises
-from advisor.space import MEMORY_SHARE, Space, build_space, costs_of, refuse_unpadded, weight_bytes
+from advisor.space import MEMORY_SHARE, Space, build_space, refuse_unpadded
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.terminal import gib
-from advisor.trial import Outcome, Quality, Trial, default_of
+from advisor.trial import FP32, Outcome, Quality, Trial, default_of
 from advisor.workloads import Workload
 
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
@@ -392,7 +393,7 @@ def _next_of_all(admissible: Sequence[Configuration], trials: Sequence[Trial]) -
 
 def _weights(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     """Return the choices that the loaded weights depend on."""
-    return tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or KNOBS[k].choices[v].own_load)
+    return tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or KNOBS[k].choices[v].traits.own_load)
 
 
 def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configuration]:
@@ -592,7 +593,7 @@ def _gate(
         and not wrong(default, None, tuning.facts)
     ):
         given = {"configuration": dict(default.ran), "quality": default.quality.payload}
-    has_reference = tuning.reference.startswith("fp32")
+    has_reference = tuning.reference.startswith(FP32)
     gate: dict[str, Any] = {
         "path": str(tuning.reference_path) if has_reference else None,
         "reference": tuning.reference,
@@ -655,7 +656,7 @@ def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -
         Measurement("tokens_per_s", "tokens/s", tuple(workload.tokens / s for s in wall_s), phase),
         Measurement("slowest_batch_s", "s", tuple(rounds["slowest_s"]), phase),
     ]
-    if workload.kind == "embed":
+    if workload.counts_sequences:
         per_s = tuple(len(workload.lengths) / s for s in wall_s)
         found.append(Measurement("sequences_per_s", "sequences/s", per_s, phase))
     if rounds.get("joules_per_token"):

@@ -47,7 +47,7 @@ from advisor.configuration import Configuration
 from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
 from advisor.judge import wrong
-from advisor.knobs.quantization import share_words
+from advisor.knobs import share_words
 from advisor.model import ModelFacts
 from advisor.ready_torch import make_ready, peak_bytes, reset_peak
 from advisor.session_torch import Session
@@ -84,7 +84,6 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
     requested, device = Configuration.of(request["configuration"]), request["device"]
     with torch.inference_mode():
-        reset_peak(device)
         ready = make_ready(session, request, requested)
         result: dict[str, Any] = {**ready.found, "texts": tokens_torch.words_of(request)}
         if result["alias"] and ready.effective.key in request["measured"]:
