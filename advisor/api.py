@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
     from advisor.store import Store
     from advisor.suggest import Recommendation
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
 #: How long a device may take to show what it reaches, in seconds.
 _CEILINGS_S = 120.0
@@ -341,7 +341,7 @@ def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
     """Return what is to be tuned, and what is to be told of its workload. Raises BadInput."""
     budget, timeout_s = arguments.budget_of(options), arguments.parse_duration(options.timeout, "--timeout")
     asked = asked_of(options, to_measure=True)
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
     nouns = asked.source, asked.workload, asked.objective
     began = getattr(options, "began", None)

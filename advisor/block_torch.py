@@ -79,7 +79,8 @@ def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureO
     """Time the contestants of a block; return {"results": a result each, in their order}.
 
     Who fails is out and the others go on, unless it was the first in the list, the default, or the device itself that failed.
-    request["in_turn"]: whether each is loaded, timed and freed by itself. Memory and energy are read where there is one alone.
+    request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
+    energy over rounds of one, where request["energy"] says so.
     """
     block = _Block(session, request, failure_of)
     with torch.inference_mode():
@@ -127,9 +128,10 @@ class _Block:
             while any(not self.turns.reached(one.rounds.wall_s) for one in self._left(contestants)):
                 for contestant in [one for one in self.shuffled() if one in contestants]:
                     self._attempt(contestant, lambda one: self._turn(one, gauges, counts=True))
-            if len(self.contestants) == 1 or self.request["in_turn"]:
-                for contestant in self._left(contestants):
+            for contestant in self._left(contestants):
+                if len(contestants) == 1:
                     contestant.peak = peak_bytes(self.device)
+                if self.request["energy"][contestant.number]:
                     self._attempt(contestant, lambda one: self._read_energy(one, gauges))
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:
@@ -154,6 +156,7 @@ class _Block:
         assert contestant.ready is not None
         session, calls = contestant.session, contestant.ready.calls
         session.load(self.request, contestant.configuration)
+        session.stage("time" if counts else "warm-up")
         found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
         asked, spent_s = asked_of(self.request), 0.0
         while spent_s < self.turns.turn_s or not found:
@@ -174,6 +177,7 @@ class _Block:
             return
         assert contestant.ready is not None
         session, calls, asked = contestant.session, contestant.ready.calls, asked_of(self.request)
+        session.load(self.request, contestant.configuration)
         order = list(range(len(calls)))
         contestant.rounds.joules_per_token = energy_of(
             gauges, lambda: timed_round(session, calls, self.device, asked, order), self.request

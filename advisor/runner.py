@@ -52,7 +52,8 @@ class DeviceTaken(Exception):
 class LocalRunner:
     """A worker process on this machine, started when it is first needed and replaced after any failure.
 
-    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes.
+    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes. start_s:
+    seconds from asking for a process to hearing of it, of the last one: an import where it was spawned, a fork else.
     """
 
     def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
@@ -64,6 +65,8 @@ class LocalRunner:
         self._buffer = b""
         self._count = 0
         self.lock_wait_s: float | None = None
+        self.start_s = 0.0
+        self._launched_at = 0.0
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
@@ -108,6 +111,7 @@ class LocalRunner:
         self._buffer = b""
         inherited = [self._lock] if self._lock is not None else []
         self._process = launch(environment_of(self.machine), self._errors.fileno(), inherited, self.listener)
+        self._launched_at = time.monotonic()
 
     def _take_lock(self) -> None:
         if self._lock is not None:
@@ -151,6 +155,8 @@ class LocalRunner:
             for line in lines:
                 try:
                     message = json.loads(line)
+                    if message["event"] == "ready":
+                        self.start_s = time.monotonic() - self._launched_at
                     if message["event"] == "done" and message["id"] == self._count:
                         result = dict(message["result"])
                         Outcome(result.get("outcome", Outcome.OK))

@@ -29,7 +29,8 @@ from advisor.runner import Runner
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, Listener, facts_for, tune
+from advisor.tune import facts_for, tune
+from advisor.tuning import Job, Listener
 from advisor.workloads import Workload
 from advisor.workloads.forward import quantile_lengths
 

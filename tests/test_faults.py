@@ -27,12 +27,13 @@ from advisor.checkpoint import find_model
 from advisor.knobs import KNOBS, register
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.perform import search_trial
 from advisor.runner import LocalRunner, read_facts
 from advisor.space import build_space
 from advisor.store import Store
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, _trial, tune
+from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, tune
 from advisor.worker import TEXT_LIMIT
 from advisor.workloads import Workload
 
@@ -156,13 +157,13 @@ def _run_half(tuning: Tuning, device: int, found: Broken) -> None:
     """Run the default; then every other fault, in the worker that is warm, and the default again after each."""
     job, baseline, runner = tuning.job, tuning.space.baseline, tuning.runner
     assert isinstance(runner, LocalRunner)
-    assert _trial(tuning, baseline).outcome is Outcome.OK
+    assert search_trial(tuning, baseline).outcome is Outcome.OK
     for name in list(EXPECTED)[device::2]:
         worker = runner._process
         tuning.job = replace(job, trial_timeout_s=HANG_S) if name.startswith("broken-hang") else job
-        found.trials[name] = _trial(tuning, baseline.replaced(attention=name))
+        found.trials[name] = search_trial(tuning, baseline.replaced(attention=name))
         tuning.job = job
-        found.next_trials[name] = _trial(tuning, baseline)
+        found.next_trials[name] = search_trial(tuning, baseline)
         found.replaced[name] = worker is not runner._process
 
 

@@ -19,9 +19,11 @@ from advisor.judge import objections
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.perform import measurements_of
 from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job, _next_of_all, _not_beyond_memory, measurements_of, refuse_too_large
+from advisor.tune import _next_of_all, _not_beyond_memory, refuse_too_large
+from advisor.tuning import Job
 from advisor.workloads import Workload
 
 H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
