@@ -550,9 +550,9 @@ def test_a_generic_name_needs_its_knob(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself "none" says nothing, even where one knob alone has it: only a whole configuration leaves no doubt."""
     assert choices_in("quantization=none") == Configuration.of({"quantization": "none"})
     assert choices_in(str(DEFAULT)) == DEFAULT
-    for text in ("none", "none,bf16", "sdpa · none"):
+    for words in ("none", "none,bf16", "sdpa · none"):
         with pytest.raises(BadInput, match="none says nothing without its knob \\(write quantization=none\\)"):
-            choices_in(text)
+            choices_in(words)
     with pytest.raises(BadInput, match="there is no choice 'auto'"):
         choices_in("auto")
     monkeypatch.setitem(KNOBS["attention"].choices, "none", KNOBS["attention"].choices["eager"])
