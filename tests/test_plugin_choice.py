@@ -214,7 +214,7 @@ def test_a_rate_on_a_term_that_there_is_not_is_no_silence(choices: dict[str, Cho
     """A choice that says how fast it is at something unknown is told so: nothing would come of it."""
     facts = store.study(lossy).facts
     assert facts is not None
-    odd = Choice("quantization", "odd", "odd", rates=lambda _: {"luck": 2.0})  # type: ignore[dict-item]
+    odd = Choice("quantization", "odd", "odd", rates=lambda _: {"luck": 2.0})
     register(odd)
     workload = Workload((64, 32), 2)
     configuration = Configuration.of(
