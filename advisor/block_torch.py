@@ -28,7 +28,7 @@ from advisor.workloads import workload_of
 
 @dataclass(frozen=True)
 class Turns:
-    """When a block ends. A turn: rounds of one contestant that take at least `turn_s` together; its figure is their median.
+    """When a block ends. A turn: rounds of one contestant that take about `turn_s` together, or one; its figure is their median.
 
     At least `least` turns each, then until the half-range of everybody's turns is within `width` of their median, at most
     `most`. A turn is that long because a GPU's clock follows its load.
@@ -142,7 +142,7 @@ class _Block:
         return left
 
     def run(self, contestants: list[Contestant]) -> None:
-        """Make these ready, let each take a turn that does not count, then turns until they say enough."""
+        """Make these ready, let each run a round that does not count, then take turns until they say enough."""
         on_gpu = self.device.startswith("cuda")
         for contestant in contestants:
             self._attempt(
@@ -184,14 +184,14 @@ class _Block:
         contestant.spent_s += time.perf_counter() - began
 
     def _turn(self, contestant: Contestant, gauges: Gauges, *, counts: bool) -> None:
-        """Run rounds of a contestant for as long as a turn takes, and keep their medians if it counts."""
+        """Run rounds of a contestant for as long as a turn takes and keep their medians; or one that does not count."""
         assert contestant.ready is not None
         session, calls = contestant.session, contestant.ready.calls
         session.load(self.request, contestant.configuration)
         session.stage("time" if counts else "warm-up")
         found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
         asked, spent_s, before = asked_of(self.request), 0.0, gauges.read().get("energy_j")
-        while spent_s < self.turns.turn_s or not found:
+        while not found or (counts and spent_s + found[-1].wall_s / 2 < self.turns.turn_s):
             self.random.shuffle(order)
             if counts:
                 one, state = take_round(

@@ -138,8 +138,8 @@ def fits_together(
 def block_s(trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any]) -> float:
     """Return the seconds that a block of these is expected to take.
 
-    What each took in a block of this study, or else what the search saw: loading, the first call and its turns, one of which
-    does not count. start_s: of a fresh process; where all have one of their own, it is paid for each.
+    What each took in a block of this study, or else what the search saw: loading, the first call, a round that does
+    not count, and its turns. start_s: of a fresh process; where all have one of their own, it is paid for each.
     """
     return sum(_contestant_s(trials, configuration, start_s, turns) for configuration in order)
 
@@ -158,8 +158,8 @@ def _contestant_s(
     load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
     first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
-    turn_s = max(float(turns["turn_s"]) + round_s / 2, round_s)
-    return start_s + load_s + first_s + (1 + int(turns["least"])) * turn_s
+    turn_s = max(float(turns["turn_s"]), round_s)
+    return start_s + load_s + first_s + round_s + int(turns["least"]) * turn_s
 
 
 def affordable(

@@ -23,7 +23,7 @@ from advisor.confirm import (
     processes,
     turns_for,
 )
-from advisor.measurement import Comparison
+from advisor.measurement import BOUNDS, Comparison
 from advisor.perform import attempt, best_of, finish_cut, request_of, start, told
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Trial
@@ -90,14 +90,26 @@ def _must_be(tuning: Tuning) -> list[Configuration]:
 
 def _open(tuning: Tuning, rivals: Sequence[Configuration]) -> list[Configuration]:
     """Return those of whom another block may tell more, of as many as are asked for."""
-    trials, planned = tuning.store.trials(tuning.study), tuning.job.budget.blocks
-    found = {c.candidate: c for c in compared(trials, rivals, tuning.baseline, tuning.job.objective.aim, planned)}
-    return [r for r in rivals if r.key not in found or _goes_on(found[r.key], planned)]
+    found = {each.candidate: each for each in _compared(tuning, rivals)}
+    return [r for r in rivals if r.key not in found or _goes_on(found[r.key], tuning.job.budget.blocks)]
 
 
-def _goes_on(comparison: Comparison, planned: int) -> bool:
-    """Whether a comparison is open, and not all blocks are run that are asked for."""
-    return comparison.is_open and len(comparison.block_ratios) < planned
+def _goes_on(comparison: Comparison, blocks: int) -> bool:
+    """Whether another block may tell more. blocks: as many are asked for, by now perhaps more than were planned first."""
+    n = len(comparison.block_ratios)
+    is_extended = comparison.planned in BOUNDS and n >= comparison.planned and comparison.is_undecided
+    return n < blocks and (comparison.is_open or is_extended)
+
+
+def _compared(tuning: Tuning, candidates: Sequence[Configuration]) -> list[Comparison]:
+    """Return what all blocks say of these by now. Looks that were taken stay paid for: the first plan of several counts."""
+    trials, blocks, aim = tuning.store.trials(tuning.study), tuning.job.budget.blocks, tuning.job.objective.aim
+    stored = tuning.store.comparisons(tuning.study)
+    first = {c.candidate: c.planned for c in stored if c.baseline == tuning.baseline.key and c.planned in BOUNDS}
+    found = []
+    for each in candidates:
+        found += compared(trials, [each], tuning.baseline, aim, first.get(each.key) or blocks)
+    return found
 
 
 def _has_failed(tuning: Tuning, rival: Configuration) -> bool:
@@ -173,10 +185,10 @@ def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -
 
 def _compare(tuning: Tuning) -> None:
     """Store what all blocks say by now of all who were in one; comparisons to which no block was added stay as they are."""
-    trials, baseline, aim = tuning.store.trials(tuning.study), tuning.baseline, tuning.job.objective.aim
+    met = contestants(tuning.store.trials(tuning.study), tuning.baseline)
     stored = {(c.candidate, c.baseline): c for c in tuning.store.comparisons(tuning.study)}
     found = dict(stored)
-    for each in compared(trials, contestants(trials, baseline), baseline, aim, tuning.job.budget.blocks):
+    for each in _compared(tuning, met):
         before = stored.get((each.candidate, each.baseline))
         if before is None or not _are_close(before.block_ratios, each.block_ratios):
             found[each.candidate, each.baseline] = each

@@ -161,12 +161,18 @@ class Comparison:
         It is until there are enough; then, where blocks are looked at, until the interval is clear of the tie zone or wholly
         inside it, or all that were planned are run.
         """
-        n, most = len(self.block_ratios), max(self.planned or 0, LEAST_BLOCKS)
-        if n < LEAST_BLOCKS or n >= most or self.planned not in BOUNDS:
-            return n < most
+        n = len(self.block_ratios)
+        if n < LEAST_BLOCKS:
+            return True
+        if self.planned not in BOUNDS:
+            return n < (self.planned or LEAST_BLOCKS)
+        return n < self.planned and self.is_undecided
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the interval is neither clear of the tie zone nor wholly inside it."""
         low, high = self.interval
-        is_inside = low >= 1 / (1 + TIE_ZONE) and high <= 1 + TIE_ZONE
-        return self.verdict == "tie" and not is_inside
+        return self.verdict == "tie" and not (low >= 1 / (1 + TIE_ZONE) and high <= 1 + TIE_ZONE)
 
     @property
     def verdict(self) -> str:
