@@ -107,16 +107,31 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def advisor(tmp_path: Path) -> Command:
-    """Return the command: it runs in an empty home, in whose subdirectory its database would be."""
-    home = tmp_path / "home"
-    home.mkdir()
+def home(tmp_path: Path) -> Path:
+    """Give an empty home, in whose subdirectory the command's database would be."""
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def process(home: Path) -> Command:
+    """Return the command in a process of its own: for what only a process has."""
 
     def command(*arguments: str, **more: str) -> Done:
         line = [sys.executable, "-m", "advisor", *arguments]
         return subprocess.run(
-            line, capture_output=True, text=True, cwd=home, env=environment(home, **more), check=False, timeout=120
+            line, capture_output=True, text=True, cwd=home, env=environment(home, **more), check=False, timeout=240
         )
+
+    return command
+
+
+@pytest.fixture
+def advisor(home: Path, in_process: Command) -> Command:
+    """Return the command: the same function with the same streams, variables and folder, in this process."""
+
+    def command(*arguments: str, **more: str) -> Done:
+        return in_process(*arguments, cwd=home, env=environment(home, **more))
 
     return command
 
@@ -203,6 +218,16 @@ def test_bad_input_is_told_in_one_line(advisor: Command, tmp_path: Path, case: s
     before = tree(tmp_path)
 
     assert words in line_of(advisor(*arguments), 2)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", ["no command", "length 0", "length beyond", "no such GPU", "why not what"])
+def test_bad_input_is_told_by_the_whole_process(process: Command, tmp_path: Path, home: Path, case: str) -> None:
+    """The same in a process of its own, of each place where it is found: the parser, the model's files, the device."""
+    arguments, words = BAD[case]
+    before = tree(tmp_path)
+
+    assert words in line_of(process(*arguments), 2)
     assert tree(tmp_path) == before
 
 
@@ -788,10 +813,10 @@ def test_head_gets_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_path: Path, form: str) -> None:
+def test_a_terminal_without_these_characters_gets_others(process: Command, tmp_path: Path, form: str) -> None:
     """On a stream that can't show ×, · or – they become question marks, which is no reason to fail."""
     url = stored(f"sqlite:///{tmp_path}/advisor.db")
-    done = advisor(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = process(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
@@ -985,11 +1010,11 @@ def test_the_version_and_the_help_are_printed(capsys: pytest.CaptureFixture[str]
         assert words in capsys.readouterr().out
 
 
-def test_tune_prints_json_alone_and_suggest_says_the_same(advisor: Command, tmp_path: Path) -> None:
+def test_tune_prints_json_alone_and_suggest_says_the_same(process: Command, tmp_path: Path) -> None:
     """A real tune prints one JSON document to stdout and its progress to stderr, and suggest answers the same."""
     url = f"sqlite:///{tmp_path}/made/for/it/advisor.db"
-    tuned = advisor(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
-    asked = advisor(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    tuned = process(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    asked = process(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
 
     assert tuned.returncode == 0, tuned.stderr
     assert "tokens/s" in tuned.stderr
