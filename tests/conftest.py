@@ -1,4 +1,4 @@
-"""What tests share: a folder of locks a process, an empty database on SQLite and one on a real PostgreSQL, which is started once."""
+"""What tests share: locks of their own, an empty database on SQLite and one on a real PostgreSQL, which is started once."""
 
 from __future__ import annotations
 
