@@ -431,6 +431,7 @@ def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Comman
     assert len(second.workers()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_tune_killed_at_random_moments_loses_nothing(database_url: str) -> None:
     """Killed three times and run again, a tune keeps every finished trial, measures nothing twice and completes.
