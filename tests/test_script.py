@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ transformers = pytest.importorskip("transformers")
 
 import advisor as package  # noqa: E402
 from advisor import facts_torch, probe  # noqa: E402
+from advisor import script as scripts  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
@@ -100,17 +102,26 @@ EXACT = [c for c in UNQUANTISED if c["precision"] == "fp32" and c["attention"] !
 
 def check_form(script: str) -> None:
     """See that a script compiles, and that it has no blank line too many, no blank end of line, and one line at its end."""
-    compile(script, "script", "exec")
+    tree = ast.parse(script)
+    compile(tree, "script", "exec")
     assert script.endswith("\n")
     assert not script.endswith("\n\n")
     assert "\n\n\n\n" not in script
     assert all(line == line.rstrip() for line in script.splitlines())
     lines = script.splitlines()
-    for node in ast.walk(ast.parse(script)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "run":  # the others are sources of our own
             assert all(lines[node.lineno - 1 : node.end_lineno]), node.name
     for place in re.finditer(r"\n\n\n", script):
         assert re.match(r"(@|def |#|run\(drop\))", script[place.end() :]), script[place.end() : place.end() + 40]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sources_read_once() -> Iterator[None]:
+    """Read each function's source once for 1,500 scripts: the files stay as they are meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripts, "function_source", cache(scripts.function_source))
+        yield
 
 
 @pytest.fixture(scope="module")
