@@ -28,6 +28,11 @@ def _use_own_locks() -> None:
 
 
 _use_own_locks()
+for _name in (
+    "COLUMNS",
+    "LINES",
+):  # a process of xdist has them from readline: what is printed on a pipe is as wide as it is
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def check_form(script: str) -> None:
     assert "\n\n\n\n" not in script
     assert all(line == line.rstrip() for line in script.splitlines())
     lines = script.splitlines()
-    for node in ast.walk(tree):
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "run":  # the others are sources of our own
             assert all(lines[node.lineno - 1 : node.end_lineno]), node.name
     for place in re.finditer(r"\n\n\n", script):
