@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
     from advisor.store import Store
     from advisor.suggest import Recommendation
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
 #: How long a device may take to show what it reaches, in seconds.
 _CEILINGS_S = 120.0
@@ -171,7 +171,9 @@ class Ready:
         lengths = tuple(len(sequence) for sequence in sequences)
         if not lengths:
             return []
-        by_length = self._configuration["packing"] == "sorted"
+        from advisor.knobs import traits_of
+
+        by_length = traits_of(self._configuration).by_length
         return [list(batch) for batch in Workload(lengths, self.batch).batches(by_length=by_length)]
 
     @property
@@ -191,7 +193,7 @@ class Ready:
         import torch
 
         from advisor import facts_torch
-        from advisor.knobs import packing_torch
+        from advisor.knobs import collate
         from advisor.workloads import forward_torch
 
         configuration = self._configuration
@@ -199,7 +201,7 @@ class Ready:
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
         batching = self._session.batching(self._request, configuration)
-        made, places = packing_torch.collate(configuration["packing"], tensors, batching)
+        made, places = collate(configuration, tensors, batching)
         made = facts_torch.accepted(made, self._request["facts"]["accepts"])
         return self._asked.arguments(forward_torch.Call(made, tuple(range(len(tensors))), tuple(places)))
 
@@ -255,7 +257,11 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     from advisor import probe
     from advisor.checkpoint import find_model
     from advisor.declared import refuse_unknown
+    from advisor.launch import warm_up
+    from advisor.leftovers import somebody_measures
 
+    if to_measure and not somebody_measures():
+        warm_up()  # importing takes the longest of all that comes before the first trial
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:
         raise BadInput(machine.problem, machine.remedy)
@@ -335,7 +341,7 @@ def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
     """Return what is to be tuned, and what is to be told of its workload. Raises BadInput."""
     budget, timeout_s = arguments.budget_of(options), arguments.parse_duration(options.timeout, "--timeout")
     asked = asked_of(options, to_measure=True)
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
     nouns = asked.source, asked.workload, asked.objective
     began = getattr(options, "began", None)

@@ -11,6 +11,8 @@ from statistics import median
 
 import torch
 
+from advisor.knobs import KNOBS, Traits
+
 #: Side of the square matrices: large enough to fill a GPU; a CPU core takes 50 ms for one product of its size.
 _SIDE = {"cuda": 8192, "cpu": 1024}
 
@@ -31,17 +33,18 @@ def measure(device: str) -> dict[str, float]:
     """
     kind = device.partition(":")[0]
     found = {}
-    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    for name, dtype in precisions.items():
+    for name, choice in KNOBS["precision"].choices.items():
+        mode = choice.traits.float32_matmul
+        if mode != Traits.float32_matmul and kind != "cuda":
+            continue
+        torch.set_float32_matmul_precision(mode)
         try:
-            found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, dtype)
+            found[f"matmul_{name}_per_s"] = _matmul_per_s(device, kind, getattr(torch, choice.traits.dtype))
         except RuntimeError as error:
             if not any(words in str(error) for words in _NO_SUCH_PRODUCT):
                 raise
-    if kind == "cuda":
-        torch.set_float32_matmul_precision("high")
-        found["matmul_tf32_per_s"] = _matmul_per_s(device, kind, torch.float32)
-        torch.set_float32_matmul_precision("highest")
+        finally:
+            torch.set_float32_matmul_precision(Traits.float32_matmul)
     source = torch.empty(_COPY_BYTES[kind] // 4, device=device).normal_()
     target = torch.empty_like(source)
     found["copy_bytes_per_s"] = 2 * _COPY_BYTES[kind] / _seconds(lambda: target.copy_(source), kind)

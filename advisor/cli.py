@@ -27,7 +27,7 @@ from advisor.terminal import in_a_line, printable_json
 if TYPE_CHECKING:
     from advisor.progress import Progress
     from advisor.suggest import Recommendation
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
 
 def run(arguments: Sequence[str], began: float | None = None) -> int:

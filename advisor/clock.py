@@ -54,18 +54,15 @@ class Clock:
 
 
 class Bounded:
-    """A runner within a budget. graceful: whether what runs now may use the grace; start_s: what a fresh process cost.
+    """A runner within a budget. graceful: whether what runs now may use the grace.
 
     took_s: seconds of the last request, by its operation.
-    start_s is measured, not guessed: the first request of a study reads the model's facts in a fresh process, and what that
-    takes, starting Python, importing torch and transformers, every fresh process of the confirmation takes again.
     """
 
     def __init__(self, runner: Runner, clock: Clock) -> None:
         """Run in this runner, by this clock."""
         self.runner, self.clock = runner, clock
         self.graceful = True
-        self.start_s: float | None = None
         self.took_s: dict[str, float] = {}
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -79,11 +76,14 @@ class Bounded:
         result = self.runner.run(request, min(timeout_s, left_s))
         took_s = self.clock.now() - began
         self.took_s[str(request["op"])] = took_s
-        if self.start_s is None:
-            self.start_s = took_s
         if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
             raise BudgetSpent
         return result
+
+    @property
+    def start_s(self) -> float:
+        """Seconds that a fresh process takes to be there: those that one took, not guessed."""
+        return self.runner.start_s if isinstance(self.runner, LocalRunner) else 0.0
 
     def restart(self) -> None:
         """Have the next request run in a fresh process, and keep the device."""

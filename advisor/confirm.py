@@ -1,24 +1,35 @@
-"""The confirmation: who meets the default, in which blocks, what that costs, and what the blocks say.
+"""The confirmation: who meets the default, in which blocks and processes, what that costs, and what the blocks say.
 
-In each block every contestant runs once, in a fresh process and in random order. A block belongs to one invocation of `tune`
-on one device: its number is never used again, so that nobody is compared with the default of another day or another GPU.
+A block belongs to one invocation of `tune` on one device: its number is never used again, so that nobody is compared with the
+default of another day or another GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 from advisor.configuration import Configuration
-from advisor.measurement import TIE_ZONE, Comparison
+from advisor.environment import Machine
+from advisor.knobs import choice_of, choices_of, fixes_weights
+from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.model import ModelFacts
 from advisor.objective import Metric
 from advisor.trial import Outcome, Trial
 
 #: How many candidates meet the default in each block at most.
 FINALISTS = 3
 
-#: When the timing of a run in a block ends: `advisor.timing_torch.Stopping`.
-STOPPING = {"least": 5, "most": 10, "seconds": 20.0, "least_long": 5, "seconds_long": 30.0}
+#: A turn on a GPU lasts at least so long (seconds), for its clock follows its load; on a CPU a shorter one tells as much.
+TURN_S = {True: 1.0, False: 0.2}
+
+#: How many turns each contestant of a block has at least and at most, `advisor.block_torch.Turns`.
+TURNS = {"least": 3, "most": 7}
+
+#: Models that share a process may take this share of the device's free memory together.
+TOGETHER_SHARE = 0.8
 
 
 def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default_right: bool) -> list[Configuration]:
@@ -65,11 +76,11 @@ def block_ratios(
 
 
 def compared(
-    trials: Sequence[Trial], candidates: Iterable[Configuration], baseline: Configuration, aim: Metric
+    trials: Sequence[Trial], candidates: Iterable[Configuration], baseline: Configuration, aim: Metric, planned: int
 ) -> list[Comparison]:
-    """Return what all stored blocks say of candidates; nothing of those that have none."""
+    """Return what all stored blocks say of candidates; nothing of those that have none. planned: how many blocks at most."""
     found = ((c, block_ratios(trials, c, baseline, aim)) for c in candidates)
-    return [Comparison(c.key, baseline.key, tuple(ratios)) for c, ratios in found if ratios]
+    return [Comparison(c.key, baseline.key, tuple(ratios), planned) for c, ratios in found if ratios]
 
 
 def contestants(trials: Iterable[Trial], baseline: Configuration) -> list[Configuration]:
@@ -86,24 +97,69 @@ def next_block(trials: Iterable[Trial]) -> int:
     )
 
 
-def run_s(trials: Sequence[Trial], configuration: Configuration, start_s: float) -> float:
-    """Return the seconds that a run of a block is expected to take, in a process of its own.
+def turns_for(machine: Machine) -> dict[str, Any]:
+    """Return when the turns of a block end on a device: the arguments of `advisor.block_torch.Turns`."""
+    return {**TURNS, "turn_s": TURN_S[machine.environment.is_cuda]}
 
-    What such runs took in this study, or else what the search saw: start_s, measured when the study's first process started,
-    loading, the first call, warm-up and rounds.
+
+def least_blocks(planned: int) -> int:
+    """Return how many blocks are run before the answer is looked at."""
+    return min(planned, LEAST_BLOCKS)
+
+
+def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Configuration]]:
+    """Return who of a block shares a process, the default's first.
+
+    Choices that switch something of the process can't meet others there. is_alone: everybody has a process of its own.
     """
+    groups: dict[Any, list[Configuration]] = {}
+    for number, configuration in enumerate(order):
+        wide = tuple(c for c in configuration.items() if choice_of(*c).traits.process_wide)
+        groups.setdefault(number if is_alone else wide, []).append(configuration)
+    return list(groups.values())
+
+
+def fits_together(
+    group: Sequence[Configuration], trials: Iterable[Trial], free_bytes: int | None, facts: ModelFacts
+) -> bool:
+    """Whether all models of a group fit beside one another: by the peaks that their search trials saw, each by itself.
+
+    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit unless there is one model.
+    """
+    peaks: dict[Any, float] = {}
+    seen = {t.ran: t.peak_bytes for t in trials if t.phase == "search" and t.peak_bytes}
+    for configuration in group:
+        fixed = (c for c in choices_of(configuration) if fixes_weights(c, switches_attention=facts.switches_attention))
+        weights = tuple((choice.knob, choice.name) for choice in fixed)
+        peaks[weights] = max(peaks.get(weights, 0.0), float(seen.get(configuration, math.inf)))
+    return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
+
+
+def block_s(trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any]) -> float:
+    """Return the seconds that a block of these is expected to take.
+
+    What each took in a block of this study, or else what the search saw: loading, the first call and its turns, one of which
+    does not count. start_s: of a fresh process; where all have one of their own, it is paid for each.
+    """
+    return sum(_contestant_s(trials, configuration, start_s, turns) for configuration in order)
+
+
+def _contestant_s(
+    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any]
+) -> float:
     walls = [
-        t.wall_s for t in trials if t.phase == "confirm" and t.requested == configuration
-        and t.outcome is Outcome.OK and t.wall_s
-    ]  # fmt: skip
+        t.wall_s
+        for t in trials
+        if t.phase == "confirm" and t.requested == configuration and t.outcome is Outcome.OK and t.wall_s
+    ]
     if walls:
         return max(walls)
     ran = [t for t in trials if t.phase == "search" and t.ran == configuration and t.measurements]
     load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
     first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
-    timed_s = min(max(STOPPING["least"] * round_s, 1.0), max(STOPPING["seconds"], 3 * round_s))
-    return start_s + load_s + first_s + 3 * round_s + timed_s
+    turn_s = max(float(turns["turn_s"]) + round_s / 2, round_s)
+    return start_s + load_s + first_s + (1 + int(turns["least"])) * turn_s
 
 
 def affordable(

@@ -24,7 +24,7 @@ from advisor.checked import is_text
 from advisor.configuration import Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs.choice import Verdict
+from advisor.knobs import Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective

@@ -16,15 +16,12 @@ import torch
 from advisor import counts_torch, kinds_torch, packed_torch, structure_torch
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
-from advisor.knobs import Choice, attention_torch, choice_of, packing_torch
+from advisor.knobs import KNOBS, Batching, Choice, choices_of, function_of
 from advisor.model import ModelFacts
 from advisor.workloads.after_torch import after_pooling_of
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
-
-#: Modules whose functions choices may name in `functions`.
-_FUNCTIONS = {"attention_torch": attention_torch, "packing_torch": packing_torch}
 
 _OPTIONAL = ("attention_mask", "position_ids", "logits_to_keep", "cu_seq_lens_q")
 _FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -68,7 +65,7 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     allow_kernels(tuple(_KERNEL_SWITCHES))
     names: dict[str, Any] = {"torch": torch}
     lines = [line for choice in choices for line in (*choice.imports, *choice.before)]
-    names |= {name: getattr(_FUNCTIONS[module], name) for choice in choices for module, name in choice.functions}
+    names |= {name: function_of(module, name) for choice in choices for module, name in choice.functions}
     for line in dict.fromkeys(lines):
         exec(line, names)  # noqa: S102  (our own lines: the ones that the suggestion prints)
     return names
@@ -108,7 +105,7 @@ def load(
     names: from :func:`statements`. Keyword arguments and statements are the choices' own, the ones that the suggestion
     prints.
     """
-    choices = [choice_of(knob, name) for knob, name in configuration.items()]
+    choices = choices_of(configuration)
     arguments = arguments_of(choices, configuration, names)
     auto = kinds_torch.auto_of(output, config_of(source))
     if source["weights"] == "random":
@@ -259,7 +256,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         raise BadInput(beside["problem"])
     causal = _is_causal(model)
     positions = _positions(source, model, config, auto)
-    batching = packing_torch.Batching(
+    batching = Batching(
         0, causal=causal, first_position=positions["position_offset"], apart=False, dtype=torch.float32, left=causal
     )
     packed = packed_torch.packed_row(
@@ -278,13 +275,13 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         **_sizes(source, model, config, dtype, counts),
         **_attention(model, config),
         **positions,
+        **{name: value for knob in KNOBS.values() for name, value in knob.facts(model).items()},
         packed_row=packed,
         prequantized=_prequantized(source, config),
         is_causal=causal,
         pooling=beside.get("pooling") or ("last" if causal else "mean"),
         after_pooling=tuple(beside.get("after_pooling", ())),
         head=_head(model),
-        fused_encoder=attention_torch.is_fusable(model),
         logits_class=kinds_torch.logits_class(config),
         pads=not (output == "scores" and causal and getattr(config.get_text_config(), "pad_token_id", None) is None),
         recurrent=structure_torch.is_recurrent(model),
@@ -442,10 +439,9 @@ def dequantised(model: Any) -> Any:
     return plain
 
 
-def loses_bits(source: Mapping[str, Any], precision: str) -> bool:
-    """Whether loading a checkpoint in 16 bits rounds some of its weights: then the reference is loaded in fp32."""
+def loses_bits(source: Mapping[str, Any], wider: Sequence[str]) -> bool:
+    """Whether loading a checkpoint rounds some of its weights: those of these dtypes. Then the reference is loaded in fp32."""
     path = Path(source["path"])
-    wider = {"fp16": {"F32", "F64", "BF16"}, "bf16": {"F32", "F64", "F16"}}[precision]
     if source["weights"] == "random" or not path.is_dir():
         return False
     files = sorted(path.glob("*.safetensors"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,8 +20,7 @@ from advisor import facts_torch, fp32_torch, gate_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.gate_torch import Looked
 from advisor.judge import GATE_VERSION, depends_on_batch, layout_limit
-from advisor.knobs import choice_of
-from advisor.knobs.flash_fp32_torch import flash_in_fp32
+from advisor.knobs import choice_of, choices_of, reference_choices, traits_of
 from advisor.model import ModelFacts
 from advisor.session_torch import Session, asked_of
 from advisor.trial import Quality
@@ -67,17 +67,16 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
 
 def _attempts(request: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Return in which precision to load the weights, and whether they stay beside the device: to be tried in this order."""
-    own = request["configuration"]["precision"]
-    widened = own in ("fp16", "bf16") and not facts_torch.loses_bits(request["source"], own)
-    precision = own if widened else "fp32"
+    own, wider = request["configuration"]["precision"], traits_of(request["configuration"]).rounds
+    is_widened = bool(wider) and not facts_torch.loses_bits(request["source"], wider)
+    precision = own if is_widened else reference_choices()["precision"]
     return [(precision, False)] + ([(precision, True)] if request["device"].startswith("cuda") else [])
 
 
 def _load_for_reference(session: Session, request: Mapping[str, Any], precision: str, *, beside: bool) -> str:
     """Load the default's weights with eager attention; return in words how the reference is computed."""
-    configuration = Configuration.of(request["configuration"]).replaced(
-        attention="eager", precision=precision, packing="padded"
-    )
+    default = Configuration.of(request["configuration"])
+    configuration = default.replaced(**{**reference_choices(), "precision": precision})
     facts = ModelFacts.of(request["facts"])
     try:
         session.load(request, configuration)
@@ -91,9 +90,15 @@ def _load_for_reference(session: Session, request: Mapping[str, Any], precision:
         session.settings = fp32_torch.Settings(session.model)
     if beside:
         session.model.to("cpu")
-    how = "eager" + (" in chunks" if _use_chunks(session, request, facts) else "")
+    how = _plain_attention() + (" in chunks" if _use_chunks(session, request, facts) else "")
     where = ", weights beside the device" if beside else ""
     return f"fp32, {how}{where}, one sequence at a time"
+
+
+def _plain_attention() -> str:
+    """Return transformers' name of the attention that the reference is computed with."""
+    choice = choice_of("attention", reference_choices()["attention"])
+    return str(literal_eval(choice.load(Configuration(()))["attn_implementation"]))
 
 
 def _use_chunks(session: Session, request: Mapping[str, Any], facts: ModelFacts) -> bool:
@@ -161,7 +166,7 @@ def figures_of(
     probed = gate_torch.to_probe(calls, facts.windows)
     quality, kept = _compared(looked, calls, tokens, reference, request, probed)
     seconds, found = {"error_s": time.perf_counter() - began}, dict(gate["known"])
-    if "layout" not in found and not _is_quantised(configuration):
+    if "layout" not in found and not traits_of(configuration).quantises:
         began = time.perf_counter()
         found |= look_at_layout(session, request, configuration)
         seconds["layout_s"] = time.perf_counter() - began
@@ -272,10 +277,10 @@ def look_at_layout(session: Session, request: Mapping[str, Any], configuration: 
 
 def _stand_in(own: str, configuration: Configuration) -> str:
     """Return in words what attended: the kernels that take 16 bits alone, and what is compiled, are stood in for."""
-    if any(choice_of(knob, name).compiles for knob, name in configuration.items()):
-        return f"eager in place of {own}"
-    is_flash = "flash" in own or own == "torch_varlen"
-    return f"plain attention by the interface of {own}" if is_flash else own
+    if traits_of(configuration).compiles:
+        return f"{_plain_attention()} in place of {own}"
+    is_stood_in = any(choice.in_fp32 is not None for choice in choices_of(configuration))
+    return f"plain attention by the interface of {own}" if is_stood_in else own
 
 
 def _layout_error(
@@ -314,15 +319,19 @@ def _layout_errors(
     sequences = {number: tokens[number] for call in chosen for number in call.sequences}
     distances = forward.distances(workload, facts.vocabulary if workload.output in LOGITS else facts.hidden_size)
     looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0, session.settings)
-    if facts.switches_attention or str(session.model.config._attn_implementation) == "eager":
+    if facts.switches_attention or str(session.model.config._attn_implementation) == _plain_attention():
         with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
             truth = gate_torch.alone(looked, sequences, facts.accepts)
     else:
         truth = _alone_in_eager_copy(looked, request, configuration, facts, kept, sequences)
     looked = replace(looked, deviation=gate_torch.deviation_of(truth.values(), workload.output))
-    if any(choice_of(knob, name).compiles for knob, name in configuration.items()):
-        session.switch("eager")  # its masks are made of the same parts, and every shape would be compiled
-    with _any_kernel(), flash_in_fp32(str(session.model.config._attn_implementation)):
+    if traits_of(configuration).compiles:
+        session.switch(_plain_attention())  # its masks are made of the same parts, and every shape would be compiled
+    with ExitStack() as stack:
+        stack.enter_context(_any_kernel())
+        for choice in choices_of(configuration):
+            if choice.in_fp32 is not None:
+                stack.enter_context(choice.in_fp32(str(session.model.config._attn_implementation)))
         return gate_torch.layout_errors(looked, chosen, truth)
 
 
@@ -335,8 +344,8 @@ def _alone_in_eager_copy(
     For classes that do not switch on a loaded model. There sdpa can be another function than eager (Falcon with ALiBi in
     transformers 5.24), which a layout that is compared with itself would not show, and which 16 bits can hide.
     """
-    eager = configuration.replaced(attention="eager")
-    names = facts_torch.statements([choice_of(knob, name) for knob, name in eager.items()])
+    eager = configuration.replaced(attention=reference_choices()["attention"])
+    names = facts_torch.statements(choices_of(eager))
     model = facts_torch.load(request["source"], eager, request["device"], looked.asked.output, names)
     copied = replace(looked, model=model, settings=fp32_torch.Settings(model))
     with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
@@ -356,8 +365,7 @@ def _for_layout(calls: Sequence[forward.Call], windows: Sequence[int]) -> list[f
 def _eagerly(session: Session, configuration: Configuration, facts: ModelFacts, longest: int) -> Iterator[None]:
     """Attend eagerly for a while, in chunks of queries where all scores would be too large, where the class can be switched."""
     own = str(session.model.config._attn_implementation)
-    choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    if not facts.switches_attention or any(choice.own_load for choice in choices):  # eager by itself, or made otherwise
+    if not facts.switches_attention or traits_of(configuration).own_load:  # eager by itself, or made otherwise
         yield
         return
     large = facts.heads * longest**2 * 4 > fp32_torch.SCORES_BYTES
@@ -365,7 +373,7 @@ def _eagerly(session: Session, configuration: Configuration, facts: ModelFacts, 
         fp32_torch.register_chunks()
         session.switch(fp32_torch.IN_CHUNKS)
     else:
-        session.switch("eager")
+        session.switch(_plain_attention())
     try:
         yield
     finally:
@@ -380,10 +388,6 @@ def _any_kernel() -> Iterator[None]:
         stack.callback(facts_torch.allow_kernels, allowed)
         facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
         yield
-
-
-def _is_quantised(configuration: Configuration) -> bool:
-    return choice_of("quantization", configuration["quantization"]).quantises
 
 
 def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:

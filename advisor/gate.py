@@ -12,16 +12,12 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.judge import GATE_VERSION
-from advisor.knobs import choice_of
+from advisor.knobs import KNOBS, choices_of, traits_of
 from advisor.trial import Quality, Trial
 
 #: Figures of `advisor.trial.Quality` by the part of the gate that finds them.
 LAYOUT_FIGURES = ("layout", "layout_words", "layout_pads")
 PROBE_FIGURES = ("neighbours", "pads", "own", "repeat", "probe_void", "probed")
-
-#: What the layout in fp32 depends on; the independence probe depends on the weights too.
-_LAYOUT_KNOBS = ("attention", "packing", "batch")
-_PROBE_KNOBS = ("attention", "packing", "batch", "precision", "quantization")
 
 
 def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Any]:
@@ -31,9 +27,11 @@ def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict
         quality = trial.quality
         if trial.phase != "search" or quality is None or quality.gate != GATE_VERSION or trial.ran != trial.requested:
             continue
-        if quality.layout is not None and _agree(trial.requested, configuration, _LAYOUT_KNOBS):
+        # What the layout in fp32 depends on; the independence probe depends on the weights too.
+        knobs = [name for name, knob in KNOBS.items() if not knob.reload]
+        if quality.layout is not None and _agree(trial.requested, configuration, knobs):
             found |= _figures(quality, LAYOUT_FIGURES)
-        if quality.probed and _agree(trial.requested, configuration, _PROBE_KNOBS):
+        if quality.probed and _agree(trial.requested, configuration, KNOBS):
             found |= _figures(quality, PROBE_FIGURES)
     return found
 
@@ -51,14 +49,14 @@ def layout_request(
 ) -> Configuration | None:
     """Return the configuration whose layout is to be looked at before a trial that can't do it with its own weights.
 
-    plain: the default's: a configuration that quantises is looked at with the default's precision and quantization. None
+    plain: the default's: a configuration that quantises is looked at with the default's weights. None
     where nothing is missing, or where the default is quantised too: then nobody has floats to look with.
     """
-    choice = choice_of("quantization", configuration["quantization"])
-    if not choice.quantises or choice_of("quantization", plain["quantization"]).quantises:
+    traits = traits_of(configuration)
+    if not traits.quantises or traits_of(plain).quantises:
         return None
-    missing = "layout" not in known or (not choice.independent and "probed" not in known)
-    same = {knob: plain[knob] for knob in ("precision", "quantization")}
+    missing = "layout" not in known or (not traits.independent and "probed" not in known)
+    same = {knob: name for knob, name in plain.items() if KNOBS[knob].reload}
     return configuration.replaced(**same) if missing else None
 
 
@@ -67,9 +65,9 @@ def figures_found(result: Mapping[str, Any], configuration: Configuration) -> di
 
     The probe counts only where the configuration's own arithmetic can't be probed: else it is probed itself.
     """
-    choice = choice_of("quantization", configuration["quantization"])
-    names = LAYOUT_FIGURES if choice.independent else (*LAYOUT_FIGURES, *PROBE_FIGURES)
+    dependent = [choice.name for choice in choices_of(configuration) if not choice.traits.independent]
+    names = (*LAYOUT_FIGURES, *PROBE_FIGURES) if dependent else LAYOUT_FIGURES
     found = {name: result[name] for name in names if name in result}
     if "probed" in found:
-        found["probed"] += f"; without {choice.name}, which depends on the whole batch by design"
+        found["probed"] += f"; without {', '.join(dependent)}, which depends on the whole batch by design"
     return found

@@ -24,7 +24,7 @@ from advisor.trial import Outcome, Quality, Trial
 
 if TYPE_CHECKING:  # tune brings Optuna
     from advisor.space import Space
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
 #: Studies, or trials, that are held in memory at once while they are listed.
 PAGE = 500
@@ -339,7 +339,7 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
 
 def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
     """Turn a worker's result into a trial with the stored one's number."""
-    from advisor.tune import measurements_of
+    from advisor.perform import measurements_of
 
     rounds = result.get("rounds")
     return replace(

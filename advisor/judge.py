@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.configuration import Configuration
-from advisor.knobs import advised, choice_of, tier_of
+from advisor.knobs import advised, choices_of, tier_of, traits_of
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
 from advisor.terminal import gib
@@ -37,16 +37,15 @@ FACTOR = 2.0
 KL_FACTOR = FACTOR**2
 
 #: The layout in fp32: the rms error of any one sequence against the same sequence alone, in standard deviations. fp32
-#: kernels differ by 2e-5 on an H200 (the origin of FLOORS["fp32"]); what positions, windows and masks do wrong begins at 1e-3.
+#: kernels differ by 2e-5 on an H200 (the origin of FLOORS[FULL]); what positions, windows and masks do wrong begins at 1e-3.
 LAYOUT_LIMIT = 1e-4
 
 #: The same of layers that carry a state: 16 bits round its tables of decays one by one, so that a block that begins elsewhere
 #: decays a little otherwise. MiniMax, padded in bf16, is right and off by 7e-4; what reads pads moves in the probe.
 LAYOUT_LIMIT_OF_STATES = 3e-3
 
-#: Steps between neighbouring numbers near 1, by precision: what a mixture of experts may move by in the probe is counted in
-#: them, for the tokens that an expert gets change the shape of its matrix product (measurement.md, D).
-EPSILON: Mapping[str, float] = {"fp32": 2**-23, "tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}
+#: What a mixture of experts may move by in the probe is counted in steps between neighbouring numbers near 1, for the tokens
+#: that an expert gets change the shape of its matrix product (measurement.md, D).
 EXPERTS_STEPS = 8
 
 #: But never by more than this (σ): documents that read one another move by several.
@@ -73,34 +72,35 @@ class Floor:
     origin: str
 
 
+#: Bits of mantissa of the finest and of the coarsest numbers that there are limits for.
+FULL, COARSE = 23, 7
+
 _SHIPPED = "3 × the largest of 100 calibration runs on the shipped model (docs/results/2026-11-23-cpu.md)"
 
 #: Where the default's own error is ~0 (an fp32 default against the fp32 reference), the factor alone would reject every
-#: right configuration. Calibrated: exact configuration against exact configuration (benchmarks/calibrate_gate.py).
-FLOORS: Mapping[str, Floor] = {
-    "fp32": Floor(6.2e-5, 1.1e-9, "3 × sdpa against eager, Llama-3-8B shape in fp32, 4,096 tokens, on an H200"),
-    "tf32": Floor(3.1e-3, 6.3e-6, "fp16's: the same 10 bits of mantissa; not calibrated by itself"),
-    "fp16": Floor(3.1e-3, 6.3e-6, _SHIPPED),
-    "bf16": Floor(6.3e-2, 5.4e-4, "3 × the largest, Llama-3.2-1B shape on a CPU (docs/results/2026-11-23-cpu.md)"),
+#: right configuration. Calibrated: exact configuration against exact configuration (benchmarks/calibrate_gate.py). By how fine
+#: the numbers are, in bits of mantissa: 23 of fp32, 10 of fp16 and of tf32 (which was not calibrated by itself), 7 of bf16.
+FLOORS: Mapping[int, Floor] = {
+    FULL: Floor(6.2e-5, 1.1e-9, "3 × sdpa against eager, Llama-3-8B shape in fp32, 4,096 tokens, on an H200"),
+    10: Floor(3.1e-3, 6.3e-6, _SHIPPED),
+    COARSE: Floor(6.3e-2, 5.4e-4, "3 × the largest, Llama-3.2-1B shape on a CPU (docs/results/2026-11-23-cpu.md)"),
 }
 
 #: The most that any exact configuration may be off, the default among them: 1.5 times the largest error that a right one of
 #: a real shape was seen to have. bf16: Llama-3-8B shape, eager, on an H200 (docs/results/2026-11-23-h200.md: rms 0.095,
 #: KL 7.4e-3); fp16 has 8 times finer steps than bf16.
-MOST: Mapping[str, Floor] = {
-    "fp32": Floor(1e-3, 1e-6, "over ten times the floor"),
-    "tf32": Floor(2e-2, 2e-4, "steps of fp16"),
-    "fp16": Floor(2e-2, 2e-4, "bf16's over 8, and over 64 for KL"),
-    "bf16": Floor(0.15, 1.1e-2, "Llama-3-8B shape on an H200"),
+MOST: Mapping[int, Floor] = {
+    FULL: Floor(1e-3, 1e-6, "over ten times the floor"),
+    10: Floor(2e-2, 2e-4, "bf16's over 8, and over 64 for KL"),
+    COARSE: Floor(0.15, 1.1e-2, "Llama-3-8B shape on an H200"),
 }
 
 #: The same for mixtures of experts: rounding sends some tokens to other experts, in every configuration alike. Their output
 #: then is another one, whatever the dtype's steps are, so only the share of such tokens shrinks with the steps.
-MOST_WITH_EXPERTS: Mapping[str, Floor] = {
-    "fp32": Floor(2e-2, 2e-3, "a token in thousands goes to another expert"),
-    "tf32": Floor(0.3, 0.2, "steps of fp16"),
-    "fp16": Floor(0.3, 0.2, "a third of bf16's, and less for KL"),
-    "bf16": Floor(0.9, 1.0, "documents that read one another are off by 1.0 and more"),
+MOST_WITH_EXPERTS: Mapping[int, Floor] = {
+    FULL: Floor(2e-2, 2e-3, "a token in thousands goes to another expert"),
+    10: Floor(0.3, 0.2, "a third of bf16's, and less for KL"),
+    COARSE: Floor(0.9, 1.0, "documents that read one another are off by 1.0 and more"),
 }
 
 
@@ -227,7 +227,7 @@ def wrong(trial: Trial, default: Trial | None, facts: ModelFacts) -> tuple[str, 
     found = [*_dependence(quality, ran, facts), *_layout(quality, facts)]
     if quality.is_against_fp32 and tier_of(ran.items(), facts) is Tier.EXACT:
         right = default if default is not None and default is not trial and not wrong(default, None, facts) else None
-        found += _exact_failures(quality, _precision(trial), facts, right.quality if right is not None else None)
+        found += _exact_failures(quality, mantissa_bits(trial), facts, right.quality if right is not None else None)
     if not found and trial.outcome is Outcome.WRONG_OUTPUT and NOT_FINITE in trial.reason:
         found.append(trial.reason)  # seen of a batch outside the sample that the figures are of
     return tuple(found)
@@ -238,8 +238,7 @@ def _dependence(quality: Quality, ran: Configuration, facts: ModelFacts) -> list
     if quality.probe_void:
         return [f"the independence probe is void: {quality.probe_void}"]
     found = _read(quality, ran, facts)
-    steps = EPSILON.get(ran.get("precision", ""), EPSILON["bf16"])
-    if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), steps):
+    if quality.repeat is not None and quality.repeat > max(probe_limit(ran, facts), _step(ran)):
         found.append(f"two equal runs differ by {quality.repeat:.1e} σ: the output is random")
     return found
 
@@ -278,8 +277,12 @@ def probe_limit(ran: Mapping[str, str], facts: ModelFacts) -> float:
     """Return how far (σ) an output may move in the independence probe: not at all, but for mixtures of experts."""
     if not facts.experts:
         return 0.0
-    steps = EXPERTS_STEPS * EPSILON.get(ran["precision"], EPSILON["bf16"]) * facts.layers
-    return min(steps, EXPERTS_MOST)
+    return min(EXPERTS_STEPS * _step(ran) * facts.layers, EXPERTS_MOST)
+
+
+def _step(ran: Mapping[str, str]) -> float:
+    """Return the step between neighbouring numbers near 1; the coarsest where the precision is unknown."""
+    return float(2.0 ** -(traits_of(ran).mantissa_bits or COARSE))
 
 
 def layout_limit(facts: ModelFacts) -> float:
@@ -295,32 +298,29 @@ def _layout(quality: Quality, facts: ModelFacts) -> list[str]:
     return [f"its layout is wrong: {found}"]
 
 
-def _precision(trial: Trial) -> str:
-    """Return the precision whose limits count: what ran, as far as that is one that is known."""
-    names = (trial.ran.get("precision", ""), trial.requested.get("precision", ""))
-    return next((name for name in names if name in FLOORS), "fp32")
+def mantissa_bits(trial: Trial) -> int:
+    """Return how fine the numbers are whose limits count: of what ran, as far as that is known, else of what was asked for."""
+    bits = (traits_of(configuration).mantissa_bits for configuration in (trial.ran, trial.requested))
+    return next((found for found in bits if found in FLOORS), FULL)
 
 
-def exact_limits(
-    precision: str, facts: ModelFacts, default: Quality | None, *, from_logits: bool
-) -> tuple[float, float]:
+def exact_limits(bits: int, facts: ModelFacts, default: Quality | None, *, from_logits: bool) -> tuple[float, float]:
     """Return the largest rms error and KL that an exact configuration's figures may have.
 
-    default: the figures of a default that is right, None where there is none: then what right configurations of real shapes
-    were seen to have is the limit. from_logits: whether the dtype's floor counts. The floors of 16 bits come from logits; a
-    leak between documents would pass under them in hidden states, so that these have fp32's floor where no probe looked.
+    bits: of mantissa. default: the figures of a default that is right, None where there is none: then what right
+    configurations of real shapes were seen to have is the limit. from_logits: whether the dtype's floor counts. The floors of
+    16 bits come from logits; a leak between documents would pass under them in hidden states, so that these have fp32's floor
+    where no probe looked.
     """
-    floor, most = FLOORS[precision], (MOST_WITH_EXPERTS if facts.experts else MOST)[precision]
+    floor, most = FLOORS[bits], (MOST_WITH_EXPERTS if facts.experts else MOST)[bits]
     if default is None:
         return most.rms, most.kl
-    least = floor.rms if from_logits else min(floor.rms, FLOORS["fp32"].rms)
+    least = floor.rms if from_logits else min(floor.rms, FLOORS[FULL].rms)
     return max(min(FACTOR * default.rms, most.rms), least), max(min(KL_FACTOR * (default.kl or 0.0), most.kl), floor.kl)
 
 
-def _exact_failures(quality: Quality, precision: str, facts: ModelFacts, default: Quality | None) -> list[str]:
-    rms_limit, kl_limit = exact_limits(
-        precision, facts, default, from_logits=quality.kl is not None or quality.is_probed
-    )
+def _exact_failures(quality: Quality, bits: int, facts: ModelFacts, default: Quality | None) -> list[str]:
+    rms_limit, kl_limit = exact_limits(bits, facts, default, from_logits=quality.kl is not None or quality.is_probed)
     found = []
     if quality.rms > rms_limit:
         found.append(f"rms error {quality.rms:.2e} > {rms_limit:.2e}")
@@ -355,4 +355,4 @@ def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
 
 def depends_on_batch(configuration: Mapping[str, str]) -> tuple[str, ...]:
     """Return the choices of a configuration whose arithmetic depends on the whole batch by design, as LLM.int8's does."""
-    return tuple(f"{knob} {name}" for knob, name in configuration.items() if not choice_of(knob, name).independent)
+    return tuple(f"{c.knob} {c.name}" for c in choices_of(configuration) if not c.traits.independent)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS
+from advisor.knobs import KNOBS, fixes_weights
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
@@ -179,8 +179,7 @@ class Landscape:
         found = []
         for knob, name in configuration.items():
             choice = KNOBS[knob].choices.get(name) if knob in KNOBS else None
-            is_fixed = knob == "attention" and not self.facts.switches_attention
-            if choice is None or KNOBS[knob].reload or choice.own_load or is_fixed:
+            if choice is None or fixes_weights(choice, switches_attention=self.facts.switches_attention):
                 found.append((knob, name))
         return tuple(found)
 

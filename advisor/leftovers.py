@@ -5,6 +5,8 @@ An owner is named by host, pid and when it started, so that a pid that is used a
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -12,6 +14,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -100,6 +103,23 @@ def mark() -> dict[str, str]:
     return {OWNER: f"{_here()}/{owner()}"}
 
 
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process with the thread that started it (prctl PR_SET_PDEATHSIG); elsewhere nothing is done.
+
+    parent: its pid, where it is known: one that died before it was asked is not noticed by Linux.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(0)
+
+
+def name_process(name: str) -> None:
+    """Have `ps` and `top` call this process so (prctl PR_SET_NAME, at most 15 characters): a fork is called like its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(15, name.encode())
+
+
 def lock_folder() -> Path:
     """Return the folder for the locks of this machine's devices: the same one for every user and every session.
 
@@ -113,6 +133,20 @@ def lock_folder() -> Path:
             if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
                 return folder
     return Path(tempfile.gettempdir())
+
+
+def somebody_measures() -> bool:
+    """Whether an advisor measures on a device of this machine: what is not needed yet is not begun beside it."""
+    for path in lock_folder().glob("advisor-*.lock"):
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(lock)
+    return False
 
 
 def open_lock(path: Path) -> int:

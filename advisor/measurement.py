@@ -25,6 +25,15 @@ LEAST_BLOCKS = 3
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 
+#: In standard errors, how far the interval reaches after 3, 4, … of the planned blocks, by how many are planned: one-sided
+#: bounds of a linear error-spending function (the power family's ρ = 1). By block n of K, 2.5 % · n/K is spent on a side, and
+#: all looks together miss the true ratio in 2.5 % on a side; the joint law of the looks' t statistics is taken into account.
+#: Lan & DeMets, Biometrika 70 (1983); Kim & DeMets, Biometrika 74 (1987); Jennison & Turnbull, Group Sequential Methods
+#: (2000), chapter 7. Made by benchmarks/sequential.py, rounded up; a plan of 3 has one look and is Student's.
+BOUNDS: dict[int, tuple[float, ...]] = {
+    9: (7.65, 5.92, 4.64, 3.96, 3.54, 3.27, 3.07),
+}
+
 
 def interval_of_median(samples: Sequence[float]) -> tuple[float, float]:
     """Return the distribution-free interval of the median at 95 % or the most that so few samples allow.
@@ -93,16 +102,23 @@ class Comparison:
 
     block_ratios: per block, baseline seconds over candidate seconds. The interval is a 95 % t-interval over their
     logarithms (measurement.md, "Confirmation"): blocks are the unit that repeats, samples inside a block are not.
+
+    planned: the most blocks there were to be, looked at after each from the third on. With 3 to 9 planned the interval is
+    wider, by BOUNDS, so that it holds at every look: in 95 % all looks' intervals together have the true ratio. With more,
+    and with None (rows from before there were looks), all were run before the first look, and it is Student's.
     """
 
     candidate: str
     baseline: str
     block_ratios: tuple[float, ...]
+    planned: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what has no logarithm."""
+        """Refuse what has no logarithm, and a plan of nothing."""
         if not self.block_ratios or not all(math.isfinite(r) and r > 0 for r in self.block_ratios):
             raise ValueError("block ratios must be positive, finite and not empty")
+        if self.planned is not None and self.planned < 1:
+            raise ValueError(f"no blocks can't be planned: {self.planned}")
 
     @property
     def ratio(self) -> float:
@@ -111,14 +127,42 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The ratio's 95 % interval; with one block there is none, and it is (0, largest float)."""
+        """The ratio's 95 % interval, at every look where blocks were looked at; with one block it is (0, largest float)."""
         logs = [math.log(r) for r in self.block_ratios]
         if len(logs) < 2:
             return 0.0, 1e308
-        t = T_975[min(len(logs) - 2, len(T_975) - 1)]
-        half = t * stdev(logs) / math.sqrt(len(logs))
+        half = self._bound * stdev(logs) / math.sqrt(len(logs))
         # A wild spread over few blocks can leave the range of floats: it is cut, for the verdict is the same.
         return math.exp(max(fmean(logs) - half, -700.0)), math.exp(min(fmean(logs) + half, 700.0))
+
+    @property
+    def _bound(self) -> float:
+        """How many standard errors the interval reaches to each side.
+
+        Two blocks are no look and have Student's. More blocks than were planned, which several tunes can add up to, have the
+        plan's last bound. That is not exact: what was spent by then is all there was (a plan of 9 that goes on to 18, looked
+        at after each, errs in 3.3 % on a side instead of 2.5 %).
+        """
+        n, bounds = len(self.block_ratios), BOUNDS.get(self.planned or 0, ())
+        if bounds and n >= LEAST_BLOCKS:
+            return bounds[min(n - LEAST_BLOCKS, len(bounds) - 1)]
+        return T_975[min(n - 2, len(T_975) - 1)]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another block could still decide it: blocks are run while it is, and no longer.
+
+        It is until there are enough; then, where blocks are looked at, until the interval is clear of the tie zone or wholly
+        inside it, or all that were planned are run.
+        """
+        n = len(self.block_ratios)
+        if n < LEAST_BLOCKS:
+            return True
+        if self.planned not in BOUNDS:
+            return n < (self.planned or LEAST_BLOCKS)
+        low, high = self.interval
+        is_inside = low >= 1 / (1 + TIE_ZONE) and high <= 1 + TIE_ZONE
+        return n < self.planned and self.verdict == "tie" and not is_inside
 
     @property
     def verdict(self) -> str:

@@ -40,6 +40,11 @@ class Metric:
     less_is_better: bool
     words: str
 
+    @property
+    def is_of_time(self) -> bool:
+        """Whether it is read off a clock. Memory and energy are the process's or the device's: who is seen must be alone."""
+        return self.unit not in ("bytes", "J/token")
+
 
 #: The objectives by the name that the command line uses. The first is the default.
 METRICS: dict[str, Metric] = {

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from advisor.kinds_torch import as_traced, shallow, with_values
-from advisor.knobs.packing_torch import Batching, collate
+from advisor.knobs import KNOBS, Batching, collate
+
+#: The layout that is tried: the first that lays sequences in one row.
+_LAYOUT = {"packing": next(name for name, choice in KNOBS["packing"].choices.items() if choice.traits.packs)}
 
 #: What becomes of documents that share a row: they come out otherwise than alone, or the call raises.
 WRONG, RAISES = "wrong", "raises"
@@ -62,7 +65,7 @@ def _compared(model: Any, accept: Accept, batching: Batching) -> str:
     again = _values(model, accept({"input_ids": documents[0][None], "use_cache": False}))[0]
     if not torch.equal(alone[0], again):
         return ""  # its output is random, or depends on what ran before
-    call, places = collate("packed", documents, batching)
+    call, places = collate(_LAYOUT, documents, batching)
     try:
         values = _values(model, accept(call))
         packed = [values[row, start:end] for row, start, end in places]
@@ -91,7 +94,7 @@ def _mask_ignores_positions(model: Any, accept: Accept, batching: Batching) -> b
         seen.append(more.get("position_ids", arguments[4] if len(arguments) > 4 else None) is not None)
         return own(*arguments, **more)
 
-    call, _ = collate("packed", _documents(int(model.config.get_text_config().vocab_size)), batching)
+    call, _ = collate(_LAYOUT, _documents(int(model.config.get_text_config().vocab_size)), batching)
     call = {name: value.to("meta") if torch.is_tensor(value) else value for name, value in accept(call).items()}
     masking_utils._preprocess_mask_arguments = watched
     try:

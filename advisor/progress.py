@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
+from advisor.ledger import Ledger
 from advisor.report import SafeConsole, duration, figure, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:
-    from advisor.tune import Job
+    from advisor.tuning import Job
 
 
 class _Mute(SafeConsole):
@@ -30,6 +31,7 @@ class Progress:
         """Show nothing yet."""
         self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
         self.began = time.monotonic() if job.began is None else job.began
+        self.ledger = Ledger(self.began)
         self.done, self.stage, self.running = 0, "starting", ""
         self.best, self.default_score, self.admissible = "", 0.0, 0
         self._status: Any = None
@@ -44,8 +46,10 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take the bar away."""
+        """Take the bar away, and say where the time went."""
         self.stop()
+        if self.done:
+            self.console.print(f"[dim]{escape(self.ledger.words)}[/]")
 
     def stop(self) -> None:
         """Take the bar away; what was printed above it stays."""
@@ -56,6 +60,7 @@ class Progress:
     def hear(self, event: Mapping[str, Any]) -> None:
         """Show an event of the tuning or its worker."""
         kind = event["event"]
+        self.ledger.hear(event)
         if kind == "stage":
             self.stage = event["stage"]
             if self.stage.startswith("waiting"):

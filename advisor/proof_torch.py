@@ -9,7 +9,7 @@ import torch
 
 from advisor import facts_torch
 from advisor.configuration import Configuration
-from advisor.knobs import Reading, choice_of, packing_torch
+from advisor.knobs import Batching, Reading, choice_of
 from advisor.session_torch import Session, asked_of, synchronize
 from advisor.workloads import forward_torch as forward
 
@@ -54,7 +54,7 @@ def read_effective(
         dtypes=facts_torch.dtypes_of(session.model),
         linears=facts_torch.linears_of(session.model),
         operators=profiled(session, call, request),
-        inputs=packing_torch.describe(call.arguments, batching, by_length=by_length),
+        inputs=inputs_of(call.arguments, batching, by_length=by_length),
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=facts_torch.weight_bytes_of(session.model),
         sdp_kernels=facts_torch.allowed_kernels(),
@@ -75,3 +75,30 @@ def unproven(requested: Configuration, effective: Configuration, reading: Readin
         if proof:
             texts.append(f"asked for {knob} {name}, but {proof}")
     return "; ".join(texts)
+
+
+def inputs_of(call: Mapping[str, Any], batching: Batching, *, by_length: bool) -> dict[str, Any]:
+    """Return how the model is called, as the proof reads it; looks at the tensors, not at the request."""
+    positions, mask = call.get("position_ids"), call.get("attention_mask")
+    restarting = positions is not None and _is_packed(positions, mask)
+    zeros = mask is not None and mask.dim() == 2 and bool((mask == 0).any())
+    return {
+        "rows": int(call["input_ids"].shape[0]),
+        "columns": int(call["input_ids"].shape[1]),
+        "mask": None if mask is None else f"{mask.dim()}d-{str(mask.dtype).removeprefix('torch.')}",
+        "mask_zeros": zeros,
+        "restarting_positions": bool(restarting),
+        "cache": bool(call.get("use_cache", True)),
+        "cu_seq_lens": "cu_seq_lens_q" in call,
+        "by_length": by_length,
+        "lacks_mask": bool(restarting and mask is None and not batching.causal and not batching.apart),
+        "from_first_position": positions is None or int(positions.min()) >= batching.first_position,
+    }
+
+
+def _is_packed(positions: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether positions fail to rise somewhere inside a row, pads aside: then several sequences share that row."""
+    falls = positions[:, 1:] <= positions[:, :-1]
+    if mask is not None and mask.dim() == 2 and mask.shape == positions.shape:
+        falls = falls & mask[:, 1:].bool() & mask[:, :-1].bool()
+    return bool(falls.any())

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from advisor.answer import Prospect
 from advisor.configuration import Configuration
+from advisor.cost import predicted_bytes
 from advisor.errors import BadInput
 from advisor.knobs import Situation
 from advisor.objective import Objective
 from advisor.rows import StudyRecord
-from advisor.space import Space, build_space, predicted_bytes
+from advisor.space import Space, build_space
 from advisor.trial import Outcome, Trial
 
 #: How many are named.

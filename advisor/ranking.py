@@ -14,7 +14,7 @@ from typing import Any
 from advisor.configuration import Configuration
 from advisor.judge import is_judged, wrong
 from advisor.knobs import tier_of
-from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts
 from advisor.objective import Metric, Tier
 from advisor.trial import Trial
@@ -47,7 +47,7 @@ class Candidate:
     @property
     def is_confirmed(self) -> bool:
         """Whether it was compared in enough blocks to say anything; the default is what it is compared with."""
-        return self.is_default or (self.comparison is not None and len(self.comparison.block_ratios) >= LEAST_BLOCKS)
+        return self.is_default or (self.comparison is not None and not self.comparison.is_open)
 
     @property
     def verdict(self) -> str | None:

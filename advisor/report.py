@@ -298,7 +298,7 @@ def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
 def _evidence(recommendation: Recommendation, chosen: Candidate) -> str:
     trial = chosen.trial
     parts = []
-    more = ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
+    more = ["sequences_per_s"] if recommendation.study.workload.counts_sequences else []
     if speed := trial.measurement("tokens_per_s"):
         low, high = speed.interval
         texts = "".join(f", {figure(name, trial.value(name))}" for name in more if trial.value(name))
@@ -344,7 +344,7 @@ def _ratio_words(candidate: Candidate) -> str:
 def _columns(recommendation: Recommendation) -> list[str]:
     """Return the metrics that a table of candidates shows: what was asked for, speed, and peak memory."""
     aim, metrics = recommendation.objective.metric, ["tokens_per_s"]
-    metrics += ["sequences_per_s"] if recommendation.study.workload.kind == "embed" else []
+    metrics += ["sequences_per_s"] if recommendation.study.workload.counts_sequences else []
     metrics += ["slowest_batch_s"] if _is_about_latency(recommendation) else []
     metrics += [aim] if aim == "joules_per_token" else []
     return [*metrics, "peak_bytes"]

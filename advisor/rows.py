@@ -17,7 +17,7 @@ from advisor.checked import Malformed, Test, is_real, is_text, is_whole, matches
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput, DamagedRow
-from advisor.knobs.choice import Reason, Verdict
+from advisor.knobs import Reason, Verdict
 from advisor.measurement import STATISTIC, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective

@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,8 @@ from typing import Any, Protocol
 
 from advisor.environment import Machine
 from advisor.errors import AdvisorError
-from advisor.leftovers import lock_folder, mark, open_lock, sweep
+from advisor.launch import Process, launch, shared_environment
+from advisor.leftovers import lock_folder, open_lock, sweep
 from advisor.trial import Outcome
 
 #: What a worker may write without saying anything, before it is taken for broken (bytes).
@@ -52,18 +52,21 @@ class DeviceTaken(Exception):
 class LocalRunner:
     """A worker process on this machine, started when it is first needed and replaced after any failure.
 
-    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes.
+    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes. start_s:
+    seconds from asking for a process to hearing of it, of the last one: an import where it was spawned, a fork else.
     """
 
     def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
         """Take a device; nothing is started or locked yet. listener: hears the worker's stages and rounds."""
         self.machine, self.listener = machine, listener or (lambda _: None)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._errors: Any = None
         self._lock: int | None = None
         self._buffer = b""
         self._count = 0
         self.lock_wait_s: float | None = None
+        self.start_s = 0.0
+        self._launched_at = 0.0
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
@@ -105,24 +108,10 @@ class LocalRunner:
         self._kill()
         self._take_lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
-        environment = {
-            **os.environ,
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            # One GPU, by its UUID: the only spelling that MIG has, and no ordinal can be mistaken for another.
-            "CUDA_VISIBLE_DEVICES": self.machine.uuid if self.machine.environment.is_cuda else "",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "BITSANDBYTES_NOWELCOME": "1",
-            "ADVISOR_THREADS": str(self.machine.environment.threads or 1),
-            "OMP_NUM_THREADS": str(self.machine.environment.threads or 1),
-            "PYTHONUNBUFFERED": "1",
-            **mark(),
-        }
         self._buffer = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            env=environment, start_new_session=True, pass_fds=[self._lock] if self._lock is not None else [],
-        )  # fmt: skip
+        inherited = [self._lock] if self._lock is not None else []
+        self._process = launch(environment_of(self.machine), self._errors.fileno(), inherited, self.listener)
+        self._launched_at = time.monotonic()
 
     def _take_lock(self) -> None:
         if self._lock is not None:
@@ -166,6 +155,8 @@ class LocalRunner:
             for line in lines:
                 try:
                     message = json.loads(line)
+                    if message["event"] == "ready":
+                        self.start_s = time.monotonic() - self._launched_at
                     if message["event"] == "done" and message["id"] == self._count:
                         result = dict(message["result"])
                         Outcome(result.get("outcome", Outcome.OK))
@@ -242,6 +233,19 @@ class LocalRunner:
                 with suppress(OSError):
                     stream.close()
         self._process, self._errors = None, None
+
+
+def environment_of(machine: Machine) -> dict[str, str]:
+    """Return the environment variables of a worker on a machine's device."""
+    threads = str(machine.environment.threads or 1)
+    return {
+        **shared_environment(),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # One GPU, by its UUID: the only spelling that MIG has, and no ordinal can be mistaken for another.
+        "CUDA_VISIBLE_DEVICES": machine.uuid if machine.environment.is_cuda else "",
+        "ADVISOR_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
 
 
 def read_facts(runner: Runner, request: Mapping[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:

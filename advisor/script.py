@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
-from advisor import knobs, workloads
+from advisor import workloads
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
-from advisor.knobs import advised, choice_of
-from advisor.knobs.attention import tells_sequences_apart
+from advisor.knobs import Batching, Collation, advised, choices_of, collation_of, traits_of
 from advisor.model import ModelFacts, ModelSource
 from advisor.workloads import Workload
 from advisor.workloads.forward import auto_class
 
 #: Files whose functions the worker called and the script prints.
-_KNOBS = Path(knobs.__file__).parent
 _FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
 _AFTER = Path(workloads.__file__).with_name("after_torch.py")
 
@@ -29,13 +28,13 @@ def loading_lines(
     source: ModelSource, configuration: Configuration, facts: ModelFacts, output: str, device: str
 ) -> list[str]:
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
-    choices = [choice_of(knob, name) for knob, name in configuration.items()]
+    choices = choices_of(configuration)
     auto = auto_class(output, facts.logits_class)
     if not auto:
         raise BadInput(f"no class of transformers is known that gives this model's {output}", "tune it again")
     imports = {line for choice in choices for line in choice.imports}
     functions = dict.fromkeys(function for choice in choices for function in choice.functions)
-    defined = [function_source(_KNOBS / f"{module}.py", name) for module, name in functions]
+    defined = [function_source(_file_of(module), name) for module, name in functions]
     before = dict.fromkeys(line for choice in choices for line in choice.before)
     after = dict.fromkeys(line for choice in choices for line in choice.after)
     arguments: dict[str, str] = {}
@@ -97,32 +96,33 @@ def function_source(file: Path, name: str) -> str:
     return re.sub(r"  # (type: ignore|noqa).*", "", ast.get_source_segment(text, function) or "")
 
 
-def collate_name(configuration: Configuration, facts: ModelFacts) -> str:
-    """Return the name of the function that makes a batch."""
-    if not configuration["packing"].startswith("packed"):
-        return "collate_left_padded" if facts.pads_left else "collate_right_padded"
-    if facts.is_causal or tells_sequences_apart(configuration["attention"]):
-        return "collate_packed"
-    return "collate_packed_masked"
+def _file_of(module: str) -> Path:
+    """Return the file of a module, which is not imported: it may load torch."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise BadInput(
+            f"the lines to paste are in the module {module}, which is not to be found", "put it on PYTHONPATH"
+        )
+    return Path(spec.origin)
 
 
-def collate_source(configuration: Configuration, facts: ModelFacts) -> str:
-    """Return the source of the function that makes a batch."""
-    return function_source(_KNOBS / "packing_torch.py", collate_name(configuration, facts))
+def _collation(configuration: Configuration, facts: ModelFacts) -> Collation:
+    """Return the function that makes a batch, as the worker called it."""
+    batching = Batching(
+        0,
+        causal=facts.is_causal,
+        first_position=facts.position_offset,
+        apart=traits_of(configuration).tells_apart,
+        left=facts.pads_left,
+    )
+    return collation_of(configuration, batching)
 
 
 def batching_words(configuration: Configuration, facts: ModelFacts) -> str:
     """Return the batching a configuration needs, in a sentence."""
     count = configuration.get("batch", "")
     size = f"{count} sequence{'s' if count != '1' else ''} a batch; " if count else ""
-    if configuration["packing"].startswith("packed"):
-        masked = collate_name(configuration, facts) == "collate_packed_masked"
-        mask = "a float mask that keeps sequences apart" if masked else "no attention_mask"
-        return f"{size}lay each batch in one row without pads, positions starting again, use_cache=False, {mask}"
-    side = "left" if facts.pads_left else "right"
-    if configuration["packing"] == "sorted":
-        return f"{size}sort all sequences by length, longest first, and batch neighbours; put the results back in order"
-    return f"{size}batches as they come, padded on the {side} to the longest"
+    return f"{size}{_collation(configuration, facts).words}"
 
 
 def script_for(
@@ -137,7 +137,7 @@ def script_for(
 
     threads: of the CPU; a GPU run does not set them.
     """
-    workload, by_length = workload.under(configuration), configuration["packing"] == "sorted"
+    workload, by_length = workload.under(configuration), traits_of(configuration).by_length
     order = "sorted(range(len(lengths)), key=lambda i: -lengths[i])" if by_length else "list(range(len(lengths)))"
     loading = loading_lines(source, configuration, facts, workload.output, device)
     if device == "cpu":
@@ -200,14 +200,16 @@ _RUNS = {"pooled": "run_pooled", "scores": "run_scores"}
 def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts) -> list[str]:
     """Return the source of the functions that the loop calls."""
     run = function_source(_FORWARD, _RUNS.get(workload.output, "run_tokens"))
-    return [collate_source(configuration, facts), run]
+    collation = _collation(configuration, facts)
+    return [function_source(_file_of(collation.module), collation.name), run]
 
 
 def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
     """Return what is done with each batch: make the call, leave out what the model does not take, hand results on."""
-    name = collate_name(configuration, facts)
-    lines = [f"call, places = {name}({', '.join(['[sequences[i] for i in batch]', *_collate_arguments(name, facts)])})"]
-    if dropped := _dropped(name, facts):
+    collation = _collation(configuration, facts)
+    arguments = ", ".join(["[sequences[i] for i in batch]", *_collate_arguments(collation, facts)])
+    lines = [f"call, places = {collation.name}({arguments})"]
+    if dropped := _dropped(collation, facts):
         lines.append(f"for name in {dropped!r}:\n    del call[name]")
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
@@ -225,28 +227,20 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     return [*lines, "del values"]
 
 
-def _collate_arguments(name: str, facts: ModelFacts) -> list[str]:
+def _collate_arguments(collation: Collation, facts: ModelFacts) -> list[str]:
+    """Return what the function is given, in the order of its arguments; nothing for a first position of 0."""
     first = [f"first_position={int(facts.position_offset)}"] if facts.position_offset else []
-    if name == "collate_right_padded":
-        return [_PADS_WITH]
-    if name == "collate_left_padded":
-        return [_PADS_WITH, *first]
-    return (["model.dtype"] if name == "collate_packed_masked" else []) + first
+    spelled = {"pad_token_id": [_PADS_WITH], "dtype": ["model.dtype"], "first_position": first}
+    return [text for name in collation.given for text in spelled[name]]
 
 
 #: What batches are padded with: the id that was judged, see `advisor.facts_torch.pad_token_of`.
 _PADS_WITH = 'max(getattr(model.config, "pad_token_id", None) or 0, 0)'
 
 
-def _dropped(name: str, facts: ModelFacts) -> list[str]:
+def _dropped(collation: Collation, facts: ModelFacts) -> list[str]:
     """Return the arguments of a batch that the model's forward does not take."""
-    made = {
-        "collate_left_padded": ["attention_mask", "position_ids"],
-        "collate_right_padded": ["attention_mask"],
-        "collate_packed": ["position_ids", "cu_seq_lens_q"],
-        "collate_packed_masked": ["attention_mask", "position_ids"],
-    }[name]
-    dropped = [argument for argument in made if argument not in facts.accepts]
+    dropped = [argument for argument in collation.makes if argument not in facts.accepts]
     if "cu_seq_lens_q" in dropped:
         dropped += ["cu_seq_lens_k", "max_length_q", "max_length_k"]
     return dropped + (["use_cache"] if "no_use_cache" in facts.accepts else [])

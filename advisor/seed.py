@@ -18,6 +18,7 @@ from typing import Any
 from advisor import probe
 from advisor.chart import bar_chart
 from advisor.configuration import Configuration
+from advisor.cost import attention_width, useful_operations
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
 from advisor.knobs import Reason, baseline_choices
@@ -25,11 +26,11 @@ from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import Runner
-from advisor.space import attention_width, useful_operations
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, Listener, facts_for, tune
+from advisor.tune import facts_for, tune
+from advisor.tuning import Job, Listener
 from advisor.workloads import Workload
 from advisor.workloads.forward import quantile_lengths
 

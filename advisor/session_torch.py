@@ -11,8 +11,7 @@ import torch
 
 from advisor import facts_torch, fp32_torch, tokens_torch
 from advisor.configuration import Configuration
-from advisor.knobs import KNOBS, choice_of, packing_torch
-from advisor.knobs.attention import tells_sequences_apart
+from advisor.knobs import Batching, choices_of, collate, fixes_weights, traits_of
 from advisor.model import ModelFacts
 from advisor.workloads import Workload, workload_of
 from advisor.workloads import forward_torch as forward
@@ -53,18 +52,11 @@ class Session:
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         """
         self.stage("load")
-        began, output = time.perf_counter(), request["workload"]["output"]
-        choices = [choice_of(knob, name) for knob, name in configuration.items()]
-        names = facts_torch.statements(choices)
-        switches = request["facts"]["switches_attention"]
-        fixed = tuple(
-            (choice.knob, choice.name)
-            for choice in choices
-            if KNOBS[choice.knob].reload or choice.own_load or (choice.knob == "attention" and not switches)
-        )
-        key = (request["source"]["path"], request["source"]["digest"], output, request["device"], fixed)
+        began, choices = time.perf_counter(), choices_of(configuration)
+        names, key = facts_torch.statements(choices), weights_key(request, configuration)
         if self.loaded_as != key:
             self.unload()
+            output = request["workload"]["output"]
             self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
             self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
@@ -88,14 +80,14 @@ class Session:
             self.model.set_attn_implementation(implementation)
             self.loaded_attention = ""
 
-    def batching(self, request: Mapping[str, Any], configuration: Configuration) -> packing_torch.Batching:
+    def batching(self, request: Mapping[str, Any], configuration: Configuration) -> Batching:
         """Return what a batch must be made for."""
         facts = ModelFacts.of(request["facts"])
-        return packing_torch.Batching(
+        return Batching(
             facts_torch.pad_token_of(self.model),
             causal=facts.is_causal,
             first_position=facts.position_offset,
-            apart=tells_sequences_apart(configuration["attention"]),
+            apart=traits_of(configuration).tells_apart,
             dtype=self.model.dtype,
             left=facts.pads_left,
         )
@@ -108,12 +100,24 @@ class Session:
         tokens: Sequence[torch.Tensor],
     ) -> list[forward.Call]:
         """Return one call per batch, on the CPU, without what asks for an output. tokens: of the workload's sequences."""
-        packing, batching, calls = configuration["packing"], self.batching(request, configuration), []
-        for batch in workload.batches(by_length=packing == "sorted"):
-            arguments, places = packing_torch.collate(packing, [tokens[i] for i in batch], batching)
+        batching, calls = self.batching(request, configuration), []
+        for batch in workload.batches(by_length=traits_of(configuration).by_length):
+            arguments, places = collate(configuration, [tokens[i] for i in batch], batching)
             arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
             calls.append(forward.Call(arguments, batch, tuple(places)))
         return calls
+
+
+def weights_key(request: Mapping[str, Any], configuration: Configuration) -> tuple[Any, ...]:
+    """Return what the loaded weights depend on: configurations with the same share a loaded model."""
+    switches = request["facts"]["switches_attention"]
+    fixed = tuple(
+        (choice.knob, choice.name)
+        for choice in choices_of(configuration)
+        if fixes_weights(choice, switches_attention=switches)
+    )
+    source = request["source"]
+    return (source["path"], source["digest"], request["workload"]["output"], request["device"], fixed)
 
 
 def asked_of(request: Mapping[str, Any]) -> forward.Asked:

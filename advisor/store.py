@@ -20,7 +20,7 @@ from advisor.configuration import Configuration, key_of
 from advisor.database import Database, upgrade
 from advisor.environment import Environment
 from advisor.errors import NotMeasured, StoreError
-from advisor.knobs.choice import Reason
+from advisor.knobs import Reason
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective

@@ -17,6 +17,7 @@ from typing import Any
 
 from advisor.answer import NONE_RIGHT, Answer, Conclusion, Stop
 from advisor.configuration import Configuration
+from advisor.cost import useful_operations
 from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
@@ -29,7 +30,7 @@ from advisor.objective import Objective
 from advisor.prospects import Prospects, needed_bytes, prospects_of, searched, space_of, stored_prospects
 from advisor.ranking import Candidate, candidate, is_tied, pareto, ranked
 from advisor.rows import now
-from advisor.space import Space, useful_operations
+from advisor.space import Space
 from advisor.store import Store, StudyRecord
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial, default_of

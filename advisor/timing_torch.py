@@ -31,17 +31,17 @@ MOST_DISCARDED = 5
 
 @dataclass(frozen=True)
 class Stopping:
-    """When timing ends (measurement.md, "Stopping"): rounds and seconds.
+    """When the timing of a search trial ends: rounds and seconds. It says who is to be confirmed; the blocks say who is faster.
 
     At least `least` rounds, then until the interval's half-width is within `width` of the median, at most `most` rounds or
     `seconds`. Where `least` rounds would outlast `seconds`, at least `least_long` rounds and at most `seconds_long`.
     """
 
-    least: int = 10
-    most: int = 30
-    seconds: float = 20.0
-    least_long: int = 5
-    seconds_long: float = 60.0
+    least: int = 2
+    most: int = 10
+    seconds: float = 3.0
+    least_long: int = 2
+    seconds_long: float = 20.0
     width: float = 0.01
 
     def reached(self, samples: Sequence[float]) -> bool:
@@ -51,7 +51,7 @@ class Stopping:
             return False
         long = median(samples) * self.least > self.seconds
         if n < (self.least_long if long else self.least):
-            return long and spent >= self.seconds_long and n >= 3
+            return long and spent >= self.seconds_long and n >= 2
         low, high = interval_of_median(samples)
         precise = (high - low) / 2 <= self.width * median(samples)
         return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
@@ -150,25 +150,35 @@ def time_rounds(
     with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
         while not stopping.reached(rounds.wall_s) and not rounds.pruned:
             random.Random(len(rounds.wall_s)).shuffle(order)
-            before = gauges.read(own_pid_expected=on_gpu)
-            found = timed_round(session, calls, device, asked, order)
-            after = gauges.read(own_pid_expected=on_gpu)
-            why = disturbed(before, after)
-            if why and len(rounds.discarded) < MOST_DISCARDED:
-                rounds.discarded.append(why)
-                time.sleep(0.05 * 1.5 ** len(rounds.discarded))
-                continue
-            rounds.add(found, {**after, "disturbed": why} if why else after)
+            found, state = take_round(gauges, device, lambda: timed_round(session, calls, device, asked, order), rounds)
+            rounds.add(found, state)
             session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
             rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
-        if on_gpu and not rounds.pruned:
-            rounds.joules_per_token = _energy(
+        if on_gpu and timing.get("energy", True) and not rounds.pruned:
+            rounds.joules_per_token = energy_of(
                 gauges, lambda: timed_round(session, calls, device, asked, order), request
             )
     return rounds
 
 
-def _energy(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
+def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Rounds) -> tuple[Round, dict[str, Any]]:
+    """Return a round that was not disturbed, and the gauges' reading after it; what was disturbed is run again.
+
+    After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away.
+    """
+    on_gpu = device.startswith("cuda")
+    while True:
+        before = gauges.read(own_pid_expected=on_gpu)
+        found = run()
+        after = gauges.read(own_pid_expected=on_gpu)
+        why = disturbed(before, after)
+        if not why or len(rounds.discarded) >= MOST_DISCARDED:
+            return found, {**after, "disturbed": why} if why else after
+        rounds.discarded.append(why)
+        time.sleep(0.05 * 1.5 ** len(rounds.discarded))
+
+
+def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
     """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
 
     The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
@@ -194,12 +204,11 @@ def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
 
 
 def _until_warm(run: Callable[[], Round]) -> Iterator[Round]:
-    """Run rounds until two in a row differ by under 2 %: at least 3 and 1 s, or 2 where one takes over 1 s; at most 10."""
+    """Run rounds until two in a row differ by under 2 %: at least 2 and 1 s; at most 10."""
     seen: list[float] = []
     while len(seen) < 10:
         found = run()
         seen.append(found.wall_s)
         yield found
-        enough = len(seen) >= 2 if min(seen) > 1 else len(seen) >= 3 and sum(seen) >= 1
-        if enough and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
+        if len(seen) >= 2 and sum(seen) >= 1 and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
             return

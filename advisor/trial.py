@@ -34,6 +34,10 @@ class Outcome(StrEnum):
         return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED, Outcome.CUT)
 
 
+#: The word that the name of a reference begins with which was computed in fp32.
+FP32 = "fp32"
+
+
 @dataclass(frozen=True)
 class Quality:
     """The figures of a configuration's output: what they mean is said by `advisor.judge`, whenever they are read.
@@ -92,7 +96,7 @@ class Quality:
     @property
     def is_against_fp32(self) -> bool:
         """Whether the reference was computed in fp32: by less nobody is judged."""
-        return self.reference.partition(",")[0] == "fp32"
+        return self.reference.partition(",")[0] == FP32
 
     @property
     def payload(self) -> dict[str, Any]:

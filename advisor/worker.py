@@ -8,30 +8,28 @@ model while only attention or packing changes, and is thrown away by its parent 
 # ruff: noqa: E402
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 import queue
 import select
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
+
+from advisor.leftovers import die_with_parent
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent (prctl PR_SET_PDEATHSIG); the end of stdin does it elsewhere.
+    """Ask Linux to kill this process with its parent; the end of stdin does it elsewhere.
 
     A parent that died before it was asked is not noticed so: what is left of it is that nobody holds the other end of stdin.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        die_with_parent()
         stdin = select.poll()
         stdin.register(0, 0)
         if any(event & select.POLLHUP for _, event in stdin.poll(0)):
@@ -44,18 +42,17 @@ if __name__ == "__main__":
 import torch
 
 from advisor import ceilings_torch, facts_torch, tokens_torch
+from advisor.block_torch import run_block
 from advisor.configuration import Configuration
 from advisor.errors import AdvisorError
 from advisor.figures_torch import figures_of, layout_of, write_reference
 from advisor.judge import wrong
-from advisor.knobs import effective_choices
-from advisor.knobs.quantization import share_words
+from advisor.knobs import share_words
 from advisor.model import ModelFacts
-from advisor.proof_torch import read_effective, unproven
-from advisor.session_torch import Session, asked_of
-from advisor.timing_torch import NotFinite, time_rounds, timed_round
+from advisor.ready_torch import make_ready, peak_bytes, reset_peak
+from advisor.session_torch import Session
+from advisor.timing_torch import NotFinite, time_rounds
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import workload_of
 
 #: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
 TEXT_LIMIT = 2000
@@ -85,19 +82,11 @@ def _wrong(request: Mapping[str, Any], requested: Configuration, effective: Conf
 
 def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises."""
-    requested = Configuration.of(request["configuration"])
-    workload, device, asked = workload_of(request["workload"]).under(requested), request["device"], asked_of(request)
-    result: dict[str, Any] = {"load_s": session.load(request, requested), "texts": tokens_torch.words_of(request)}
+    requested, device = Configuration.of(request["configuration"]), request["device"]
     with torch.inference_mode():
-        session.stage("first call")
-        calls = session.calls(request, workload, requested, session.tokens(request))
-        _reset_peak(device)
-        result["first_call_s"] = timed_round(session, calls[:1], device, asked, [0]).wall_s
-        reading = read_effective(session, calls, request, requested)
-        effective = Configuration.of(effective_choices(reading, workload_of(request["workload"])))
-        result |= {"reading": asdict(reading), "effective": dict(effective), "weight_bytes": reading.weight_bytes}
-        result["alias"] = unproven(requested, effective, reading)
-        if result["alias"] and effective.key in request["measured"]:
+        ready = make_ready(session, request, requested)
+        result: dict[str, Any] = {**ready.found, "texts": tokens_torch.words_of(request)}
+        if result["alias"] and ready.effective.key in request["measured"]:
             return {**result, "outcome": Outcome.OK, "rounds": None}
         found = ""
         if request["gate"]:
@@ -105,15 +94,15 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 quality, result["gate_s"] = figures_of(session, request, requested)
                 spent_s = sum(result["gate_s"].get(part, 0.0) for part in ("probe_s", "layout_s"))
-                quality = replace(quality, gate_s=spent_s, quantised=share_words(reading))
-                found, result["quality"] = _wrong(request, requested, effective, quality), quality.payload
+                quality = replace(quality, gate_s=spent_s, quantised=share_words(ready.reading))
+                found, result["quality"] = _wrong(request, requested, ready.effective, quality), quality.payload
             except ValueError as error:
                 found = str(error)
             if found and not request["gate"]["is_default"]:
                 return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": found, "rounds": None}
-        _reset_peak(device)
+        reset_peak(device)
         try:
-            rounds = time_rounds(session, calls, request, look=not found)
+            rounds = time_rounds(session, ready.calls, request, look=not found)
         except NotFinite as error:
             return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": str(error), "rounds": None}
     outcome = Outcome.PRUNED if rounds.pruned else Outcome.WRONG_OUTPUT if found else Outcome.OK
@@ -122,25 +111,8 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         "outcome": outcome,
         "reason": rounds.pruned or found,
         "rounds": asdict(rounds),
-        "peak_bytes": _peak_bytes(device),
+        "peak_bytes": peak_bytes(device),
     }
-
-
-def _reset_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        # Resets VmHWM (proc(5)); where that is forbidden, the peak is the whole process's.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes(device: str) -> int:
-    """Peak bytes: of tensors on the GPU, or resident in this process on a CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text()
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
@@ -175,6 +147,7 @@ _OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]
     "reference": write_reference,
     "layout": layout_of,
     "trial": run_trial,
+    "block": lambda session, request: run_block(session, request, failure_of),
 }
 
 

@@ -32,7 +32,7 @@ from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.judge import FACTOR, FLOORS, KL_FACTOR, exact_limits
-from advisor.knobs.precision import TORCH_DTYPES
+from advisor.knobs import KNOBS, traits_of
 from advisor.model import ModelFacts, ModelSource
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Quality
@@ -78,9 +78,7 @@ class Gate:
         self.runner, self.source, self.folder = runner, source, folder
         self.facts = self.facts_for("hidden")
         self.outputs = OUTPUTS["decoder" if self.facts.is_causal else "encoder"]
-        self.precision = {name: ours for ours, name in TORCH_DTYPES.items() if ours != "tf32"}[
-            self.facts.checkpoint_dtype
-        ]
+        self.precision = KNOBS["precision"].default(self.facts)
         self.baselines: dict[str, Quality] = {}
 
     @cache  # noqa: B019 - there is one gate in a process
@@ -144,7 +142,7 @@ class Gate:
         if is_baseline and quality is not None:
             self.baselines[key] = baseline = quality
         facts, from_logits = self.facts_for(workload.output), quality is not None and quality.kl is not None
-        limits = exact_limits(configuration["precision"], facts, baseline, from_logits=from_logits)
+        limits = exact_limits(traits_of(configuration).mantissa_bits, facts, baseline, from_logits=from_logits)
         return Judged(
             configuration, quality, baseline, *limits, str(result["outcome"]), str(result.get("reason") or "")
         )
@@ -190,7 +188,8 @@ def cast(model: str, dtype: str, folder: Path) -> str:
     """Return the path of the same model in another dtype: weights cast, config.json saying so."""
     source = Path(model)
     config = json.loads((source / "config.json" if source.is_dir() else source).read_text(encoding="utf-8"))
-    config |= {"dtype": TORCH_DTYPES[dtype]}
+    torch_dtype = KNOBS["precision"].choices[dtype].traits.dtype
+    config |= {"dtype": torch_dtype}
     config.pop("torch_dtype", None)
     target = folder / f"{source.name}-{dtype}"
     if source.is_dir():
@@ -203,7 +202,7 @@ def cast(model: str, dtype: str, folder: Path) -> str:
     from safetensors.torch import load_file, save_file
 
     for file in source.glob("*.safetensors"):
-        tensors = {name: value.to(getattr(torch, TORCH_DTYPES[dtype])) for name, value in load_file(file).items()}
+        tensors = {name: value.to(getattr(torch, torch_dtype)) for name, value in load_file(file).items()}
         save_file(tensors, target / file.name, metadata={"format": "pt"})
     return str(target)
 
@@ -269,7 +268,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], seconds: float) -> None:
-    floor = FLOORS[gate.precision]
+    floor = FLOORS[KNOBS["precision"].choices[gate.precision].traits.mantissa_bits]
     print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
     print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin})")
     print(

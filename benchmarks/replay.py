@@ -32,11 +32,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration
+from advisor.cost import costs_of
 from advisor.judge import objections
 from advisor.landscape import Landscape, read_landscapes
 from advisor.measurement import TIE_ZONE
 from advisor.search import CHANCE, Knowledge, surprises
-from advisor.space import costs_of
 from advisor.trial import Outcome, Trial
 
 #: After how many trials regret is read.

@@ -28,11 +28,9 @@ def _use_own_locks() -> None:
 
 
 _use_own_locks()
-for _name in (
-    "COLUMNS",
-    "LINES",
-):  # a process of xdist has them from readline: what is printed on a pipe is as wide as it is
-    os.environ.pop(_name, None)
+# A process of xdist has them from readline: what is printed on a pipe is as wide as it is.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 
 @pytest.fixture
@@ -58,6 +56,20 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
         return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return command
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Have workers of all tests forked from one warm parent: its environment is that of the process that asks for them."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Do the same for the test itself: pytest names each phase in the environment."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+    return (yield)
 
 
 @pytest.fixture(scope="session")

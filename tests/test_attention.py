@@ -38,7 +38,6 @@ from transformers import (
 from advisor.configuration import Configuration
 from advisor.environment import PACKAGES, Environment
 from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, attention_torch, effective_choices
-from advisor.knobs.attention import tells_sequences_apart
 from advisor.knobs.choice import Choice
 from advisor.model import ModelFacts
 from advisor.workloads import Workload
@@ -282,7 +281,7 @@ def test_a_reason_names_the_other_choice_and_the_command() -> None:
 
 def test_flash_tells_sequences_apart() -> None:
     """FlashAttention in any form keeps packed sequences apart without a mask; nothing else does."""
-    assert {name for name in CHOICES if tells_sequences_apart(name)} == {
+    assert {name for name in CHOICES if CHOICES[name].traits.tells_apart} == {
         "flash_attention_2", "flash_attention_3", "flash_attention_4", "hub-flash-attn2", "hub-vllm-flash-attn3",
         "torch_varlen",
     }  # fmt: skip
@@ -541,7 +540,7 @@ def source_of(choice: Choice) -> str:
     """Return the choice's imports and functions as a script has them: source taken from its file, nothing around it."""
     lines = list(choice.imports)
     for module, name in choice.functions:
-        text = (ROOT / "advisor" / "knobs" / f"{module}.py").read_text()
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         node = next(part for part in ast.parse(text).body if isinstance(part, ast.FunctionDef) and part.name == name)
         lines.append(ast.get_source_segment(text, node) or "")
     return "\n".join(lines)

@@ -16,12 +16,12 @@ from advisor import facts_torch, packed_torch  # noqa: E402
 from advisor.beside import read_beside  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
+from advisor.cost import useful_operations  # noqa: E402
 from advisor.declared import default_output, max_positions, notes_on, refuse_unserved  # noqa: E402
 from advisor.errors import BadInput  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
 from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.script import script_for  # noqa: E402
-from advisor.space import useful_operations  # noqa: E402
 from advisor.workloads import Workload  # noqa: E402
 from advisor.workloads import forward_torch as forward  # noqa: E402
 

@@ -27,12 +27,13 @@ from advisor.checkpoint import find_model
 from advisor.knobs import KNOBS, register
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.perform import search_trial
 from advisor.runner import LocalRunner, read_facts
 from advisor.space import build_space
 from advisor.store import Store
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, _trial, tune
+from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, tune
 from advisor.worker import TEXT_LIMIT
 from advisor.workloads import Workload
 
@@ -156,13 +157,13 @@ def _run_half(tuning: Tuning, device: int, found: Broken) -> None:
     """Run the default; then every other fault, in the worker that is warm, and the default again after each."""
     job, baseline, runner = tuning.job, tuning.space.baseline, tuning.runner
     assert isinstance(runner, LocalRunner)
-    assert _trial(tuning, baseline).outcome is Outcome.OK
+    assert search_trial(tuning, baseline).outcome is Outcome.OK
     for name in list(EXPECTED)[device::2]:
         worker = runner._process
         tuning.job = replace(job, trial_timeout_s=HANG_S) if name.startswith("broken-hang") else job
-        found.trials[name] = _trial(tuning, baseline.replaced(attention=name))
+        found.trials[name] = search_trial(tuning, baseline.replaced(attention=name))
         tuning.job = job
-        found.next_trials[name] = _trial(tuning, baseline)
+        found.next_trials[name] = search_trial(tuning, baseline)
         found.replaced[name] = worker is not runner._process
 
 
@@ -258,10 +259,10 @@ class Command:
     def __init__(self, folder: Path, name: str) -> None:
         """Start it. folder: where the device's lock and everything else is; name: of its database."""
         self.url, self.log = f"sqlite:///{folder}/{name}.db", folder / f"{name}.log"
-        self.mark = f"ADVISOR_DATABASE_URL={self.url}"
+        self.mark = f"ADVISOR_TEST={self.url}"
         environment = {
             **os.environ, "ADVISOR_LOCK_DIR": str(folder), "ADVISOR_DATABASE_URL": self.url, "HF_HUB_OFFLINE": "1",
-            "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
+            "ADVISOR_TEST": self.url, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
         }  # fmt: skip
         command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",
                    "--quality", "exact", "--trials", "9", "--device", "cpu"]  # fmt: skip
@@ -269,7 +270,7 @@ class Command:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def workers(self) -> list[int]:
-        """Return the workers that it started: processes that have its database in their environment."""
+        """Return what it started, its warm parent and the workers: processes that have its mark in their environment."""
         return [pid for pid in processes_with(self.mark) if pid != self.process.pid]
 
     def text(self) -> str:
@@ -337,7 +338,7 @@ def test_interrupted_tune_stores_what_is_finished_and_leaves_no_worker(start: Ca
     command = start("interrupted")
     assert wait_until(command.is_busy, 240), command.text()
     before = command.trials()
-    assert len(command.workers()) == 1
+    assert len(command.workers()) == 2
 
     command.process.send_signal(signal.SIGINT)
 
@@ -373,7 +374,7 @@ def test_killed_tune_leaves_no_worker(start: Callable[[str], Command]) -> None:
     """A tune that is killed outright takes its worker along within 5 s, even one that sleeps inside a trial."""
     command = start("killed")
     assert wait_until(command.is_busy, 240), command.text()
-    assert len(command.workers()) == 1
+    assert len(command.workers()) == 2
 
     command.process.kill()
     command.process.wait()
@@ -426,9 +427,9 @@ def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Comman
     assert "admissible" not in second.text()
 
     first.process.send_signal(signal.SIGINT)
-    assert first.process.wait(timeout=60) == 130
+    assert first.process.wait(timeout=60) == 230
     assert wait_until(lambda: "configurations are admissible" in second.text(), 240), second.text()
-    assert len(second.workers()) == 1
+    assert len(second.workers()) == 2
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import pytest
 
 from advisor.configuration import Configuration
 from advisor.judge import (
+    COARSE,
     FACTOR,
     FLOORS,
+    FULL,
     KL_FACTOR,
     LAYOUT_LIMIT,
     LIMITS,
@@ -20,6 +22,7 @@ from advisor.judge import (
     tier_reached,
     wrong,
 )
+from advisor.knobs import KNOBS, choice_of
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
@@ -51,6 +54,11 @@ def trial(quality: Quality | None, *, precision: str = "bf16", quantization: str
     return Trial(0, ran, ran, outcome, quality=quality, measurements=measured)
 
 
+def bits_of(precision: str) -> int:
+    """Return how fine a precision's numbers are, which limits go by."""
+    return choice_of("precision", precision).traits.mantissa_bits
+
+
 DEFAULT = trial(figures(0.05, 2e-3))
 
 
@@ -66,11 +74,11 @@ def test_twice_the_defaults_error_is_right_and_more_is_not() -> None:
     assert said(figures(0.01, 8.1e-3)) == ("KL 8.10e-03 > 8.00e-03 nats",)
 
 
-@pytest.mark.parametrize("precision", FLOORS)
+@pytest.mark.parametrize("precision", KNOBS["precision"].choices)
 @pytest.mark.parametrize("facts", [LLAMA, MIXTRAL], ids=["dense", "experts"])
 def test_a_wrong_default_does_not_open_the_gate(precision: str, facts: ModelFacts) -> None:
     """However wrong the default is, what it allows ends where right configurations of real shapes were seen to end."""
-    most = (MOST_WITH_EXPERTS if facts.experts else MOST)[precision]
+    most = (MOST_WITH_EXPERTS if facts.experts else MOST)[bits_of(precision)]
     facts, bad = (
         replace(facts, checkpoint_dtype={"fp16": "float16"}.get(precision, "bfloat16")),
         trial(figures(10.0, 5.0)),
@@ -82,19 +90,19 @@ def test_a_wrong_default_does_not_open_the_gate(precision: str, facts: ModelFact
         assert len(said(figures(most.rms * 1.01, most.kl * 1.01), default, facts, precision=precision)) == 2
 
 
-@pytest.mark.parametrize("precision", FLOORS)
+@pytest.mark.parametrize("precision", KNOBS["precision"].choices)
 def test_a_perfect_default_leaves_the_floor(precision: str) -> None:
     """Where the default has no error at all, what is too small to judge is let through, for logits."""
-    floor = FLOORS[precision]
-    assert exact_limits(precision, LLAMA, figures(0.0, 0.0), from_logits=True) == (floor.rms, floor.kl)
-    rms, _ = exact_limits(precision, LLAMA, figures(0.0), from_logits=False)
-    assert rms == min(floor.rms, FLOORS["fp32"].rms)  # a leak would pass under the floor of 16 bits in hidden states
+    floor, bits = FLOORS[bits_of(precision)], bits_of(precision)
+    assert exact_limits(bits, LLAMA, figures(0.0, 0.0), from_logits=True) == (floor.rms, floor.kl)
+    rms, _ = exact_limits(bits, LLAMA, figures(0.0), from_logits=False)
+    assert rms == min(floor.rms, FLOORS[FULL].rms)  # a leak would pass under the floor of 16 bits in hidden states
 
 
 def test_the_default_is_judged_like_everybody_else() -> None:
     """A default beyond what its dtype gives, or that reads its pads, is wrong output; a right one is not."""
     assert wrong(DEFAULT, DEFAULT, LLAMA) == ()
-    for bad in (figures(MOST["bf16"].rms * 1.01, 1e-3), figures(0.0, 0.0, pads=1e-7), figures(0.0, 0.0, layout=0.01)):
+    for bad in (figures(MOST[COARSE].rms * 1.01, 1e-3), figures(0.0, 0.0, pads=1e-7), figures(0.0, 0.0, layout=0.01)):
         default = trial(bad)
         assert len(wrong(default, default, LLAMA)) == 1
         assert objections(default, default, Objective(), LLAMA)[0].startswith("wrong output: ")

@@ -298,5 +298,5 @@ def test_rules_answer_for_every_combination(
             assert isinstance(reason.verdict, Verdict)
             assert not reason.about or reason.about.split("=")[0] != knob
         choice = KNOBS[knob].choices[choices[knob]]
-        assert choice.rate(where) > 0
+        assert all(rate > 0 for rate in choice.rates(where).values())
         assert all(isinstance(value, str) for value in choice.load(where.configuration).values())

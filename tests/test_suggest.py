@@ -275,7 +275,7 @@ def test_a_search_under_a_latency_is_narrower(store: Store) -> None:
     assert answer(store, objective=Objective(Tier.DTYPE)).notes == ()
 
 
-@pytest.mark.parametrize("name", [n for n, choice in KNOBS["packing"].choices.items() if not choice.advised])
+@pytest.mark.parametrize("name", [n for n, choice in KNOBS["packing"].choices.items() if not choice.traits.advised])
 def test_what_is_there_to_be_caught_is_never_recommended(store: Store, name: str) -> None:
     """A form of packing that a rule refuses is not recommended where the user had it run, however fast and right it came out."""
     form = DEFAULT.replaced(packing=name)

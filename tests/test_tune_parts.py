@@ -12,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.configuration import Configuration
+from advisor.cost import costs_of, useful_operations
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
 from advisor.judge import objections
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
-from advisor.space import build_space, costs_of, useful_operations
+from advisor.perform import measurements_of
+from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job, _next_of_all, _not_beyond_memory, measurements_of, refuse_too_large
+from advisor.tune import _next_of_all, _not_beyond_memory, refuse_too_large
+from advisor.tuning import Job
 from advisor.workloads import Workload
 
 H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",

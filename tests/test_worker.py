@@ -194,14 +194,16 @@ def test_stopping_needs_least_rounds_then_precision() -> None:
     assert rule.reached([1.0, 1.9] * 7)
 
 
-def test_stopping_of_long_rounds() -> None:
-    """Where the least number of rounds would outlast the seconds, five are enough, or three that took a minute."""
+def test_stopping_of_a_search_trial() -> None:
+    """Two rounds that agree are enough; others go on for some seconds, or for 20 where two outlast them."""
     rule = Stopping()
 
-    assert not rule.reached([5.0] * 4)
-    assert rule.reached([5.0] * 5)
-    assert not rule.reached([40.0, 41.0])
-    assert rule.reached([40.0, 41.0, 40.5])
+    assert not rule.reached([0.5])
+    assert rule.reached([0.5, 0.505])
+    assert not rule.reached([0.5, 0.6])
+    assert rule.reached([0.5, 0.6, 0.7, 0.6, 0.7])
+    assert not rule.reached([8.0, 9.0])
+    assert rule.reached([8.0, 9.0, 8.0])
 
 
 def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:

@@ -12,34 +12,69 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from advisor.configuration import READING_ORDER, Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import (
+    KNOBS,
+    Batching,
+    Choice,
+    Collation,
+    Knob,
+    Reading,
+    Reason,
+    Situation,
+    Term,
+    Verdict,
+    traits_of,
+)
+from advisor.knobs.quantization import share_words
+from advisor.knobs.traits import GENERIC, Traits
 from advisor.model import ModelFacts
 from advisor.objective import Tier
 from advisor.workloads import Workload
 
 __all__ = [
-    "KNOBS", "RULES_VERSION", "Choice", "Knob", "Reading", "Reason", "Situation", "Verdict",
-    "advised", "baseline_choices", "choice_of", "effective_choices", "knobs_for", "register", "rule_ids", "tier_of",
-]  # fmt: skip
+    "GENERIC",
+    "KNOBS",
+    "RULES_VERSION",
+    "Batching",
+    "Choice",
+    "Collation",
+    "Knob",
+    "Reading",
+    "Reason",
+    "Situation",
+    "Term",
+    "Traits",
+    "Verdict",
+    "advised",
+    "baseline_choices",
+    "choice_of",
+    "choices_of",
+    "collate",
+    "collation_of",
+    "effective_choices",
+    "fixes_weights",
+    "function_of",
+    "knobs_for",
+    "reference_choices",
+    "register",
+    "rule_ids",
+    "share_words",
+    "tier_of",
+    "traits_of",
+]
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
 RULES_VERSION = 1
 
-#: The knobs in the order in which people read a configuration.
-KNOBS: dict[str, Knob] = {
-    knob.name: knob
-    for knob in sorted(
-        (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB),
-        key=lambda knob: READING_ORDER.index(knob.name),
-    )
-}
-
+_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
+KNOBS.update({knob.name: knob for knob in sorted(_OWN, key=lambda knob: READING_ORDER.index(knob.name))})
 
 #: Names of the modules whose choices are registered beside our own.
 PLUGINS = tuple(name.strip() for name in os.environ.get("ADVISOR_PLUGINS", "").split(",") if name.strip())
@@ -63,6 +98,45 @@ def choice_of(knob: str, name: str) -> Choice:
     return KNOBS[knob].choices[name]
 
 
+def choices_of(configuration: Mapping[str, str]) -> list[Choice]:
+    """Return the choices of a configuration, KeyError where one is unknown."""
+    return [choice_of(knob, name) for knob, name in configuration.items()]
+
+
+def reference_choices() -> dict[str, str]:
+    """Return the choices that the gate's reference is computed with; the other knobs' are the default's."""
+    return {name: knob.reference for name, knob in KNOBS.items() if knob.reference}
+
+
+def fixes_weights(choice: Choice, *, switches_attention: bool) -> bool:
+    """Whether the weights are loaded for this choice alone. switches_attention: see `ModelFacts`."""
+    is_fixed = choice.knob == "attention" and not switches_attention
+    return KNOBS[choice.knob].reload or choice.traits.own_load or is_fixed
+
+
+def collation_of(configuration: Mapping[str, str], batching: Batching) -> Collation:
+    """Return how a configuration makes a batch."""
+    return next(c.collation(batching) for c in choices_of(configuration) if c.collation is not None)
+
+
+def collate(
+    configuration: Mapping[str, str], sequences: Sequence[Any], batching: Batching
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
+    """Return the arguments of a call for token ids, and each one's row, first column and the column after its last."""
+    collation = collation_of(configuration, batching)
+    given = {name: getattr(batching, name) for name in collation.given}
+    made: tuple[dict[str, Any], list[tuple[int, int, int]]] = function_of(collation.module, collation.name)(
+        list(sequences), **given
+    )
+    return made
+
+
+def function_of(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that a choice names. The worker alone asks for it: its module may load torch."""
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
 def advised(configuration: Configuration) -> bool:
     """Whether all of a configuration's choices are known ones, of known knobs, that may be recommended; and no knob is missing.
 
@@ -71,7 +145,7 @@ def advised(configuration: Configuration) -> bool:
     if not KNOBS.keys() - {"batch"} <= configuration.keys():
         return False
     choices = (KNOBS[knob].choices.get(name) if knob in KNOBS else None for knob, name in configuration.items())
-    return all(choice is not None and choice.advised for choice in choices)
+    return all(choice is not None and choice.traits.advised for choice in choices)
 
 
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:

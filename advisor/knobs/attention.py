@@ -10,17 +10,15 @@ Rule ids A0–A29 and B1 are levers.md's; A30 (flex_attention is compiled) and P
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from advisor.environment import Environment
 from advisor.knobs import attention_flash, attention_sdpa
-from advisor.knobs.attention_common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as
-from advisor.knobs.attention_flash import tells_sequences_apart
+from advisor.knobs.attention_common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.traits import Traits
 from advisor.model import ModelFacts
-
-__all__ = ["KNOB", "tells_sequences_apart"]
-
-_FLEX = "https://pytorch.org/docs/stable/nn.attention.flex_attention.html"
-_FUSED = "https://pytorch.org/docs/stable/generated/torch.nn.TransformerEncoderLayer.html"
 
 
 def _eager_why_not(situation: Situation) -> list[Reason]:
@@ -51,8 +49,8 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
             reasons.append(Reason("A14", Verdict.INVALID, "flex_attention does not compute attention sinks on a CPU"))
     if not facts.is_causal and is_packed(situation):
         text = "encoders do not look for packed sequences, and flex_attention takes no float mask: torch 2.13 crashes on one"
-        reasons.append(Reason("P19", Verdict.WRONG, text, "choose sdpa, or FlashAttention on a GPU",
-                              about=about(situation, "packing")))  # fmt: skip
+        instead = "choose sdpa, or FlashAttention on a GPU"
+        reasons.append(Reason("P19", Verdict.WRONG, text, instead, about=about(situation, "packing")))
     return reasons
 
 
@@ -65,7 +63,7 @@ def _flex_rate(situation: Situation) -> float:
 
 def _fused_why_not(situation: Situation) -> list[Reason]:
     """Rule B1: torch's fused layers are for plain encoders, and take the pads out by themselves."""
-    facts, configuration = situation.facts, situation.configuration
+    facts = situation.facts
     if facts.is_causal:
         text = "what BetterTransformer did for decoders is sdpa today"
         return [Reason("B1", Verdict.INVALID, text, "choose sdpa")]
@@ -74,11 +72,12 @@ def _fused_why_not(situation: Situation) -> list[Reason]:
         text = f"the layers of {facts.architecture} are not known to be those of torch.nn.TransformerEncoderLayer"
         reasons.append(Reason("B1", Verdict.INVALID, text, "choose sdpa"))
     if is_packed(situation):
-        reasons.append(Reason("B1", Verdict.INVALID, "torch's fused encoder layers take the pads out by themselves",
-                              "choose padded or sorted", about=about(situation, "packing")))  # fmt: skip
-    if configuration["quantization"] != "none":
-        reasons.append(Reason("B1", Verdict.INVALID, "torch's fused encoder layers have no quantised weights",
-                              "leave the weights as they are", about=about(situation, "quantization")))  # fmt: skip
+        text = "torch's fused encoder layers take the pads out by themselves"
+        instead = "choose padded or sorted"
+        reasons.append(Reason("B1", Verdict.INVALID, text, instead, about=about(situation, "packing")))
+    if situation.traits.quantises:
+        text, instead = "torch's fused encoder layers have no quantised weights", "leave the weights as they are"
+        reasons.append(Reason("B1", Verdict.INVALID, text, instead, about=about(situation, "quantization")))
     return reasons
 
 
@@ -98,6 +97,50 @@ def _named(implementation: str, reading: Reading) -> str:
     return "bettertransformer" if family(reading) == "fused layer" else attention_sdpa.effective_sdpa(reading)
 
 
+def _facts(model: Any) -> Mapping[str, Any]:
+    from advisor.knobs.attention_torch import is_fusable
+
+    return {"fused_encoder": is_fusable(model)}
+
+
+_EAGER = Choice(
+    "attention",
+    "eager",
+    "plain matrix products; writes the T×T scores",
+    TRANSFORMERS,
+    why_not=_eager_why_not,
+    load=load("eager"),
+    proof=ran_as("eager"),
+    rates=rates(lambda _: 1.0),
+    traits=Traits(writes_scores=True, adds_mask=True),
+)
+_FLEX = Choice(
+    "attention",
+    "flex_attention",
+    "torch's flex_attention, compiled; masks by blocks",
+    "https://pytorch.org/docs/stable/nn.attention.flex_attention.html",
+    unavailable=_flex_unavailable,
+    why_not=_flex_why_not,
+    load=load("flex_attention"),
+    proof=ran_as("flex", "flex_attention"),
+    rates=rates(_flex_rate),
+    traits=Traits(masks_by_block=True, compiles=True),
+)
+_FUSED = Choice(
+    "attention",
+    "bettertransformer",
+    "torch's fused encoder layers on nested tensors, without the pads",
+    "https://pytorch.org/docs/stable/generated/torch.nn.TransformerEncoderLayer.html",
+    why_not=_fused_why_not,
+    load=load("sdpa"),
+    after=("model = fuse_encoder(model)",),
+    imports=("import torch", "from typing import Any"),
+    functions=(("advisor.knobs.attention_torch", "fuse_encoder"),),
+    proof=ran_as("fused layer"),
+    rates=rates(lambda _: 2.7),
+    traits=Traits(drops_pads=True, own_load=True),
+)
+
 KNOB = Knob(
     name="attention",
     summary="implementation of attention",
@@ -105,19 +148,8 @@ KNOB = Knob(
     default=_default,
     effective=_effective,
     choices={
-        choice.name: choice
-        for choice in (
-            Choice("attention", "eager", "plain matrix products; writes the T×T scores", TRANSFORMERS,
-                   why_not=_eager_why_not, load=load("eager"), proof=ran_as("eager"), rate=lambda _: 1.0),
-            *attention_sdpa.CHOICES,
-            *attention_flash.CHOICES,
-            Choice("attention", "flex_attention", "torch's flex_attention, compiled; masks by blocks", _FLEX,
-                   unavailable=_flex_unavailable, why_not=_flex_why_not, load=load("flex_attention"),
-                   proof=ran_as("flex", "flex_attention"), rate=_flex_rate, compiles=True),
-            Choice("attention", "bettertransformer", "torch's fused encoder layers on nested tensors, without the pads",
-                   _FUSED, why_not=_fused_why_not, load=load("sdpa"), after=("model = fuse_encoder(model)",),
-                   imports=("import torch", "from typing import Any"), functions=(("attention_torch", "fuse_encoder"),),
-                   own_load=True, proof=ran_as("fused layer"), rate=lambda _: 2.7),
-        )
+        choice.name: choice for choice in (_EAGER, *attention_sdpa.CHOICES, *attention_flash.CHOICES, _FLEX, _FUSED)
     },
-)  # fmt: skip
+    reference=_EAGER.name,
+    facts=_facts,
+)

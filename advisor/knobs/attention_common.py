@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from advisor.configuration import Configuration
-from advisor.knobs.choice import Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Reading, Reason, Situation, Term, Verdict
 
 TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
 
@@ -24,13 +24,13 @@ def load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
 
 def has_pads(situation: Situation) -> bool:
     """Whether a batch has pads, and so a 2D mask with zeros."""
-    workload, packing = situation.workload, situation.configuration["packing"]
-    return packing in ("padded", "sorted") and workload.padded_tokens(by_length=packing == "sorted") > workload.tokens
+    workload, traits = situation.workload, situation.traits
+    return not traits.packs and workload.padded_tokens(by_length=traits.by_length) > workload.tokens
 
 
 def is_packed(situation: Situation) -> bool:
     """Whether several sequences share a row."""
-    return situation.configuration["packing"].startswith("packed")
+    return situation.traits.packs
 
 
 def needs_mask(situation: Situation) -> bool:
@@ -47,13 +47,18 @@ def about(situation: Situation, knob: str) -> str:
 
 def is_wide(situation: Situation) -> bool:
     """Whether the arithmetic is in 32 bits, which FlashAttention and cuDNN do not compute."""
-    return situation.configuration["precision"] in ("fp32", "tf32")
+    return situation.traits.bytes_per_value > 2
 
 
 def wide(rule: str, situation: Situation, who: str) -> Reason:
     """Return the reason that refuses fp32 and tf32."""
-    return Reason(rule, Verdict.INVALID, f"{who} computes in fp16 and bf16 only", "choose bf16 or fp16",
-                  about=about(situation, "precision"))  # fmt: skip
+    text = f"{who} computes in fp16 and bf16 only"
+    return Reason(rule, Verdict.INVALID, text, "choose bf16 or fp16", about=about(situation, "precision"))
+
+
+def rates(rate: Callable[[Situation], float]) -> Callable[[Situation], Mapping[Term, float]]:
+    """Return the rates of a choice of attention: its speed on softmax(QKᵀ)V alone."""
+    return lambda situation: {Term.ATTENTION: rate(situation)}
 
 
 def reads_back(reading: Reading, implementation: str) -> bool:

@@ -8,11 +8,13 @@ A31 and P20 are ours, read in torch 2.10–2.13's nn/attention/varlen.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from advisor.environment import Environment
-from advisor.knobs.attention_common import about, has_pads, is_packed, is_wide, load, ran_as, wide
+from advisor.knobs.attention_common import about, has_pads, is_packed, is_wide, load, ran_as, rates, wide
 from advisor.knobs.choice import Choice, Reason, Situation, Verdict
+from advisor.knobs.traits import Traits
 
 _PACKAGES = "https://github.com/Dao-AILab/flash-attention"
 _HUB = "https://huggingface.co/docs/transformers/kernel_doc/overview"
@@ -82,11 +84,6 @@ GENERATIONS = (_FLASH_2, _FLASH_3, _FLASH_4, _HUB_2, _HUB_3)
 
 #: Names of choices by the implementation that is read back, where the two differ.
 NAMES = {generation.implementation: generation.name for generation in GENERATIONS}
-
-
-def tells_sequences_apart(attention: str) -> bool:
-    """Whether this choice keeps packed sequences apart without a mask, by where they begin."""
-    return attention == "torch_varlen" or attention in NAMES.values()
 
 
 def kernels_problem(environment: Environment) -> Reason | None:
@@ -160,8 +157,8 @@ def _why_not(generation: Generation) -> Callable[[Situation], list[Reason]]:
             reasons.append(Reason("A13", Verdict.INVALID, f"ALiBi is not supported with {generation.title}"))
         version = environment.version(generation.package) if generation.package else None
         if facts.softcap and generation is _FLASH_2 and (version or ()) < (2, 6):
-            reasons.append(Reason("A12", Verdict.INVALID, "this flash-attn does not support softcap",
-                                  "pip install -U flash-attn --no-build-isolation"))  # fmt: skip
+            text, upgrade = "this flash-attn does not support softcap", "pip install -U flash-attn --no-build-isolation"
+            reasons.append(Reason("A12", Verdict.INVALID, text, upgrade))
         if facts.model_type == "gpt_oss" and not generation.sinks:
             text = f"attention sinks: transformers replaces {generation.title} by another"
             reasons.append(Reason("A14", Verdict.ALIAS, text))
@@ -234,8 +231,8 @@ def _varlen_why_not(situation: Situation) -> list[Reason]:
         text = f"head size {facts.head_dim}: torch's varlen_attn needs a multiple of 8, at most 256"
         reasons.append(Reason("A5", Verdict.INVALID, text))
     if has_pads(situation):
-        reasons.append(Reason("P20", Verdict.INVALID, "torch's varlen_attn has no mask, and this batch has pads",
-                              "pack the batch", about=about(situation, "packing")))  # fmt: skip
+        text = "torch's varlen_attn has no mask, and this batch has pads"
+        reasons.append(Reason("P20", Verdict.INVALID, text, "pack the batch", about=about(situation, "packing")))
     return reasons + _varlen_unknown(situation)
 
 
@@ -261,19 +258,52 @@ def _varlen_rate(situation: Situation) -> float:
     return 7.0 if is_packed(situation) else 6.5
 
 
+def _in_fp32(implementation: str) -> AbstractContextManager[None]:
+    from advisor.knobs.attention_fp32_torch import flash_in_fp32
+
+    return flash_in_fp32(implementation)
+
+
+def _choice(generation: Generation) -> Choice:
+    return Choice(
+        "attention",
+        generation.name,
+        generation.summary,
+        _HUB if generation.package is None else _PACKAGES,
+        unavailable=_unavailable(generation),
+        why_not=_why_not(generation),
+        load=load(generation.implementation),
+        proof=ran_as("flash", generation.implementation),
+        rates=rates(_rate(generation)),
+        in_fp32=_in_fp32,
+        traits=Traits(tells_apart=True),
+    )
+
+
 CHOICES = (
-    *(
-        Choice("attention", generation.name, generation.summary, _HUB if generation.package is None else _PACKAGES,
-               unavailable=_unavailable(generation), why_not=_why_not(generation), load=load(generation.implementation),
-               proof=ran_as("flash", generation.implementation), rate=_rate(generation))
-        for generation in GENERATIONS
+    *map(_choice, GENERATIONS),
+    Choice(
+        "attention",
+        "torch_varlen",
+        "FlashAttention inside torch (varlen_attn): no package; packed or equal lengths",
+        _VARLEN,
+        unavailable=_varlen_unavailable,
+        why_not=_varlen_why_not,
+        load=load("torch_varlen"),
+        before=(
+            'AttentionInterface.register("torch_varlen", varlen_attention)',
+            'AttentionMaskInterface.register("torch_varlen", flash_attention_mask)',
+        ),
+        imports=(
+            "import torch",
+            "from typing import Any",
+            "from transformers import AttentionInterface",
+            "from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask",
+        ),
+        functions=(("advisor.knobs.attention_torch", "varlen_attention"),),
+        proof=ran_as("varlen", "torch_varlen"),
+        rates=rates(_varlen_rate),
+        in_fp32=_in_fp32,
+        traits=Traits(tells_apart=True),
     ),
-    Choice("attention", "torch_varlen", "FlashAttention inside torch (varlen_attn): no package; packed or equal lengths",
-           _VARLEN, unavailable=_varlen_unavailable, why_not=_varlen_why_not, load=load("torch_varlen"),
-           before=('AttentionInterface.register("torch_varlen", varlen_attention)',
-                   'AttentionMaskInterface.register("torch_varlen", flash_attention_mask)'),
-           imports=("import torch", "from typing import Any", "from transformers import AttentionInterface",
-                    "from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask"),
-           functions=(("attention_torch", "varlen_attention"),),
-           proof=ran_as("varlen", "torch_varlen"), rate=_varlen_rate),
-)  # fmt: skip
+)

@@ -21,9 +21,11 @@ from advisor.knobs.attention_common import (
     load,
     needs_mask,
     ran_as,
+    rates,
     wide,
-)  # fmt: skip
+)
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
+from advisor.knobs.traits import Traits
 
 _TORCH = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
 
@@ -121,8 +123,8 @@ def _flash_why_not(situation: Situation) -> list[Reason]:
     facts, reasons = situation.facts, _unsupported(situation)
     if has_pads(situation) or is_packed(situation):
         remedy = "pack the batch with torch_varlen or FlashAttention" if has_pads(situation) else "choose torch_varlen"
-        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's flash kernel takes no mask, and this batch needs one",
-                              remedy, about=about(situation, "packing")))  # fmt: skip
+        text = "sdpa's flash kernel takes no mask, and this batch needs one"
+        reasons.append(Reason("A25", Verdict.INVALID, text, remedy, about=about(situation, "packing")))
     elif needs_mask(situation):
         text = f"sdpa's flash kernel takes no mask, and rows longer than the window of {facts.sliding_window} need one"
         reasons.append(Reason("A25", Verdict.INVALID, text))
@@ -137,14 +139,14 @@ def _flash_why_not(situation: Situation) -> list[Reason]:
 
 def _efficient_why_not(situation: Situation) -> list[Reason]:
     reasons = _unsupported(situation) + _slides(situation)
-    if situation.configuration["precision"] == "bf16" and (situation.environment.compute_capability or (8, 0)) < (8, 0):
-        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's efficient kernel has bf16 from compute capability 8.0 on",
-                              "choose fp16", about=about(situation, "precision")))  # fmt: skip
+    if situation.traits.dtype == "bfloat16" and (situation.environment.compute_capability or (8, 0)) < (8, 0):
+        text = "sdpa's efficient kernel has bf16 from compute capability 8.0 on"
+        reasons.append(Reason("A25", Verdict.INVALID, text, "choose fp16", about=about(situation, "precision")))
     facts, needs_mask = situation.facts, has_pads(situation) or is_packed(situation)
     if facts.kv_heads != facts.heads and not needs_mask:
         # Seen on an H200: transformers repeats grouped heads only where there is a mask, else torch is to do it.
-        reasons.append(Reason("A25", Verdict.INVALID, "sdpa's efficient kernel takes no grouped heads without a mask",
-                              "choose sdpa", about=about(situation, "packing")))  # fmt: skip
+        text = "sdpa's efficient kernel takes no grouped heads without a mask"
+        reasons.append(Reason("A25", Verdict.INVALID, text, "choose sdpa", about=about(situation, "packing")))
     return reasons
 
 
@@ -166,8 +168,11 @@ def _math_why_not(situation: Situation) -> list[Reason]:
 
 
 _WHY_NOT = {
-    "flash": _flash_why_not, "efficient": _efficient_why_not, "cudnn": _cudnn_why_not, "math": _math_why_not,
-}  # fmt: skip
+    "flash": _flash_why_not,
+    "efficient": _efficient_why_not,
+    "cudnn": _cudnn_why_not,
+    "math": _math_why_not,
+}
 
 
 def _proof(kernel: Kernel) -> Callable[[Reading], str | None]:
@@ -193,13 +198,34 @@ def _rate(kernel: Kernel) -> Callable[[Situation], float]:
     return lambda situation: kernel.rates[needs_mask(situation)]
 
 
+def _choice(kernel: Kernel) -> Choice:
+    return Choice(
+        "attention",
+        f"sdpa-{kernel.name}",
+        f"sdpa held to one kernel: {kernel.summary}",
+        _TORCH,
+        unavailable=_unavailable(kernel),
+        why_not=_WHY_NOT[kernel.name],
+        load=load("sdpa"),
+        before=kernel.before,
+        imports=("import torch",),
+        proof=_proof(kernel),
+        rates=rates(_rate(kernel)),
+        traits=Traits(builds_mask=True, writes_scores=kernel.name == "math", process_wide=True),
+    )
+
+
 CHOICES = (
-    Choice("attention", "sdpa", "torch's scaled_dot_product_attention; transformers' default", TRANSFORMERS,
-           why_not=_sdpa_why_not, load=load("sdpa"), proof=ran_as("sdpa"), rate=sdpa_rate),
-    *(
-        Choice("attention", f"sdpa-{kernel.name}", f"sdpa held to one kernel: {kernel.summary}", _TORCH,
-               unavailable=_unavailable(kernel), why_not=_WHY_NOT[kernel.name], load=load("sdpa"), before=kernel.before,
-               imports=("import torch",), proof=_proof(kernel), rate=_rate(kernel))
-        for kernel in KERNELS
+    Choice(
+        "attention",
+        "sdpa",
+        "torch's scaled_dot_product_attention; transformers' default",
+        TRANSFORMERS,
+        why_not=_sdpa_why_not,
+        load=load("sdpa"),
+        proof=ran_as("sdpa"),
+        rates=rates(sdpa_rate),
+        traits=Traits(builds_mask=True),
     ),
-)  # fmt: skip
+    *map(_choice, KERNELS),
+)

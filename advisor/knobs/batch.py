@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, on_all
 from advisor.model import ModelFacts
 from advisor.workloads import Workload
 
@@ -28,9 +28,9 @@ def _why_not(size: int) -> Callable[[Situation], list[Reason]]:
     return why_not
 
 
-def _rate(situation: Situation) -> float:
+def _rates(situation: Situation) -> Mapping[Term, float]:
     tokens = situation.workload.tokens / len(situation.workload.batches())
-    return tokens / (tokens + _HALF_SPEED_TOKENS[situation.environment.device])
+    return on_all(tokens / (tokens + _HALF_SPEED_TOKENS[situation.environment.device]))
 
 
 def _effective(reading: Reading) -> str:
@@ -54,6 +54,11 @@ def _applies(workload: Workload) -> bool:
     return workload.batch is None
 
 
+def _choice(size: int) -> Choice:
+    words = f"{size} sequence{'s' if size > 1 else ''} a call"
+    return Choice("batch", str(size), words, _SOURCE, why_not=_why_not(size), proof=_proof(size), rates=_rates)
+
+
 KNOB = Knob(
     name="batch",
     summary="sequences at once, where --batch is auto",
@@ -61,9 +66,5 @@ KNOB = Knob(
     default=_default,
     effective=_effective,
     applies=_applies,
-    choices={
-        str(size): Choice("batch", str(size), f"{size} sequence{'s' if size > 1 else ''} a call", _SOURCE,
-                          why_not=_why_not(size), proof=_proof(size), rate=_rate)
-        for size in SIZES
-    },
-)  # fmt: skip
+    choices={str(size): _choice(size) for size in SIZES},
+)

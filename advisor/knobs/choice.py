@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
+from advisor.knobs.traits import Traits, merged
 from advisor.model import ModelFacts
 from advisor.objective import Tier
 from advisor.workloads import Workload
@@ -58,6 +61,11 @@ class Situation:
     environment: Environment
     facts: ModelFacts
 
+    @cached_property
+    def traits(self) -> Traits:
+        """The traits of the configuration's choices."""
+        return traits_of(self.configuration)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -85,6 +93,50 @@ class Reading:
     one_way: bool = False
 
 
+class Term(StrEnum):
+    """What a pass over the list is made of: what a choice's rates speak of."""
+
+    LINEAR = "linear"
+    ATTENTION = "attention"
+
+
+def on_all(rate: float) -> Mapping[Term, float]:
+    """Return the same rate on every term."""
+    return dict.fromkeys(Term, rate)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What a batch must be made for.
+
+    causal: False for an encoder; first_position: of every sequence; apart: whether attention tells packed sequences apart by
+    cu_seq_lens; dtype: torch's, of the model, for a float mask; left: whether pads go to the left.
+    """
+
+    pad_token_id: int
+    causal: bool = True
+    first_position: int = 0
+    apart: bool = False
+    dtype: Any = None
+    left: bool = True
+
+
+@dataclass(frozen=True)
+class Collation:
+    """The function that makes the arguments of a call from a batch: the worker calls it, the suggestion prints its source.
+
+    module, name: where it stands; it takes a list of token ids and returns the arguments, and each sequence's row, first
+    column and the column after its last. given: the fields of `Batching` that it takes, by name. makes: what of a call it
+    makes that a class may not take. words: what it does, for people.
+    """
+
+    module: str
+    name: str
+    given: tuple[str, ...]
+    makes: tuple[str, ...]
+    words: str
+
+
 def _nothing(_: Any) -> None:
     return None
 
@@ -97,8 +149,8 @@ def _exact(_: Any) -> Tier:
     return Tier.EXACT
 
 
-def _same_rate(_: Any) -> float:
-    return 1.0
+def _no_rates(_: Any) -> Mapping[Term, float]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -110,16 +162,13 @@ class Choice:
     why_not(situation): the rules of this choice in this situation, pair rules included.
     load(configuration): keyword arguments of from_pretrained, as Python expressions.
     before, after: statements executed before and after loading (`model` is there then); imports: what all of them need;
-    functions: (module in advisor.knobs, name) of functions that they call: the suggestion prints their source.
-    compiles: every new shape of a call is compiled first.
-    own_load: this choice alone of its knob needs the weights loaded for itself.
+    functions: (module, name) of functions that they call: the suggestion prints their source.
     proof(reading): None, or why the reading does not show that it ran.
-    rate(situation): speed of the work it governs relative to the others of its knob (only for the order of search).
-    quantises: whether the weights are no floats then, so that they can't be looked at in fp32.
-    independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier columns over all
-    of it): the independence probe then looks at the layout without it, and the user is told.
-    advised: False for a form that is there to be refused or caught: where a user insists it is run and judged, but it is
-    never recommended, and no lines to paste are printed for it.
+    rates(situation): its speed on the terms of the work that it changes, relative to the others of its knob (only for the
+    order of search).
+    collation(batching): how it makes a batch, where that is what it decides.
+    in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
+    traits: what everybody else asks of it.
     """
 
     knob: str
@@ -133,14 +182,12 @@ class Choice:
     after: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
-    own_load: bool = False
-    compiles: bool = False
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
-    rate: Callable[[Situation], float] = _same_rate
-    quantises: bool = False
-    independent: bool = True
-    advised: bool = True
+    rates: Callable[[Situation], Mapping[Term, float]] = _no_rates
+    collation: Callable[[Batching], Collation] | None = None
+    in_fp32: Callable[[str], AbstractContextManager[None]] | None = None
+    traits: Traits = field(default=Traits())
 
 
 @dataclass(frozen=True)
@@ -149,6 +196,8 @@ class Knob:
 
     reload: whether changing it needs the weights loaded again; default(facts): what transformers does when told
     nothing; effective(reading): the name of the choice that ran; applies(workload): whether it can be turned at all.
+    reference: the choice that the gate's reference is computed with, "" where that is the default's.
+    facts(model): what its rules need to know of a model that no other knob asks, as fields of `ModelFacts`; worker only.
     """
 
     name: str
@@ -158,3 +207,15 @@ class Knob:
     default: Callable[[ModelFacts], str]
     effective: Callable[[Reading], str]
     applies: Callable[[Workload], bool] = field(default=lambda _: True)
+    reference: str = ""
+    facts: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
+
+
+#: Every knob by name, in the order in which people read a configuration. Filled by the registry, `advisor.knobs`.
+KNOBS: dict[str, Knob] = {}
+
+
+def traits_of(configuration: Mapping[str, str]) -> Traits:
+    """Return the traits of all choices of a configuration together; one that nobody knows has none."""
+    choices = (KNOBS[knob].choices.get(name) for knob, name in configuration.items() if knob in KNOBS)
+    return merged(tuple(choice.traits for choice in choices if choice is not None))

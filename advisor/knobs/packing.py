@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from advisor.knobs.attention import tells_sequences_apart
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.attention_common import about
+from advisor.knobs.choice import Batching, Choice, Collation, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.traits import Traits
 from advisor.model import RECURRENT, ModelFacts
 from advisor.workloads import Workload
 
@@ -23,7 +24,7 @@ _SOURCE = "https://huggingface.co/blog/packing-with-FA2"
 
 
 def _is_flash(situation: Situation) -> bool:
-    return tells_sequences_apart(situation.configuration["attention"])
+    return situation.traits.tells_apart
 
 
 def _sorted_why_not(situation: Situation) -> list[Reason]:
@@ -47,18 +48,14 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         )
         reasons.append(Reason("P23", Verdict.INVALID, text, "a smaller batch"))
     if facts.alibi:
-        reasons.append(
-            Reason("P16", Verdict.WRONG, "ALiBi counts positions along the row, across the sequences of a pack")
-        )
+        text = "ALiBi counts positions along the row, across the sequences of a pack"
+        reasons.append(Reason("P16", Verdict.WRONG, text))
     if not any(reason.rule in ("P7", "P16") for reason in reasons):  # they say what P22 would, and why
         reasons += _row_why_not(situation)
     if situation.workload.output == "scores" and not facts.head:
-        reasons.append(
-            Reason(
-                "P21", Verdict.INVALID, f"the head of {facts.architecture} reads one position a row, not one a sequence"
-            )
-        )
-    if not _is_flash(situation) and situation.configuration["attention"] != "flex_attention":
+        text = f"the head of {facts.architecture} reads one position a row, not one a sequence"
+        reasons.append(Reason("P21", Verdict.INVALID, text))
+    if not _is_flash(situation) and not situation.traits.masks_by_block:
         reasons.append(Reason("P6", Verdict.SLOW, "needs a dense ΣT×ΣT mask unless attention is flash"))
     return reasons
 
@@ -93,8 +90,9 @@ def _longest_row(workload: Workload) -> int:
     return max(sum(workload.lengths[i] for i in batch) for batch in workload.batches())
 
 
-def _wrong_where(rule: str, text: str, applies: Callable[[Situation], bool],
-                 otherwise: str) -> Callable[[Situation], list[Reason]]:  # fmt: skip
+def _wrong_where(
+    rule: str, text: str, applies: Callable[[Situation], bool], otherwise: str
+) -> Callable[[Situation], list[Reason]]:
     """Refuse a form of packing: as wrong where the rule applies, elsewhere as the same work as packed, in these words."""
 
     def why_not(situation: Situation) -> list[Reason]:
@@ -127,9 +125,10 @@ def _bool_mask_why_not(situation: Situation) -> list[Reason]:
     reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
     if _encoder_without_flash(situation):
         reasons.append(Reason("P19", Verdict.WRONG, "this mask is causal, which an encoder is not", "choose packed"))
-    elif situation.configuration["attention"] == "eager":
-        reasons.append(Reason("P15", Verdict.WRONG, "eager adds a 4D bool mask to the scores instead of masking with it",
-                              "pass a float mask, or none", about="attention=eager"))  # fmt: skip
+    elif situation.traits.adds_mask:
+        text = f"{situation.configuration['attention']} adds a 4D bool mask to the scores instead of masking with it"
+        instead = "pass a float mask, or none"
+        reasons.append(Reason("P15", Verdict.WRONG, text, instead, about=about(situation, "attention")))
     elif _is_flash(situation):
         reasons.append(Reason("P17", Verdict.INVALID, "flash attention takes no 4D mask"))
     else:
@@ -138,7 +137,7 @@ def _bool_mask_why_not(situation: Situation) -> list[Reason]:
 
 
 def _effective(reading: Reading) -> str:
-    """By how the model was called: see `advisor.knobs.packing_torch.describe`."""
+    """By how the model was called: see `advisor.proof_torch.inputs_of`."""
     inputs = reading.inputs
     if not inputs.get("restarting_positions"):
         if inputs.get("cu_seq_lens"):
@@ -182,44 +181,138 @@ _P5 = "a mask with zeros wins over positions and cu_seq_lens: the row becomes on
 _P8 = "positions of this model start at padding_idx + 1, not at 0"
 _P19 = "encoders do not look for packed sequences: pass a float block-diagonal mask, or use flash attention"
 
+_MODULE = "advisor.knobs.packing_torch"
+
+
+def _padded(words: str = "") -> Callable[[Batching], Collation]:
+    def collation(batching: Batching) -> Collation:
+        side = "left" if batching.left else "right"
+        given = ("pad_token_id", "first_position") if batching.left else ("pad_token_id",)
+        makes = ("attention_mask", "position_ids") if batching.left else ("attention_mask",)
+        told = words or f"batches as they come, padded on the {side} to the longest"
+        return Collation(_MODULE, f"collate_{side}_padded", given, makes, told)
+
+    return collation
+
+
+def _packed(name: str, masked: str = "") -> Callable[[Batching], Collation]:
+    """Return how one row is made by this function of packing_torch; by `masked` where an encoder is not told the ends."""
+
+    def collation(batching: Batching) -> Collation:
+        is_masked = bool(masked) and not batching.causal and not batching.apart
+        mask = "a float mask that keeps sequences apart" if is_masked else "no attention_mask"
+        words = f"lay each batch in one row without pads, positions starting again, use_cache=False, {mask}"
+        if is_masked:
+            makes = ("attention_mask", "position_ids")
+            return Collation(_MODULE, masked, ("dtype", "first_position"), makes, words)
+        return Collation(_MODULE, name, ("first_position",), ("position_ids", "cu_seq_lens_q"), words)
+
+    return collation
+
+
+def _wrong(
+    name: str, summary: str, why_not: Callable[[Situation], list[Reason]], collation: Callable[[Batching], Collation]
+) -> Choice:
+    """Return a form that is there to be refused by a rule, and caught where a user insists."""
+    traits = Traits(packs=True, advised=False)
+    return Choice(
+        "packing",
+        name,
+        summary,
+        _SOURCE,
+        why_not=why_not,
+        proof=_proof(name),
+        collation=collation,
+        traits=traits,
+    )
+
+
+_SORTED = "sort all sequences by length, longest first, and batch neighbours; put the results back in order"
+
+_RIGHT = (
+    Choice(
+        "packing",
+        "padded",
+        "in the given order, padded to the longest of the batch",
+        _SOURCE,
+        proof=_proof("padded"),
+        collation=_padded(),
+    ),
+    Choice(
+        "packing",
+        "sorted",
+        "sorted by length into batches, then padded",
+        _SOURCE,
+        why_not=_sorted_why_not,
+        proof=_proof("sorted"),
+        collation=_padded(_SORTED),
+        traits=Traits(by_length=True),
+    ),
+    Choice(
+        "packing",
+        "packed",
+        "one row without pads; positions start again; use_cache=False; for an encoder without flash attention a float "
+        "mask, else none",
+        _SOURCE,
+        why_not=_packed_why_not,
+        proof=_proof("packed"),
+        collation=_packed("collate_packed", "collate_packed_masked"),
+        traits=Traits(packs=True),
+    ),
+)
+
+_WRONG = (
+    _wrong(
+        "packed-cached",
+        "packed, with the default cache",
+        _wrong_where("P1", _P1, _needs_positions_alone, "with flash attention or an encoder"),
+        _packed("collate_cached"),
+    ),
+    _wrong(
+        "packed-2d-mask",
+        "packed, with an attention_mask of ones",
+        _wrong_where("P2", _P2, lambda s: not _is_flash(s), "with flash attention"),
+        _packed("collate_2d_masked"),
+    ),
+    _wrong(
+        "packed-cu-seq-lens-only",
+        "packed, with cu_seq_lens and no position_ids",
+        _wrong_where("P3", _P3, lambda s: not _is_flash(s), "with flash attention"),
+        _packed("collate_without_positions"),
+    ),
+    _wrong(
+        "packed-two-rows",
+        "packed in two rows, without cu_seq_lens",
+        _wrong_where("P4", _P4, _is_flash, "without flash attention"),
+        _packed("collate_two_rows"),
+    ),
+    _wrong(
+        "packed-zeros-in-mask",
+        "packed, with a pad at the end and a mask that says so",
+        _wrong_where("P5", _P5, lambda _: True, ""),
+        _packed("collate_zeros_in_mask"),
+    ),
+    _wrong(
+        "packed-positions-from-0",
+        "packed, with positions from 0 where the model's start later",
+        _wrong_where("P8", _P8, _counts_from_offset, "with positions that start at 0"),
+        _packed("collate_from_zero", "collate_masked_from_zero"),
+    ),
+    _wrong("packed-bool-mask", "packed, with a 4D bool mask", _bool_mask_why_not, _packed("collate_bool_masked")),
+    _wrong(
+        "packed-no-mask",
+        "packed as for decoders, on an encoder",
+        _wrong_where("P19", _P19, _encoder_without_flash, "with flash attention or a decoder"),
+        _packed("collate_packed"),
+    ),
+)
+
 KNOB = Knob(
     name="packing",
     summary="how sequences become a batch",
     reload=False,
     default=_default,
     effective=_effective,
-    choices={
-        choice.name: choice
-        for choice in (
-            Choice("packing", "padded", "in the given order, padded to the longest of the batch", _SOURCE,
-                   proof=_proof("padded")),
-            Choice("packing", "sorted", "sorted by length into batches, then padded", _SOURCE, why_not=_sorted_why_not,
-                   proof=_proof("sorted")),
-            Choice("packing", "packed", "one row without pads; positions start again; use_cache=False; for an encoder "
-                   "without flash attention a float mask, else none", _SOURCE,
-                   why_not=_packed_why_not, proof=_proof("packed")),
-            Choice("packing", "packed-cached", "packed, with the default cache", _SOURCE,
-                   why_not=_wrong_where("P1", _P1, _needs_positions_alone, "with flash attention or an encoder"),
-                   proof=_proof("packed-cached"), advised=False),
-            Choice("packing", "packed-2d-mask", "packed, with an attention_mask of ones", _SOURCE,
-                   why_not=_wrong_where("P2", _P2, lambda s: not _is_flash(s), "with flash attention"),
-                   proof=_proof("packed-2d-mask"), advised=False),
-            Choice("packing", "packed-cu-seq-lens-only", "packed, with cu_seq_lens and no position_ids", _SOURCE,
-                   why_not=_wrong_where("P3", _P3, lambda s: not _is_flash(s), "with flash attention"),
-                   proof=_proof("packed-cu-seq-lens-only"), advised=False),
-            Choice("packing", "packed-two-rows", "packed in two rows, without cu_seq_lens", _SOURCE,
-                   why_not=_wrong_where("P4", _P4, _is_flash, "without flash attention"),
-                   proof=_proof("packed-two-rows"), advised=False),
-            Choice("packing", "packed-zeros-in-mask", "packed, with a pad at the end and a mask that says so", _SOURCE,
-                   why_not=_wrong_where("P5", _P5, lambda _: True, ""), proof=_proof("packed-zeros-in-mask"), advised=False),
-            Choice("packing", "packed-positions-from-0", "packed, with positions from 0 where the model's start later",
-                   _SOURCE, why_not=_wrong_where("P8", _P8, _counts_from_offset, "with positions that start at 0"),
-                   proof=_proof("packed-positions-from-0"), advised=False),
-            Choice("packing", "packed-bool-mask", "packed, with a 4D bool mask", _SOURCE, why_not=_bool_mask_why_not,
-                   proof=_proof("packed-bool-mask"), advised=False),
-            Choice("packing", "packed-no-mask", "packed as for decoders, on an encoder", _SOURCE,
-                   why_not=_wrong_where("P19", _P19, _encoder_without_flash, "with flash attention or a decoder"),
-                   proof=_proof("packed-no-mask"), advised=False),
-        )
-    },
-)  # fmt: skip
+    choices={choice.name: choice for choice in (*_RIGHT, *_WRONG)},
+    reference=_RIGHT[0].name,
+)

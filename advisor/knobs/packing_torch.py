@@ -7,8 +7,6 @@ where each sequence lies: its row, its first column and the column after its las
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,91 +82,69 @@ def collate_packed_masked(
     return call, [(0, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]  # noqa: RUF007  (stands on its own)
 
 
-@dataclass(frozen=True)
-class Batching:
-    """What a batch must be made for.
-
-    causal: False for an encoder; first_position: of every sequence; apart: whether attention tells packed sequences apart by
-    cu_seq_lens; dtype: the model's, for a float mask; left: whether pads go to the left.
-    """
-
-    pad_token_id: int
-    causal: bool = True
-    first_position: int = 0
-    apart: bool = False
-    dtype: torch.dtype = torch.float32
-    left: bool = True
+# ------------------------------------------------------ the forms that are refused by a rule, as changes to the right one
 
 
-def _cached(call: dict[str, Any], lengths: list[int]) -> None:
-    call["use_cache"] = True
+def collate_cached(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with the default cache: what rule P1 is about."""
+    call, places = collate_packed(sequences, first_position)
+    return {**call, "use_cache": True}, places
 
 
-def _mask_2d(call: dict[str, Any], lengths: list[int]) -> None:
-    call["attention_mask"] = torch.ones_like(call["input_ids"])
+def collate_2d_masked(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with a mask of ones: what rule P2 is about."""
+    call, places = collate_packed(sequences, first_position)
+    return {**call, "attention_mask": torch.ones_like(call["input_ids"])}, places
 
 
-def _cu_seq_lens_only(call: dict[str, Any], lengths: list[int]) -> None:
+def collate_without_positions(
+    sequences: list[torch.Tensor], first_position: int = 0
+) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with cu_seq_lens and no positions: what rule P3 is about."""
+    call, places = collate_packed(sequences, first_position)
     del call["position_ids"]
+    return call, places
 
 
-def _bool_mask(call: dict[str, Any], lengths: list[int]) -> None:
-    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    total = len(document)
-    causal = torch.ones((total, total), dtype=torch.bool).tril()
+def collate_bool_masked(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with a causal mask of truths that keeps sequences apart: what rule P15 is about."""
+    call, places = collate_packed(sequences, first_position)
+    document = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor([len(s) for s in sequences]))
+    causal = torch.ones((len(document), len(document)), dtype=torch.bool).tril()
     call["attention_mask"] = (causal & (document[:, None] == document[None]))[None, None]
+    return call, places
 
 
-def _from_zero(call: dict[str, Any], lengths: list[int]) -> None:
+def collate_from_zero(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with positions from 0: what rule P8 is about."""
+    call, places = collate_packed(sequences, first_position)
     call["position_ids"] = call["position_ids"] - call["position_ids"].min()
+    return call, places
 
 
-def _zeros_in_mask(call: dict[str, Any], lengths: list[int]) -> None:
-    """Add one pad at the row's end, and the mask that says so."""
+def collate_masked_from_zero(
+    sequences: list[torch.Tensor], dtype: torch.dtype, first_position: int = 0
+) -> tuple[dict[str, Any], list[Place]]:
+    """Do the same with the mask that an encoder needs."""
+    call, places = collate_packed_masked(sequences, dtype, first_position)
+    call["position_ids"] = call["position_ids"] - call["position_ids"].min()
+    return call, places
+
+
+def collate_zeros_in_mask(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with one pad at the row's end, and a mask that says so: what rule P5 is about."""
+    call, places = collate_packed(sequences, first_position)
     for name in ("input_ids", "position_ids"):
         call[name] = torch.nn.functional.pad(call[name], (0, 1))
     call["attention_mask"] = torch.ones_like(call["input_ids"])
     call["attention_mask"][0, -1] = 0
-
-
-def _as_it_is(call: dict[str, Any], lengths: list[int]) -> None:
-    pass
-
-
-#: The forms that are refused by a rule, as changes to the right one.
-_WRONG: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
-    "packed-cached": _cached,
-    "packed-2d-mask": _mask_2d,
-    "packed-cu-seq-lens-only": _cu_seq_lens_only,
-    "packed-bool-mask": _bool_mask,
-    "packed-no-mask": _as_it_is,
-    "packed-positions-from-0": _from_zero,
-    "packed-zeros-in-mask": _zeros_in_mask,
-}
-
-
-def collate(packing: str, sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
-    """Return the keyword arguments for a batch under a packing choice, and where each sequence lies."""
-    if not packing.startswith("packed"):
-        if batching.left:
-            return collate_left_padded(sequences, batching.pad_token_id, batching.first_position)
-        return collate_right_padded(sequences, batching.pad_token_id)
-    if packing == "packed-two-rows":
-        return _two_rows(sequences, batching)
-    masked = not batching.causal and not batching.apart and packing in ("packed", "packed-positions-from-0")
-    if not masked:
-        call, places = collate_packed(sequences, batching.first_position)
-    else:
-        call, places = collate_packed_masked(sequences, batching.dtype, batching.first_position)
-    if packing in _WRONG:
-        _WRONG[packing](call, [len(s) for s in sequences])
     return call, places
 
 
-def _two_rows(sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[str, Any], list[Place]]:
+def collate_two_rows(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
     """Pack into two rows, the shorter one filled with pads at its end, without cu_seq_lens: what rule P4 is about."""
     half = (len(sequences) + 1) // 2
-    made = [collate_packed(group, batching.first_position) for group in (sequences[:half], sequences[half:]) if group]
+    made = [collate_packed(group, first_position) for group in (sequences[:half], sequences[half:]) if group]
     width = max(int(call["input_ids"].shape[1]) for call, _ in made)
     both: dict[str, Any] = {
         name: torch.cat([torch.nn.functional.pad(call[name], (0, width - call[name].shape[1])) for call, _ in made])
@@ -176,30 +152,3 @@ def _two_rows(sequences: list[torch.Tensor], batching: Batching) -> tuple[dict[s
     }
     places = [(number, start, end) for number, (_, found) in enumerate(made) for _, start, end in found]
     return {**both, "use_cache": False}, places
-
-
-def describe(call: dict[str, Any], batching: Batching, *, by_length: bool) -> dict[str, Any]:
-    """Return how the model is called, as the proof reads it; looks at the tensors, not at the request."""
-    positions, mask = call.get("position_ids"), call.get("attention_mask")
-    restarting = positions is not None and mask_is_packed(positions, mask)
-    zeros = mask is not None and mask.dim() == 2 and bool((mask == 0).any())
-    return {
-        "rows": int(call["input_ids"].shape[0]),
-        "columns": int(call["input_ids"].shape[1]),
-        "mask": None if mask is None else f"{mask.dim()}d-{str(mask.dtype).removeprefix('torch.')}",
-        "mask_zeros": zeros,
-        "restarting_positions": bool(restarting),
-        "cache": bool(call.get("use_cache", True)),
-        "cu_seq_lens": "cu_seq_lens_q" in call,
-        "by_length": by_length,
-        "lacks_mask": bool(restarting and mask is None and not batching.causal and not batching.apart),
-        "from_first_position": positions is None or int(positions.min()) >= batching.first_position,
-    }
-
-
-def mask_is_packed(positions: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether positions fail to rise somewhere inside a row, pads aside: then several sequences share that row."""
-    falls = positions[:, 1:] <= positions[:, :-1]
-    if mask is not None and mask.dim() == 2 and mask.shape == positions.shape:
-        falls = falls & mask[:, 1:].bool() & mask[:, :-1].bool()
-    return bool(falls.any())

@@ -7,22 +7,18 @@ measured. Matrix products in 16 bit run on tensor cores; on a CPU without bf16 u
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, on_all
+from advisor.knobs.traits import Traits
 from advisor.model import ModelFacts
 from advisor.objective import Tier
 
 _SOURCE = "https://pytorch.org/docs/stable/notes/numerical_accuracy.html"
 
-#: Our names and torch's.
-TORCH_DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
+#: Our names by torch's.
 _NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-_HIGHEST = ('torch.set_float32_matmul_precision("highest")',)
-_TF32 = ('torch.set_float32_matmul_precision("high")',)
 
 
 def _bf16_unavailable(environment: Environment) -> Reason | None:
@@ -42,9 +38,10 @@ def _tf32_unavailable(environment: Environment) -> Reason | None:
 
 
 def _tf32_why_not(situation: Situation) -> list[Reason]:
-    if situation.configuration["quantization"] != "none":
-        return [Reason("D2", Verdict.INVALID, "tf32 acts on fp32 matrix products only, not on quantised layers",
-                       about=f"quantization={situation.configuration['quantization']}")]  # fmt: skip
+    if situation.traits.quantises:
+        text = "tf32 acts on fp32 matrix products only, not on quantised layers"
+        about = f"quantization={situation.configuration['quantization']}"
+        return [Reason("D2", Verdict.INVALID, text, about=about)]
     return []
 
 
@@ -52,10 +49,6 @@ def _fp16_why_not(situation: Situation) -> list[Reason]:
     if situation.facts.checkpoint_dtype == "bfloat16":
         return [Reason("D3", Verdict.WARN, "a bf16 checkpoint can overflow in fp16; the gate looks for it")]
     return []
-
-
-def _load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
-    return lambda _: {"dtype": f"torch.{TORCH_DTYPES[name]}"}
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:
@@ -66,16 +59,16 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
     return proof
 
 
-def _tier(name: str) -> Callable[[ModelFacts], Tier]:
+def _tier(name: str, dtype: str) -> Callable[[ModelFacts], Tier]:
     def tier(facts: ModelFacts) -> Tier:
-        own = name != "tf32" and TORCH_DTYPES[name] == facts.checkpoint_dtype
+        own = name != "tf32" and dtype == facts.checkpoint_dtype
         return Tier.EXACT if own or name == "fp32" else Tier.DTYPE
 
     return tier
 
 
-def _rate(on_cuda: float, on_cpu: float) -> Callable[[Situation], float]:
-    return lambda situation: on_cuda if situation.environment.is_cuda else on_cpu
+def _rates(on_cuda: float, on_cpu: float) -> Callable[[Situation], Mapping[Term, float]]:
+    return lambda situation: on_all(on_cuda if situation.environment.is_cuda else on_cpu)
 
 
 def _effective(reading: Reading) -> str:
@@ -91,6 +84,28 @@ def _default(facts: ModelFacts) -> str:
     return _NAMES.get(facts.checkpoint_dtype, "fp32")
 
 
+def _choice(name: str, summary: str, traits: Traits, rates: tuple[float, float], **more: Any) -> Choice:
+    """Return a choice. rates: its speed on a GPU and on a CPU, over fp32's."""
+    return Choice(
+        "precision",
+        name,
+        summary,
+        _SOURCE,
+        load=lambda _: {"dtype": f"torch.{traits.dtype}"},
+        before=(f'torch.set_float32_matmul_precision("{traits.float32_matmul}")',),
+        imports=("import torch",),
+        proof=_proof(name),
+        tier=_tier(name, traits.dtype),
+        rates=_rates(*rates),
+        traits=traits,
+        **more,
+    )
+
+
+_FP16 = Traits(dtype="float16", bytes_per_value=2.0, mantissa_bits=10, rounds=("F32", "F64", "BF16"))
+_BF16 = Traits(dtype="bfloat16", bytes_per_value=2.0, mantissa_bits=7, rounds=("F32", "F64", "F16"))
+_TF32 = Traits(mantissa_bits=10, float32_matmul="high", process_wide=True)
+
 KNOB = Knob(
     name="precision",
     summary="dtype of weights and arithmetic",
@@ -100,16 +115,18 @@ KNOB = Knob(
     choices={
         choice.name: choice
         for choice in (
-            Choice("precision", "fp32", "32-bit floats", _SOURCE, load=_load("fp32"), before=_HIGHEST,
-                   imports=("import torch",), proof=_proof("fp32"), tier=_tier("fp32"), rate=_rate(1, 1)),
-            Choice("precision", "tf32", "fp32 weights, products rounded to tf32", _SOURCE, unavailable=_tf32_unavailable,
-                   why_not=_tf32_why_not, load=_load("tf32"), before=_TF32, imports=("import torch",),
-                   proof=_proof("tf32"), tier=_tier("tf32"), rate=_rate(7, 1)),
-            Choice("precision", "fp16", "16-bit floats, narrow range", _SOURCE, why_not=_fp16_why_not, load=_load("fp16"),
-                   before=_HIGHEST, imports=("import torch",), proof=_proof("fp16"), tier=_tier("fp16"), rate=_rate(13, 0.25)),
-            Choice("precision", "bf16", "16-bit floats, wide range", _SOURCE, unavailable=_bf16_unavailable,
-                   load=_load("bf16"), before=_HIGHEST, imports=("import torch",), proof=_proof("bf16"),
-                   tier=_tier("bf16"), rate=_rate(13, 0.25)),
+            _choice("fp32", "32-bit floats", Traits(mantissa_bits=23), (1.0, 1.0)),
+            _choice(
+                "tf32",
+                "fp32 weights, products rounded to tf32",
+                _TF32,
+                (7.0, 1.0),
+                unavailable=_tf32_unavailable,
+                why_not=_tf32_why_not,
+            ),
+            _choice("fp16", "16-bit floats, narrow range", _FP16, (13.0, 0.25), why_not=_fp16_why_not),
+            _choice("bf16", "16-bit floats, wide range", _BF16, (13.0, 0.25), unavailable=_bf16_unavailable),
         )
     },
-)  # fmt: skip
+    reference="fp32",
+)

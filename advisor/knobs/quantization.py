@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
-from advisor.knobs.precision import TORCH_DTYPES
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, traits_of
+from advisor.knobs.traits import Traits
 from advisor.model import ModelFacts
 from advisor.objective import Tier
 
@@ -23,14 +23,10 @@ _IMPORTS = ("import torch", "from transformers import BitsAndBytesConfig")
 #: custom, layers of a class that the quantizer does not know are left out without a word.
 LEAST_SHARE = 0.5
 
-#: The linear layers' class, with what the worker reads of its settings, and the choice that makes it.
-_KINDS = {
-    "Linear8bitLt:6.0": "int8",
-    "Linear8bitLt:0.0": "int8-no-outliers",
-    "Linear4bit:nf4": "nf4",
-    "Linear4bit:nf4:double": "nf4-double",
-    "Linear4bit:fp4": "fp4",
-}
+
+def _made_by() -> dict[str, str]:
+    """Return the choice that makes each class of quantised linear layers, as the worker names them with their settings."""
+    return {choice.traits.linear: name for name, choice in KNOB.choices.items() if choice.traits.linear}
 
 
 def _unavailable(minimum: tuple[int, int], rule: str) -> Callable[[Environment], Reason | None]:
@@ -66,9 +62,9 @@ def _checkpoint_why_not(situation: Situation) -> list[Reason]:
         )
     if facts.prequantized == "mxfp4" and (not environment.is_cuda or capability < (7, 5)):
         reasons.append(Reason("Q13", Verdict.WARN, "without its kernels transformers turns mxfp4 weights into bf16"))
-    if facts.prequantized == "awq" and situation.configuration["precision"] == "bf16":
-        reasons.append(Reason("Q15", Verdict.ALIAS, "AWQ computes in fp16: bf16 is turned into it",
-                              about="precision=bf16"))  # fmt: skip
+    if facts.prequantized == "awq" and situation.traits.dtype == "bfloat16":
+        about = f"precision={situation.configuration['precision']}"
+        reasons.append(Reason("Q15", Verdict.ALIAS, "AWQ computes in fp16: bf16 is turned into it", about=about))
     return reasons
 
 
@@ -76,7 +72,7 @@ def _why_not(situation: Situation) -> list[Reason]:
     reasons = _none_why_not(situation)
     if situation.facts.linear_parameters == 0:
         reasons.append(Reason("Q22", Verdict.ALIAS, f"{situation.facts.architecture} has no linear layer to quantise"))
-    if situation.configuration["precision"] == "fp32" and situation.environment.is_cuda:
+    if situation.traits.dtype == "float32" and situation.environment.is_cuda:
         reasons.append(Reason("Q3", Verdict.SLOW, "quantised layers computing in fp32 use no tensor cores"))
     if situation.workload.tokens >= 4096 * len(situation.workload.batches()):
         reasons.append(Reason("Q20", Verdict.SLOW, "with many tokens a batch, dequantising costs more than it saves"))
@@ -85,7 +81,7 @@ def _why_not(situation: Situation) -> list[Reason]:
 
 def _int8_why_not(situation: Situation) -> list[Reason]:
     reasons = _why_not(situation)
-    if situation.configuration["precision"] == "bf16":
+    if situation.traits.dtype == "bfloat16":
         reasons.append(Reason("Q5", Verdict.WARN, "LLM.int8 casts bf16 inputs to fp16"))
     return reasons
 
@@ -101,7 +97,7 @@ def _int8_load(threshold: float) -> Callable[[Configuration], Mapping[str, str]]
 
 def _four_bit_load(kind: str, *, double: bool = False) -> Callable[[Configuration], Mapping[str, str]]:
     def load(configuration: Configuration) -> dict[str, str]:
-        compute = f"torch.{TORCH_DTYPES[configuration['precision']]}"
+        compute = f"torch.{traits_of(configuration).dtype}"
         more = ", bnb_4bit_use_double_quant=True" if double else ""
         return {
             "quantization_config": f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
@@ -125,7 +121,8 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
 
 def share_of(reading: Reading) -> tuple[float, int, int]:
     """Return the share of the linear layers that are quantised, how many they are, and of how many."""
-    count, total = sum(n for name, n in reading.linears.items() if name in _KINDS), sum(reading.linears.values())
+    known, total = _made_by(), sum(reading.linears.values())
+    count = sum(n for name, n in reading.linears.items() if name in known)
     return count / max(total, 1), count, total
 
 
@@ -143,13 +140,74 @@ def _effective(reading: Reading) -> str:
     quantized = {name for name in reading.linears if name != "Linear"}
     if reading.prequantized:
         return "checkpoint" if quantized else "none"
-    found = sorted({_KINDS[name] for name in quantized if name in _KINDS})
+    known = _made_by()
+    found = sorted({known[name] for name in quantized if name in known})
     return "+".join(found) if found else "none"
 
 
 def _default(facts: ModelFacts) -> str:
     return "checkpoint" if facts.prequantized else "none"
 
+
+def _eight_bit(
+    name: str, threshold: float, why_not: Callable[[Situation], list[Reason]], rate: float, *, independent: bool
+) -> Choice:
+    """Return a choice of LLM.int8: the columns whose inputs are above the threshold stay in 16 bits."""
+    return Choice(
+        "quantization",
+        name,
+        f"bitsandbytes LLM.int8, threshold {threshold}",
+        _SOURCE,
+        _unavailable((7, 5), "Q2"),
+        why_not,
+        _int8_load(threshold),
+        imports=_IMPORTS,
+        proof=_proof(name),
+        tier=lambda _: Tier.EIGHT_BIT,
+        rates=_rates(rate),
+        traits=Traits(
+            quantises=True, linear=f"Linear8bitLt:{threshold}", bytes_per_weight=1.0, independent=independent
+        ),
+    )
+
+
+def _four_bit(kind: str, words: str, rate: float, *, double: bool = False) -> Choice:
+    """Return a choice in 4 bits: a scale every 64 weights, of 4 bytes, or of 1 where the scales are quantised too."""
+    name = f"{kind}-double" if double else kind
+    return Choice(
+        "quantization",
+        name,
+        f"bitsandbytes 4-bit {words}",
+        _SOURCE,
+        _unavailable((6, 0), "Q2"),
+        _why_not,
+        _four_bit_load(kind, double=double),
+        imports=_IMPORTS,
+        proof=_proof(name),
+        tier=lambda _: Tier.FOUR_BIT,
+        rates=_rates(rate),
+        traits=Traits(
+            quantises=True,
+            linear=f"Linear4bit:{kind}" + (":double" if double else ""),
+            bytes_per_weight=0.5 + (1 if double else 4) / 64,
+        ),
+    )
+
+
+def _rates(rate: float) -> Callable[[Situation], Mapping[Term, float]]:
+    return lambda _: {Term.LINEAR: rate}
+
+
+_NONE = Choice("quantization", "none", "weights as they are", _SOURCE, why_not=_none_why_not, proof=_proof("none"))
+_CHECKPOINT = Choice(
+    "quantization",
+    "checkpoint",
+    "quantised weights as the checkpoint brings them",
+    _SOURCE,
+    why_not=_checkpoint_why_not,
+    proof=_proof("checkpoint"),
+    traits=Traits(quantises=True, as_stored=True),
+)
 
 KNOB = Knob(
     name="quantization",
@@ -160,24 +218,13 @@ KNOB = Knob(
     choices={
         choice.name: choice
         for choice in (
-            Choice("quantization", "none", "weights as they are", _SOURCE, why_not=_none_why_not, proof=_proof("none")),
-            Choice("quantization", "checkpoint", "quantised weights as the checkpoint brings them", _SOURCE,
-                   why_not=_checkpoint_why_not, proof=_proof("checkpoint"), quantises=True),
-            Choice("quantization", "int8", "bitsandbytes LLM.int8, threshold 6.0", _SOURCE, _unavailable((7, 5), "Q2"),
-                   _int8_why_not, _int8_load(6.0), imports=_IMPORTS, proof=_proof("int8"),
-                   tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.45, quantises=True, independent=False),
-            Choice("quantization", "int8-no-outliers", "bitsandbytes LLM.int8, threshold 0.0", _SOURCE,
-                   _unavailable((7, 5), "Q2"), _int8_without_why_not, _int8_load(0.0), imports=_IMPORTS,
-                   proof=_proof("int8-no-outliers"), tier=lambda _: Tier.EIGHT_BIT, rate=lambda _: 0.8, quantises=True),
-            Choice("quantization", "nf4", "bitsandbytes 4-bit NormalFloat", _SOURCE, _unavailable((6, 0), "Q2"), _why_not,
-                   _four_bit_load("nf4"), imports=_IMPORTS, proof=_proof("nf4"),
-                   tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.6, quantises=True),
-            Choice("quantization", "nf4-double", "bitsandbytes 4-bit NormalFloat, scales quantised too", _SOURCE,
-                   _unavailable((6, 0), "Q2"), _why_not, _four_bit_load("nf4", double=True), imports=_IMPORTS,
-                   proof=_proof("nf4-double"), tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.5, quantises=True),
-            Choice("quantization", "fp4", "bitsandbytes 4-bit float", _SOURCE, _unavailable((6, 0), "Q2"), _why_not,
-                   _four_bit_load("fp4"), imports=_IMPORTS, proof=_proof("fp4"),
-                   tier=lambda _: Tier.FOUR_BIT, rate=lambda _: 0.59, quantises=True),
+            _NONE,
+            _CHECKPOINT,
+            _eight_bit("int8", 6.0, _int8_why_not, 0.45, independent=False),
+            _eight_bit("int8-no-outliers", 0.0, _int8_without_why_not, 0.8, independent=True),
+            _four_bit("nf4", "NormalFloat", 0.6),
+            _four_bit("nf4", "NormalFloat, scales quantised too", 0.5, double=True),
+            _four_bit("fp4", "float", 0.59),
         )
     },
-)  # fmt: skip
+)

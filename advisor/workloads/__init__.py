@@ -8,13 +8,14 @@ from typing import Any
 from advisor.checked import Malformed, shortened
 from advisor.workloads.forward import Workload
 
-__all__ = ["Workload", "workload_of"]
+__all__ = ["KINDS", "Workload", "workload_of"]
 
-_KINDS = {"forward": Workload, "embed": Workload}
+#: Kinds of workloads by the name that is stored.
+KINDS = {"forward": Workload, "embed": Workload}
 
 
 def workload_of(payload: Mapping[str, Any]) -> Workload:
     """Build the workload that a stored payload describes."""
-    if not isinstance(payload, Mapping) or payload.get("kind") not in _KINDS:
+    if not isinstance(payload, Mapping) or payload.get("kind") not in KINDS:
         raise Malformed(f"no kind of workload: {shortened(payload)}")
-    return _KINDS[payload["kind"]].of(payload)
+    return KINDS[payload["kind"]].of(payload)

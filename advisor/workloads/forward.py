@@ -90,6 +90,11 @@ class Workload:
         return self if self.batch is not None else replace(self, batch=int(configuration["batch"]))
 
     @property
+    def counts_sequences(self) -> bool:
+        """Whether people count sequences rather than tokens: each gives one thing."""
+        return self.output == "pooled"
+
+    @property
     def size(self) -> int:
         """The sequences a batch; one where batch is a knob, which is what transformers' pipelines do when told nothing."""
         return self.batch or 1

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from advisor.knobs.choice import Choice, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Reason, Situation, Term, Verdict
 
 #: As long as the longest error text of flex_attention that was seen.
 LONG_TEXT = 234_000
@@ -131,7 +131,7 @@ def _padded_only(situation: Situation) -> list[Reason]:
 
 def _choice(name: str, before: str, rate: float) -> Choice:
     return Choice("attention", name, "breaks, for tests", why_not=_padded_only, before=(before,),
-                  load=lambda _: {"attn_implementation": repr(name)}, rate=lambda _: rate)  # fmt: skip
+                  load=lambda _: {"attn_implementation": repr(name)}, rates=lambda _: {Term.ATTENTION: rate})  # fmt: skip
 
 
 #: The missing imports come first in the order of the search, one after the other.

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from advisor.knobs.attention_common import launched_any
-from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Reading, Reason, Situation, Term, Verdict
 
 _SLEEP_S = {"odd-pretender": 0.0, "odd-sluggish": 0.05, "odd-asleep": 600.0}
 
@@ -46,7 +46,7 @@ def _slow_proof(reading: Reading) -> str | None:
 
 def _choice(name: str, rate: float, **more: Any) -> Choice:
     before = f"import odd_choices; odd_choices.register({name!r})"
-    return Choice("attention", name, "odd, for tests", before=(before,), rate=lambda _: rate,
+    return Choice("attention", name, "odd, for tests", before=(before,), rates=lambda _: {Term.ATTENTION: rate},
                   load=lambda _: {"attn_implementation": repr(name)}, **more)  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Reading, Reason, Situation, Term, Verdict
 
 #: How long it rests in every layer, so that it is slower than the default on every machine.
 REST_S = 0.003
@@ -49,5 +49,5 @@ def _proof(reading: Reading) -> str | None:
 CHOICES = [
     Choice("attention", "made-up", "in 64 bit, at leisure", "https://example.org/made-up", why_not=_why_not,
            load=lambda _: {"attn_implementation": "'made-up'"}, before=("import made_up\nmade_up.register()",),
-           proof=_proof, rate=lambda _: 1e6),
+           proof=_proof, rates=lambda _: {Term.ATTENTION: 1e6}),
 ]  # fmt: skip

@@ -1,0 +1,184 @@
+"""One block of the confirmation: contestants in one process, whose rounds alternate. Loaded by the worker alone.
+
+What drifts, the clocks, the temperature, the neighbours on the machine, then hits all of them alike. Contestants whose weights
+are equal share a loaded model; where all models do not fit, each is timed by itself, one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from advisor.configuration import Configuration
+from advisor.device import Gauges
+from advisor.ready_torch import Ready, make_ready, peak_bytes, reset_peak
+from advisor.session_torch import Session, asked_of, weights_key
+from advisor.timing_torch import Round, Rounds, energy_of, take_round, timed_round
+from advisor.trial import Outcome
+
+
+@dataclass(frozen=True)
+class Turns:
+    """When a block ends. A turn: rounds of one contestant that take at least `turn_s` together; its figure is their median.
+
+    At least `least` turns each, then until the half-range of everybody's turns is within `width` of their median, at most
+    `most`. A turn is that long because a GPU's clock follows its load.
+    """
+
+    least: int = 3
+    most: int = 7
+    turn_s: float = 1.0
+    width: float = 0.02
+
+    def reached(self, wall_s: list[float]) -> bool:
+        """Whether these turns (median seconds a round) are enough."""
+        if len(wall_s) < self.least:
+            return False
+        return len(wall_s) >= self.most or (max(wall_s) - min(wall_s)) / 2 <= self.width * median(wall_s)
+
+
+@dataclass
+class Contestant:
+    """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early."""
+
+    number: int
+    configuration: Configuration
+    session: Session
+    ready: Ready | None = None
+    rounds: Rounds = field(default_factory=lambda: Rounds([], [], [], [], []))
+    spent_s: float = 0.0
+    result: dict[str, Any] | None = None
+    peak: int | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The result as a trial has it."""
+        if self.result is not None:
+            return {**self.result, "spent_s": self.spent_s}
+        if self.ready is None or not self.rounds.wall_s:
+            reason = "its block was broken off"
+            return {"outcome": Outcome.CUT, "reason": reason, "transient": False, "spent_s": self.spent_s}
+        return {
+            **self.ready.found, "outcome": Outcome.OK, "reason": "", "rounds": asdict(self.rounds),
+            "peak_bytes": self.peak, "spent_s": self.spent_s,
+        }  # fmt: skip
+
+
+FailureOf = Callable[[BaseException, str], dict[str, Any]]
+
+
+def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> dict[str, Any]:
+    """Time the contestants of a block; return {"results": a result each, in their order}.
+
+    Who fails is out and the others go on, unless it was the first in the list, the default, or the device itself that failed.
+    request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
+    energy over rounds of one, where request["energy"] says so.
+    """
+    block = _Block(session, request, failure_of)
+    with torch.inference_mode():
+        if request["in_turn"]:
+            for contestant in block.shuffled():
+                block.run([contestant])
+                contestant.session.unload()
+        else:
+            block.run(block.contestants)
+    return {"results": [contestant.told for contestant in block.contestants]}
+
+
+class _Block:
+    """A block being run."""
+
+    def __init__(self, session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> None:
+        self.request, self.failure_of, self.device = request, failure_of, request["device"]
+        self.turns = Turns(**request["turns"])
+        self.random = random.Random(request["seed"])
+        sessions: dict[Any, Session] = {}
+        self.contestants = []
+        for number, choices in enumerate(request["contestants"]):
+            configuration = Configuration.of(choices)
+            own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
+            self.contestants.append(Contestant(number, configuration, own))
+        self.stopped = False
+
+    def shuffled(self) -> list[Contestant]:
+        """Return who is still in, in random order."""
+        left = [contestant for contestant in self.contestants if contestant.result is None]
+        self.random.shuffle(left)
+        return left
+
+    def run(self, contestants: list[Contestant]) -> None:
+        """Make these ready, let each take a turn that does not count, then turns until they say enough."""
+        on_gpu = self.device.startswith("cuda")
+        reset_peak(self.device)
+        for contestant in contestants:
+            self._attempt(
+                contestant, lambda one: setattr(one, "ready", make_ready(one.session, self.request, one.configuration))
+            )
+        with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
+            for contestant in self._left(contestants):
+                self._attempt(contestant, lambda one: self._turn(one, gauges, counts=False))
+            while any(not self.turns.reached(one.rounds.wall_s) for one in self._left(contestants)):
+                for contestant in [one for one in self.shuffled() if one in contestants]:
+                    self._attempt(contestant, lambda one: self._turn(one, gauges, counts=True))
+            for contestant in self._left(contestants):
+                if len(contestants) == 1:
+                    contestant.peak = peak_bytes(self.device)
+                if self.request["energy"][contestant.number]:
+                    self._attempt(contestant, lambda one: self._read_energy(one, gauges))
+
+    def _left(self, contestants: list[Contestant]) -> list[Contestant]:
+        return [] if self.stopped else [contestant for contestant in contestants if contestant.result is None]
+
+    def _attempt(self, contestant: Contestant, step: Callable[[Contestant], object]) -> None:
+        """Take a step with a contestant; what it raises is the contestant's end."""
+        if self.stopped:
+            return
+        began = time.perf_counter()
+        try:
+            step(contestant)
+        except Exception as error:  # noqa: BLE001  (whatever a contestant raises is its outcome)
+            traceback.print_exc()
+            stage = "load" if contestant.ready is None else "time"
+            contestant.result = self.failure_of(error, stage)
+            self.stopped = contestant.number == 0 or isinstance(error, torch.AcceleratorError)
+        contestant.spent_s += time.perf_counter() - began
+
+    def _turn(self, contestant: Contestant, gauges: Gauges, *, counts: bool) -> None:
+        """Run rounds of a contestant for as long as a turn takes, and keep their medians if it counts."""
+        assert contestant.ready is not None
+        session, calls = contestant.session, contestant.ready.calls
+        session.load(self.request, contestant.configuration)
+        session.stage("time" if counts else "warm-up")
+        found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
+        asked, spent_s = asked_of(self.request), 0.0
+        while spent_s < self.turns.turn_s or not found:
+            self.random.shuffle(order)
+            one, state = take_round(
+                gauges, self.device, lambda: timed_round(session, calls, self.device, asked, order), contestant.rounds
+            )
+            found.append(one)
+            spent_s += one.wall_s
+        if counts:
+            contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
+            session.send(
+                {"event": "round", "n": len(contestant.rounds.wall_s), "round_s": median(contestant.rounds.wall_s)}
+            )
+
+    def _read_energy(self, contestant: Contestant, gauges: Gauges) -> None:
+        if not self.device.startswith("cuda"):
+            return
+        assert contestant.ready is not None
+        session, calls, asked = contestant.session, contestant.ready.calls, asked_of(self.request)
+        session.load(self.request, contestant.configuration)
+        order = list(range(len(calls)))
+        contestant.rounds.joules_per_token = energy_of(
+            gauges, lambda: timed_round(session, calls, self.device, asked, order), self.request
+        )

@@ -1,0 +1,192 @@
+"""The finalists head to head with the default, a block at a time, for as long as the answer is open and there is time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from advisor.clock import Bounded, BudgetSpent
+from advisor.configuration import Configuration
+from advisor.confirm import (
+    affordable,
+    block_s,
+    compared,
+    contestants,
+    finalists,
+    fits_together,
+    least_blocks,
+    next_block,
+    processes,
+    turns_for,
+)
+from advisor.measurement import Comparison
+from advisor.perform import attempt, best_of, finish_cut, request_of, start, told
+from advisor.suggest import keep_answer
+from advisor.trial import Outcome, Trial
+from advisor.tuning import Tuning
+
+
+def confirm(tuning: Tuning) -> None:
+    """Run the default and the finalists in blocks and compare them block by block, as many whole blocks as there is time for.
+
+    Every block counts, those of earlier tunes too; they are compared after each, so that nothing of an interruption is lost.
+    """
+    _compare(tuning)
+    if tuning.default is None:
+        return
+    rivals = _open(tuning, _rivals(tuning))
+    blocks = least_blocks(tuning.job.budget.blocks)
+    rivals, _ = affordable(rivals, lambda kept: _block_s(tuning, kept), tuning.clock.left_s, blocks)
+    while rivals := _open(tuning, rivals):
+        if _block_s(tuning, rivals) > tuning.clock.left_s:
+            tuning.listen({"event": "unconfirmed", "text": "the budget has no time for another block"})
+            break
+        try:
+            is_whole = _run_block(tuning, list(dict.fromkeys([*rivals, *_must_be(tuning)])))
+        except BudgetSpent:
+            break
+        finally:
+            _compare(tuning)
+        if not is_whole:
+            rivals = [rival for rival in rivals if not _has_failed(tuning, rival)]
+
+
+def confirmation_s(tuning: Tuning, left_s: float) -> float:
+    """Return the seconds that the confirmation is expected to take of what is left; 0 where there is nothing to confirm."""
+    rivals = _open(tuning, _rivals(tuning))
+    if not rivals:
+        return 0.0
+    blocks = least_blocks(tuning.job.budget.blocks)
+    return affordable(rivals, lambda kept: _block_s(tuning, kept), left_s, blocks)[1]
+
+
+def _block_s(tuning: Tuning, rivals: Sequence[Configuration]) -> float:
+    """Return the seconds that a block of these and the default is expected to take."""
+    start_s = tuning.runner.start_s if isinstance(tuning.runner, Bounded) else 0.0
+    return block_s(tuning.trials, [tuning.baseline, *rivals], start_s, turns_for(tuning.job.machine))
+
+
+def _rivals(tuning: Tuning) -> list[Configuration]:
+    """Return who is to be compared with the default by what is known now; nobody where no blocks are asked for."""
+    default, aim = tuning.default, tuning.job.objective.aim
+    if default is None or not tuning.job.budget.blocks:
+        return []
+    right = [trial for trial in tuning.trials if tuning.usable(trial)]
+    found = finalists(right, default, aim, is_default_right=tuning.usable(default))
+    # Where there is no time for all, the last are left out: what must be comes right after the best.
+    return list(dict.fromkeys([*found[:1], *_must_be(tuning), *found[1:]]))
+
+
+def _must_be(tuning: Tuning) -> list[Configuration]:
+    """Return what meets the default whatever the search found: these are compared with one another, so in every block."""
+    default, also = tuning.default, tuning.job.also
+    usable = (t for t in tuning.trials if t.requested in also and tuning.usable(t)) if also else ()
+    return list(dict.fromkeys(t.ran for t in usable if default is not None and t.ran != default.ran))
+
+
+def _open(tuning: Tuning, rivals: Sequence[Configuration]) -> list[Configuration]:
+    """Return those of whom another block may tell more, of as many as are asked for."""
+    trials, planned = tuning.store.trials(tuning.study), tuning.job.budget.blocks
+    found = {c.candidate: c for c in compared(trials, rivals, tuning.baseline, tuning.job.objective.aim, planned)}
+    return [r for r in rivals if r.key not in found or _goes_on(found[r.key], planned)]
+
+
+def _goes_on(comparison: Comparison, planned: int) -> bool:
+    """Whether a comparison is open, and not all blocks are run that are asked for."""
+    return comparison.is_open and len(comparison.block_ratios) < planned
+
+
+def _has_failed(tuning: Tuning, rival: Configuration) -> bool:
+    """Whether its last run in a block was a failure: what ran in the search fails here for a reason that stays."""
+    runs = [t for t in tuning.store.trials(tuning.study) if t.phase == "confirm" and t.requested == rival]
+    return bool(runs) and runs[-1].outcome.is_failure
+
+
+def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> bool:
+    """Run the default and these in a block; return whether all of them were timed.
+
+    One fresh process runs all, and alternates their turns; who switches something of the process, or wants its memory or
+    energy seen, has one of its own, in random order.
+    """
+    block, order = next_block(tuning.store.trials(tuning.study)), [tuning.baseline, *rivals]
+    chance = random.Random(tuning.job.seed * 1000 + block)
+    groups = processes(order, is_alone=not tuning.job.objective.aim.is_of_time)
+    chance.shuffle(groups)
+    trials: list[Trial] = []
+    for group in groups:
+        if tuning.clock.is_over:
+            raise BudgetSpent
+        tuning.runner.restart()
+        trials += _run_together(tuning, block, group)
+    return all(trial.outcome is Outcome.OK for trial in trials)
+
+
+def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) -> list[Trial]:
+    """Run contestants of a block in one process, and store what came of each."""
+    numbers = [start(tuning, each, "confirm", block) for each in group]
+    words = {"event": "start", "number": numbers[0], "configuration": group[-1], "phase": "confirm", "block": block}
+    tuning.listen(words)
+    began = tuning.clock.now()
+    try:
+        result, attempts = attempt(
+            tuning,
+            partial(_block_request, tuning, block, group),
+            numbers,
+            tuning.timeout_s * len(group),
+            {"in_turn": True},
+        )
+    except BudgetSpent:
+        for number, each in zip(numbers, group, strict=True):
+            wall_s = (tuning.clock.now() - began) / len(group)
+            finish_cut(tuning, each, number, "confirm", block, "the budget ended", wall_s)
+        raise
+    results = [result] * len(group) if "outcome" in result else result["results"]
+    spent_s = [float(each.get("spent_s") or 0.0) for each in results]
+    beside_s = (tuning.clock.now() - began - sum(spent_s)) / len(group)
+    trials = []
+    for number, each, found, own_s in zip(numbers, group, results, spent_s, strict=True):
+        trial = told(tuning, each, number, "confirm", block, found)
+        trials.append(replace(trial, attempts=attempts, wall_s=own_s + beside_s))
+        tuning.store.finish_trial(tuning.study, trials[-1])
+        tuning.listen({"event": "trial", "trial": trials[-1], "best": best_of(tuning)})
+    tuning.ran = True
+    keep_answer(tuning.store, tuning.study, space=tuning.space)
+    return trials
+
+
+def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -> Mapping[str, Any]:
+    """Return what the worker is asked. Energy is read in the first block that a contestant is in: it costs seconds."""
+    trials, machine = tuning.trials, tuning.job.machine
+    seen = {t.requested for t in tuning.store.trials(tuning.study) if t.value("joules_per_token") is not None}
+    return {
+        **request_of(tuning, tuning.baseline),
+        "op": "block",
+        "contestants": [dict(each) for each in group],
+        "seed": tuning.job.seed * 1000 + block,
+        "turns": turns_for(machine),
+        "energy": [each not in seen or tuning.job.objective.metric == "joules_per_token" for each in group],
+        "in_turn": not fits_together(group, trials, machine.free_bytes, tuning.facts),
+    }
+
+
+def _compare(tuning: Tuning) -> None:
+    """Store what all blocks say by now of all who were in one; comparisons to which no block was added stay as they are."""
+    trials, baseline, aim = tuning.store.trials(tuning.study), tuning.baseline, tuning.job.objective.aim
+    stored = {(c.candidate, c.baseline): c for c in tuning.store.comparisons(tuning.study)}
+    found = dict(stored)
+    for each in compared(trials, contestants(trials, baseline), baseline, aim, tuning.job.budget.blocks):
+        before = stored.get((each.candidate, each.baseline))
+        if before is None or not _are_close(before.block_ratios, each.block_ratios):
+            found[each.candidate, each.baseline] = each
+    if list(found.values()) != list(stored.values()):
+        tuning.store.save_comparisons(tuning.study, list(found.values()))
+        keep_answer(tuning.store, tuning.study, space=tuning.space)
+
+
+def _are_close(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether these are the same ratios."""
+    return len(some) == len(others) and all(math.isclose(a, b) for a, b in zip(some, others, strict=True))

@@ -1,0 +1,179 @@
+"""The warm parent: imports torch and transformers once, touches no GPU, and forks every fresh worker process.
+
+Started as `python -m advisor.forkserver FD [dies-with-parent]`, where FD is a socket to who asks for workers
+(`advisor.launch`). Importing takes 12 to 20 s on a machine with a GPU, a fork some milliseconds. What would make a fork unsafe
+is left to the workers: no operation of torch runs here (its threads do not survive a fork), nothing asks the driver ("Cannot
+re-initialize CUDA in forked subprocess"), and what initialises CUDA when it is imported (flash_attn, some model modules), like
+a model's remote code, is imported by the workers. After the import it says whether it may be forked.
+
+Messages are JSON lines. To here: {"environment": {...}}, with the descriptors of a worker's stdin, stdout, stderr and of what
+else it is to inherit. From here: {"ready": bool, "why_not": str}, once; {"started": pid}; {"ended": pid, "status": int}, with
+the status as `subprocess` has it.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from advisor.leftovers import die_with_parent, name_process
+
+#: A parent without workers that nobody has asked for anything in so many seconds ends: a notebook may stay open for days.
+IDLE_S = 900.0
+
+#: The most descriptors that come with a request, and the bytes that are read at once.
+_MOST_DESCRIPTORS, _BYTES = 8, 2**20
+
+
+def _import_all() -> None:
+    """Import what every worker needs."""
+    # torch asks NVML, not the driver, whether there is a GPU: a process that has called the driver can't be forked.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "advisor.worker"):
+        importlib.import_module(name)
+
+
+def _why_not() -> str:
+    """Return "" or why this process can't be forked safely after its imports."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return "importing torch and transformers initialised CUDA"
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        return f"importing torch and transformers started {threads - 1} threads"
+    return ""
+
+
+class Server:
+    """One socket, and the workers that were asked for over it."""
+
+    def __init__(self, control: socket.socket) -> None:
+        """Take a socket; nothing is read yet."""
+        self.control = control
+        self.workers: set[int] = set()
+        self._woken, waking = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(waking, False)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Fork a worker for every request until the other end is closed, or nothing was asked for a long time."""
+        buffer, descriptors = b"", list[int]()
+        while True:
+            ready, _, _ = select.select([self.control.fileno(), self._woken], [], [], IDLE_S)
+            if not ready and not self.workers:
+                return
+            if self._woken in ready:
+                self._tell_ended()
+            if self.control.fileno() not in ready:
+                continue
+            data, more = _receive(self.control)
+            if not data:
+                return
+            buffer, descriptors = buffer + data, [*descriptors, *more]
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                request = json.loads(line)
+                given, descriptors = descriptors[: request["descriptors"]], descriptors[request["descriptors"] :]
+                self._fork(request["environment"], given)
+
+    def say(self, message: Mapping[str, object]) -> None:
+        """Send a message; who is gone is noticed by reading."""
+        try:
+            self.control.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            os._exit(0)
+
+    def _fork(self, environment: Mapping[str, str], descriptors: list[int]) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self.control.close()
+            _work(environment, descriptors, parent)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        with suppress(OSError):  # as the worker does itself: whichever is first, its group is there when it is told of
+            os.setpgid(pid, pid)
+        self.workers.add(pid)
+        self.say({"started": pid})
+
+    def _tell_ended(self) -> None:
+        while True:
+            try:
+                if not os.read(self._woken, 512):
+                    break
+            except BlockingIOError:
+                break
+        for pid in list(self.workers):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self.workers.remove(pid)
+                self.say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Return what came, and the descriptors that came with it."""
+    found = array.array("i")
+    data, ancillary, _, _ = control.recvmsg(_BYTES, socket.CMSG_SPACE(_MOST_DESCRIPTORS * found.itemsize))
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
+    return data, list(found)
+
+
+def _work(environment: Mapping[str, str], descriptors: list[int], parent: int) -> NoReturn:
+    """Be a worker: a process group of its own, with its own stdin, stdout and stderr. The lock of a device stays open."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        die_with_parent(parent)
+        name_process("advisor-worker")
+        for number, descriptor in enumerate(descriptors[:3]):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(environment)
+        from advisor import worker
+
+        worker.main()
+        status = 0
+    except BaseException:  # noqa: BLE001  (whatever it is, this process must not go on as a server)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    """Import, say whether workers can be forked, and serve."""
+    if sys.argv[2:] == ["dies-with-parent"]:
+        die_with_parent()
+    name_process("advisor-warm")
+    server = Server(socket.socket(fileno=int(sys.argv[1])))
+    _import_all()
+    why_not = _why_not()
+    server.say({"ready": not why_not, "why_not": why_not})
+    if not why_not:
+        gc.collect()
+        gc.freeze()  # what is here already is not looked at again by the workers' collectors, which would copy its pages
+        server.serve()
+
+
+if __name__ == "__main__":
+    main()

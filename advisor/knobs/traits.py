@@ -1,0 +1,73 @@
+"""Traits: what everybody else asks of a choice, so that nobody has to know its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+#: Names that several knobs may have: they say nothing without their knob.
+GENERIC = frozenset({"none", "off", "default", "auto"})
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a choice is like. What is left out is as with any other choice.
+
+    Attention. tells_apart: it keeps packed sequences apart by where they begin, without a mask. masks_by_block: pairs that a
+    mask hides cost next to nothing. builds_mask: several sequences in a row get a dense mask. adds_mask: a mask is added to
+    the scores, so that it must be of floats. writes_scores: all T×T scores of a layer are in memory. drops_pads: it takes the
+    pads out by itself.
+
+    Layout. packs: several sequences share a row; by_length: batches are of neighbours in length.
+
+    Numbers. dtype: torch's name of what weights and arithmetic are in; bytes_per_value: of each; mantissa_bits: how fine its
+    numbers are, 0 where that is not known; rounds: the dtypes of a safetensors file that do not fit into it; float32_matmul:
+    torch's mode of 32-bit matrix products. quantises: the weights are no floats, so that they can't be looked at in fp32;
+    linear: the class of the linear layers then, as the worker names it; bytes_per_weight: of these layers; as_stored: weights
+    take what they take in the checkpoint.
+
+    How it runs. compiles: every new shape of a call is compiled first. own_load: this choice alone of its knob needs the
+    weights loaded for itself. process_wide: it switches something of the process, so that two models in one process would
+    have it both. independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier
+    columns over all of it): the independence probe then looks at the layout without it, and the user is told. advised: False
+    for a form that is there to be refused or caught: where a user insists it is run and judged, but it is never recommended,
+    and no lines to paste are printed for it.
+    """
+
+    tells_apart: bool = False
+    masks_by_block: bool = False
+    builds_mask: bool = False
+    adds_mask: bool = False
+    writes_scores: bool = False
+    drops_pads: bool = False
+    packs: bool = False
+    by_length: bool = False
+    dtype: str = "float32"
+    bytes_per_value: float = 4.0
+    mantissa_bits: int = 0
+    rounds: tuple[str, ...] = ()
+    float32_matmul: str = "highest"
+    quantises: bool = False
+    linear: str = ""
+    bytes_per_weight: float = 0.0
+    as_stored: bool = False
+    compiles: bool = False
+    own_load: bool = False
+    process_wide: bool = False
+    independent: bool = True
+    advised: bool = True
+
+
+@lru_cache(maxsize=4096)
+def merged(traits: tuple[Traits, ...]) -> Traits:
+    """Return the traits of choices together: of each trait what a choice says that is not as with any other.
+
+    Of two that say something the first counts: a trait with a value belongs to one knob.
+    """
+    said = {
+        each.name: getattr(one, each.name)
+        for each in fields(Traits)
+        for one in reversed(traits)
+        if getattr(one, each.name) != each.default
+    }
+    return Traits(**said)

@@ -1,0 +1,220 @@
+"""Workers are forked from one warm parent, die with who asked for them, and are spawned where forking is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advisor import launch, probe
+from advisor.checkpoint import find_model
+from advisor.leftovers import started
+from advisor.runner import LocalRunner
+from advisor.trial import Outcome
+
+ROOT = Path(__file__).parents[1]
+
+#: What a worker is asked where only its process matters.
+FACTS: dict[str, Any] = {
+    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "output": "last-logits",
+}  # fmt: skip
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+
+
+@pytest.fixture
+def runner() -> Iterator[LocalRunner]:
+    """Give a runner on this machine's CPU, with what it heard in `runner.heard`."""
+    heard: list[Any] = []
+    runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-launch"), heard.append)
+    runner.heard = heard  # type: ignore[attr-defined]
+    yield runner
+    runner.close()
+
+
+def pids(runner: LocalRunner) -> list[int]:
+    """Return the workers that said they were ready."""
+    return [each["pid"] for each in runner.heard if each["event"] == "ready"]  # type: ignore[attr-defined]
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent's pid of a process (proc(5), field 4)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def gone(pid: int, within_s: float = 20.0) -> bool:
+    """Whether a process ends within the time."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if not started(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@on_linux
+def test_every_fresh_process_is_another_fork_of_one_parent(runner: LocalRunner) -> None:
+    """A fresh process costs a fork, not an import."""
+    parents = set()
+    for _ in range(3):
+        assert runner.run(FACTS, 60)["parameters"]
+        parents.add(parent_of(pids(runner)[-1]))
+        runner.restart()
+    assert len(set(pids(runner))) == 3
+    assert len(parents) == 1
+    assert parents != {os.getpid()}
+
+
+@on_linux
+def test_a_fresh_process_does_not_import_again(runner: LocalRunner) -> None:
+    """What a fresh process takes is less than importing torch alone does here."""
+    runner.run(FACTS, 60)
+    runner.restart()
+    began = time.monotonic()
+    runner.run(FACTS, 60)
+    forked_s, began = time.monotonic() - began, time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    assert forked_s < time.monotonic() - began
+
+
+@on_linux
+def test_the_parent_has_one_thread_and_holds_neither_lock_nor_pipes(runner: LocalRunner) -> None:
+    """Threads do not survive a fork; a lock that the parent held would outlive its tune."""
+    runner.run(FACTS, 60)
+    parent = parent_of(pids(runner)[-1])
+    assert len(list(Path(f"/proc/{parent}/task").iterdir())) == 1
+    held = [str(each.readlink()) for each in Path(f"/proc/{parent}/fd").iterdir()]
+    assert not [name for name in held if name.endswith(".lock")]
+    before = len(held)
+    for _ in range(3):
+        runner.restart()
+        runner.run(FACTS, 60)
+    assert len(list(Path(f"/proc/{parent}/fd").iterdir())) <= before
+
+
+@on_linux
+def test_a_killed_worker_is_an_outcome_and_the_next_is_forked_again(runner: LocalRunner) -> None:
+    """Its status is the signal's, as of any process."""
+    runner.run(FACTS, 60)
+    assert runner._process is not None
+    killed = runner._process.pid
+    os.kill(killed, signal.SIGSTOP)
+    os.kill(killed, signal.SIGKILL)
+    assert runner._process.wait(10) == -signal.SIGKILL
+    assert runner.run(FACTS, 60)["parameters"]
+    assert pids(runner)[-1] != killed
+
+
+@on_linux
+def test_a_killed_parent_takes_its_workers_along_and_another_is_started(runner: LocalRunner) -> None:
+    """Nobody is left on the device without anyone who waits for it."""
+    runner.run(FACTS, 60)
+    worker = pids(runner)[-1]
+    os.kill(parent_of(worker), signal.SIGKILL)
+    assert gone(worker)
+    assert runner.run(FACTS, 60)["parameters"]
+    assert pids(runner)[-1] != worker
+
+
+@on_linux
+def test_a_worker_whose_parent_is_killed_has_run_out_of_memory(runner: LocalRunner) -> None:
+    """Nobody saw how it ended: it is an outcome all the same."""
+    runner.run(FACTS, 60)
+    worker = pids(runner)[-1]
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(parent_of(worker), signal.SIGKILL)
+    assert runner.run(FACTS, 60)["outcome"] in (Outcome.OUT_OF_MEMORY, Outcome.RUNTIME_ERROR)
+
+
+@on_linux
+def test_what_is_not_used_any_more_is_ended(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another environment needs another import, and two of them need not stay."""
+    runner.run(FACTS, 60)
+    first = parent_of(pids(runner)[-1])
+    runner.close()
+    monkeypatch.setenv("ADVISOR_OF_ANOTHER_TEST", "1")
+    runner.run(FACTS, 60)
+    assert parent_of(pids(runner)[-1]) != first
+    assert gone(first)
+
+
+@on_linux
+def test_a_killed_tune_leaves_neither_parent_nor_worker() -> None:
+    """Kill -9 of who asks."""
+    code = (
+        "from advisor import probe; from advisor.runner import LocalRunner\n"
+        "runner = LocalRunner(probe.machine('cpu'), lambda m: print(m['pid'], flush=True) if 'pid' in m else None)\n"
+        f"runner.run({FACTS!r}, 60)\ninput()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    tune = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert tune.stdout is not None
+    worker = int(tune.stdout.readline())
+    parent = parent_of(worker)
+    tune.kill()
+    tune.communicate()
+    assert gone(worker)
+    assert gone(parent)
+
+
+def test_who_asks_for_it_gets_processes_of_their_own(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ADVISOR_START=spawn."""
+    monkeypatch.setenv(launch.START, "spawn")
+    runner.run(FACTS, 60)
+    assert parent_of(pids(runner)[-1]) == os.getpid()
+
+
+@on_linux
+def test_a_refused_fork_is_said_and_spawned(
+    runner: LocalRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some libraries start threads when they are imported: such a process must not be forked."""
+    # A thread that is started while torch is imported, as some libraries do: such a process must not be forked.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "if 'advisor.forkserver' in ' '.join(sys.orig_argv):\n"
+        "    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
+    runner.run(FACTS, 60)
+    runner.restart()
+    runner.run(FACTS, 60)
+    stages = [each["stage"] for each in runner.heard if "every worker" in each.get("stage", "")]  # type: ignore[attr-defined]
+    assert "started 1 threads" in stages[0]
+    assert {parent_of(pid) for pid in pids(runner)[-1:]} == {os.getpid()}
+
+
+def test_what_can_not_be_imported_is_the_workers_to_say(
+    runner: LocalRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The warm parent fails first; the worker that is spawned then says why."""
+    (tmp_path / "transformers.py").write_text("raise ImportError('made to fail')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
+    result = runner.run(FACTS, 60)
+    assert result["outcome"] == Outcome.LOAD_FAILED
+    assert "made to fail" in result["reason"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_twenty_forks_each_run_a_product_on_the_gpu() -> None:
+    """A parent that had called the driver could not be forked."""
+    runner = LocalRunner(probe.machine(None))
+    try:
+        for _ in range(20):
+            assert runner.run({"op": "ceilings"}, 120)["matmul_bf16_per_s"] > 0
+            assert isinstance(runner._process, launch.Forked)
+            runner.restart()
+    finally:
+        runner.close()

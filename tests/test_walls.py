@@ -1,0 +1,150 @@
+"""Walls: what a choice or a kind is, is asked of its traits; nobody but its own file knows it by name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import fields
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import advisor
+from advisor.knobs import GENERIC, KNOBS, Traits
+from advisor.knobs.traits import merged
+from advisor.workloads import KINDS
+
+ADVISOR = Path(advisor.__file__).parent
+
+#: Files that may name what they like: the table of knobs, the table of kinds, and the project's own front page.
+FREE = ("knobs/__init__.py", "workloads/__init__.py", "seed.py")
+
+#: Literals that are spelled like a choice or a kind and mean something else, with the reason.
+SPELLED_ALIKE = {
+    ("trial.py", "fp32"): "the word that a stored reference begins with",
+    ("support.py", "sdpa"): "transformers' default attention of a made-up model",
+    ("support.py", "eager"): "transformers' default attention of a made-up model",
+    ("fp32_torch.py", "forward"): "the method of a torch module",
+}
+
+#: What everybody may import of the knobs' folder: the rest are knobs' own files.
+SHARED = ("choice", "traits")
+
+
+@cache
+def owners() -> dict[str, list[str]]:
+    """Return by name the patterns of the files that may spell it: generic names and numbers say nothing by themselves."""
+    found: dict[str, list[str]] = {kind: ["workloads/*.py"] for kind in KINDS}
+    for knob in KNOBS.values():
+        for name in knob.choices:
+            if name not in GENERIC and not name.isdigit():
+                found.setdefault(name, []).append(f"knobs/{knob.name}*.py")
+    return found
+
+
+def literals(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Yield the texts of a module that are no docstrings."""
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node
+
+
+def named(file: Path) -> list[tuple[str, int, str]]:
+    """Return where a file spells a name that is not its own."""
+    place, known = file.relative_to(ADVISOR).as_posix(), owners()
+    if place in FREE:
+        return []
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [
+        (place, node.lineno, str(node.value))
+        for node in literals(tree)
+        if node.value in known
+        and not any(fnmatch(place, pattern) for pattern in known[str(node.value)])
+        and (place, node.value) not in SPELLED_ALIKE
+    ]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, those of `from package import name` with the name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files() -> list[Path]:
+    """Return the package's files."""
+    return sorted(ADVISOR.rglob("*.py"))
+
+
+def test_nobody_asks_for_a_choice_or_a_kind_by_name() -> None:
+    """No text in the code equals the name of a choice or of a kind outside its own file: traits are asked."""
+    assert [found for file in files() for found in named(file)] == []
+
+
+def test_the_exceptions_are_few_and_there() -> None:
+    """What is only spelled alike is listed with a reason, at most five times, and nothing is listed that is gone."""
+    spelled = {
+        (file.relative_to(ADVISOR).as_posix(), node.value)
+        for file in files()
+        for node in literals(ast.parse(file.read_text(encoding="utf-8")))
+    }
+
+    assert len(SPELLED_ALIKE) <= 5
+    assert spelled >= SPELLED_ALIKE.keys()
+
+
+def test_nobody_imports_a_knobs_own_file() -> None:
+    """The files of a knob are imported by the table of knobs and by one another, and by nobody else."""
+    own = {
+        f"advisor.knobs.{file.stem}"
+        for file in (ADVISOR / "knobs").glob("*.py")
+        if file.stem not in (*SHARED, "__init__")
+    }
+    outside = [file for file in files() if file.parent.name != "knobs"]
+    found = [(file.name, name) for file in outside for name in imported(file) if name in own]
+
+    assert len(own) >= 10
+    assert found == []
+
+
+def test_a_name_out_of_place_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: a comparison, a prefix, a keyword and a table that name a choice are all found."""
+    file = tmp_path / "odd.py"
+    file.write_text('"""sdpa"""\nif a == "sdpa" or b.startswith("packed"):\n    f(attention="eager", q="none", n="1")\n'
+                    'T = {"int8": 1.0, "forward": 2}\n')  # fmt: skip
+    monkeypatch.setattr(f"{__name__}.ADVISOR", tmp_path)
+
+    assert sorted(name for _, _, name in named(file)) == ["eager", "forward", "int8", "packed", "sdpa"]
+
+
+def test_traits_of_a_configuration_are_those_of_its_choices() -> None:
+    """Each choice adds its own; what a choice leaves out takes nothing from another's."""
+    attention, weights = Traits(writes_scores=True), Traits(bytes_per_weight=0.5, quantises=True, independent=False)
+
+    assert merged(()) == Traits()
+    assert merged((attention, weights)) == merged((weights, attention))
+    assert merged((attention, Traits(), weights)) == Traits(
+        writes_scores=True, bytes_per_weight=0.5, quantises=True, independent=False
+    )
+
+
+def test_a_trait_with_a_value_belongs_to_one_knob() -> None:
+    """No two knobs say how large or fine something is under the same name: merging them would lose one."""
+    for each in fields(Traits):
+        if isinstance(each.default, bool):
+            continue
+        said = {
+            knob.name
+            for knob in KNOBS.values()
+            for choice in knob.choices.values()
+            if getattr(choice.traits, each.name) != each.default
+        }
+        assert len(said) <= 1, f"{each.name} is said by {said}"
