@@ -427,7 +427,7 @@ def test_second_tune_on_a_device_waits_and_says_so(start: Callable[[str], Comman
     assert "admissible" not in second.text()
 
     first.process.send_signal(signal.SIGINT)
-    assert first.process.wait(timeout=60) == 230
+    assert first.process.wait(timeout=60) == 130
     assert wait_until(lambda: "configurations are admissible" in second.text(), 240), second.text()
     assert len(second.workers()) == 2
 
