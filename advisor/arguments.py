@@ -109,7 +109,8 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exhaustive", action="store_true",
                         help="measure every admissible configuration to its end, however long it takes")  # fmt: skip
     parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
-                        help="blocks of the confirmation; 0 leaves it out (default: %(default)s)")  # fmt: skip
+                        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear; "
+                             "0 leaves it out (default: %(default)s)")  # fmt: skip
     parser.add_argument("--timeout", default="10m", metavar="TIME", help="deadline of one trial (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the search's random choices (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
@@ -175,7 +176,8 @@ def _reproduce_seed(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--trials", type=int, metavar="N", help="configurations to try in the search of a case")
     parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
-                        help="blocks of the confirmation (default: %(default)s)")  # fmt: skip
+                        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear "
+                             "(default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--batches", type=int, default=2, metavar="N", help="batches in the list (default: %(default)s)"
     )

@@ -21,8 +21,9 @@ from advisor.configuration import Configuration
 from advisor.device import Gauges
 from advisor.ready_torch import Ready, make_ready, peak_bytes, reset_peak
 from advisor.session_torch import Session, asked_of, weights_key
-from advisor.timing_torch import Round, Rounds, energy_of, take_round, timed_round
+from advisor.timing_torch import Round, Rounds, take_round, timed_round
 from advisor.trial import Outcome
+from advisor.workloads import workload_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,37 @@ class Turns:
 
 
 @dataclass
+class Energy:
+    """Joules over the turns of a contestant, as NVML's counter saw them. tokens: useful ones a round.
+
+    The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is subtracted
+    for what the card draws when idle. The counter's steps are some 100 ms: turns of a second or more say a few per cent.
+    """
+
+    tokens: int
+    joules: float = 0.0
+    rounds: int = 0
+
+    def add(self, before: object, after: object, rounds: int) -> None:
+        """Add a turn's, where the counter could be read."""
+        if isinstance(before, float) and isinstance(after, float) and after > before:
+            self.joules += after - before
+            self.rounds += rounds
+
+    @property
+    def per_token(self) -> float | None:
+        """Joules per useful token; None where nothing was seen."""
+        return self.joules / (self.rounds * self.tokens) if self.rounds else None
+
+
+@dataclass
 class Contestant:
     """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early."""
 
     number: int
     configuration: Configuration
     session: Session
+    energy: Energy
     ready: Ready | None = None
     rounds: Rounds = field(default_factory=lambda: Rounds([], [], [], [], []))
     spent_s: float = 0.0
@@ -80,7 +106,7 @@ def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureO
 
     Who fails is out and the others go on, unless it was the first in the list, the default, or the device itself that failed.
     request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
-    energy over rounds of one, where request["energy"] says so.
+    energy over the turns of each.
     """
     block = _Block(session, request, failure_of)
     with torch.inference_mode():
@@ -105,7 +131,8 @@ class _Block:
         for number, choices in enumerate(request["contestants"]):
             configuration = Configuration.of(choices)
             own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
-            self.contestants.append(Contestant(number, configuration, own))
+            energy = Energy(workload_of(request["workload"]).tokens)
+            self.contestants.append(Contestant(number, configuration, own, energy))
         self.stopped = False
 
     def shuffled(self) -> list[Contestant]:
@@ -117,22 +144,27 @@ class _Block:
     def run(self, contestants: list[Contestant]) -> None:
         """Make these ready, let each take a turn that does not count, then turns until they say enough."""
         on_gpu = self.device.startswith("cuda")
-        reset_peak(self.device)
         for contestant in contestants:
             self._attempt(
-                contestant, lambda one: setattr(one, "ready", make_ready(one.session, self.request, one.configuration))
+                contestant,
+                lambda one: setattr(
+                    one, "ready", make_ready(one.session, self.request, one.configuration, kernels=False)
+                ),
             )
         with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
                 self._attempt(contestant, lambda one: self._turn(one, gauges, counts=False))
+            reset_peak(self.device)
             while any(not self.turns.reached(one.rounds.wall_s) for one in self._left(contestants)):
                 for contestant in [one for one in self.shuffled() if one in contestants]:
                     self._attempt(contestant, lambda one: self._turn(one, gauges, counts=True))
-            for contestant in self._left(contestants):
-                if len(contestants) == 1:
-                    contestant.peak = peak_bytes(self.device)
-                if self.request["energy"][contestant.number]:
-                    self._attempt(contestant, lambda one: self._read_energy(one, gauges))
+        for contestant in self._left(contestants):
+            if len(contestants) == 1:
+                contestant.peak = peak_bytes(self.device)
+            contestant.rounds.joules_per_token = contestant.energy.per_token
+
+    def _make_ready(self, contestant: Contestant) -> None:
+        contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=False)
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:
         return [] if self.stopped else [contestant for contestant in contestants if contestant.result is None]
@@ -158,27 +190,23 @@ class _Block:
         session.load(self.request, contestant.configuration)
         session.stage("time" if counts else "warm-up")
         found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
-        asked, spent_s = asked_of(self.request), 0.0
+        asked, spent_s, before = asked_of(self.request), 0.0, gauges.read().get("energy_j")
         while spent_s < self.turns.turn_s or not found:
             self.random.shuffle(order)
-            one, state = take_round(
-                gauges, self.device, lambda: timed_round(session, calls, self.device, asked, order), contestant.rounds
-            )
+            if counts:
+                one, state = take_round(
+                    gauges,
+                    self.device,
+                    lambda: timed_round(session, calls, self.device, asked, order),
+                    contestant.rounds,
+                )
+            else:
+                one = timed_round(session, calls, self.device, asked, order)
             found.append(one)
             spent_s += one.wall_s
         if counts:
+            contestant.energy.add(before, state.get("energy_j"), len(found))
             contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
             session.send(
                 {"event": "round", "n": len(contestant.rounds.wall_s), "round_s": median(contestant.rounds.wall_s)}
             )
-
-    def _read_energy(self, contestant: Contestant, gauges: Gauges) -> None:
-        if not self.device.startswith("cuda"):
-            return
-        assert contestant.ready is not None
-        session, calls, asked = contestant.session, contestant.ready.calls, asked_of(self.request)
-        session.load(self.request, contestant.configuration)
-        order = list(range(len(calls)))
-        contestant.rounds.joules_per_token = energy_of(
-            gauges, lambda: timed_round(session, calls, self.device, asked, order), self.request
-        )

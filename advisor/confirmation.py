@@ -159,16 +159,14 @@ def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) ->
 
 
 def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -> Mapping[str, Any]:
-    """Return what the worker is asked. Energy is read in the first block that a contestant is in: it costs seconds."""
+    """Return what the worker is asked."""
     trials, machine = tuning.trials, tuning.job.machine
-    seen = {t.requested for t in tuning.store.trials(tuning.study) if t.value("joules_per_token") is not None}
     return {
         **request_of(tuning, tuning.baseline),
         "op": "block",
         "contestants": [dict(each) for each in group],
         "seed": tuning.job.seed * 1000 + block,
         "turns": turns_for(machine),
-        "energy": [each not in seen or tuning.job.objective.metric == "joules_per_token" for each in group],
         "in_turn": not fits_together(group, trials, machine.free_bytes, tuning.facts),
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ CLOCK_EVENT_REASONS = {
 
 #: Reasons for which a sample is thrown away. The power cap is not one: it is the normal state of a card at work.
 DISTURBING = frozenset({"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"})
+
+#: A round on a CPU is thrown away where its process was ready to run, and others ran, for more than this share of it.
+MOST_WAITING = 0.1
 
 #: Inode of the first PID name space (PROC_PID_INIT_INO in the kernel's sources): only there are NVML's PIDs ours.
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -186,7 +190,8 @@ class Gauges:
 
         own_pid_expected: this process has used the GPU by now, so an NVML that lists processes must list it.
         On a GPU: sm_clock_mhz, memory_clock_mhz, temperature_c, power_w, energy_j (a counter), clock_event_reasons,
-        foreign_processes. On a CPU: clock_mhz, load_1min, other_runnable_processes. A MIG device has no power and
+        foreign_processes. On a CPU: clock_mhz, load_1min, other_runnable_processes, waited_s (a counter: ready to run, and others
+        ran) and at_s, the clock then. A MIG device has no power and
         energy of its own; clocks and temperature are the card's.
         """
         if self.on_cpu:
@@ -250,7 +255,8 @@ def event_reasons(bits: int) -> list[str]:
 def disturbed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return "" or why a sample taken between two readings must be thrown away.
 
-    Thermal and hardware slowdowns in either reading, and a foreign process that came in between. A process that was
+    Thermal and hardware slowdowns in either reading, a foreign process that came in between, and on a CPU other processes that
+    had the processor while this one was ready to run. A process that was
     there before stays in the reading as a tag: else nothing could ever be measured beside an idle notebook.
     """
     seen = [reading.get("clock_event_reasons", NOT_OBSERVABLE) for reading in (before, after)]
@@ -259,9 +265,20 @@ def disturbed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return f"the GPU was slowed down ({', '.join(slowed)})"
     had, has = (reading.get("foreign_processes", NOT_OBSERVABLE) for reading in (before, after))
     if NOT_OBSERVABLE in (had, has):
-        return ""
+        return _waited_for_cpu(before, after)
     came = sorted(set(has) - set(had))
     return f"another process came to the GPU (pid {', '.join(map(str, came))})" if came else ""
+
+
+def _waited_for_cpu(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return "" or how much of the time between two readings of a CPU this process was ready to run and others ran."""
+    waited, elapsed = (
+        [reading.get(name, NOT_OBSERVABLE) for reading in (before, after)] for name in ("waited_s", "at_s")
+    )
+    if NOT_OBSERVABLE in (*waited, *elapsed) or elapsed[1] <= elapsed[0]:
+        return ""
+    share = (waited[1] - waited[0]) / (elapsed[1] - elapsed[0])
+    return f"other processes had the processor for {share:.0%} of it" if share > MOST_WAITING else ""
 
 
 def _in_first_pid_namespace() -> bool:
@@ -272,7 +289,13 @@ def _in_first_pid_namespace() -> bool:
 
 
 def _read_cpu() -> dict[str, Any]:
-    seen = {"clock_mhz": _cpu_clock_mhz(), "load_1min": None, "other_runnable_processes": None}
+    seen = {
+        "clock_mhz": _cpu_clock_mhz(),
+        "load_1min": None,
+        "other_runnable_processes": None,
+        "at_s": time.monotonic(),
+    }
+    seen["waited_s"] = _waited_s()
     try:
         # "1.03 1.02 0.89 3/87 3932": the fourth field is threads that run now / all; one of those that run is this one.
         fields = Path("/proc/loadavg").read_text(encoding="utf-8").split()
@@ -281,6 +304,15 @@ def _read_cpu() -> dict[str, Any]:
     except (OSError, ValueError, IndexError):
         pass
     return {name: NOT_OBSERVABLE if value is None else value for name, value in seen.items()}
+
+
+def _waited_s() -> float | None:
+    """Return the seconds that this process's threads were ready and did not run (proc(5), schedstat), None where unknown."""
+    try:
+        tasks = [each.read_text(encoding="utf-8") for each in Path("/proc/self/task").glob("*/schedstat")]
+        return sum(int(text.split()[1]) for text in tasks) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _cpu_clock_mhz() -> float | None:

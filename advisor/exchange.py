@@ -65,6 +65,7 @@ _SHAPES: dict[str, dict[str, str]] = {
     "measurement": {"metric": "text", "unit": "text", "phase": "text", "samples": "list", "device_state": "object"},
     "comparison": {
         "study": "text", "candidate": "object", "baseline": "object", "block_ratios": "list", "made_at": "moment",
+        "planned": "whole?",
     },
     "refusal": {
         "study": "text", "subject": "text", "about": "text", "rule": "text", "verdict": "text", "reason": "text",
@@ -72,6 +73,9 @@ _SHAPES: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
+
+#: What came later, by object: it is left out where it says nothing, and null in lines that do not have it.
+_LATER = {"comparison": ("planned",)}
 
 #: Where an object is stored.
 _TABLES = {"environment": "environments", "ceilings": "ceilings", "model": "models", "workload": "workloads",
@@ -142,7 +146,9 @@ def _study_lines(parcel: Parcel) -> Iterator[str]:
     for name, found in parts.items():
         for row in found:
             more = {"reason": _without_homes(row["reason"])} if name == "trial" else {}
-            yield _line(name, {"study": parcel.key, **row, **more})
+            silent = {column for column in _LATER.get(name, ()) if row[column] is None}
+            said = {column: value for column, value in row.items() if column not in silent}
+            yield _line(name, {"study": parcel.key, **said, **more})
 
 
 def _line(name: str, values: Mapping[str, Any]) -> str:
@@ -296,7 +302,7 @@ class _Reading:
         if not all(map(_is_number, values["block_ratios"])):
             raise BadInput("block_ratios are numbers")
         candidate, baseline = (_configuration(values[side]).key for side in ("candidate", "baseline"))
-        Comparison(candidate, baseline, tuple(values["block_ratios"]))
+        Comparison(candidate, baseline, tuple(values["block_ratios"]), values["planned"])
         self._take_part("comparison", (candidate, baseline), values)
 
     def _take_refusal(self, values: Values) -> None:
@@ -342,7 +348,7 @@ def _is_header(values: Values) -> bool:
 
 def _shaped(name: str, values: Values) -> Values:
     """Return an object's columns, moments as such. Raises BadInput where one is missing, too many or of a wrong kind."""
-    shape = _SHAPES[name]
+    shape, values = _SHAPES[name], {**dict.fromkeys(_LATER.get(name, ())), **values}
     if shape.keys() != values.keys():
         raise BadInput(f"a {name} with wrong columns: {', '.join(sorted(shape.keys() ^ values.keys()))}")
     for column, kind in shape.items():

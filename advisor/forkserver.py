@@ -22,10 +22,11 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 from advisor.leftovers import die_with_parent, name_process
@@ -37,24 +38,33 @@ IDLE_S = 900.0
 _MOST_DESCRIPTORS, _BYTES = 8, 2**20
 
 
+#: What keeps imports from starting threads of their own, and from asking the driver: torch can ask NVML whether there is a GPU.
+_QUIET = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+
+
 def _import_all() -> None:
     """Import what every worker needs."""
-    # torch asks NVML, not the driver, whether there is a GPU: a process that has called the driver can't be forked.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "advisor.worker"):
         importlib.import_module(name)
 
 
 def _why_not() -> str:
-    """Return "" or why this process can't be forked safely after its imports."""
+    """Return "" or why this process can't be forked safely after its imports.
+
+    Threads that Python does not know are NVML's (a fork beside it ran CUDA, 20 times of 20 on an H100) or wait for nothing.
+    """
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return "importing torch and transformers initialised CUDA"
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        return f"importing torch and transformers started {threads - 1} threads"
-    return ""
+    threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return f"importing torch and transformers started threads: {', '.join(threads)}" if threads else ""
 
 
 class Server:
@@ -100,7 +110,9 @@ class Server:
 
     def _fork(self, environment: Mapping[str, str], descriptors: list[int]) -> None:
         parent = os.getpid()
-        pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see _why_not
+            pid = os.fork()
         if pid == 0:
             self.control.close()
             _work(environment, descriptors, parent)

@@ -31,7 +31,13 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 #: Lan & DeMets, Biometrika 70 (1983); Kim & DeMets, Biometrika 74 (1987); Jennison & Turnbull, Group Sequential Methods
 #: (2000), chapter 7. Made by benchmarks/sequential.py, rounded up; a plan of 3 has one look and is Student's.
 BOUNDS: dict[int, tuple[float, ...]] = {
-    9: (7.65, 5.92, 4.64, 3.96, 3.54, 3.27, 3.07),
+    3: (4.303,),
+    4: (5.018, 4.193),
+    5: (5.643, 4.623, 3.779),
+    6: (6.206, 4.998, 4.037, 3.491),
+    7: (6.722, 5.333, 4.262, 3.665, 3.299),
+    8: (7.200, 5.637, 4.462, 3.818, 3.428, 3.166),
+    9: (7.649, 5.916, 4.644, 3.956, 3.543, 3.267, 3.069),
 }
 
 
@@ -155,14 +161,12 @@ class Comparison:
         It is until there are enough; then, where blocks are looked at, until the interval is clear of the tie zone or wholly
         inside it, or all that were planned are run.
         """
-        n = len(self.block_ratios)
-        if n < LEAST_BLOCKS:
-            return True
-        if self.planned not in BOUNDS:
-            return n < (self.planned or LEAST_BLOCKS)
+        n, most = len(self.block_ratios), max(self.planned or 0, LEAST_BLOCKS)
+        if n < LEAST_BLOCKS or n >= most or self.planned not in BOUNDS:
+            return n < most
         low, high = self.interval
         is_inside = low >= 1 / (1 + TIE_ZONE) and high <= 1 + TIE_ZONE
-        return n < self.planned and self.verdict == "tie" and not is_inside
+        return self.verdict == "tie" and not is_inside
 
     @property
     def verdict(self) -> str:

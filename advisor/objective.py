@@ -114,14 +114,14 @@ class Objective:
 class Budget:
     """How much may be spent: seconds of wall clock, trials, or both.
 
-    exhaustive: measure every admissible one, and none is stopped early. blocks: of the confirmation; fewer than
-    measurement.LEAST_BLOCKS decide nothing, 0 leaves it out.
+    exhaustive: measure every admissible one, and none is stopped early. blocks: of the confirmation, at
+    most: it stops as soon as the answer is clear; fewer than measurement.LEAST_BLOCKS decide nothing, 0 leaves it out.
     """
 
     seconds: float | None = None
     trials: int | None = None
     exhaustive: bool = False
-    blocks: int = 3
+    blocks: int = 9
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -130,6 +130,10 @@ class Budget:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Budget:
-        """Build one from its payload; what is stored beside it is left out. Raises Malformed for a value that can't be."""
+        """Build one from its payload; what is stored beside it is left out. Raises Malformed for a value that can't be.
+
+        The first studies say nothing of blocks: there were 3.
+        """
         known = {each.name for each in fields(cls)}
-        return cls(**checked(cls, {name: value for name, value in payload.items() if name in known}))
+        stored = {name: value for name, value in payload.items() if name in known}
+        return cls(**checked(cls, {"blocks": 3, **stored}))

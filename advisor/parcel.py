@@ -288,7 +288,7 @@ def _unpack_trials(
 
 
 def _compared(row: Values, study: int, ids: Mapping[Configuration, int]) -> Values:
-    statistics = rows.comparison_values(Comparison("", "", tuple(row["block_ratios"])))
+    statistics = rows.comparison_values(Comparison("", "", tuple(row["block_ratios"]), row["planned"]))
     sides = {f"{side}_id": ids[Configuration.of(row[side])] for side in ("candidate", "baseline")}
     return {**statistics, **sides, "study_id": study, "made_at": row["made_at"]}
 

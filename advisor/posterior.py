@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.configuration import Configuration
+from advisor.knobs import KNOBS
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
 #: 0.35 between two configurations (measurement.md, C.3). With any of them halved or doubled, searches were as long.
@@ -35,6 +36,9 @@ TRANSFERS = (0.0, 0.5, 0.9)
 
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
+
+#: What compilation adds to a trial (seconds) before any was seen: flex_attention took 20 to 47 on an H100 (levers.md).
+COMPILE_S = 30.0
 
 #: Standard deviation of a trial's log seconds beside what its choices explain: some load the model, some find it loaded.
 _SECONDS_NOISE = 0.2
@@ -182,9 +186,9 @@ def mean_of(beliefs: Sequence[Belief]) -> Array:
 def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Array | None:
     """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
 
-    seconds: what trials took. None without any. Some choices cost minutes before the first round (compilation), and trials
-    are not all equally long without them. That weights may be loaded already is left out: it saved nothing until loading took
-    longer than all the rest of a trial.
+    seconds: what trials took. None without any. Some choices cost minutes before the first round, and trials are not all
+    equally long without them. What compiles is expected to take COMPILE_S more until one that does was seen. That weights may
+    be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
     """
     if not seconds:
         return None
@@ -192,7 +196,15 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     among = kernel(observed, observed) + _SECONDS_NOISE**2 * np.eye(len(observed))
     weights = np.linalg.solve(among, logs - logs.mean())
     expected: Array = np.exp(np.clip(logs.mean() + kernel(candidates, observed) @ weights, logs.min(), logs.max()))
+    if not any(_compiles(configuration) for configuration in observed):
+        expected = expected + COMPILE_S * np.array([_compiles(configuration) for configuration in candidates])
     return expected
+
+
+def _compiles(configuration: Configuration) -> bool:
+    """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
+    known = (KNOBS[knob].choices.get(name) for knob, name in configuration.items() if knob in KNOBS)
+    return any(choice.traits.compiles for choice in known if choice is not None)
 
 
 def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration]) -> Array:

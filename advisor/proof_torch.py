@@ -14,10 +14,10 @@ from advisor.session_torch import Session, asked_of, synchronize
 from advisor.workloads import forward_torch as forward
 
 
-def profiled(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
-    """Run one call under the profiler and return the names of the operators and kernels that were launched."""
+def profiled(session: Session, call: forward.Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
+    """Run one call under the profiler and return the names of the operators, and kernels, that were launched."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if request["device"].startswith("cuda"):
+    if kernels and request["device"].startswith("cuda"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
         asked_of(request).run(session.model, call, request["device"])
@@ -25,7 +25,9 @@ def profiled(session: Session, call: forward.Call, request: Mapping[str, Any]) -
     return sorted({event.key[:200] for event in profile.key_averages()})
 
 
-def picked_by_torch(session: Session, call: forward.Call, request: Mapping[str, Any]) -> list[str]:
+def picked_by_torch(
+    session: Session, call: forward.Call, request: Mapping[str, Any], *, kernels: bool = True
+) -> list[str]:
     """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
 
     A pinned kernel that is the one torch picks by itself is no configuration of its own.
@@ -35,13 +37,18 @@ def picked_by_torch(session: Session, call: forward.Call, request: Mapping[str, 
         return []
     facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
     try:
-        return profiled(session, call, request)
+        return profiled(session, call, request, kernels=kernels)
     finally:
         facts_torch.allow_kernels(allowed)
 
 
 def read_effective(
-    session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], configuration: Configuration
+    session: Session,
+    calls: Sequence[forward.Call],
+    request: Mapping[str, Any],
+    configuration: Configuration,
+    *,
+    kernels: bool = True,
 ) -> Reading:
     """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
     session.stage("proof")
@@ -53,12 +60,12 @@ def read_effective(
         attention=facts_torch.attention_of(session.model),
         dtypes=facts_torch.dtypes_of(session.model),
         linears=facts_torch.linears_of(session.model),
-        operators=profiled(session, call, request),
+        operators=profiled(session, call, request, kernels=kernels),
         inputs=inputs_of(call.arguments, batching, by_length=by_length),
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=facts_torch.weight_bytes_of(session.model),
         sdp_kernels=facts_torch.allowed_kernels(),
-        automatic=picked_by_torch(session, call, request),
+        automatic=picked_by_torch(session, call, request, kernels=kernels),
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(request["facts"].get("prequantized")),
         one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),

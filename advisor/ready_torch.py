@@ -33,14 +33,20 @@ class Ready:
     found: dict[str, Any] = field(default_factory=dict)
 
 
-def make_ready(session: Session, request: Mapping[str, Any], requested: Configuration) -> Ready:
-    """Load the model as a configuration says, call it once and read what ran. Call it under inference_mode."""
+def make_ready(
+    session: Session, request: Mapping[str, Any], requested: Configuration, *, kernels: bool = True
+) -> Ready:
+    """Load the model as a configuration says, call it once and read what ran. Call it under inference_mode.
+
+    kernels: whether the names of a GPU's kernels are read too, which takes seconds the first time in a process; the operators
+    that launch them are always.
+    """
     whole = workload_of(request["workload"])
     load_s = session.load(request, requested)
     session.stage("first call")
     calls = session.calls(request, whole.under(requested), requested, session.tokens(request))
     first_call_s = timed_round(session, calls[:1], request["device"], asked_of(request), [0]).wall_s
-    reading = read_effective(session, calls, request, requested)
+    reading = read_effective(session, calls, request, requested, kernels=kernels)
     effective = Configuration.of(effective_choices(reading, whole))
     found = {
         "load_s": load_s,

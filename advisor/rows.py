@@ -190,7 +190,7 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
     return {
         "ratio": _finite("ratio", comparison.ratio), "low": _finite("low", low), "high": _finite("high", high),
         "block_ratios": as_json(list(comparison.block_ratios)), "blocks": len(comparison.block_ratios),
-        "verdict": comparison.verdict, "made_at": now(),
+        "verdict": comparison.verdict, "made_at": now(), "planned": comparison.planned,
     }  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def moment(value: Any) -> datetime:
 
 # Composing these takes SQLAlchemy longer, the first time in a process, than all else that suggest looks up: they are text.
 
-_COMPARISONS = text("""SELECT c.id, a.key AS candidate, b.key AS baseline, c.block_ratios
+_COMPARISONS = text("""SELECT c.id, a.key AS candidate, b.key AS baseline, c.block_ratios, c.planned
 FROM comparisons c
   LEFT JOIN configurations a ON a.id = c.candidate_id
   LEFT JOIN configurations b ON b.id = c.baseline_id
@@ -515,7 +515,8 @@ def _comparison(row: Row[*tuple[Any, ...]]) -> Comparison:
         ratios = parsed(row.block_ratios)
         _refuse(row.candidate is None or row.baseline is None, "its configuration", None)
         _refuse(not _are_samples(ratios), "block_ratios", ratios)
-        return Comparison(row.candidate, row.baseline, tuple(ratios))
+        _refuse(not test_of("int | None")(row.planned), "planned", row.planned)
+        return Comparison(row.candidate, row.baseline, tuple(ratios), row.planned)
 
 
 def refusals(connection: Connection, study_id: int) -> list[Reason]:

@@ -138,6 +138,11 @@ class Knowledge:
         chance = self.chance_of_better()
         return End(UNLIKELY, chance, left) if chance is not None and chance < CHANCE else None
 
+    def seconds_of(self, configuration: Configuration) -> float | None:
+        """Return how long a trial of a configuration is expected to take, None where none is known to have taken any."""
+        expected = expected_seconds([configuration], self._told.seconds)
+        return None if expected is None else float(expected[0])
+
     def promising(self, count: int, than: Configuration | None = None) -> list[Promising]:
         """Return the `count` untried ones that promise most, the next to be tried first (but for the seed's choice of equals).
 

@@ -283,6 +283,7 @@ class _Evidence:
             t.ran: t for t in sorted(found, key=lambda t: (not outside[t.number], t.score(aim))) if t.measurements
         }
         by_ran |= {default.ran: default} if default is not None else {}
+        by_ran = {ran: _with_energy(trial, trials) for ran, trial in by_ran.items()}
         order = ranked(
             [candidate(t, default, comparisons, aim, facts, outside[t.number]) for t in by_ran.values()], aim
         )
@@ -293,6 +294,15 @@ class _Evidence:
             outside=outside,
             may_be=lambda trial: trial.phase == "search" and not against(trial),
         )
+
+
+def _with_energy(trial: Trial, trials: Sequence[Trial]) -> Trial:
+    """Return a search trial with the energy that the newest block saw of it, where the search did not look."""
+    if trial.value("joules_per_token") is not None:
+        return trial
+    seen = (t.measurement("joules_per_token") for t in reversed(trials) if t.phase == "confirm" and t.ran == trial.ran)
+    energy = next((found for found in seen if found is not None), None)
+    return trial if energy is None else replace(trial, measurements=(*trial.measurements, energy))
 
 
 def _was_anything_admissible(

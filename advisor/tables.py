@@ -29,7 +29,7 @@ from advisor.configuration import READING_ORDER
 from advisor.method import METHOD
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -148,7 +148,7 @@ COMPARISONS = Table(
     "comparisons", METADATA,
     _id(), _to("study_id", "studies"), _to("candidate_id", "configurations"), _to("baseline_id", "configurations"),
     _figure("ratio"), _figure("low"), _figure("high"), _text("block_ratios"), _number("blocks"), _text("verdict"),
-    _moment("made_at"),
+    _moment("made_at"), _number("planned", nullable=True),
     UniqueConstraint("study_id", "candidate_id", "baseline_id"),
 )  # fmt: skip
 

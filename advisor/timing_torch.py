@@ -204,11 +204,11 @@ def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
 
 
 def _until_warm(run: Callable[[], Round]) -> Iterator[Round]:
-    """Run rounds until two in a row differ by under 2 %: at least 2 and 1 s; at most 10."""
+    """Run rounds until two in a row differ by under 2 %: at least 2 and half a second; at most 10."""
     seen: list[float] = []
     while len(seen) < 10:
         found = run()
         seen.append(found.wall_s)
         yield found
-        if len(seen) >= 2 and sum(seen) >= 1 and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
+        if len(seen) >= 2 and sum(seen) >= 0.5 and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
             return

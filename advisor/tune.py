@@ -212,17 +212,17 @@ def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
     budget, admissible = tuning.job.budget, _not_beyond_memory(tuning, trials)
     if budget.trials is not None and len(searched(trials)) >= budget.trials:
         return Stop.TRIALS
+    known = _known(tuning, admissible, trials)
     if budget.exhaustive:
         proposal = _next_of_all(admissible, trials)
     else:
-        known = _known(tuning, admissible, trials)
         end = known.ending() if budget.trials is None else None
         if end is not None:
             return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
         proposal = known.ask(tuning.job.seed)
     if proposal is None:
         return Stop.EVERYTHING
-    return proposal if _has_time(tuning, trials) else Stop.BUDGET
+    return proposal if _has_time(tuning, known.seconds_of(proposal)) else Stop.BUDGET
 
 
 def _known(tuning: Tuning, admissible: Sequence[Configuration], trials: Sequence[Trial]) -> Knowledge:
@@ -287,8 +287,8 @@ def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configur
     ]  # fmt: skip
 
 
-def _has_time(tuning: Tuning, trials: Sequence[Trial]) -> bool:
-    """Whether the budget has time for another trial, that of the confirmation set aside.
+def _has_time(tuning: Tuning, trial_s: float | None) -> bool:
+    """Whether the budget has time for a trial that is expected to take so long, that of the confirmation set aside.
 
     Nothing is set aside where nothing is there to be confirmed, or where it could not be confirmed anyway: then a trial that
     the budget cuts has cost nothing.
@@ -299,17 +299,7 @@ def _has_time(tuning: Tuning, trials: Sequence[Trial]) -> bool:
     aside_s = confirmation_s(tuning, left_s)
     if not aside_s or aside_s > left_s:
         return left_s > 0
-    return _trial_s(tuning, trials) <= left_s - aside_s
-
-
-def _trial_s(tuning: Tuning, trials: Sequence[Trial]) -> float:
-    """Return the seconds that another search trial is expected to take: those of this study, without what came once."""
-    walls = [trial.wall_s for trial in trials if trial.wall_s and trial.requested != tuning.space.baseline]
-    if walls:
-        return sum(walls) / len(walls)
-    default = tuning.default
-    once_s = tuning.runner.took_s.get("reference", 0.0) if isinstance(tuning.runner, Bounded) else 0.0
-    return max((default.wall_s or 0.0) - once_s, 0.0) if default is not None else 0.0
+    return (trial_s or 0.0) <= left_s - aside_s
 
 
 def _hopeless(tuning: Tuning) -> bool:

@@ -9,7 +9,7 @@ from advisor.checked import shortened
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.judge import is_judged
-from advisor.knobs import KNOBS, Reason
+from advisor.knobs import GENERIC, KNOBS, Reason
 from advisor.prospects import prospects_of, space_of
 from advisor.ranking import Candidate, why_behind
 from advisor.suggest import Recommendation
@@ -23,12 +23,29 @@ MOST_LINES = 12
 def choices_in(text: str) -> Configuration:
     """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them.
 
-    A word goes to the one knob that has such a choice and that no other word names. Raises BadInput.
+    A word goes to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by
+    itself: it needs its knob, or a whole configuration around it, in the order in which it is printed. Raises BadInput.
     """
     joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
     words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
     if not words:
         raise BadInput("--why-not names no choice", "advisor probe lists them")
+    chosen = _chosen([word for word in words if word not in GENERIC], text)
+    generic = [word for word in words if word in GENERIC]
+    left = [knob for knob in KNOBS if knob not in chosen and knob != "batch"]
+    is_whole = len(left) == len(generic) and all(map(_has_choice, left, generic))
+    if generic and not is_whole:
+        spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
+        raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")
+    return Configuration.of({**chosen, **dict(zip(left, generic, strict=False))})
+
+
+def _has_choice(knob: str, name: str) -> bool:
+    return name in KNOBS[knob].choices
+
+
+def _chosen(words: Sequence[str], text: str) -> dict[str, str]:
+    """Return the choice by knob that words name. text: where they are from. Raises BadInput."""
     chosen: dict[str, str] = {}
     for word in sorted(words, key=lambda word: len(_knobs_of(word))):  # what only one knob has leaves the others fewer
         name = word.rpartition("=")[2]
@@ -37,11 +54,10 @@ def choices_in(text: str) -> Configuration:
             what = f"a configuration has one choice of {_knobs_of(word)[0]}, and {shortened(text)} names two"
             raise BadInput(f"--why-not: {what}", "ask for each by itself")
         if len(knobs) > 1:
-            raise BadInput(
-                f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {knobs[0]}={word}"
-            )
+            spelled = " or ".join(f"{knob}={word}" for knob in knobs)
+            raise BadInput(f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {spelled}")
         chosen[knobs[0]] = name
-    return Configuration.of(chosen)
+    return chosen
 
 
 def _knobs_of(word: str) -> list[str]:

@@ -80,7 +80,7 @@ def filled(store: Store) -> list[int]:
     reason = f"OSError: {ALICES}/models/llama/x.so, {ROOTS}/y: no such file"
     failed = Trial(begun(store, first, FLASH), FLASH, None, Outcome.LOAD_FAILED, reason)
     store.finish_trial(first, failed)
-    store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49))])
+    store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49), planned=9)])
     store.save_refusals(first, [
         Reason("A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"),
         Reason("A4", Verdict.INVALID, "not here", "", "", "attention=flash_attention_3"),
@@ -355,6 +355,8 @@ def damages(lines: list[str]) -> dict[str, tuple[int, str]]:
         "missing model": ("study", changed(lines[at["study"]], weights_digest="d2")),
         "missing environment": ("study", changed(lines[at["study"]], environment="0" * 16)),
         "ratio": ("comparison", changed(lines[at["comparison"]], block_ratios=[0.0])),
+        "no plan": ("comparison", changed(lines[at["comparison"]], planned=0)),
+        "half a plan": ("comparison", changed(lines[at["comparison"]], planned=4.5)),
         "no ratio": ("comparison", changed(lines[at["comparison"]], block_ratios=["1"])),
         "verdict": ("refusal", changed(lines[at["refusal"]], verdict="NO")),
         "refusal twice": ("refusal", lines[at["refusal"] + 1]),
@@ -415,6 +417,21 @@ def test_a_knob_of_a_later_version_can_arrive(store: Store, elsewhere: Store) ->
     lines = list(export_lines(store))
 
     import_lines(elsewhere, lines)
+    assert list(export_lines(elsewhere)) == lines
+
+
+def test_a_comparison_from_before_there_were_plans_can_arrive(store: Store, elsewhere: Store) -> None:
+    """An export of an older advisor says nothing of planned blocks: there was one look. Neither does ours of such rows."""
+    study = filled(store)[0]
+    (sequential,) = store.comparisons(study)
+    assert [each["planned"] for each in objects(list(export_lines(store)), "comparison")] == [9]
+    store.save_comparisons(study, [replace(sequential, planned=None)])
+    lines = list(export_lines(store))
+
+    assert ["planned" in each for each in objects(lines, "comparison")] == [False]
+    import_lines(elsewhere, lines)
+    (arrived,) = [each for record in elsewhere.studies() for each in elsewhere.comparisons(record.id)]
+    assert (arrived.planned, arrived.interval) == (None, store.comparisons(study)[0].interval)
     assert list(export_lines(elsewhere)) == lines
 
 

@@ -191,7 +191,7 @@ def test_a_refused_fork_is_said_and_spawned(
     runner.restart()
     runner.run(FACTS, 60)
     stages = [each["stage"] for each in runner.heard if "every worker" in each.get("stage", "")]  # type: ignore[attr-defined]
-    assert "started 1 threads" in stages[0]
+    assert "started threads: Thread-1" in stages[0]
     assert {parent_of(pid) for pid in pids(runner)[-1:]} == {os.getpid()}
 
 

@@ -232,7 +232,7 @@ def test_refusals_and_comparisons_come_back(store: Store) -> None:
         Reason("P1", Verdict.INVALID, "no bfloat16 here", "", "", "precision=bfloat16"),
     ]
     comparisons = [
-        Comparison(FASTER.key, BASELINE.key, (1.5, 1.52, 1.49)), Comparison(FASTEST.key, BASELINE.key, (0.5,)),
+        Comparison(FASTER.key, BASELINE.key, (1.5, 1.52, 1.49)), Comparison(FASTEST.key, BASELINE.key, (0.5,), planned=9),
     ]  # fmt: skip
     for _ in range(2):
         store.save_refusals(study, [*reasons, reasons[0]])
@@ -677,7 +677,9 @@ def test_old_databases_can_be_upgraded_and_read(dump: Path, tmp_path: Path) -> N
     with Store.open(url, write=False) as old:
         (record,) = old.studies(SOURCE.architecture_key)
         assert [trial.outcome for trial in old.trials(record.id, full=True)] == ["ok", "ok", "running"]
-        assert old.comparisons(record.id)[0].verdict == "faster"
+        (comparison,) = old.comparisons(record.id)
+        assert (comparison.verdict, comparison.planned) == ("faster", None if dump.stem < "0004" else 9)
+        assert record.budget.blocks == (3 if dump.stem < "0004" else 9)
         assert old.refusals(record.id)[0].rule == "A4"
         assert (record.facts, record.environment) == (FACTS, ENVIRONMENT)
         assert (record.admissible, old.ceilings(record.environment_key)) == (
@@ -706,7 +708,11 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     after = everything(url)
     assert after.pop("ceilings") == []
     assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["unsearched"]
-    added = {"studies": (("admissible", None), ("facts", None)), "trials": (("device_uuid", None),)}
+    added = {
+        "studies": (("admissible", None), ("facts", None)),
+        "trials": (("device_uuid", None),),
+        "comparisons": (("planned", None),),
+    }
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before
@@ -734,6 +740,18 @@ def copied(url: str, server: str) -> str:
                 connection.execute(text(last))
     engine.dispose()
     return server
+
+
+def test_views_of_comparisons_survive_up_and_down(database_url: str) -> None:
+    """The column that says how many blocks were planned comes and goes, and a view that people made of the others stays."""
+    migrate(database_url, "0003")
+    execute(database_url, "CREATE VIEW mine AS SELECT low, blocks, made_at FROM comparisons")
+    for down in (False, True, False):
+        migrate(database_url, "0003" if down else "0004", down=down)
+        assert rows(database_url, "SELECT * FROM mine") == []
+        engine = create_engine(with_driver(database_url))
+        assert ("planned" in {column["name"] for column in inspect(engine).get_columns("comparisons")}) is not down
+        engine.dispose()
 
 
 def test_views_of_people_survive_an_upgrade(postgres_url: str) -> None:
@@ -1116,7 +1134,7 @@ def dump(url: str) -> None:
         for configuration in (BASELINE, FASTEST):
             ran(store, study, configuration)
         started(store, study, FASTER)
-        store.save_comparisons(study, [Comparison(FASTEST.key, BASELINE.key, (1.5, 1.52, 1.49))])
+        store.save_comparisons(study, [Comparison(FASTEST.key, BASELINE.key, (1.5, 1.52, 1.49), planned=9)])
         refusal = Reason(
             "A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"
         )

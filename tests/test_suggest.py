@@ -536,14 +536,28 @@ def test_what_is_no_choice_is_refused(text: str, words: str) -> None:
 
 def test_a_choice_of_two_knobs_goes_to_the_one_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that two knobs have is told apart by the other words, or has to be spelled out."""
-    monkeypatch.setitem(KNOBS["attention"].choices, "none", KNOBS["attention"].choices["eager"])
+    monkeypatch.setitem(KNOBS["attention"].choices, "plain", KNOBS["attention"].choices["eager"])
+    monkeypatch.setitem(KNOBS["quantization"].choices, "plain", KNOBS["quantization"].choices["none"])
 
-    assert choices_in("none · sdpa") == Configuration.of({"attention": "sdpa", "quantization": "none"})
-    assert choices_in("nf4 · none") == Configuration.of({"attention": "none", "quantization": "nf4"})
-    assert choices_in("attention=none,quantization=none")["attention"] == "none"
-    with pytest.raises(
-        BadInput, match="'none' is a choice of attention and of quantization \\(write attention=none\\)"
-    ):
+    assert choices_in("plain · sdpa") == Configuration.of({"attention": "sdpa", "quantization": "plain"})
+    assert choices_in("nf4 · plain") == Configuration.of({"attention": "plain", "quantization": "nf4"})
+    assert choices_in("attention=plain,quantization=plain")["attention"] == "plain"
+    with pytest.raises(BadInput, match="write attention=plain or quantization=plain"):
+        choices_in("plain,bf16")
+
+
+def test_a_generic_name_needs_its_knob(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself "none" says nothing, even where one knob alone has it: only a whole configuration leaves no doubt."""
+    assert choices_in("quantization=none") == Configuration.of({"quantization": "none"})
+    assert choices_in(str(DEFAULT)) == DEFAULT
+    for words in ("none", "none,bf16", "sdpa · none"):
+        with pytest.raises(BadInput, match="none says nothing without its knob \\(write quantization=none\\)"):
+            choices_in(words)
+    with pytest.raises(BadInput, match="there is no choice 'auto'"):
+        choices_in("auto")
+    monkeypatch.setitem(KNOBS["attention"].choices, "none", KNOBS["attention"].choices["eager"])
+    assert choices_in(str(DEFAULT.replaced(attention="none"))) == DEFAULT.replaced(attention="none")
+    with pytest.raises(BadInput, match="write attention=none or quantization=none"):
         choices_in("none,bf16")
 
 

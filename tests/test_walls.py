@@ -29,9 +29,6 @@ SPELLED_ALIKE = {
     ("fp32_torch.py", "forward"): "the method of a torch module",
 }
 
-#: What everybody may import of the knobs' folder: the rest are knobs' own files.
-SHARED = ("choice", "traits")
-
 
 @cache
 def owners() -> dict[str, list[str]]:
@@ -102,12 +99,8 @@ def test_the_exceptions_are_few_and_there() -> None:
 
 
 def test_nobody_imports_a_knobs_own_file() -> None:
-    """The files of a knob are imported by the table of knobs and by one another, and by nobody else."""
-    own = {
-        f"advisor.knobs.{file.stem}"
-        for file in (ADVISOR / "knobs").glob("*.py")
-        if file.stem not in (*SHARED, "__init__")
-    }
+    """The files in the knobs' folder are imported by the table of knobs and by one another: all others ask the table."""
+    own = {f"advisor.knobs.{file.stem}" for file in (ADVISOR / "knobs").glob("*.py") if file.stem != "__init__"}
     outside = [file for file in files() if file.parent.name != "knobs"]
     found = [(file.name, name) for file in outside for name in imported(file) if name in own]
 

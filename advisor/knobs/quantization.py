@@ -72,7 +72,8 @@ def _why_not(situation: Situation) -> list[Reason]:
     reasons = _none_why_not(situation)
     if situation.facts.linear_parameters == 0:
         reasons.append(Reason("Q22", Verdict.ALIAS, f"{situation.facts.architecture} has no linear layer to quantise"))
-    if situation.traits.dtype == "float32" and situation.environment.is_cuda:
+    plain = situation.traits.bytes_per_value > 2 and situation.traits.float32_matmul == Traits.float32_matmul
+    if plain and situation.environment.is_cuda:
         reasons.append(Reason("Q3", Verdict.SLOW, "quantised layers computing in fp32 use no tensor cores"))
     if situation.workload.tokens >= 4096 * len(situation.workload.batches()):
         reasons.append(Reason("Q20", Verdict.SLOW, "with many tokens a batch, dequantising costs more than it saves"))
