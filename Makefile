@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-older check fix faults bench families clean
+.PHONY: demo test test-slow test-older check fix faults bench families clean
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,13 @@ fix: $(BIN)/.installed  ## what a machine can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(BIN)/.installed  ## all tests; GPU tests skip where there is no GPU
-	$(BIN)/python -m pytest -q
+PYTEST := -m pytest -q -n 2 --dist loadfile
+
+test: $(BIN)/.installed  ## all tests but the slow ones, in two processes; GPU tests skip where there is no GPU
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-slow: $(BIN)/.installed  ## what compiles for long, installs packages or is killed again and again
+	$(BIN)/python -m pytest -q -m slow
 
 OLDER := .venv-older
 
@@ -38,7 +43,7 @@ $(OLDER)/.installed: pyproject.toml
 	touch $@
 
 test-older: $(OLDER)/.installed  ## gate, worker, encoders and attention with the oldest transformers that is supported
-	$(OLDER)/bin/python -m pytest -q tests/test_gate.py tests/test_gate_parts.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
+	$(OLDER)/bin/python $(PYTEST) tests/test_gate.py tests/test_gate_parts.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
 
 faults: $(BIN)/.installed  ## kill -9 of a tune at 20 random moments, on SQLite and on PostgreSQL
 	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0

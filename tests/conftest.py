@@ -1,11 +1,14 @@
-"""What tests share: an empty database on SQLite and one on a real PostgreSQL, which is started once."""
+"""What tests share: locks of their own, an empty database on SQLite and one on a real PostgreSQL, which is started once."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +16,46 @@ import psycopg
 import pytest
 
 _NUMBERS = count()
+
+
+def _use_own_locks() -> None:
+    """Give each process of tests its own folder of locks: two that tune at once must not wait for each other."""
+    if "ADVISOR_LOCK_DIR" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        return  # a person's own choice
+    folder = tempfile.mkdtemp(prefix="advisor-locks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["ADVISOR_LOCK_DIR"] = folder
+
+
+_use_own_locks()
+# A process of xdist has them from readline: what is printed on a pipe is as wide as it is.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
+
+
+@pytest.fixture
+def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs a command line here as a process of its own would: in this folder, with these variables alone.
+
+    What Python itself takes half a second for is left out; both streams are read where a process writes them.
+    """
+    from advisor.cli import run
+
+    def command(*arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in os.environ.keys() - env.keys():
+                patch.delenv(name)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            patch.chdir(cwd)
+            try:
+                status = run(arguments)
+            except SystemExit as ended:
+                status = ended.code if isinstance(ended.code, int) else 1
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return command
 
 
 @pytest.hookimpl(wrapper=True)

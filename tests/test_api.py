@@ -77,17 +77,18 @@ def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, whe
 
 
 def test_importing_it_costs_next_to_nothing() -> None:
-    """`import advisor` brings neither torch nor the database nor even argparse, and takes less than 20 ms, once of five."""
+    """`import advisor` brings neither torch nor the database nor even argparse, and takes less time than that, once of five."""
     code = (
         "import time, sys; before = set(sys.modules); began = time.process_time(); import advisor; "
-        "print(time.process_time() - began); print(*sorted(set(sys.modules) - before))"
+        "took_s = time.process_time() - began; brought = sorted(set(sys.modules) - before); import argparse; "
+        "print(took_s / (time.process_time() - began - took_s)); print(*brought)"
     )
     runs = [
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for _ in range(5)
     ]
 
-    assert min(float(each.splitlines()[0]) for each in runs) < 0.020
+    assert min(float(each.splitlines()[0]) for each in runs) < 1
     assert not {"torch", "sqlalchemy", "argparse", "typing", "advisor.api"} & set(runs[0].splitlines()[1].split())
 
 

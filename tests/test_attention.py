@@ -463,6 +463,7 @@ print(json.dumps({"error": float((output - expected).abs().max()), "read": model
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention is compiled with g++ on a CPU")
 def test_flex_attention_is_proven_on_a_cpu() -> None:
     """A real run of flex_attention brings its proof and no other's. It compiles for some 20 s where nothing is cached."""

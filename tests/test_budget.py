@@ -454,7 +454,7 @@ def test_waiting_for_a_device_is_part_of_the_budget(tmp_path: Path, monkeypatch:
             bounded.run({"op": "facts"}, 600.0)
         runner.close()
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # of 600
     assert heard == ["waiting: another advisor measures on GPU-taken"]
 
 
@@ -469,10 +469,15 @@ def test_a_real_tune_keeps_its_budget(tmp_path: Path, budget_s: int) -> None:
     command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",
                "--quality", "exact", "--budget", f"{budget_s}s", "--device", "cpu"]  # fmt: skip
     began = time.monotonic()
+    subprocess.run([*command[:3], "--help"], cwd=ROOT, env=environment, capture_output=True, check=True)
+    start_s = time.monotonic() - began
+    began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     took_s = time.monotonic() - began
 
-    assert took_s < budget_s + 25, done.stderr  # 20, and what a busy machine takes to start Python
+    assert took_s < budget_s + 20 + 20 * start_s, (
+        done.stderr
+    )  # and what it takes here, and now, to start Python and to end it
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert "nothing admissible" not in done.stderr

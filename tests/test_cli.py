@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import pty
 import re
+import resource
 import shlex
 import socket
 import sqlite3
@@ -17,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -107,16 +112,31 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def advisor(tmp_path: Path) -> Command:
-    """Return the command: it runs in an empty home, in whose subdirectory its database would be."""
-    home = tmp_path / "home"
-    home.mkdir()
+def home(tmp_path: Path) -> Path:
+    """Give an empty home, in whose subdirectory the command's database would be."""
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def process(home: Path) -> Command:
+    """Return the command in a process of its own: for what only a process has."""
 
     def command(*arguments: str, **more: str) -> Done:
         line = [sys.executable, "-m", "advisor", *arguments]
         return subprocess.run(
-            line, capture_output=True, text=True, cwd=home, env=environment(home, **more), check=False, timeout=120
+            line, capture_output=True, text=True, cwd=home, env=environment(home, **more), check=False, timeout=240
         )
+
+    return command
+
+
+@pytest.fixture
+def advisor(home: Path, in_process: Command) -> Command:
+    """Return the command: the same function with the same streams, variables and folder, in this process."""
+
+    def command(*arguments: str, **more: str) -> Done:
+        return in_process(*arguments, cwd=home, env=environment(home, **more))
 
     return command
 
@@ -203,6 +223,16 @@ def test_bad_input_is_told_in_one_line(advisor: Command, tmp_path: Path, case: s
     before = tree(tmp_path)
 
     assert words in line_of(advisor(*arguments), 2)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", ["no command", "length 0", "length beyond", "no such GPU", "why not what"])
+def test_bad_input_is_told_by_the_whole_process(process: Command, tmp_path: Path, home: Path, case: str) -> None:
+    """The same in a process of its own, of each place where it is found: the parser, the model's files, the device."""
+    arguments, words = BAD[case]
+    before = tree(tmp_path)
+
+    assert words in line_of(process(*arguments), 2)
     assert tree(tmp_path) == before
 
 
@@ -385,7 +415,7 @@ def test_a_url_that_is_none_is_told(advisor: Command, tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_is_told(advisor: Command, tmp_path: Path) -> None:
-    """A PostgreSQL server that nobody runs is named within seconds, never with the password."""
+    """A PostgreSQL server that nobody runs is not waited for, and never told with the password."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -396,7 +426,7 @@ def test_a_server_that_does_not_answer_is_told(advisor: Command, tmp_path: Path)
             assert str(port) in line
             assert "s3cret" not in line
 
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # four times, on a busy machine
     assert tree(tmp_path) == before
     shown = advisor("db", "url", ADVISOR_DATABASE_URL=f"postgresql://me:s3cret@127.0.0.1:{port}/x")
     assert shown.stdout == f"postgresql://me:***@127.0.0.1:{port}/x\n"
@@ -788,10 +818,10 @@ def test_head_gets_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_terminal_without_these_characters_gets_others(advisor: Command, tmp_path: Path, form: str) -> None:
+def test_a_terminal_without_these_characters_gets_others(process: Command, tmp_path: Path, form: str) -> None:
     """On a stream that can't show ×, · or – they become question marks, which is no reason to fail."""
     url = stored(f"sqlite:///{tmp_path}/advisor.db")
-    done = advisor(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = process(*SUGGEST, "--format", form, ADVISOR_DATABASE_URL=url, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
@@ -985,11 +1015,11 @@ def test_the_version_and_the_help_are_printed(capsys: pytest.CaptureFixture[str]
         assert words in capsys.readouterr().out
 
 
-def test_tune_prints_json_alone_and_suggest_says_the_same(advisor: Command, tmp_path: Path) -> None:
+def test_tune_prints_json_alone_and_suggest_says_the_same(process: Command, tmp_path: Path) -> None:
     """A real tune prints one JSON document to stdout and its progress to stderr, and suggest answers the same."""
     url = f"sqlite:///{tmp_path}/made/for/it/advisor.db"
-    tuned = advisor(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
-    asked = advisor(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    tuned = process(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    asked = process(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
 
     assert tuned.returncode == 0, tuned.stderr
     assert "tokens/s" in tuned.stderr
@@ -1009,21 +1039,51 @@ def test_threads_are_part_of_what_was_measured(advisor: Command, tmp_path: Path)
     assert "torch.set_num_threads(2)" in script.stdout
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="an installed package comes without its benchmarks")
-def test_start_up_is_quick() -> None:
-    """`--help` and `suggest` compute no longer than the limits of benchmarks/startup.py, in one of three attempts.
+#: What people wait for, in processor time, over that of a bare process that imports SQLAlchemy, and the most that it may be.
+SHARES = {"--help": 0.6, "suggest": 2.2, "first look-up": 0.06, "later look-up": 0.04}
 
-    Twice the limits, as on machines that others use too: how fast this one is today is no matter of ours. `make bench` is strict.
+
+def start_up(bench: ModuleType, url: str) -> dict[str, float]:
+    """Return the processor seconds of each of SHARES, and of a bare process."""
+
+    def clock() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    bare, _ = bench.process_s(["-c", "import sqlalchemy"], url, clock)
+    told, _ = bench.process_s(["-m", "advisor", "--help"], url, clock)
+    answered, text = bench.process_s(["-m", "advisor", "suggest", str(bench.MODEL), *bench.FLAGS], url, clock)
+    _, times = bench.process_s([bench.__file__, "--processor-time", "--look-up", url], url, clock)
+    first, *later = json.loads(times)
+    assert "sdpa · fp32 · none · sorted: 1.50 × the default" in text
+    return {
+        "bare": bare, "--help": told, "suggest": answered, "first look-up": first, "later look-up": median(later)
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="an installed package comes without its benchmarks")
+def test_start_up_is_quick(tmp_path: Path) -> None:
+    """`--help`, `suggest` and its look-ups among 10,000 trials compute no more than their share of a bare process of today.
+
+    The least of a few rounds, in which all take turns: how fast this machine is, and how busy, is no matter of ours. What
+    people wait for in seconds is measured by `make bench`.
     """
-    command = [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--runs", "5", "--processor-time"]
-    for _ in range(3):
-        variables = {**os.environ, "PYTHONPATH": str(ROOT), "CI": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-        print(done.stdout, done.stderr)
-        if done.returncode == 0:
+    spec = importlib.util.spec_from_file_location("startup", ROOT / "benchmarks" / "startup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench, url = importlib.util.module_from_spec(spec), f"sqlite:///{tmp_path}/advisor.db"
+    spec.loader.exec_module(bench)
+    bench.fill(url)
+    start_up(bench, url)  # bytecode is written
+    least = dict.fromkeys(["bare", *SHARES], math.inf)
+    for _ in range(8):
+        round_s = start_up(bench, url)
+        least = {name: min(seconds, round_s[name]) for name, seconds in least.items()}
+        shares = {name: least[name] / least["bare"] for name in SHARES}
+        if all(shares[name] <= most for name, most in SHARES.items()):
             break
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: share for name, share in shares.items() if share > SHARES[name]} == {}
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["tune", "dry-run"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,14 @@ from advisor.knobs import KNOBS, rule_ids
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _asked_once() -> Iterator[None]:
+    """Ask the choices once for all tests here: nothing here changes what they answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "rules_of_choices", cache(support.rules_of_choices))
+        yield
 
 
 @pytest.fixture(scope="module")

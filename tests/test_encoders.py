@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +50,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def judged(models: dict[str, ModelSource], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Give what runs one configuration in a session with the gate and returns the worker's result."""
+@pytest.fixture(scope="module")
+def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """Give what runs one configuration in a session with the gate and returns the worker's result.
 
-    def run(model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None,
-            **choices: str) -> dict[str, Any]:  # fmt: skip
+    The facts and the reference of a model's output are the same whatever is judged by them: each is made once.
+    """
+    folder = tmp_path_factory.mktemp("references")
+
+    @cache
+    def prepared(model: str, output: str, size: int | None) -> dict[str, Any]:
         source = models[model]
-        facts = facts_torch.read_facts(source.request, output=output)
         workload = Workload(LENGTHS, size, output)
         base = BASE if size is not None else BASE.replaced(batch="1")
         request = {
-            "source": source.request, "facts": facts, "workload": workload.payload, "sample": workload.sample(),
-            "device": "cpu", "uuid": "cpu", "path": str(tmp_path / "reference.pt"), "measured": [],
+            "source": source.request, "facts": facts_torch.read_facts(source.request, output=output),
+            "workload": workload.payload, "sample": workload.sample(), "device": "cpu", "uuid": "cpu",
+            "path": str(folder / f"{model}-{output}-{size}.pt"), "measured": [],
             "configuration": dict(base.replaced(attention="eager")),
             "timing": {"stopping": {"least": 2, "most": 2}, "incumbent_s": None},
         }  # fmt: skip
+        worker.write_reference(worker.Session(lambda _: None), request)
+        return request
+
+    def run(model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None,
+            **choices: str) -> dict[str, Any]:  # fmt: skip
+        base, request = BASE if size is not None else BASE.replaced(batch="1"), prepared(model, output, size)
         session = worker.Session(lambda _: None)
-        worker.write_reference(session, request)
         gate = {"path": request["path"], "default": None, "is_default": False, "reference": "fp32", "known": {}}
         configuration = base.replaced(**choices, **(more or {}))
         return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(configuration)})

@@ -18,6 +18,7 @@ import pytest
 
 from advisor import probe
 from advisor.checkpoint import find_model
+from advisor.environment import Machine
 from advisor.model import ModelFacts
 from advisor.runner import LocalRunner, read_facts
 from advisor.timing_torch import EARLY_STOP_RATIO, EARLY_STOP_S, Round, Stopping, _clearly_slower, _until_warm
@@ -119,7 +120,7 @@ def test_result_holds_what_is_stored(results: dict[str, dict[str, Any]]) -> None
 
 
 def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
-    """When its parent's end of the pipe closes, a worker ends within 5 s, also while a trial sleeps."""
+    """When its parent's end of the pipe closes, a worker ends, also while a trial sleeps for ten minutes."""
     environment = {**os.environ, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{FAULTS}"}
     source = find_model(str(CAUSAL)).request
     with subprocess.Popen(
@@ -137,7 +138,7 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
 
             worker.stdin.close()
 
-            assert worker.wait(timeout=5) == 0
+            assert worker.wait(timeout=60) == 0
         finally:
             worker.kill()
 
@@ -147,9 +148,21 @@ def _ask(stream: IO[str], request: dict[str, Any]) -> None:
     stream.flush()
 
 
+def _unanswerable_s(machine: Machine) -> float:
+    """Return how long a fresh worker takes to answer what it does not know."""
+    runner, began = LocalRunner(machine), time.monotonic()
+    try:
+        assert runner.run({"op": "no such operation"}, 600)["outcome"] == Outcome.RUNTIME_ERROR
+        return time.monotonic() - began
+    finally:
+        runner.close()
+
+
 def test_time_spent_waiting_for_the_device_is_not_the_trials(place: Path) -> None:
     """The deadline begins when the device is had: after a longer wait for another advisor there still is an answer."""
-    machine, wait_s = replace(probe.machine("cpu"), uuid="cpu-test-waiting"), 6.0
+    machine = replace(probe.machine("cpu"), uuid="cpu-test-waiting")
+    _unanswerable_s(machine)  # imports
+    wait_s = 1 + 3 * _unanswerable_s(machine)
     said: list[str] = []
     runner = LocalRunner(machine, lambda event: said.append(str(event.get("stage"))))
     lock = os.open(place / f"advisor-{machine.uuid}.lock", os.O_RDONLY | os.O_CREAT, 0o444)
