@@ -9,8 +9,9 @@ several: a replay is a little surer of itself than a GPU.
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +237,8 @@ class ReplayRunner:
             return self.landscape.facts.payload
         if request["op"] == "reference":
             return {"positions": len(request["workload"]["lengths"])}
+        if request["op"] == "block":
+            return one_by_one(self.run, request)
         configuration = Configuration.of(request.get("configuration", {}))
         if request["op"] != "trial" or configuration not in self.landscape.by_configuration:
             return {"outcome": Outcome.LOAD_FAILED, "reason": "the landscape has no record of it"}
@@ -255,6 +258,12 @@ class ReplayRunner:
 
     def close(self) -> None:
         """No device is held."""
+
+
+def one_by_one(run: Callable[[Mapping[str, Any], float], dict[str, Any]], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer a block by a trial of each contestant: where nothing drifts, alternating changes nothing."""
+    asked = {**request, "op": "trial", "gate": None, "measured": []}
+    return {"results": [run({**asked, "configuration": choices}, math.inf) for choices in request["contestants"]]}
 
 
 def _result(trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,14 @@ class Device:
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Answer a request, or be stopped at its deadline."""
         operation = request["op"]
-        needed = self.trial_s(Configuration.of(request["configuration"])) if operation == "trial" else 1.0
+        asked = (
+            request["contestants"]
+            if operation == "block"
+            else [request["configuration"]]
+            if operation == "trial"
+            else []
+        )
+        needed = sum(self.trial_s(Configuration.of(choices)) for choices in asked) if asked else 1.0
         needed = self.seconds.get(operation, needed)
         self.time_s += min(needed, timeout_s)
         if needed > timeout_s:
@@ -91,6 +98,8 @@ class Device:
         }
         if operation in answers:
             return dict(answers[operation])
+        if operation == "block":
+            return {"results": [self._trial({**request, "configuration": choices, "gate": None}) for choices in asked]}
         return self._trial(request)
 
     def _trial(self, request: Mapping[str, Any]) -> dict[str, Any]:

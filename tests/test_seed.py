@@ -20,6 +20,7 @@ from advisor import probe, seed
 from advisor.checkpoint import find_model
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
+from advisor.landscape import one_by_one
 from advisor.model import ModelFacts
 from advisor.objective import Budget
 from advisor.runner import LocalRunner
@@ -63,6 +64,8 @@ class MadeUp:
         answers = {"facts": FALCON.payload, "ceilings": {}, "reference": {"positions": 1}}
         if request["op"] in answers:
             return dict(answers[request["op"]])
+        if request["op"] == "block":
+            return one_by_one(self.run, request)
         configuration = request["configuration"]
         if configuration["attention"] in self.broken:
             return {"outcome": "runtime_error", "reason": "made up to fail"}

@@ -1,0 +1,196 @@
+"""A block of the confirmation: who shares a process, what it costs, and that the worker alternates the turns in one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor import probe
+from advisor.block_torch import Energy, Turns
+from advisor.checkpoint import find_model
+from advisor.configuration import Configuration
+from advisor.confirm import block_s, fits_together, least_blocks, processes, turns_for
+from advisor.device import disturbed
+from advisor.environment import Environment, Machine
+from advisor.measurement import Measurement
+from advisor.model import ModelFacts
+from advisor.runner import LocalRunner, read_facts
+from advisor.trial import Outcome, Trial
+from advisor.workloads import Workload
+
+ROOT = Path(__file__).parents[1]
+CAUSAL = ROOT / "tests" / "models" / "causal"
+WORKLOAD = Workload((16, 6, 12, 4), 2)
+FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
+TURNS = {"least": 3, "most": 4, "turn_s": 0.01}
+
+H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
+LLAMA = ModelFacts(
+    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+
+DEFAULT = Configuration.of({**FP32, "precision": "bf16"})
+PACKED = DEFAULT.replaced(packing="packed")
+FP16 = DEFAULT.replaced(precision="fp16")
+TF32 = DEFAULT.replaced(precision="tf32")
+
+
+def seen(configuration: Configuration, peak_bytes: int | None, **more: Any) -> Trial:
+    """Return a search trial that took a tenth of a second a round."""
+    measured = (Measurement("round_s", "s", (0.1, 0.1)),)
+    return Trial(1, configuration, configuration, Outcome.OK, measurements=measured, peak_bytes=peak_bytes, **more)
+
+
+# ------------------------------------------------------------------------------------------------ who, and for how long
+
+
+def test_who_switches_something_of_the_process_is_alone_there() -> None:
+    """tf32 is a mode of the process: what is not in it can't run beside it. Memory and energy are of one alone."""
+    assert processes([DEFAULT, PACKED, TF32, FP16], is_alone=False) == [[DEFAULT, PACKED, FP16], [TF32]]
+    assert processes([DEFAULT, PACKED], is_alone=True) == [[DEFAULT], [PACKED]]
+
+
+def test_equal_weights_are_loaded_once() -> None:
+    """Peaks add up by weights, and 80 % of what is free may be used; an unknown peak does not fit."""
+    trials = [seen(DEFAULT, 40), seen(PACKED, 60), seen(FP16, 50)]
+
+    assert fits_together([DEFAULT, PACKED], trials, 1, LLAMA)
+    assert fits_together([DEFAULT, PACKED, FP16], trials, 138, LLAMA)
+    assert not fits_together([DEFAULT, PACKED, FP16], trials, 137, LLAMA)
+    assert not fits_together([DEFAULT, FP16], trials[:1], 10**12, LLAMA)
+
+
+def test_a_class_that_does_not_switch_attention_has_weights_for_each() -> None:
+    """Where attention can't be switched on a loaded model, another attention is another model in memory."""
+    eager, facts = DEFAULT.replaced(attention="eager"), replace(LLAMA, switches_attention=False)
+    trials = [seen(DEFAULT, 40), seen(eager, 60)]
+
+    assert fits_together([DEFAULT, eager], trials, 60, LLAMA)
+    assert not fits_together([DEFAULT, eager], trials, 60, facts)
+
+
+def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
+    """Loading, the first call, a round that does not count, and three turns of about a second each on a GPU."""
+    turns = turns_for(Machine(H200, "host", "GPU-1", 0, 10**9))
+    searched = [seen(DEFAULT, 1, load_s=2.0, first_call_s=0.5), seen(PACKED, 1, load_s=0.0, first_call_s=0.25)]
+    confirmed = [replace(seen(PACKED, 1), phase="confirm", block=1, wall_s=9.0)]
+
+    assert block_s(searched, [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.75)
+    assert block_s([*searched, *confirmed], [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
+
+
+def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
+    """Three decide, where there may be as many."""
+    assert [least_blocks(planned) for planned in (1, 2, 3, 9)] == [1, 2, 3, 3]
+
+
+def test_turns_go_on_while_they_scatter() -> None:
+    """Three that agree within 2 % are enough, seven are in any case."""
+    turns = Turns()
+
+    assert not turns.reached([1.0, 1.0])
+    assert turns.reached([1.0, 1.02, 0.99])
+    assert not turns.reached([1.0, 1.1, 0.9])
+    assert turns.reached([1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_energy_is_added_up_over_turns() -> None:
+    """Joules by the counter over the useful tokens of all rounds; what can't be seen is not guessed."""
+    energy = Energy(tokens=100)
+    assert energy.per_token is None
+    energy.add("not observable", "not observable", 3)
+    assert energy.per_token is None
+    energy.add(1000.0, 1300.0, 2)
+    energy.add(1500.0, 1800.0, 4)
+    assert energy.per_token == pytest.approx(1.0)
+
+
+def test_a_round_that_others_had_the_processor_for_is_thrown_away() -> None:
+    """The kernel counts how long threads were ready and did not run; a tenth of a round is too much."""
+    before = {"waited_s": 10.0, "at_s": 100.0}
+
+    assert disturbed(before, {"waited_s": 10.09, "at_s": 101.0}) == ""
+    assert disturbed(before, {"waited_s": 10.5, "at_s": 101.0}) == "other processes had the processor for 50% of it"
+    assert disturbed(before, {"waited_s": "not observable", "at_s": 101.0}) == ""
+
+
+# -------------------------------------------------------------------------------------------------------- in the worker
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[LocalRunner]:
+    """Give a runner on a device of its own."""
+    runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-block"))
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def facts(runner: LocalRunner) -> ModelFacts:
+    """Read the shipped model's."""
+    return ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
+
+
+def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False) -> dict[str, Any]:
+    """Return a request for a block of these, each given by what differs from fp32."""
+    return {
+        "op": "block", "source": find_model(str(CAUSAL)).request, "facts": facts.payload,
+        "workload": WORKLOAD.payload, "contestants": [{**FP32, **choices} for choices in contestants], "seed": 1,
+        "turns": TURNS, "in_turn": in_turn,
+    }  # fmt: skip
+
+
+def test_all_contestants_are_timed_in_one_process(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Each has three turns or more, ran as itself, and what it cost of the block is known."""
+    stages: list[str] = []
+    runner.listener = lambda event: stages.append(str(event.get("stage", "")))
+    result = runner.run(block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}, {"precision": "bf16"}), 120)
+
+    results = result["results"]
+    assert [found["outcome"] for found in results] == [Outcome.OK] * 4
+    assert all(3 <= len(found["rounds"]["wall_s"]) <= 4 for found in results)
+    assert [found["effective"]["attention"] for found in results] == ["sdpa", "sdpa", "eager", "sdpa"]
+    assert [found["effective"]["precision"] for found in results] == ["fp32", "fp32", "fp32", "bf16"]
+    assert all(found["spent_s"] > 0 and found["peak_bytes"] is None for found in results)
+    # Weights that are equal are loaded once: fp32's and bf16's.
+    assert sum(found["load_s"] > 0.001 for found in results) <= 3
+    assert stages.count("time") == sum(len(found["rounds"]["wall_s"]) for found in results)
+
+
+def test_turns_alternate(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Nobody has a second turn before everybody had the first: what drifts hits all."""
+    counts: list[int] = []
+    runner.listener = lambda event: counts.append(event["n"]) if event["event"] == "round" else None
+    runner.run(block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}), 120)
+
+    assert sorted(counts) == counts
+    assert counts[:9] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_in_turn_each_is_alone_and_its_memory_is_seen(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Where all do not fit, each is loaded, timed and freed by itself."""
+    results = runner.run(block(facts, {}, {"precision": "bf16"}, in_turn=True), 120)["results"]
+
+    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.OK]
+    assert all(found["peak_bytes"] > 0 and len(found["rounds"]["wall_s"]) >= 3 for found in results)
+
+
+def test_who_fails_is_out_and_the_others_go_on(runner: LocalRunner, facts: ModelFacts) -> None:
+    """A choice that can't be loaded here fails by itself."""
+    results = runner.run(block(facts, {}, {"attention": "flash_attention_2"}, {"packing": "sorted"}), 120)["results"]
+
+    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.LOAD_FAILED, Outcome.OK]
+
+
+def test_without_the_default_there_is_no_block(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Where what all are compared with fails, the others are not timed, and that is no failure of theirs."""
+    results = runner.run(block(facts, {"attention": "flash_attention_2"}, {"packing": "sorted"}), 120)["results"]
+
+    assert [found["outcome"] for found in results] == [Outcome.LOAD_FAILED, Outcome.CUT]
+    assert results[1]["reason"] == "its block was broken off"
