@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from advisor.clock import Bounded, BudgetSpent
@@ -140,17 +139,15 @@ def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> bool:
 def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) -> list[Trial]:
     """Run contestants of a block in one process, and store what came of each."""
     numbers = [start(tuning, each, "confirm", block) for each in group]
-    words = {"event": "start", "number": numbers[0], "configuration": group[-1], "phase": "confirm", "block": block}
-    tuning.listen(words)
     began = tuning.clock.now()
+
+    def make() -> Mapping[str, Any]:
+        words = {"event": "start", "number": numbers[0], "configuration": group[-1], "phase": "confirm", "block": block}
+        tuning.listen(words)
+        return _block_request(tuning, block, group)
+
     try:
-        result, attempts = attempt(
-            tuning,
-            partial(_block_request, tuning, block, group),
-            numbers,
-            tuning.timeout_s * len(group),
-            {"in_turn": True},
-        )
+        result, attempts = attempt(tuning, make, numbers, tuning.timeout_s * len(group), {"in_turn": True})
     except BudgetSpent:
         for number, each in zip(numbers, group, strict=True):
             wall_s = (tuning.clock.now() - began) / len(group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from advisor.clock import BudgetSpent
@@ -67,11 +66,14 @@ def run(tuning: Tuning, configuration: Configuration, number: int) -> Trial:
     Raises BudgetSpent where the budget ended it: its configuration has failed at nothing, and is tried again another time.
     """
     began = tuning.clock.now()
-    tuning.listen(
-        {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
-    )
+    words = {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
+
+    def make() -> Mapping[str, Any]:
+        tuning.listen(words)
+        return _search_request(tuning, configuration)
+
     try:
-        result, attempts = attempt(tuning, partial(_search_request, tuning, configuration), [number], tuning.timeout_s)
+        result, attempts = attempt(tuning, make, [number], tuning.timeout_s)
     except BudgetSpent:
         finish_cut(tuning, configuration, number, "search", None, "the budget ended", tuning.clock.now() - began)
         raise
