@@ -120,11 +120,17 @@ def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Co
 
 
 def fits_together(
-    group: Sequence[Configuration], trials: Iterable[Trial], free_bytes: int | None, facts: ModelFacts
+    group: Sequence[Configuration],
+    trials: Iterable[Trial],
+    free_bytes: int | None,
+    facts: ModelFacts,
+    *,
+    loaded_once: bool = True,
 ) -> bool:
     """Whether all models of a group fit beside one another: by the peaks that their search trials saw, each by itself.
 
-    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit unless there is one model.
+    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit, unless there is one model and this is all
+    that is asked (loaded_once).
     """
     peaks: dict[Any, float] = {}
     seen = {t.ran: t.peak_bytes for t in trials if t.phase == "search" and t.peak_bytes}
@@ -132,7 +138,7 @@ def fits_together(
         fixed = (c for c in choices_of(configuration) if fixes_weights(c, switches_attention=facts.switches_attention))
         weights = tuple((choice.knob, choice.name) for choice in fixed)
         peaks[weights] = max(peaks.get(weights, 0.0), float(seen.get(configuration, math.inf)))
-    return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
+    return (loaded_once and len(peaks) == 1) or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
 
 
 def block_s(trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any]) -> float:

@@ -147,7 +147,9 @@ def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) ->
         return _block_request(tuning, block, group)
 
     try:
-        result, attempts = attempt(tuning, make, numbers, tuning.timeout_s * len(group), {"in_turn": True})
+        result, attempts = attempt(
+            tuning, make, numbers, tuning.timeout_s * len(group), {"in_turn": True, "beside_the_last": False}
+        )
     except BudgetSpent:
         for number, each in zip(numbers, group, strict=True):
             wall_s = (tuning.clock.now() - began) / len(group)
@@ -177,6 +179,10 @@ def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -
         "seed": tuning.job.seed * 1000 + block,
         "turns": turns_for(machine),
         "in_turn": not fits_together(group, trials, machine.free_bytes, tuning.facts),
+        # The last block's process may still hold as much again.
+        "beside_the_last": fits_together(
+            group, trials, (machine.free_bytes or 0) // 2, tuning.facts, loaded_once=False
+        ),
     }
 
 

@@ -37,8 +37,8 @@ TRANSFERS = (0.0, 0.5, 0.9)
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
 
-#: What compilation adds to a trial (seconds) before any was seen: flex_attention took 20 to 47 on an H100 (levers.md).
-COMPILE_S = 30.0
+#: What compilation adds to a trial (seconds) before any was seen: flex_attention took 8 to 120 on an H100, by the layers.
+COMPILE_S = 60.0
 
 #: Standard deviation of a trial's log seconds beside what its choices explain: some load the model, some find it loaded.
 _SECONDS_NOISE = 0.2

@@ -62,6 +62,7 @@ class LocalRunner:
         self._process: Process | None = None
         self._errors: Any = None
         self._lock: int | None = None
+        self._dying: list[Process] = []
         self._buffer = b""
         self._count = 0
         self.lock_wait_s: float | None = None
@@ -73,12 +74,13 @@ class LocalRunner:
         self._count += 1
         if self._process is None or self._process.poll() is not None:
             try:
-                self._start()
+                self._start(beside=bool(request.get("beside_the_last")))
             except DeviceTaken:
                 reason = f"another advisor measured on {self.machine.uuid} all the time"
                 return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
         deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
         message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
+        message["dying"] = [process.pid for process in self._dying if process.poll() is None]
         try:
             assert self._process is not None
             assert self._process.stdin is not None
@@ -94,8 +96,15 @@ class LocalRunner:
         return result
 
     def restart(self) -> None:
-        """Stop the worker but keep the device: the next request gets a fresh process."""
-        self._kill()
+        """Stop the worker but keep the device: the next request gets a fresh process.
+
+        What a GPU's driver does after the end of a process takes seconds. It is waited for before the next one starts, unless
+        the next request may begin beside it ("beside_the_last"): then the worker waits for it before it times anything.
+        """
+        if self._process is not None:
+            self._kill_group()
+            self._dying.append(self._process)
+            self._forget()
 
     def close(self) -> None:
         """Stop the worker and free the device."""
@@ -104,8 +113,8 @@ class LocalRunner:
             os.close(self._lock)
             self._lock = None
 
-    def _start(self) -> None:
-        self._kill()
+    def _start(self, *, beside: bool) -> None:
+        self._kill(beside=beside)
         self._take_lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._buffer = b""
@@ -222,12 +231,20 @@ class LocalRunner:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _kill(self) -> None:
-        """Kill the worker with all its children and wait for it."""
-        if self._process is None:
-            return
-        self._kill_group()
-        self._process.wait()
+    def _kill(self, *, beside: bool = False) -> None:
+        """Kill the worker with all its children, and wait for it and those that were killed before, unless they may stay."""
+        if self._process is not None:
+            self._kill_group()
+            self._dying.append(self._process)
+            self._forget()
+        if not beside:
+            while self._dying:
+                self._dying.pop().wait()
+        self._dying = [process for process in self._dying if process.poll() is None]
+
+    def _forget(self) -> None:
+        """Close the channels to a worker."""
+        assert self._process is not None
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
                 with suppress(OSError):

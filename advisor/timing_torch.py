@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,6 +21,9 @@ from advisor.workloads import workload_of
 #: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
 #: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
 EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
+
+#: After so many rounds that do not agree a trial counts as warm.
+MOST_WARMING = 10
 
 #: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
 ENERGY_WINDOW_S = 2.0
@@ -119,6 +122,11 @@ class Rounds:
     pruned: str = ""
     joules_per_token: float | None = None
 
+    def keep(self, last: int) -> None:
+        """Throw all away but the last ones."""
+        for figures in (self.wall_s, self.gpu_s, self.slowest_s, self.states):
+            del figures[: len(figures) - last]
+
     def add(self, found: Round, state: dict[str, Any]) -> None:
         """Add a round."""
         self.wall_s.append(found.wall_s)
@@ -130,31 +138,36 @@ class Rounds:
 def time_rounds(
     session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], *, look: bool = True
 ) -> Rounds:
-    """Warm up, then time rounds until the stopping rule is met or the trial is clearly slower than the best so far.
+    """Time rounds until they settle, and on until the stopping rule is met or the trial is clearly slower than the best so far.
 
-    look: at every batch's output once, and raise NotFinite where one is not finite. The first rounds are warm-up, and already
-    they can show that a trial is slow: compilation and caches do not make two rounds slow.
+    look: at every batch's output once, and raise NotFinite where one is not finite. Rounds before two in a row agree are
+    warm-up and thrown away; already they can show that a trial is slow: compilation and caches do not make two rounds slow.
     """
     device, asked, timing = request["device"], asked_of(request), request["timing"]
     stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
-    on_gpu = device.startswith("cuda")
-    order = list(range(len(calls)))
-    session.stage("warm-up")
-    rounds, warm = Rounds([], [], [], [], []), list[float]()
-    # The gate looks at a sample: that no output is NaN is seen of every batch, once.
-    for found in _until_warm(lambda: timed_round(session, calls, device, asked, order, look and not warm)):
-        warm.append(found.wall_s)
-        if why := _clearly_slower(warm, incumbent_s):
-            return Rounds([found.wall_s], [found.gpu_s], [found.slowest_s], [], [], why)
+    on_gpu, order = device.startswith("cuda"), list(range(len(calls)))
     session.stage("time")
+    rounds, is_warm, all_s = Rounds([], [], [], [], []), False, list[float]()
     with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
-        while not stopping.reached(rounds.wall_s) and not rounds.pruned:
-            random.Random(len(rounds.wall_s)).shuffle(order)
-            found, state = take_round(gauges, device, lambda: timed_round(session, calls, device, asked, order), rounds)
+        while not (is_warm and stopping.reached(rounds.wall_s)):
+            random.Random(len(all_s)).shuffle(order)
+            # The gate looks at a sample: that no output is NaN is seen of every batch, once.
+            is_looked_at = look and not all_s
+            found, state = take_round(
+                gauges,
+                device,
+                lambda: timed_round(session, calls, device, asked, order, is_looked_at),  # noqa: B023 - it runs at once
+                rounds,
+            )
             rounds.add(found, state)
-            session.send({"event": "round", "n": len(rounds.wall_s), "round_s": median(rounds.wall_s)})
-            rounds.pruned = _clearly_slower(rounds.wall_s, incumbent_s)
-        if on_gpu and timing.get("energy", True) and not rounds.pruned:
+            all_s.append(found.wall_s)
+            if not is_warm and (is_warm := _is_warm(all_s)):
+                rounds.keep(2 if len(all_s) < MOST_WARMING else 0)
+            if why := _clearly_slower(all_s, incumbent_s):
+                rounds.pruned = why
+                return rounds
+            session.send({"event": "round", "n": len(all_s), "round_s": median(all_s[-2:])})
+        if on_gpu and timing.get("energy", True):
             rounds.joules_per_token = energy_of(
                 gauges, lambda: timed_round(session, calls, device, asked, order), request
             )
@@ -203,12 +216,8 @@ def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
     return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
 
 
-def _until_warm(run: Callable[[], Round]) -> Iterator[Round]:
-    """Run rounds until two in a row differ by under 2 %: at least 2 and half a second; at most 10."""
-    seen: list[float] = []
-    while len(seen) < 10:
-        found = run()
-        seen.append(found.wall_s)
-        yield found
-        if len(seen) >= 2 and sum(seen) >= 0.5 and abs(seen[-1] - seen[-2]) < 0.02 * seen[-2]:
-            return
+def _is_warm(samples: Sequence[float]) -> bool:
+    """Whether the last two rounds differ by under 2 %, after half a second at least; or there were MOST_WARMING."""
+    if len(samples) >= MOST_WARMING:
+        return True
+    return len(samples) >= 2 and sum(samples) >= 0.5 and abs(samples[-1] - samples[-2]) < 0.02 * samples[-2]

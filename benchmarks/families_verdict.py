@@ -7,7 +7,7 @@ place that knows how a trial is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,11 +52,6 @@ class Verdict:
     figures: Quality | None = None
 
 
-def _once(run: Callable[[], Any]) -> Iterator[Any]:
-    """Warm up in one round: times are not looked at."""
-    yield run()
-
-
 class InProcess:
     """A runner that answers requests in this process, with the worker's own operations."""
 
@@ -73,7 +68,7 @@ class InProcess:
         message = json.loads(json.dumps({**request, "id": 0, "device": "cpu", "uuid": ""}))
         worker.facts_torch.forget_compiled()
         try:
-            with patch.object(timing_torch, "_until_warm", _once):
+            with patch.object(timing_torch, "_is_warm", bool):  # after one round: times are not looked at
                 result = worker._OPERATIONS[request["op"]](self.session, message)
         except Exception as error:  # noqa: BLE001 - as in the worker
             result = worker.failure_of(error, self.stage)

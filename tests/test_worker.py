@@ -21,7 +21,15 @@ from advisor.checkpoint import find_model
 from advisor.environment import Machine
 from advisor.model import ModelFacts
 from advisor.runner import LocalRunner, read_facts
-from advisor.timing_torch import EARLY_STOP_RATIO, EARLY_STOP_S, Round, Stopping, _clearly_slower, _until_warm
+from advisor.timing_torch import (
+    EARLY_STOP_RATIO,
+    EARLY_STOP_S,
+    MOST_WARMING,
+    Rounds,
+    Stopping,
+    _clearly_slower,
+    _is_warm,
+)
 from advisor.trial import Outcome
 from advisor.worker import _finite
 from advisor.workloads import Workload
@@ -218,12 +226,23 @@ def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
 
 
 def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:
-    """Warm-up goes on until two rounds in a row agree within 2 % and a second has passed, at most ten rounds."""
-    settling = iter([2.0, 0.9, 0.6, 0.6, 0.6])
-    restless = (1.0 + number % 2 for number in range(100))
+    """Warm-up goes on until two rounds in a row agree within 2 % and half a second has passed, at most ten rounds."""
+    settling, restless = [2.0, 0.9, 0.6, 0.6, 0.6], [1.0 + number % 2 for number in range(100)]
 
-    assert [found.wall_s for found in _until_warm(lambda: Round(next(settling), 0.0, 0.0))] == [2.0, 0.9, 0.6, 0.6]
-    assert len(list(_until_warm(lambda: Round(next(restless), 0.0, 0.0)))) == 10
+    assert next(n for n in range(6) if _is_warm(settling[:n])) == 4
+    assert next(n for n in range(100) if _is_warm(restless[:n])) == MOST_WARMING == 10
+    assert not _is_warm([0.1, 0.1, 0.1, 0.1])
+    assert _is_warm([0.1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_the_rounds_that_agreed_are_the_first_that_count() -> None:
+    """What came before them is thrown away, of every figure."""
+    rounds = Rounds([3.0, 1.0, 1.0], [0.3, 0.1, 0.1], [3.0, 1.0, 1.0], [{}, {"n": 1}, {"n": 2}], [])
+    rounds.keep(2)
+
+    assert (rounds.wall_s, rounds.gpu_s, rounds.states) == ([1.0, 1.0], [0.1, 0.1], [{"n": 1}, {"n": 2}])
+    rounds.keep(0)
+    assert rounds.wall_s == []
 
 
 def test_no_message_holds_a_number_that_json_lacks() -> None:
