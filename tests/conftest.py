@@ -48,6 +48,9 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
                 patch.delenv(name)
             for name, value in env.items():
                 patch.setenv(name, value)
+            patch.setenv(
+                "ADVISOR_START", "spawn"
+            )  # a warm parent of this folder and these variables is of use to no other test
             patch.chdir(cwd)
             try:
                 status = run(arguments)
