@@ -191,8 +191,9 @@ def main() -> None:
 
     session = Session(send)
     send({"event": "ready", "pid": os.getpid()})
-    for request in _requests():
-        facts_torch.forget_compiled()
+    for number, request in enumerate(_requests()):
+        if number:  # resetting starts CUDA, which takes seconds: there is nothing to forget yet
+            facts_torch.forget_compiled()
         try:
             result = _OPERATIONS[request["op"]](session, request)
         except Exception as error:  # noqa: BLE001  (whatever a trial raises is its outcome)
