@@ -41,7 +41,7 @@ class Turns:
     least: int = 3
     most: int = 7
     turn_s: float = 1.0
-    width: float = 0.02
+    width: float = 0.05
 
     def reached(self, wall_s: list[float]) -> bool:
         """Whether these turns (median seconds a round) are enough."""

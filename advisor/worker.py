@@ -17,7 +17,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -177,13 +176,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _start_cuda() -> None:
-    """Start CUDA, which takes some 3 s on an H100, beside whatever is asked first; what fails here fails there again."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        with suppress(RuntimeError):
-            torch.empty(1, device="cuda")
-
-
 def main() -> None:
     """Answer requests until stdin ends."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
@@ -198,10 +190,9 @@ def main() -> None:
         channel.write(json.dumps(_finite(message), default=str) + "\n")
 
     session = Session(send)
-    threading.Thread(target=_start_cuda, daemon=True).start()
     send({"event": "ready", "pid": os.getpid()})
     for number, request in enumerate(_requests()):
-        if number:  # resetting starts CUDA, which takes seconds: there is nothing to forget yet
+        if number:  # there is nothing to forget yet, and the first reset takes 3 s on a machine with an H100
             facts_torch.forget_compiled()
         try:
             result = _OPERATIONS[request["op"]](session, request)

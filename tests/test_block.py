@@ -91,11 +91,11 @@ def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
 
 
 def test_turns_go_on_while_they_scatter() -> None:
-    """Three that agree within 2 % are enough, seven are in any case."""
+    """Three that agree within 5 % are enough, seven are in any case."""
     turns = Turns()
 
     assert not turns.reached([1.0, 1.0])
-    assert turns.reached([1.0, 1.02, 0.99])
+    assert turns.reached([1.0, 1.05, 0.97])
     assert not turns.reached([1.0, 1.1, 0.9])
     assert turns.reached([1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1.0])
 
