@@ -48,6 +48,9 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
                 patch.delenv(name)
             for name, value in env.items():
                 patch.setenv(name, value)
+            patch.setenv(
+                "ADVISOR_START", "spawn"
+            )  # a warm parent of this folder and these variables is of use to no other test
             patch.chdir(cwd)
             try:
                 status = run(arguments)
@@ -59,15 +62,18 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    """Have workers of all tests forked from one warm parent: its environment is that of the process that asks for them."""
+def pytest_fixture_setup() -> Iterator[None]:
+    """Have workers of all tests forked from one warm parent: its environment is that of the process that asks for them.
+
+    pytest names the test and its phase in the environment, right before a fixture or the test is called.
+    """
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Do the same for the test itself: pytest names each phase in the environment."""
+def pytest_pyfunc_call() -> Iterator[None]:
+    """Do the same for the test itself."""
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     return (yield)
 

@@ -278,6 +278,7 @@ def test_what_is_wrong_is_told_in_one_line(
 ) -> None:
     """Flags that contradict one another, or name what is not there, end with status 2 and one line; nothing is made."""
     monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.setenv("ADVISOR_START", "spawn")  # no worker is needed, and none is made ready
     monkeypatch.chdir(tmp_path)
     arguments, words = TOLD[case]
     assert run(arguments) == 2

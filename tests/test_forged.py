@@ -221,9 +221,9 @@ def asked(path: tuple[Any, ...]) -> list[tuple[Any, str]]:
     return pairs
 
 
-#: Which of them are looked at: the code that ends what it stands in, in a script, at every place, and every fourth of the rest
+#: Which of them are looked at: the code that ends what it stands in, in a script, at every place, and every eighth of the rest
 #: in turns; or all of them.
-SHARE = 4
+SHARE = 8
 
 
 @pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
