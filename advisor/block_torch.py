@@ -10,7 +10,7 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -19,15 +19,11 @@ import torch
 
 from advisor.configuration import Configuration
 from advisor.device import Gauges
-from advisor.leftovers import started
 from advisor.ready_torch import Ready, make_ready, peak_bytes, reset_peak
 from advisor.session_torch import Session, asked_of, weights_key
 from advisor.timing_torch import Round, Rounds, take_round, timed_round
 from advisor.trial import Outcome
 from advisor.workloads import workload_of
-
-#: The driver is given so long to tidy up after the process of the last block (seconds); it took 2 to 4 on an H100.
-MOST_TIDYING_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Turns:
     least: int = 3
     most: int = 7
     turn_s: float = 1.0
-    width: float = 0.02
+    width: float = 0.05
 
     def reached(self, wall_s: list[float]) -> bool:
         """Whether these turns (median seconds a round) are enough."""
@@ -149,13 +145,7 @@ class _Block:
         """Make these ready, let each run a round that does not count, then take turns until they say enough."""
         on_gpu = self.device.startswith("cuda")
         for contestant in contestants:
-            self._attempt(
-                contestant,
-                lambda one: setattr(
-                    one, "ready", make_ready(one.session, self.request, one.configuration, kernels=False)
-                ),
-            )
-        _await_gone(self.request.get("dying", ()))
+            self._attempt(contestant, self._make_ready)
         with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
                 self._attempt(contestant, lambda one: self._turn(one, gauges, counts=False))
@@ -183,8 +173,7 @@ class _Block:
             step(contestant)
         except Exception as error:  # noqa: BLE001  (whatever a contestant raises is its outcome)
             traceback.print_exc()
-            stage = "load" if contestant.ready is None else "time"
-            contestant.result = self.failure_of(error, stage)
+            contestant.result = self.failure_of(error, contestant.session.last_stage)
             self.stopped = contestant.number == 0 or isinstance(error, torch.AcceleratorError)
         contestant.spent_s += time.perf_counter() - began
 
@@ -196,6 +185,7 @@ class _Block:
         session.stage("time" if counts else "warm-up")
         found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
         asked, spent_s, before = asked_of(self.request), 0.0, gauges.read().get("energy_j")
+        discarded = len(contestant.rounds.discarded)
         while not found or (counts and spent_s + found[-1].wall_s / 2 < self.turns.turn_s):
             self.random.shuffle(order)
             if counts:
@@ -210,15 +200,9 @@ class _Block:
             found.append(one)
             spent_s += one.wall_s
         if counts:
-            contestant.energy.add(before, state.get("energy_j"), len(found))
+            if len(contestant.rounds.discarded) == discarded:  # what was thrown away took energy too
+                contestant.energy.add(before, state.get("energy_j"), len(found))
             contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
             session.send(
                 {"event": "round", "n": len(contestant.rounds.wall_s), "round_s": median(contestant.rounds.wall_s)}
             )
-
-
-def _await_gone(pids: Iterable[int]) -> None:
-    """Wait for processes that were killed: a driver that tidies up after one works beside what would be timed."""
-    until = time.monotonic() + MOST_TIDYING_S
-    while any(started(pid) for pid in pids) and time.monotonic() < until:
-        time.sleep(0.02)

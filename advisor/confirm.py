@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 from advisor.configuration import Configuration
@@ -91,10 +90,7 @@ def contestants(trials: Iterable[Trial], baseline: Configuration) -> list[Config
 
 def next_block(trials: Iterable[Trial]) -> int:
     """Return a number that no block has."""
-    taken = {trial.block for trial in trials if trial.phase == "confirm"}
-    return next(
-        number for number in count(1) if number not in taken and number > max((b or 0 for b in taken), default=0)
-    )
+    return max((trial.block or 0 for trial in trials if trial.phase == "confirm"), default=0) + 1
 
 
 def turns_for(machine: Machine) -> dict[str, Any]:
@@ -120,17 +116,11 @@ def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Co
 
 
 def fits_together(
-    group: Sequence[Configuration],
-    trials: Iterable[Trial],
-    free_bytes: int | None,
-    facts: ModelFacts,
-    *,
-    loaded_once: bool = True,
+    group: Sequence[Configuration], trials: Iterable[Trial], free_bytes: int | None, facts: ModelFacts
 ) -> bool:
     """Whether all models of a group fit beside one another: by the peaks that their search trials saw, each by itself.
 
-    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit, unless there is one model and this is all
-    that is asked (loaded_once).
+    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit unless there is one model.
     """
     peaks: dict[Any, float] = {}
     seen = {t.ran: t.peak_bytes for t in trials if t.phase == "search" and t.peak_bytes}
@@ -138,14 +128,14 @@ def fits_together(
         fixed = (c for c in choices_of(configuration) if fixes_weights(c, switches_attention=facts.switches_attention))
         weights = tuple((choice.knob, choice.name) for choice in fixed)
         peaks[weights] = max(peaks.get(weights, 0.0), float(seen.get(configuration, math.inf)))
-    return (loaded_once and len(peaks) == 1) or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
+    return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
 
 
 def block_s(trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any]) -> float:
     """Return the seconds that a block of these is expected to take.
 
-    What each took in a block of this study, or else what the search saw: loading, the first call, a round that does
-    not count, and its turns. start_s: of a fresh process; where all have one of their own, it is paid for each.
+    What each took in the last block of this study, or else what the search saw: loading, the first call, a round that does
+    not count, and its turns. start_s: of a fresh process, which each may have.
     """
     return sum(_contestant_s(trials, configuration, start_s, turns) for configuration in order)
 
@@ -159,7 +149,7 @@ def _contestant_s(
         if t.phase == "confirm" and t.requested == configuration and t.outcome is Outcome.OK and t.wall_s
     ]
     if walls:
-        return max(walls)
+        return walls[-1]
     ran = [t for t in trials if t.phase == "search" and t.ran == configuration and t.measurements]
     load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
     first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)

@@ -25,7 +25,7 @@ from advisor.confirm import (
 from advisor.measurement import BOUNDS, Comparison
 from advisor.perform import attempt, best_of, finish_cut, request_of, start, told
 from advisor.suggest import keep_answer
-from advisor.trial import Outcome, Trial
+from advisor.trial import Outcome
 from advisor.tuning import Tuning
 
 
@@ -44,14 +44,28 @@ def confirm(tuning: Tuning) -> None:
         if _block_s(tuning, rivals) > tuning.clock.left_s:
             tuning.listen({"event": "unconfirmed", "text": "the budget has no time for another block"})
             break
+        before = {each.candidate: len(each.block_ratios) for each in _compared(tuning, rivals)}
         try:
-            is_whole = _run_block(tuning, list(dict.fromkeys([*rivals, *_must_be(tuning)])))
+            _run_block(tuning, list(dict.fromkeys([*rivals, *_must_be(tuning)])))
         except BudgetSpent:
             break
         finally:
             _compare(tuning)
-        if not is_whole:
-            rivals = [rival for rival in rivals if not _has_failed(tuning, rival)]
+        rivals = _said_more(tuning, rivals, before)
+
+
+def _said_more(tuning: Tuning, rivals: Sequence[Configuration], before: Mapping[str, int]) -> list[Configuration]:
+    """Return those of whom the last block said something; the others are not asked again, and why is told."""
+    now = {each.candidate: len(each.block_ratios) for each in _compared(tuning, rivals)}
+    more = [rival for rival in rivals if now.get(rival.key, 0) > before.get(rival.key, 0)]
+    if not more:
+        runs = [trial for trial in tuning.store.trials(tuning.study) if trial.phase == "confirm"]
+        last = [trial for trial in runs if trial.block == runs[-1].block]
+        why = next(
+            (t.reason for t in last if t.reason and t.outcome is not Outcome.CUT), "there were no figures to compare"
+        )
+        tuning.listen({"event": "unconfirmed", "text": f"no comparison came of a block: {why}"})
+    return more
 
 
 def confirmation_s(tuning: Tuning, left_s: float) -> float:
@@ -111,14 +125,8 @@ def _compared(tuning: Tuning, candidates: Sequence[Configuration]) -> list[Compa
     return found
 
 
-def _has_failed(tuning: Tuning, rival: Configuration) -> bool:
-    """Whether its last run in a block was a failure: what ran in the search fails here for a reason that stays."""
-    runs = [t for t in tuning.store.trials(tuning.study) if t.phase == "confirm" and t.requested == rival]
-    return bool(runs) and runs[-1].outcome.is_failure
-
-
-def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> bool:
-    """Run the default and these in a block; return whether all of them were timed.
+def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> None:
+    """Run the default and these in a block.
 
     One fresh process runs all, and alternates their turns; who switches something of the process, or wants its memory or
     energy seen, has one of its own, in random order.
@@ -127,29 +135,36 @@ def _run_block(tuning: Tuning, rivals: Sequence[Configuration]) -> bool:
     chance = random.Random(tuning.job.seed * 1000 + block)
     groups = processes(order, is_alone=not tuning.job.objective.aim.is_of_time)
     chance.shuffle(groups)
-    trials: list[Trial] = []
     for group in groups:
         if tuning.clock.is_over:
             raise BudgetSpent
         tuning.runner.restart()
-        trials += _run_together(tuning, block, group)
-    return all(trial.outcome is Outcome.OK for trial in trials)
+        _run_together(tuning, block, group)
 
 
-def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) -> list[Trial]:
-    """Run contestants of a block in one process, and store what came of each."""
-    numbers = [start(tuning, each, "confirm", block) for each in group]
-    began = tuning.clock.now()
+def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) -> None:
+    """Run contestants of a block in one process, and store what came of each.
 
-    def make() -> Mapping[str, Any]:
+    Where what came may be transient each is run again in a process of its own: who broke it then breaks its own alone.
+    """
+    numbers = [start(tuning, each, "confirm", block, runs=len(group)) for each in group]
+    began, timeout_s = tuning.clock.now(), tuning.timeout_s
+
+    def first() -> dict[str, Any]:
         words = {"event": "start", "number": numbers[0], "configuration": group[-1], "phase": "confirm", "block": block}
         tuning.listen(words)
-        return _block_request(tuning, block, group)
+        return tuning.runner.run(_block_request(tuning, block, group), timeout_s * len(group))
+
+    def one_by_one() -> dict[str, Any]:
+        results: list[Mapping[str, Any]] = []
+        for each in group:
+            tuning.runner.restart()
+            found = tuning.runner.run(_block_request(tuning, block, [each]), timeout_s)
+            results += [found] if "outcome" in found else found["results"]
+        return {"results": results}
 
     try:
-        result, attempts = attempt(
-            tuning, make, numbers, tuning.timeout_s * len(group), {"in_turn": True, "beside_the_last": False}
-        )
+        result, attempts = attempt(tuning, first, one_by_one, numbers)
     except BudgetSpent:
         for number, each in zip(numbers, group, strict=True):
             wall_s = (tuning.clock.now() - began) / len(group)
@@ -158,15 +173,13 @@ def _run_together(tuning: Tuning, block: int, group: Sequence[Configuration]) ->
     results = [result] * len(group) if "outcome" in result else result["results"]
     spent_s = [float(each.get("spent_s") or 0.0) for each in results]
     beside_s = (tuning.clock.now() - began - sum(spent_s)) / len(group)
-    trials = []
     for number, each, found, own_s in zip(numbers, group, results, spent_s, strict=True):
         trial = told(tuning, each, number, "confirm", block, found)
-        trials.append(replace(trial, attempts=attempts, wall_s=own_s + beside_s))
-        tuning.store.finish_trial(tuning.study, trials[-1])
-        tuning.listen({"event": "trial", "trial": trials[-1], "best": best_of(tuning)})
+        trial = replace(trial, attempts=attempts, wall_s=own_s + beside_s)
+        tuning.store.finish_trial(tuning.study, trial)
+        tuning.listen({"event": "trial", "trial": trial, "best": best_of(tuning)})
     tuning.ran = True
     keep_answer(tuning.store, tuning.study, space=tuning.space)
-    return trials
 
 
 def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -> Mapping[str, Any]:
@@ -179,10 +192,6 @@ def _block_request(tuning: Tuning, block: int, group: Sequence[Configuration]) -
         "seed": tuning.job.seed * 1000 + block,
         "turns": turns_for(machine),
         "in_turn": not fits_together(group, trials, machine.free_bytes, tuning.facts),
-        # The last block's process may still hold as much again.
-        "beside_the_last": fits_together(
-            group, trials, (machine.free_bytes or 0) // 2, tuning.facts, loaded_once=False
-        ),
     }
 
 
@@ -193,7 +202,7 @@ def _compare(tuning: Tuning) -> None:
     found = dict(stored)
     for each in _compared(tuning, met):
         before = stored.get((each.candidate, each.baseline))
-        if before is None or not _are_close(before.block_ratios, each.block_ratios):
+        if before is None or before.is_open or not _are_close(before.block_ratios, each.block_ratios):
             found[each.candidate, each.baseline] = each
     if list(found.values()) != list(stored.values()):
         tuning.store.save_comparisons(tuning.study, list(found.values()))

@@ -38,7 +38,7 @@ CLOCK_EVENT_REASONS = {
 #: Reasons for which a sample is thrown away. The power cap is not one: it is the normal state of a card at work.
 DISTURBING = frozenset({"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"})
 
-#: A round on a CPU is thrown away where its process was ready to run, and others ran, for more than this share of it.
+#: A round on a CPU is thrown away where the work was ready to run and waited for more than this share of it.
 MOST_WAITING = 0.1
 
 #: Inode of the first PID name space (PROC_PID_INIT_INO in the kernel's sources): only there are NVML's PIDs ours.
@@ -255,8 +255,8 @@ def event_reasons(bits: int) -> list[str]:
 def disturbed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return "" or why a sample taken between two readings must be thrown away.
 
-    Thermal and hardware slowdowns in either reading, a foreign process that came in between, and on a CPU other processes that
-    had the processor while this one was ready to run. A process that was
+    Thermal and hardware slowdowns in either reading, a foreign process that came in between, and on a CPU that the work
+    waited for a processor. A process that was
     there before stays in the reading as a tag: else nothing could ever be measured beside an idle notebook.
     """
     seen = [reading.get("clock_event_reasons", NOT_OBSERVABLE) for reading in (before, after)]
@@ -271,14 +271,14 @@ def disturbed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _waited_for_cpu(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return "" or how much of the time between two readings of a CPU this process was ready to run and others ran."""
+    """Return "" or for how much of the time between two readings of a CPU the work was ready to run and did not."""
     waited, elapsed = (
         [reading.get(name, NOT_OBSERVABLE) for reading in (before, after)] for name in ("waited_s", "at_s")
     )
     if NOT_OBSERVABLE in (*waited, *elapsed) or elapsed[1] <= elapsed[0]:
         return ""
     share = (waited[1] - waited[0]) / (elapsed[1] - elapsed[0])
-    return f"other processes had the processor for {share:.0%} of it" if share > MOST_WAITING else ""
+    return f"it waited for a processor for {share:.0%} of the time" if share > MOST_WAITING else ""
 
 
 def _in_first_pid_namespace() -> bool:
@@ -307,10 +307,12 @@ def _read_cpu() -> dict[str, Any]:
 
 
 def _waited_s() -> float | None:
-    """Return the seconds that this process's threads were ready and did not run (proc(5), schedstat), None where unknown."""
+    """Return the seconds that the main thread was ready and did not run (proc(5), schedstat), None where that is unknown.
+
+    It takes part in all work; other threads wait for one another too, which is nobody's disturbance.
+    """
     try:
-        tasks = [each.read_text(encoding="utf-8") for each in Path("/proc/self/task").glob("*/schedstat")]
-        return sum(int(text.split()[1]) for text in tasks) / 1e9
+        return int(Path(f"/proc/self/task/{os.getpid()}/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return None
 

@@ -6,9 +6,9 @@ is left to the workers: no operation of torch runs here (its threads do not surv
 re-initialize CUDA in forked subprocess"), and what initialises CUDA when it is imported (flash_attn, some model modules), like
 a model's remote code, is imported by the workers. After the import it says whether it may be forked.
 
-Messages are JSON lines. To here: {"environment": {...}}, with the descriptors of a worker's stdin, stdout, stderr and of what
-else it is to inherit. From here: {"ready": bool, "why_not": str}, once; {"started": pid}; {"ended": pid, "status": int}, with
-the status as `subprocess` has it.
+Messages are JSON lines. To here: {"environment": {...}, "serial": n}, with the descriptors of a worker's stdin, stdout, stderr
+and of what else it is to inherit. From here: {"ready": bool, "why_not": str}, once; {"started": pid, "serial": n} or
+{"failed": str, "serial": n}; {"ended": pid, "serial": n, "status": int}, with the status as `subprocess` has it.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def _why_not() -> str:
 
 
 class Server:
-    """One socket, and the workers that were asked for over it."""
+    """One socket, and the workers that were asked for over it: their serial numbers by pid."""
 
     def __init__(self, control: socket.socket) -> None:
         """Take a socket; nothing is read yet."""
         self.control = control
-        self.workers: set[int] = set()
+        self.workers: dict[int, int] = {}
         self._woken, waking = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(waking, False)
@@ -99,7 +99,7 @@ class Server:
                 line, _, buffer = buffer.partition(b"\n")
                 request = json.loads(line)
                 given, descriptors = descriptors[: request["descriptors"]], descriptors[request["descriptors"] :]
-                self._fork(request["environment"], given)
+                self._fork(request["environment"], given, request["serial"])
 
     def say(self, message: Mapping[str, object]) -> None:
         """Send a message; who is gone is noticed by reading."""
@@ -108,20 +108,26 @@ class Server:
         except OSError:
             os._exit(0)
 
-    def _fork(self, environment: Mapping[str, str], descriptors: list[int]) -> None:
+    def _fork(self, environment: Mapping[str, str], descriptors: list[int], serial: int) -> None:
         parent = os.getpid()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see _why_not
-            pid = os.fork()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see _why_not
+                pid = os.fork()
+        except OSError as error:
+            self.say({"failed": f"no process could be forked: {error.strerror}", "serial": serial})
+            pid = -1
         if pid == 0:
             self.control.close()
             _work(environment, descriptors, parent)
         for descriptor in descriptors:
             os.close(descriptor)
+        if pid < 0:
+            return
         with suppress(OSError):  # as the worker does itself: whichever is first, its group is there when it is told of
             os.setpgid(pid, pid)
-        self.workers.add(pid)
-        self.say({"started": pid})
+        self.workers[pid] = serial
+        self.say({"started": pid, "serial": serial})
 
     def _tell_ended(self) -> None:
         while True:
@@ -133,8 +139,8 @@ class Server:
         for pid in list(self.workers):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                self.workers.remove(pid)
-                self.say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+                serial = self.workers.pop(pid)
+                self.say({"ended": pid, "serial": serial, "status": os.waitstatus_to_exitcode(status)})
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:

@@ -328,7 +328,7 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
         "configuration": dict(trial.requested),
         "gate": None,
         "measured": [],
-        "timing": {"stopping": {}, "incumbent_s": None},
+        "timing": {"stopping": {"least": 10, "most": 30, "seconds": 20.0, "least_long": 5}, "incumbent_s": None},
     }
     result = runner.run(request, timeout_s)
     if result.get("transient"):

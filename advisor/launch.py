@@ -8,7 +8,9 @@ imports that can't be forked make every worker a new Python; the listener is tol
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
+import math
 import os
 import select
 import signal
@@ -28,13 +30,14 @@ from advisor.leftovers import mark
 #: The variable that says how workers start: "fork" (where that can be) or "spawn".
 START = "ADVISOR_START"
 
-#: How long a warm parent may take to import, and to fork (seconds): a slow disk reads torch for minutes.
-IMPORT_S, FORK_S = 600.0, 60.0
+#: How long a warm parent may take to fork (seconds), and how long one thread keeps the others from its messages.
+FORK_S, _SLICE_S = 60.0, 0.1
 
 #: What a worker's end is called where nobody saw its status: its parent was killed with it.
 _KILLED = -int(signal.SIGKILL)
 
-#: Variables that are set for a worker when it starts: they differ by device, and nothing that is imported reads them.
+#: Variables that are set for a worker when it starts: they differ by device. OpenMP reads its number of threads when torch is
+#: imported; the worker sets it anew.
 _OF_A_RUN = frozenset({"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "ADVISOR_THREADS", "OMP_NUM_THREADS"})
 
 #: Variables of ours that no worker reads.
@@ -61,22 +64,27 @@ class CantFork(Exception):
     """Workers can't be forked; the text says why."""
 
 
-class Forked:
-    """A worker that was forked from a warm parent, with the pipes to it."""
+class NotReady(Exception):
+    """The warm parent still imports."""
 
-    def __init__(self, warm: WarmParent, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+
+class Forked:
+    """A worker that was forked from a warm parent, with the pipes to it. serial: what it is known by, for pids are used again."""
+
+    def __init__(self, warm: WarmParent, serial: int, pid: int, pipes: tuple[IO[bytes], IO[bytes]]) -> None:
         """Take over the pipes."""
-        self._warm, self.pid = warm, pid
-        self.stdin: IO[bytes] | None = stdin
-        self.stdout: IO[bytes] | None = stdout
+        self._warm, self._serial, self.pid = warm, serial, pid
+        self.stdin: IO[bytes] | None
+        self.stdout: IO[bytes] | None
+        self.stdin, self.stdout = pipes
 
     def poll(self) -> int | None:
         """Return how it ended, None while it runs."""
-        return self._warm.status_of(self.pid, 0.0)
+        return self._warm.status_of(self._serial, 0.0)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return how it ended. Raises subprocess.TimeoutExpired where it did not in time."""
-        status = self._warm.status_of(self.pid, timeout)
+        status = self._warm.status_of(self._serial, math.inf if timeout is None else timeout)
         if status is None:
             raise subprocess.TimeoutExpired("advisor.worker", timeout or 0.0)
         return status
@@ -90,9 +98,11 @@ class WarmParent:
         self.environment, self.folder = dict(environment), Path.cwd()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self._control, theirs = socket.socketpair()
-        self._lock = threading.Lock()
-        self._buffer, self._is_ready = b"", False
-        self._forked: set[int] = set()
+        self._lock, self._buffer = threading.Lock(), b""
+        self._serials = itertools.count(1)
+        self._said: dict[str, Any] | None = None
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._alive: set[int] = set()
         self._statuses: dict[int, int] = {}
         self.refused = ""
         # Who is killed takes its children along; but Linux means the thread that started them, and another one may end sooner.
@@ -107,9 +117,9 @@ class WarmParent:
     @property
     def is_idle(self) -> bool:
         """Whether none of its workers runs."""
-        with self._lock, suppress(CantFork):
+        with suppress(CantFork):
             self._read(0.0)
-        return self._process.poll() is not None or self._forked <= self._statuses.keys()
+        return self._process.poll() is not None or not self._alive
 
     def serves(self, environment: Mapping[str, str]) -> bool:
         """Whether workers of this environment, started from the folder we are in, are its business.
@@ -119,37 +129,49 @@ class WarmParent:
         is_usable = bool(self.refused) or self._process.poll() is None
         return is_usable and _imported(self.environment) == _imported(environment) and self.folder == Path.cwd()
 
+    def await_ready(self, timeout_s: float) -> None:
+        """Wait for its import. Raises NotReady where that takes longer, CantFork where it can't import or be forked."""
+        if self.refused:
+            raise CantFork(self.refused)
+        try:
+            self._read_until(lambda: self._said is not None, timeout_s)
+        except CantFork as error:
+            self.refused = str(error)
+            raise
+        if self._said is None:
+            raise NotReady
+        self.refused = str(self._said["why_not"])
+        if self.refused:
+            raise CantFork(self.refused)
+
     def fork(
         self, environment: Mapping[str, str], descriptors: Sequence[int], pipes: tuple[IO[bytes], IO[bytes]]
     ) -> Forked:
         """Fork a worker. descriptors: its stdin, stdout, stderr and what else it inherits; pipes: our ends of the first two.
 
-        Raises CantFork where the parent can't import, may not be forked, or is gone.
+        Raises CantFork where the parent is gone or has no process left. A worker whose start is waited for in vain finds
+        its stdin closed, and ends.
         """
+        serial = next(self._serials)
+        request = {"environment": dict(environment), "descriptors": len(descriptors), "serial": serial}
         with self._lock:
-            self._await_ready()
-            request = {"environment": dict(environment), "descriptors": len(descriptors)}
             try:
                 socket.send_fds(self._control, [json.dumps(request).encode() + b"\n"], descriptors)
             except OSError as error:
                 raise CantFork(f"it is gone: {error.strerror}") from None
-            pid = int(self._message("started", FORK_S)["started"])
-            self._forked.add(pid)
-            return Forked(self, pid, *pipes)
+        self._read_until(lambda: serial in self._answers, FORK_S)
+        answer = self._answers.pop(serial, {"failed": f"nothing was heard of it for {FORK_S:.0f} s"})
+        if "failed" in answer:
+            raise CantFork(str(answer["failed"]))
+        return Forked(self, serial, int(answer["started"]), pipes)
 
-    def status_of(self, pid: int, timeout: float | None) -> int | None:
+    def status_of(self, serial: int, timeout_s: float) -> int | None:
         """Return how a worker ended, None where it did not within so many seconds; killed, where its parent is gone."""
-        until = None if timeout is None else time.monotonic() + timeout
-        while pid not in self._statuses:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            with self._lock:
-                try:
-                    self._read(left)
-                except CantFork:
-                    return self._statuses.setdefault(pid, _KILLED)
-            if left == 0.0 and pid not in self._statuses:
-                return None
-        return self._statuses[pid]
+        try:
+            self._read_until(lambda: serial in self._statuses, timeout_s)
+        except CantFork:
+            return self._statuses.setdefault(serial, _KILLED)
+        return self._statuses.get(serial)
 
     def close(self) -> None:
         """End it, and all that was forked from it."""
@@ -158,42 +180,40 @@ class WarmParent:
         self._process.wait()
         self._errors.close()
 
-    def _await_ready(self) -> None:
-        if self.refused:
-            raise CantFork(self.refused)
-        if self._is_ready:
-            return
-        try:
-            found = self._message("ready", IMPORT_S)
-        except CantFork as error:
-            self.refused = str(error)
-            raise
-        self.refused, self._is_ready = found["why_not"], bool(found["ready"])
-        if self.refused:
-            raise CantFork(self.refused)
-
-    def _message(self, name: str, timeout_s: float) -> dict[str, Any]:
-        """Return the next message of this name; the ends of workers that come before it are kept."""
+    def _read_until(self, is_there: Callable[[], bool], timeout_s: float) -> None:
+        """Read messages until something is there or the time is over. Raises CantFork at the end of the channel."""
         until = time.monotonic() + timeout_s
-        while (left_s := until - time.monotonic()) > 0:
-            for message in self._read(left_s):
-                if name in message:
-                    return message
-        raise CantFork(f"nothing was heard of it for {timeout_s:.0f} s")
+        while not is_there():
+            left_s = until - time.monotonic()
+            self._read(min(max(left_s, 0.0), _SLICE_S))
+            if left_s <= 0:
+                return
 
-    def _read(self, timeout: float | None) -> list[dict[str, Any]]:
-        """Return the messages that come within the time, and keep the statuses among them. Raises CantFork at the end."""
-        if not select.select([self._control], [], [], timeout)[0]:
-            return []
-        data = b""
-        with suppress(ConnectionResetError):
-            data = self._control.recv(2**16)
-        if not data:
-            raise CantFork(self._last_words() or "it is gone")
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        messages = [json.loads(line) for line in lines]
-        self._statuses |= {int(each["ended"]): int(each["status"]) for each in messages if "ended" in each}
-        return messages
+    def _read(self, timeout_s: float) -> None:
+        """Take in what comes within a short time: other threads wait for the lock as long. Raises CantFork at the end."""
+        with self._lock:
+            data = b""
+            try:
+                if not select.select([self._control], [], [], timeout_s)[0]:
+                    return
+                data = self._control.recv(2**16)
+            except (OSError, ValueError):  # closed here, or reset there
+                pass
+            if not data:
+                raise CantFork(self._last_words() or "it is gone")
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            for line in lines:
+                self._hear(json.loads(line))
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "ready" in message:
+            self._said = message
+        elif "ended" in message:
+            self._alive.discard(message["serial"])
+            self._statuses[message["serial"]] = int(message["status"])
+        else:
+            self._answers[message["serial"]] = message
+            self._alive |= {message["serial"]} if "started" in message else set()
 
     def _last_words(self) -> str:
         """Return the last line of what it wrote, at most 300 characters."""
@@ -244,7 +264,10 @@ def warm_up(environment: Mapping[str, str] | None = None) -> WarmParent | None:
             _parents.remove(parent)
     serving = next((parent for parent in _parents if parent.serves(environment)), None)
     if serving is None:
-        serving = WarmParent(environment)
+        try:
+            serving = WarmParent(environment)
+        except OSError:  # no process to be had, or the folder we are in is gone: who spawns a worker says so
+            return None
         _parents.append(serving)
     return serving
 
@@ -256,25 +279,35 @@ def cool_down() -> None:
         _parents.pop().close()
 
 
-def launch(environment: Mapping[str, str], errors: int, inherited: Sequence[int], listener: Listener) -> Process:
+def launch(
+    environment: Mapping[str, str], errors: int, inherited: Sequence[int], listener: Listener, timeout_s: float
+) -> Process:
     """Start a worker and return it. errors: the descriptor of its stderr; inherited: what else it keeps open.
 
-    listener: is told where it could not be forked, and why.
+    listener: is told where it could not be forked, and why. Raises NotReady where the import takes longer than timeout_s.
     """
     warm = warm_up(environment)
     if warm is not None:
-        ours, theirs = os.pipe(), os.pipe()
-        stdin, stdout = os.fdopen(ours[1], "wb"), os.fdopen(theirs[0], "rb")
         try:
-            return warm.fork(environment, [ours[0], theirs[1], errors, *inherited], (stdin, stdout))
+            warm.await_ready(timeout_s)
+            return _forked(warm, environment, errors, inherited)
         except CantFork as error:
-            stdin.close()
-            stdout.close()
             listener({"event": "stage", "stage": f"every worker imports torch anew: forking was refused ({error})"})
-        finally:
-            os.close(ours[0])
-            os.close(theirs[1])
     return subprocess.Popen(
         [sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         env=dict(environment), start_new_session=True, pass_fds=list(inherited),
     )  # fmt: skip
+
+
+def _forked(warm: WarmParent, environment: Mapping[str, str], errors: int, inherited: Sequence[int]) -> Forked:
+    ours, theirs = os.pipe(), os.pipe()
+    stdin, stdout = os.fdopen(ours[1], "wb"), os.fdopen(theirs[0], "rb")
+    try:
+        return warm.fork(environment, [ours[0], theirs[1], errors, *inherited], (stdin, stdout))
+    except BaseException:
+        stdin.close()
+        stdout.close()
+        raise
+    finally:
+        os.close(ours[0])
+        os.close(theirs[1])

@@ -53,10 +53,10 @@ def _counts_here(tuning: Tuning, known: Trial) -> bool:
     return known.device_uuid == tuning.job.machine.uuid and held_to in ("", known.quality.reference)
 
 
-def start(tuning: Tuning, configuration: Configuration, phase: str, block: int | None) -> int:
-    """Write down that a trial begins, and return its number."""
+def start(tuning: Tuning, configuration: Configuration, phase: str, block: int | None, *, runs: int = 1) -> int:
+    """Write down that a trial begins, and return its number. runs: how many are run by one request."""
     return tuning.store.start_trial(
-        tuning.study, configuration, phase=phase, block=block, owner=owner(), lease_s=tuning.lease_s
+        tuning.study, configuration, phase=phase, block=block, owner=owner(), lease_s=tuning.lease_s(runs)
     )
 
 
@@ -68,12 +68,15 @@ def run(tuning: Tuning, configuration: Configuration, number: int) -> Trial:
     began = tuning.clock.now()
     words = {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
 
-    def make() -> Mapping[str, Any]:
+    request: dict[str, Any] = {}
+
+    def first() -> dict[str, Any]:
         tuning.listen(words)
-        return _search_request(tuning, configuration)
+        request.update(_search_request(tuning, configuration))
+        return tuning.runner.run(request, tuning.timeout_s)
 
     try:
-        result, attempts = attempt(tuning, make, [number], tuning.timeout_s)
+        result, attempts = attempt(tuning, first, lambda: tuning.runner.run(request, tuning.timeout_s), [number])
     except BudgetSpent:
         finish_cut(tuning, configuration, number, "search", None, "the budget ended", tuning.clock.now() - began)
         raise
@@ -89,25 +92,20 @@ def run(tuning: Tuning, configuration: Configuration, number: int) -> Trial:
 
 
 def attempt(
-    tuning: Tuning,
-    make: Callable[[], Mapping[str, Any]],
-    numbers: Sequence[int],
-    timeout_s: float,
-    again: Mapping[str, Any] | None = None,
+    tuning: Tuning, first: Callable[[], dict[str, Any]], again: Callable[[], dict[str, Any]], numbers: Sequence[int]
 ) -> tuple[dict[str, Any], int]:
     """Ask the worker, and once more in a fresh process where what came of it may be transient; return it and the attempts.
 
-    make: the request; again: what is another in the second one. Raises BudgetSpent; whatever ends it, the trials are released.
+    numbers: of the trials that are run: whatever ends them they are released, but by BudgetSpent, which is told.
     """
     try:
-        request = make()
-        result = tuning.runner.run(request, timeout_s)
+        result = first()
         if not _is_transient(result) or tuning.is_over:
             return result, 1
         tuning.runner.restart()
         for number in numbers:
-            tuning.store.renew(tuning.study, number, tuning.lease_s)
-        return tuning.runner.run({**request, **(again or {})}, timeout_s), 2
+            tuning.store.renew(tuning.study, number, tuning.lease_s(len(numbers)))
+        return again(), 2
     except BudgetSpent:
         raise
     except BaseException:

@@ -257,7 +257,9 @@ def _next(recommendation: Recommendation) -> list[str]:
     lines, best, left = [], recommendation.best, recommendation.prospects
     if best is not None:
         blocks = len(best.comparison.block_ratios) if best.comparison else 0
-        few = f"; {blocks} block{'s' * (blocks > 1)} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
+        counted = f"{blocks} block{'s' * (blocks > 1)}"
+        few = f"; {counted} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
+        few = f"; after {counted} it is still open" if blocks >= LEAST_BLOCKS else few
         ratio = f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
         lines.append(f"fastest found, unconfirmed: {escape(str(best.configuration))}, {ratio}{few}")
     is_sure = recommendation.verdict.exit_status == 0

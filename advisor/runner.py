@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from advisor.environment import Machine
 from advisor.errors import AdvisorError
-from advisor.launch import Process, launch, shared_environment
+from advisor.launch import NotReady, Process, launch, shared_environment
 from advisor.leftovers import lock_folder, open_lock, sweep
 from advisor.trial import Outcome
 
@@ -53,7 +53,7 @@ class LocalRunner:
     """A worker process on this machine, started when it is first needed and replaced after any failure.
 
     lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes. start_s:
-    seconds from asking for a process to hearing of it, of the last one: an import where it was spawned, a fork else.
+    seconds until the last process was there: of an import where it was spawned, of a fork else.
     """
 
     def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
@@ -62,7 +62,6 @@ class LocalRunner:
         self._process: Process | None = None
         self._errors: Any = None
         self._lock: int | None = None
-        self._dying: list[Process] = []
         self._buffer = b""
         self._count = 0
         self.lock_wait_s: float | None = None
@@ -72,15 +71,20 @@ class LocalRunner:
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
         self._count += 1
+        deadline = time.monotonic() + timeout_s
         if self._process is None or self._process.poll() is not None:
+            self._kill()
             try:
-                self._start(beside=bool(request.get("beside_the_last")))
+                self._take_lock()
+                deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
+                self._start(timeout_s)
             except DeviceTaken:
                 reason = f"another advisor measured on {self.machine.uuid} all the time"
                 return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
-        deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
+            except NotReady:
+                reason = f"torch and transformers were not imported after {timeout_s:.0f} s"
+                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
         message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
-        message["dying"] = [process.pid for process in self._dying if process.poll() is None]
         try:
             assert self._process is not None
             assert self._process.stdin is not None
@@ -96,15 +100,8 @@ class LocalRunner:
         return result
 
     def restart(self) -> None:
-        """Stop the worker but keep the device: the next request gets a fresh process.
-
-        What a GPU's driver does after the end of a process takes seconds. It is waited for before the next one starts, unless
-        the next request may begin beside it ("beside_the_last"): then the worker waits for it before it times anything.
-        """
-        if self._process is not None:
-            self._kill_group()
-            self._dying.append(self._process)
-            self._forget()
+        """Stop the worker but keep the device: the next request gets a fresh process."""
+        self._kill()
 
     def close(self) -> None:
         """Stop the worker and free the device."""
@@ -113,14 +110,14 @@ class LocalRunner:
             os.close(self._lock)
             self._lock = None
 
-    def _start(self, *, beside: bool) -> None:
-        self._kill(beside=beside)
-        self._take_lock()
+    def _start(self, timeout_s: float) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._buffer = b""
         inherited = [self._lock] if self._lock is not None else []
-        self._process = launch(environment_of(self.machine), self._errors.fileno(), inherited, self.listener)
-        self._launched_at = time.monotonic()
+        began = time.monotonic()
+        self._process = launch(environment_of(self.machine), self._errors.fileno(), inherited, self.listener, timeout_s)
+        # The import comes once: what it took is no part of what the next process will take.
+        self._launched_at = began if isinstance(self._process, subprocess.Popen) else time.monotonic()
 
     def _take_lock(self) -> None:
         if self._lock is not None:
@@ -231,24 +228,17 @@ class LocalRunner:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _kill(self, *, beside: bool = False) -> None:
-        """Kill the worker with all its children, and wait for it and those that were killed before, unless they may stay."""
+    def _kill(self) -> None:
+        """Kill the worker with all its children and wait for it."""
         if self._process is not None:
             self._kill_group()
-            self._dying.append(self._process)
-            self._forget()
-        if not beside:
-            while self._dying:
-                self._dying.pop().wait()
-        self._dying = [process for process in self._dying if process.poll() is None]
-
-    def _forget(self) -> None:
-        """Close the channels to a worker."""
-        assert self._process is not None
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with suppress(OSError):
+                        stream.close()
+        if self._errors is not None:
+            self._errors.close()
         self._process, self._errors = None, None
 
 

@@ -14,7 +14,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -138,10 +138,13 @@ class Knowledge:
         chance = self.chance_of_better()
         return End(UNLIKELY, chance, left) if chance is not None and chance < CHANCE else None
 
-    def seconds_of(self, configuration: Configuration) -> float | None:
-        """Return how long a trial of a configuration is expected to take, None where none is known to have taken any."""
-        expected = expected_seconds([configuration], self._told.seconds)
-        return None if expected is None else float(expected[0])
+    def within(self, seconds: float) -> Knowledge:
+        """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""
+        fresh, told = self.fresh, self._told
+        expected = expected_seconds(fresh, told.seconds) if fresh else None
+        if expected is None:
+            return self
+        return replace(self, admissible=[c for c, each_s in zip(fresh, expected, strict=True) if each_s <= seconds])
 
     def promising(self, count: int, than: Configuration | None = None) -> list[Promising]:
         """Return the `count` untried ones that promise most, the next to be tried first (but for the seed's choice of equals).

@@ -143,7 +143,7 @@ class CaseResult:
     """What was measured in one case.
 
     roles: the configuration of each of ROLES; "recommended" is missing where nothing can be. verdict: of the
-    recommendation. one_kv_head: all query heads share one key-value head (multi-query attention).
+    recommendation. one_kv_head: all query heads share one key-value head (multi-query attention). planned: the most blocks.
     """
 
     case: Case
@@ -157,6 +157,7 @@ class CaseResult:
     trials: tuple[Trial, ...]
     refusals: tuple[Reason, ...]
     one_kv_head: bool
+    planned: int | None = None
 
     def trial(self, role: str) -> Trial | None:
         """Return the last search trial of a role's configuration that was timed, else the last one, else None."""
@@ -177,7 +178,7 @@ class CaseResult:
         ours, theirs = self._confirmed(role), self._confirmed(over)
         ratios = tuple(ours[n].tokens_per_s / theirs[n].tokens_per_s for n in sorted(ours.keys() & theirs.keys()))
         if len(ratios) >= LEAST_BLOCKS:
-            comparison = Comparison(self.roles[role].key, self.roles[over].key, ratios)
+            comparison = Comparison(self.roles[role].key, self.roles[over].key, ratios, self.planned)
             return Ratio(comparison.ratio, comparison.interval, len(ratios))
         single, other = self.tokens_per_s(role), self.tokens_per_s(over)
         return Ratio(single / other, None, len(ratios)) if single and other else None
@@ -295,6 +296,7 @@ def _measured(case: Case, job: Job, store: Store, runner: Runner, listen: Listen
     return CaseResult(
         case, study, job.source.name, record.environment, job.workload, facts, roles, verdict,
         tuple(store.trials(study, full=True)), tuple(store.refusals(study)), multi_query or facts.kv_heads == 1,
+        job.budget.blocks,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class Session:
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         """Hold nothing yet. send: writes one message to the parent."""
         self.send = send
+        self.last_stage = "start"
         self.model: Any = None
         self.settings: Any = None
         self.loaded_as: tuple[Any, ...] | None = None
@@ -31,6 +32,7 @@ class Session:
 
     def stage(self, name: str) -> None:
         """Tell the parent what is going on."""
+        self.last_stage = name
         self.send({"event": "stage", "stage": name})
 
     def tokens(self, request: Mapping[str, Any]) -> list[torch.Tensor]:

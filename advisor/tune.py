@@ -181,7 +181,7 @@ def _resume(tuning: Tuning) -> None:
     A run of a block that was broken off is not gone on with: the others of its block ran in another process, at another time.
     """
     for number, configuration, phase, block in tuning.store.abandoned(tuning.study, owner_is_alive):
-        if not tuning.store.claim(tuning.study, number, owner(), tuning.lease_s):
+        if not tuning.store.claim(tuning.study, number, owner(), tuning.lease_s()):
             continue
         if phase == "search":
             run(tuning, configuration, number)
@@ -213,16 +213,16 @@ def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
     if budget.trials is not None and len(searched(trials)) >= budget.trials:
         return Stop.TRIALS
     known = _known(tuning, admissible, trials)
-    if budget.exhaustive:
-        proposal = _next_of_all(admissible, trials)
-    else:
-        end = known.ending() if budget.trials is None else None
-        if end is not None:
-            return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
-        proposal = known.ask(tuning.job.seed)
-    if proposal is None:
+    end = known.ending() if budget.trials is None and not budget.exhaustive else None
+    if end is not None:
+        return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
+    if not known.fresh:
         return Stop.EVERYTHING
-    return proposal if _has_time(tuning, known.seconds_of(proposal)) else Stop.BUDGET
+    if (available_s := _available_s(tuning)) <= 0:
+        return Stop.BUDGET
+    fitting = known.within(available_s)
+    proposal = _next_of_all(fitting.admissible, trials) if budget.exhaustive else fitting.ask(tuning.job.seed)
+    return proposal or Stop.BUDGET
 
 
 def _known(tuning: Tuning, admissible: Sequence[Configuration], trials: Sequence[Trial]) -> Knowledge:
@@ -287,19 +287,16 @@ def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configur
     ]  # fmt: skip
 
 
-def _has_time(tuning: Tuning, trial_s: float | None) -> bool:
-    """Whether the budget has time for a trial that is expected to take so long, that of the confirmation set aside.
+def _available_s(tuning: Tuning) -> float:
+    """Return the seconds of the budget that are there for another trial: those of the confirmation are set aside.
 
     Nothing is set aside where nothing is there to be confirmed, or where it could not be confirmed anyway: then a trial that
     the budget cuts has cost nothing.
     """
     left_s = tuning.clock.left_s
-    if math.isinf(left_s):
-        return True
-    aside_s = confirmation_s(tuning, left_s)
-    if not aside_s or aside_s > left_s:
-        return left_s > 0
-    return (trial_s or 0.0) <= left_s - aside_s
+    aside_s = 0.0 if math.isinf(left_s) else confirmation_s(tuning, left_s)
+    is_free = not aside_s or aside_s > left_s
+    return (math.inf if left_s > 0 else 0.0) if is_free else left_s - aside_s
 
 
 def _hopeless(tuning: Tuning) -> bool:

@@ -110,10 +110,9 @@ class Tuning:
         default = self.default
         return default.ran if default is not None else self.space.baseline
 
-    @property
-    def lease_s(self) -> float:
-        """How long a started trial is ours."""
-        return self.job.trial_timeout_s + LEASE_SLACK_S
+    def lease_s(self, runs: int = 1) -> float:
+        """How long started trials are ours. runs: how many of them one request runs."""
+        return self.job.trial_timeout_s * runs + LEASE_SLACK_S
 
     @property
     def timeout_s(self) -> float:

@@ -10,7 +10,7 @@ that root is Student's t with n degrees of freedom over √n, whatever came befo
 
 The decisions are of a model of blocks. In a block all contestants take turns in rounds, in random order; seconds of a turn are
 lognormal, a contestant's score is the median of its turns, and a block has at least 3 rounds and, up to 7, as many as it takes
-until half the range of each contestant's turns is at most 2 % of its median. Blocks are run, at most 9, until no rival is open
+until half the range of each contestant's turns is at most 5 % of its median. Blocks are run, at most 9, until no rival is open
 (`Comparison.is_open`); a rival that is decided leaves. Ratios are the default's seconds over the rival's.
 """
 
@@ -36,7 +36,7 @@ ERROR = 0.025
 PLANNED = 9
 
 #: Turns of a contestant in a block, and the half-range, as a share of the median, above which another is taken.
-LEAST_TURNS, MOST_TURNS, SPREAD = 3, 7, 0.02
+LEAST_TURNS, MOST_TURNS, SPREAD = 3, 7, 0.05
 
 #: So many paths at once.
 CHUNK = 20_000

@@ -91,11 +91,11 @@ def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
 
 
 def test_turns_go_on_while_they_scatter() -> None:
-    """Three that agree within 2 % are enough, seven are in any case."""
+    """Three that agree within 5 % are enough, seven are in any case."""
     turns = Turns()
 
     assert not turns.reached([1.0, 1.0])
-    assert turns.reached([1.0, 1.02, 0.99])
+    assert turns.reached([1.0, 1.05, 0.97])
     assert not turns.reached([1.0, 1.1, 0.9])
     assert turns.reached([1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1.0])
 
@@ -116,7 +116,7 @@ def test_a_round_that_others_had_the_processor_for_is_thrown_away() -> None:
     before = {"waited_s": 10.0, "at_s": 100.0}
 
     assert disturbed(before, {"waited_s": 10.09, "at_s": 101.0}) == ""
-    assert disturbed(before, {"waited_s": 10.5, "at_s": 101.0}) == "other processes had the processor for 50% of it"
+    assert disturbed(before, {"waited_s": 10.5, "at_s": 101.0}) == "it waited for a processor for 50% of the time"
     assert disturbed(before, {"waited_s": "not observable", "at_s": 101.0}) == ""
 
 

@@ -502,3 +502,62 @@ def test_a_real_tune_keeps_its_budget(tmp_path: Path, budget_s: int) -> None:
         return
     with Store.open(url, write=False) as store:
         assert {str(t.outcome) for t in store.trials(1)} <= {"ok", "cut", "pruned"}
+
+
+# ------------------------------------------------------------------------------------------------ blocks that say nothing
+
+
+@dataclass
+class Failing(Device):
+    """A device whose blocks fail. contestant: who fails in each; whole: whether that takes the process along."""
+
+    contestant: Configuration = DEFAULT
+    whole: bool = False
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Answer as a device does, but for the one."""
+        result = super().run(request, timeout_s)
+        asked = [Configuration.of(choices) for choices in request.get("contestants", ())]
+        if self.contestant not in asked:
+            return result
+        failure = {"outcome": Outcome.RUNTIME_ERROR, "reason": "made up to fail", "transient": self.whole}
+        if self.whole:
+            return failure
+        cut = {"outcome": Outcome.CUT, "reason": "its block was broken off", "transient": False}
+        others = [cut] * len(asked) if self.contestant == DEFAULT else result["results"]
+        return {"results": [failure if c == self.contestant else found for c, found in zip(asked, others, strict=True)]}
+
+
+@pytest.mark.parametrize("contestant", [DEFAULT, PACKED])
+def test_a_block_that_says_nothing_is_not_run_for_ever(place: Place, contestant: Configuration) -> None:
+    """Where the default or the rival fails in its block, the confirmation ends, and says why."""
+    found = place.tune(Failing({PACKED: 150.0}, contestant=contestant), Budget(None))
+
+    assert {block for block, _, _ in place.runs("confirm")} == {1}
+    assert found.verdict == "unconfirmed"
+    said = [event["text"] for event in place.events if event["event"] == "unconfirmed"]
+    assert said == ["no comparison came of a block: made up to fail"]
+
+
+def test_who_takes_the_process_along_is_run_alone(place: Place) -> None:
+    """Each is run again in a process of its own: the others are confirmed without the one that breaks it."""
+    speeds = {PACKED: 150.0, SORTED: 149.0}
+    found = place.tune(Failing(speeds, contestant=SORTED, whole=True), Budget(None))
+
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    outcomes = {(c, outcome) for _, outcome, c in place.runs("confirm")}
+    assert (SORTED, "runtime_error") in outcomes
+    assert (SORTED, "ok") not in outcomes
+
+
+def test_a_plan_of_more_blocks_that_was_broken_off_is_no_end(place: Place) -> None:
+    """What was to be looked at after 12 blocks, and has 5, is looked at as the next tune plans it."""
+    device = Device({PACKED: 150.0})
+    place.tune(device, Budget(None, blocks=12), stop_at=6)
+    assert len(place.store.comparisons(1)[0].block_ratios) == 5
+    found = place.tune(device, Budget(None))
+
+    assert (found.configuration, found.verdict) == (PACKED, "faster")
+    assert found.chosen is not None
+    assert found.chosen.comparison is not None
+    assert (len(found.chosen.comparison.block_ratios), found.chosen.comparison.planned) == (5, 9)

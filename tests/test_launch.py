@@ -218,3 +218,48 @@ def test_twenty_forks_each_run_a_product_on_the_gpu() -> None:
             runner.restart()
     finally:
         runner.close()
+
+
+@on_linux
+def test_a_start_that_is_interrupted_confuses_nobody(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker whose start was not waited for ends by itself, and the next one is not taken for it."""
+    runner.run(FACTS, 60)
+    runner.restart()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.WarmParent, "_read_until", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch._forked(launch._parents[-1], dict(os.environ), 2, [])
+    for _ in range(2):
+        assert runner.run(FACTS, 60)["parameters"]
+        assert runner._process is not None
+        assert runner._process.pid == pids(runner)[-1]
+        assert runner._process.poll() is None
+        runner.restart()
+    assert gone_all(launch._parents[-1])
+
+
+def gone_all(warm: launch.WarmParent, within_s: float = 20.0) -> bool:
+    """Whether all workers of a parent end within the time."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if warm.is_idle:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@on_linux
+def test_an_import_counts_into_the_deadline(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an import longer than for what is asked; it goes on, and who asks again finds it done."""
+    monkeypatch.setenv("ADVISOR_OF_ANOTHER_TEST", "deadline")
+    began = time.monotonic()
+    result = runner.run(FACTS, 0.2)
+
+    assert result["outcome"] == Outcome.TIMEOUT
+    assert "were not imported" in result["reason"]
+    assert time.monotonic() - began < 2
+    assert runner.run(FACTS, 120)["parameters"]

@@ -397,7 +397,7 @@ def test_gauges_of_the_cpu() -> None:
     with Gauges(None) as gauges:
         reading = gauges.read()
 
-    assert set(reading) == {"at_s", "clock_mhz", "load_1min", "other_runnable_processes", "waited_s"}
+    assert set(reading) == {"clock_mhz", "load_1min", "other_runnable_processes", "waited_s", "at_s"}
     assert all(value == NOT_OBSERVABLE or value >= 0 for value in reading.values())
     assert disturbed(reading, reading) == ""
 
