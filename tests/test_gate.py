@@ -51,6 +51,7 @@ RULES = tuple(sorted({rule for _, _, rule in WRONG}))
 
 RIGHT = [(attention, packing) for attention in ("eager", "sdpa") for packing in ("padded", "sorted", "packed")]
 
+#: On how many workloads no right configuration may be rejected; every other one of them is for the slow tests.
 CALIBRATION_WORKLOADS = 12
 
 
@@ -123,6 +124,21 @@ def calibration() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
+def workloads_of(calibration: ModuleType) -> list[Workload]:
+    """Return workloads of many lengths, batches, paddings and outputs."""
+    return list(calibration.workloads(CALIBRATION_WORKLOADS, 1, 48, calibration.OUTPUTS["decoder"]))
+
+
+def judged_right(place: Path, calibration: ModuleType, workloads: list[Workload]) -> list[Any]:
+    """Return what the gate says of every right configuration on each workload."""
+    runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
+    try:
+        gate = calibration.Gate(runner, find_model(str(CAUSAL)), place)
+        return list(calibration.calibrate(gate, workloads, calibration.right_ones()))
+    finally:
+        runner.close()
+
+
 @dataclass(frozen=True)
 class Gated:
     """What the gate said: of a study with the four rules ignored, and of right configurations on many workloads."""
@@ -135,18 +151,9 @@ class Gated:
 @pytest.fixture(scope="module")
 def gated(place: Path, calibration: ModuleType) -> Gated:
     """Run both, each in a worker of its own and at the same time: together they take a minute."""
-    workloads = list(calibration.workloads(CALIBRATION_WORKLOADS, 1, 48, calibration.OUTPUTS["decoder"]))
-
-    def calibrate() -> list[Any]:
-        runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
-        try:
-            gate = calibration.Gate(runner, find_model(str(CAUSAL)), place)
-            return list(calibration.calibrate(gate, workloads, calibration.right_ones()))
-        finally:
-            runner.close()
-
+    workloads = workloads_of(calibration)[::2]
     with ThreadPoolExecutor(1) as pool:
-        judged = pool.submit(calibrate)
+        judged = pool.submit(judged_right, place, calibration, workloads)
         forced = searched(place, THREE_DOCUMENTS, Objective(quality=Tier.EXACT, ignored_rules=RULES, only=ONLY))
         return Gated(forced, workloads, judged.result())
 
@@ -205,10 +212,23 @@ def test_wrong_packing_is_admissible_only_where_its_rule_is_ignored(forced: Sear
 
 def test_no_right_configuration_is_rejected(gated: Gated) -> None:
     """Over workloads of many lengths, batches, paddings and outputs the gate rejects no exact configuration."""
-    judged, workloads = gated.judged, gated.workloads
+    workloads = gated.workloads
 
-    assert len(judged) == CALIBRATION_WORKLOADS * len(RIGHT)
-    assert [f"{one.configuration}: {one.outcome}: {one.reason}" for one in judged if one.outcome != "ok"] == []
+    check_all_are_right(gated.judged, workloads)
     assert {workload.output for workload in workloads} == {"last-logits", "all-logits", "hidden"}
     assert any(workload.padding == 0 for workload in workloads)
     assert any(workload.padding > 0.4 for workload in workloads)
+
+
+@pytest.mark.slow
+def test_no_right_configuration_is_rejected_on_others(place: Path, calibration: ModuleType) -> None:
+    """The same of as many workloads more."""
+    workloads = workloads_of(calibration)[1::2]
+
+    check_all_are_right(judged_right(place, calibration, workloads), workloads)
+
+
+def check_all_are_right(judged: list[Any], workloads: list[Workload]) -> None:
+    """See that everything was judged, and that nothing was rejected."""
+    assert len(judged) == CALIBRATION_WORKLOADS // 2 * len(RIGHT) == len(workloads) * len(RIGHT)
+    assert [f"{one.configuration}: {one.outcome}: {one.reason}" for one in judged if one.outcome != "ok"] == []
