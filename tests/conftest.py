@@ -14,8 +14,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 _NUMBERS = count()
+
+settings.register_profile("advisor", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("advisor")
 
 
 def _use_own_locks() -> None:
