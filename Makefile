@@ -31,7 +31,7 @@ PYTEST := -m pytest -q -n 2 --dist loadfile
 test: $(BIN)/.installed  ## all tests but the slow ones, in two processes; GPU tests skip where there is no GPU
 	$(BIN)/python $(PYTEST) -m "not slow"
 
-test-slow: $(BIN)/.installed  ## what compiles for long, installs packages or is killed again and again
+test-slow: $(BIN)/.installed  ## what computes, compiles, imports or is killed again and again
 	$(BIN)/python -m pytest -q -m slow
 
 OLDER := .venv-older

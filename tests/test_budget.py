@@ -475,7 +475,7 @@ def test_waiting_for_a_device_is_part_of_the_budget(tmp_path: Path, monkeypatch:
     assert heard == ["waiting: another advisor measures on GPU-taken"]
 
 
-@pytest.mark.parametrize("budget_s", [10, 25])
+@pytest.mark.parametrize("budget_s", [10, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_real_tune_keeps_its_budget(tmp_path: Path, budget_s: int) -> None:
     """With a choice that sleeps for ten minutes among the first: it ends in time, answers, and calls nothing a failure."""
     url = f"sqlite:///{tmp_path}/advisor.db"

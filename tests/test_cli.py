@@ -972,13 +972,13 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     assert progress.best == "best sdpa · fp32 · none · sorted: 20 ms, 1.50 × default"
 
 
-def test_ceilings_are_measured_and_stored(advisor: Command, tmp_path: Path) -> None:
+def test_ceilings_are_measured_and_stored(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     """`probe --ceilings` runs matrix products and a copy in a worker, prints what was reached and stores it."""
-    url = f"sqlite:///{tmp_path}/advisor.db"
-    done = advisor("probe", "--ceilings", "--device", "cpu", "--format", "json", ADVISOR_DATABASE_URL=url)
-    ceilings = json.loads(done.stdout)["ceilings"]
+    assert run(["probe", "--ceilings", "--device", "cpu", "--format", "json"]) == 0
+    streams = capfd.readouterr()
+    ceilings = json.loads(streams.out)["ceilings"]
 
-    assert done.stderr == ""
+    assert streams.err == ""
     assert {"matmul_fp32_per_s", "matmul_bf16_per_s", "copy_bytes_per_s"} <= ceilings.keys()
     assert min(ceilings.values()) > 1e6
     with Store.open(url, write=False) as store:
@@ -1088,18 +1088,21 @@ def test_start_up_is_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["tune", "dry-run"])
-def test_only_that_leaves_nothing_is_told_before_a_trial(advisor: Command, tmp_path: Path, more: list[str]) -> None:
+def test_only_that_leaves_nothing_is_told_before_a_trial(
+    url: str, capfd: pytest.CaptureFixture[str], more: list[str]
+) -> None:
     """Status 4 with the rules that refuse what was named, and no study: the default alone is no answer to --fix."""
     fixed = ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--fix", "attention=flash_attention_2", *more]
-    done = advisor(*fixed, ADVISOR_DATABASE_URL=f"sqlite:///{tmp_path}/advisor.db")
+    status = run(fixed)
+    streams = capfd.readouterr()
 
-    assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.splitlines()[-2:] == [
+    assert (status, streams.out) == (4, "")
+    assert streams.err.splitlines()[-2:] == [
         "advisor: nothing admissible: all 1 reasons follow",
         "  attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU",
     ]
     if not more:
-        with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=False) as store:
+        with Store.open(url, write=False) as store:
             assert store.studies() == []
 
 

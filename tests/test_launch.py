@@ -135,6 +135,7 @@ def test_a_worker_whose_parent_is_killed_has_run_out_of_memory(runner: LocalRunn
     assert runner.run(FACTS, 60)["outcome"] in (Outcome.OUT_OF_MEMORY, Outcome.RUNTIME_ERROR)
 
 
+@pytest.mark.slow
 @on_linux
 def test_what_is_not_used_any_more_is_ended(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another environment needs another import, and two of them need not stay."""
@@ -175,6 +176,7 @@ def test_who_asks_for_it_gets_processes_of_their_own(runner: LocalRunner, monkey
     assert parent_of(pids(runner)[-1]) == os.getpid()
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_refused_fork_is_said_and_spawned(
     runner: LocalRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

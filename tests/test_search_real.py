@@ -161,6 +161,7 @@ class Made:
         return max(self.speed.values()) > self.speed[held] * (1 + TIE_ZONE)
 
 
+@pytest.mark.slow
 def test_searches_end_too_early_no_oftener_than_promised() -> None:
     """Over 100 landscapes, with predictions that are good, as assumed, bad and useless, as many as CHANCE allows.
 

@@ -148,6 +148,7 @@ def test_tokenizer_fits_the_model(tokenizer: Any, model: Any) -> None:
     assert tokenizer.model_max_length == model.config.max_position_embeddings
 
 
+@pytest.mark.slow
 def test_model_fills_in_about_as_well_as_trigrams_from_both_sides(script: ModuleType) -> None:
     """On held-out files the model fills masked tokens in nearly as well as Kneser-Ney trigrams that see both sides.
 

@@ -127,6 +127,7 @@ def test_trigram_probabilities_sum_to_one(script: ModuleType) -> None:
         assert math.isclose(float(total), 1.0, rel_tol=1e-9)
 
 
+@pytest.mark.slow
 def test_model_beats_the_trigram_model(script: ModuleType) -> None:
     """On held-out files the model predicts clearly better than Kneser-Ney trigrams, at late positions too."""
     corpus = script.standard_library()
