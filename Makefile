@@ -26,7 +26,7 @@ fix: $(BIN)/.installed  ## what a machine can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-PYTEST := -m pytest -q -n 2 --dist loadfile
+PYTEST := -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(BIN)/.installed  ## all tests but the slow ones, in two processes; GPU tests skip where there is no GPU
 	$(BIN)/python $(PYTEST) -m "not slow"

@@ -31,8 +31,10 @@ KINDS = {
 }
 
 
-#: The same for pytest: one of them takes as long as four others.
-MEASURED = [pytest.param(name, marks=pytest.mark.slow if name == "mixtral deep" else (), id=name) for name in KINDS]
+#: Those that take as long as all others.
+LONG = ("mixtral deep", "modernbert", "minimax", "falcon alibi")
+
+MEASURED = [pytest.param(name, marks=pytest.mark.slow if name in LONG else (), id=name) for name in KINDS]
 
 
 def load() -> ModuleType:

@@ -273,6 +273,7 @@ def test_tune_runs_on_a_landscape(tmp_path: Path) -> None:
         assert trial.tokens_per_s == pytest.approx(recorded.tokens_per_s, rel=0.02)
 
 
+@pytest.mark.slow
 def test_benchmark_prints_its_tables(tmp_path: Path) -> None:
     """The replay compares all strategies on every landscape, says which goals are met, and does without any landscape."""
     command = [sys.executable, str(ROOT / "benchmarks" / "replay.py"), "--seeds", "2", "--folder", str(tmp_path)]

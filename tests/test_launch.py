@@ -148,6 +148,7 @@ def test_what_is_not_used_any_more_is_ended(runner: LocalRunner, monkeypatch: py
     assert gone(first)
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_killed_tune_leaves_neither_parent_nor_worker() -> None:
     """Kill -9 of who asks."""
@@ -169,6 +170,7 @@ def test_a_killed_tune_leaves_neither_parent_nor_worker() -> None:
     assert gone(parent)
 
 
+@pytest.mark.slow
 def test_who_asks_for_it_gets_processes_of_their_own(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """ADVISOR_START=spawn."""
     monkeypatch.setenv(launch.START, "spawn")
@@ -197,6 +199,7 @@ def test_a_refused_fork_is_said_and_spawned(
     assert {parent_of(pid) for pid in pids(runner)[-1:]} == {os.getpid()}
 
 
+@pytest.mark.slow
 def test_what_can_not_be_imported_is_the_workers_to_say(
     runner: LocalRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -222,6 +225,7 @@ def test_twenty_forks_each_run_a_product_on_the_gpu() -> None:
         runner.close()
 
 
+@pytest.mark.slow
 @on_linux
 def test_a_start_that_is_interrupted_confuses_nobody(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker whose start was not waited for ends by itself, and the next one is not taken for it."""
@@ -254,6 +258,7 @@ def gone_all(warm: launch.WarmParent, within_s: float = 20.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 @on_linux
 def test_an_import_counts_into_the_deadline(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for an import longer than for what is asked; it goes on, and who asks again finds it done."""

@@ -88,7 +88,7 @@ def test_a_leak_is_caught_however_little_it_weighs(tuned: Callable[..., Any]) ->
     assert "reads its neighbours" in failed["reason"]
 
 
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), -1])
 def test_long_texts_at_the_end_of_a_list_are_judged(tuned: Callable[..., Any], order: int) -> None:
     """ModernBERT packed loses its window beyond it: wrong wherever in the list the long texts are, by rule or by the gate."""
     config = {**SMALL, "model_type": "modernbert", "architectures": ["ModernBertModel"], "num_hidden_layers": 4,

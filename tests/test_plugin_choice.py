@@ -116,6 +116,7 @@ def test_it_is_found_slower(store: Store, run: Run) -> None:
     assert "× the default" in run("-m", "advisor", "suggest", MODEL, *FLAGS, "--why-not", "made-up")
 
 
+@pytest.mark.slow
 def test_its_lines_are_pasted_and_run(store: Store, run: Run, tmp_path: Path) -> None:
     """Were it confirmed faster, its own lines would be pasted, and the script with them runs by itself."""
     default, made_up = store.trials(1)
@@ -131,6 +132,7 @@ def test_its_lines_are_pasted_and_run(store: Store, run: Run, tmp_path: Path) ->
     assert run(str(script), ADVISOR_PLUGINS="").splitlines()[-1].endswith(" tokens/s")
 
 
+@pytest.mark.slow
 def test_its_rules_can_be_ignored(run: Run) -> None:
     """--ignore-rule takes the id of a plugin's rule: which there are is not known beforehand."""
     flags = ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--ignore-rule", "Z1"]
@@ -252,6 +254,7 @@ def test_both_ran_were_judged_and_stored(lossy: int, store: Store, place: Path) 
     assert sizes[SCHEME] < sizes["none"]
 
 
+@pytest.mark.slow
 def test_its_function_stands_in_the_script(lossy: int, store: Store, run: Run, tmp_path: Path) -> None:
     """Were both confirmed faster, the script has the source of their functions and runs without their files."""
     trials = {(t.ran["attention"], t.ran["quantization"]): t for t in store.trials(lossy)}

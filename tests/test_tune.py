@@ -20,6 +20,7 @@ import pytest
 
 from advisor import probe
 from advisor.checkpoint import find_model
+from advisor.cli import run
 from advisor.knobs import KNOBS, Reason, register
 from advisor.leftovers import owner, owner_is_alive
 from advisor.objective import Budget, Objective, Tier
@@ -260,23 +261,26 @@ def test_weights_are_loaded_once_for_a_search(finished: Tuned) -> None:
         assert trial.reading["attention"][""] == ("sdpa" if asked.startswith("sdpa-") else asked)
 
 
-def test_nothing_fits_the_memory_allowed(tmp_path: Path) -> None:
+def test_nothing_fits_the_memory_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With a memory limit that nothing keeps, every configuration is refused by M1, and the command exits with 4."""
     url = f"sqlite:///{tmp_path}/advisor.db"
-    environment = {**os.environ, "ADVISOR_DATABASE_URL": url, "ADVISOR_LOCK_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    environment.pop("ADVISOR_PLUGINS", None)
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
     command = [
-        *(sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2", "--trials", "5"),
+        *("tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2", "--trials", "5"),
         *("--quality", "exact", "--max-memory", "1MiB", "--device", "cpu"),
     ]
 
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    status = run(command)
+    streams = capfd.readouterr()
 
-    assert done.returncode == 4, done.stderr
-    assert "0 configurations are admissible" in done.stderr
-    assert "advisor: nothing admissible: all " in done.stderr
-    assert "M1 needs at least" in done.stderr
-    assert done.stdout == ""
+    assert status == 4, streams.err
+    assert "0 configurations are admissible" in streams.err
+    assert "advisor: nothing admissible: all " in streams.err
+    assert "M1 needs at least" in streams.err
+    assert streams.out == ""
     with Store.open(url, write=False) as store:
         refused = [reason for reason in store.refusals(1) if reason.rule == "M1"]
         assert {reason.about for reason in refused} >= {
