@@ -192,18 +192,11 @@ class Ready:
         """Return the worker's call for a batch."""
         import torch
 
-        from advisor import facts_torch
-        from advisor.knobs import collate
-        from advisor.workloads import forward_torch
-
-        configuration = self._configuration
         tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
-        batching = self._session.batching(self._request, configuration)
-        made, places = collate(configuration, tensors, batching)
-        made = facts_torch.accepted(made, self._request["facts"]["accepts"])
-        return self._asked.arguments(forward_torch.Call(made, tuple(range(len(tensors))), tuple(places)))
+        call = self._session.call(self._request, self._configuration, range(len(tensors)), tensors)
+        return self._asked.arguments(call)
 
 
 def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:

@@ -185,10 +185,10 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
     from advisor.store import Store, default_url
-    from advisor.why_not import choices_in, why_not
+    from advisor.why_not import choices_in, spelled, why_not
 
     about = options.why_not
-    choice = None if about is None else str(choices_in(about))
+    choice = None if about is None else spelled(choices_in(about))
     asked = asked_of(options, to_measure=False)
     with Store.open(default_url(), write=False) as store:
         _note(asked.notes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.knobs import choice_of, choices_of, fixes_weights
+from advisor.knobs import choices_of, weights_of
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts
 from advisor.objective import Metric
@@ -110,7 +110,7 @@ def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Co
     """
     groups: dict[Any, list[Configuration]] = {}
     for number, configuration in enumerate(order):
-        wide = tuple(c for c in configuration.items() if choice_of(*c).traits.process_wide)
+        wide = tuple((c.knob, c.name) for c in choices_of(configuration) if c.traits.process_wide)
         groups.setdefault(number if is_alone else wide, []).append(configuration)
     return list(groups.values())
 
@@ -125,8 +125,7 @@ def fits_together(
     peaks: dict[Any, float] = {}
     seen = {t.ran: t.peak_bytes for t in trials if t.phase == "search" and t.peak_bytes}
     for configuration in group:
-        fixed = (c for c in choices_of(configuration) if fixes_weights(c, switches_attention=facts.switches_attention))
-        weights = tuple((choice.knob, choice.name) for choice in fixed)
+        weights = weights_of(configuration, switches_attention=facts.switches_attention)
         peaks[weights] = max(peaks.get(weights, 0.0), float(seen.get(configuration, math.inf)))
     return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
 

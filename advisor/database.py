@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from advisor.errors import NotMeasured, StoreError, Unreachable
+from advisor.knobs import KNOBS
 from advisor.place import file_of, make_directory, network_of, place_of, shown
 from advisor.tables import HEAD, REVISIONS, views
 
@@ -56,8 +57,28 @@ def _upgrade(engine: Engine) -> str:
         _refuse_newer(_revision(connection))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        _agree_on_knobs(connection, write=True)
         _make_views(connection)
     return HEAD
+
+
+def _agree_on_knobs(connection: Connection, *, write: bool) -> None:
+    """See that what is left out means here what it means in the database. write: tell it of knobs that it does not know.
+
+    Raises StoreError where a knob implies another choice: then every stored configuration would say something else.
+    """
+    found = connection.execute(text("SELECT name, implied, place FROM knobs"))
+    stored = {row.name: (row.implied, row.place) for row in found}
+    for name, knob in KNOBS.items():
+        implied, place = stored.get(name, (knob.implied, None))
+        if implied != knob.implied:
+            there, here = (each or "nothing" for each in (implied, knob.implied))
+            raise StoreError(f"a configuration that says nothing of {name} has {there} in this database, and {here} here",
+                             "the plugin that it was made with, or another ADVISOR_DATABASE_URL")  # fmt: skip
+        if write and place != knob.place:
+            statement = """INSERT INTO knobs (name, implied, place) VALUES (:name, :implied, :place)
+ON CONFLICT (name) DO UPDATE SET place = excluded.place"""
+            connection.execute(text(statement), {"name": name, "implied": implied, "place": knob.place})
 
 
 def _make_views(connection: Connection) -> None:
@@ -274,6 +295,8 @@ class Database:
         with self.writing() if write else self.reading() as connection:
             revision = _revision(connection)
             has_views = not write or revision != HEAD or _has_our_views(connection)
+            if revision == HEAD:
+                _agree_on_knobs(connection, write=write)
         _refuse_newer(revision)
         if revision is None and not write:
             raise _no_database(self._place)

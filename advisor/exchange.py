@@ -1,9 +1,10 @@
 """Measurements for others: studies as lines of JSON, out of one database and into another.
 
-The first line says what wrote the others. Then one line an object: environments, what plain work reaches there (ceilings),
-models (what is known of them, no weights), workloads (lengths, no texts), and studies with their trials, comparisons and
-refusals, all by keys that are the same in every database. What follows from samples is computed again on arrival. No host
-and no owner leaves; of a model's path only its last part does, and home directories are cut from error texts.
+The first line says what wrote the others, and what a configuration has where it says nothing. Then one line an object:
+environments, what plain work reaches there (ceilings), models (what is known of them, no weights), workloads (lengths, no
+texts), and studies with their trials, comparisons and refusals, all by keys that are the same in every database. What follows
+from samples is computed again on arrival. No host and no owner leaves; of a model's path only its last part does, and home
+directories are cut from error texts.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from itertools import count
 from typing import Any, TextIO
 
 from advisor import rows
-from advisor.checked import is_text
-from advisor.configuration import Configuration, canonical_json, key_of
+from advisor.answer import SearchEnd
+from advisor.checked import is_text, shortened, test_of
+from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs import Verdict
@@ -34,8 +36,8 @@ from advisor.suggest import keep_answers
 from advisor.trial import Outcome, Quality
 from advisor.workloads import workload_of
 
-#: What these lines look like; another number is another advisor's.
-FORMAT = 1
+#: What these lines look like; another number is another advisor's. In the first, configurations were not sparse.
+FORMAT, FORMATS = 2, (1, 2)
 
 #: What one import takes, far above what a tune writes: characters of a line, samples of a measurement, and rows of a study.
 LINE_MOST, SAMPLES_MOST = 2**25, 100_000
@@ -118,7 +120,8 @@ def export_lines(store: Store, study_ids: Iterable[int] | None = None) -> Iterat
     Studies whose trials these reuse come along. Raises NotMeasured for an id that no study has.
     """
     parcels, told = store.pack(study_ids), set()
-    yield canonical_json({"advisor": rows.version(), "format": FORMAT})
+    implied = {knob: choice for knob, choice in IMPLIED.items() if choice}
+    yield canonical_json({"advisor": rows.version(), "format": FORMAT, "implied": implied})
     for parcel in parcels:
         for line in _about(parcel):
             if line not in told:
@@ -292,6 +295,8 @@ class _Reading:
         _check_key(key_of(values["objective"]), values["objective_key"])
         keys = ("environment", "architecture_key", "weights_digest", "workload", "objective_key")
         _check_key(study_key(*(values[name] for name in keys)), values["key"])
+        if (end := SearchEnd.of(values["budget"].get("end"))) is not None:
+            values["budget"] = {**values["budget"], "end": end.payload}  # its configurations as they are spelled here
         self.study, self.parts = values, {name: {} for name in _PARTS}
 
     def _take_trial(self, values: Values) -> None:
@@ -303,7 +308,8 @@ class _Reading:
             raise BadInput("block_ratios are numbers")
         candidate, baseline = (_configuration(values[side]).key for side in ("candidate", "baseline"))
         Comparison(candidate, baseline, tuple(values["block_ratios"]), values["planned"])
-        self._take_part("comparison", (candidate, baseline), values)
+        # As they are spelled: what comes to the same, once what is implied is left out, is made one where it is stored.
+        self._take_part("comparison", canonical_json([values["candidate"], values["baseline"]]), values)
 
     def _take_refusal(self, values: Values) -> None:
         Verdict(values["verdict"])
@@ -341,8 +347,16 @@ class _Reading:
 def _is_header(values: Values) -> bool:
     if "advisor" not in values or "format" not in values:
         raise BadInput("this is no export of advisor")
-    if values["format"] != FORMAT:
+    if values["format"] not in FORMATS:
         raise BadInput(f"advisor {values['advisor']} wrote this in format {values['format']}, which is not {FORMAT}")
+    implied = values.get("implied", {})
+    if not test_of("Mapping[str, str]")(implied):
+        raise BadInput(f"implied can't be {shortened(implied)}")
+    for knob, choice in implied.items():
+        if (here := IMPLIED.get(knob, choice)) != choice:
+            raise BadInput(
+                f"a configuration that says nothing of {knob} has {choice} there, and {here or 'nothing'} here"
+            )
     return True
 
 

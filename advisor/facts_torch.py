@@ -131,6 +131,11 @@ def arguments_of(choices: Sequence[Choice], configuration: Configuration, names:
     expressions: dict[str, str] = {}
     for choice in choices:
         expressions |= choice.load(configuration)
+    return evaluated(expressions, names)
+
+
+def evaluated(expressions: Mapping[str, str], names: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of choices' expressions. names: from :func:`statements`."""
     return {key: eval(text, names) for key, text in expressions.items()}  # noqa: S307  (our own expressions)
 
 

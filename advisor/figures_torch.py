@@ -67,7 +67,8 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
 
 def _attempts(request: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Return in which precision to load the weights, and whether they stay beside the device: to be tried in this order."""
-    own, wider = request["configuration"]["precision"], traits_of(request["configuration"]).rounds
+    default = Configuration.of(request["configuration"])
+    own, wider = default["precision"], traits_of(default).rounds
     is_widened = bool(wider) and not facts_torch.loses_bits(request["source"], wider)
     precision = own if is_widened else reference_choices()["precision"]
     return [(precision, False)] + ([(precision, True)] if request["device"].startswith("cuda") else [])

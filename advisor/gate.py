@@ -28,16 +28,20 @@ def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict
         if trial.phase != "search" or quality is None or quality.gate != GATE_VERSION or trial.ran != trial.requested:
             continue
         # What the layout in fp32 depends on; the independence probe depends on the weights too.
-        knobs = [name for name, knob in KNOBS.items() if not knob.reload]
-        if quality.layout is not None and _agree(trial.requested, configuration, knobs):
+        if quality.layout is not None and _layout_of(trial.requested) == _layout_of(configuration):
             found |= _figures(quality, LAYOUT_FIGURES)
-        if quality.probed and _agree(trial.requested, configuration, KNOBS):
+        if quality.probed and trial.requested == configuration:
             found |= _figures(quality, PROBE_FIGURES)
     return found
 
 
-def _agree(one: Mapping[str, str], other: Mapping[str, str], knobs: Iterable[str]) -> bool:
-    return all(one.get(knob) == other.get(knob) for knob in knobs)
+def _layout_of(configuration: Configuration) -> Configuration:
+    """Return a configuration without what is about its numbers alone; what nobody knows may well be about the layout."""
+    return Configuration.of({knob: name for knob, name in configuration.items() if not _is_of_numbers(knob)})
+
+
+def _is_of_numbers(knob: str) -> bool:
+    return knob in KNOBS and KNOBS[knob].numbers
 
 
 def _figures(quality: Quality, names: Iterable[str]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def layout_request(
     if not traits.quantises or traits_of(plain).quantises:
         return None
     missing = "layout" not in known or (not traits.independent and "probed" not in known)
-    same = {knob: name for knob, name in plain.items() if KNOBS[knob].reload}
+    same = dict(plain.over(knob for knob in KNOBS if _is_of_numbers(knob)))
     return configuration.replaced(**same) if missing else None
 
 

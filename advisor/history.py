@@ -15,7 +15,7 @@ from advisor.configuration import Configuration
 from advisor.device import NOT_OBSERVABLE
 from advisor.environment import Environment
 from advisor.errors import BadInput, DamagedRow, NotMeasured
-from advisor.knobs import Reason, tier_of
+from advisor.knobs import HAVE_PLUGIN, Reason, tier_of, unknown
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelSource
 from advisor.runner import Runner, read_facts
@@ -172,7 +172,7 @@ def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
         "block": trial.block,
         "outcome": str(trial.outcome),
         "reason": trial.reason,
-        "tier": str(tier_of(trial.ran.items(), study.facts)) if study.facts else None,
+        "tier": str(tier_of(trial.ran.items(), study.facts)) if study.facts and not unknown(trial.ran) else None,
         "figures": {
             name: getattr(trial, name)
             for name in ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes", "attempts")
@@ -285,7 +285,9 @@ def _figure(trial: Trial, metric: str) -> tuple[float, float, float] | None:
 
 
 def refuse_unrepeatable(trial: Trial) -> None:
-    """Raise BadInput for a trial that has no end of its own to be compared with."""
+    """Raise BadInput for a trial that has no end of its own to be compared with, or that nobody here knows how to run."""
+    if missing := unknown(trial.requested):
+        raise BadInput(f"this trial can't be run here: {missing[0]}", HAVE_PLUGIN)
     if trial.outcome in (Outcome.RUNNING, Outcome.PRUNED, Outcome.WRONG_OUTPUT):
         why = {
             Outcome.RUNNING: "has not ended: it still runs, or was interrupted (the same tune goes on with it)",

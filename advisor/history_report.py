@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.markup import escape
 from rich.table import Table
 
+from advisor.configuration import Configuration
 from advisor.history import Listed, Plan, Reproduction, device_words, is_reused, words_of
-from advisor.knobs import KNOBS
 from advisor.measurement import Measurement
 from advisor.objective import Metric
 from advisor.report import HEADS, console, duration, figure, quality_words, refused_table, without_unit
@@ -118,8 +116,8 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
     out.print(table)
 
 
-def _spelled(configuration: Mapping[str, str]) -> str:
-    return ", ".join(f"{knob} {configuration[knob]}" for knob in KNOBS if knob in configuration)
+def _spelled(configuration: Configuration) -> str:
+    return ", ".join(f"{knob} {choice}" for knob, choice in configuration.as_read.items())
 
 
 def _measured(measurement: Measurement) -> str:

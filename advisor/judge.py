@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.configuration import Configuration
-from advisor.knobs import advised, choices_of, tier_of, traits_of
+from advisor.knobs import HAVE_PLUGIN, advised, known_choices, tier_of, traits_of, unknown
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
 from advisor.terminal import gib
@@ -139,6 +139,8 @@ def objections(
     """
     if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
         return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
+    if missing := unknown(trial.ran):
+        return [f"what ran is not known here: {text}; {HAVE_PLUGIN}" for text in missing]
     found = []
     if not advised(trial.ran):
         found.append(f"what ran, {trial.ran}, is no configuration that is ever recommended")
@@ -273,14 +275,14 @@ def depends(quality: Quality, ran: Configuration, facts: ModelFacts) -> bool:
     return bool(_read(quality, ran, facts) or _layout(quality, facts))
 
 
-def probe_limit(ran: Mapping[str, str], facts: ModelFacts) -> float:
+def probe_limit(ran: Configuration, facts: ModelFacts) -> float:
     """Return how far (σ) an output may move in the independence probe: not at all, but for mixtures of experts."""
     if not facts.experts:
         return 0.0
     return min(EXPERTS_STEPS * _step(ran) * facts.layers, EXPERTS_MOST)
 
 
-def _step(ran: Mapping[str, str]) -> float:
+def _step(ran: Configuration) -> float:
     """Return the step between neighbouring numbers near 1; the coarsest where the precision is unknown."""
     return float(2.0 ** -(traits_of(ran).mantissa_bits or COARSE))
 
@@ -353,6 +355,6 @@ def _lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
     return tuple(failures)
 
 
-def depends_on_batch(configuration: Mapping[str, str]) -> tuple[str, ...]:
+def depends_on_batch(configuration: Configuration) -> tuple[str, ...]:
     """Return the choices of a configuration whose arithmetic depends on the whole batch by design, as LLM.int8's does."""
-    return tuple(f"{c.knob} {c.name}" for c in choices_of(configuration) if not c.traits.independent)
+    return tuple(f"{c.knob} {c.name}" for c in known_choices(configuration) if not c.traits.independent)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS, fixes_weights
+from advisor.knobs import weights_of
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
@@ -176,13 +176,7 @@ class Landscape:
         return recorded if trial.load_s is None else recorded - trial.load_s + self.load_s(configuration, after)
 
     def _weights(self, configuration: Configuration) -> tuple[tuple[str, str], ...]:
-        """Return the choices that the loaded weights depend on; one that nobody knows any more is taken to be one of them."""
-        found = []
-        for knob, name in configuration.items():
-            choice = KNOBS[knob].choices.get(name) if knob in KNOBS else None
-            if choice is None or fixes_weights(choice, switches_attention=self.facts.switches_attention):
-                found.append((knob, name))
-        return tuple(found)
+        return weights_of(configuration, switches_attention=self.facts.switches_attention)
 
     @cached_property
     def _loads(self) -> dict[tuple[tuple[str, str], ...], float]:

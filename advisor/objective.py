@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from advisor.checked import Malformed, checked, shortened, test_of
+from advisor.configuration import Configuration
 from advisor.errors import BadInput
 
 
@@ -85,9 +86,9 @@ class Objective:
         """The metric with its unit and direction."""
         return next(metric for metric in METRICS.values() if metric.metric == self.metric)
 
-    def leaves(self, configuration: Mapping[str, str]) -> bool:
-        """Whether --only leaves a configuration; a knob that it does not have is no reason against it."""
-        return all(configuration.get(knob, names[0]) in names for knob, names in self.only)
+    def leaves(self, configuration: Configuration) -> bool:
+        """Whether --only leaves a configuration: by its choice, stated or implied, of every knob that is named."""
+        return all(configuration.get(knob) in names for knob, names in self.only)
 
     @property
     def payload(self) -> dict[str, Any]:

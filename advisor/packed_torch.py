@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from advisor.configuration import Configuration
 from advisor.kinds_torch import as_traced, shallow, with_values
 from advisor.knobs import KNOBS, Batching, collate
 
 #: The layout that is tried: the first that lays sequences in one row.
-_LAYOUT = {"packing": next(name for name, choice in KNOBS["packing"].choices.items() if choice.traits.packs)}
+_LAYOUT = Configuration.of(
+    {"packing": next(name for name, choice in KNOBS["packing"].choices.items() if choice.traits.packs)}
+)
 
 #: What becomes of documents that share a row: they come out otherwise than alone, or the call raises.
 WRONG, RAISES = "wrong", "raises"

@@ -251,10 +251,11 @@ def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[
         numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
         trial_ids = {row.number: row.id for row in connection.execute(numbers)}
         _insert(connection, MEASUREMENTS, [{**each, "trial_id": trial_ids[number]} for number, each in statistics])
-        _insert(connection, COMPARISONS, [_compared(row, study, ids) for row in parcel.comparisons])
+        compared = _newest(_compared(row, study, ids) for row in parcel.comparisons)
+        _insert(connection, COMPARISONS, compared)
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)
-        new.update(trials=len(parcel.trials), comparisons=len(parcel.comparisons), refusals=len(parcel.refusals))
+        new.update(trials=len(parcel.trials), comparisons=len(compared), refusals=len(parcel.refusals))
     return new
 
 
@@ -291,6 +292,12 @@ def _compared(row: Values, study: int, ids: Mapping[Configuration, int]) -> Valu
     statistics = rows.comparison_values(Comparison("", "", tuple(row["block_ratios"]), row["planned"]))
     sides = {f"{side}_id": ids[Configuration.of(row[side])] for side in ("candidate", "baseline")}
     return {**statistics, **sides, "study_id": study, "made_at": row["made_at"]}
+
+
+def _newest(comparisons: Iterable[Values]) -> list[Values]:
+    """Return the newest comparison of each pair: of exports whose configurations spelled out what is implied, or did not."""
+    ordered = sorted(comparisons, key=lambda row: row["made_at"])
+    return list({(row["candidate_id"], row["baseline_id"]): row for row in ordered}.values())
 
 
 def _all_configurations(parcel: Parcel) -> Iterable[Configuration | None]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.clock import BudgetSpent
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.gate import figures_found, known_figures, layout_request
 from advisor.judge import wrong
 from advisor.knobs import Reason, Verdict
@@ -256,7 +256,8 @@ def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -
 
 
 def _refuse_alias(tuning: Tuning, configuration: Configuration, trial: Trial, text: str) -> None:
-    subject = " ".join(f"{k}={v}" for k, v in configuration.items() if trial.ran.get(k) != v) or str(configuration)
+    asked = configuration.over(stated([configuration, trial.ran]))
+    subject = " ".join(f"{k}={v}" for k, v in asked if trial.ran.get(k) != v) or str(configuration)
     if all(reason.subject != subject for reason in tuning.aliases):
         tuning.aliases.append(Reason("E1", Verdict.ALIAS, f"{text}; the figures count for what ran", subject=subject))
         tuning.store.save_refusals(tuning.study, [*tuning.space.refusals, *tuning.aliases])

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from advisor.configuration import Configuration
-from advisor.knobs import KNOBS
+from advisor.configuration import Configuration, stated
+from advisor.knobs import traits_of
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
 #: 0.35 between two configurations (measurement.md, C.3). With any of them halved or doubled, searches were as long.
@@ -77,8 +77,10 @@ class Posterior:
 
         What is running is taken to come out at its mean, whichever hypothesis holds: only the doubt shrinks.
         """
-        known = _Known.of(self, [c for c, _ in self.rows], candidates)
-        sure = _Known.of(self, [*(c for c, _ in self.rows), *self.running], candidates) if self.running else known
+        here, warm = [c for c, _ in self.rows], [c for c, _ in self.warm]
+        knobs = stated([*here, *warm, *self.running, *candidates])
+        known = _Known.of(here, warm, candidates, knobs)
+        sure = _Known.of([*here, *self.running], warm, candidates, knobs) if self.running else known
         prior, errors = self._prior(candidates), self._errors()
         found = []
         for scale in SCALES:
@@ -116,11 +118,17 @@ class _Known:
     here: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, known: Posterior, here: Sequence[Configuration], candidates: Sequence[Configuration]) -> _Known:
-        observed = [*here, *(configuration for configuration, _ in known.warm)]
-        alone = float(kernel(candidates[:1], candidates[:1])[0, 0]) if candidates else 0.0
+    def of(
+        cls,
+        here: Sequence[Configuration],
+        elsewhere: Sequence[Configuration],
+        candidates: Sequence[Configuration],
+        knobs: Sequence[str],
+    ) -> _Known:
+        observed = [*here, *elsewhere]
+        alone = float(kernel(candidates[:1], candidates[:1], knobs)[0, 0]) if candidates else 0.0
         is_here = np.arange(len(observed)) < len(here)
-        return cls(kernel(observed, observed), kernel(candidates, observed), alone, is_here)
+        return cls(kernel(observed, observed, knobs), kernel(candidates, observed, knobs), alone, is_here)
 
     def fit(self, scale: float, transfer: float) -> _Fit:
         """Return the process where errors are `scale` times as large, and correlate by `transfer` with the other workload's."""
@@ -193,9 +201,12 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     if not seconds:
         return None
     observed, logs = [configuration for configuration, _ in seconds], np.log([value for _, value in seconds])
-    among = kernel(observed, observed) + _SECONDS_NOISE**2 * np.eye(len(observed))
+    knobs = stated([*observed, *candidates])
+    among = kernel(observed, observed, knobs) + _SECONDS_NOISE**2 * np.eye(len(observed))
     weights = np.linalg.solve(among, logs - logs.mean())
-    expected: Array = np.exp(np.clip(logs.mean() + kernel(candidates, observed) @ weights, logs.min(), logs.max()))
+    expected: Array = np.exp(
+        np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
+    )
     if not any(_compiles(configuration) for configuration in observed):
         expected = expected + COMPILE_S * np.array([_compiles(configuration) for configuration in candidates])
     return expected
@@ -203,17 +214,21 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
 
 def _compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    known = (KNOBS[knob].choices.get(name) for knob, name in configuration.items() if knob in KNOBS)
-    return any(choice.traits.compiles for choice in known if choice is not None)
+    return traits_of(configuration).compiles
 
 
-def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration]) -> Array:
-    """Return the covariance of the errors of prediction, [rows, columns]: by how many choices, and pairs, are shared."""
-    items = {item: n for n, item in enumerate(sorted({item for c in (*rows, *columns) for item in c.items()}))}
+def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration], knobs: Sequence[str]) -> Array:
+    """Return the covariance of the errors of prediction, [rows, columns]: by how many choices, and pairs, are shared.
+
+    knobs: those in which any of the configurations at hand says something. In the others all have the implied choice, so that
+    a knob of which nobody makes use changes nothing.
+    """
+    spelled = [[configuration.over(knobs) for configuration in side] for side in (rows, columns)]
+    items = {item: n for n, item in enumerate(sorted({item for side in spelled for each in side for item in each}))}
     marked: list[Array] = [np.zeros((len(side), len(items))) for side in (rows, columns)]
-    for side, marks in zip((rows, columns), marked, strict=True):
-        for number, configuration in enumerate(side):
-            marks[number, [items[item] for item in configuration.items()]] = 1.0
+    for side, marks in zip(spelled, marked, strict=True):
+        for number, each in enumerate(side):
+            marks[number, [items[item] for item in each]] = 1.0
     shared: Array = marked[0] @ marked[1].T
     union = marked[0].sum(axis=1)[:, None] + marked[1].sum(axis=1)[None, :] - shared
     covariance: Array = CHOICE**2 * shared + PAIR**2 * shared * (shared - 1) / 2 + REST**2 * (shared == union)

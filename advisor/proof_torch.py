@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from advisor import facts_torch
-from advisor.configuration import Configuration
-from advisor.knobs import Batching, Reading, choice_of
+from advisor.configuration import Configuration, stated
+from advisor.knobs import KNOBS, Batching, Reading, choice_of
 from advisor.session_torch import Session, asked_of, synchronize
 from advisor.workloads import forward_torch as forward
 
@@ -69,13 +69,14 @@ def read_effective(
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(request["facts"].get("prequantized")),
         one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),
+        own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
 
 
 def unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
     """Return "" or what was asked for and did not run, with the evidence (rule E1)."""
     texts = []
-    for knob, name in requested.items():
+    for knob, name in requested.over(stated([requested, effective])):
         proof = choice_of(knob, name).proof(reading)
         if proof is None and effective[knob] != name:
             proof = f"{effective[knob]} ran"

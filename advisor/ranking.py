@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.judge import is_judged, wrong
-from advisor.knobs import tier_of
+from advisor.knobs import KNOBS, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
 from advisor.model import ModelFacts
 from advisor.objective import Metric, Tier
@@ -104,7 +104,8 @@ def candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Compari
         ratio = trial.score(aim) / default.score(aim) if default.score(aim) and trial.score(aim) else None
         keys = (trial.ran.key, default.ran.key)
         found = next((c for c in comparisons if (c.candidate, c.baseline) == keys), None)
-        changes = sum(name != default.ran.get(knob) for knob, name in trial.ran.items())
+        knobs = stated([trial.ran, default.ran])
+        changes = sum(trial.ran.get(knob) != default.ran.get(knob) for knob in knobs)
     tier = tier_of(trial.ran.items(), facts)
     failures = wrong(trial, default, facts) if trial.quality is not None else ()
     is_default = default is not None and trial.ran == default.ran
@@ -131,9 +132,10 @@ def _by_ratio(confirmed: Sequence[Candidate]) -> list[Candidate]:
     return ordered
 
 
-def _simplicity(found: Candidate) -> tuple[int, int, str]:
+def _simplicity(found: Candidate) -> tuple[int, int, tuple[tuple[str, str], ...]]:
     """Fewer choices that are not the default's come first, then exact before lossy, then one order for all that is left."""
-    return found.changes, found.tier.rank, str(found.configuration)
+    knobs = dict.fromkeys([*KNOBS, *found.configuration])
+    return found.changes, found.tier.rank, found.configuration.over(knobs)
 
 
 def is_tied(one: Candidate, other: Candidate) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from advisor import workloads
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
-from advisor.knobs import Batching, Collation, advised, choices_of, collation_of, traits_of
+from advisor.knobs import Batching, Collation, advised, call_arguments, choices_of, collation_of, traits_of
 from advisor.model import ModelFacts, ModelSource
 from advisor.workloads import Workload
 from advisor.workloads.forward import auto_class
@@ -211,6 +211,8 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     lines = [f"call, places = {collation.name}({arguments})"]
     if dropped := _dropped(collation, facts):
         lines.append(f"for name in {dropped!r}:\n    del call[name]")
+    if added := call_arguments(configuration):
+        lines.append(f"call |= {{{', '.join(f'{name!r}: {text}' for name, text in added.items())}}}")
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )

@@ -25,7 +25,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.measurement import TIE_ZONE
 from advisor.objective import METRICS, Metric
 from advisor.posterior import Array, Belief, Posterior, expected_seconds, mean_of
@@ -105,14 +105,11 @@ class Knowledge:
             return None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         everything = [*self.admissible, *(c for trial in self.trials for c in (trial.requested, trial.ran))]
-        names = sorted({item for configuration in everything for item in configuration.items()})
-        space: dict[str, BaseDistribution] = {
-            knob: CategoricalDistribution([choice for name, choice in names if name == knob]) for knob, _ in names
-        }
+        space = _distributions(everything, stated(everything))
         source = random.Random(seed * 1000 + len(self.trials))
         study = optuna.create_study(sampler=PosteriorSampler(self._model(fresh), space, source))
         study.add_trials(self._frozen(space))
-        proposal = study.ask({knob: space[knob] for knob in fresh[0]})
+        proposal = study.ask({knob: space[knob] for knob in space if any(knob in c for c in fresh)})
         return Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
 
     def chance_of_better(self) -> float | None:
@@ -214,7 +211,7 @@ class PosteriorSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Return the choices of the next configuration."""
         told = _Told.of(t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
-        return dict(self._model.candidates[self._source.choice(self._model.equals(told))])
+        return dict(self._model.candidates[self._source.choice(self._model.equals(told))].over(self._space))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -337,22 +334,29 @@ class _Model:
         choices together, times that of its worst pair. most: that of the worst choice or pair alone, which is the most that
         can be said for it: a search is not to end because of what might fail.
         """
-        bad = Counter(pair for configuration in told.failed for pair in _pairs(configuration))
         worked = [configuration for configuration, _ in told.values if configuration not in told.failed]
-        good = Counter(pair for configuration in worked for pair in _pairs(configuration) if pair in bad)
+        knobs = stated([*told.failed, *worked, *self.candidates])
+        bad = Counter(pair for configuration in told.failed for pair in _pairs(configuration, knobs))
+        good = Counter(pair for configuration in worked for pair in _pairs(configuration, knobs) if pair in bad)
         works = {pair: _share(good[pair], failures, least=not most) for pair, failures in bad.items()}
         chances = np.ones(len(self.candidates))
         for number, candidate in enumerate(self.candidates):
-            blamed = [pair for pair in _pairs(candidate) if pair in works]
+            blamed = [pair for pair in _pairs(candidate, knobs) if pair in works]
             alone = [works[one, other] for one, other in blamed if one == other]
             pairs = [works[one, other] for one, other in blamed if one != other]
             chances[number] = min([*alone, *pairs, 1.0]) if most else math.prod(alone) * min([*pairs, 1.0])
         return chances
 
 
-def _pairs(configuration: Configuration) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Return all pairs of choices, and each choice with itself."""
-    return list(combinations_with_replacement(configuration.choices, 2))
+def _pairs(configuration: Configuration, knobs: Sequence[str]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Return all pairs of a configuration's choices of these knobs, and each choice with itself."""
+    return list(combinations_with_replacement(configuration.over(knobs), 2))
+
+
+def _distributions(configurations: Sequence[Configuration], knobs: Sequence[str]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of each knob: the choices that these have of it, implied ones too."""
+    items = sorted({item for configuration in configurations for item in configuration.over(knobs)})
+    return {knob: CategoricalDistribution([choice for name, choice in items if name == knob]) for knob in knobs}
 
 
 def _share(good: int, bad: int, *, least: bool) -> float:
@@ -379,11 +383,10 @@ def _frozen(
     seconds = {"seconds": trial.wall_s}
 
     def told(configuration: Configuration, state: TrialState, value: float | None = None, **words: Any) -> FrozenTrial:
-        known = space or {knob: CategoricalDistribution([choice]) for knob, choice in configuration.items()}
-        distributions = {knob: known[knob] for knob in configuration}
-        return create_trial(
-            state=state, params=dict(configuration), distributions=distributions, value=value, user_attrs=words
-        )
+        known = space or _distributions([configuration], stated([configuration]))
+        params = dict(configuration.over(known))
+        distributions = {knob: known[knob] for knob in params}
+        return create_trial(state=state, params=params, distributions=distributions, value=value, user_attrs=words)
 
     if trial.outcome is Outcome.RUNNING:
         return [told(trial.requested, TrialState.RUNNING)]

@@ -17,11 +17,11 @@ from typing import Any
 
 from advisor import probe
 from advisor.chart import bar_chart
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.cost import attention_width, useful_operations
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
-from advisor.knobs import Reason, baseline_choices
+from advisor.knobs import KNOBS, Reason, baseline_choices
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
@@ -192,7 +192,7 @@ class CaseResult:
         trial = self.trial(role)
         if trial is not None:
             return f"{trial.outcome}: {trial.reason}" if trial.outcome is not Outcome.OK else trial.reason
-        wanted = {f"{knob}={name}" for knob, name in self.roles[role].items()}
+        wanted = {f"{knob}={name}" for knob, name in self.roles[role].over(KNOBS)}
         refused = (r for r in self.refusals if wanted.issuperset(f"{r.subject} {r.about}".split()))
         return next((f"rule {r.rule}: {r.text}" for r in refused), "it was not tried: the time was over")
 
@@ -303,8 +303,9 @@ def _measured(case: Case, job: Job, store: Store, runner: Runner, listen: Listen
 def _label(result: CaseResult, configuration: Configuration) -> str:
     """Return attention, packing and whatever else differs from the default."""
     default = result.roles[_DEFAULT]
-    other = [n for knob, n in configuration.items() if knob not in ("attention", "packing") and n != default[knob]]
-    return " · ".join([configuration["attention"], configuration["packing"], *other])
+    named, knobs = ("attention", "packing"), stated([configuration, default])
+    other = [n for knob, n in configuration.over(knobs) if knob not in named and n != default.get(knob)]
+    return " · ".join([*dict(configuration.over(named)).values(), *other])
 
 
 def table(results: Sequence[CaseResult]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from advisor import facts_torch, fp32_torch, tokens_torch
 from advisor.configuration import Configuration
-from advisor.knobs import Batching, choices_of, collate, fixes_weights, traits_of
+from advisor.knobs import Batching, call_arguments, choices_of, collate, traits_of, weights_of
 from advisor.model import ModelFacts
 from advisor.workloads import Workload, workload_of
 from advisor.workloads import forward_torch as forward
@@ -28,6 +28,7 @@ class Session:
         self.settings: Any = None
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
+        self.names: dict[str, Any] = {}
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
 
     def stage(self, name: str) -> None:
@@ -55,7 +56,8 @@ class Session:
         """
         self.stage("load")
         began, choices = time.perf_counter(), choices_of(configuration)
-        names, key = facts_torch.statements(choices), weights_key(request, configuration)
+        self.names = names = facts_torch.statements(choices)
+        key = weights_key(request, configuration)
         if self.loaded_as != key:
             self.unload()
             output = request["workload"]["output"]
@@ -102,22 +104,26 @@ class Session:
         tokens: Sequence[torch.Tensor],
     ) -> list[forward.Call]:
         """Return one call per batch, on the CPU, without what asks for an output. tokens: of the workload's sequences."""
-        batching, calls = self.batching(request, configuration), []
-        for batch in workload.batches(by_length=traits_of(configuration).by_length):
-            arguments, places = collate(configuration, [tokens[i] for i in batch], batching)
-            arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
-            calls.append(forward.Call(arguments, batch, tuple(places)))
-        return calls
+        batches = workload.batches(by_length=traits_of(configuration).by_length)
+        return [self.call(request, configuration, batch, [tokens[i] for i in batch]) for batch in batches]
+
+    def call(
+        self,
+        request: Mapping[str, Any],
+        configuration: Configuration,
+        batch: Sequence[int],
+        tokens: Sequence[torch.Tensor],
+    ) -> forward.Call:
+        """Return the call for a batch, with what choices add to every call. batch: the numbers of its sequences."""
+        arguments, places = collate(configuration, tokens, self.batching(request, configuration))
+        arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
+        arguments |= facts_torch.evaluated(call_arguments(configuration), self.names)
+        return forward.Call(arguments, tuple(batch), tuple(places))
 
 
 def weights_key(request: Mapping[str, Any], configuration: Configuration) -> tuple[Any, ...]:
     """Return what the loaded weights depend on: configurations with the same share a loaded model."""
-    switches = request["facts"]["switches_attention"]
-    fixed = tuple(
-        (choice.knob, choice.name)
-        for choice in choices_of(configuration)
-        if fixes_weights(choice, switches_attention=switches)
-    )
+    fixed = weights_of(configuration, switches_attention=request["facts"]["switches_attention"])
     source = request["source"]
     return (source["path"], source["digest"], request["workload"]["output"], request["device"], fixed)
 

@@ -122,7 +122,7 @@ def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> l
 def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
     reasons = [
         replace(reason, subject=f"{knob}={name}")
-        for knob, name in situation.configuration.items()
+        for knob, name in situation.configuration.over(knobs_for(situation.workload))
         for reason in choice_of(knob, name).why_not(situation)
     ]
     return reasons + _too_large(situation, objective, free_bytes)
@@ -148,9 +148,7 @@ def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> l
     needed = predicted_bytes(situation)
     if needed <= limit:
         return []
-    about = " ".join(
-        f"{knob}={name}" for knob, name in situation.configuration.items() if knob in ("attention", "packing")
-    )
+    about = " ".join(f"{knob}={name}" for knob, name in situation.configuration.over(("attention", "packing")))
     subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
     text = f"needs at least {gib(needed)}, and {gib(limit)} may be used"
     return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]

@@ -25,11 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from advisor.configuration import READING_ORDER
+from advisor.configuration import IMPLIED
 from advisor.method import METHOD
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -114,6 +114,14 @@ CONFIGURATIONS = Table(
     UniqueConstraint("key"),
 )  # fmt: skip
 
+#: Of every knob that a writer of this database knew: the choice that a configuration has which says nothing of it, "" where
+#: there is none, and its place in a configuration that people read. What is left out means this for ever.
+KNOBS = Table(
+    "knobs", METADATA,
+    _id(), _text("name"), _text("implied"), _number("place"),
+    UniqueConstraint("name"),
+)  # fmt: skip
+
 STUDIES = Table(
     "studies", METADATA,
     _id(), _to("workload_id", "workloads"), _to("environment_id", "environments"), _to("model_id", "models"),
@@ -169,21 +177,26 @@ RECOMMENDATIONS = Table(
 )  # fmt: skip
 
 #: Which pieces of SQL the two databases spell differently: a JSON member as text, the batch that a configuration names, a
-#: configuration in words, and the longest sequence of a workload.
+#: configuration in words, its stated choices as rows, what it says of the knob k, and the longest sequence of a workload.
 _SPELLING = {
     "sqlite": {
         "member": "json_extract({column}, '$.{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each({column}, '$.batch') WHERE value GLOB '[0-9]*' AND value NOT GLOB '*[^0-9]*')""",
-        "words": "(SELECT group_concat(value, ' · ') FROM (SELECT value FROM json_each({column}) ORDER BY {order}, key))",
+        "words": """(SELECT group_concat(value, ' · ') FROM (SELECT j.value AS value
+    FROM json_each({column}) j LEFT JOIN knobs o ON o.name = j.key ORDER BY COALESCE(o.place, 1000000), j.key))""",
+        "stated": "json_each({column})",
+        "said": "json_extract({column}, '$.\"' || k.name || '\"')",
         "longest": "(SELECT MAX(value) FROM json_each({column}, '$.lengths'))",
     },
     "postgresql": {
         "member": "(CAST({column} AS json) ->> '{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each_text(CAST({column} AS json)) WHERE key = 'batch' AND value ~ '^[0-9]{{1,9}}$')""",
-        "words": """(SELECT string_agg(value, ' · ' ORDER BY {order}, key COLLATE "C")
-    FROM json_each_text(CAST({column} AS json)))""",
+        "words": """(SELECT string_agg(j.value, ' · ' ORDER BY COALESCE(o.place, 1000000), j.key COLLATE "C")
+    FROM json_each_text(CAST({column} AS json)) j LEFT JOIN knobs o ON o.name = j.key)""",
+        "stated": "json_each_text(CAST({column} AS json))",
+        "said": "(CAST({column} AS json) ->> k.name)",
         "longest": """(SELECT MAX(CAST(value AS INTEGER))
     FROM json_array_elements_text(CAST({column} AS json) -> 'lengths'))""",
     },
@@ -200,7 +213,12 @@ def views(dialect: str) -> dict[str, str]:
 
     They are the public face for people who read with SQL: the columns are the same on both databases and stay.
     """
-    made = {"v_trials": _trials, "v_recommendations": _recommendations, "v_refusals": _refusals}
+    made = {
+        "v_trials": _trials,
+        "v_recommendations": _recommendations,
+        "v_refusals": _refusals,
+        "v_trial_choices": _trial_choices,
+    }
     return {name: body(dialect) for name, body in made.items()}
 
 
@@ -209,9 +227,13 @@ def _member(dialect: str, column: str, name: str) -> str:
 
 
 def _words(dialect: str, column: str) -> str:
-    places = " ".join(f"WHEN '{knob}' THEN {place}" for place, knob in enumerate(READING_ORDER))
-    order = f"CASE key {places} ELSE {len(READING_ORDER)} END"
-    return _SPELLING[dialect]["words"].format(column=column, order=order)
+    return _SPELLING[dialect]["words"].format(column=column)
+
+
+def _choice(dialect: str, column: str, knob: str) -> str:
+    """Return the choice of a knob: the implied one where a configuration says nothing of it."""
+    said, implied = _member(dialect, column, knob), IMPLIED[knob]
+    return f"COALESCE({said}, '{implied}')" if implied else said
 
 
 def _real(dialect: str, column: str, name: str) -> str:
@@ -226,7 +248,7 @@ def _trials(dialect: str) -> str:
     """One row a trial. What came later stands at the end, for those who count columns."""
     ran = "COALESCE(f.payload, r.payload)"
     knobs = ",\n  ".join(
-        f"{_member(dialect, ran, knob)} AS {knob}" for knob in ("attention", "precision", "quantization", "packing")
+        f"{_choice(dialect, ran, knob)} AS {knob}" for knob in ("attention", "precision", "quantization", "packing")
     )
     batch = f"CAST({_member(dialect, 'w.payload', 'batch')} AS INTEGER)"
     later = ",\n  ".join(
@@ -280,3 +302,23 @@ def _refusals(dialect: str) -> str:
   x.subject AS subject, x.about AS about, x.rule AS rule, x.verdict AS verdict, x.reason AS reason, x.remedy AS remedy
 FROM {_STUDY}
   JOIN refusals x ON x.study_id = s.id"""  # noqa: S608
+
+
+def _trial_choices(dialect: str) -> str:
+    """One row a knob of each trial's requested configuration, and one of its effective one: of every knob there ever was.
+
+    A knob that says nothing has its implied choice here too, by the table of knobs: no new knob changes this view.
+    """
+    stated, said = (_SPELLING[dialect][name].format(column="c.payload") for name in ("stated", "said"))
+    parts = []
+    for requested, column in ((1, "requested_id"), (0, "effective_id")):
+        trials = f"FROM trials t JOIN configurations c ON c.id = t.{column}"
+        for knob, choice, beside in (
+            ("j.key", "j.value", f"CROSS JOIN {stated} j"),
+            ("k.name", "k.implied", f"JOIN knobs k ON k.implied <> '' AND {said} IS NULL"),
+        ):
+            columns = (
+                f"t.study_id AS study, t.number AS number, {knob} AS knob, {choice} AS choice, {requested} AS requested"
+            )
+            parts.append(f"SELECT {columns}\n{trials} {beside}")
+    return "\nUNION ALL\n".join(parts)

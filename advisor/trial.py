@@ -177,7 +177,7 @@ class Trial:
     @property
     def ran(self) -> Configuration:
         """What the figures count for: the effective configuration, or the requested one where nothing ran."""
-        return self.effective or self.requested
+        return self.requested if self.effective is None else self.effective
 
 
 def default_of(trials: Sequence[Trial]) -> Trial | None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from advisor.answer import SearchEnd, Stop
 from advisor.clock import Bounded, BudgetSpent, Clock
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.confirmation import confirm, confirmation_s
 from advisor.cost import costs_of, weight_bytes
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
-from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
+from advisor.knobs import Reason, Verdict, is_whole, unknown, weights_of
 from advisor.leftovers import owner, owner_is_alive, working_folder
 from advisor.model import ModelFacts
 from advisor.patience import PatientStore
@@ -221,7 +221,9 @@ def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
     if (available_s := _available_s(tuning)) <= 0:
         return Stop.BUDGET
     fitting = known.within(available_s)
-    proposal = _next_of_all(fitting.admissible, trials) if budget.exhaustive else fitting.ask(tuning.job.seed)
+    proposal = (
+        _next_of_all(fitting.admissible, trials, tuning.facts) if budget.exhaustive else fitting.ask(tuning.job.seed)
+    )
     return proposal or Stop.BUDGET
 
 
@@ -256,23 +258,23 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
         return {}
     nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
     trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
-    fitting = [t for t in trials if set(t.requested) == set(knobs_for(nearest))]
-    configurations = {c for t in fitting for c in (t.requested, t.ran)}
-    offered = [c for c in configurations if all(name in KNOBS[knob].choices for knob, name in c.items())]
+    fitting = [t for t in trials if is_whole(t.requested, nearest)]
+    offered = [c for c in {c for t in fitting for c in (t.requested, t.ran)} if not unknown(c)]
     return surprises(fitting, aim, costs_of(offered, facts, nearest, here, aim))
 
 
-def _next_of_all(admissible: Sequence[Configuration], trials: Sequence[Trial]) -> Configuration | None:
+def _next_of_all(
+    admissible: Sequence[Configuration], trials: Sequence[Trial], facts: ModelFacts
+) -> Configuration | None:
     """Return one that was not tried: with the weights that are loaded now if there is one, for loading costs most."""
     seen = {trial.requested for trial in trials}
     fresh = [configuration for configuration in admissible if configuration not in seen]
-    loaded = _weights(trials[-1].requested) if trials else None
-    return next((c for c in fresh if _weights(c) == loaded), fresh[0] if fresh else None)
 
+    def weights(configuration: Configuration) -> tuple[tuple[str, str], ...]:
+        return weights_of(configuration, switches_attention=facts.switches_attention)
 
-def _weights(configuration: Configuration) -> tuple[tuple[str, str], ...]:
-    """Return the choices that the loaded weights depend on."""
-    return tuple((k, v) for k, v in configuration.items() if KNOBS[k].reload or KNOBS[k].choices[v].traits.own_load)
+    loaded = weights(trials[-1].requested) if trials else None
+    return next((c for c in fresh if weights(c) == loaded), fresh[0] if fresh else None)
 
 
 def _not_beyond_memory(tuning: Tuning, trials: Sequence[Trial]) -> list[Configuration]:
@@ -304,7 +306,8 @@ def _hopeless(tuning: Tuning) -> bool:
     last = [trial for trial in tuning.trials if trial.phase == "search"][-FAILURES_IN_A_ROW:]
     if len(last) < FAILURES_IN_A_ROW or not all(trial.outcome.is_failure for trial in last):
         return False
-    shared = set.intersection(*(set(trial.requested.items()) for trial in last))
+    knobs = stated(trial.requested for trial in last)
+    shared = set.intersection(*(set(trial.requested.over(knobs)) for trial in last))
     common = ", ".join(f"{knob} {name}" for knob, name in sorted(shared)) or "no choice"
     outcome, count = Counter(str(trial.outcome) for trial in last).most_common(1)[0]
     tuning.listen(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from advisor.checked import shortened
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.judge import is_judged
-from advisor.knobs import GENERIC, KNOBS, Reason
+from advisor.knobs import GENERIC, KNOBS, Reason, always
 from advisor.prospects import prospects_of, space_of
 from advisor.ranking import Candidate, why_behind
 from advisor.suggest import Recommendation
@@ -20,24 +21,43 @@ from advisor.trial import Outcome, Trial
 MOST_LINES = 12
 
 
-def choices_in(text: str) -> Configuration:
-    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them.
+def choices_in(text: str) -> dict[str, str]:
+    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
 
-    A word goes to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by
-    itself: it needs its knob, or a whole configuration around it, in the order in which it is printed. Raises BadInput.
+    A configuration as it is printed has all knobs: those of which it says nothing have their implied choice. Else a word goes
+    to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by itself: it
+    needs its knob, or a whole configuration around it, in the order in which it is printed. Raises BadInput.
     """
     joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
     words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
     if not words:
         raise BadInput("--why-not names no choice", "advisor probe lists them")
+    if "·" in text and (label := _label(words)) is not None:
+        return label
     chosen = _chosen([word for word in words if word not in GENERIC], text)
     generic = [word for word in words if word in GENERIC]
-    left = [knob for knob in KNOBS if knob not in chosen and knob != "batch"]
-    is_whole = len(left) == len(generic) and all(map(_has_choice, left, generic))
-    if generic and not is_whole:
+    if generic and (label := _label(words)) is not None:
+        return label
+    if generic:
         spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
         raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")
-    return Configuration.of({**chosen, **dict(zip(left, generic, strict=False))})
+    return chosen
+
+
+def spelled(asked: Mapping[str, str]) -> str:
+    """Return what is asked about as a configuration is printed."""
+    return " · ".join(asked[knob] for knob in KNOBS if knob in asked)
+
+
+def _label(words: Sequence[str]) -> dict[str, str] | None:
+    """Return the configuration whose label these words are, implied choices too, None where they are none, or of several."""
+    needed = {name for name, knob in KNOBS.items() if knob.applies is always and not knob.implied}
+    found = [
+        dict(zip(knobs, words, strict=True))
+        for knobs in combinations(KNOBS, len(words))
+        if needed <= set(knobs) and all(map(_has_choice, knobs, words))
+    ]
+    return dict(Configuration.of(found[0]).over(KNOBS)) if len(found) == 1 else None
 
 
 def _has_choice(knob: str, name: str) -> bool:
@@ -78,9 +98,9 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
     """Return, in words, why what has a choice, or all of several, is not what is recommended. Raises BadInput: see choices_in."""
     asked = choices_in(text)
     if recommendation.chosen is not None and _has(recommendation.chosen.configuration, asked):
-        return [f"{asked} is recommended{_how_sure(recommendation)}"]
-    if unknown := sorted(set(asked) - _knobs(recommendation, trials)):
-        return [f"{unknown[0]} is no knob of this workload: --batch auto makes it one"]
+        return [f"{spelled(asked)} is recommended{_how_sure(recommendation)}"]
+    if missing := [knob for knob in sorted(asked) if not _is_turned(knob, recommendation, trials)]:
+        return [f"{missing[0]} is no knob of this workload: --batch auto makes it one"]
     refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
     tried = [
         _told(trial, recommendation) for trial in trials
@@ -96,16 +116,16 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
     return [*found, f"{_subject(asked)}: {last}"]
 
 
-def _has(configuration: Configuration, asked: Configuration) -> bool:
+def _has(configuration: Configuration, asked: Mapping[str, str]) -> bool:
     return all(configuration.get(knob) == name for knob, name in asked.items())
 
 
-def _subject(asked: Configuration) -> str:
+def _subject(asked: Mapping[str, str]) -> str:
     """Return what is asked about as refusals spell it."""
     return " ".join(f"{knob}={asked[knob]}" for knob in KNOBS if knob in asked)
 
 
-def _it(asked: Configuration) -> str:
+def _it(asked: Mapping[str, str]) -> str:
     return "it" if len(asked) == 1 else "all of these"
 
 
@@ -113,13 +133,14 @@ def _how_sure(recommendation: Recommendation) -> str:
     return {3: f" for now: {recommendation.verdict}"}.get(recommendation.verdict.exit_status, "")
 
 
-def _knobs(recommendation: Recommendation, trials: Sequence[Trial]) -> set[str]:
+def _is_turned(knob: str, recommendation: Recommendation, trials: Sequence[Trial]) -> bool:
+    """Whether the configurations of a workload have a choice of a knob."""
     known: list[Configuration] = [trial.requested for trial in trials[:1]]
     known += [recommendation.chosen.configuration] if recommendation.chosen is not None else []
-    return {knob for configuration in known for knob in configuration}
+    return any(knob in configuration for configuration in known)
 
 
-def _fitting(recommendation: Recommendation, asked: Configuration) -> list[Reason]:
+def _fitting(recommendation: Recommendation, asked: Mapping[str, str]) -> list[Reason]:
     """Return the refusals that hold for what has all of these choices, those that need no other choice first.
 
     Not those of a narrower tier than the one that is asked for now.
@@ -144,7 +165,7 @@ def _first(lines: Sequence[str]) -> list[str]:
     return list(lines) if left <= 0 else [*lines[:MOST_LINES], f"and {left} more"]
 
 
-def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Configuration) -> list[str] | None:
+def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Mapping[str, str]) -> list[str] | None:
     """Say how many admissible configurations with these choices nobody tried, the most promising of them, and what tries them.
 
     None where it is not known what is admissible.

@@ -525,7 +525,7 @@ def caught(forced: Forced, trial: Trial | None, default: Trial | None, facts: Mo
             forced, "gate", next((part for part in parts if part.startswith("rms")), parts[0]).replace(" error", "")
         )
     if trial.effective is not None and trial.effective != trial.requested:
-        ran = [f"{knob} {name}" for knob, name in trial.effective.items() if trial.requested[knob] != name]
+        ran = [f"{knob} {name}" for knob, name in trial.effective.over(KNOBS) if trial.requested[knob] != name]
         return Caught(forced, "proof", f"{', '.join(ran)} ran")
     if trial.outcome in (Outcome.OK, Outcome.PRUNED) and trial.quality is not None and not wrong(trial, default, facts):
         return Caught(forced, "same", rms)

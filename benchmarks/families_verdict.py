@@ -23,7 +23,7 @@ from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.errors import AdvisorError
 from advisor.judge import wrong
-from advisor.knobs import baseline_choices
+from advisor.knobs import KNOBS, baseline_choices
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.session_torch import Session, asked_of
@@ -152,12 +152,12 @@ class Bench:
 
     def refusal(self, configuration: Configuration) -> Verdict | None:
         """Return the rule that refuses a configuration, None where it is admissible or the default."""
-        only = tuple((knob, (name,)) for knob, name in configuration.items())
+        only = tuple((knob, (name,)) for knob, name in configuration.over(KNOBS))
         objective = Objective(quality=Tier.EXACT, only=only)
         space = build_space(self.facts, self.workload, self.machine.environment, objective, self.machine.free_bytes)
         if configuration in (*space.admissible, space.baseline):
             return None
-        subjects = {f"{knob}={name}" for knob, name in configuration.items()}
+        subjects = {f"{knob}={name}" for knob, name in configuration.over(KNOBS)}
         reason = next(r for r in space.refusals if r.subject in subjects and r.verdict.refuses)
         return Verdict("refused", reason.text, reason.rule)
 

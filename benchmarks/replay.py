@@ -184,7 +184,7 @@ def tpe(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | Non
 
 
 def _as_optunas(trial: Trial, space: Mapping[str, CategoricalDistribution], field: Field) -> FrozenTrial:
-    score, parameters = trial.score(field.landscape.objective.aim), dict(trial.requested)
+    score, parameters = trial.score(field.landscape.objective.aim), dict(trial.requested.over(space))
     if score <= 0 or trial.outcome not in (Outcome.OK, Outcome.PRUNED):
         return create_trial(state=TrialState.FAIL, params=parameters, distributions=dict(space))
     return create_trial(params=parameters, distributions=dict(space), value=-math.log(score))

@@ -444,7 +444,7 @@ def test_what_is_no_export_is_told(elsewhere: Store, tmp_path: Path) -> None:
         ([], "line 1: this is no export of advisor"),
         (["{}"], "line 1: this is no export of advisor"),
         (["hello"], "line 1: it is no whole line of JSON"),
-        ([header], "line 1: advisor 9.9 wrote this in format 2, which is not 1"),
+        ([header], "line 1: advisor 9.9 wrote this in format 3, which is not 2"),
     ):
         with pytest.raises(BadInput, match=said):
             import_lines(elsewhere, lines)

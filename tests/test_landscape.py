@@ -19,6 +19,7 @@ import pytest
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
+from advisor.knobs import KNOBS
 from advisor.landscape import Landscape, ReplayRunner, read_landscapes
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelFacts, ModelSource
@@ -48,14 +49,14 @@ def made(seed: int = 0) -> Landscape:
     """Return a made-up landscape of the real space: every choice is off by a factor of its own, and eager packed fails."""
     drawn = random.Random(seed)
     space = build_space(FACTS, WORKLOAD, H200, OBJECTIVE, FREE_BYTES)
-    factors = {item: drawn.gauss(0, 0.2) for item in sorted({item for c in space.admissible for item in c.items()})}
+    factors = {item: drawn.gauss(0, 0.2) for item in sorted({item for c in space.admissible for item in c.over(KNOBS)})}
     trials = []
     for number, c in enumerate(dict.fromkeys([space.baseline, *space.admissible])):
         if c["attention"] == "eager" and c["packing"] == "packed":
             trials.append(Trial(number, c, None, Outcome.OUT_OF_MEMORY, reason="it is too large", wall_s=9.0))
             continue
         relative = space.costs[c] / min(space.costs.values())
-        round_s = 0.2 * relative * math.exp(sum(factors[item] for item in c.items()))
+        round_s = 0.2 * relative * math.exp(sum(factors[item] for item in c.over(KNOBS)))
         samples = tuple(round_s * math.exp(drawn.gauss(0, 0.005)) for _ in range(10))
         trials.append(timed(number, c, samples))
     return Landscape("made/up", "0123456789abcdef", FACTS, WORKLOAD, H200, OBJECTIVE, space.baseline, tuple(trials),

@@ -191,7 +191,7 @@ def situation(machine: str, model: str, workload: str, choices: dict[str, str]) 
 def reasons(where: Situation) -> dict[str, list[Reason]]:
     """Return what every knob's choice says against itself in this situation."""
     said: dict[str, list[Reason]] = {}
-    for knob, name in where.configuration.items():
+    for knob, name in where.configuration.over(KNOBS):
         choice = KNOBS[knob].choices[name]
         absent = choice.unavailable(where.environment)
         said[knob] = ([absent] if absent else []) + choice.why_not(where)

@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 import pytest
 
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.objective import METRICS
 from advisor.posterior import NOISE as NOISE_OF_MODEL
@@ -657,8 +657,9 @@ def test_flat_level_is_the_limit_of_a_wide_one() -> None:
     made, wide = Made.of(18), 1e4
     rows = [(c, -math.log(made.speed[c])) for c in SPACE[::11]]
     observed, values = [c for c, _ in rows], np.array([value + math.log(1 / made.costs[c]) for c, value in rows])
-    among = kernel(observed, observed) + NOISE_OF_MODEL**2 * np.eye(len(rows)) + wide**2
-    across = kernel(SPACE, observed) + wide**2
+    knobs = stated(SPACE)
+    among = kernel(observed, observed, knobs) + NOISE_OF_MODEL**2 * np.eye(len(rows)) + wide**2
+    across = kernel(SPACE, observed, knobs) + wide**2
     mean = np.log([made.costs[c] for c in SPACE]) + across @ np.linalg.solve(among, values)
     usual = Posterior(made.costs, rows=rows).beliefs(SPACE)[SCALES.index(1.0)]
 

@@ -20,6 +20,7 @@ import pytest
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
+from advisor.knobs import KNOBS
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
@@ -124,14 +125,14 @@ class Made:
         """Draw one. error: the standard deviation of what a choice's prediction is off by; a third as much for a pair."""
         drawn, space = random.Random(f"{seed} {error}"), spaces()[seed % 2]
         everything = list(dict.fromkeys([space.baseline, *space.admissible]))
-        items = sorted({item for c in everything for item in c.items()})
+        items = sorted({item for c in everything for item in c.over(KNOBS)})
         single = {item: drawn.gauss(0, error) for item in items}
         pairs = {pair: drawn.gauss(0, error / 3) for pair in combinations(items, 2)}
         level = 10 ** drawn.uniform(2, 6) * space.costs[space.baseline]
         speed = {
             c: level / space.costs[c] * math.exp(
-                sum(single[item] for item in c.items())
-                + sum(pairs[pair] for pair in combinations(sorted(c.items()), 2))
+                sum(single[item] for item in c.over(KNOBS))
+                + sum(pairs[pair] for pair in combinations(sorted(c.over(KNOBS)), 2))
                 + drawn.gauss(0, 0.03)
             )
             for c in everything

@@ -18,6 +18,7 @@ import pytest
 
 from advisor import probe, seed
 from advisor.checkpoint import find_model
+from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
 from advisor.landscape import one_by_one
@@ -66,17 +67,17 @@ class MadeUp:
             return dict(answers[request["op"]])
         if request["op"] == "block":
             return one_by_one(self.run, request)
-        configuration = request["configuration"]
+        configuration = Configuration.of(request["configuration"])
         if configuration["attention"] in self.broken:
             return {"outcome": "runtime_error", "reason": "made up to fail"}
-        key = json.dumps([configuration, request["workload"]])
+        key = json.dumps([dict(configuration), request["workload"]])
         self.runs[key] = self.runs.get(key, 0) + 1
         speed = self.speeds[max(request["workload"]["lengths"])].get(configuration["attention"], 0.5)
         speed *= 1.3 if configuration["packing"] == "packed" else 1.0
         seconds = [(1 + 0.01 * (self.runs[key] % 2)) / speed] * 5
         quality = {"rms": 0.01, "maximum": 0.1, "kl": 1e-4, "top1": 1.0, "positions": 1, "reference": "fp32, eager"}
         return {
-            "outcome": "ok", "reason": "", "effective": configuration, "load_s": 1.0, "first_call_s": 1.0,
+            "outcome": "ok", "reason": "", "effective": dict(configuration), "load_s": 1.0, "first_call_s": 1.0,
             "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality if request["gate"] else None, "alias": "",
             "reading": {"operators": list(self.operators)},
             "rounds": {"wall_s": seconds, "gpu_s": seconds, "slowest_s": seconds, "states": [], "discarded": []},

@@ -39,6 +39,7 @@ from advisor.answer import NONE_RIGHT, Answer, SearchEnd, Stop
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
+from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
@@ -707,6 +708,9 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []
+    assert [dict(row)["name"] for row in after.pop("knobs")] == list(KNOBS)
+    for stored in (before, after):  # as they are spelled now
+        stored["configurations"] = [_spelled(dict(row)) for row in stored["configurations"]]
     assert [dict(row)["verdict"] for row in after.pop("recommendations")] == ["unsearched"]
     added = {
         "studies": (("admissible", None), ("facts", None)),
@@ -722,6 +726,12 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
         store.save_ceilings(ENVIRONMENT, {})
         ran(store, 1)
     assert [row["batch_size"] for row in rows(url, "SELECT batch_size FROM v_trials")] == [2] * 4
+
+
+def _spelled(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a configuration's row with its one form and key."""
+    configuration = Configuration.of(json.loads(row["payload"]))
+    return (row["id"], configuration, configuration.key)
 
 
 def copied(url: str, server: str) -> str:

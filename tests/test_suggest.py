@@ -499,16 +499,21 @@ def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "spelled",
-    ["eager · bf16 · nf4 · padded", "eager · padded · bf16 · nf4", "eager,bf16,nf4,padded",
+    ["eager · bf16 · nf4", "eager · bf16 · nf4 · padded", "eager · padded · bf16 · nf4", "eager,bf16,nf4,padded",
      "packing=padded attention=eager quantization=nf4 precision=bf16",
      "attention eager, precision bf16, quantization nf4, packing padded",
      "precision=bf16 quantization=nf4 (attention=eager packing=padded)",
      "precision=bf16 quantization=nf4 with attention=eager packing=padded"],
-    ids=["text", "SQL", "commas", "spelled", "show", "refused", "error"],
+    ids=["text", "text of before", "SQL of before", "commas", "spelled", "show", "refused", "error"],
 )  # fmt: skip
 def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
     """Whatever the order of its words and what stands between them."""
-    assert choices_in(spelled) == NF4.replaced(attention="eager")
+    assert choices_in(spelled) == {
+        "attention": "eager",
+        "precision": "bf16",
+        "quantization": "nf4",
+        "packing": "padded",
+    }
 
 
 @pytest.mark.parametrize(
@@ -539,8 +544,8 @@ def test_a_choice_of_two_knobs_goes_to_the_one_that_is_left(monkeypatch: pytest.
     monkeypatch.setitem(KNOBS["attention"].choices, "plain", KNOBS["attention"].choices["eager"])
     monkeypatch.setitem(KNOBS["quantization"].choices, "plain", KNOBS["quantization"].choices["none"])
 
-    assert choices_in("plain · sdpa") == Configuration.of({"attention": "sdpa", "quantization": "plain"})
-    assert choices_in("nf4 · plain") == Configuration.of({"attention": "plain", "quantization": "nf4"})
+    assert choices_in("plain · sdpa") == {"attention": "sdpa", "quantization": "plain"}
+    assert choices_in("nf4 · plain") == {"attention": "plain", "quantization": "nf4"}
     assert choices_in("attention=plain,quantization=plain")["attention"] == "plain"
     with pytest.raises(BadInput, match="write attention=plain or quantization=plain"):
         choices_in("plain,bf16")
@@ -548,15 +553,16 @@ def test_a_choice_of_two_knobs_goes_to_the_one_that_is_left(monkeypatch: pytest.
 
 def test_a_generic_name_needs_its_knob(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself "none" says nothing, even where one knob alone has it: only a whole configuration leaves no doubt."""
-    assert choices_in("quantization=none") == Configuration.of({"quantization": "none"})
-    assert choices_in(str(DEFAULT)) == DEFAULT
+    assert choices_in("quantization=none") == {"quantization": "none"}
+    assert Configuration.of(choices_in(str(DEFAULT))) == DEFAULT
+    assert choices_in("sdpa · bf16 · none · padded") == choices_in(str(DEFAULT))
     for words in ("none", "none,bf16", "sdpa · none"):
         with pytest.raises(BadInput, match="none says nothing without its knob \\(write quantization=none\\)"):
             choices_in(words)
     with pytest.raises(BadInput, match="there is no choice 'auto'"):
         choices_in("auto")
     monkeypatch.setitem(KNOBS["attention"].choices, "none", KNOBS["attention"].choices["eager"])
-    assert choices_in(str(DEFAULT.replaced(attention="none"))) == DEFAULT.replaced(attention="none")
+    assert Configuration.of(choices_in("none · bf16")) == DEFAULT.replaced(attention="none")
     with pytest.raises(BadInput, match="write attention=none or quantization=none"):
         choices_in("none,bf16")
 

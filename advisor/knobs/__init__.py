@@ -4,7 +4,8 @@ A choice is one entry: its name, why it may not run here, what it changes when t
 ran. What it changes is written as Python source: the worker executes these lines and the suggestion prints them, so the
 lines a user pastes are the lines that were measured.
 
-Further choices come from the modules named in ADVISOR_PLUGINS (comma separated): the CHOICES of each are registered.
+Further knobs and choices come from the modules named in ADVISOR_PLUGINS (comma separated): the KNOBS of each are registered,
+then its CHOICES.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advisor.configuration import READING_ORDER, Configuration
+from advisor.configuration import IMPLIED, Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import (
@@ -30,6 +31,7 @@ from advisor.knobs.choice import (
     Situation,
     Term,
     Verdict,
+    always,
     traits_of,
 )
 from advisor.knobs.quantization import share_words
@@ -40,6 +42,7 @@ from advisor.workloads import Workload
 
 __all__ = [
     "GENERIC",
+    "HAVE_PLUGIN",
     "KNOBS",
     "RULES_VERSION",
     "Batching",
@@ -53,7 +56,9 @@ __all__ = [
     "Traits",
     "Verdict",
     "advised",
+    "always",
     "baseline_choices",
+    "call_arguments",
     "choice_of",
     "choices_of",
     "collate",
@@ -61,20 +66,24 @@ __all__ = [
     "effective_choices",
     "fixes_weights",
     "function_of",
+    "is_whole",
     "knobs_for",
+    "known_choices",
     "reference_choices",
     "register",
+    "register_knob",
     "rule_ids",
     "share_words",
     "tier_of",
     "traits_of",
+    "unknown",
+    "weights_of",
 ]
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
 RULES_VERSION = 1
 
 _OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
-KNOBS.update({knob.name: knob for knob in sorted(_OWN, key=lambda knob: READING_ORDER.index(knob.name))})
 
 #: Names of the modules whose choices are registered beside our own.
 PLUGINS = tuple(name.strip() for name in os.environ.get("ADVISOR_PLUGINS", "").split(",") if name.strip())
@@ -85,8 +94,34 @@ def knobs_for(workload: Workload) -> dict[str, Knob]:
     return {name: knob for name, knob in KNOBS.items() if knob.applies(workload)}
 
 
+def register_knob(knob: Knob) -> None:
+    """Add a knob to the table. Raises ValueError for a name that is there already, or that no configuration can spell."""
+    if knob.name in KNOBS:
+        raise ValueError(f"there is a knob {knob.name!r} already")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", knob.name):
+        raise ValueError(f"a knob's name is of small letters, digits, _ and -, not {knob.name!r}")
+    known = sorted([*KNOBS.values(), knob], key=lambda each: (each.place, each.name))
+    KNOBS.clear()
+    KNOBS.update({each.name: each for each in known})
+    _tell_implied()
+
+
+def forget_knob(name: str) -> None:
+    """Take a knob out of the table again: for tests. A configuration that states a choice of it is of an unknown knob then."""
+    del KNOBS[name]
+    _tell_implied()
+
+
+def _tell_implied() -> None:
+    """Say what a configuration leaves out, and in which order it is read."""
+    IMPLIED.clear()
+    IMPLIED.update({knob.name: knob.implied for knob in KNOBS.values()})
+
+
 def register(choice: Choice) -> None:
-    """Add a choice to its knob's table; a name that is there already is refused with ValueError."""
+    """Add a choice to its knob's table; a name that is there already is refused with ValueError, and so is an unknown knob."""
+    if choice.knob not in KNOBS:
+        raise ValueError(f"{choice.name!r} is a choice of {choice.knob!r}, which is no knob")
     choices = KNOBS[choice.knob].choices
     if choice.name in choices:
         raise ValueError(f"{choice.knob} has a choice {choice.name!r} already")
@@ -98,9 +133,45 @@ def choice_of(knob: str, name: str) -> Choice:
     return KNOBS[knob].choices[name]
 
 
-def choices_of(configuration: Mapping[str, str]) -> list[Choice]:
-    """Return the choices of a configuration, KeyError where one is unknown."""
-    return [choice_of(knob, name) for knob, name in configuration.items()]
+def choices_of(configuration: Configuration) -> list[Choice]:
+    """Return the choices of a configuration, implied ones too, in the order of the knobs.
+
+    Raises BadInput where it states one that is not known here.
+    """
+    if missing := unknown(configuration):
+        raise BadInput(f"{configuration} is not known here: {missing[0]}", HAVE_PLUGIN)
+    return known_choices(configuration)
+
+
+def known_choices(configuration: Configuration) -> list[Choice]:
+    """Return the same, without those that are not known here."""
+    return [choice_of(knob, name) for knob, name in configuration.over(KNOBS) if name in KNOBS[knob].choices]
+
+
+#: What helps where a stored configuration names what this process does not have.
+HAVE_PLUGIN = "name the module that has it in ADVISOR_PLUGINS"
+
+
+def unknown(configuration: Configuration) -> list[str]:
+    """Return, in words, each stated choice that this process has not: of a plugin, say, that is not loaded any more.
+
+    Nobody can say what it did, so that it is neither run nor recommended.
+    """
+    return [
+        f"there is no knob {knob} (it says {name})" if knob not in KNOBS else f"{knob} has no choice {name}"
+        for knob, name in configuration.items()
+        if knob not in KNOBS or name not in KNOBS[knob].choices
+    ]
+
+
+def is_whole(configuration: Configuration, workload: Workload) -> bool:
+    """Whether a configuration has a choice of every knob that can be turned for a workload, and none that is unknown."""
+    return not unknown(configuration) and all(knob in configuration for knob in knobs_for(workload))
+
+
+def call_arguments(configuration: Configuration) -> dict[str, str]:
+    """Return the keyword arguments that choices add to every call of the model, as Python expressions by name."""
+    return {name: text for choice in choices_of(configuration) for name, text in choice.call(configuration).items()}
 
 
 def reference_choices() -> dict[str, str]:
@@ -114,13 +185,24 @@ def fixes_weights(choice: Choice, *, switches_attention: bool) -> bool:
     return KNOBS[choice.knob].reload or choice.traits.own_load or is_fixed
 
 
-def collation_of(configuration: Mapping[str, str], batching: Batching) -> Collation:
+def weights_of(configuration: Configuration, *, switches_attention: bool) -> tuple[tuple[str, str], ...]:
+    """Return the choices that the loaded weights depend on, implied ones too; one that nobody knows is taken to be one."""
+    known = [
+        (knob, name)
+        for knob, name in configuration.over(KNOBS)
+        if name not in KNOBS[knob].choices
+        or fixes_weights(choice_of(knob, name), switches_attention=switches_attention)
+    ]
+    return (*known, *(item for item in configuration.items() if item[0] not in KNOBS))
+
+
+def collation_of(configuration: Configuration, batching: Batching) -> Collation:
     """Return how a configuration makes a batch."""
     return next(c.collation(batching) for c in choices_of(configuration) if c.collation is not None)
 
 
 def collate(
-    configuration: Mapping[str, str], sequences: Sequence[Any], batching: Batching
+    configuration: Configuration, sequences: Sequence[Any], batching: Batching
 ) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
     """Return the arguments of a call for token ids, and each one's row, first column and the column after its last."""
     collation = collation_of(configuration, batching)
@@ -138,14 +220,13 @@ def function_of(module: str, name: str) -> Callable[..., Any]:
 
 
 def advised(configuration: Configuration) -> bool:
-    """Whether all of a configuration's choices are known ones, of known knobs, that may be recommended; and no knob is missing.
+    """Whether all of a configuration's choices are known ones that may be recommended; and no knob is missing.
 
-    But for batch, which is a knob only where the caller leaves it open.
+    But for a knob that can be turned for some work alone, such as batch where the caller leaves it open.
     """
-    if not KNOBS.keys() - {"batch"} <= configuration.keys():
+    if any(knob.applies is always and name not in configuration for name, knob in KNOBS.items()):
         return False
-    choices = (KNOBS[knob].choices.get(name) if knob in KNOBS else None for knob, name in configuration.items())
-    return all(choice is not None and choice.traits.advised for choice in choices)
+    return not unknown(configuration) and all(choice.traits.advised for choice in choices_of(configuration))
 
 
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
@@ -169,7 +250,7 @@ def _proven(knob: Knob, name: str, reading: Reading) -> str:
 
 
 def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
-    """Return the quality tier of a configuration: the worst of its choices'. Unknown names count as exact."""
+    """Return the quality tier of choices: the worst of theirs. Unknown names count as exact; what is implied is exact."""
     tiers = [
         KNOBS[knob].choices[name].tier(facts) for knob, name in choices if knob in KNOBS and name in KNOBS[knob].choices
     ]
@@ -188,10 +269,27 @@ def rule_ids() -> list[str] | None:
     return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
 
 
-for _module in PLUGINS:
+def _register_module(name: str) -> None:
+    """Register the knobs and the choices of a plugin's module. Raises BadInput where it has neither, or one that can't be.
+
+    A knob from elsewhere needs an implied choice: else nobody could say what was measured without it.
+    """
     try:
-        _added = importlib.import_module(_module).CHOICES
-    except (ImportError, AttributeError) as _error:
-        raise BadInput(f"ADVISOR_PLUGINS names {_module!r}, which can't be used: {_error}") from None
-    for _choice in _added:
-        register(_choice)
+        module = importlib.import_module(name)
+        knobs, choices = getattr(module, "KNOBS", None), getattr(module, "CHOICES", None)
+        if knobs is None and choices is None:
+            raise AttributeError("it has neither KNOBS nor CHOICES")
+        for knob in knobs or ():
+            if not knob.implied:
+                raise ValueError(f"its knob {knob.name} implies no choice: what does a configuration have without it?")
+            register_knob(knob)
+        for choice in choices or ():
+            register(choice)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"ADVISOR_PLUGINS names {name!r}, which can't be used: {error}") from None
+
+
+for _knob in _OWN:
+    register_knob(_knob)
+for _module in PLUGINS:
+    _register_module(_module)

@@ -152,4 +152,5 @@ KNOB = Knob(
     },
     reference=_EAGER.name,
     facts=_facts,
+    place=10,
 )

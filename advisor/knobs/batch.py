@@ -67,4 +67,5 @@ KNOB = Knob(
     effective=_effective,
     applies=_applies,
     choices={str(size): _choice(size) for size in SIZES},
+    place=50,
 )

@@ -76,7 +76,7 @@ class Reading:
     inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
-    one_way: the class knows one way to attend, its own, which may be none.
+    one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw.
     """
 
     attention: Mapping[str, str]
@@ -91,6 +91,7 @@ class Reading:
     sequences: int = 0
     prequantized: bool = False
     one_way: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Term(StrEnum):
@@ -153,6 +154,15 @@ def _no_rates(_: Any) -> Mapping[Term, float]:
     return {}
 
 
+def _no_arguments(_: Configuration) -> Mapping[str, str]:
+    return {}
+
+
+def always(_: Workload) -> bool:
+    """Say of a knob that it can be turned whatever the work is: then every configuration has a choice of it."""
+    return True
+
+
 @dataclass(frozen=True)
 class Choice:
     """One value of a knob.
@@ -160,7 +170,8 @@ class Choice:
     summary: words for the support table; source: where its rules were read.
     unavailable(environment): the reason why this machine can't run it at all, or None.
     why_not(situation): the rules of this choice in this situation, pair rules included.
-    load(configuration): keyword arguments of from_pretrained, as Python expressions.
+    load(configuration), call(configuration): keyword arguments of from_pretrained, and of every call of the model, as Python
+    expressions.
     before, after: statements executed before and after loading (`model` is there then); imports: what all of them need;
     functions: (module, name) of functions that they call: the suggestion prints their source.
     proof(reading): None, or why the reading does not show that it ran.
@@ -177,7 +188,8 @@ class Choice:
     source: str = ""
     unavailable: Callable[[Environment], Reason | None] = _nothing
     why_not: Callable[[Situation], list[Reason]] = _no_reasons
-    load: Callable[[Configuration], Mapping[str, str]] = field(default=lambda _: {})
+    load: Callable[[Configuration], Mapping[str, str]] = _no_arguments
+    call: Callable[[Configuration], Mapping[str, str]] = _no_arguments
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
@@ -198,6 +210,13 @@ class Knob:
     nothing; effective(reading): the name of the choice that ran; applies(workload): whether it can be turned at all.
     reference: the choice that the gate's reference is computed with, "" where that is the default's.
     facts(model): what its rules need to know of a model that no other knob asks, as fields of `ModelFacts`; worker only.
+    implied: the choice that means "nothing is done", which a configuration leaves out, "" where there is none: what was
+    measured before the knob existed has it. Its name is for ever: what is stored does not say it.
+    place: where people read it in a configuration, the lowest first; ours are from 10 to 50.
+    numbers: whether its choices are about the numbers that weights and arithmetic are in, and about nothing else: then the
+    layout in fp32 is the same for all of them.
+    read(model, arguments): what its own proofs need to see of a loaded model and of a call's arguments, as JSON values; it
+    stands in `Reading.own` under the knob's name; worker only.
     """
 
     name: str
@@ -206,16 +225,29 @@ class Knob:
     choices: dict[str, Choice]
     default: Callable[[ModelFacts], str]
     effective: Callable[[Reading], str]
-    applies: Callable[[Workload], bool] = field(default=lambda _: True)
+    applies: Callable[[Workload], bool] = always
     reference: str = ""
     facts: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
+    implied: str = ""
+    place: int = 100
+    numbers: bool = False
+    read: Callable[[Any, Mapping[str, Any]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an implied choice that there is not, and choices of another knob."""
+        if self.implied and self.implied not in self.choices:
+            raise ValueError(f"the knob {self.name} has no choice {self.implied!r}, which it implies")
+        if strangers := [
+            name for name, choice in self.choices.items() if (choice.knob, choice.name) != (self.name, name)
+        ]:
+            raise ValueError(f"the knob {self.name} has choices of another knob or name: {', '.join(strangers)}")
 
 
 #: Every knob by name, in the order in which people read a configuration. Filled by the registry, `advisor.knobs`.
 KNOBS: dict[str, Knob] = {}
 
 
-def traits_of(configuration: Mapping[str, str]) -> Traits:
+def traits_of(configuration: Configuration) -> Traits:
     """Return the traits of all choices of a configuration together; one that nobody knows has none."""
-    choices = (KNOBS[knob].choices.get(name) for knob, name in configuration.items() if knob in KNOBS)
+    choices = (KNOBS[knob].choices.get(name) for knob, name in configuration.over(KNOBS))
     return merged(tuple(choice.traits for choice in choices if choice is not None))

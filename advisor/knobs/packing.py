@@ -315,4 +315,6 @@ KNOB = Knob(
     effective=_effective,
     choices={choice.name: choice for choice in (*_RIGHT, *_WRONG)},
     reference=_RIGHT[0].name,
+    implied=_RIGHT[0].name,
+    place=40,
 )

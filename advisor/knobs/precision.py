@@ -129,4 +129,6 @@ KNOB = Knob(
         )
     },
     reference="fp32",
+    place=20,
+    numbers=True,
 )

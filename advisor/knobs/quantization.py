@@ -228,4 +228,7 @@ KNOB = Knob(
             _four_bit("fp4", "float", 0.59),
         )
     },
+    implied=_NONE.name,
+    place=30,
+    numbers=True,
 )
