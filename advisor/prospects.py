@@ -13,7 +13,7 @@ from advisor.answer import Prospect
 from advisor.configuration import Configuration
 from advisor.cost import predicted_bytes
 from advisor.errors import BadInput
-from advisor.knobs import Situation
+from advisor.knobs import Situation, unknown
 from advisor.objective import Objective
 from advisor.rows import StudyRecord
 from advisor.space import Space, build_space
@@ -63,6 +63,8 @@ def stored_prospects(study: StudyRecord, trials: Sequence[Trial], objective: Obj
     """Return what the study's own search left, None where that is another question or out of date."""
     end = study.end
     if end is None or end.tried != len(searched(trials)) or study.objective.payload != objective.payload:
+        return None
+    if any(unknown(prospect.configuration) for prospect in end.promising):  # of a plugin that is not there any more
         return None
     return Prospects(end.left, end.chance, end.promising)
 

@@ -431,7 +431,7 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
 #: What is looked at in a stored reading: see `advisor.knobs.choice.Reading`.
 _READ = {
     "attention": test_of("Mapping[str, str]"), "dtypes": test_of("Mapping[str, int]"), "linears": test_of("Mapping[str, int]"),
-    "operators": test_of("tuple[str, ...]"), "inputs": test_of("Mapping[str, Any]"),
+    "operators": test_of("tuple[str, ...]"), "inputs": test_of("Mapping[str, Any]"), "own": test_of("Mapping[str, Any]"),
 }  # fmt: skip
 
 

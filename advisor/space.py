@@ -53,6 +53,7 @@ def build_space(
     unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
     if unknown:
         raise BadInput(f"this model's default has {', '.join(unknown)}, which advisor can't measure yet")
+    _refuse_unturned(workload, objective, baseline)
     slowest = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
     admissible: dict[Configuration, float] = {}
     alone = _refused_alone(facts, workload, environment, objective)
@@ -77,6 +78,15 @@ def build_space(
         warnings=tuple(warnings.values()),
         costs=costs_of([baseline, *ordered], facts, workload, environment, objective.aim),
     )
+
+
+def _refuse_unturned(workload: Workload, objective: Objective, baseline: Configuration) -> None:
+    """Raise BadInput where --only leaves of a knob that can't be turned for this work nothing that a configuration has."""
+    turned = knobs_for(workload)
+    for knob, names in objective.only:
+        if knob not in turned and baseline.get(knob) not in names:
+            text = f"--only {knob}={','.join(names)}: the knob {knob} can't be turned for this work"
+            raise BadInput(text if knob in KNOBS else f"there is no knob {knob}, which --only names", "leave it out")
 
 
 def _refuses(reason: Reason, objective: Objective) -> bool:
@@ -122,7 +132,7 @@ def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> l
 def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
     reasons = [
         replace(reason, subject=f"{knob}={name}")
-        for knob, name in situation.configuration.over(knobs_for(situation.workload))
+        for knob, name in situation.configuration.over(KNOBS)
         for reason in choice_of(knob, name).why_not(situation)
     ]
     return reasons + _too_large(situation, objective, free_bytes)

@@ -87,7 +87,7 @@ def rules_of_choices() -> dict[tuple[str, str], tuple[set[str], bool]]:
         if (reason := choice.unavailable(environment)) is not None:
             rules[choice.knob, choice.name].add(reason.rule)
     for situation in _situations():
-        for knob, name in situation.configuration.over(knobs_for(situation.workload)):
+        for knob, name in situation.configuration.over(KNOBS):
             choice = KNOBS[knob].choices[name]
             refusing = {reason.rule for reason in choice.why_not(situation) if reason.verdict.refuses}
             rules[knob, name] |= refusing

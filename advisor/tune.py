@@ -306,7 +306,7 @@ def _hopeless(tuning: Tuning) -> bool:
     last = [trial for trial in tuning.trials if trial.phase == "search"][-FAILURES_IN_A_ROW:]
     if len(last) < FAILURES_IN_A_ROW or not all(trial.outcome.is_failure for trial in last):
         return False
-    knobs = stated(trial.requested for trial in last)
+    knobs = stated([*tuning.space.admissible, *(trial.requested for trial in last)])
     shared = set.intersection(*(set(trial.requested.over(knobs)) for trial in last))
     common = ", ".join(f"{knob} {name}" for knob, name in sorted(shared)) or "no choice"
     outcome, count = Counter(str(trial.outcome) for trial in last).most_common(1)[0]

@@ -646,7 +646,7 @@ def test_nothing_right_is_told_whole(url: str, capsys: pytest.CaptureFixture[str
     status, text, _ = said(capsys)
     assert status == 4
     assert "nothing is right" in text
-    assert "the default, sdpa · fp32 · none · padded: wrong output: a sequence reads its pads" in text
+    assert "the default, sdpa · fp32: wrong output: a sequence reads its pads" in text
     assert "the way out: --batch 1, or batches of equal lengths" in text
     status, text, error = said(capsys, "--format", "json")
     document = json.loads(text)
@@ -669,11 +669,11 @@ def test_too_little_is_told_with_what_goes_on(url: str, capsys: pytest.CaptureFi
     assert (status, error) == (3, "")
     assert "the search stopped: the budget was spent" in text
     assert (
-        "keep the default, sdpa · fp32 · none · padded, for now: too little was tried to say that nothing is faster"
+        "keep the default, sdpa · fp32, for now: too little was tried to say that nothing is faster"
         in text
     )
     assert "never tried: 20; next to be tried, by what a second of measuring each promises:" in text
-    assert "sdpa · bf16 · none · padded: predicted 1.40 × the default, about 12 s to measure" in text
+    assert "sdpa · bf16: predicted 1.40 × the default, about 12 s to measure" in text
     assert f"to go on: advisor tune {MODEL} --lengths" in text
     assert json.loads(said(capsys, "--format", "json")[1])["untried"][0]["seconds"] == 12.0
     status, text, error = said(capsys, "--format", "python")
@@ -693,7 +693,7 @@ def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.Capture
     assert status == 3
     assert (
         "nothing may be recommended yet: none of the 2 configurations measured meets what is asked; --max-memory allows 300 MiB, "
-        "and the least peak measured is 1.0 GiB (sdpa · fp32 · none · padded)"
+        "and the least peak measured is 1.0 GiB (sdpa · fp32)"
     ) in " ".join(text.split())
     assert "its peak of 1.0 GiB is 724 MiB above the 300 MiB allowed" in text
     assert "needs at least" in text
@@ -732,7 +732,7 @@ def test_answers_are_the_same_in_every_form(advisor: Command, tmp_path: Path) ->
     )
 
     assert (words.returncode, words.stderr) == (0, "")
-    assert "sdpa · fp32 · none · sorted: 1.50 × the default" in words.stdout
+    assert "sdpa · fp32 · sorted: 1.50 × the default" in words.stdout
     assert pasted(words.stdout) == json.loads(document.stdout)["load"]
     assert str(SORTED) in script.stdout.splitlines()[0]
     compile(script.stdout, "script", "exec")
@@ -912,7 +912,7 @@ def test_an_answer_is_told_in_what_was_asked_for(tmp_path: Path, capsys: pytest.
         for metric in ("tokens_per_s", "slowest_batch_s", "peak_bytes")
     }
 
-    assert "sdpa · fp32 · none · sorted: 1.50 × the default (95 % interval" in found["tokens_per_s"]
+    assert "sdpa · fp32 · sorted: 1.50 × the default (95 % interval" in found["tokens_per_s"]
     assert "energy 0.31 J per 1,000 tokens" in found["tokens_per_s"]
     assert "GFLOP/s that matrix products in fp32 reach here" in found["tokens_per_s"]
     assert "slowest batch" not in found["tokens_per_s"]
@@ -942,9 +942,9 @@ def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
     _, _, after = text.partition("no other beats it")
     table = after.partition("runner-up")[0]
 
-    assert "sdpa · fp32 · none · sorted" in table
-    assert "eager · fp32 · none · padded" in table
-    assert "sdpa · fp32 · none · padded" not in table
+    assert "sdpa · fp32 · sorted" in table
+    assert "eager · fp32" in table
+    assert "sdpa · fp32" not in table
     assert "rms 1.0e-06, KL 1.0e-09 nats exact" in table
 
 
@@ -966,10 +966,10 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
 
     assert "2 configurations are admissible; 0 rules refuse others" in lines
-    assert "0 sdpa · fp32 · none · padded 30 ms 1.00 × default" in lines
-    assert "1 sdpa · fp32 · none · sorted 20 ms 1.50 × default" in lines
-    assert "2 sdpa · fp32 · none · sorted block 1 20 ms" in lines
-    assert progress.best == "best sdpa · fp32 · none · sorted: 20 ms, 1.50 × default"
+    assert "0 sdpa · fp32 30 ms 1.00 × default" in lines
+    assert "1 sdpa · fp32 · sorted 20 ms 1.50 × default" in lines
+    assert "2 sdpa · fp32 · sorted block 1 20 ms" in lines
+    assert progress.best == "best sdpa · fp32 · sorted: 20 ms, 1.50 × default"
 
 
 def test_ceilings_are_measured_and_stored(url: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -1056,7 +1056,7 @@ def start_up(bench: ModuleType, url: str) -> dict[str, float]:
     answered, text = bench.process_s(["-m", "advisor", "suggest", str(bench.MODEL), *bench.FLAGS], url, clock)
     _, times = bench.process_s([bench.__file__, "--processor-time", "--look-up", url], url, clock)
     first, *later = json.loads(times)
-    assert "sdpa · fp32 · none · sorted: 1.50 × the default" in text
+    assert "sdpa · fp32 · sorted: 1.50 × the default" in text
     return {
         "bare": bare, "--help": told, "suggest": answered, "first look-up": first, "later look-up": median(later)
     }  # fmt: skip

@@ -123,9 +123,9 @@ def test_trials_are_listed_newest_study_first(url: str, capsys: pytest.CaptureFi
     assert [each["study"] for each in found] == [second, first]
     assert text.index(f"study {second} ·") < text.index(f"study {first} ·")
     (sorted_line,) = [line for line in text.splitlines() if line.startswith(f"{first}.1 ")]
-    assert sorted_line.split() == [f"{first}.1", "sdpa", "·", "fp32", "·", "none", "·", "sorted", "search",
+    assert sorted_line.split() == [f"{first}.1", "sdpa", "·", "fp32", "·", "sorted", "search",
                                    "ok", "1,500", "1.50"]  # fmt: skip
-    assert f"{first}.2 eager · fp32 · none · padded search timeout – –" in " ".join(text.split())
+    assert f"{first}.2 eager · fp32 search timeout – –" in " ".join(text.split())
     # The blocks' own default is twice as fast as the search's.
     assert [each["ratio"] for each in found[1]["trials"]] == pytest.approx([1.25, 1.0, None, 1.5, 1.0])
     assert [each["id"] for each in found[1]["trials"]] == [f"{first}.{number}" for number in (4, 3, 2, 1, 0)]
@@ -186,7 +186,7 @@ def test_a_trial_is_shown_whole(url: str, capsys: pytest.CaptureFixture[str]) ->
     found = as_json(capsys, "show", f"{study}.1")
 
     for words in (
-        "requested", "attention sdpa, precision fp32, quantization none, packing sorted",
+        "requested", "attention sdpa, precision fp32, packing sorted",
         "1,500 tokens/s (1,490 to 1,510, 3 samples)", "peak 1.0 GiB, weights 8 MiB", "rms 1.0e-06",
         "aten::operator_0", "and 28 more", "2000 to 2500", "0.5 to 1.5", "1: another process came to the GPU (pid 7)",
         "--lengths 8 --padding 0.12", "2,100,000 float32", str(here()), here().key,
@@ -403,7 +403,7 @@ def test_a_dry_run_says_what_would_be_tried(url: str, tmp_path: Path, capsys: py
     command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--fix", "precision=fp32", "--dry-run"]
     text = " ".join(printed(capsys, *command).split())
 
-    assert "0 sdpa · fp32 · none · padded (the default)" in text
+    assert "0 sdpa · fp32 (the default)" in text
     assert "1 " in text
     assert "A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU" in text
     assert "U0 left out by --only or --fix" in text

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from advisor.answer import SearchEnd, Stop
+from advisor.answer import Prospect, SearchEnd, Stop
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import BadInput
@@ -25,7 +25,6 @@ from advisor.knobs import (
     Knob,
     advised,
     choices_of,
-    forget_knob,
     is_whole,
     register_knob,
     traits_of,
@@ -80,16 +79,20 @@ def attempt(configuration: Configuration, speed: float) -> Trial:
 
 
 def studied(
-    store: Store, attempts: Sequence[Trial], ratios: Mapping[Configuration, tuple[float, ...]] | None = None
+    store: Store,
+    attempts: Sequence[Trial],
+    ratios: Mapping[Configuration, tuple[float, ...]] | None = None,
+    left: Sequence[Configuration] = (),
 ) -> int:
-    """Write a study as tune would: its trials, the default's first, and the blocks' ratios over the default."""
+    """Write a study as tune would: its trials, the default's first, the blocks' ratios over the default, what was left."""
     study = store.open_study(SOURCE, WORKLOAD, H200, ANY, Budget(600.0), 0)
     store.save_facts(SOURCE, FACTS)
     for trial in attempts:
         store_trial(store, study, trial)
     pairs = [Comparison(c.key, attempts[0].ran.key, blocks) for c, blocks in (ratios or {}).items()]
     store.save_comparisons(study, pairs)
-    store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, 0, 0.0, (), len(attempts)))
+    promising = tuple(Prospect(configuration, 1.5, 2.0) for configuration in left)
+    store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, len(left), 0.0, promising, len(attempts)))
     return study
 
 
@@ -112,8 +115,13 @@ def no_op() -> Iterator[Knob]:
                 implied="off", place=15)  # fmt: skip
     register_knob(knob)
     yield knob
-    if knob.name in KNOBS:
-        forget_knob(knob.name)
+    forget(knob)
+
+
+def forget(knob: Knob) -> None:
+    """Take a knob away again, as a process has it whose plugin is not named any more."""
+    KNOBS.pop(knob.name, None)
+    IMPLIED.pop(knob.name, None)
 
 
 # --------------------------------------------------------------------------------------------------------- the one form
@@ -297,7 +305,7 @@ def test_a_knob_that_is_gone_is_said_to_be(sqlite_store: Store, no_op: Knob) -> 
     studied(sqlite_store, [attempt(DEFAULT, 1000), attempt(FLASH, 1800), attempt(on, 3000)],
             {FLASH: (1.80, 1.79, 1.81), on: (3.0, 3.01, 2.99)})  # fmt: skip
     assert answer(sqlite_store).configuration == on
-    forget_knob(no_op.name)
+    forget(no_op)
     found = answer(sqlite_store)
 
     assert (found.configuration, found.verdict) == (FLASH, "faster")
@@ -308,6 +316,27 @@ def test_a_knob_that_is_gone_is_said_to_be(sqlite_store: Store, no_op: Knob) -> 
     assert objections(attempt(on, 3000), None, ANY, FACTS) == [said]
     with pytest.raises(BadInput, match=r"is not known here: there is no knob made-up \(it says on\) \(name the module"):
         choices_of(on)
+
+
+def test_what_promised_most_is_not_told_once_its_knob_is_gone(sqlite_store: Store, no_op: Knob) -> None:
+    """What a search left untried is asked anew where it names a choice that is not known any more."""
+    on = FLASH.replaced(**{no_op.name: "on"})
+    studied(sqlite_store, [attempt(DEFAULT, 1000), attempt(FLASH, 1800)], {FLASH: (1.80, 1.79, 1.81)}, left=[on])
+    assert [each.configuration for each in answer(sqlite_store).prospects.promising] == [on]
+    forget(no_op)
+    left = answer(sqlite_store).prospects
+
+    assert left.left > 0
+    assert not any(unknown(each.configuration) for each in left.promising)
+
+
+def test_only_of_a_knob_that_cant_be_turned_is_told(no_op: Knob) -> None:
+    """What --only leaves of a knob has to be there for this work: else everything would be measured and nothing recommended."""
+    KNOBS[no_op.name] = replace(no_op, applies=lambda _: False)
+    build_space(FACTS, WORKLOAD, H200, replace(ANY, only=((no_op.name, ("off",)),)), 10**12)
+    for knob, words in ((no_op.name, "the knob made-up can't be turned"), ("gone", "there is no knob gone")):
+        with pytest.raises(BadInput, match=words):
+            build_space(FACTS, WORKLOAD, H200, replace(ANY, only=((knob, ("on",)),)), 10**12)
 
 
 # ------------------------------------------------------------------------------------------------------------------ words

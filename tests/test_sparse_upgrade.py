@@ -134,7 +134,7 @@ def filled(url: str) -> None:
     moment = "2026-11-01 00:00:00+00:00"
     execute(url, f"""INSERT INTO environments VALUES (1, 'e', '{{"device_name":"x"}}', '{moment}')""",
             "INSERT INTO models VALUES (1, 'a', 'd', 'm', NULL)",
-            """INSERT INTO workloads VALUES (1, 'w', 'forward', 'a', '{"batch":2,"lengths":[8],"output":"hidden"}')""")  # fmt: skip
+            """INSERT INTO workloads VALUES (1, 'w', 'forward', 'a', '{"batch":2,"lengths":[8]}')""")  # fmt: skip
     put(url, "configurations", configuration_row(1, FULL), configuration_row(2, {**SPARSE, "packing": "padded"}),
         configuration_row(3, SPARSE), configuration_row(4, {**FULL, "packing": "packed"}),
         configuration_row(5, with_packing), configuration_row(6, "{damaged"), configuration_row(7, '{"attention":1}'),

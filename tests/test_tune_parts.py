@@ -55,7 +55,7 @@ def test_everything_is_measured_with_few_loads() -> None:
     """An exhaustive search leaves nothing out, repeats nothing, and changes the weights only when it must."""
     space = build_space(LLAMA, WORKLOAD, H200, Objective(), 140 * 10**9)
     done = [trial(space.baseline)]
-    while (following := _next_of_all(space.admissible, done)) is not None:
+    while (following := _next_of_all(space.admissible, done, LLAMA)) is not None:
         done.append(trial(following))
 
     weights = [(t.requested["precision"], t.requested["quantization"]) for t in done]

@@ -103,19 +103,8 @@ def register_knob(knob: Knob) -> None:
     known = sorted([*KNOBS.values(), knob], key=lambda each: (each.place, each.name))
     KNOBS.clear()
     KNOBS.update({each.name: each for each in known})
-    _tell_implied()
-
-
-def forget_knob(name: str) -> None:
-    """Take a knob out of the table again: for tests. A configuration that states a choice of it is of an unknown knob then."""
-    del KNOBS[name]
-    _tell_implied()
-
-
-def _tell_implied() -> None:
-    """Say what a configuration leaves out, and in which order it is read."""
     IMPLIED.clear()
-    IMPLIED.update({knob.name: knob.implied for knob in KNOBS.values()})
+    IMPLIED.update({each.name: each.implied for each in known})
 
 
 def register(choice: Choice) -> None:
