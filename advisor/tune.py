@@ -27,7 +27,7 @@ from advisor.perform import finish_cut, run, search_trial, tried
 from advisor.prospects import prospects_of, searched
 from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
-from advisor.search import UNLIKELY, Knowledge, surprises
+from advisor.search import PAYBACK, UNLIKELY, Knowledge, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space, refuse_unpadded
 from advisor.store import Store
 from advisor.suggest import keep_answer
@@ -213,9 +213,9 @@ def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
     if budget.trials is not None and len(searched(trials)) >= budget.trials:
         return Stop.TRIALS
     known = _known(tuning, admissible, trials)
-    end = known.ending() if budget.trials is None and not budget.exhaustive else None
+    end = known.ending(budget.payback_s) if budget.trials is None and not budget.exhaustive else None
     if end is not None:
-        return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
+        return {UNLIKELY: Stop.UNLIKELY, PAYBACK: Stop.PAYBACK}.get(end.reason, Stop.EVERYTHING)
     if not known.fresh:
         return Stop.EVERYTHING
     if (available_s := _available_s(tuning)) <= 0:
@@ -306,7 +306,7 @@ def _hopeless(tuning: Tuning) -> bool:
     last = [trial for trial in tuning.trials if trial.phase == "search"][-FAILURES_IN_A_ROW:]
     if len(last) < FAILURES_IN_A_ROW or not all(trial.outcome.is_failure for trial in last):
         return False
-    knobs = stated([*tuning.space.admissible, *(trial.requested for trial in last)])
+    knobs = stated(trial.requested for trial in tuning.trials)
     shared = set.intersection(*(set(trial.requested.over(knobs)) for trial in last))
     common = ", ".join(f"{knob} {name}" for knob, name in sorted(shared)) or "no choice"
     outcome, count = Counter(str(trial.outcome) for trial in last).most_common(1)[0]

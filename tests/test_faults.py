@@ -217,7 +217,7 @@ def test_failures_in_a_row_end_the_search_with_what_they_share(broken: Broken) -
 
     assert _hopeless(tuning)
     assert f"{FAILURES_IN_A_ROW} failures in a row (load_failed × {FAILURES_IN_A_ROW})" in heard[0]["text"]
-    assert "in common: packing padded, precision fp32, quantization none" in heard[0]["text"]
+    assert heard[0]["text"].endswith("in common: precision fp32")
     assert not _hopeless(SimpleNamespace(trials=failed[1:], listen=heard.append))  # type: ignore[arg-type]
     assert not _hopeless(SimpleNamespace(trials=[*failed[1:], broken.all_trials[0]], listen=heard.append))  # type: ignore[arg-type]
 
