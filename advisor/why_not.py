@@ -26,18 +26,18 @@ def choices_in(text: str) -> dict[str, str]:
 
     A configuration as it is printed has all knobs: those of which it says nothing have their implied choice. Else a word goes
     to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by itself: it
-    needs its knob, or a whole configuration around it, in the order in which it is printed. Raises BadInput.
+    needs its knob, or a whole configuration around it, in the order in which it is printed: between dots, or with a word for
+    every knob. Raises BadInput.
     """
     joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
     words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
     if not words:
         raise BadInput("--why-not names no choice", "advisor probe lists them")
-    if "·" in text and (label := _label(words)) is not None:
+    names_all = len(words) >= sum(knob.applies is always for knob in KNOBS.values())
+    if ("·" in text or names_all) and (label := _label(words)) is not None:
         return label
     chosen = _chosen([word for word in words if word not in GENERIC], text)
     generic = [word for word in words if word in GENERIC]
-    if generic and (label := _label(words)) is not None:
-        return label
     if generic:
         spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
         raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")

@@ -31,7 +31,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from advisor.configuration import Configuration
+from advisor.configuration import Configuration, stated
 from advisor.cost import costs_of
 from advisor.judge import objections
 from advisor.landscape import Landscape, read_landscapes
@@ -169,7 +169,8 @@ def tpe(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | Non
     if first is None or len(trials) < TPE_STARTUP:
         return first
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {knob: CategoricalDistribution(sorted({c[knob] for c in field.admissible})) for knob in first}
+    knobs = stated([*field.admissible, *(trial.requested for trial in trials)])
+    space = {knob: CategoricalDistribution(sorted({c[knob] for c in field.admissible})) for knob in knobs}
     sampler = TPESampler(n_startup_trials=TPE_STARTUP, seed=seed + len(trials), multivariate=True, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     study.add_trials([_as_optunas(trial, space, field) for trial in trials])

@@ -674,10 +674,7 @@ def test_too_little_is_told_with_what_goes_on(url: str, capsys: pytest.CaptureFi
 
     assert (status, error) == (3, "")
     assert "the search stopped: the budget was spent" in text
-    assert (
-        "keep the default, sdpa · fp32, for now: too little was tried to say that nothing is faster"
-        in text
-    )
+    assert "keep the default, sdpa · fp32, for now: too little was tried to say that nothing is faster" in text
     assert "never tried: 20; next to be tried, by what a second of measuring each promises:" in text
     assert "sdpa · bf16: predicted 1.40 × the default, about 12 s to measure" in text
     assert f"to go on: advisor tune {MODEL} --lengths" in text

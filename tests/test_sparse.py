@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from advisor.answer import Prospect, SearchEnd, Stop
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
 from advisor.environment import Environment
-from advisor.errors import BadInput
+from advisor.errors import BadInput, StoreError
 from advisor.gate import known_figures, layout_request
 from advisor.judge import GATE_VERSION, objections
 from advisor.knobs import (
@@ -340,6 +340,28 @@ def test_only_of_a_knob_that_cant_be_turned_is_told(no_op: Knob) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ words
+
+
+def test_sql_says_what_text_says(no_op: Knob, database_url: str) -> None:
+    """A label in SQL is the label in text, the new knob's choice in its place; a row of a choice says of which of both it is."""
+    asked = NF4.replaced(**{no_op.name: "on", "stranger": "x", "another": "y"})
+    ran = asked.replaced(**{no_op.name: "off", "packing": "packed"})
+    with Store.open(database_url, write=True) as store:
+        studied(store, [attempt(DEFAULT, 1000), replace(attempt(asked, 900), effective=ran)])
+    labels = rows(database_url, "SELECT requested, effective, quantization, packing FROM v_trials ORDER BY number")
+    choices = rows(database_url, "SELECT knob, choice, requested FROM v_trial_choices WHERE study = 1 AND number = 1")
+
+    assert str(asked) == "sdpa · on · bf16 · nf4 · y · x"
+    assert labels == [(str(DEFAULT), str(DEFAULT), "none", "padded"), (str(asked), str(ran), "nf4", "packed")]
+    told = {(knob, choice, requested) for configuration, requested in ((asked, 1), (ran, 0))
+            for knob, choice in configuration.over([*KNOBS, "stranger", "another"])}  # fmt: skip
+    assert set(choices) == told
+    assert len(choices) == len(told)
+    assert rows(database_url, "SELECT implied, place FROM knobs WHERE name = 'made-up'") == [("off", 15)]
+    KNOBS[no_op.name] = replace(no_op, implied="on")
+    for write in (True, False):
+        with pytest.raises(StoreError, match="says nothing of made-up has off in this database, and on here"):
+            Store.open(database_url, write=write)
 
 
 def test_a_label_is_the_whole_configuration() -> None:
