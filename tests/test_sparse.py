@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 from advisor.answer import Prospect, SearchEnd, Stop
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
-from advisor.environment import Environment
+from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, StoreError
 from advisor.gate import known_figures, layout_request
 from advisor.judge import GATE_VERSION, objections
@@ -40,6 +40,8 @@ from advisor.space import build_space
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, suggest
 from advisor.trial import Outcome, Quality, Trial
+from advisor.tune import _warm
+from advisor.tuning import Job
 from advisor.why_not import choices_in
 from advisor.workloads import Workload
 
@@ -261,6 +263,21 @@ def test_the_search_knows_every_knob_that_anybody_states(no_op: Knob) -> None:
         trials.append(replace(attempt(asked, 1000), number=len(trials)))
 
     assert sorted(map(str, left)) == sorted(str(trial.requested) for trial in trials)
+
+
+def test_another_workload_teaches_what_it_taught(sqlite_store: Store, request: pytest.FixtureRequest) -> None:
+    """The warm start takes rows of before a knob came, and those that say something of it, but none of an unknown one."""
+    stranger = DEFAULT.replaced(stranger="x")
+    studied(sqlite_store, [attempt(c, speed) for c, speed in ((DEFAULT, 1000), (FLASH, 1800), (stranger, 5000))])
+    job = Job(SOURCE, replace(WORKLOAD, batch=4), ANY, Budget(), Machine(H200, "host", "GPU-1", 0, 10**12))
+    before = _warm(job, sqlite_store, FACTS, study=0)
+    knob = request.getfixturevalue("no_op")
+
+    assert set(before) == {DEFAULT, FLASH}
+    assert _warm(job, sqlite_store, FACTS, study=0) == before
+    on = EAGER.replaced(**{knob.name: "on"})
+    store_trial(sqlite_store, 1, attempt(on, 900))
+    assert set(_warm(job, sqlite_store, FACTS, study=0)) == {DEFAULT, FLASH, on}
 
 
 def test_only_goes_by_what_is_implied(no_op: Knob) -> None:
