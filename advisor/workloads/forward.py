@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from advisor.checked import checked
@@ -120,14 +121,11 @@ class Workload:
 
     def batches(self, *, by_length: bool = False) -> Batches:
         """Return the batches as indices into `lengths`: in the given order, or longest first by length."""
-        order = list(range(len(self.lengths)))
-        if by_length:
-            order.sort(key=lambda index: -self.lengths[index])
-        return tuple(tuple(order[i : i + self.size]) for i in range(0, len(order), self.size))
+        return _batches(self.lengths, self.size, by_length)
 
     def padded_tokens(self, *, by_length: bool = False) -> int:
         """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
-        return sum(len(batch) * max(self.lengths[i] for i in batch) for batch in self.batches(by_length=by_length))
+        return _padded_tokens(self.lengths, self.size, by_length)
 
     @property
     def padding(self) -> float:
@@ -194,6 +192,21 @@ class Workload:
         return f"{self.kind}, {size}, padding {self.padding:.2f}, {self.output}, {many}"
 
 
+@lru_cache(maxsize=64)
+def _batches(lengths: tuple[int, ...], size: int, by_length: bool) -> Batches:
+    """Return :meth:`Workload.batches`: a space of hundreds of configurations asks for the same few."""
+    order = list(range(len(lengths)))
+    if by_length:
+        order.sort(key=lambda index: -lengths[index])
+    return tuple(tuple(order[i : i + size]) for i in range(0, len(order), size))
+
+
+@lru_cache(maxsize=64)
+def _padded_tokens(lengths: tuple[int, ...], size: int, by_length: bool) -> int:
+    """Return :meth:`Workload.padded_tokens`."""
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in _batches(lengths, size, by_length))
+
+
 def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ...]:
     """Return what makes batches of these lengths one of a kind for a model.
 
@@ -204,6 +217,7 @@ def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ..
     return (len(lengths) == 1, len(set(lengths)) == 1, sides)
 
 
+@lru_cache(maxsize=64)
 def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DEFAULT_BATCHES) -> tuple[int, ...]:
     """Return batch × batches lengths whose padded batches waste `padding` of their tokens. Deterministic.
 
