@@ -73,8 +73,10 @@ def _agree_on_knobs(connection: Connection, *, write: bool) -> None:
         implied, place = stored.get(name, (knob.implied, None))
         if implied != knob.implied:
             there, here = (each or "nothing" for each in (implied, knob.implied))
-            raise StoreError(f"a configuration that says nothing of {name} has {there} in this database, and {here} here",
-                             "the plugin that it was made with, or another ADVISOR_DATABASE_URL")  # fmt: skip
+            raise StoreError(
+                f"a configuration that says nothing of {name} has {there} in this database, and {here} here",
+                "the plugin that it was made with, or another ADVISOR_DATABASE_URL",
+            )
         if write and place != knob.place:
             statement = """INSERT INTO knobs (name, implied, place) VALUES (:name, :implied, :place)
 ON CONFLICT (name) DO UPDATE SET place = excluded.place"""

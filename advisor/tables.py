@@ -117,10 +117,14 @@ CONFIGURATIONS = Table(
 #: Of every knob that a writer of this database knew: the choice that a configuration has which says nothing of it, "" where
 #: there is none, and its place in a configuration that people read. What is left out means this for ever.
 KNOBS = Table(
-    "knobs", METADATA,
-    _id(), _text("name"), _text("implied"), _number("place"),
+    "knobs",
+    METADATA,
+    _id(),
+    _text("name"),
+    _text("implied"),
+    _number("place"),
     UniqueConstraint("name"),
-)  # fmt: skip
+)
 
 STUDIES = Table(
     "studies", METADATA,

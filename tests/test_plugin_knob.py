@@ -99,8 +99,11 @@ def sql(place: Path, query: str) -> list[tuple[Any, ...]]:
 def stored(place: Path) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Return the first study's stored answer, and the keys of what it measured."""
     rows = sql(place, "SELECT * FROM v_recommendations WHERE study = 1")
-    return rows, sql(place, "SELECT c.key, c.payload FROM trials t JOIN configurations c ON c.id = t.requested_id "
-                            "WHERE t.study_id = 1 ORDER BY t.number")  # fmt: skip
+    return rows, sql(
+        place,
+        "SELECT c.key, c.payload FROM trials t JOIN configurations c ON c.id = t.requested_id "
+        "WHERE t.study_id = 1 ORDER BY t.number",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +135,10 @@ def test_their_choices_ran_were_judged_and_stored(tuned: int, before: Answered, 
         trials = store.trials(tuned, full=True)
     by_choices = {(t.ran.get(WRAPPER), t.ran.get(CALL)): t for t in trials}
     seen = {
-        (trial.reading["own"][WRAPPER]["wrappers"], trial.reading["own"][CALL]["asked"]) for trial in trials
+        (trial.reading["own"][WRAPPER]["wrappers"], trial.reading["own"][CALL]["asked"])
+        for trial in trials
         if trial.reused_from is None and "own" in trial.reading
-    }  # fmt: skip
+    }
 
     assert set(by_choices) == {(None, None), ("wrapped", None), (None, "returned"), ("wrapped", "returned")}
     assert all(trial.outcome is Outcome.OK and trial.requested == trial.effective for trial in trials)
@@ -156,10 +160,19 @@ def test_sql_knows_them_without_a_migration(tuned: int, place: Path) -> None:
 
     assert len(rows) == 4 * 6
     assert {(each[WRAPPER], each[CALL]) for each in by_number.values()} == {
-        ("plain", "off"), ("wrapped", "off"), ("plain", "returned"), ("wrapped", "returned"),
-    }  # fmt: skip
-    assert old == {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded",
-                   WRAPPER: "plain", CALL: "off"}  # fmt: skip
+        ("plain", "off"),
+        ("wrapped", "off"),
+        ("plain", "returned"),
+        ("wrapped", "returned"),
+    }
+    assert old == {
+        "attention": "sdpa",
+        "precision": "fp32",
+        "quantization": "none",
+        "packing": "padded",
+        WRAPPER: "plain",
+        CALL: "off",
+    }
     assert labels == {
         "sdpa · fp32",
         "sdpa · fp32 · wrapped",
@@ -244,19 +257,36 @@ def test_without_the_plugin_its_rows_are_said_to_be_unknown(tuned: int, run: Run
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("KNOBS = [Knob('odd', 'odd', False, {'on': Choice('odd', 'on', '')}, str, str)]", "its knob odd implies no choice"),
+        (
+            "KNOBS = [Knob('odd', 'odd', False, {'on': Choice('odd', 'on', '')}, str, str)]",
+            "its knob odd implies no choice",
+        ),
         ("KNOBS = [Knob('odd', 'odd', False, {}, str, str, implied='off')]", "the knob odd has no choice 'off'"),
-        ("KNOBS = [Knob('packing', '', False, {'off': Choice('packing', 'off', '')}, str, str, implied='off')]",
-         "there is a knob 'packing' already"),
-        ("KNOBS = [Knob('odd', '', False, {'off': Choice('other', 'off', '')}, str, str, implied='off')]",
-         "has choices of another knob or name: off"),
-        ("KNOBS = [Knob('O d', '', False, {'off': Choice('O d', 'off', '')}, str, str, implied='off')]",
-         "a knob's name is of small letters, digits, _ and -, not 'O d'"),
+        (
+            "KNOBS = [Knob('packing', '', False, {'off': Choice('packing', 'off', '')}, str, str, implied='off')]",
+            "there is a knob 'packing' already",
+        ),
+        (
+            "KNOBS = [Knob('odd', '', False, {'off': Choice('other', 'off', '')}, str, str, implied='off')]",
+            "has choices of another knob or name: off",
+        ),
+        (
+            "KNOBS = [Knob('O d', '', False, {'off': Choice('O d', 'off', '')}, str, str, implied='off')]",
+            "a knob's name is of small letters, digits, _ and -, not 'O d'",
+        ),
         ("CHOICES = [Choice('odd', 'off', '')]", "'off' is a choice of 'odd', which is no knob"),
         ("", "it has neither KNOBS nor CHOICES"),
     ],
-    ids=["implies nothing", "implies what it has not", "is there already", "another's choice", "no name", "no knob", "empty"],
-)  # fmt: skip
+    ids=[
+        "implies nothing",
+        "implies what it has not",
+        "is there already",
+        "another's choice",
+        "no name",
+        "no knob",
+        "empty",
+    ],
+)
 def test_a_knob_that_cant_be_is_refused_in_a_line(run: Run, tmp_path: Path, code: str, words: str) -> None:
     """A plugin's mistake is one line that names its module, and nothing is done."""
     (tmp_path / "odd_plugin.py").write_text(f"from advisor.knobs.choice import Choice, Knob\n{code}\n")

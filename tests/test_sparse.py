@@ -48,9 +48,24 @@ from advisor.workloads import Workload
 H200 = Environment.of(json.loads((Path(__file__).parent / "environments" / "h200.json").read_text()))
 WORKLOAD, ANY = Workload((512, 128, 256, 64), 2), Objective(quality=Tier.FOUR_BIT)
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
-    True, True, True, "sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    7 * 10**9,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    True,
+    True,
+    True,
+    "sdpa",
+)
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16"})
@@ -76,8 +91,15 @@ def attempt(configuration: Configuration, speed: float) -> Trial:
         return Trial(0, configuration, None, Outcome.RUNTIME_ERROR, "it broke")
     samples = tuple(speed * factor for factor in (0.99, 1.01, 1.0, 0.995, 1.005, 1.0))
     quality = Quality(0.01, 0.1, 1e-3, 0.99, 64, 1.001, reference="fp32, eager")
-    return Trial(0, configuration, configuration, Outcome.OK, peak_bytes=10**9, quality=quality,
-                 measurements=(Measurement("tokens_per_s", "tokens/s", samples),))  # fmt: skip
+    return Trial(
+        0,
+        configuration,
+        configuration,
+        Outcome.OK,
+        peak_bytes=10**9,
+        quality=quality,
+        measurements=(Measurement("tokens_per_s", "tokens/s", samples),),
+    )
 
 
 def studied(
@@ -113,8 +135,16 @@ def answer(store: Store) -> Recommendation:
 def no_op() -> Iterator[Knob]:
     """Register a knob that is about nothing, for a while."""
     choices = {name: Choice("made-up", name, "nothing") for name in ("off", "on")}
-    knob = Knob("made-up", "nothing", reload=False, choices=choices, default=lambda _: "off", effective=lambda _: "off",
-                implied="off", place=15)  # fmt: skip
+    knob = Knob(
+        "made-up",
+        "nothing",
+        reload=False,
+        choices=choices,
+        default=lambda _: "off",
+        effective=lambda _: "off",
+        implied="off",
+        place=15,
+    )
     register_knob(knob)
     yield knob
     forget(knob)
@@ -246,8 +276,10 @@ def test_a_new_no_op_knob_changes_no_answer(store: Store, database_url: str, req
 def test_the_search_goes_the_same_way(request: pytest.FixtureRequest) -> None:
     """A knob of which nobody makes use changes no prediction and no proposal, whether anything failed or not."""
     costs = {DEFAULT: 4.0, FLASH: 1.0, PACKED: 2.0, SORTED: 3.0, EAGER: 5.0, NF4: 2.5}
-    trials = [replace(attempt(c, speed), number=n, wall_s=3.0) for n, (c, speed) in
-              enumerate([(DEFAULT, 1000), (SORTED, 1200), (EAGER, 0)])]  # fmt: skip
+    trials = [
+        replace(attempt(c, speed), number=n, wall_s=3.0)
+        for n, (c, speed) in enumerate([(DEFAULT, 1000), (SORTED, 1200), (EAGER, 0)])
+    ]
     known = Knowledge(list(costs), trials, METRICS["throughput"], costs)
     before = (known.promising(5, DEFAULT), [known.ask(seed) for seed in range(8)])
     request.getfixturevalue("no_op")
@@ -309,8 +341,11 @@ def test_weights_depend_on_what_reloads_and_on_what_nobody_knows() -> None:
     """Implied choices count: not quantising is a set of weights of its own."""
     assert weights_of(DEFAULT, switches_attention=True) == (("precision", "bf16"), ("quantization", "none"))
     assert weights_of(NF4.replaced(stranger="x"), switches_attention=False) == (
-        ("attention", "sdpa"), ("precision", "bf16"), ("quantization", "nf4"), ("stranger", "x"),
-    )  # fmt: skip
+        ("attention", "sdpa"),
+        ("precision", "bf16"),
+        ("quantization", "nf4"),
+        ("stranger", "x"),
+    )
 
 
 # --------------------------------------------------------------------------------------------- a knob that was taken away
@@ -319,8 +354,11 @@ def test_weights_depend_on_what_reloads_and_on_what_nobody_knows() -> None:
 def test_a_knob_that_is_gone_is_said_to_be(sqlite_store: Store, no_op: Knob) -> None:
     """What a choice did that is not known any more is not guessed: it is rejected in words, whatever was confirmed."""
     on = FLASH.replaced(**{no_op.name: "on"})
-    studied(sqlite_store, [attempt(DEFAULT, 1000), attempt(FLASH, 1800), attempt(on, 3000)],
-            {FLASH: (1.80, 1.79, 1.81), on: (3.0, 3.01, 2.99)})  # fmt: skip
+    studied(
+        sqlite_store,
+        [attempt(DEFAULT, 1000), attempt(FLASH, 1800), attempt(on, 3000)],
+        {FLASH: (1.80, 1.79, 1.81), on: (3.0, 3.01, 2.99)},
+    )
     assert answer(sqlite_store).configuration == on
     forget(no_op)
     found = answer(sqlite_store)
@@ -370,8 +408,11 @@ def test_sql_says_what_text_says(no_op: Knob, database_url: str) -> None:
 
     assert str(asked) == "sdpa · on · bf16 · nf4 · y · x"
     assert labels == [(str(DEFAULT), str(DEFAULT), "none", "padded"), (str(asked), str(ran), "nf4", "packed")]
-    told = {(knob, choice, requested) for configuration, requested in ((asked, 1), (ran, 0))
-            for knob, choice in configuration.over([*KNOBS, "stranger", "another"])}  # fmt: skip
+    told = {
+        (knob, choice, requested)
+        for configuration, requested in ((asked, 1), (ran, 0))
+        for knob, choice in configuration.over([*KNOBS, "stranger", "another"])
+    }
     assert set(choices) == told
     assert len(choices) == len(told)
     assert rows(database_url, "SELECT implied, place FROM knobs WHERE name = 'made-up'") == [("off", 15)]

@@ -132,32 +132,55 @@ def filled(url: str) -> None:
     with_packing = {**SPARSE, "packing": "packed"}
     migrate(url, "0004")
     moment = "2026-11-01 00:00:00+00:00"
-    execute(url, f"""INSERT INTO environments VALUES (1, 'e', '{{"device_name":"x"}}', '{moment}')""",
-            "INSERT INTO models VALUES (1, 'a', 'd', 'm', NULL)",
-            """INSERT INTO workloads VALUES (1, 'w', 'forward', 'a', '{"batch":2,"lengths":[8]}')""")  # fmt: skip
-    put(url, "configurations", configuration_row(1, FULL), configuration_row(2, {**SPARSE, "packing": "padded"}),
-        configuration_row(3, SPARSE), configuration_row(4, {**FULL, "packing": "packed"}),
-        configuration_row(5, with_packing), configuration_row(6, "{damaged"), configuration_row(7, '{"attention":1}'),
+    execute(
+        url,
+        f"""INSERT INTO environments VALUES (1, 'e', '{{"device_name":"x"}}', '{moment}')""",
+        "INSERT INTO models VALUES (1, 'a', 'd', 'm', NULL)",
+        """INSERT INTO workloads VALUES (1, 'w', 'forward', 'a', '{"batch":2,"lengths":[8]}')""",
+    )
+    put(
+        url,
+        "configurations",
+        configuration_row(1, FULL),
+        configuration_row(2, {**SPARSE, "packing": "padded"}),
+        configuration_row(3, SPARSE),
+        configuration_row(4, {**FULL, "packing": "packed"}),
+        configuration_row(5, with_packing),
+        configuration_row(6, "{damaged"),
+        configuration_row(7, '{"attention":1}'),
         configuration_row(8, {**FULL, "stranger": "x"}),
-        *(configuration_row(100 + n, {**FULL, "batch": str(n)}) for n in range(2500)))  # fmt: skip
+        *(configuration_row(100 + n, {**FULL, "batch": str(n)}) for n in range(2500)),
+    )
     promising = [{"configuration": FULL, "ratio": 1.5, "seconds": 2.0}]
     end = {"stop": "budget", "left": 1, "chance": 0.5, "promising": promising, "tried": 3}
     budgets = [{"seconds": 60.0, "trials": None, "end": end}, {"seconds": 60.0, "end": "odd"}]
     for number, budget in enumerate(budgets, 1):
-        execute(url, "INSERT INTO studies (id, workload_id, environment_id, model_id, objective, objective_key, budget, seed, "
-                     f"state, started_at) VALUES ({number}, 1, 1, 1, '{{}}', 'o{number}', '{canonical_json(budget)}', 0, "
-                     f"'done', '{moment}')")  # fmt: skip
+        execute(
+            url,
+            "INSERT INTO studies (id, workload_id, environment_id, model_id, objective, objective_key, budget, seed, "
+            f"state, started_at) VALUES ({number}, 1, 1, 1, '{{}}', 'o{number}', '{canonical_json(budget)}', 0, "
+            f"'done', '{moment}')",
+        )
     for number, requested in enumerate((1, 2, 3, 4, 5, 8)):
-        execute(url, "INSERT INTO trials (id, study_id, number, phase, requested_id, effective_id, outcome, reason, attempts, "
-                     f"started_at, advisor_version) VALUES ({number + 1}, 1, {number}, 'search', {requested}, {requested}, "
-                     f"'ok', '', 1, '{moment}', '1')")  # fmt: skip
+        execute(
+            url,
+            "INSERT INTO trials (id, study_id, number, phase, requested_id, effective_id, outcome, reason, attempts, "
+            f"started_at, advisor_version) VALUES ({number + 1}, 1, {number}, 'search', {requested}, {requested}, "
+            f"'ok', '', 1, '{moment}', '1')",
+        )
     pairs = [(1, 4, 1, 1.1, 3), (2, 5, 1, 1.2, 5), (3, 4, 3, 1.3, 4), (4, 1, 1, 1.0, 6)]
     for number, candidate, baseline, ratio, day in pairs:
-        execute(url, "INSERT INTO comparisons (id, study_id, candidate_id, baseline_id, ratio, low, high, block_ratios, blocks, "
-                     f"verdict, made_at) VALUES ({number}, 1, {candidate}, {baseline}, {ratio}, 1, 1, '[1.0]', 1, 'tie', "
-                     f"'2026-11-0{day} 00:00:00+00:00')")  # fmt: skip
-    execute(url, "INSERT INTO recommendations (id, study_id, configuration_id, verdict, blocks, tried, why, made_at, method) "
-                 f"VALUES (1, 1, 5, 'faster', 3, 3, '[]', '{moment}', 'x')")  # fmt: skip
+        execute(
+            url,
+            "INSERT INTO comparisons (id, study_id, candidate_id, baseline_id, ratio, low, high, block_ratios, blocks, "
+            f"verdict, made_at) VALUES ({number}, 1, {candidate}, {baseline}, {ratio}, 1, 1, '[1.0]', 1, 'tie', "
+            f"'2026-11-0{day} 00:00:00+00:00')",
+        )
+    execute(
+        url,
+        "INSERT INTO recommendations (id, study_id, configuration_id, verdict, blocks, tried, why, made_at, method) "
+        f"VALUES (1, 1, 5, 'faster', 3, 3, '[]', '{moment}', 'x')",
+    )
 
 
 def execute(url: str, *statements: str) -> None:
@@ -202,8 +225,13 @@ def test_rows_that_are_one_become_one(database_url: str) -> None:
 def test_it_can_be_undone(database_url: str) -> None:
     """A step down spells out what is implied, with the keys of before, and has the views of before."""
     filled(database_url)
-    execute(database_url, "DELETE FROM comparisons", "DELETE FROM recommendations", "DELETE FROM trials",
-            "DELETE FROM configurations WHERE id IN (2, 3, 5)")  # fmt: skip
+    execute(
+        database_url,
+        "DELETE FROM comparisons",
+        "DELETE FROM recommendations",
+        "DELETE FROM trials",
+        "DELETE FROM configurations WHERE id IN (2, 3, 5)",
+    )
     before = rows(database_url, "SELECT * FROM configurations ORDER BY id")
     upgrade(database_url)
     assert rows(database_url, "SELECT * FROM configurations ORDER BY id") != before
@@ -234,10 +262,26 @@ def as_before(line: str) -> str:
 def test_an_export_of_before_is_read(tmp_path: Path, database_url: str) -> None:
     """What spelled out everything arrives in the one form: exported again, it is what the upgraded database exports."""
     old = undumped(DUMPS[-1], tmp_path, None)
-    execute(old, "UPDATE studies SET budget = '" + canonical_json({
-        "seconds": 60.0, "trials": None, "exhaustive": False, "blocks": 9, "end": {
-            "stop": "budget", "left": 1, "chance": 0.5, "tried": 2,
-            "promising": [{"configuration": FULL, "ratio": 1.5, "seconds": 2.0}]}}) + "'")  # fmt: skip
+    execute(
+        old,
+        "UPDATE studies SET budget = '"
+        + canonical_json(
+            {
+                "seconds": 60.0,
+                "trials": None,
+                "exhaustive": False,
+                "blocks": 9,
+                "end": {
+                    "stop": "budget",
+                    "left": 1,
+                    "chance": 0.5,
+                    "tried": 2,
+                    "promising": [{"configuration": FULL, "ratio": 1.5, "seconds": 2.0}],
+                },
+            }
+        )
+        + "'",
+    )
     upgrade(old)
     with Store.open(old, write=True) as store, Store.open(database_url, write=True) as arrived:
         lines = list(export_lines(store))
@@ -257,8 +301,12 @@ def test_comparisons_that_become_one_do_not_refuse_an_export(tmp_path: Path, dat
         lines = [as_before(line) for line in export_lines(store)]
     place, line = next((place, line) for place, line in enumerate(lines) if '"object":"comparison"' in line)
     values = json.loads(line)
-    newer = {**values, "candidate": dict(Configuration.of(values["candidate"])), "block_ratios": [2.0, 2.0, 2.0],
-             "made_at": "2026-12-31T00:00:00+00:00"}  # fmt: skip
+    newer = {
+        **values,
+        "candidate": dict(Configuration.of(values["candidate"])),
+        "block_ratios": [2.0, 2.0, 2.0],
+        "made_at": "2026-12-31T00:00:00+00:00",
+    }
     study = next(number for number, each in enumerate(lines) if '"object":"study"' in each)
     lines[study] = canonical_json({**json.loads(lines[study]), "comparisons": 2})
     lines.insert(place, canonical_json(newer))
