@@ -70,22 +70,23 @@ def test_a_configuration_is_claimed_once(store: Store, study: int) -> None:
 
 
 def test_of_many_who_claim_at_once_one_gets_it(database_url: str, store: Store, study: int) -> None:
-    """Eight threads with connections of their own ask for the same step at the same moment: one runs it."""
-    barrier, got = threading.Barrier(8), list[tuple[int, ...]]()
+    """Six threads with connections of their own ask for the same block at the same moment, ten times: one runs it, each time."""
+    barrier, got = threading.Barrier(6), list[tuple[int, tuple[int, ...] | None]]()
 
     def ask(name: str) -> None:
         with Store.open(database_url, write=True) as own:
-            barrier.wait()
-            found = own.claim(study, Confirm(1, (DEFAULT, PACKED)), name, seen=0)
-            got.extend([] if found is None else [found])
+            for block in range(10):
+                barrier.wait(60)
+                got.append((block, own.claim(study, Confirm(block, (DEFAULT, PACKED)), name, seen=2 * block)))
 
-    threads = [threading.Thread(target=ask, args=(f"host{n}:1:1",)) for n in range(8)]
+    threads = [threading.Thread(target=ask, args=(f"host{n}:1:1",)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert got == [(0, 1)]
-    assert len(store.trials(study)) == 2
+    assert len(got) == 60, "everybody was answered"
+    assert sorted((block, found) for block, found in got if found) == [(n, (2 * n, 2 * n + 1)) for n in range(10)]
+    assert len(store.trials(study)) == 20
 
 
 def test_a_block_is_claimed_whole(store: Store, study: int) -> None:
