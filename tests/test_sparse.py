@@ -34,13 +34,13 @@ from advisor.knobs import (
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.opening import _warm
 from advisor.place import place_of
 from advisor.search import Knowledge
 from advisor.space import build_space
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, suggest
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import _warm
 from advisor.tuning import Job
 from advisor.why_not import choices_in
 from advisor.workloads import Workload
