@@ -38,6 +38,7 @@ from advisor.opening import _warm
 from advisor.place import place_of
 from advisor.search import Knowledge
 from advisor.space import build_space
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, suggest
 from advisor.trial import Outcome, Quality, Trial
@@ -120,10 +121,12 @@ def studied(
     return study
 
 
-def store_trial(store: Store, study: int, trial: Trial) -> None:
-    """Write one trial."""
-    number = store.start_trial(study, trial.requested, phase="search", block=None, owner="a:1:1", lease_s=60.0)
-    store.finish_trial(study, replace(trial, number=number))
+def store_trial(store: Store, study: int, trial: Trial) -> int:
+    """Write one trial, and return its number."""
+    numbers = store.claim(study, Search(trial.requested), "a:1:1")
+    assert numbers is not None
+    store.finish_trial(study, replace(trial, number=numbers[0]), "a:1:1")
+    return numbers[0]
 
 
 def answer(store: Store) -> Recommendation:
@@ -192,7 +195,7 @@ def test_it_comes_back_from_the_database(sqlite_store: Store, choices: dict[str,
     """What is stored of it is its one form, whichever way it was spelled, and what is read is the same value."""
     study = studied(sqlite_store, [attempt(DEFAULT, 1000)])
     configuration = Configuration.of(spelled_out(choices))
-    number = sqlite_store.start_trial(study, configuration, phase="search", block=None, owner="a", lease_s=1.0)
+    number = store_trial(sqlite_store, study, attempt(configuration, 0))
 
     assert sqlite_store.trial(study, number).requested == configuration
 
