@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from advisor.configuration import Configuration
 from advisor.knobs import advised, choices_of, tier_of, traits_of
+from advisor.metrics import head, is_latency
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
 from advisor.terminal import gib
@@ -153,14 +154,18 @@ def objections(
 def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
     """Say what of an objective's metric and bounds a trial does not meet."""
     found, limit, peak = [], objective.max_memory_bytes, trial.peak_bytes or 0
-    slowest_s, most_s = trial.value("slowest_batch_s"), objective.max_latency_s
+    latency, most_s = next((m for m in trial.measurements if is_latency(m.metric)), None), objective.max_latency_s
     if not trial.measurements:
         found.append("it was not timed")
     elif not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
         found.append(f"its {objective.aim.words} was not measured")
-    if most_s is not None and trial.measurements and (slowest_s is None or slowest_s > most_s):
-        took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
-        found.append(f"its slowest batch ({took}) is above the {most_s * 1000:g} ms allowed")
+    if most_s is not None and trial.measurements and (latency is None or latency.median > most_s):
+        what, took = (
+            ("latency", "not measured")
+            if latency is None
+            else (head(latency.metric), f"{latency.median * 1000:.1f} ms")
+        )
+        found.append(f"its {what} ({took}) is above the {most_s * 1000:g} ms allowed")
     if limit is not None and peak > limit:
         found.append(f"its peak of {gib(peak)} is {gib(peak - limit)} above the {gib(limit)} allowed")
     return found

@@ -14,10 +14,11 @@ from advisor.knobs import Reason, Verdict
 from advisor.leftovers import owner
 from advisor.measurement import Measurement
 from advisor.method import METHOD
+from advisor.metrics import GPU_ROUND, ROUND, Gauge
 from advisor.suggest import keep_answer
 from advisor.trial import FP32, Outcome, Quality, Trial
 from advisor.tuning import Tuning
-from advisor.workloads import Workload
+from advisor.workloads import Workload, kind_of
 
 
 def tried(trials: Sequence[Trial], configuration: Configuration) -> list[Trial]:
@@ -145,7 +146,7 @@ def _search_request(tuning: Tuning, configuration: Configuration) -> dict[str, A
     """Return the request of a search trial. Energy takes seconds: where it is not the aim, the blocks read it."""
     trials, request = tuning.trials, request_of(tuning, configuration)
     incumbent_s = None if configuration in tuning.job.also else _incumbent_s(tuning)
-    has_energy = tuning.job.objective.metric == "joules_per_token"
+    has_energy = tuning.job.objective.aim.gauge is Gauge.ENERGY
     return {
         **request,
         "op": "trial",
@@ -158,13 +159,9 @@ def _search_request(tuning: Tuning, configuration: Configuration) -> dict[str, A
 def _incumbent_s(tuning: Tuning) -> float | None:
     """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim."""
     best = best_of(tuning)
-    if (
-        best is None
-        or tuning.job.budget.exhaustive
-        or tuning.job.objective.metric not in ("tokens_per_s", "slowest_batch_s")
-    ):
+    if best is None or tuning.job.budget.exhaustive or not tuning.job.objective.aim.is_of_time:
         return None
-    return best.value("round_s")
+    return best.value(ROUND)
 
 
 def _gate(
@@ -237,21 +234,17 @@ def told(tuning: Tuning, configuration: Configuration, number: int, phase: str, 
 
 
 def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
-    """Return what is stored of a worker's rounds."""
+    """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them.
+
+    rounds["figures"]: samples that are known already, by metric: a recording has them (`advisor.landscape`).
+    """
     state = {"after_each_round": rounds["states"], "discarded": rounds["discarded"]}
-    wall_s = tuple(rounds["wall_s"])
-    found = [
-        Measurement("round_s", "s", wall_s, phase, state),
-        Measurement("tokens_per_s", "tokens/s", tuple(workload.tokens / s for s in wall_s), phase),
-        Measurement("slowest_batch_s", "s", tuple(rounds["slowest_s"]), phase),
-    ]
-    if workload.counts_sequences:
-        per_s = tuple(len(workload.lengths) / s for s in wall_s)
-        found.append(Measurement("sequences_per_s", "sequences/s", per_s, phase))
-    if rounds.get("joules_per_token"):
-        found.append(Measurement("joules_per_token", "J/token", (rounds["joules_per_token"],), phase))
+    found, known = [Measurement(ROUND, "s", tuple(rounds["wall_s"]), phase, state)], rounds.get("figures") or {}
+    for metric in kind_of(workload).measured(workload):
+        if samples := tuple(known.get(metric.metric) or metric.samples(workload, rounds)):
+            found.append(Measurement(metric.metric, metric.unit, samples, phase))
     if any(rounds["gpu_s"]):
-        found.append(Measurement("gpu_round_s", "s", tuple(rounds["gpu_s"]), phase))
+        found.append(Measurement(GPU_ROUND, "s", tuple(rounds["gpu_s"]), phase))
     return tuple(found)
 
 

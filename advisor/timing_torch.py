@@ -14,9 +14,8 @@ import torch
 
 from advisor.device import Gauges, disturbed
 from advisor.measurement import interval_of_median
-from advisor.session_torch import Session, asked_of
-from advisor.workloads import forward_torch as forward
-from advisor.workloads import workload_of
+from advisor.session_torch import Session, runtime_of
+from advisor.workloads import Call, Runtime
 
 #: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
 #: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
@@ -74,9 +73,9 @@ class NotFinite(Exception):
 
 def timed_round(
     session: Session,
-    calls: Sequence[forward.Call],
+    calls: Sequence[Call],
     device: str,
-    asked: forward.Asked,
+    runtime: Runtime,
     order: Sequence[int],
     look: bool = False,
 ) -> Round:
@@ -93,7 +92,7 @@ def timed_round(
         began = time.perf_counter()
         if on_gpu:
             start.record()
-        values = asked.run(session.model, call, device)
+        values = runtime.run(session.model, call, device)
         if on_gpu:
             end.record()
             torch.cuda.synchronize(device)
@@ -111,7 +110,7 @@ def timed_round(
 class Rounds:
     """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
-    joules_per_token: by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    joules: a round, by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
     """
 
     wall_s: list[float]
@@ -120,7 +119,7 @@ class Rounds:
     states: list[dict[str, Any]]
     discarded: list[str]
     pruned: str = ""
-    joules_per_token: float | None = None
+    joules: float | None = None
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
@@ -135,15 +134,13 @@ class Rounds:
         self.states.append(state)
 
 
-def time_rounds(
-    session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any], *, look: bool = True
-) -> Rounds:
+def time_rounds(session: Session, calls: Sequence[Call], request: Mapping[str, Any], *, look: bool = True) -> Rounds:
     """Time rounds until they settle, and on until the stopping rule is met or the trial is clearly slower than the best so far.
 
     look: at every batch's output once, and raise NotFinite where one is not finite. Rounds before two in a row agree are
     warm-up and thrown away; already they can show that a trial is slow: compilation and caches do not make two rounds slow.
     """
-    device, asked, timing = request["device"], asked_of(request), request["timing"]
+    device, runtime, timing = request["device"], runtime_of(request), request["timing"]
     stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
     on_gpu, order = device.startswith("cuda"), list(range(len(calls)))
     session.stage("time")
@@ -156,7 +153,7 @@ def time_rounds(
             found, state = take_round(
                 gauges,
                 device,
-                lambda: timed_round(session, calls, device, asked, order, is_looked_at),  # noqa: B023 - it runs at once
+                lambda: timed_round(session, calls, device, runtime, order, is_looked_at),  # noqa: B023 - it runs at once
                 rounds,
             )
             rounds.add(found, state)
@@ -168,9 +165,7 @@ def time_rounds(
                 return rounds
             session.send({"event": "round", "n": len(all_s), "round_s": median(all_s[-2:])})
         if on_gpu and timing.get("energy", True):
-            rounds.joules_per_token = energy_of(
-                gauges, lambda: timed_round(session, calls, device, asked, order), request
-            )
+            rounds.joules = energy_of(gauges, lambda: timed_round(session, calls, device, runtime, order))
     return rounds
 
 
@@ -191,8 +186,8 @@ def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Ro
         time.sleep(0.05 * 1.5 ** len(rounds.discarded))
 
 
-def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
-    """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
+def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
+    """Return joules a round over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
 
     The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
     subtracted for what the card draws when idle.
@@ -204,8 +199,7 @@ def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, An
         run()
         rounds += 1
     after = gauges.read().get("energy_j")
-    tokens = rounds * workload_of(request["workload"]).tokens
-    return (after - before) / tokens if isinstance(after, float) and after > before else None
+    return (after - before) / rounds if isinstance(after, float) and after > before else None
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:

@@ -17,7 +17,7 @@ import torch
 from advisor.errors import BadInput
 from advisor.lengths import entries_of, refuse_beyond
 from advisor.tokenizing import Tokenizing
-from advisor.workloads import Workload
+from advisor.workloads import Workload, workload_of
 
 #: What is run where no file of texts is named.
 BUNDLED = Path(__file__).parent / "workloads" / "text.txt"
@@ -65,7 +65,7 @@ def words_of(request: Mapping[str, Any]) -> str:
 
 def special_ids(request: Mapping[str, Any]) -> frozenset[int]:
     """Return the tokenizer's special ids, none where the model has no tokenizer."""
-    source, output = request["source"], request["workload"]["output"]
+    source, output = request["source"], workload_of(request["workload"]).output
     if not source["has_tokenizer"]:
         return frozenset()
     return frozenset(_tokenizing(source["path"], output).transformers.all_special_ids)

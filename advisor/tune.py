@@ -18,6 +18,7 @@ from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
 from advisor.confirmation import confirm, confirmation_s
 from advisor.cost import costs_of, weight_bytes
+from advisor.declared import refuse_unpadded
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.leftovers import owner, owner_is_alive, working_folder
@@ -28,7 +29,7 @@ from advisor.prospects import prospects_of, searched
 from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
 from advisor.search import UNLIKELY, Knowledge, surprises
-from advisor.space import MEMORY_SHARE, Space, build_space, refuse_unpadded
+from advisor.space import MEMORY_SHARE, Space, build_space
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.terminal import gib
@@ -121,7 +122,7 @@ def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admiss
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
     """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": job.workload.output}))
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": job.workload.payload}))
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")

@@ -25,7 +25,7 @@ from advisor.place import with_driver
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 STUDIES, TRIALS = 25_000, 40
 
@@ -46,7 +46,7 @@ def fill(url: str) -> None:
     """Write the rows: five objectives for each workload."""
     tiers = (Tier.DTYPE, Tier.EXACT)
     with Store.open(url, write=True) as store:
-        pair = [store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(tier), Budget(), 0) for tier in tiers]
+        pair = [store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(tier), Budget(), 0) for tier in tiers]
         store.save_facts(SOURCE, FACTS)
         for study in pair:
             number = store.start_trial(study, DEFAULT, phase="search", block=None, owner="a:1:1", lease_s=1.0)

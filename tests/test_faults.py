@@ -35,7 +35,7 @@ from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, tune
 from advisor.worker import TEXT_LIMIT
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
 #: Without pads no packing is admissible, and nothing is left that could be faster than the default and need confirming.
-WORKLOAD = Workload((12, 12, 12, 12), 2)
+WORKLOAD = Forward((12, 12, 12, 12), 2)
 
 #: Fault -> outcome, attempts, and what its reason must name. The transient ones are tried once more, in a fresh worker.
 EXPECTED = {
@@ -132,7 +132,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
     """Open the study and run its faults on two devices at once: workers can share a study, and it takes half as long."""
     runner = LocalRunner(job.machine)
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": "last-logits"}))
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": Forward((8,), 1).payload}))
     runner.close()
     environment = job.machine.environment
     space = build_space(facts, job.workload, environment, job.objective, job.machine.free_bytes)

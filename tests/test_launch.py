@@ -20,12 +20,13 @@ from advisor.checkpoint import find_model
 from advisor.leftovers import started
 from advisor.runner import LocalRunner
 from advisor.trial import Outcome
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]
 
 #: What a worker is asked where only its process matters.
 FACTS: dict[str, Any] = {
-    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "output": "last-logits",
+    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "workload": Forward((8,), 1).payload,
 }  # fmt: skip
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")

@@ -27,7 +27,7 @@ from advisor.patience import PatientStore
 from advisor.runner import LocalRunner
 from advisor.store import Store
 from advisor.trial import Outcome, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", True)
@@ -52,7 +52,7 @@ def test_a_tune_outlasts_its_server(server: Any) -> None:
     url, asked = server.get_uri(), {"phase": "search", "block": None, "owner": "host:1:1", "lease_s": 60.0}
     with Store.open(url, write=True) as plain:
         store = PatientStore(plain, heard.append, patience_s=60.0)
-        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         assert store.start_trial(study, DEFAULT, **asked) == 0
         server.stop()
         with pytest.raises(Unreachable, match="can't be reached"):
@@ -79,7 +79,7 @@ def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("advisor.patience.FIRST_PAUSE_S", 0.01)
     with Store.open(sqlite_url, write=True) as plain:
         store = PatientStore(plain, lambda _: None)
-        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         for name in ("start_trial", "finish_trial", "claim"):
             verb, lost = getattr(Store, name), []
 

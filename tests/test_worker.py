@@ -32,12 +32,12 @@ from advisor.timing_torch import (
 )
 from advisor.trial import Outcome
 from advisor.worker import _finite
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 FAULTS = ROOT / "tests" / "faults"
-WORKLOAD = Workload((16, 6, 12, 4), 2)
+WORKLOAD = Forward((16, 6, 12, 4), 2)
 FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
 
 
@@ -73,7 +73,9 @@ def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""
     runner = LocalRunner(probe.machine("cpu"))
     try:
-        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
+        facts = ModelFacts.of(
+            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+        )
         worker = runner._process
         found = {
             "first": runner.run(trial_request(facts), 60),
@@ -138,7 +140,7 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "output": "last-logits"})
+            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "workload": Forward((8,), 1).payload})
             answer = next(json.loads(line) for line in worker.stdout if '"done"' in line)
             _ask(worker.stdin, {"id": 2, **trial_request(ModelFacts.of(answer["result"]), attention="odd-asleep")})
             assert any("first call" in line for line in worker.stdout)

@@ -4,20 +4,19 @@ A choice is one entry: its name, why it may not run here, what it changes when t
 ran. What it changes is written as Python source: the worker executes these lines and the suggestion prints them, so the
 lines a user pastes are the lines that were measured.
 
-Further choices come from the modules named in ADVISOR_PLUGINS (comma separated): the CHOICES of each are registered.
+Further choices come from the modules named in ADVISOR_PLUGINS: the CHOICES of each are registered (`advisor.plugins`), and its
+KINDS of work.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from advisor.configuration import READING_ORDER, Configuration
-from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import (
     KNOBS,
@@ -36,7 +35,9 @@ from advisor.knobs.quantization import share_words
 from advisor.knobs.traits import GENERIC, Traits
 from advisor.model import ModelFacts
 from advisor.objective import Tier
+from advisor.plugins import PLUGINS, register_all
 from advisor.workloads import Workload
+from advisor.workloads import register as register_kind
 
 __all__ = [
     "GENERIC",
@@ -75,9 +76,6 @@ RULES_VERSION = 1
 
 _OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
 KNOBS.update({knob.name: knob for knob in sorted(_OWN, key=lambda knob: READING_ORDER.index(knob.name))})
-
-#: Names of the modules whose choices are registered beside our own.
-PLUGINS = tuple(name.strip() for name in os.environ.get("ADVISOR_PLUGINS", "").split(",") if name.strip())
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:
@@ -188,10 +186,4 @@ def rule_ids() -> list[str] | None:
     return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
 
 
-for _module in PLUGINS:
-    try:
-        _added = importlib.import_module(_module).CHOICES
-    except (ImportError, AttributeError) as _error:
-        raise BadInput(f"ADVISOR_PLUGINS names {_module!r}, which can't be used: {_error}") from None
-    for _choice in _added:
-        register(_choice)
+register_all({"KINDS": register_kind, "CHOICES": register})
