@@ -23,7 +23,7 @@ from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasure
 from advisor.metrics import Gauge
 from advisor.model import ModelSource
 from advisor.objective import Objective
-from advisor.workloads import DEALT, DEFAULT_BATCHES, Head, Workload
+from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Workload
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
@@ -465,8 +465,8 @@ def _suggested(model: str | os.PathLike[str], flags: Mapping[str, Any], known: t
 def _parsed(command: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type) -> Namespace:
     """Return what the command line's parser makes of keyword arguments. Raises TypeError for one that is none of ours."""
     kind = arguments.kind_in(["--workload", str(flags.get("workload", ""))])
-    names = {name for each in known.__mro__ for name in getattr(each, "__annotations__", {})} | kind.keywords
-    names |= set(known.__annotations__)
+    own = {name for each in (known, *known.__mro__) for name in getattr(each, "__annotations__", {})}
+    names = own - DEFAULT_KIND.keywords | kind.keywords
     if unknown := sorted(flags.keys() - names):
         raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
     name = os.fspath(model)

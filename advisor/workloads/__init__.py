@@ -12,7 +12,6 @@ from advisor import metrics
 from advisor.checked import Malformed, shortened
 from advisor.errors import BadInput
 from advisor.workloads import forward
-from advisor.workloads.flags import DEFAULT_BATCH, DEFAULT_PADDING
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
 from advisor.workloads.runtime import Call, Runtime, plain
@@ -20,10 +19,8 @@ from advisor.workloads.workload import Head, Layout, Needs, Work, Workload, auto
 
 __all__ = [
     "DEALT",
-    "DEFAULT_BATCH",
     "DEFAULT_BATCHES",
     "DEFAULT_KIND",
-    "DEFAULT_PADDING",
     "KINDS",
     "Call",
     "Head",
