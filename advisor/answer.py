@@ -42,6 +42,7 @@ class Stop(StrEnum):
 
     EVERYTHING = "everything"
     UNLIKELY = "unlikely"
+    PAYBACK = "payback"
     BUDGET = "budget"
     TRIALS = "trials"
     FAILURES = "failures"
@@ -53,6 +54,7 @@ class Stop(StrEnum):
         return {
             Stop.EVERYTHING: "everything admissible was tried",
             Stop.UNLIKELY: "nothing untried is likely to be better",
+            Stop.PAYBACK: "more of it is expected to cost more than it saves",
             Stop.BUDGET: "the budget was spent",
             Stop.TRIALS: "the trials asked for were spent",
             Stop.FAILURES: "too many trials failed in a row",

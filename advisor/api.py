@@ -76,6 +76,7 @@ class TuneFlags(Flags, total=False):
     """What tune takes beside these: how much may be spent (seconds or text), and the search's seed."""
 
     budget: float | str | None
+    payback: float | str | None
     trials: int | None
     exhaustive: bool
     blocks: int

@@ -36,7 +36,7 @@ _NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run every sequence of the gate alone, unpadded, in fp32, and write its values to the file `path`.
+    """Run the gate's sequences that are compared alone, unpadded, in fp32, and write their values to the file `path`.
 
     The weights are widened block by block where they are in 16 bits or do not fit in fp32, from the device or from beside
     it; attention is computed in chunks of queries where T × T scores do not fit. Returns {"positions", "words"}; {"unjudged":
@@ -121,9 +121,11 @@ def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     looked = Looked(session.model, runtime, distances, device, 1.0, session.settings)
     values: dict[str, torch.Tensor] = {}
     with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
-        for number, ids in enumerate(tokens):
-            found = gate_torch.alone(looked, {number: ids}, facts["accepts"])[number]
-            values[str(number)] = found.cpu()
+        for batch in workload.dealt.batches():
+            for place in gate_torch.to_compare([len(tokens[number]) for number in batch]):
+                number = batch[place]
+                found = gate_torch.alone(looked, {number: tokens[number]}, facts["accepts"])[number]
+                values[str(number)] = found.cpu()
     return {
         "values": values,
         "distances": distances,
@@ -201,8 +203,8 @@ def _compared(
         if any(call is one for one in kept):
             held.append((call, values))
         for number, found in zip(call.sequences, values, strict=True):
-            truth = reference["values"][str(number)].to(looked.device) if reference["values"] is not None else None
-            tally.add(tokens[number], truth, found)
+            truth = (reference["values"] or {}).get(str(number))
+            tally.add(tokens[number], None if truth is None else truth.to(looked.device), found)
     words = request["gate"]["reference"]
     is_text = request["source"]["has_tokenizer"] and request["facts"].get("is_causal", True)
     return tally.quality(text=is_text, reference=words), held
@@ -295,7 +297,7 @@ def _layout_error(
         if attempt:
             ids = _ids_of(session, request)
             tokens = [ids.instead_of(each, 1000 * attempt + number) for number, each in enumerate(tokens)]
-        errors, pads = _layout_errors(session, request, configuration, tokens, kept)
+        errors, pads = _layout_errors(session, request, configuration, tokens, (kept, attempt))
         least = {number: min(error, least.get(number, error)) for number, error in errors.items()}
         if max(least.values()) <= layout_limit(facts):
             break
@@ -307,21 +309,31 @@ def _layout_errors(
     request: Mapping[str, Any],
     configuration: Configuration,
     tokens: Sequence[torch.Tensor],
-    kept: int,
+    which: tuple[int, int],
 ) -> tuple[dict[int, float], float | None]:
-    """Return `gate_torch.layout_errors` of the configuration's calls with these tokens."""
+    """Return `gate_torch.layout_errors` of the configuration's calls with these tokens. which: layers kept, and attempt.
+
+    What a sequence is alone is kept for the next configuration with the same weights, beside the device.
+    """
     facts, (workload, _) = ModelFacts.of(request["facts"]), session.sampled(request)
     calls = session.calls(request, workload.under(configuration), configuration, tokens)
     chosen = _for_layout(calls, facts.windows)
-    sequences = {number: tokens[number] for call in chosen for number in call.sequences}
+    compared = {call.sequences[place] for call in chosen for place in gate_torch.to_compare(call.lengths)}
+    alone = session.alone.setdefault(which, {})
+    sequences = {number: tokens[number] for number in sorted(compared - set(alone))}
     runtime = runtime_of(request)
     distances = runtime.positions(workload)
     looked = Looked(session.model, runtime, distances, request["device"], 1.0, session.settings)
-    if facts.switches_attention or str(session.model.config._attn_implementation) == _plain_attention():
+    found: dict[int, torch.Tensor] = {}
+    if not sequences:
+        pass
+    elif facts.switches_attention or str(session.model.config._attn_implementation) == _plain_attention():
         with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
-            truth = gate_torch.alone(looked, sequences, facts.accepts)
+            found = gate_torch.alone(looked, sequences, facts.accepts)
     else:
-        truth = _alone_in_eager_copy(looked, request, configuration, facts, kept, sequences)
+        found = _alone_in_eager_copy(looked, request, configuration, facts, which[0], sequences)
+    alone |= {number: values.cpu() for number, values in found.items()}
+    truth = {number: alone[number].to(looked.device) for number in compared}
     looked = replace(looked, deviation=runtime.deviation(list(truth.values())))
     if traits_of(configuration).compiles:
         session.switch(_plain_attention())  # its masks are made of the same parts, and every shape would be compiled

@@ -8,6 +8,7 @@ block more, on the device or beside it. Loaded by the worker alone.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,9 @@ import torch
 
 #: Scores of one chunk of queries take this much at most (bytes), where all of them would take more.
 SCORES_BYTES = 2**30
+
+#: All weights are widened at once, and stay so, where that takes this share of the free memory at most.
+AT_ONCE_SHARE = 0.25
 
 #: transformers' name for eager attention in chunks of queries, once it is registered.
 IN_CHUNKS = "eager_in_chunks"
@@ -82,11 +86,11 @@ class _Widened:
 def in_fp32(model: Any, device: str) -> Iterator[None]:
     """Let a loaded model compute in fp32 on a device, wherever its weights are and whatever floats they are in.
 
-    What is in no block (embeddings, the last norm, the output layer) is widened all the while, a block while it runs. Weights
-    that are quantised are no floats and stay as they are.
+    Where all of it fits easily it is widened once. Else what is in no block (embeddings, the last norm, the output layer) is
+    widened all the while, a block while it runs. Weights that are quantised are no floats and stay as they are.
     """
     place = torch.device(device if device != "cuda" else "cuda:0")
-    blocks = blocks_of(model)
+    blocks = [] if _fits_at_once(model, place) else blocks_of(model)
     inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
     outer = _Widened([tensor for tensor in _tensors(model) if id(tensor) not in inside], place)
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -102,6 +106,15 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
             if widened.tensors:
                 stack.enter_context(_while_it_runs(block, widened))
         yield
+
+
+def _fits_at_once(model: Any, place: torch.device) -> bool:
+    """Whether the weights in fp32 take little of what is free: to widen them for every sequence anew costs more than memory."""
+    if place.type == "cuda":
+        free_bytes = torch.cuda.mem_get_info(place)[0]
+    else:
+        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 * sum(tensor.numel() for tensor in _tensors(model)) <= AT_ONCE_SHARE * free_bytes
 
 
 @contextmanager
@@ -136,16 +149,18 @@ class Settings:
     def __init__(self, model: Any) -> None:
         """Remember them. Lists of layers are left out: which of them run is decided from outside."""
         self._held = [
-            (module, _plain(module), dict(module._modules))
+            (module, tuple(_plain(module).items()), dict(module._modules))
             for module in model.modules()
             if not isinstance(module, torch.nn.ModuleList)
         ]
 
     def restore(self) -> None:
-        """Put back what changed."""
+        """Put back what changed. Asked for every sequence that runs alone: what is the same object did not change."""
         for module, plain, parts in self._held:
-            if _plain(module) != plain:
-                vars(module).update(plain)
+            own = vars(module)
+            for key, value in plain:
+                if own.get(key, Settings) is not value:
+                    own[key] = value
             if module._modules != parts:
                 module._modules.clear()
                 module._modules.update(parts)

@@ -19,6 +19,9 @@ from advisor.workloads import Call, Runtime, shape_class
 #: The independence probe runs the smallest batch of so many shape classes of the list.
 MOST_PROBED = 3
 
+#: Of a batch so many sequences are compared with what they are alone: at both ends of the batch, and of all lengths.
+MOST_COMPARED = 64
+
 #: Stands for a difference from what is not finite (σ): infinity has no place in JSON.
 BEYOND = 1e30
 
@@ -53,6 +56,19 @@ class Looked:
 
 
 # ---------------------------------------------------------------------------------------------------- one at a time
+
+
+def to_compare(lengths: Sequence[int]) -> list[int]:
+    """Return the places of a batch's sequences that are compared with themselves alone: all, or MOST_COMPARED of them.
+
+    The first and the last, for what runs past an end meets them; and evenly by length, the longest and the shortest among them,
+    so that every side of a window that some have is there.
+    """
+    if len(lengths) <= MOST_COMPARED:
+        return list(range(len(lengths)))
+    ends, by_length = [0, len(lengths) - 1], sorted(range(len(lengths)), key=lambda place: lengths[place])
+    step = (len(lengths) - 1) / (MOST_COMPARED - len(ends) - 1)
+    return sorted({*ends, *(by_length[round(rank * step)] for rank in range(MOST_COMPARED - len(ends)))})
 
 
 def alone(looked: Looked, tokens: Mapping[int, torch.Tensor], accepts: Sequence[str]) -> dict[int, torch.Tensor]:
@@ -264,16 +280,18 @@ def _probed_words(
 def layout_errors(
     looked: Looked, calls: Sequence[Call], truth: Mapping[int, torch.Tensor]
 ) -> tuple[dict[int, float], float | None]:
-    """Return every sequence's rms error against itself alone, and how far outputs move with the vectors of pads, in σ.
+    """Return sequences' rms errors against themselves alone, and how far outputs move with the vectors of pads, in σ.
 
-    calls: the configuration's own, made for fp32; truth: the values of every sequence of theirs, run alone. The vectors of
-    pads are changed in the first call that has any; None where none has.
+    calls: the configuration's own, made for fp32; truth: the values of those of their sequences that are compared, run alone.
+    The vectors of pads are changed in the first call that has any; None where none has.
     """
     errors: dict[int, float] = {}
     pads = None
     for call in calls:
         values = looked.values(call)
         for number, found in zip(call.sequences, values, strict=True):
+            if number not in truth:
+                continue
             rms = float((found - truth[number]).double().square().mean()) ** 0.5
             errors[number] = max(errors.get(number, 0.0), rms / looked.deviation if math.isfinite(rms) else BEYOND)
         if pads is None and has_pads(call):

@@ -328,7 +328,10 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
         "configuration": dict(trial.requested),
         "gate": None,
         "measured": [],
-        "timing": {"stopping": {"least": 10, "most": 30, "seconds": 20.0, "least_long": 5}, "incumbent_s": None},
+        "timing": {
+            "stopping": {"least": 10, "most": 30, "seconds": 20.0, "least_long": 5, "seconds_long": 20.0},
+            "incumbent_s": None,
+        },
     }
     result = runner.run(request, timeout_s)
     if result.get("transient"):

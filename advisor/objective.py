@@ -89,12 +89,15 @@ class Budget:
 
     exhaustive: measure every admissible one, and none is stopped early. blocks: of the confirmation, at
     most: it stops as soon as the answer is clear; fewer than measurement.LEAST_BLOCKS decide nothing, 0 leaves it out.
+    payback_s: how much work (seconds) is to pay for the search: it ends where a second of it is expected to save less than a
+    second of that work; None: it goes on for as long as anything better is likely.
     """
 
     seconds: float | None = None
     trials: int | None = None
     exhaustive: bool = False
     blocks: int = 9
+    payback_s: float | None = None
 
     @property
     def payload(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from advisor.answer import Prospect
+from advisor.answer import Prospect, Stop
 from advisor.configuration import Configuration
 from advisor.cost import predicted_bytes
 from advisor.errors import BadInput
@@ -29,11 +29,15 @@ CHANCE = 0.02
 
 @dataclass(frozen=True)
 class Prospects:
-    """What is left of a space. chance: None where too little was measured to say; promising: likeliest first."""
+    """What is left of a space. chance: None where too little was measured to say; promising: likeliest first.
+
+    pays: whether looking at it is expected to save more than it costs, as far as the search knew.
+    """
 
     left: int = 0
     chance: float | None = None
     promising: tuple[Prospect, ...] = ()
+    pays: bool = True
 
     @property
     def is_open(self) -> bool:
@@ -41,7 +45,7 @@ class Prospects:
 
         That arithmetic predicts nothing better is no reason: only what was measured shows how good predictions are.
         """
-        return self.left > 0 and (self.chance is None or self.chance >= CHANCE)
+        return self.pays and self.left > 0 and (self.chance is None or self.chance >= CHANCE)
 
 
 def searched(trials: Sequence[Trial]) -> list[Trial]:
@@ -64,7 +68,7 @@ def stored_prospects(study: StudyRecord, trials: Sequence[Trial], objective: Obj
     end = study.end
     if end is None or end.tried != len(searched(trials)) or study.objective.payload != objective.payload:
         return None
-    return Prospects(end.left, end.chance, end.promising)
+    return Prospects(end.left, end.chance, end.promising, pays=end.stop is not Stop.PAYBACK)
 
 
 def prospects_of(space: Space, trials: Sequence[Trial], objective: Objective, usable: Callable[[Trial], bool],

@@ -40,6 +40,7 @@ LEAST_TRIALS = 5
 
 #: Why a search ended by itself (see End).
 EVERYTHING, UNLIKELY = "everything was tried", "nothing untried is likely to be better"
+PAYBACK = "more of it is expected to cost more than it saves"
 
 #: Proposals that promise at least this share of the best one's gain are as good as it; the seed picks one.
 _AS_GOOD = 0.99
@@ -52,7 +53,7 @@ Usable = Callable[[Trial], bool]
 
 @dataclass(frozen=True)
 class End:
-    """Why a search may end: EVERYTHING or UNLIKELY; the chance that it misses something better, and how many are left."""
+    """Why a search may end: EVERYTHING, UNLIKELY, PAYBACK; the chance that it misses something better, and how many are left."""
 
     reason: str
     chance: float
@@ -127,16 +128,29 @@ class Knowledge:
             return None
         return self._model(fresh).chance_of_better(told)
 
-    def ending(self) -> End | None:
+    def ending(self, payback_s: float | None = None) -> End | None:
         """Return why the search may end although there is time, None while going on is worth it.
 
-        A suggestion, for it is the model's own opinion: the replay says how often it was wrong.
+        A suggestion, for it is the model's own opinion: the replay says how often it was wrong. payback_s: seconds of work that
+        are to pay for the search (Budget.payback_s).
         """
         left = len(self.fresh)
         if not left:
             return End(EVERYTHING, 0.0, 0)
         chance = self.chance_of_better()
-        return End(UNLIKELY, chance, left) if chance is not None and chance < CHANCE else None
+        if chance is None:
+            return None
+        if chance < CHANCE:
+            return End(UNLIKELY, chance, left)
+        return End(PAYBACK, chance, left) if payback_s is not None and self._saved_per_s(payback_s) < 1 else None
+
+    def _saved_per_s(self, work_s: float) -> float:
+        """Return the seconds of work that a second of the search is expected to save, by the untried one that promises most.
+
+        An improvement of a logarithm by a little is that share of the work; what a trial takes is in the promise already.
+        """
+        fresh, told = self.fresh, self._told
+        return work_s * float(self._model(fresh).promises(told).max()) if told.seconds else math.inf
 
     def within(self, seconds: float) -> Knowledge:
         """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""

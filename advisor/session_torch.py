@@ -28,6 +28,8 @@ class Session:
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
+        #: What sequences are alone in fp32, on the CPU, by (layers, attempt) and number: of the loaded weights.
+        self.alone: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
 
     def stage(self, name: str) -> None:
         """Tell the parent what is going on."""
@@ -39,7 +41,7 @@ class Session:
         workload = workload_of(request["workload"])
         key = tokens_torch.key_of(request, workload)
         if self.tokens_of is None or self.tokens_of[0] != key:
-            self.tokens_of = (key, tokens_torch.tokens_of(request, workload))
+            self.tokens_of, self.alone = (key, tokens_torch.tokens_of(request, workload)), {}
         return self.tokens_of[1]
 
     def sampled(self, request: Mapping[str, Any]) -> tuple[Workload, list[torch.Tensor]]:
@@ -69,7 +71,7 @@ class Session:
 
     def unload(self) -> None:
         """Free the model."""
-        self.model, self.loaded_as, self.settings = None, None, None
+        self.model, self.loaded_as, self.settings, self.alone = None, None, None, {}
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

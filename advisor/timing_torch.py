@@ -41,9 +41,9 @@ class Stopping:
 
     least: int = 2
     most: int = 10
-    seconds: float = 3.0
+    seconds: float = 1.5
     least_long: int = 2
-    seconds_long: float = 20.0
+    seconds_long: float = 3.0
     width: float = 0.01
 
     def reached(self, samples: Sequence[float]) -> bool:

@@ -28,7 +28,7 @@ from advisor.perform import finish_cut, run, search_trial, tried
 from advisor.prospects import prospects_of, searched
 from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
-from advisor.search import UNLIKELY, Knowledge, surprises
+from advisor.search import PAYBACK, UNLIKELY, Knowledge, surprises
 from advisor.space import MEMORY_SHARE, Space, build_space
 from advisor.store import Store
 from advisor.suggest import keep_answer
@@ -214,9 +214,9 @@ def _following(tuning: Tuning, trials: Sequence[Trial]) -> Configuration | Stop:
     if budget.trials is not None and len(searched(trials)) >= budget.trials:
         return Stop.TRIALS
     known = _known(tuning, admissible, trials)
-    end = known.ending() if budget.trials is None and not budget.exhaustive else None
+    end = known.ending(budget.payback_s) if budget.trials is None and not budget.exhaustive else None
     if end is not None:
-        return Stop.UNLIKELY if end.reason == UNLIKELY else Stop.EVERYTHING
+        return {UNLIKELY: Stop.UNLIKELY, PAYBACK: Stop.PAYBACK}.get(end.reason, Stop.EVERYTHING)
     if not known.fresh:
         return Stop.EVERYTHING
     if (available_s := _available_s(tuning)) <= 0:

@@ -187,6 +187,8 @@ BAD = {
     "memory without a unit": (["tune", MODEL, "--max-memory", "24"], "--max-memory 24 is so many bytes (write 24GiB"),
     "memory 0": (["tune", MODEL, "--max-memory", "0"], "not '0'"),
     "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
+    "payback nonsense": (["tune", MODEL, "--payback", "soon"], "--payback must be a duration"),
+    "payback of a number of trials": (["tune", MODEL, "--payback", "1h", "--trials", "3"], "--payback ends a search"),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
     "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be a duration"),
     "budget empty": (["tune", MODEL, "--budget", ""], "--budget must be a duration"),
@@ -315,15 +317,19 @@ def test_one_objective_has_one_spelling() -> None:
 
 
 def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
-    """A budget in time is the default; trials or an exhaustive search take its place, or are bounded by it."""
+    """A budget in time is the default, and what an hour's work pays for; what is asked for takes their place, or bounds it."""
     budgets = [budget_of(build_parser().parse_args(["tune", MODEL, *words.split()])) for words in (
-        "", "--trials 3", "--exhaustive", "--exhaustive --budget 2h --blocks 5")]  # fmt: skip
+        "", "--trials 3", "--exhaustive", "--exhaustive --budget 2h --blocks 5", "--budget 2m", "--payback 8h",
+        "--budget 2m --payback 30m")]  # fmt: skip
 
     assert budgets == [
-        Budget(600.0),
+        Budget(600.0, payback_s=3600.0),
         Budget(None, 3),
         Budget(exhaustive=True),
         Budget(7200.0, exhaustive=True, blocks=5),
+        Budget(120.0),
+        Budget(600.0, payback_s=28800.0),
+        Budget(120.0, payback_s=1800.0),
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -83,11 +86,17 @@ class Bench:
     """One model in a session, with its reference written: gives the figures of any configuration of it."""
 
     def __init__(
-        self, source: Any, output: str, folder: Path, precision: str = "bf16", lengths: tuple[int, ...] = LENGTHS
+        self,
+        source: Any,
+        output: str,
+        folder: Path,
+        precision: str = "bf16",
+        lengths: tuple[int, ...] = LENGTHS,
+        batch: int = 4,
     ) -> None:
         """Write the reference."""
         self.facts = facts_torch.read_facts(source.request, Forward((8,), 1, output).needs)
-        workload = Forward(lengths, 4, output)
+        workload = Forward(lengths, batch, output)
         self.session = Session(lambda _: None)
         self.request: dict[str, Any] = {
             "source": source.request, "facts": self.facts, "workload": workload.payload, "device": "cpu", "uuid": "cpu",
@@ -327,9 +336,13 @@ def test_special_ids_stay_and_are_never_put_in() -> None:
 # ---------------------------------------------------------------------------------------------------------- the reference
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["block by block", "at once"])
 @pytest.mark.parametrize("model", ["llama", "mistral", "bert", "gpt2"])
-def test_weights_widened_block_by_block_give_the_fp32_model(models: dict[str, Any], model: str) -> None:
+def test_widened_weights_give_the_fp32_model(
+    models: dict[str, Any], model: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model in bf16 inside in_fp32 computes what the checkpoint loaded in fp32 does, and is itself again afterwards."""
+    monkeypatch.setattr(fp32_torch, "AT_ONCE_SHARE", share)
     path, auto = models[model].path, transformers.AutoModel
     narrow, wide = (auto.from_pretrained(path, dtype=dtype).eval() for dtype in (torch.bfloat16, torch.float32))
     ids = torch.randint(16, 256, (2, 20))
@@ -346,8 +359,11 @@ def test_weights_widened_block_by_block_give_the_fp32_model(models: dict[str, An
 
 
 @pytest.mark.parametrize("kind", ["Funnel", "SqueezeBert"])
-def test_lists_of_lists_and_layers_called_by_their_forward_are_widened(kind: str) -> None:
+def test_lists_of_lists_and_layers_called_by_their_forward_are_widened(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever way a layer is run by: Funnel has lists of lists, SqueezeBERT calls its layers' forward."""
+    monkeypatch.setattr(fp32_torch, "AT_ONCE_SHARE", 0.0)
     sizes = {
         "Funnel": {
             "d_model": 64,
@@ -372,6 +388,67 @@ def test_lists_of_lists_and_layers_called_by_their_forward_are_widened(kind: str
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any("forward" in vars(part) for part in model.modules())
+
+
+def test_settings_that_a_model_changes_are_put_back() -> None:
+    """Numbers, texts, truths and parts that a model's modules had when it was loaded are theirs again, and no others."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)).eval()
+    kept = fp32_torch.Settings(model)
+    model[1].p, model[1].training, model[0].out_features = 0.7, True, 5
+    first = model[0]
+    model[0] = torch.nn.Identity()
+
+    kept.restore()
+
+    assert (model[1].p, model[1].training, model[0], first.out_features) == (0.1, False, first, 2)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=300))
+def test_who_is_compared_of_a_batch(lengths: list[int]) -> None:
+    """All of a small batch; of a large one both ends, the longest, the shortest and the lengths between, no gap wider than 6."""
+    places = gate_torch.to_compare(lengths)
+    found, most = [lengths[place] for place in places], gate_torch.MOST_COMPARED
+
+    assert places == sorted(set(places))
+    assert len(places) == len(lengths) if len(lengths) <= most else most - 2 <= len(places) <= most
+    assert {0, len(lengths) - 1} <= set(places)
+    assert (max(found), min(found)) == (max(lengths), min(lengths))
+    ranks = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    seen = [rank for rank, place in enumerate(ranks) if place in set(places)]
+    assert all(b - a <= 6 for a, b in itertools.pairwise(seen))
+
+
+def test_a_sequence_alone_is_run_once_for_all_layouts(models: dict[str, Any], tmp_path: Path) -> None:
+    """What a sequence is alone in fp32 is kept while the weights stay, and the layouts' figures are the same to the bit."""
+    bench, runs = Bench(models["llama"], "last-logits", tmp_path), list[int]()
+    alone = gate_torch.alone
+
+    def counted(looked: gate_torch.Looked, tokens: dict[int, Any], accepts: Any) -> dict[int, Any]:
+        runs.extend(tokens)
+        return alone(looked, tokens, accepts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_torch, "alone", counted)
+        bench.figures(packing="padded")
+        first = len(runs)
+        shared = bench.figures(packing="packed", attention="eager")
+        assert 0 < first <= len(LENGTHS)
+        assert len(runs) == first
+    fresh = Bench(models["llama"], "last-logits", tmp_path).figures(packing="packed", attention="eager")
+    assert (shared.layout, shared.layout_words) == (fresh.layout, fresh.layout_words)
+
+
+def test_a_large_batch_is_judged_by_some_of_its_sequences(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch larger than MOST_COMPARED the reference holds some; a leak between documents is caught by those all the same."""
+    monkeypatch.setattr(gate_torch, "MOST_COMPARED", 4)
+    bench = Bench(models["llama"], "last-logits", tmp_path, batch=8)
+    values = torch.load(bench.request["path"], weights_only=True)["values"]
+
+    assert set(values) == {"0", "7", "2", "3"}  # both ends, the shortest and the longest
+    assert bench.wrong(packing="packed", attention="eager") == ""
+    assert "reads its neighbours" in bench.wrong(packing="packed-cached")
 
 
 def test_a_reference_is_in_fp32_whatever_the_checkpoint(models: dict[str, Any], tmp_path: Path) -> None:

@@ -646,6 +646,16 @@ def test_what_is_left_may_be_better(store: Store, chance: float, verdict: str) -
     assert answer(store).verdict == verdict
 
 
+def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
+    """What is left may be better, but looking is expected to cost more than it saves: the default is the answer."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900)], stop=Stop.PAYBACK, left=UNTRIED, chance=0.3)
+    found = answer(store)
+
+    assert (found.verdict, found.exit_status) == ("default", 0)
+    assert found.why == "more of it is expected to cost more than it saves"
+    assert found.prospects.left == len(UNTRIED)
+
+
 @pytest.mark.parametrize(
     ("budget", "stop", "status"),
     [

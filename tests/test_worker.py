@@ -205,15 +205,16 @@ def test_stopping_needs_least_rounds_then_precision() -> None:
 
 
 def test_stopping_of_a_search_trial() -> None:
-    """Two rounds that agree are enough; others go on for some seconds, or for 20 where two outlast them."""
+    """Two rounds that agree are enough; others go on for a second and a half, or for three where two outlast that."""
     rule = Stopping()
 
     assert not rule.reached([0.5])
     assert rule.reached([0.5, 0.505])
     assert not rule.reached([0.5, 0.6])
-    assert rule.reached([0.5, 0.6, 0.7, 0.6, 0.7])
-    assert not rule.reached([8.0, 9.0])
-    assert rule.reached([8.0, 9.0, 8.0])
+    assert rule.reached([0.5, 0.6, 0.7])
+    assert not rule.reached([0.8, 1.0])
+    assert rule.reached([0.8, 1.0, 0.8, 0.9])
+    assert rule.reached([8.0, 9.0])
 
 
 def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
