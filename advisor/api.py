@@ -309,7 +309,7 @@ def _with_texts(options: Namespace, source: ModelSource, objective: Objective, m
 
     workload, limit = asked
     file, most = os.fspath(options.lengths_from), (options.batches or DEFAULT_BATCHES) * (options.batch or DEALT)
-    found = lengths_from(file, source, limit, most, workload.output)
+    found = lengths_from(file, source, limit, most, workload.needs.sent)
     batches = "" if options.batches is None else f" --batches {options.batches}"
     flags = f"--lengths-from {shlex.quote(file)} --batch {options.batch or 'auto'}{batches} {workload.own_flags}"
 
@@ -317,7 +317,7 @@ def _with_texts(options: Namespace, source: ModelSource, objective: Objective, m
         first = options.batches is not None
         if found.rows > MOST_ROWS_WHOLE and not first:
             return
-        for words, lengths in earlier(file, source, limit, most, workload.output, first=first):
+        for words, lengths in earlier(file, source, limit, most, workload.needs.sent, first=first):
             yield words, replace(workload, lengths=lengths)
 
     workload = replace(workload, lengths=found.lengths)

@@ -139,7 +139,7 @@ def read_facts(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Read the model's facts. Raises BadInput where its tokenizer is of another model."""
     workload = workload_of(request["workload"])
     facts = facts_torch.read_facts(request["source"], workload.needs)
-    tokens_torch.refuse_unfit(request["source"], workload.output, facts["vocabulary"])
+    tokens_torch.refuse_unfit(request["source"], workload.needs.sent, facts["vocabulary"])
     return facts
 
 

@@ -19,6 +19,7 @@ from advisor.lengths import lengths_from
 from advisor.model import ModelSource
 from advisor.objective import Budget, Objective
 from advisor.runner import LocalRunner
+from advisor.shapes import Sent
 from advisor.store import Store
 from advisor.tokenizing import FILES, has_tokenizer
 from advisor.trial import Outcome
@@ -43,7 +44,7 @@ def test_the_users_own_texts_are_run_as_they_are_sent(tmp_path: Path) -> None:
     texts = ["word " * n for n in (40, 3, 9, 3)]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text, "id": n}) + "\n" for n, text in enumerate(texts)))
-    found = lengths_from(str(file), source, 24, output="hidden")
+    found = lengths_from(str(file), source, 24, sent=Sent.PLAIN)
     request = request_of(source, found.texts)
     wanted = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in texts]
 

@@ -11,6 +11,7 @@ from advisor.declared import architectures, is_encoder, refuse_unpadded, unserve
 from advisor.errors import BadInput
 from advisor.metrics import MEMORY, Gauge, Metric, rate_of, seconds
 from advisor.model import ModelFacts, ModelSource
+from advisor.shapes import Sent
 from advisor.workloads.flags import add_list_flags
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.runtime import Runtime
@@ -31,8 +32,8 @@ _NEEDS = {
     LAST: Needs(Head.LANGUAGE, next_token=True, otherwise=_OTHERWISE),
     ALL: Needs(Head.LANGUAGE, otherwise=_OTHERWISE),
     HIDDEN: Needs(Head.NONE),
-    EMBEDDINGS: Needs(Head.NONE, embeds=True),
-    SCORES: Needs(Head.CLASSIFICATION),
+    EMBEDDINGS: Needs(Head.NONE, sent=Sent.APART),
+    SCORES: Needs(Head.CLASSIFICATION, sent=Sent.PAIRED),
 }
 
 #: What a sequence gets, in words.

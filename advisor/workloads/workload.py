@@ -19,6 +19,7 @@ from advisor.checked import Test, checked
 from advisor.configuration import key_of
 from advisor.errors import BadInput
 from advisor.model import ModelFacts
+from advisor.shapes import Sent
 from advisor.workloads.quantiles import DEALT, list_flags
 
 #: What two workloads of different kinds are apart at least: further than any two of one kind (see :meth:`Workload.distance`).
@@ -39,14 +40,18 @@ class Head(StrEnum):
 class Needs:
     """What work needs of a model's class: a head, and whether that must predict the next token, as no encoder does.
 
-    embeds: it makes one embedding a sequence as the files beside the weights say (`advisor.beside`). otherwise: what to ask
-    for where the class has it not, in words.
+    sent: how texts that belong together are sent. otherwise: what to ask for where the class has it not, in words.
     """
 
     head: Head
     next_token: bool = False
-    embeds: bool = False
+    sent: Sent = Sent.PLAIN
     otherwise: str = ""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether a sequence gives one embedding, as the files beside the weights say (`advisor.beside`)."""
+        return self.head is Head.NONE and self.sent is Sent.APART
 
 
 #: What transformers loads a model by where a head of its own is asked for, or none.
