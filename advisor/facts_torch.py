@@ -344,10 +344,6 @@ def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) ->
     }
 
 
-#: What comes out of a head, for errors.
-_GIVES = {Head.NONE: "hidden states", Head.LANGUAGE: "logits", Head.CLASSIFICATION: "scores"}
-
-
 def _refuse_missing(source: Mapping[str, Any], auto: Any, needs: Needs) -> None:
     """Raise BadInput where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
 
@@ -361,7 +357,7 @@ def _refuse_missing(source: Mapping[str, Any], auto: Any, needs: Needs) -> None:
     if missing:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         raise BadInput(
-            f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {_GIVES[needs.head]} would be random"
+            f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {needs.head.gives} would be random"
         )
 
 

@@ -109,8 +109,7 @@ def auto_of(needs: Needs, config: Any) -> Any:
         raise BadInput(f"a {config.model_type} model {what}", needs.otherwise)
     auto = getattr(transformers, auto_class(needs, logits))
     if type(config) not in auto._model_mapping:
-        gives = "scores" if needs.head is Head.CLASSIFICATION else "hidden states"
-        raise BadInput(f"transformers has no class that gives {gives} of a {config.model_type} model")
+        raise BadInput(f"transformers has no class that gives {needs.head.gives} of a {config.model_type} model")
     return auto
 
 
@@ -298,7 +297,7 @@ def _refuse_shape(model: Any, outputs: Any, needs: Needs) -> None:
     """Refuse a class that gives no logits, or no hidden state a token."""
     name = "last_hidden_state" if needs.head is Head.NONE else "logits"
     values = getattr(outputs, name, None)
-    words = {"logits": "logits", "last_hidden_state": "hidden states"}[name]
+    words = name if name == "logits" else needs.head.gives
     if not torch.is_tensor(values):
         raise BadInput(f"{type(model).__name__} gives no {words}: advisor can't tell what its output is")
     if needs.head is not Head.CLASSIFICATION and (values.dim() != 3 or values.shape[:2] != (1, TOKENS)):

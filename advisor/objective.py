@@ -32,6 +32,21 @@ class Tier(StrEnum):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a lossy tier may cost: kl in nats, top1, cosine and top10 as shares, perplexity as a ratio.
+
+    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing.
+    """
+
+    kl: float
+    top1: float
+    perplexity_ratio: float
+    cosine: float
+    top10: float
+    rms: float
+
+
+@dataclass(frozen=True)
 class Objective:
     """The best of one metric, within a quality tier, a memory limit in bytes and a latency limit in seconds a batch.
 

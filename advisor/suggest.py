@@ -21,7 +21,7 @@ from advisor.cost import useful_operations
 from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
-from advisor.judge import depends, is_judged, objections
+from advisor.judge import depends, is_judged, limits_of, objections
 from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.method import METHOD
@@ -273,10 +273,10 @@ class _Evidence:
         assert facts is not None
         # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
         comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
-        default, aim = default_of(trials), objective.aim
+        default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
 
         def against(trial: Trial) -> list[str]:
-            return objections(trial, default, objective, facts, same_weights=same_weights)
+            return objections(trial, default, objective, facts, same_weights=same_weights, limits=limits)
 
         found = searched(trials)
         outside = {trial.number: against(trial) for trial in found}

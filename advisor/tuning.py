@@ -11,7 +11,7 @@ from advisor.answer import SearchEnd
 from advisor.clock import Clock
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.judge import objections
+from advisor.judge import limits_of, objections
 from advisor.knobs import Reason
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
@@ -92,7 +92,8 @@ class Tuning:
         """Whether a trial may be recommended."""
         if trial.phase != "search":
             return False
-        return not objections(trial, self.default, self.job.objective, self.facts)
+        limits = limits_of(self.job.workload)
+        return not objections(trial, self.default, self.job.objective, self.facts, limits=limits)
 
     @property
     def default(self) -> Trial | None:

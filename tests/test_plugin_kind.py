@@ -23,6 +23,7 @@ import advisor as package
 from advisor import metrics
 from advisor.errors import BadInput, DamagedRow
 from advisor.knobs import Situation, baseline_choices
+from advisor.measurement import Measurement
 from advisor.store import Store
 from advisor.workloads import KINDS, UnknownKind, kind_of, register, workload_of
 
@@ -70,7 +71,7 @@ def run(place: Path) -> Run:
 @pytest.fixture(scope="module")
 def before(run: Run, place: Path) -> dict[str, Any]:
     """Tune a forward pass while there is no other kind; return what is answered, and what SQL shows."""
-    run("-m", "advisor", "tune", MODEL, *WORK, *FEW, "--trials", "3", "--blocks", "3", plugin="")
+    run("-m", "advisor", "tune", MODEL, *WORK, *FEW, "--trials", "2", "--blocks", "0", plugin="")
     answer = run("-m", "advisor", "suggest", MODEL, *WORK, *FEW, "--format", "json", plugin="").stdout
     return {"answer": answer, "views": seen(place)}
 
@@ -209,6 +210,7 @@ def test_people_read_it_in_its_own_words(tuned: dict[str, Any], run: Run) -> Non
     assert "scored/s" in listed
 
 
+@pytest.mark.slow
 def test_its_function_is_printed_and_runs_alone(tuned: dict[str, Any], run: Run, tmp_path: Path) -> None:
     """The script has the very function that was timed, counts what the kind counts, and needs neither of us."""
     script = tmp_path / "script.py"
@@ -281,7 +283,8 @@ def test_a_dry_run_and_the_table_of_choices_know_it(run: Run) -> None:
     """What would be tried is said in its words, by rules that look at its work, and the table of choices asks it too."""
     plan = run("-m", "advisor", "tune", MODEL, *OWN, *FEW, "--dry-run").stdout
     code = (
-        "from advisor import support; print(sum(w.kind == 'likelihood' for w in support._WORKLOADS)); support.main([])"
+        "from advisor import support\nsupport._WORKLOADS = [w for w in support._WORKLOADS if w.kind == 'likelihood']\n"
+        "print(len(support._WORKLOADS))\nsupport.main([])"
     )
     count, *table = run("-c", code).stdout.splitlines()
 
@@ -375,6 +378,29 @@ def test_its_work_is_in_the_prediction(kind: ModuleType) -> None:
 
     assert needed(made) == needed(every) > needed(last)
     assert useful_operations(_LLAMA, last) < useful_operations(_LLAMA, made) < useful_operations(_LLAMA, every)
+
+
+def test_its_limits_are_its_own(kind: ModuleType) -> None:
+    """What four bits may cost is what the kind says, what it does not say is as with other work, and others keep theirs."""
+    from advisor.configuration import Configuration
+    from advisor.judge import LIMITS, limits_of, objections
+    from advisor.objective import Objective, Tier
+    from advisor.support import _LLAMA
+    from advisor.trial import Outcome, Quality, Trial
+
+    made = kind.Likelihood((64, 32), 2)
+    every = workload_of({**made.payload, "kind": "forward", "output": "all-logits"})
+    ran = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "nf4", "packing": "padded"})
+    figures = Quality(0.02, 0.1, None, None, 9, 1.025, reference="fp32, eager", neighbours=0.0, layout=0.0, own=1.0)
+    measured = (Measurement("scored_tokens_per_s", "tokens/s", (1.0,)),)
+    trial = Trial(1, ran, ran, Outcome.OK, quality=figures, measurements=measured)
+    objective = Objective(quality=Tier.FOUR_BIT, metric="scored_tokens_per_s")
+
+    assert limits_of(every) == LIMITS
+    assert limits_of(made)[Tier.EIGHT_BIT] == LIMITS[Tier.EIGHT_BIT]
+    assert objections(trial, None, objective, _LLAMA, limits=limits_of(every)) == []
+    (text,) = objections(trial, None, objective, _LLAMA, limits=limits_of(made))
+    assert "perplexity × 1.0250 > 1.02" in text
 
 
 def test_names_that_mean_something_already_are_refused(kind: ModuleType) -> None:

@@ -18,6 +18,7 @@ from advisor.knobs import GENERIC, KNOBS, Traits
 from advisor.knobs.traits import merged
 from advisor.metrics import PEAK
 from advisor.workloads import KINDS
+from advisor.workloads.forward import OUTPUTS
 
 ADVISOR = Path(advisor.__file__).parent
 
@@ -48,6 +49,7 @@ def owners() -> dict[str, list[str]]:
     for word, kind in KINDS.items():
         for name in (word, kind.name, *(metric.metric for metric in kind.metrics if metric.metric != PEAK)):
             found[name] = [f"workloads/{kind.name}*.py"]
+    found |= {output: ["workloads/*.py"] for output in OUTPUTS}
     for knob in KNOBS.values():
         for name in knob.choices:
             if name not in GENERIC and not name.isdigit():
@@ -96,7 +98,7 @@ def files() -> list[Path]:
 
 
 def test_nobody_asks_for_a_choice_or_a_kind_by_name() -> None:
-    """No text in the code equals the name of a choice, a kind or a metric of a kind outside its own file: they are asked."""
+    """No text in the code equals the name of a choice, a kind, or a kind's metric or output outside its file: they are asked."""
     assert [found for file in files() for found in named(file)] == []
 
 

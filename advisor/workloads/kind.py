@@ -12,6 +12,7 @@ from typing import Any
 
 from advisor.metrics import Metric
 from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Limits, Tier
 from advisor.workloads.flags import add_list_flags, lengths_of
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.workload import Workload
@@ -63,7 +64,8 @@ class Kind:
     add_flags(parser): its flags beside those of every command; lengths(options): the lengths that they name, None where a file
     is to give them; parse(options, source, lengths): the workload, refused with BadInput where the model's files say that it
     can't be: both raise what is wrong in a line.
-    examples: workloads that differ in what rules look at, for the table of choices.
+    examples: workloads that differ in what rules look at, for the table of choices. limits: what a lossy tier may cost, by
+    tier, where that is other than with other work (`advisor.judge.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     preparation(workload, facts, source, device): what is done with the model first, source as `ModelSource.request` has it.
     """
@@ -77,6 +79,7 @@ class Kind:
     running: Callable[[Workload, ModelFacts], Running]
     runtime: Callable[[Workload, ModelFacts], Runtime]
     examples: tuple[Workload, ...] = ()
+    limits: Mapping[Tier, Limits] = field(default_factory=dict, hash=False)
     preparation: Callable[[Workload, ModelFacts, Mapping[str, Any], str], Preparation] = _unprepared
     add_flags: Callable[[ArgumentParser], None] = add_list_flags
     lengths: Callable[[Namespace], tuple[int, ...] | None] = lengths_of

@@ -35,6 +35,11 @@ class Head(StrEnum):
     LANGUAGE = "language"
     CLASSIFICATION = "classification"
 
+    @property
+    def gives(self) -> str:
+        """What comes out of it, in words."""
+        return {Head.NONE: "hidden states", Head.LANGUAGE: "logits", Head.CLASSIFICATION: "scores"}[self]
+
 
 @dataclass(frozen=True)
 class Needs:

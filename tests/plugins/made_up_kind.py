@@ -14,6 +14,7 @@ from typing import Any
 from advisor.errors import BadInput
 from advisor.metrics import MEMORY, Metric, rate_of, seconds
 from advisor.model import ModelFacts, ModelSource
+from advisor.objective import Limits, Tier
 from advisor.workloads import Head, Kind, Needs, Running, Runtime, Workload
 from advisor.workloads.flags import add_list_flags
 
@@ -162,5 +163,6 @@ KINDS = [
         runtime=_runtime,
         examples=(Likelihood((64, 32, 48, 16), 2),),
         add_flags=_add_flags,
+        limits={Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.02, 0.95, 0.8, 0.25)},
     )
 ]
