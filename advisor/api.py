@@ -21,9 +21,9 @@ from advisor.device import energy_problem
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
 from advisor.metrics import Gauge
-from advisor.model import ModelSource
+from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
-from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Workload
+from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Workload, kind_of
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
@@ -216,14 +216,13 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     import torch
 
     from advisor import facts_torch, session_torch
-    from advisor.declared import refuse_unpadded
 
     assert recommendation.chosen is not None
     configuration, source = recommendation.chosen.configuration, recommendation.source.request
     workload = recommendation.study.workload.under(configuration)
     # Read anew: stored facts can be those of a class that gives another output.
     facts = facts_torch.read_facts(source, workload.needs)
-    refuse_unpadded(recommendation.source.name, pads=facts["pads"], batch=workload.batch)
+    kind_of(workload).refuse(workload, ModelFacts.of(facts), recommendation.source.name)
     request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)

@@ -270,7 +270,7 @@ def _add_workload(parser: argparse.ArgumentParser, kind: Kind) -> None:
 
 
 def _add_objective(parser: argparse.ArgumentParser, kind: Kind) -> None:
-    parser.add_argument("--objective", choices=tuple(kind.objectives), default=next(iter(kind.objectives)),
+    parser.add_argument("--objective", choices=tuple(kind.objectives), default=kind.aim.name,
                         help="what to make the best of (default: %(default)s)")  # fmt: skip
     parser.add_argument("--quality", choices=[str(tier) for tier in Tier], default=str(Tier.DTYPE),
                         help="the most that may be lost (default: %(default)s)")  # fmt: skip

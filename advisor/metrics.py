@@ -93,7 +93,12 @@ def register(metric: Metric) -> None:
 
 
 def default_metric() -> str:
-    """Return what is made the best of when nobody says: the first metric of the first kind."""
+    """Return what is made the best of when nobody says: the first metric of the first kind.
+
+    Raises LookupError where no kind is registered yet: importing `advisor.workloads` does that.
+    """
+    if not METRICS:
+        raise LookupError("no kind of work is registered: import advisor.workloads first")
     return next(iter(METRICS))
 
 

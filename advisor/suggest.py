@@ -612,7 +612,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
         flags.append(f"--quality {objective.quality}")
     if objective.max_memory_bytes is not None:
         flags.append(f"--max-memory {_size(objective.max_memory_bytes)}")
-    if objective.metric != Objective().metric:
+    if objective.aim != kind_of(workload).aim:
         flags.append(f"--objective {objective.aim.name}")
     if objective.max_latency_s is not None:
         flags.append(f"--max-latency {objective.max_latency_s * 1000:g}ms")

@@ -18,7 +18,6 @@ from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
 from advisor.confirmation import confirm, confirmation_s
 from advisor.cost import costs_of, weight_bytes
-from advisor.declared import refuse_unpadded
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS, Reason, Verdict, knobs_for
 from advisor.leftovers import owner, owner_is_alive, working_folder
@@ -35,6 +34,7 @@ from advisor.suggest import keep_answer
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 from advisor.tuning import Job, Listener, Tuning
+from advisor.workloads import kind_of
 
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
 FAILURES_IN_A_ROW = 10
@@ -126,7 +126,7 @@ def facts_for(job: Job, runner: Runner) -> ModelFacts:
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
-    refuse_unpadded(job.source.name, pads=facts.pads, batch=job.workload.batch)
+    kind_of(job.workload).refuse(job.workload, facts, job.source.name)
     return facts
 
 

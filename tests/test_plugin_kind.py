@@ -59,9 +59,13 @@ def run(place: Path) -> Run:
             "HF_HUB_OFFLINE": "1",
         }
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **more}, check=False,
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **more},
+            check=False,
             timeout=200,
-        )  # fmt: skip
+        )
         assert done.returncode == status, done.stderr[-3000:]
         return done
 
@@ -135,15 +139,19 @@ def test_it_is_tuned_and_its_own_metrics_are_stored(tuned: dict[str, Any], place
     (text,) = {row[0] for row in rows(place, "SELECT payload FROM workloads WHERE kind = 'likelihood'")}
     stored = {
         row[0]
-        for row in rows(place, "SELECT DISTINCT metric FROM measurements x JOIN trials t ON t.id = x.trial_id JOIN studies s "
-                               "ON s.id = t.study_id JOIN workloads w ON w.id = s.workload_id WHERE w.kind = 'likelihood'")
-    }  # fmt: skip
+        for row in rows(
+            place,
+            "SELECT DISTINCT metric FROM measurements x JOIN trials t ON t.id = x.trial_id JOIN studies s "
+            "ON s.id = t.study_id JOIN workloads w ON w.id = s.workload_id WHERE w.kind = 'likelihood'",
+        )
+    }
 
     assert json.loads(text) == {"kind": "likelihood", "lengths": [9, 5, 7, 3, 8, 6], "batch": 3, "of_tokens": "mean"}
     assert stored == {"round_s", "scored_tokens_per_s", "slowest_text_s"}
     assert answer["tried"] == 3
     assert answer["failures"] == []
     assert answer["objective"]["metric"] == "scored_tokens_per_s"
+    assert "--objective" not in answer["command"]
     for found in (answer["default"], answer["recommendation"], *answer["runners_up"]):
         assert found["quality"]["rms"] < 1e-4
         assert found["quality"]["neighbours"] == 0.0
@@ -178,10 +186,15 @@ def test_what_was_there_before_says_the_same(
 
 def test_sql_shows_its_rows(tuned: dict[str, Any], place: Path) -> None:
     """The views have its trials and its answers; columns that mean nothing of it are empty."""
-    (row, *_) = rows(place, "SELECT kind, batch, longest, attention, outcome, tokens_per_s, output FROM v_trials WHERE "
-                            "kind = 'likelihood'")  # fmt: skip
-    verdicts = rows(place, "SELECT verdict FROM v_recommendations r WHERE r.study IN (SELECT study FROM v_trials WHERE "
-                           "kind = 'likelihood') ORDER BY study")  # fmt: skip
+    (row, *_) = rows(
+        place,
+        "SELECT kind, batch, longest, attention, outcome, tokens_per_s, output FROM v_trials WHERE kind = 'likelihood'",
+    )
+    verdicts = rows(
+        place,
+        "SELECT verdict FROM v_recommendations r WHERE r.study IN (SELECT study FROM v_trials WHERE "
+        "kind = 'likelihood') ORDER BY study",
+    )
 
     assert row == ("likelihood", 3, 9, "sdpa", "ok", None, None)
     assert [verdict for (verdict,) in verdicts] == [tuned[name]["verdict"] for name in ("throughput", "patience")]
@@ -378,6 +391,18 @@ def test_its_work_is_in_the_prediction(kind: ModuleType) -> None:
 
     assert needed(made) == needed(every) > needed(last)
     assert useful_operations(_LLAMA, last) < useful_operations(_LLAMA, made) < useful_operations(_LLAMA, every)
+
+
+def test_what_a_model_can_not_do_is_refused_by_its_facts(kind: ModuleType) -> None:
+    """Where the facts say that batches can't be padded, a kind refuses several at once, in a line that says what to do."""
+    from dataclasses import replace
+
+    from advisor.support import _LLAMA
+
+    (made,) = kind.KINDS
+    with pytest.raises(BadInput, match=r"m finds the end of a sequence by its pad token.*--batch 1"):
+        made.refuse(kind.Likelihood((9, 5), 2), replace(_LLAMA, pads=False), "m")
+    made.refuse(kind.Likelihood((9, 5), 1), replace(_LLAMA, pads=False), "m")
 
 
 def test_its_limits_are_its_own(kind: ModuleType) -> None:

@@ -56,8 +56,10 @@ class UnknownKind(Malformed):
 
     def __init__(self, word: object) -> None:
         """Name the kind."""
-        super().__init__(f"it is of a kind of work that is not known here, {shortened(word)}: there are {', '.join(names())} "
-                         "(ADVISOR_PLUGINS names modules with more)")  # fmt: skip
+        super().__init__(
+            f"it is of a kind of work that is not known here, {shortened(word)}: there are {', '.join(names())} "
+            "(ADVISOR_PLUGINS names modules with more)"
+        )
 
 
 def register(kind: Kind) -> None:
@@ -65,9 +67,9 @@ def register(kind: Kind) -> None:
     for word in {kind.name, *kind.stored_as}:
         if word in KINDS or word in names():
             raise ValueError(f"there is a kind of work {word!r} already")
-    if not kind.stored_as or sum(metric.is_speed for metric in kind.metrics) != 1:
+    if not (kind.stored_as and kind.objectives and sum(metric.is_speed for metric in kind.metrics) == 1):
         raise ValueError(
-            f"the kind of work {kind.name!r} needs a word that it is stored by, and one metric that is its speed"
+            f"the kind of work {kind.name!r} needs a word that it is stored by, an objective, and one metric that is its speed"
         )
     for metric in kind.metrics:
         metrics.register(metric)

@@ -20,17 +20,31 @@ def _batch(text: str) -> int | None:
 
 def add_list_flags(parser: ArgumentParser) -> None:
     """Add the flags of a list of sequences and of its batches."""
-    parser.add_argument("--lengths", metavar="N[,N…]",
-                        help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
-    parser.add_argument("--lengths-from", metavar="FILE",
-                        help="your own texts by the model's tokenizer: .txt, a text a line; .jsonl, .json, .csv or .tsv, rows "
-                             "with text, prompt, instruction, messages or their like; or FILE:COLUMN")  # fmt: skip
-    parser.add_argument("--padding", type=float, metavar="P",
-                        help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
-    parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,
-                        help="sequences a batch, or auto: then it is tuned too (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--batches", type=int, metavar="N",
-                        help=f"batches in the list, an even sample of a larger file (default: {DEFAULT_BATCHES})")  # fmt: skip
+    parser.add_argument(
+        "--lengths", metavar="N[,N…]", help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})"
+    )
+    parser.add_argument(
+        "--lengths-from",
+        metavar="FILE",
+        help="your own texts by the model's tokenizer: .txt, a text a line; .jsonl, .json, .csv or .tsv, rows "
+        "with text, prompt, instruction, messages or their like; or FILE:COLUMN",
+    )
+    parser.add_argument(
+        "--padding", type=float, metavar="P", help=f"share of pads in padded batches (default: {DEFAULT_PADDING})"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        metavar="N",
+        default=DEFAULT_BATCH,
+        help="sequences a batch, or auto: then it is tuned too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        metavar="N",
+        help=f"batches in the list, an even sample of a larger file (default: {DEFAULT_BATCHES})",
+    )
 
 
 def lengths_of(options: Namespace) -> tuple[int, ...] | None:

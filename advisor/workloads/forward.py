@@ -38,8 +38,12 @@ _NEEDS = {
 
 #: What a sequence gets, in words.
 _RESULTS = {
-    LAST: "the last logits", ALL: "all logits", HIDDEN: "the hidden states", EMBEDDINGS: "the embedding", SCORES: "the scores",
-}  # fmt: skip
+    LAST: "the last logits",
+    ALL: "all logits",
+    HIDDEN: "the hidden states",
+    EMBEDDINGS: "the embedding",
+    SCORES: "the scores",
+}
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,52 @@ def _joules_per_token(workload: Workload, rounds: Mapping[str, Any]) -> Sequence
 
 #: What is made the best of by default comes first. People count embeddings rather than tokens: there texts are shown too.
 METRICS = (
-    Metric("throughput", "tokens_per_s", "tokens/s", less_is_better=False, words="useful tokens per second", head="tokens/s",
-           show=rate_of("tokens/s"), samples=_tokens_per_s, is_speed=True),
-    Metric("", "sequences_per_s", "sequences/s", less_is_better=False, words="texts per second", head="texts/s",
-           show=rate_of("texts/s"), samples=_sequences_per_s, applies=_embeds),
-    Metric("latency", "slowest_batch_s", "s", less_is_better=True, words="seconds of the slowest batch", head="slowest batch",
-           show=seconds, samples=_slowest_batch_s, is_latency=True),
+    Metric(
+        "throughput",
+        "tokens_per_s",
+        "tokens/s",
+        less_is_better=False,
+        words="useful tokens per second",
+        head="tokens/s",
+        show=rate_of("tokens/s"),
+        samples=_tokens_per_s,
+        is_speed=True,
+    ),
+    Metric(
+        "",
+        "sequences_per_s",
+        "sequences/s",
+        less_is_better=False,
+        words="texts per second",
+        head="texts/s",
+        show=rate_of("texts/s"),
+        samples=_sequences_per_s,
+        applies=_embeds,
+    ),
+    Metric(
+        "latency",
+        "slowest_batch_s",
+        "s",
+        less_is_better=True,
+        words="seconds of the slowest batch",
+        head="slowest batch",
+        show=seconds,
+        samples=_slowest_batch_s,
+        is_latency=True,
+    ),
     MEMORY,
-    Metric("energy", "joules_per_token", "J/token", less_is_better=True, words="energy per useful token",
-           head="J per 1,000 tokens", show=lambda value: f"{value * 1000:.3g} J per 1,000 tokens", samples=_joules_per_token,
-           gauge=Gauge.ENERGY),
-)  # fmt: skip
+    Metric(
+        "energy",
+        "joules_per_token",
+        "J/token",
+        less_is_better=True,
+        words="energy per useful token",
+        head="J per 1,000 tokens",
+        show=lambda value: f"{value * 1000:.3g} J per 1,000 tokens",
+        samples=_joules_per_token,
+        gauge=Gauge.ENERGY,
+    ),
+)
 
 
 # ------------------------------------------------------------------------------------------------- flags and the model
@@ -147,8 +186,10 @@ def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
     """
     names = architectures(config)
     if unserved := unserved_head(config):
-        raise BadInput(f"{name} is a {unserved}, and advisor does not run that head",
-                       "--output hidden measures the model without it")  # fmt: skip
+        raise BadInput(
+            f"{name} is a {unserved}, and advisor does not run that head",
+            "--output hidden measures the model without it",
+        )
     if any(each.endswith("ForSequenceClassification") for each in names):
         return SCORES
     if is_encoder(config):
@@ -174,8 +215,10 @@ def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int 
     needs_pads = output == SCORES and not is_encoder(config)
     refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
     if output == LAST and is_encoder(config):
-        raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
-                       "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip
+        raise BadInput(
+            f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
+            "leave --output out, or ask for pooled, scores, hidden or all-logits",
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- how it runs
@@ -217,9 +260,12 @@ def _runtime(workload: Workload, facts: ModelFacts) -> Runtime:
 
 #: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads; scores; batch as a knob.
 _EXAMPLES = (
-    Forward((64, 32, 48, 16), 2), Forward((64, 48, 32, 16), 2), Forward((64, 64, 64, 64), 2),
-    Forward((64, 32, 48, 16), 2, SCORES), Forward((64, 32, 48, 16), None),
-)  # fmt: skip
+    Forward((64, 32, 48, 16), 2),
+    Forward((64, 48, 32, 16), 2),
+    Forward((64, 64, 64, 64), 2),
+    Forward((64, 32, 48, 16), 2, SCORES),
+    Forward((64, 32, 48, 16), None),
+)
 
 KIND = Kind(
     name="forward",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from advisor.declared import refuse_unpadded
 from advisor.metrics import Metric
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Limits, Tier
@@ -51,6 +52,10 @@ class Preparation:
     statements: tuple[str, ...] = ()
 
 
+def _refuse_unpadded(workload: Workload, facts: ModelFacts, name: str) -> None:
+    refuse_unpadded(name, pads=facts.pads, batch=workload.batch)
+
+
 def _unprepared(_: Workload, __: ModelFacts, ___: Mapping[str, Any], ____: str) -> Preparation:
     return Preparation()
 
@@ -67,6 +72,7 @@ class Kind:
     examples: workloads that differ in what rules look at, for the table of choices. limits: what a lossy tier may cost, by
     tier, where that is other than with other work (`advisor.judge.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
+    refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
     preparation(workload, facts, source, device): what is done with the model first, source as `ModelSource.request` has it.
     """
 
@@ -78,6 +84,7 @@ class Kind:
     parse: Callable[[Namespace, ModelSource, tuple[int, ...]], Workload]
     running: Callable[[Workload, ModelFacts], Running]
     runtime: Callable[[Workload, ModelFacts], Runtime]
+    refuse: Callable[[Workload, ModelFacts, str], None] = _refuse_unpadded
     examples: tuple[Workload, ...] = ()
     limits: Mapping[Tier, Limits] = field(default_factory=dict, hash=False)
     preparation: Callable[[Workload, ModelFacts, Mapping[str, Any], str], Preparation] = _unprepared
@@ -92,6 +99,11 @@ class Kind:
     def objectives(self) -> dict[str, Metric]:
         """The metrics that an objective can be made of, by the names that `--objective` calls them."""
         return {metric.name: metric for metric in self.metrics if metric.name}
+
+    @property
+    def aim(self) -> Metric:
+        """What is made the best of where nobody says."""
+        return next(iter(self.objectives.values()))
 
     @property
     def speed(self) -> Metric:

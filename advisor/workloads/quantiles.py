@@ -57,8 +57,10 @@ def refuse_absurd(sequences: int, longest: int = 1) -> None:
             f"--batch times --batches may be {MOST_SEQUENCES:,} at most",
         )
     if sequences * longest > MOST_TOKENS:
-        raise BadInput(f"{sequences:,} sequences of up to {longest:,} tokens are too many to be measured",
-                       f"--batch times --batches times --lengths may be {MOST_TOKENS:,} at most")  # fmt: skip
+        raise BadInput(
+            f"{sequences:,} sequences of up to {longest:,} tokens are too many to be measured",
+            f"--batch times --batches times --lengths may be {MOST_TOKENS:,} at most",
+        )
 
 
 def _groups(longest: int, exponent: float, batch: int, batches: int) -> Iterator[list[int]]:

@@ -132,12 +132,30 @@ def _slowest_text_s(workload: Any, rounds: Mapping[str, Any]) -> Sequence[float]
 
 
 METRICS = (
-    Metric("throughput", "scored_tokens_per_s", "tokens/s", less_is_better=False, words="scored tokens per second",
-           head="scored/s", show=rate_of("scored tokens/s"), samples=_scored_tokens_per_s, is_speed=True),
-    Metric("patience", "slowest_text_s", "s", less_is_better=True, words="seconds a text in the slowest batch",
-           head="slowest text", show=seconds, samples=_slowest_text_s, is_latency=True),
+    Metric(
+        "throughput",
+        "scored_tokens_per_s",
+        "tokens/s",
+        less_is_better=False,
+        words="scored tokens per second",
+        head="scored/s",
+        show=rate_of("scored tokens/s"),
+        samples=_scored_tokens_per_s,
+        is_speed=True,
+    ),
+    Metric(
+        "patience",
+        "slowest_text_s",
+        "s",
+        less_is_better=True,
+        words="seconds a text in the slowest batch",
+        head="slowest text",
+        show=seconds,
+        samples=_slowest_text_s,
+        is_latency=True,
+    ),
     MEMORY,
-)  # fmt: skip
+)
 
 
 def _add_flags(parser: ArgumentParser) -> None:
