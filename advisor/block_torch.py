@@ -10,7 +10,7 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from advisor.configuration import Configuration
 from advisor.device import Gauges
+from advisor.measurement import TIE_ZONE
 from advisor.ready_torch import Ready, make_ready, peak_bytes, reset_peak
 from advisor.session_torch import Session, runtime_of, weights_key
 from advisor.timing_torch import Round, Rounds, take_round, timed_round
@@ -29,8 +30,9 @@ from advisor.trial import Outcome
 class Turns:
     """When a block ends. A turn: rounds of one contestant that take about `turn_s` together, or one; its figure is their median.
 
-    At least `least` turns each, then until the half-range of everybody's turns is within `width` of their median, at most
-    `most`. A turn is that long because a GPU's clock follows its load.
+    At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
+    `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
+    that long because a GPU's clock follows its load.
     """
 
     least: int = 3
@@ -38,11 +40,20 @@ class Turns:
     turn_s: float = 1.0
     width: float = 0.05
 
-    def reached(self, wall_s: list[float]) -> bool:
-        """Whether these turns (median seconds a round) are enough."""
+    def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
+        """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""
         if len(wall_s) < self.least:
             return False
-        return len(wall_s) >= self.most or (max(wall_s) - min(wall_s)) / 2 <= self.width * median(wall_s)
+        if (
+            len(wall_s) >= self.most
+            or max(wall_s) * (1 + TIE_ZONE) < min(default)
+            or max(default) * (1 + TIE_ZONE) < min(wall_s)
+        ):
+            return True
+        return self._is_calm(wall_s) and self._is_calm(default)
+
+    def _is_calm(self, wall_s: Sequence[float]) -> bool:
+        return (max(wall_s) - min(wall_s)) / 2 <= self.width * median(wall_s)
 
 
 @dataclass
@@ -72,7 +83,7 @@ class Energy:
 class Contestant:
     """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early."""
 
-    number: int
+    is_default: bool
     configuration: Configuration
     session: Session
     energy: Energy = field(default_factory=Energy)
@@ -102,7 +113,7 @@ FailureOf = Callable[[BaseException, str], dict[str, Any]]
 def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> dict[str, Any]:
     """Time the contestants of a block; return {"results": a result each, in their order}.
 
-    Who fails is out and the others go on, unless it was the first in the list, the default, or the device itself that failed.
+    Who fails is out and the others go on, unless it was the default, request["configuration"], or the device itself that failed.
     request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
     energy over the turns of each.
     """
@@ -126,10 +137,11 @@ class _Block:
         self.random = random.Random(request["seed"])
         sessions: dict[Any, Session] = {}
         self.contestants = []
-        for number, choices in enumerate(request["contestants"]):
+        default = Configuration.of(request["configuration"])
+        for choices in request["contestants"]:
             configuration = Configuration.of(choices)
             own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
-            self.contestants.append(Contestant(number, configuration, own))
+            self.contestants.append(Contestant(configuration == default, configuration, own))
         self.stopped = False
 
     def shuffled(self) -> list[Contestant]:
@@ -147,13 +159,19 @@ class _Block:
             for contestant in self._left(contestants):
                 self._attempt(contestant, lambda one: self._turn(one, gauges, counts=False))
             reset_peak(self.device)
-            while any(not self.turns.reached(one.rounds.wall_s) for one in self._left(contestants)):
+            while self._goes_on(self._left(contestants)):
                 for contestant in [one for one in self.shuffled() if one in contestants]:
                     self._attempt(contestant, lambda one: self._turn(one, gauges, counts=True))
         for contestant in self._left(contestants):
             if len(contestants) == 1:
                 contestant.peak = peak_bytes(self.device)
             contestant.rounds.joules = contestant.energy.per_round
+
+    def _goes_on(self, contestants: list[Contestant]) -> bool:
+        """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
+        default = next((one.rounds.wall_s for one in contestants if one.is_default), None)
+        rivals = [one.rounds.wall_s for one in contestants if not one.is_default] or [default or []]
+        return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
 
     def _make_ready(self, contestant: Contestant) -> None:
         contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=False)
@@ -171,7 +189,7 @@ class _Block:
         except Exception as error:  # noqa: BLE001  (whatever a contestant raises is its outcome)
             traceback.print_exc()
             contestant.result = self.failure_of(error, contestant.session.last_stage)
-            self.stopped = contestant.number == 0 or isinstance(error, torch.AcceleratorError)
+            self.stopped = contestant.is_default or isinstance(error, torch.AcceleratorError)
         contestant.spent_s += time.perf_counter() - began
 
     def _turn(self, contestant: Contestant, gauges: Gauges, *, counts: bool) -> None:

@@ -71,10 +71,18 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     return names
 
 
+def compiled_frames() -> int:
+    """Return how many frames torch has compiled, or tried to, in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["frames"]["total"])
+
+
 def forget_compiled() -> None:
     """Forget what torch compiled: its cache is per function, and the ninth variant of flex_attention would run uncompiled."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
+    torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 #: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.

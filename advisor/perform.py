@@ -145,7 +145,8 @@ def request_of(tuning: Tuning, configuration: Configuration) -> dict[str, Any]:
 def _search_request(tuning: Tuning, configuration: Configuration) -> dict[str, Any]:
     """Return the request of a search trial. Energy takes seconds: where it is not the aim, the blocks read it."""
     trials, request = tuning.trials, request_of(tuning, configuration)
-    incumbent_s = None if configuration in tuning.job.also else _incumbent_s(tuning)
+    is_needed = configuration == tuning.space.baseline or configuration in tuning.job.also
+    incumbent_s = None if is_needed else _incumbent_s(tuning)
     has_energy = tuning.job.objective.aim.gauge is Gauge.ENERGY
     return {
         **request,

@@ -134,39 +134,71 @@ class Rounds:
         self.states.append(state)
 
 
-def time_rounds(session: Session, calls: Sequence[Call], request: Mapping[str, Any], *, look: bool = True) -> Rounds:
-    """Time rounds until they settle, and on until the stopping rule is met or the trial is clearly slower than the best so far.
+class Timing:
+    """The rounds of a search trial: a first look whether it is worth the gate's time, then as many as say enough.
 
-    look: at every batch's output once, and raise NotFinite where one is not finite. Rounds before two in a row agree are
-    warm-up and thrown away; already they can show that a trial is slow: compilation and caches do not make two rounds slow.
+    Rounds before two in a row agree are warm-up and thrown away; already they can show that a trial is slow: compilation and
+    caches do not make two rounds slow.
     """
-    device, runtime, timing = request["device"], runtime_of(request), request["timing"]
-    stopping, incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
-    on_gpu, order = device.startswith("cuda"), list(range(len(calls)))
-    session.stage("time")
-    rounds, is_warm, all_s = Rounds([], [], [], [], []), False, list[float]()
-    with Gauges(request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
-        while not (is_warm and stopping.reached(rounds.wall_s)):
-            random.Random(len(all_s)).shuffle(order)
-            # The gate looks at a sample: that no output is NaN is seen of every batch, once.
-            is_looked_at = look and not all_s
-            found, state = take_round(
-                gauges,
-                device,
-                lambda: timed_round(session, calls, device, runtime, order, is_looked_at),  # noqa: B023 - it runs at once
-                rounds,
-            )
-            rounds.add(found, state)
-            all_s.append(found.wall_s)
-            if not is_warm and (is_warm := _is_warm(all_s)):
-                rounds.keep(2 if len(all_s) < MOST_WARMING else 0)
-            if why := _clearly_slower(all_s, incumbent_s):
-                rounds.pruned = why
-                return rounds
-            session.send({"event": "round", "n": len(all_s), "round_s": median(all_s[-2:])})
-        if on_gpu and timing.get("energy", True):
-            rounds.joules = energy_of(gauges, lambda: timed_round(session, calls, device, runtime, order))
-    return rounds
+
+    def __init__(self, session: Session, calls: Sequence[Call], request: Mapping[str, Any]) -> None:
+        """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far."""
+        self._session, self._calls, self._request = session, calls, request
+        self._device, self._runtime, timing = request["device"], runtime_of(request), request["timing"]
+        self._stopping, self._incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
+        self._rounds, self._is_warm, self._all_s = Rounds([], [], [], [], []), False, list[float]()
+
+    def slow(self) -> Rounds | None:
+        """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
+
+        Raises NotFinite where an output is not finite.
+        """
+        if not self._incumbent_s:
+            return None
+        self._session.stage("time")
+        with self._gauges() as gauges:
+            while len(self._all_s) < EARLY_ROUNDS:
+                self._take(gauges, look=True)
+        return self._rounds if self._rounds.pruned else None
+
+    def rounds(self, *, look: bool = True) -> Rounds:
+        """Time rounds until they settle, at least one, and on until the stopping rule is met or the trial is clearly slower.
+
+        look: at every batch's output once, and raise NotFinite where one is not finite.
+        """
+        self._session.stage("time")
+        with self._gauges() as gauges:
+            while True:
+                self._take(gauges, look=look)
+                if self._rounds.pruned:
+                    return self._rounds
+                if self._is_warm and self._stopping.reached(self._rounds.wall_s):
+                    break
+            if self._device.startswith("cuda") and self._request["timing"].get("energy", True):
+                order = list(range(len(self._calls)))
+                self._rounds.joules = energy_of(gauges, lambda: self._run(order))
+        return self._rounds
+
+    def _gauges(self) -> Gauges:
+        on_gpu = self._device.startswith("cuda")
+        return Gauges(self._request["uuid"] if on_gpu else None, own_pids=[os.getpid()])
+
+    def _run(self, order: Sequence[int], *, look: bool = False) -> Round:
+        return timed_round(self._session, self._calls, self._device, self._runtime, order, look)
+
+    def _take(self, gauges: Gauges, *, look: bool) -> None:
+        """Time one more round. The gate looks at a sample: that no output is NaN is seen of every batch, in the first round."""
+        order, is_first = list(range(len(self._calls))), not self._all_s
+        random.Random(len(self._all_s)).shuffle(order)
+        found, state = take_round(gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds)
+        self._rounds.add(found, state)
+        self._all_s.append(found.wall_s)
+        if not self._is_warm and (is_warm := _is_warm(self._all_s)):
+            self._is_warm = is_warm
+            self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
+        self._rounds.pruned = _clearly_slower(self._all_s, self._incumbent_s)
+        if not self._rounds.pruned:
+            self._session.send({"event": "round", "n": len(self._all_s), "round_s": median(self._all_s[-2:])})
 
 
 def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Rounds) -> tuple[Round, dict[str, Any]]:

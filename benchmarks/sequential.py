@@ -10,8 +10,9 @@ that root is Student's t with n degrees of freedom over √n, whatever came befo
 
 The decisions are of a model of blocks. In a block all contestants take turns in rounds, in random order; seconds of a turn are
 lognormal, a contestant's score is the median of its turns, and a block has at least 3 rounds and, up to 7, as many as it takes
-until half the range of each contestant's turns is at most 5 % of its median. Blocks are run, at most 9, until no rival is open
-(`Comparison.is_open`); a rival that is decided leaves. Ratios are the default's seconds over the rival's.
+until each rival was apart from the default in all turns, by more than the tie zone, or half the range of its turns and of the
+default's is at most 5 % of their median. Blocks are run, at most 9, until no rival is open (`Comparison.is_open`); a
+rival that is decided leaves. Ratios are the default's seconds over the rival's.
 """
 
 from __future__ import annotations
@@ -169,8 +170,11 @@ def block_logs(case: Case, paths: int, rng: np.random.Generator) -> Floats:
         turns.append(taken)
         if turn + 1 >= LEAST_TURNS:
             middle = (turns[turn // 2] + turns[(turn + 1) // 2]) / 2
-            is_calm = np.all((turns[-1] - turns[0]) / 2 <= SPREAD * middle, axis=0)
-            ends = np.isnan(scores[0]) & (is_calm | (turn + 1 == MOST_TURNS))
+            is_calm = (turns[-1] - turns[0]) / 2 <= SPREAD * middle
+            is_told = is_calm[1:] & is_calm[0]
+            is_told |= turns[-1][1:] * (1 + TIE_ZONE) < turns[0][0]
+            is_told |= turns[-1][0] * (1 + TIE_ZONE) < turns[0][1:]
+            ends = np.isnan(scores[0]) & (np.all(is_told, axis=0) | (turn + 1 == MOST_TURNS))
             scores = np.where(ends, middle, scores)
     logs = np.log(scores)
     return np.asarray(logs[0] - logs[1:])

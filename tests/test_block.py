@@ -91,13 +91,25 @@ def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
 
 
 def test_turns_go_on_while_they_scatter() -> None:
-    """Three that agree within 5 % are enough, seven are in any case."""
-    turns = Turns()
+    """Three that agree within 5 % are enough, seven are in any case; the default's scatter counts too."""
+    turns, calm, scattered = Turns(), [1.0, 1.05, 0.97], [1.0, 1.1, 0.9]
 
-    assert not turns.reached([1.0, 1.0])
-    assert turns.reached([1.0, 1.05, 0.97])
-    assert not turns.reached([1.0, 1.1, 0.9])
-    assert turns.reached([1.0, 1.1, 0.9, 1.0, 1.0, 1.0, 1.0])
+    assert not turns.reached(calm[:2], calm[:2])
+    assert turns.reached(calm, calm)
+    assert not turns.reached(calm, scattered)
+    assert not turns.reached(scattered, calm)
+    assert turns.reached(scattered + calm, [*scattered, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_turns_that_scatter_apart_from_the_default_say_enough() -> None:
+    """What is faster or slower in every turn by more than the tie zone is told from the default, however it scatters."""
+    turns, default = Turns(), [1.0, 1.1, 0.95]
+
+    assert turns.reached(default, [0.5, 0.7, 0.9])
+    assert turns.reached(default, [2.0, 1.2, 1.5])
+    assert not turns.reached(default, [0.5, 0.7, 0.94])
+    assert not turns.reached(default, [2.0, 1.11, 1.5])
+    assert not turns.reached(default[:2], [0.5, 0.7])
 
 
 def test_energy_is_added_up_over_turns() -> None:
@@ -144,7 +156,7 @@ def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False
     return {
         "op": "block", "source": find_model(str(CAUSAL)).request, "facts": facts.payload,
         "workload": WORKLOAD.payload, "contestants": [{**FP32, **choices} for choices in contestants], "seed": 1,
-        "turns": TURNS, "in_turn": in_turn,
+        "turns": TURNS, "in_turn": in_turn, "configuration": {**FP32, **contestants[0]},
     }  # fmt: skip
 
 

@@ -68,6 +68,40 @@ def trial_request(facts: ModelFacts, **choices: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("place")
+def test_what_is_clearly_slower_is_not_gated() -> None:
+    """Two rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
+
+    What may still be the best goes on with the rounds it has: three are asked for, two were run before the gate.
+    """
+    said: list[dict[str, Any]] = []
+    runner = LocalRunner(probe.machine("cpu"), said.append)
+    try:
+        facts = ModelFacts.of(
+            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+        )
+        request = trial_request(facts)
+        request["workload"] = Forward((300,) * 16, 4).payload
+        request["sample"] = list(range(4))
+        request["gate"] = {"path": None, "reference": "none", "default": None, "is_default": False, "known": {}}
+        slow = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e-6}}, 60)
+        stages = [each["stage"] for each in said if each["event"] == "stage"]
+        said.clear()
+        fast = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e6}}, 60)
+    finally:
+        runner.close()
+
+    assert slow["outcome"] == Outcome.PRUNED
+    assert "times slower than the best so far after 2 rounds" in slow["reason"]
+    assert len(slow["rounds"]["wall_s"]) == 2
+    assert slow["peak_bytes"] > 0
+    assert "quality" not in slow
+    assert "gate" not in stages
+    assert fast["outcome"] == Outcome.OK
+    assert len(fast["rounds"]["wall_s"]) >= 3
+    assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
+
+
 @pytest.fixture(scope="module")
 def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""

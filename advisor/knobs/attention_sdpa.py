@@ -57,7 +57,7 @@ class Kernel:
 KERNELS = (
     Kernel("flash", "flash", "FlashAttention in torch; no mask", ("_scaled_dot_product_flash_attention",), "A25", (8.0, 8.0)),
     Kernel("efficient", "mem_efficient", "memory-efficient attention in torch",
-           ("_scaled_dot_product_efficient_attention",), "A25", (4.0, 3.0)),
+           ("_scaled_dot_product_efficient_attention",), "A25", (4.0, 1.6)),
     Kernel("cudnn", "cudnn", "cuDNN's attention", ("_scaled_dot_product_cudnn_attention",), "A27", (8.0, 3.0)),
     Kernel("math", "math", "plain matrix products in torch; writes the T×T scores",
            ("_scaled_dot_product_attention_math",), "A0", (0.9, 0.9)),
@@ -195,7 +195,12 @@ def sdpa_rate(situation: Situation) -> float:
 
 
 def _rate(kernel: Kernel) -> Callable[[Situation], float]:
-    return lambda situation: kernel.rates[needs_mask(situation)]
+    def rate(situation: Situation) -> float:
+        # math writes its scores, in 32 bits, and is given them in 16: the recorded landscapes ask for 0.16 to 0.18 on a GPU.
+        slowed = 0.2 if kernel.name == "math" and situation.environment.is_cuda else 1.0
+        return slowed * kernel.rates[needs_mask(situation)]
+
+    return rate
 
 
 def _choice(kernel: Kernel) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from advisor.errors import BadInput
 
@@ -17,6 +18,7 @@ DEALT = 8
 MOST_SEQUENCES, MOST_TOKENS = 100_000, 10**9
 
 
+@lru_cache(maxsize=64)
 def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DEFAULT_BATCHES) -> tuple[int, ...]:
     """Return batch × batches lengths whose padded batches waste `padding` of their tokens. Deterministic.
 

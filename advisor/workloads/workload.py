@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from advisor.checked import Test, checked
@@ -240,14 +241,11 @@ class Workload(ABC):
 
     def batches(self, *, by_length: bool = False) -> Batches:
         """Return the batches as indices into `lengths`: in the given order, or longest first by length."""
-        order = list(range(len(self.lengths)))
-        if by_length:
-            order.sort(key=lambda index: -self.lengths[index])
-        return tuple(tuple(order[i : i + self.size]) for i in range(0, len(order), self.size))
+        return _batches(self.lengths, self.size, by_length)
 
     def padded_tokens(self, *, by_length: bool = False) -> int:
         """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
-        return sum(len(batch) * max(self.lengths[i] for i in batch) for batch in self.batches(by_length=by_length))
+        return _padded_tokens(self.lengths, self.size, by_length)
 
     @property
     def padding(self) -> float:
@@ -256,19 +254,9 @@ class Workload(ABC):
 
     def work(self, layout: Layout, facts: ModelFacts) -> Work:  # noqa: ARG002
         """Return what one pass over the list takes. facts: of the model, for work that depends on more than the lengths."""
-        batches = [[self.lengths[i] for i in batch] for batch in self.batches(by_length=layout.by_length)]
-        useful_pairs = sum(n * n for n in self.lengths)
-        if layout.pads:
-            processed = sum(len(batch) * max(batch) for batch in batches)
-            pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
-        else:
-            processed = self.tokens
-            pairs = useful_pairs if layout.apart else sum(sum(batch) ** 2 for batch in batches)
-        columns = max(sum(batch) if layout.packs else max(batch) for batch in batches)
-        rows = 1 if layout.packs else max(map(len, batches))
-        return Work(
-            self.tokens, processed, useful_pairs, pairs, self.predictions(), rows, columns, self.kept(rows, columns)
-        )
+        processed, useful_pairs, pairs, rows, columns = _sums(self.lengths, self.size, layout)
+        asked = self.predictions(), rows, columns, self.kept(rows, columns)
+        return Work(self.tokens, processed, useful_pairs, pairs, *asked)
 
     def sample(self, windows: Sequence[int] = (), tokens: int = 20_000, most_tokens: int = 50_000) -> tuple[int, ...]:
         """Return the sequences that the gate judges, as indices in order: whole batches that stand for the list.
@@ -320,6 +308,36 @@ class Workload(ABC):
         size = f"{most} × {max(self.lengths)} tokens{f' (the batch of {self.batch} is not full)' if most < self.batch else ''}"
         many = f"{count} batch{'es' if count != 1 else ''}{f', the last of {last}' if last < most else ''}"
         return f"{self.kind}, {size}, padding {self.padding:.2f}, {self.output}, {many}"
+
+
+@lru_cache(maxsize=64)
+def _batches(lengths: tuple[int, ...], size: int, by_length: bool) -> Batches:
+    """Return :meth:`Workload.batches`: a space of hundreds of configurations asks for the same few."""
+    order = list(range(len(lengths)))
+    if by_length:
+        order.sort(key=lambda index: -lengths[index])
+    return tuple(tuple(order[i : i + size]) for i in range(0, len(order), size))
+
+
+@lru_cache(maxsize=64)
+def _padded_tokens(lengths: tuple[int, ...], size: int, by_length: bool) -> int:
+    """Return :meth:`Workload.padded_tokens`."""
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in _batches(lengths, size, by_length))
+
+
+@lru_cache(maxsize=64)
+def _sums(lengths: tuple[int, ...], size: int, layout: Layout) -> tuple[int, int, int, int, int]:
+    """Return of a layout the tokens processed, the useful pairs, the pairs computed, and the largest call's rows and columns."""
+    batches = [[lengths[i] for i in batch] for batch in _batches(lengths, size, layout.by_length)]
+    useful = sum(n * n for n in lengths)
+    if layout.pads:
+        processed = sum(len(batch) * max(batch) for batch in batches)
+        pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
+    else:
+        processed = sum(lengths)
+        pairs = useful if layout.apart else sum(sum(batch) ** 2 for batch in batches)
+    columns = max(sum(batch) if layout.packs else max(batch) for batch in batches)
+    return processed, useful, pairs, 1 if layout.packs else max(map(len, batches)), columns
 
 
 def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ...]:
