@@ -25,7 +25,7 @@ def register_all(registers: Mapping[str, Callable[[Any], None]]) -> None:
         try:
             module = importlib.import_module(name)
             if not any(hasattr(module, table) for table in registers):
-                raise AttributeError(f"it has neither of {', '.join(registers)}")
+                raise AttributeError(f"it has none of {', '.join(registers)}")
             for table, register in registers.items():
                 for member in getattr(module, table, ()):
                     register(member)
