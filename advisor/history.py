@@ -342,7 +342,7 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
 
 def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
     """Turn a worker's result into a trial with the stored one's number."""
-    from advisor.perform import measurements_of
+    from advisor.attempt import measurements_of
 
     rounds = result.get("rounds")
     return replace(
@@ -420,8 +420,8 @@ def reason_payload(reason: Reason) -> dict[str, str]:
 
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
     """Read the model's facts and return what a tune would try. Nothing is measured and nothing is stored."""
+    from advisor.opening import facts_for, refuse_nothing_left, refuse_too_large
     from advisor.space import build_space
-    from advisor.tune import facts_for, refuse_nothing_left, refuse_too_large
 
     facts = facts_for(job, runner)
     space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)

@@ -27,15 +27,18 @@ OWNER = "ADVISOR_OWNER"
 _LOCK_FOLDERS = ("/run/lock", "/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 - what is locked is the machine's
 
 
-def owner() -> str:
-    """Name this process: host, pid and when it started."""
-    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+def owner(part: int | None = None) -> str:
+    """Name this process: host, pid and when it started; or one of several that own something in it, by a number."""
+    name = f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+    return name if part is None else f"{name}.{part}"
 
 
 def owner_is_alive(name: str) -> bool:
     """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
-    host, pid, began = name.rsplit(":", 2)
-    return host != socket.gethostname() or (started(int(pid)) or "gone") == began
+    host, pid, began = (*name.rsplit(":", 2), "", "")[:3]
+    if not pid.isdecimal():
+        return True  # no name that was made here
+    return host != socket.gethostname() or (started(int(pid)) or "gone") == began.partition(".")[0]
 
 
 def started(pid: int) -> str:

@@ -13,8 +13,8 @@ from inspect import isfunction
 from typing import Any
 
 from advisor import rows
-from advisor.configuration import Configuration
 from advisor.errors import StoreError, Unreachable
+from advisor.step import Step
 from advisor.store import Store
 
 #: How long a server may be away before a tune gives up, in seconds, and how long it is left alone between two attempts.
@@ -43,10 +43,11 @@ class PatientStore(Store):
         found = super().__getattribute__(name)
         return partial(self._waiting, found) if name in _VERBS else found
 
-    def start_trial(self, study_id: int, requested: Configuration, **more: Any) -> int:
-        """Begin a trial once, however often that is tried: see :meth:`advisor.store.Store.start_trial`."""
-        begin = partial(super().start_trial, study_id, requested, **{"started_at": rows.now(), **more})
-        return int(self._waiting(begin))
+    def claim(self, study_id: int, step: Step, owner: str, **more: Any) -> tuple[int, ...] | None:
+        """Claim a step once, however often that is tried: see :meth:`advisor.store.Store.claim`."""
+        once = partial(super().claim, study_id, step, owner, **{"began_at": rows.now(), **more})
+        found: tuple[int, ...] | None = self._waiting(once)
+        return found
 
     def _waiting(self, verb: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         began, pause_s = time.monotonic(), FIRST_PAUSE_S

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from advisor.tuning import Job
 
 
+#: How the events are printed that are a text and no more.
+_SAID = {
+    "hopeless": "[red]stopped:[/] %s",
+    "unconfirmed": "[yellow]the confirmation stopped:[/] %s",
+    "lost": "[yellow]%s[/]",
+}
+
+
 class _Mute(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Go silent: a tune whose reader has gone goes on, for its rows are what counts."""
@@ -71,17 +79,15 @@ class Progress:
         elif kind == "start":
             block = f", block {event['block']} of the confirmation" if event["block"] else ""
             self.running = str(event["configuration"]) + block
-        elif kind == "hopeless":
-            self.console.print(f"[red]stopped:[/] {escape(event['text'])}")
+        elif kind in _SAID:
+            self.console.print(_SAID[kind] % escape(event["text"]))
         elif kind == "stopped":
             left = f"; {event['left']} were never tried" if event["left"] else ""
             chance = event["end"].chance if left else None
             left += "" if chance is None else f" (chance that one of them is better: {percent(chance)})"
             self.console.print(f"the search stopped: {escape(event['why'])}{left}")
-        elif kind == "unconfirmed":
-            self.console.print(f"[yellow]the confirmation stopped:[/] {escape(event['text'])}")
         elif kind == "trial":
-            self._finished(event["trial"], event["best"])
+            self._finished(event["trial"], event["best"], event["default"])
         if self._status is not None:
             self._status.update(self._line())
 
@@ -94,11 +100,11 @@ class Progress:
         scores = [t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline]
         self.default_score = next(filter(None, scores), 0.0)
 
-    def _finished(self, trial: Trial, best: Trial | None) -> None:
+    def _finished(self, trial: Trial, best: Trial | None, default: Trial | None) -> None:
         self.done += trial.outcome is not Outcome.CUT
         aim = self.job.objective.aim
-        if trial.number == 0:
-            self.default_score = trial.score(aim)
+        if default is not None:  # another tune of the study may have run it
+            self.default_score = default.score(aim)
         block = f"block {trial.block}  " if trial.phase == "confirm" else ""
         head = escape(f"{trial.number:3d}  {trial.requested!s:48s} {block}")
         if trial.outcome is Outcome.OK and trial.value(aim.metric):

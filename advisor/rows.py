@@ -157,7 +157,7 @@ def trial_values(trial: Trial) -> dict[str, Any]:
         raise ValueError(f"trial {trial.number} is still running")
     return {
         "phase": trial.phase, "block": trial.block, "outcome": str(trial.outcome), "reason": plain(trial.reason),
-        "lease": None, "finished_at": now(), "reading": as_json(dict(trial.reading)),
+        "finished_at": now(), "reading": as_json(dict(trial.reading)),
         "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
         "device_uuid": plain(trial.device_uuid) or None,
         **{name: _finite(name, getattr(trial, name)) for name in FIGURES},

@@ -25,11 +25,12 @@ from advisor.knobs import Reason, baseline_choices
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
+from advisor.opening import facts_for
 from advisor.runner import Runner
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import facts_for, tune
+from advisor.tune import tune
 from advisor.tuning import Job, Listener
 from advisor.workloads import Workload, quantile_lengths, workload_of
 

@@ -6,27 +6,30 @@ SQLAlchemy Core only. Every verb is one transaction; what goes wrong in it is a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Text, delete, exists, func, insert, or_, select, type_coerce, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 
-from advisor import rows
+from advisor import claims, rows
 from advisor.answer import Answer, SearchEnd
 from advisor.checked import parsed
+from advisor.claims import LEASE_S, Claim, IsAlive, Standing
 from advisor.configuration import Configuration, key_of
 from advisor.database import Database, upgrade
 from advisor.environment import Environment
 from advisor.errors import NotMeasured, StoreError
 from advisor.knobs import Reason
+from advisor.leftovers import owner_is_alive
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
 from advisor.place import database_path, default_url, shown_url
 from advisor.rows import STATES, StudyRecord
+from advisor.step import Step
 from advisor.tables import (
     CEILINGS,
     COMPARISONS,
@@ -121,11 +124,12 @@ class Store:
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
 
-    def close_study(self, study_id: int, state: str, *, end: SearchEnd | None = None, ran: bool = True,
-                    budget: Budget | None = None) -> None:  # fmt: skip
+    def close_study(self, study_id: int, state: str, *, owner: str | None = None, end: SearchEnd | None = None,
+                    ran: bool = True, budget: Budget | None = None, is_alive: IsAlive = owner_is_alive) -> None:  # fmt: skip
         """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
 
         Where none was, the study stays measured when it was. budget: the one that this is about, where it is not the last.
+        owner: whose tune ends with it: what it holds is let go, and the study is still running where others are at work.
         """
         if state not in STATES:
             raise ValueError(f"a study is one of {', '.join(STATES)}, not {state!r}")
@@ -134,6 +138,8 @@ class Store:
             before = connection.execute(select(STUDIES.c.budget, STUDIES.c.finished_at).where(mine)).one_or_none()
             if before is None:
                 raise StoreError(f"there is no study {study_id}")
+            if owner is not None and claims.let_go(connection, study_id, owner, is_alive):
+                state = "running"
             kept = None if ran else before.finished_at
             values = {"state": state, "finished_at": None if state == "running" else kept or rows.now()}
             if end is not None:  # beside the budget that it is about, so that it goes where that goes
@@ -278,113 +284,65 @@ class Store:
             raise NotMeasured(f"study {study_id} has no trial {number}")
         return found[0][1]
 
-    def start_trial(
-        self, study_id: int, requested: Configuration, *, phase: str, block: int | None, owner: str, lease_s: float,
-        started_at: datetime | None = None,
-    ) -> int:  # fmt: skip
-        """Write down that `owner` begins a trial, and return its number, the study's next. Leases are in seconds.
-
-        started_at: now, but where this may be said twice: then the second time the first one's number is returned.
-        """
-        same = (TRIALS.c.study_id == study_id, TRIALS.c.owner == owner, TRIALS.c.started_at == started_at)
-        with self._database.writing() as connection:
-            # Numbers are given out one by one: SQLite has one writer anyway, PostgreSQL waits for this row.
-            study = select(STUDIES.c.id).where(STUDIES.c.id == study_id).with_for_update()
-            if connection.execute(study).scalar() is None:
-                raise StoreError(f"there is no study {study_id}")
-            if started_at is not None:
-                known = connection.execute(select(TRIALS.c.number).where(*same)).scalar()
-                if known is not None:
-                    return int(known)
-            last = connection.execute(select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)).scalar()
-            number = 0 if last is None else int(last) + 1
-            row = {
-                "study_id": study_id, "number": number, "phase": phase, "block": block, "attempts": 1,
-                "requested_id": rows.configuration_ids(connection, requested)[requested], "outcome": "running",
-                "reason": "", "owner": owner, "lease": rows.now(lease_s), "started_at": started_at or rows.now(),
-                "advisor_version": rows.version(),
-            }  # fmt: skip
-            connection.execute(insert(TRIALS).values(row))
-        return number
-
-    def renew(self, study_id: int, number: int, lease_s: float) -> None:
-        """Let a running trial's lease end `lease_s` seconds from now; a released trial stays released."""
-        running = _running(study_id, number).values(lease=rows.now(lease_s))
-        with self._database.writing() as connection:
-            connection.execute(running.where(TRIALS.c.owner.is_not(None)))
-
-    def release(self, study_id: int, number: int) -> None:
-        """Give a running trial up: it is abandoned from now on."""
-        with self._database.writing() as connection:
-            connection.execute(_running(study_id, number).values(owner=None, lease=None))
-
-    def abandoned(
-        self, study_id: int, is_alive: Callable[[str], bool]
-    ) -> list[tuple[int, Configuration, str, int | None]]:
-        """Return number, configuration, phase and block of running trials that nobody runs any more.
-
-        Those are the ones whose lease has passed, or whose owner is gone. They are released here, unless the owner
-        changed since they were read, so that of all who see them one can :meth:`claim` each.
-        """
-        columns: list[Any] = [TRIALS.c[name] for name in ("id", "number", "phase", "block", "owner")]
-        columns.append(type_coerce(TRIALS.c.lease, Text).label("lease"))
-        statement = (
-            select(*columns, CONFIGURATIONS.c.payload)
-            .join(CONFIGURATIONS, CONFIGURATIONS.c.id == TRIALS.c.requested_id)
-            .where(TRIALS.c.study_id == study_id, TRIALS.c.outcome == "running")
-            .order_by(TRIALS.c.number)
-        )
+    def standing(self, study_id: int) -> Standing:
+        """Return all of a study that decisions depend on, as it is at one moment."""
         with self._database.reading() as connection:
-            found = connection.execute(statement).all()
-        left = []
-        for row in found:
-            with rows.in_row("trials", row.id):
-                lease, requested = row.lease and rows.moment(row.lease), rows.configuration_of(row.payload)
-                if _is_left(row.owner, lease, is_alive):
-                    left.append((row, lease, requested))
-        if not left:
-            return []
-        with self._database.writing() as connection:
-            for row, lease, _ in left:
-                same = (TRIALS.c.owner == row.owner, TRIALS.c.lease == lease)
-                connection.execute(_running(study_id, row.number).where(*same).values(owner=None, lease=None))
-        return [(row.number, requested, row.phase, row.block) for row, _, requested in left]
+            return claims.standing(connection, study_id)
 
-    def claim(self, study_id: int, number: int, owner: str, lease_s: float) -> bool:
-        """Take an abandoned trial over; False where somebody else did. It counts as one more attempt.
+    def still_taken(
+        self, study_id: int, numbers: Collection[int], is_alive: IsAlive = owner_is_alive
+    ) -> frozenset[int]:
+        """Return which of these trials are still run by somebody who is there: a look that costs little."""
+        with self._database.reading() as connection:
+            return claims.still_taken(connection, study_id, numbers, is_alive)
 
-        What is this owner's already is taken again: the answer to the first time may have been lost.
+    def claim(
+        self, study_id: int, step: Step, owner: str, *, seen: int | None = None, lease_s: float = LEASE_S,
+        began_at: datetime | None = None, is_alive: IsAlive = owner_is_alive,
+    ) -> tuple[int, ...] | None:  # fmt: skip
+        """Let `owner` have a step: return the numbers of the trials that it runs from now on, or None where it lost.
+
+        A new trial is begun unless its configuration runs already, a block unless there is one of its number or a later one,
+        and neither where the study's next trial has another number than `seen`, when the step was chosen. A trial that somebody
+        left behind is taken over by one alone. A step that runs nothing is everybody's: it has no numbers. began_at: now, but
+        where this may be said twice: then the second time the first one's numbers are returned.
         """
-        free = or_(TRIALS.c.owner.is_(None), TRIALS.c.lease < rows.now(), TRIALS.c.owner == owner)
-        taken = {"owner": owner, "lease": rows.now(lease_s), "attempts": TRIALS.c.attempts + 1}
+        claim = Claim(owner, began_at or rows.now(), seen, lease_s)
         with self._database.writing() as connection:
-            return connection.execute(_running(study_id, number).where(free).values(taken)).rowcount == 1
+            return claims.claimed(connection, study_id, step, claim, is_alive)
 
-    def finish_trial(self, study_id: int, trial: Trial, *, reused_from_id: int | None = None) -> None:
-        """Write what came of a started trial, in one transaction. Finishing it again replaces what was written.
+    def keep(self, study_id: int, owner: str, lease_s: float = LEASE_S) -> None:
+        """Say that a tune is at work: what it holds is its own for so many seconds more."""
+        with self._database.writing() as connection:
+            claims.kept(connection, study_id, owner, lease_s)
 
-        reused_from_id: the row (from :meth:`reusable`) whose measurements these are; without it `trial.reused_from` is
-        a number in this study. The attempts stored are never fewer than the claims. Raises ValueError for figures that
-        are not finite, StoreError where the trial was never started.
+    def finish_trial(self, study_id: int, trial: Trial, owner: str, *, reused_from_id: int | None = None) -> bool:
+        """Write what came of a trial, in one transaction; return whether it is this owner's. A stranger changes nothing.
+
+        Nor does the owner, where it is finished. reused_from_id: the row (from :meth:`reusable`) whose measurements these
+        are; without it `trial.reused_from` is a number in this study. The attempts stored are never fewer than the claims.
+        Raises ValueError for figures that are not finite, StoreError where the trial was never begun.
         """
         values, measured = rows.trial_values(trial), [rows.measurement_values(m) for m in trial.measurements]
         mine = (TRIALS.c.study_id == study_id, TRIALS.c.number == trial.number)
-        row = select(TRIALS.c.id, TRIALS.c.attempts).where(*mine).with_for_update()
+        columns = (TRIALS.c.id, TRIALS.c.attempts, TRIALS.c.owner, TRIALS.c.outcome)
         with self._database.writing() as connection:
             ids = rows.configuration_ids(connection, trial.requested, trial.effective)
-            started = connection.execute(row).one_or_none()
-            if started is None:
+            begun = connection.execute(select(*columns).where(*mine).with_for_update()).one_or_none()
+            if begun is None:
                 raise StoreError(f"study {study_id} has no trial {trial.number}")
+            if begun.owner != owner or begun.outcome != "running":
+                return bool(begun.owner == owner)
             values |= {
                 "requested_id": ids[trial.requested],
                 "effective_id": ids[trial.effective] if trial.effective is not None else None,
                 "reused_from": reused_from_id or _row_id(connection, study_id, trial.reused_from),
-                "attempts": max(started.attempts, trial.attempts),
+                "attempts": max(begun.attempts, trial.attempts),
             }
-            connection.execute(update(TRIALS).where(TRIALS.c.id == started.id).values(values))
-            connection.execute(delete(MEASUREMENTS).where(MEASUREMENTS.c.trial_id == started.id))
+            connection.execute(update(TRIALS).where(TRIALS.c.id == begun.id).values(values))
             if measured:
-                connection.execute(insert(MEASUREMENTS), [{**each, "trial_id": started.id} for each in measured])
+                connection.execute(insert(MEASUREMENTS), [{**each, "trial_id": begun.id} for each in measured])
+        return True
 
     def reusable(self, study_id: int, requested: Configuration) -> tuple[int, Trial] | None:
         """Return the row id and the trial of the newest ok search trial, in another study, that asked for the same.
@@ -421,6 +379,7 @@ class Store:
         values = [{"study_id": study_id, **rows.comparison_values(comparison)} for comparison in comparisons]
         known = select(CONFIGURATIONS.c.key, CONFIGURATIONS.c.id).where(CONFIGURATIONS.c.key.in_(keys))
         with self._database.writing() as connection:
+            claims.lock(connection, study_id)
             ids = {row.key: row.id for row in connection.execute(known)}
             if missing := keys - set(ids):
                 raise StoreError(f"compared, but not stored: configuration {', '.join(sorted(missing))}")
@@ -435,18 +394,31 @@ class Store:
         with self._database.reading() as connection:
             return rows.comparisons(connection, study_id)
 
-    def save_refusals(self, study_id: int, reasons: Iterable[Reason], admissible: int | None = None) -> None:
+    def save_refusals(
+        self, study_id: int, reasons: Iterable[Reason], admissible: int | None = None, *, beside: str = ""
+    ) -> None:
         """Store these as the study's refusals, instead of what was stored: a row per subject, about and rule.
 
-        admissible: how many configurations they leave, where the study is to say so from now on.
+        admissible: how many configurations they leave, where the study is to say so from now on. beside: a rule whose stored
+        refusals stay, for they were found out by running.
         """
-        values = {(r.subject, r.about, r.rule): {"study_id": study_id, **rows.refusal_values(r)} for r in reasons}
         with self._database.writing() as connection:
+            claims.lock(connection, study_id)
+            kept = [reason for reason in rows.refusals(connection, study_id) if reason.rule == beside]
+            values = {
+                (r.subject, r.about, r.rule): {"study_id": study_id, **rows.refusal_values(r)}
+                for r in (*reasons, *kept)
+            }
             connection.execute(delete(REFUSALS).where(REFUSALS.c.study_id == study_id))
             if values:
                 connection.execute(insert(REFUSALS), list(values.values()))
             if admissible is not None:
                 connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(admissible=admissible))
+
+    def add_refusal(self, study_id: int, reason: Reason) -> None:
+        """Store one more refusal, unless there is one of its subject, about and rule."""
+        with self._database.writing() as connection:
+            rows.insert_unless_there(connection, REFUSALS, {"study_id": study_id, **rows.refusal_values(reason)})
 
     def refusals(self, study_id: int) -> list[Reason]:
         """Return the study's refusals in the order they were saved."""
@@ -513,14 +485,3 @@ def _row_id(connection: Connection, study_id: int, number: int | None) -> int | 
         return None
     statement = select(TRIALS.c.id).where(TRIALS.c.study_id == study_id, TRIALS.c.number == number)
     return connection.execute(statement).scalar()
-
-
-def _running(study_id: int, number: int) -> Any:
-    """Return the UPDATE of one trial that is still running."""
-    mine = (TRIALS.c.study_id == study_id, TRIALS.c.number == number)
-    return update(TRIALS).where(*mine, TRIALS.c.outcome == "running")
-
-
-def _is_left(owner: str | None, lease: datetime | None, is_alive: Callable[[str], bool]) -> bool:
-    """Whether nobody runs this trial: released, past its lease, or its owner is gone."""
-    return owner is None or lease is None or lease < rows.now() or not is_alive(owner)

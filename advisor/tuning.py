@@ -1,28 +1,27 @@
-"""What a tune works on: its job, and the study with all that stays the same from trial to trial."""
+"""What a tune works on, as values: its job, and a snapshot of its study, which every decision is a function of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from advisor.answer import SearchEnd
-from advisor.clock import Clock
+from advisor.answer import Stop
 from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.judge import limits_of, objections
-from advisor.knobs import Reason
+from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
-from advisor.runner import Runner
 from advisor.space import Space
-from advisor.store import Store
 from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Workload
 
-#: A running trial is given up for lost this long after its deadline (seconds): loading the reference comes before it.
-LEASE_SLACK_S = 3600.0
+#: Why a trial was cut that would have been run to its end: a block of these is begun again.
+INTERRUPTED, BUDGET_ENDED = "it was interrupted", "the budget ended"
+BROKEN_OFF = (INTERRUPTED, BUDGET_ENDED)
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -50,43 +49,65 @@ class Job:
     flags: str = ""
 
 
-@dataclass
-class Tuning:
-    """A study being worked on: what stays the same from trial to trial.
+@dataclass(frozen=True)
+class Snapshot:
+    """A study at one moment, as one tune of it sees it: all that `advisor.next_step` goes by.
 
-    first: the number of the first trial of this invocation. What failed before it is tried again: a failure may have been the
-    moment's (someone else's memory, a busy machine) and is not cached for ever. ran: whether it has run any. end: how its
-    search ended.
+    stored: all trials by number. taken: the numbers of running ones that other tunes, which are at work, run. first: the
+    number that the first trial had of those who were at work when this tune began: what failed before it is tried again, for
+    a failure may have been the moment's (someone else's memory, a busy machine) and is not cached for ever. warm: what another
+    workload teaches. left_s: seconds of the budget, start_s: of a fresh process. has_ceilings: whether the device's are known
+    or were tried for. stop: why this tune's search ended, None while it goes on. is_spent: whether the budget ended a run.
     """
 
     job: Job
-    store: Store
-    runner: Runner
-    listen: Listener
     facts: ModelFacts
     space: Space
-    study: int
-    folder: Path
-    clock: Clock = field(default_factory=Clock)
-    aliases: list[Reason] = field(default_factory=list)
-    reference: str = ""
+    stored: tuple[Trial, ...] = ()
+    taken: frozenset[int] = frozenset()
+    comparisons: tuple[Comparison, ...] = ()
     first: int = 0
     warm: Mapping[Configuration, float] = field(default_factory=dict)
-    ran: bool = False
-    end: SearchEnd | None = None
+    left_s: float = math.inf
+    start_s: float = 0.0
+    has_ceilings: bool = True
+    stop: Stop | None = None
+    is_spent: bool = False
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials without the failures of earlier tunes; a wrong output stays wrong.
+
+        Nor what was cut, or was left behind: nothing is known of it.
+        """
+        return tuple(trial for trial in self.stored if self._counts(trial))
+
+    def _counts(self, trial: Trial) -> bool:
+        if trial.outcome is Outcome.RUNNING:
+            return trial.number in self.taken
+        if trial.outcome is Outcome.CUT:
+            return False
+        return trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
 
     @property
-    def trials(self) -> list[Trial]:
-        """The trials of the study, as stored, without the failures of earlier invocations; a wrong output stays wrong.
+    def begun(self) -> int:
+        """How many trials were begun: the number that the next one has."""
+        return self.stored[-1].number + 1 if self.stored else 0
 
-        Nor what was cut: nothing is known of it.
-        """
-        return [
-            trial
-            for trial in self.store.trials(self.study)
-            if trial.outcome is not Outcome.CUT
-            and (trial.number >= self.first or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT)
-        ]
+    @cached_property
+    def searched(self) -> tuple[Trial, ...]:
+        """Those of the search, running ones too."""
+        return tuple(trial for trial in self.trials if trial.phase == "search")
+
+    @property
+    def left_behind(self) -> tuple[Trial, ...]:
+        """The running trials that nobody runs any more."""
+        running = (trial for trial in self.stored if trial.outcome is Outcome.RUNNING)
+        return tuple(trial for trial in running if trial.number not in self.taken)
+
+    def tried(self, configuration: Configuration) -> list[Trial]:
+        """Return the search trials of a configuration, as it was asked for."""
+        return [trial for trial in self.searched if trial.requested == configuration]
 
     def usable(self, trial: Trial) -> bool:
         """Whether a trial may be recommended."""
@@ -95,32 +116,23 @@ class Tuning:
         limits = limits_of(self.job.workload)
         return not objections(trial, self.default, self.job.objective, self.facts, limits=limits)
 
-    @property
+    @cached_property
     def default(self) -> Trial | None:
         """The newest search trial of the model's default that ran, right or wrong; None before it did."""
-        return default_of(self.trials)
-
-    @property
-    def reference_path(self) -> Path:
-        """The file that the worker writes the reference to."""
-        return self.folder / "reference.pt"
+        return default_of(self.tried(self.space.baseline))
 
     @property
     def baseline(self) -> Configuration:
         """What runs as the default, which everything is compared with."""
-        default = self.default
-        return default.ran if default is not None else self.space.baseline
+        return self.default.ran if self.default is not None else self.space.baseline
 
-    def lease_s(self, runs: int = 1) -> float:
-        """How long started trials are ours. runs: how many of them one request runs."""
-        return self.job.trial_timeout_s * runs + LEASE_SLACK_S
+    @cached_property
+    def best(self) -> Trial | None:
+        """The best search trial that may be recommended, None where there is none yet."""
+        found = [trial for trial in self.trials if self.usable(trial)]
+        return max(found, key=lambda trial: trial.score(self.job.objective.aim), default=None)
 
-    @property
-    def timeout_s(self) -> float:
-        """The deadline of the next run; what is left of the budget is the runner's to see to."""
-        return self.job.trial_timeout_s
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the budget's time is spent."""
-        return self.clock.is_over
+    def after(self, trial: Trial) -> Snapshot:
+        """Return the same with a trial finished."""
+        others = (each for each in self.stored if each.number != trial.number)
+        return replace(self, stored=tuple(sorted((*others, trial), key=lambda each: each.number)))

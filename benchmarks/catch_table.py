@@ -41,12 +41,13 @@ from advisor.judge import LAYOUT_LIMIT, wrong
 from advisor.knobs import KNOBS, Choice, baseline_choices, register
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.opening import facts_for
 from advisor.runner import LocalRunner, Runner
 from advisor.space import build_space
 from advisor.store import Store
 from advisor.support import MACHINES
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, facts_for, tune
+from advisor.tune import Job, tune
 from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"

@@ -26,10 +26,11 @@ from advisor.judge import wrong
 from advisor.knobs import baseline_choices
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.opening import facts_for
 from advisor.session_torch import Session, runtime_of
 from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job, facts_for
+from advisor.tuning import Job
 from advisor.workloads import Call, Runtime
 from advisor.workloads.forward import Forward
 

@@ -22,6 +22,7 @@ from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.place import with_driver
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
@@ -49,10 +50,12 @@ def fill(url: str) -> None:
         pair = [store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(tier), Budget(), 0) for tier in tiers]
         store.save_facts(SOURCE, FACTS)
         for study in pair:
-            number = store.start_trial(study, DEFAULT, phase="search", block=None, owner="a:1:1", lease_s=1.0)
+            number = store.claim(study, Search(DEFAULT), "a:1:1")[0]
             speed = (Measurement("tokens_per_s", "tokens/s", (1.0, 2.0, 3.0)),)
             store.finish_trial(
-                study, Trial(number, DEFAULT, DEFAULT, Outcome.OK, quality=Quality(0, 0, 0, 1, 1), measurements=speed)
+                study,
+                Trial(number, DEFAULT, DEFAULT, Outcome.OK, quality=Quality(0, 0, 0, 1, 1), measurements=speed),
+                "a:1:1",
             )
             keep_answer(store, study)
     engine = create_engine(with_driver(url))

@@ -35,6 +35,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective
+from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
@@ -75,10 +76,8 @@ def fill(url: str) -> None:
         store.save_facts(source, FACTS)
         store.save_ceilings(environment, {"matmul_fp32_per_s": 5e10, "copy_bytes_per_s": 1e10})
         for configuration, speed in ((DEFAULT, 1000.0), (CHOSEN, 1500.0)):
-            number = store.start_trial(
-                studies[0], configuration, phase="search", block=None, owner="a:1:1", lease_s=1.0
-            )
-            store.finish_trial(studies[0], _trial(number, configuration, speed))
+            number = store.claim(studies[0], Search(configuration), "a:1:1")[0]
+            store.finish_trial(studies[0], _trial(number, configuration, speed), "a:1:1")
         for study in studies:
             store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, 0, 0.0, (), TRIALS))
         store.save_comparisons(studies[0], [Comparison(CHOSEN.key, DEFAULT.key, (1.5, 1.51, 1.49))])

@@ -26,6 +26,7 @@ from advisor.lengths import lengths_from
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.flags import lengths_of
@@ -65,11 +66,11 @@ def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, whe
         study = store.open_study(source, Forward(lengths, batch), where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed in ((default, 1000.0), (best, 1500.0)):
-            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            number = store.claim(study, Search(configuration), "a:1:1")[0]
             quality = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager")
             measured = (Measurement("tokens_per_s", "tokens/s", (speed, speed * 1.01)),)
             store.finish_trial(study, Trial(number, configuration, configuration, Outcome.OK, peak_bytes=2**30,
-                                            weight_bytes=2**23, quality=quality, measurements=measured))  # fmt: skip
+                                            weight_bytes=2**23, quality=quality, measurements=measured), "a:1:1")  # fmt: skip
         store.save_comparisons(study, [Comparison(best.key, default.key, (1.5, 1.51, 1.49))])
         store.close_study(study, "done")
 

@@ -51,6 +51,7 @@ from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.progress import Progress
 from advisor.space import Space
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
@@ -516,8 +517,8 @@ def stored(
             (BF16, 1400.0, {"peak_bytes": 3 * 2**30}),
             (EAGER, 0.0, {"outcome": Outcome.TIMEOUT, "reason": "no result after 600 s"}),
         ):
-            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
-            store.finish_trial(study, trial_of(number, configuration, speed, **more))
+            number = store.claim(study, Search(configuration), "a:1:1")[0]
+            store.finish_trial(study, trial_of(number, configuration, speed, **more), "a:1:1")
         store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, ratios)])
         store.save_refusals(study, [
             Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on NVIDIA GPUs only", "use a GPU",
@@ -621,8 +622,8 @@ def closed(url: str, trials: list[Trial], end: SearchEnd | None, budget: Budget 
         study = store.open_study(source, WORKLOAD, here(), Objective(), budget or Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for each in trials:
-            number = store.start_trial(study, each.requested, phase="search", block=None, owner="a:1:1", lease_s=60.0)
-            store.finish_trial(study, replace(each, number=number))
+            number = store.claim(study, Search(each.requested), "a:1:1")[0]
+            store.finish_trial(study, replace(each, number=number), "a:1:1")
         store.close_study(study, "done", end=end)
 
 
@@ -896,13 +897,13 @@ def answered(
         store.save_facts(source, FACTS)
         store.save_ceilings(here(), {"matmul_fp32_per_s": 1e11, "copy_bytes_per_s": 1e10})
         for configuration, speed, peak in ((DEFAULT, 1000.0, 2**30), (SORTED, 1500.0, 2**30), (EAGER, 900.0, 2**29)):
-            number = store.start_trial(study, configuration, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+            number = store.claim(study, Search(configuration), "a:1:1")[0]
             trial = trial_of(number, configuration, speed, peak_bytes=peak)
             more = (
                 Measurement("slowest_batch_s", "s", (16 / speed,)), Measurement("joules_per_token", "J/token", (3.1e-4,)),
                 Measurement("sequences_per_s", "sequences/s", (speed / 8,)),
             )  # fmt: skip
-            store.finish_trial(study, replace(trial, measurements=(*trial.measurements, *more)))
+            store.finish_trial(study, replace(trial, measurements=(*trial.measurements, *more)), "a:1:1")
         store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.52, 1.49))])
         store.close_study(study, "done")
         found = recommend(store, source, store.study(study), objective)
@@ -957,6 +958,7 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     """On a pipe every trial is a line with the objective's figure and its ratio over the default."""
     source, space = find_model(MODEL), Space(DEFAULT, (DEFAULT, SORTED), (), ())
     job = Job(source, WORKLOAD, Objective(metric="slowest_batch_s"), Budget(60.0), probe.machine("cpu"))
+    default: Trial | None = None
     with Progress(job) as progress:
         progress.hear({"event": "study", "space": space, "trials": []})
         for number, (configuration, seconds) in enumerate(((DEFAULT, 0.03), (SORTED, 0.02))):
@@ -966,8 +968,10 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
             progress.hear(
                 {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
             )
-            progress.hear({"event": "trial", "trial": trial, "best": trial})
-        progress.hear({"event": "trial", "trial": replace(trial, phase="confirm", block=1, number=2), "best": trial})
+            default = default or trial
+            progress.hear({"event": "trial", "trial": trial, "best": trial, "default": default})
+        confirmed = replace(trial, phase="confirm", block=1, number=2)
+        progress.hear({"event": "trial", "trial": confirmed, "best": trial, "default": default})
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
 
     assert "2 configurations are admissible; 0 rules refuse others" in lines

@@ -31,6 +31,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import keep_answers, suggest
 from advisor.trial import Outcome, Quality, Trial
@@ -67,7 +68,7 @@ def measured(number: int, configuration: Configuration, speed: float, **more: An
 
 def begun(store: Store, study: int, configuration: Configuration) -> int:
     """Start a search trial on a host with a name."""
-    return store.start_trial(study, configuration, phase="search", block=None, owner="alices-desk:1:1", lease_s=60.0)
+    return store.claim(study, Search(configuration), "alices-desk:1:1")[0]
 
 
 def filled(store: Store) -> list[int]:
@@ -76,10 +77,10 @@ def filled(store: Store) -> list[int]:
     store.save_facts(SOURCE, FACTS)
     store.save_ceilings(H200, {"matmul_bf16_per_s": 7.005e14, "copy_bytes_per_s": 4e12})
     for configuration, speed in ((DEFAULT, 1000.0), (SORTED, 1500.0)):
-        store.finish_trial(first, measured(begun(store, first, configuration), configuration, speed))
+        store.finish_trial(first, measured(begun(store, first, configuration), configuration, speed), "alices-desk:1:1")
     reason = f"OSError: {ALICES}/models/llama/x.so, {ROOTS}/y: no such file"
     failed = Trial(begun(store, first, FLASH), FLASH, None, Outcome.LOAD_FAILED, reason)
-    store.finish_trial(first, failed)
+    store.finish_trial(first, failed, "alices-desk:1:1")
     store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49), planned=9)])
     store.save_refusals(first, [
         Reason("A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"),
@@ -88,7 +89,7 @@ def filled(store: Store) -> list[int]:
     second = store.open_study(SOURCE, WORKLOAD, H200, NARROW, Budget(None, 3), seed=0)
     taken(store, second, DEFAULT)
     own = DEFAULT.replaced(precision="fp32")
-    store.finish_trial(second, measured(begun(store, second, own), own, 400.0))
+    store.finish_trial(second, measured(begun(store, second, own), own, 400.0), "alices-desk:1:1")
     begun(store, second, SORTED)
     taken(store, first, own)
     store.close_study(first, "done")
@@ -100,7 +101,9 @@ def taken(store: Store, study: int, configuration: Configuration) -> None:
     found = store.reusable(study, configuration)
     assert found is not None
     row, trial = found
-    store.finish_trial(study, replace(trial, number=begun(store, study, configuration)), reused_from_id=row)
+    store.finish_trial(
+        study, replace(trial, number=begun(store, study, configuration)), "alices-desk:1:1", reused_from_id=row
+    )
 
 
 @pytest.fixture
@@ -213,7 +216,9 @@ def test_a_study_that_is_here_keeps_its_rows(origin: Store, elsewhere: Store) ->
     study = elsewhere.open_study(SOURCE, WORKLOAD, H200, WIDE, Budget(1.0), seed=1)
     elsewhere.save_ceilings(H200, {"copy_gb_per_s": 1.0})
     for configuration in (FLASH, SORTED, DEFAULT, FLASH):
-        elsewhere.finish_trial(study, measured(begun(elsewhere, study, configuration), configuration, 1.0))
+        elsewhere.finish_trial(
+            study, measured(begun(elsewhere, study, configuration), configuration, 1.0), "alices-desk:1:1"
+        )
     before = elsewhere.trials(study, full=True)
 
     found = import_lines(elsewhere, export_lines(origin))
@@ -269,9 +274,9 @@ def test_a_trial_that_ran_is_abandoned_elsewhere(origin: Store, elsewhere: Store
     (study,) = (record.id for record in elsewhere.studies() if record.objective == NARROW)
 
     assert elsewhere.study(study).state == "interrupted"
-    ((number, configuration, _, _),) = elsewhere.abandoned(study, lambda _: True)
-    assert configuration == SORTED
-    assert elsewhere.claim(study, number, "me", 60.0)
+    (left,) = (trial for trial in elsewhere.trials(study) if trial.outcome is Outcome.RUNNING)
+    assert left.requested == SORTED
+    assert elsewhere.claim(study, Search(SORTED, left.number), "host:2:1") == (left.number,)
 
 
 def test_a_friends_rows_answer(origin: Store, database_url: str, elsewhere: Store) -> None:
@@ -413,7 +418,7 @@ def test_a_knob_of_a_later_version_can_arrive(store: Store, elsewhere: Store) ->
     study = filled(store)[0]
     later = Configuration.of({**store.trials(study)[0].requested, "a_later_knob": "x"})
     store.finish_trial(study, replace(store.trials(study, full=True)[0], number=begun(store, study, later), requested=later,
-                                      effective=later))  # fmt: skip
+                                      effective=later), "alices-desk:1:1")  # fmt: skip
     lines = list(export_lines(store))
 
     import_lines(elsewhere, lines)
@@ -462,7 +467,9 @@ def test_a_killed_import_leaves_whole_studies(store: Store, database_url: str, t
     for length in range(1, 16):
         another = store.open_study(SOURCE, Forward((length,), 1), H200, WIDE, Budget(1.0), seed=0)
         for trial in trials:
-            store.finish_trial(another, replace(trial, number=begun(store, another, trial.requested)))
+            store.finish_trial(
+                another, replace(trial, number=begun(store, another, trial.requested)), "alices-desk:1:1"
+            )
     lines, target = list(export_lines(store)), database_url.replace("advisor.db", "target.db")
     (tmp_path / "lines").write_text("\n".join(lines), encoding="utf-8")
     Store.open(target, write=True).close()

@@ -12,28 +12,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from advisor import probe
 from advisor.checkpoint import find_model
+from advisor.clock import Bounded, Clock
+from advisor.configuration import Configuration
 from advisor.knobs import KNOBS, register
 from advisor.model import ModelFacts
+from advisor.next_step import FAILURES_IN_A_ROW, in_common
 from advisor.objective import Budget, Objective, Tier
-from advisor.perform import search_trial
 from advisor.runner import LocalRunner, read_facts
 from advisor.space import build_space
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import FAILURES_IN_A_ROW, Job, Tuning, _hopeless, tune
+from advisor.tune import Job, carried_out, tune
+from advisor.tuner import Tuner
 from advisor.worker import TEXT_LIMIT
 from advisor.workloads.forward import Forward
 
@@ -145,27 +148,40 @@ def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
         place = folder / str(device)
         place.mkdir()
         runner = LocalRunner(own.machine)
+        tuner = Tuner(own, store, Bounded(runner, Clock()), lambda _: None, facts, space, study, place)
         try:
-            _run_half(Tuning(own, store, runner, lambda _: None, facts, space, study, place), device, found)
+            _run_half(tuner, device, found)
         finally:
+            store.close_study(study, "interrupted", owner=tuner.owner)
             runner.close()
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run_on, range(2)))
 
 
-def _run_half(tuning: Tuning, device: int, found: Broken) -> None:
+def _run_half(tuner: Tuner, device: int, found: Broken) -> None:
     """Run the default; then every other fault, in the worker that is warm, and the default again after each."""
-    job, baseline, runner = tuning.job, tuning.space.baseline, tuning.runner
+    job, baseline, runner = tuner.job, tuner.space.baseline, tuner.runner.runner
     assert isinstance(runner, LocalRunner)
-    assert search_trial(tuning, baseline).outcome is Outcome.OK
+    assert _run(tuner, baseline).outcome is Outcome.OK
     for name in list(EXPECTED)[device::2]:
         worker = runner._process
-        tuning.job = replace(job, trial_timeout_s=HANG_S) if name.startswith("broken-hang") else job
-        found.trials[name] = search_trial(tuning, baseline.replaced(attention=name))
-        tuning.job = job
-        found.next_trials[name] = search_trial(tuning, baseline)
+        tuner.job = replace(job, trial_timeout_s=HANG_S) if name.startswith("broken-hang") else job
+        found.trials[name] = _run(tuner, baseline.replaced(attention=name))
+        tuner.job = job
+        found.next_trials[name] = _run(tuner, baseline)
         found.replaced[name] = worker is not runner._process
+
+
+def _run(tuner: Tuner, configuration: Configuration) -> Trial:
+    """Run a configuration once more, as soon as the other device does not, and return its trial."""
+    heard: list[Mapping[str, Any]] = []
+    tuner.listen = heard.append
+    while not carried_out(tuner, tuner.snapshot(), Search(configuration)):
+        time.sleep(0.02)
+    (trial,) = (event["trial"] for event in heard if event["event"] == "trial")
+    assert isinstance(trial, Trial)
+    return trial
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -212,14 +228,13 @@ def test_failures_in_a_row_end_the_search_with_what_they_share(broken: Broken) -
     failed = [
         Trial(n, base.replaced(attention=f"broken-{n}"), None, Outcome.LOAD_FAILED) for n in range(FAILURES_IN_A_ROW)
     ]
-    heard: list[dict[str, Any]] = []
-    tuning: Any = SimpleNamespace(trials=failed, listen=heard.append)
-
-    assert _hopeless(tuning)
-    assert f"{FAILURES_IN_A_ROW} failures in a row (load_failed × {FAILURES_IN_A_ROW})" in heard[0]["text"]
-    assert "in common: packing padded, precision fp32, quantization none" in heard[0]["text"]
-    assert not _hopeless(SimpleNamespace(trials=failed[1:], listen=heard.append))  # type: ignore[arg-type]
-    assert not _hopeless(SimpleNamespace(trials=[*failed[1:], broken.all_trials[0]], listen=heard.append))  # type: ignore[arg-type]
+    text = in_common(failed)
+    assert f"{FAILURES_IN_A_ROW} failures in a row (load_failed × {FAILURES_IN_A_ROW})" in text
+    assert "in common: packing padded, precision fp32, quantization none" in text
+    assert not in_common(failed[1:])
+    assert not in_common([*failed[1:], broken.all_trials[0]])
+    running = replace(broken.all_trials[0], outcome=Outcome.RUNNING)
+    assert in_common([*failed, running]) == text  # another tune runs it: it may fail as well
 
 
 def test_missing_module_is_named_and_not_tried_again(broken: Broken) -> None:

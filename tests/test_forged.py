@@ -27,6 +27,7 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective
+from advisor.step import Confirm, Search
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
@@ -89,10 +90,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         store.save_facts(source, FACTS, study)
         store.save_ceilings(here, {"matmul_fp32_per_s": 1e12, "copy_bytes_per_s": 1e10})
         for configuration, speed in ((DEFAULT, 1000.0), (SORTED, 1500.0), (PACKED, 1200.0)):
-            number = store.start_trial(study, configuration, phase="search", block=None, owner="host:1:1", lease_s=60.0)
-            store.finish_trial(study, measured(number, configuration, speed))
-        number = store.start_trial(study, PACKED, phase="confirm", block=1, owner="host:1:1", lease_s=60.0)
-        store.finish_trial(study, Trial(number, PACKED, None, Outcome.RUNTIME_ERROR, "it broke", "confirm", 1))
+            number = store.claim(study, Search(configuration), "host:1:1")[0]
+            store.finish_trial(study, measured(number, configuration, speed), "host:1:1")
+        number = store.claim(study, Confirm(1, (PACKED,)), "host:1:1")[0]
+        store.finish_trial(
+            study, Trial(number, PACKED, None, Outcome.RUNTIME_ERROR, "it broke", "confirm", 1), "host:1:1"
+        )
         store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, (1.5, 1.49, 1.51)) for c in (SORTED, PACKED)])
         reason = Reason("P1", Verdict.WRONG, "masks are ignored", "use sdpa", "attention=eager", "packing=packed")
         store.save_refusals(study, [reason], admissible=12)
@@ -276,8 +279,8 @@ def test_a_damaged_row_is_named_and_the_others_answer(file: Path, honest: bytes)
         source, here = find_model(CAUSAL), probe.machine("cpu").environment
         other = store.open_study(source, Forward((9,) * 8, 1), here, Objective(), Budget(), 0)
         store.save_facts(source, FACTS, other)
-        number = store.start_trial(other, DEFAULT, phase="search", block=None, owner="host:1:1", lease_s=60.0)
-        store.finish_trial(other, measured(number, DEFAULT, 1000.0))
+        number = store.claim(other, Search(DEFAULT), "host:1:1")[0]
+        store.finish_trial(other, measured(number, DEFAULT, 1000.0), "host:1:1")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE trials SET outcome = 'glorious' WHERE study_id = 1 AND number = 1")
     connection.close()

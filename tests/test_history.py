@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from advisor.measurement import Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective
+from advisor.step import Confirm, Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
@@ -74,6 +77,16 @@ def trial(configuration: Configuration, samples: tuple[float, ...] = (), **more:
     return Trial(0, configuration, **{**known, **more})
 
 
+def claimed(store: Store, study: int, trials: list[Trial]) -> Iterator[int]:
+    """Begin these in order, a block of the confirmation at once, and yield their numbers."""
+    for block, runs in groupby(trials, lambda trial: trial.block):
+        asked = tuple(each.requested for each in runs)
+        if block is not None:
+            yield from store.claim(study, Confirm(block, asked), "a:1:1") or ()
+        else:
+            yield from (store.claim(study, Search(each), "a:1:1")[0] for each in asked)
+
+
 def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
     """Write a study with these trials in order and return its id."""
     known: dict[str, Any] = {
@@ -82,12 +95,9 @@ def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
     with Store.open(url, write=True) as store:
         study = store.open_study(**known, budget=Budget(60.0), seed=0)
         store.save_facts(known["source"], FACTS)
-        for each in trials:
-            number = store.start_trial(
-                study, each.requested, phase=each.phase, block=each.block, owner="a:1:1", lease_s=60.0
-            )
+        for each, number in zip(trials, claimed(store, study, trials), strict=True):
             if each.outcome is not Outcome.RUNNING:
-                store.finish_trial(study, replace(each, number=number))
+                store.finish_trial(study, replace(each, number=number), "a:1:1")
         store.close_study(study, "done")
     return study
 

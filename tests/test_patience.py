@@ -25,6 +25,7 @@ from advisor.model import ModelSource
 from advisor.objective import Budget, Objective
 from advisor.patience import PatientStore
 from advisor.runner import LocalRunner
+from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Trial
 from advisor.workloads.forward import Forward
@@ -49,20 +50,20 @@ def server() -> Iterator[Any]:
 def test_a_tune_outlasts_its_server(server: Any) -> None:
     """A server that is stopped and started again in the middle of a study loses no trial, doubles none, and is told of."""
     heard: list[Mapping[str, Any]] = []
-    url, asked = server.get_uri(), {"phase": "search", "block": None, "owner": "host:1:1", "lease_s": 60.0}
+    url = server.get_uri()
     with Store.open(url, write=True) as plain:
         store = PatientStore(plain, heard.append, patience_s=60.0)
         study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
-        assert store.start_trial(study, DEFAULT, **asked) == 0
+        assert store.claim(study, Search(DEFAULT), "host:1:1") == (0,)
         server.stop()
         with pytest.raises(Unreachable, match="can't be reached"):
             plain.trials(study)
         again = threading.Timer(1.5, server.ensure_postgres_running)
         again.start()
-        store.finish_trial(study, Trial(0, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"))
+        store.finish_trial(study, Trial(0, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"), "host:1:1")
         again.join()
         assert server.get_uri() == url
-        assert store.start_trial(study, DEFAULT, **asked) == 1
+        assert store.claim(study, Search(DEFAULT), "host:1:1") == (1,)
         store.close_study(study, "done")
         assert [(trial.number, trial.outcome) for trial in store.trials(study)] == [
             (0, "runtime_error"),
@@ -80,7 +81,7 @@ def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyP
     with Store.open(sqlite_url, write=True) as plain:
         store = PatientStore(plain, lambda _: None)
         study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
-        for name in ("start_trial", "finish_trial", "claim"):
+        for name in ("claim", "finish_trial"):
             verb, lost = getattr(Store, name), []
 
             def loses(self: Store, *arguments: Any, verb: Any = verb, lost: list[int] = lost, **more: Any) -> Any:
@@ -91,12 +92,9 @@ def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyP
                 return found
 
             monkeypatch.setattr(Store, name, loses)
-        asked = {"phase": "search", "block": None, "owner": "host:1:1", "lease_s": 60.0}
-        number = store.start_trial(study, DEFAULT, **asked)
-        plain.release(study, number)
-        assert store.claim(study, number, "host:1:1", 60.0)
-        store.finish_trial(study, Trial(number, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"))
-        assert store.start_trial(study, DEFAULT, **asked) == number + 1
+        assert store.claim(study, Search(DEFAULT), "host:1:1") == (0,)
+        assert store.finish_trial(study, Trial(0, DEFAULT, None, Outcome.RUNTIME_ERROR, "it broke"), "host:1:1")
+        assert store.claim(study, Search(DEFAULT), "host:1:1") == (1,)
         assert [trial.outcome for trial in store.trials(study)] == ["runtime_error", "running"]
 
 

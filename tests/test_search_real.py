@@ -143,7 +143,7 @@ class Made:
         """Return a configuration's trial, with a noise of 0.6 %."""
         noise = random.Random(f"{seed} {configuration.key}").gauss(0, 0.006)
         rounds_s = 10 * self.round_s * self.speed[self.space.baseline] / self.speed[configuration]
-        return timed(number, configuration, self.speed[configuration] * math.exp(noise), 12.0 + rounds_s)
+        return timed(number, configuration, self.speed[configuration] * math.exp(noise), 2.0 + rounds_s)
 
     def searched(self, seed: int, payback_s: float | None = None) -> tuple[list[Trial], End]:
         """Search until there is an end; return the trials and the end."""

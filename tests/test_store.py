@@ -44,6 +44,7 @@ from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.place import with_driver
+from advisor.step import Confirm, Search
 from advisor.store import Store, default_url, shown_url, upgrade
 from advisor.suggest import METHOD, keep_answer, keep_answers
 from advisor.trial import Outcome, Quality, Trial
@@ -70,9 +71,12 @@ def opened(store: Store, **other: Any) -> int:
 
 
 def started(store: Store, study: int, requested: Configuration = BASELINE, **other: Any) -> int:
-    """Start a search trial."""
-    known = {"phase": "search", "block": None, "owner": "host:1", "lease_s": 60.0}
-    return store.start_trial(study, requested, **{**known, **other})
+    """Begin a search trial, as soon as no other process runs the same."""
+    for _ in range(1000):
+        if (numbers := store.claim(study, Search(requested), **{"owner": "host:1:1", **other})) is not None:
+            return numbers[0]
+        time.sleep(0.01)
+    raise AssertionError("it runs all the time")
 
 
 def measured(number: int, requested: Configuration = BASELINE, **other: Any) -> Trial:
@@ -93,7 +97,7 @@ def measured(number: int, requested: Configuration = BASELINE, **other: Any) -> 
 def ran(store: Store, study: int, requested: Configuration = BASELINE, **other: Any) -> Trial:
     """Start and finish one trial."""
     trial = measured(started(store, study, requested), requested, **other)
-    store.finish_trial(study, trial)
+    store.finish_trial(study, trial, "host:1:1")
     return trial
 
 
@@ -205,8 +209,8 @@ def test_a_trial_comes_back_as_it_was(store: Store) -> None:
     study = opened(store)
     failed = Trial(1, FASTER, None, Outcome.OUT_OF_MEMORY, "CUDA out of memory", phase="confirm", block=3, attempts=2)
     trial = ran(store, study)
-    started(store, study, FASTER, phase="confirm", block=3)
-    store.finish_trial(study, failed)
+    assert store.claim(study, Confirm(3, (FASTER,)), "host:1:1") == (1,)
+    store.finish_trial(study, failed, "host:1:1")
     assert store.trials(study, full=True) == [trial, failed]
     (short, _) = store.trials(study)
     assert (short.reading, short.measurements[0].device_state) == ({}, {})
@@ -288,9 +292,9 @@ def test_figures_that_are_not_finite_are_refused(store: Store, database_url: str
     number = started(store, study)
     for wrong in ({"load_s": float("nan")}, {"quality": Quality(float("inf"), 1.0, None, None, 1)}):
         with pytest.raises(ValueError, match=r"not finite|not JSON compliant"):
-            store.finish_trial(study, measured(number, **wrong))
+            store.finish_trial(study, measured(number, **wrong), "host:1:1")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.finish_trial(study, measured(number, reading={"x": float("nan")}))
+        store.finish_trial(study, measured(number, reading={"x": float("nan")}), "host:1:1")
     assert store.trials(study)[0].outcome is Outcome.RUNNING
     assert count(database_url, "measurements") == 0
 
@@ -312,26 +316,15 @@ def test_moments_are_aware_and_in_utc(store: Store, database_url: str) -> None:
 # ------------------------------------------------------------------------------------------- trials and several writers
 
 
-def test_finishing_twice_leaves_one_trial(store: Store, database_url: str) -> None:
-    """A trial that is finished again has one row and one set of measurements: the last ones."""
-    study = opened(store)
-    trial = ran(store, study)
-    store.finish_trial(study, trial)
-    again = replace(trial, measurements=trial.measurements[:1], effective=FASTER)
-    store.finish_trial(study, again)
-    assert store.trials(study, full=True) == [again]
-    assert (count(database_url, "trials"), count(database_url, "measurements")) == (1, 1)
-
-
 def test_a_trial_that_was_not_started_cannot_be_finished(store: Store, database_url: str) -> None:
     """Finishing an unknown trial, or starting one in an unknown study, is an error in words."""
     study = opened(store)
     with pytest.raises(StoreError, match="has no trial 5"):
-        store.finish_trial(study, measured(5))
+        store.finish_trial(study, measured(5), "host:1:1")
     with pytest.raises(StoreError, match="no study 99"):
         started(store, 99)
     with pytest.raises(ValueError, match="still running"):
-        store.finish_trial(study, Trial(0, BASELINE, None, Outcome.RUNNING))
+        store.finish_trial(study, Trial(0, BASELINE, None, Outcome.RUNNING), "host:1:1")
     assert count(database_url, "configurations") == 0
 
 
@@ -379,38 +372,7 @@ def test_a_killed_writer_leaves_whole_trials(database_url: str) -> None:
         running = [trial for trial in trials if trial.outcome is Outcome.RUNNING]
         assert len(running) <= 1
         assert not any(trial.measurements for trial in running)
-        assert started(survivor, study) == len(trials)
-
-
-def test_abandoned_trials_are_those_nobody_runs(store: Store) -> None:
-    """A trial is abandoned when it was released, its lease has passed or its owner is gone, and not before."""
-    study = opened(store)
-    alive, gone, late, given_up = (started(store, study, owner=owner) for owner in ("alive", "gone", "alive", "alive"))
-    assert [found[0] for found in store.abandoned(study, lambda _: True)] == []
-    store.renew(study, late, -1.0)
-    store.release(study, given_up)
-    store.renew(study, given_up, 60.0)
-    expected = [(number, BASELINE, "search", None) for number in (gone, late, given_up)]
-    assert store.abandoned(study, lambda owner: owner != "gone") == expected
-    assert store.abandoned(study, lambda _: True) == expected
-    store.finish_trial(study, measured(gone))
-    assert store.trials(study)[alive].outcome is Outcome.RUNNING
-    assert [found[0] for found in store.abandoned(study, lambda _: True)] == [late, given_up]
-
-
-def test_an_abandoned_trial_is_claimed_once(store: Store, database_url: str) -> None:
-    """Of two who see an abandoned trial one gets it, and one that is being run can't be claimed."""
-    study = opened(store)
-    number = started(store, study, owner="gone")
-    assert not store.claim(study, number, "me", 60.0)
-    with Store.open(database_url, write=True) as other:
-        for each in (store, other):
-            each.abandoned(study, lambda _: False)
-        assert [each.claim(study, number, owner, 60.0) for each, owner in ((store, "a"), (other, "b"))] == [True, False]
-        assert other.abandoned(study, lambda owner: owner == "a") == []
-    store.finish_trial(study, measured(number))
-    assert not store.claim(study, number, "b", 60.0)
-    assert store.trials(study)[0].attempts == 2
+        assert started(survivor, study, FASTEST) == len(trials)
 
 
 def test_a_trial_is_reused_from_another_study(store: Store) -> None:
@@ -425,7 +387,7 @@ def test_a_trial_is_reused_from_another_study(store: Store) -> None:
     assert store.reusable(first, BASELINE) is None
     assert store.reusable(second, FASTER) is None
     number = started(store, second)
-    store.finish_trial(second, replace(reused, number=number), reused_from_id=source)
+    store.finish_trial(second, replace(reused, number=number), "host:1:1", reused_from_id=source)
     (again,) = store.trials(second, full=True)
     assert again == replace(trial, reused_from=None)
     third = opened(store, objective=Objective(quality=Tier.EXACT))
@@ -452,7 +414,7 @@ def test_reuse_within_a_study_is_a_number(store: Store) -> None:
     study = opened(store)
     trial = ran(store, study)
     number = started(store, study)
-    store.finish_trial(study, replace(trial, number=number, reused_from=trial.number))
+    store.finish_trial(study, replace(trial, number=number, reused_from=trial.number), "host:1:1")
     assert [each.reused_from for each in store.trials(study)] == [None, trial.number]
 
 
@@ -463,7 +425,7 @@ def test_v_trials_is_flat(store: Store, database_url: str) -> None:
     """A row a trial, with the knobs of what ran, its speed, its memory and its quality, alike on both databases."""
     study = opened(store)
     ran(store, study)
-    store.finish_trial(study, replace(measured(started(store, study, FASTEST), FASTEST), effective=FASTER))
+    store.finish_trial(study, replace(measured(started(store, study, FASTEST), FASTEST), effective=FASTER), "host:1:1")
     started(store, study, FASTEST)
     first, second, third = rows(database_url, "SELECT * FROM v_trials ORDER BY number")
     expected = {
@@ -498,7 +460,7 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
         requested = BASELINE.replaced(batch=batch) if batch else BASELINE
         ran(store, study, requested, quality=quality, measurements=more)
     number = started(store, free, BASELINE.replaced(batch="16"))
-    store.finish_trial(free, replace(measured(number, BASELINE.replaced(batch="8")), requested=BASELINE))
+    store.finish_trial(free, replace(measured(number, BASELINE.replaced(batch="8")), requested=BASELINE), "host:1:1")
     columns = "batch, batch_size, slowest_batch_s, joules_per_token, sequences_per_s, cosine, top10"
     found = rows(database_url, f"SELECT {columns} FROM v_trials ORDER BY study, number")
     batches = [(2, 2), (2, 16), (2, 2), (None, 16), (None, None), (None, 8)]
@@ -565,7 +527,7 @@ def test_the_answer_where_nothing_is_right(store: Store, database_url: str) -> N
     """Nothing that is right within the objective is an answer too, with every reason."""
     study = opened(store)
     store.save_facts(SOURCE, FACTS)
-    store.finish_trial(study, Trial(started(store, study), BASELINE, None, Outcome.LOAD_FAILED, "it broke"))
+    store.finish_trial(study, Trial(started(store, study), BASELINE, None, Outcome.LOAD_FAILED, "it broke"), "host:1:1")
     store.save_refusals(study, [], 0)
     store.close_study(study, "done", end=SearchEnd(Stop.EVERYTHING, 0, 0.0, (), 1))
     keep_answer(store, study)
@@ -879,7 +841,7 @@ def test_a_full_disk_is_told_in_one_line(sqlite_url: str) -> None:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(StoreError, match=r"^\S+advisor.db can't be written: the disk is full$"):
-            full.finish_trial(study, measured(number, reading={"operators": ["x" * 100_000]}))
+            full.finish_trial(study, measured(number, reading={"operators": ["x" * 100_000]}), "host:1:1")
         assert [trial.outcome for trial in full.trials(study)] == [Outcome.OK, Outcome.RUNNING]
 
 
@@ -927,7 +889,7 @@ def test_a_server_that_goes_away_is_told_in_one_line(postgres_url: str, postgres
                 admin.execute(cut)
 
         with pytest.raises(StoreError, match=r"could not do it|can't be reached") as raised:
-            lost.finish_trial(study, measured(number))
+            lost.finish_trial(study, measured(number), "host:1:1")
         assert "INSERT" not in str(raised.value)
         assert lost.trials(study)[0].outcome is Outcome.RUNNING
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -28,6 +28,7 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.ranking import Candidate, ranked
 from advisor.report import print_recommendation
+from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
 from advisor.trial import Outcome, Quality, Trial
@@ -94,9 +95,9 @@ def studied(
     study = store.open_study(**known, budget=budget, seed=0)
     store.save_facts(known["source"], FACTS)
     for trial in attempts:
-        number = store.start_trial(study, trial.requested, phase="search", block=None, owner="a:1:1", lease_s=60.0)
+        number = store.claim(study, Search(trial.requested), "a:1:1")[0]
         if trial.outcome is not Outcome.RUNNING:
-            store.finish_trial(study, replace(trial, number=number))
+            store.finish_trial(study, replace(trial, number=number), "a:1:1")
     pairs = [Comparison(c.key, attempts[0].ran.key, blocks) for c, blocks in (ratios or {}).items()]
     store.save_comparisons(study, pairs)
     store.save_refusals(study, refusals)

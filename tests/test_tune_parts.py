@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.attempt import measurements_of
 from advisor.configuration import Configuration
 from advisor.cost import costs_of, useful_operations
 from advisor.environment import Environment, Machine
@@ -19,11 +19,11 @@ from advisor.judge import objections
 from advisor.measurement import Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
+from advisor.next_step import next_of_all, not_beyond_memory
 from advisor.objective import Budget, Objective, Tier
-from advisor.perform import measurements_of
+from advisor.opening import refuse_too_large
 from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import _next_of_all, _not_beyond_memory, refuse_too_large
 from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
@@ -56,7 +56,7 @@ def test_everything_is_measured_with_few_loads() -> None:
     """An exhaustive search leaves nothing out, repeats nothing, and changes the weights only when it must."""
     space = build_space(LLAMA, WORKLOAD, H200, Objective(), 140 * 10**9)
     done = [trial(space.baseline)]
-    while (following := _next_of_all(space.admissible, done)) is not None:
+    while (following := next_of_all(space.admissible, done, done[-1].requested)) is not None:
         done.append(trial(following))
 
     weights = [(t.requested["precision"], t.requested["quantization"]) for t in done]
@@ -70,9 +70,8 @@ def test_a_batch_that_ran_out_of_memory_rules_larger_ones_out() -> None:
         BASE.replaced(batch=size, packing=packing) for size in ("1", "2", "4", "8") for packing in ("padded", "sorted")
     ]
     failed = trial(BASE.replaced(batch="4"), Outcome.OUT_OF_MEMORY)
-    tuning: Any = SimpleNamespace(space=SimpleNamespace(admissible=sizes))
 
-    left = _not_beyond_memory(tuning, [failed])
+    left = not_beyond_memory(sizes, [failed])
 
     assert BASE.replaced(batch="8") not in left
     assert {c["batch"] for c in left if c["packing"] == "padded"} == {"1", "2", "4"}

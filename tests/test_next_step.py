@@ -1,0 +1,227 @@
+"""What comes next, as a table: a snapshot of a study, and the step that follows from it. No store, no runner, no clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from advisor.answer import Stop
+from advisor.configuration import Configuration
+from advisor.environment import Environment, Machine
+from advisor.measurement import Comparison, Measurement
+from advisor.model import ModelFacts, ModelSource
+from advisor.next_step import next_step
+from advisor.objective import Budget, Objective, Tier
+from advisor.space import build_space
+from advisor.step import Baseline, Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Step, Wait
+from advisor.trial import Outcome, Quality, Trial
+from advisor.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
+from advisor.workloads.forward import Forward
+
+H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
+                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+LLAMA = ModelFacts(
+    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
+    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
+)  # fmt: skip
+SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
+WORKLOAD = Forward((64, 32, 48, 16), 2)
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
+SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
+ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),
+        ("quantization", ("none",)))  # fmt: skip
+OBJECTIVE = Objective(Tier.EXACT, only=ONLY)
+JOB = Job(SOURCE, WORKLOAD, OBJECTIVE, Budget(), Machine(H200, "host", "GPU-1", 0, 140 * 10**9))
+SPACE = build_space(LLAMA, WORKLOAD, H200, OBJECTIVE, 140 * 10**9)
+GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
+
+
+def seen(*trials: Trial, taken: tuple[int, ...] = (), **more: Any) -> Snapshot:
+    """Return a snapshot with these trials, numbered in order."""
+    numbered = tuple(replace(trial, number=number) for number, trial in enumerate(trials))
+    budget = {name: more.pop(name) for name in ("trials", "blocks", "exhaustive") if name in more}
+    job = replace(JOB, budget=replace(Budget(), **budget), also=more.pop("also", ()))
+    return Snapshot(job, LLAMA, SPACE, numbered, frozenset(taken), **more)
+
+
+def ran(requested: Configuration, speed: float = 100.0, **more: Any) -> Trial:
+    """Return a search trial that is right, and as fast as this."""
+    measured = (Measurement("round_s", "s", (160 / speed,)), Measurement("tokens_per_s", "tokens/s", (speed,)))
+    known = {"measurements": measured, "quality": GOOD, "wall_s": 10.0, "device_uuid": "GPU-1", **more}
+    return Trial(0, requested, requested, Outcome.OK, **known)
+
+
+def running(requested: Configuration, **more: Any) -> Trial:
+    """Return a trial that runs."""
+    return Trial(0, requested, None, Outcome.RUNNING, **more)
+
+
+def failed(requested: Configuration, outcome: Outcome = Outcome.RUNTIME_ERROR, **more: Any) -> Trial:
+    """Return a trial of which nothing came."""
+    return Trial(0, requested, None, outcome, **more)
+
+
+def block(number: int, **speeds: float) -> list[Trial]:
+    """Return the runs of a block: the default at 100 and PACKED, or who is named, at these speeds."""
+    names = {"packed": PACKED, "sorted": SORTED, "default": DEFAULT}
+    return [
+        ran(names[name], speed, phase="confirm", block=number)
+        for name, speed in {"default": 100.0, **(speeds or {"packed": 150.0})}.items()
+    ]
+
+
+ALL = (ran(DEFAULT), ran(PACKED, 150.0), ran(SORTED, 90.0))
+OVER = {"stop": Stop.EVERYTHING}
+
+
+def compared(*ratios: float) -> dict[str, Any]:
+    """Return what is stored of PACKED after these blocks."""
+    return {"comparisons": (Comparison(PACKED.key, DEFAULT.key, ratios, 9),)}
+
+
+#: What a tune that is alone sees, and does.
+ALONE: dict[str, tuple[Snapshot, Step]] = {
+    "nothing": (seen(), Baseline(DEFAULT)),
+    "no ceilings": (seen(has_ceilings=False), Probe()),
+    "no ceilings, little time": (seen(has_ceilings=False, left_s=30.0), Baseline(DEFAULT)),
+    "no time, no default": (seen(left_s=-1.0), Baseline(DEFAULT)),
+    "the budget ended the default": (seen(failed(DEFAULT, Outcome.CUT), is_spent=True), EndSearch(Stop.BUDGET)),
+    "a default that was cut before": (seen(failed(DEFAULT, Outcome.CUT), first=1), Baseline(DEFAULT)),
+    "a default that failed before": (seen(failed(DEFAULT), first=1), Baseline(DEFAULT)),
+    "a default that failed now": (seen(failed(DEFAULT)), Search(PACKED)),
+    "the default": (seen(ran(DEFAULT)), Search(PACKED)),
+    "what must be": (seen(ran(DEFAULT), also=(SORTED,)), Search(SORTED)),
+    "what must be, no time": (seen(ran(DEFAULT), also=(SORTED,), left_s=0.0), EndSearch(Stop.BUDGET)),
+    "one is left": (seen(ran(DEFAULT), ran(PACKED, 150.0)), Search(SORTED)),
+    "one that failed before": (seen(ran(DEFAULT), failed(PACKED), ran(SORTED), first=3), Search(PACKED)),
+    "one that was wrong before": (
+        seen(ran(DEFAULT), failed(PACKED, Outcome.WRONG_OUTPUT), ran(SORTED), first=3), EndSearch(Stop.EVERYTHING)),
+    "one that was cut": (seen(ran(DEFAULT), failed(PACKED, Outcome.CUT)), Search(SORTED)),
+    "only one that was cut": (seen(ran(DEFAULT), failed(PACKED, Outcome.CUT), ran(SORTED)), Search(PACKED)),
+    "everything": (seen(*ALL), EndSearch(Stop.EVERYTHING)),
+    "as many as asked for": (seen(*ALL[:2], trials=2), EndSearch(Stop.TRIALS)),
+    "no time": (seen(ran(DEFAULT), left_s=0.0), EndSearch(Stop.BUDGET)),
+    "the budget ended a trial": (seen(ran(DEFAULT), is_spent=True), EndSearch(Stop.BUDGET)),
+    "time for the confirmation alone": (seen(*ALL[:2], left_s=36.0), EndSearch(Stop.BUDGET)),
+    "the search is over": (seen(*ALL, **OVER), Confirm(1, (DEFAULT, PACKED))),
+    "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
+    "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
+    "no blocks": (seen(*ALL, blocks=0, **OVER), Done()),
+    "no time for a block": (seen(*ALL, left_s=1.0, **OVER), Done("the budget has no time for another block")),
+    "the budget ended a block": (
+        seen(*ALL, is_spent=True, **OVER), Done("the budget has no time for another block")),
+    "a block that is not compared": (seen(*ALL, *block(1), **OVER), Compare(compared(1.5)["comparisons"])),
+    "one block": (seen(*ALL, *block(1), **OVER, **compared(1.5)), Confirm(2, (DEFAULT, PACKED))),
+    "three blocks, clear": (
+        seen(*ALL, *block(1), *block(2), *block(3), **OVER, **compared(1.5, 1.5, 1.5)), Done()),
+    "three blocks, open": (
+        seen(*ALL, *block(1, packed=99.0), *block(2, packed=150.0), *block(3, packed=120.0), **OVER,
+             **compared(0.99, 1.5, 1.2)),
+        Confirm(4, (DEFAULT, PACKED))),
+    "a block that says nothing": (
+        seen(*ALL, ran(DEFAULT, phase="confirm", block=1), failed(PACKED, phase="confirm", block=1, reason="it broke"), **OVER),
+        Done("no comparison came of a block: it broke")),
+    "a block that said nothing to an earlier tune": (
+        seen(*ALL, ran(DEFAULT, phase="confirm", block=1), failed(PACKED, phase="confirm", block=1, reason="it broke"),
+             first=5, **OVER),
+        Confirm(2, (DEFAULT, PACKED))),
+    "a block that was broken off": (
+        seen(*ALL, ran(DEFAULT, phase="confirm", block=1),
+             failed(PACKED, Outcome.CUT, phase="confirm", block=1, reason=INTERRUPTED), **OVER),
+        Confirm(2, (DEFAULT, PACKED))),
+    "a block that another's budget ended": (
+        seen(*ALL, ran(DEFAULT, phase="confirm", block=1),
+             failed(PACKED, Outcome.CUT, phase="confirm", block=1, reason=BUDGET_ENDED), **OVER),
+        Confirm(2, (DEFAULT, PACKED))),
+    "a search trial that was left behind": (seen(ran(DEFAULT), running(SORTED)), Search(SORTED, 1)),
+    "a default that was left behind": (seen(running(DEFAULT)), Baseline(DEFAULT, 0)),
+    "one left behind that was done since": (seen(ran(DEFAULT), running(SORTED), ran(SORTED)), Discard(1, SORTED)),
+    "one left behind, the budget is spent": (seen(ran(DEFAULT), running(SORTED), is_spent=True), EndSearch(Stop.BUDGET)),
+    "one left behind, the search is over": (
+        seen(ran(DEFAULT), ran(PACKED, 50.0), running(SORTED), **OVER), Done()),
+    "a run of a block that was left behind": (
+        seen(*ALL, running(PACKED, phase="confirm", block=1), **OVER), Discard(3, PACKED, "confirm", 1)),
+}  # fmt: skip
+
+#: What one of several sees. The trials whose numbers are in `taken` are run by the others.
+SHARED: dict[str, tuple[Snapshot, Step]] = {
+    "another runs the default": (seen(running(DEFAULT), taken=(0,)), Wait((0,))),
+    "another runs the default, no time": (seen(running(DEFAULT), taken=(0,), left_s=0.0), EndSearch(Stop.BUDGET)),
+    "another runs the likeliest": (seen(ran(DEFAULT), running(PACKED), taken=(1,)), Search(SORTED)),
+    "others run all that is left": (
+        seen(ran(DEFAULT), running(PACKED), running(SORTED), taken=(1, 2)), Wait((1, 2))),
+    "others run all that is left, exhaustively": (
+        seen(ran(DEFAULT), running(PACKED), running(SORTED), taken=(1, 2), exhaustive=True), Wait((1, 2))),
+    "others run all that is left, no time": (
+        seen(ran(DEFAULT), running(PACKED), running(SORTED), taken=(1, 2), left_s=0.0), EndSearch(Stop.EVERYTHING)),
+    "others run the last that is asked for": (
+        seen(ran(DEFAULT), running(PACKED), taken=(1,), trials=2), Wait((1,))),
+    "one of two is left behind": (seen(ran(DEFAULT), running(PACKED), running(SORTED), taken=(1,)), Search(SORTED, 2)),
+    "another runs the block, another is needed": (
+        seen(*ALL, running(DEFAULT, phase="confirm", block=1), running(PACKED, phase="confirm", block=1), taken=(3, 4), **OVER),
+        Confirm(2, (DEFAULT, PACKED))),
+    "another runs the third block": (
+        seen(*ALL, *block(1), *block(2), running(DEFAULT, phase="confirm", block=3),
+             running(PACKED, phase="confirm", block=3), taken=(7, 8), **OVER, **compared(1.5, 1.5)),
+        Wait((8,))),
+    "another runs the third block, no time": (
+        seen(*ALL, *block(1), *block(2), running(DEFAULT, phase="confirm", block=3),
+             running(PACKED, phase="confirm", block=3), taken=(7, 8), left_s=0.0, **OVER, **compared(1.5, 1.5)),
+        Done()),
+    "others run two of three blocks": (
+        seen(*ALL, *block(1), *(running(c, phase="confirm", block=n) for n in (2, 3) for c in (DEFAULT, PACKED)),
+             taken=(5, 6, 7, 8), **OVER, **compared(1.5)),
+        Wait((6, 8))),
+    "others run three of twelve blocks": (
+        seen(*ALL, *(running(c, phase="confirm", block=n) for n in (1, 2, 3) for c in (DEFAULT, PACKED)),
+             taken=tuple(range(3, 9)), blocks=12, **OVER),
+        Confirm(4, (DEFAULT, PACKED))),
+    "another measures while the search is over": (
+        seen(ran(DEFAULT), ran(PACKED, 150.0), running(SORTED), taken=(2,), **OVER), Confirm(1, (DEFAULT, PACKED))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_what_a_tune_does_alone(case: str) -> None:
+    """Each step follows from the snapshot, and from nothing else: the same snapshot has the same step."""
+    snapshot, step = ALONE[case]
+    assert next_step(snapshot) == step
+    assert next_step(replace(snapshot)) == step
+    assert type(next_step(snapshot)) is type(step)
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_one_of_several_does(case: str) -> None:
+    """What somebody else runs is not run again; where it decides what comes next, it is waited for while there is time."""
+    snapshot, step = SHARED[case]
+    assert next_step(snapshot) == step
+
+
+def test_the_default_is_what_transformers_does() -> None:
+    """Where it failed in an earlier tune, what was measured first is not taken for it: it is measured, and compared with."""
+    before = (failed(DEFAULT), ran(PACKED, 150.0), ran(SORTED, 90.0))
+    assert next_step(seen(*before, first=3)) == Baseline(DEFAULT)
+    assert next_step(seen(*before, ran(DEFAULT), first=3, **OVER)) == Confirm(1, (DEFAULT, PACKED))
+
+
+def test_failures_in_a_row_end_the_search() -> None:
+    """Ten do, with what they had in common; what another runs meanwhile is no success."""
+    others = [DEFAULT.replaced(attention=f"broken-{number}") for number in range(10)]
+    snapshot = seen(ran(DEFAULT), *map(failed, others), running(PACKED), taken=(11,))
+    step = next_step(snapshot)
+    assert isinstance(step, EndSearch)
+    assert step.stop is Stop.FAILURES
+    assert step.text.startswith("10 failures in a row (runtime_error × 10); in common: packing padded")
+    assert next_step(replace(snapshot, stored=snapshot.stored[2:])) != step
+
+
+def test_time_is_set_aside_for_the_blocks_that_are_needed_yet() -> None:
+    """While two blocks are lacking, what two take is kept from the search; with all of them run, nothing is."""
+    lacking = seen(*ALL[:2], *block(1), **compared(1.5), left_s=45.0)
+    assert next_step(lacking) == EndSearch(Stop.BUDGET)
+    done = seen(*ALL[:2], *block(1), *block(2), *block(3), **compared(1.5, 1.5, 1.5), left_s=45.0)
+    assert next_step(done) == Search(SORTED)
+    assert next_step(replace(lacking, left_s=math.inf)) == Search(SORTED)
