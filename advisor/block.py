@@ -30,7 +30,7 @@ def run_block(tuner: Tuner, seen: Snapshot, step: Confirm, numbers: Sequence[int
     random.Random(seen.job.seed * 1000 + step.block).shuffle(groups)
     for group in groups:
         contestants = [(configuration, number_of[configuration]) for configuration in group]
-        if tuner.is_spent or tuner.runner.clock.is_over:
+        if tuner.is_spent or tuner.runner.is_over:
             tuner.is_spent = True
             yield from _cut(seen, step.block, contestants)
             continue

@@ -67,7 +67,7 @@ class Bounded:
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget is what ends it."""
-        left_s = self.clock.left_with_grace_s if self.graceful else self.clock.left_s
+        left_s = self._left_s
         if left_s <= 0:
             raise BudgetSpent
         if isinstance(self.runner, LocalRunner):  # the wait for a device that is taken is part of the budget
@@ -79,6 +79,15 @@ class Bounded:
         if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
             raise BudgetSpent
         return result
+
+    @property
+    def _left_s(self) -> float:
+        return self.clock.left_with_grace_s if self.graceful else self.clock.left_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can be run: the budget's time is spent, and the grace where what runs now may use it."""
+        return self._left_s <= 0
 
     @property
     def start_s(self) -> float:

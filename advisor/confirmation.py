@@ -28,6 +28,9 @@ from advisor.step import Compare, Confirm, Done, Step, Wait
 from advisor.trial import Outcome, Trial
 from advisor.tuning import BROKEN_OFF, Snapshot
 
+#: The block that an answer still lacks may outlast the budget by this share: two thirds of a confirmation are worth nothing.
+DECIDING_SHARE = 0.08
+
 
 def confirmation_step(seen: Snapshot) -> Step:
     """Return the next step of the confirmation: all that is known is stored as comparisons before another block is run."""
@@ -38,10 +41,12 @@ def confirmation_step(seen: Snapshot) -> Step:
         if wanted.theirs and seen.left_s > 0 and not seen.is_spent:
             return Wait(wanted.theirs)
         return Done(_silence(seen))
-    rivals, _ = affordable(wanted.rivals, partial(_block_s, seen), seen.left_s, wanted.blocks)
-    if seen.is_spent or _block_s(seen, rivals) > seen.left_s:
+    left_s = seen.left_s + (DECIDING_SHARE * (seen.job.budget.seconds or 0.0) if wanted.decides else 0.0)
+    rivals, _ = affordable(wanted.rivals, partial(_block_s, seen), left_s, wanted.blocks)
+    if seen.is_spent or _block_s(seen, rivals) > left_s:
         return Done("the budget has no time for another block")
-    return Confirm(next_block(seen.stored), tuple(dict.fromkeys([seen.baseline, *rivals, *_must_be(seen)])))
+    everybody = tuple(dict.fromkeys([seen.baseline, *rivals, *_must_be(seen)]))
+    return Confirm(next_block(seen.stored), everybody, wanted.decides)
 
 
 def confirmation_s(seen: Snapshot) -> float:
@@ -83,19 +88,21 @@ def _compared(seen: Snapshot, candidates: Iterable[Configuration]) -> list[Compa
 class _Wanted:
     """Who is to meet the default in another block, the best first; and what is waited for before it is known of the others.
 
-    blocks: how many are needed at least; theirs: the numbers of trials of blocks that other tunes run.
+    blocks: how many are needed at least; theirs: the numbers of trials of blocks that other tunes run; decides: whether one
+    block is what somebody's answer lacks.
     """
 
     rivals: list[Configuration]
     blocks: int
     theirs: tuple[int, ...]
+    decides: bool = False
 
     @classmethod
     def of(cls, seen: Snapshot) -> _Wanted:
         asked, known = seen.job.budget.blocks, {each.candidate: each for each in _compared(seen, _rivals(seen))}
         least = least_blocks(asked)
         certain = least if asked in BOUNDS else asked  # more are not looked at before all are run
-        rivals, blocks, theirs = [], 1, list[int]()
+        rivals, lacking, theirs = [], list[int](), list[int]()
         for rival in _rivals(seen):
             comparison = known.get(rival.key)
             if _said_nothing(seen, rival) or (comparison is not None and not _goes_on(comparison, asked)):
@@ -106,8 +113,8 @@ class _Wanted:
                 theirs += [trial.number for trial in running]
                 continue
             rivals.append(rival)
-            blocks = max(blocks, least - run)
-        return cls(rivals, blocks, tuple(theirs))
+            lacking.append(least - run)
+        return cls(rivals, max([1, *lacking]), tuple(theirs), decides=max(lacking, default=0) == 1)
 
 
 def _goes_on(comparison: Comparison, blocks: int) -> bool:

@@ -30,7 +30,7 @@ def perform(tuner: Tuner, seen: Snapshot, step: Step, numbers: Sequence[int]) ->
     numbers: of the trials. Where the budget's time ends, what was to be run is told to be cut.
     """
     # What no answer can do without may outlast the budget; what comes after it can wait for the next tune.
-    tuner.runner.graceful = isinstance(step, Baseline)
+    tuner.runner.graceful = isinstance(step, Baseline) or (isinstance(step, Confirm) and step.decides)
     if not isinstance(step, Wait):
         tuner.is_waiting = False
     match step:

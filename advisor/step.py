@@ -50,10 +50,14 @@ class EndSearch:
 
 @dataclass(frozen=True)
 class Confirm:
-    """Run a whole block of the confirmation on one device. contestants: the default first, then who is to be compared."""
+    """Run a whole block of the confirmation on one device. contestants: the default first, then who is to be compared.
+
+    decides: whether it is the one that an answer still lacks: then it may use the budget's grace.
+    """
 
     block: int
     contestants: tuple[Configuration, ...]
+    decides: bool = False
 
 
 @dataclass(frozen=True)

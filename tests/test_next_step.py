@@ -42,7 +42,7 @@ GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
 def seen(*trials: Trial, taken: tuple[int, ...] = (), **more: Any) -> Snapshot:
     """Return a snapshot with these trials, numbered in order."""
     numbered = tuple(replace(trial, number=number) for number, trial in enumerate(trials))
-    budget = {name: more.pop(name) for name in ("trials", "blocks", "exhaustive") if name in more}
+    budget = {name: more.pop(name) for name in ("trials", "blocks", "exhaustive", "seconds") if name in more}
     job = replace(JOB, budget=replace(Budget(), **budget), also=more.pop("also", ()))
     return Snapshot(job, LLAMA, SPACE, numbered, frozenset(taken), **more)
 
@@ -75,6 +75,7 @@ def block(number: int, **speeds: float) -> list[Trial]:
 
 ALL = (ran(DEFAULT), ran(PACKED, 150.0), ran(SORTED, 90.0))
 OVER = {"stop": Stop.EVERYTHING}
+NO_TIME = Done("the budget has no time for another block")
 
 
 def compared(*ratios: float) -> dict[str, Any]:
@@ -110,11 +111,21 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
     "no blocks": (seen(*ALL, blocks=0, **OVER), Done()),
-    "no time for a block": (seen(*ALL, left_s=1.0, **OVER), Done("the budget has no time for another block")),
+    "no time for a block": (seen(*ALL, left_s=1.0, **OVER), NO_TIME),
     "the budget ended a block": (
-        seen(*ALL, is_spent=True, **OVER), Done("the budget has no time for another block")),
+        seen(*ALL, is_spent=True, **OVER), NO_TIME),
     "a block that is not compared": (seen(*ALL, *block(1), **OVER), Compare(compared(1.5)["comparisons"])),
     "one block": (seen(*ALL, *block(1), **OVER, **compared(1.5)), Confirm(2, (DEFAULT, PACKED))),
+    "two blocks, and the third a little late": (
+        seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=13.0),
+        Confirm(3, (DEFAULT, PACKED), decides=True)),
+    "two blocks, and the third too late": (
+        seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=11.0), NO_TIME),
+    "one block, and the second a little late": (
+        seen(*ALL, *block(1), **OVER, **compared(1.5), seconds=100.0, left_s=13.0), NO_TIME),
+    "three blocks, open, and the fourth a little late": (
+        seen(*ALL, *block(1, packed=99.0), *block(2, packed=150.0), *block(3, packed=120.0), **OVER,
+             **compared(0.99, 1.5, 1.2), seconds=100.0, left_s=13.0), NO_TIME),
     "three blocks, clear": (
         seen(*ALL, *block(1), *block(2), *block(3), **OVER, **compared(1.5, 1.5, 1.5)), Done()),
     "three blocks, open": (
