@@ -72,7 +72,7 @@ def trial_request(facts: ModelFacts, **choices: str) -> dict[str, Any]:
 def test_what_is_clearly_slower_is_not_gated() -> None:
     """Two rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
 
-    What may still be the best goes on with the rounds it has: three are asked for, two were run before the gate.
+    What may still be the best goes on, with a round after the gate at least.
     """
     said: list[dict[str, Any]] = []
     runner = LocalRunner(probe.machine("cpu"), said.append)
@@ -98,7 +98,7 @@ def test_what_is_clearly_slower_is_not_gated() -> None:
     assert "quality" not in slow
     assert "gate" not in stages
     assert fast["outcome"] == Outcome.OK
-    assert len(fast["rounds"]["wall_s"]) >= 3
+    assert len(fast["rounds"]["wall_s"]) >= 2
     assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
 
 
