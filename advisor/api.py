@@ -20,9 +20,10 @@ from advisor.configuration import Configuration
 from advisor.device import energy_problem
 from advisor.environment import Machine
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
-from advisor.model import ModelSource
+from advisor.metrics import Gauge
+from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
-from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, Workload
+from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Workload, kind_of
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
@@ -33,15 +34,20 @@ if TYPE_CHECKING:  # the database's driver and Optuna take time to import
 #: How long a device may take to show what it reaches, in seconds.
 _CEILINGS_S = 120.0
 
+#: The list of a workload as long as a file's lengths are not known.
+_DRAFT = (512,)
+
 Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Flags(TypedDict, total=False):
     """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
 
-    lengths: a number, or all of them; max_memory: bytes or text; max_latency: seconds or text; only: choices by knob.
+    workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
+    max_latency: seconds or text; only: choices by knob.
     """
 
+    workload: str
     lengths: int | str | Sequence[int]
     lengths_from: str | os.PathLike[str] | None
     padding: float | None
@@ -153,9 +159,9 @@ class Ready:
         BadInput for scores of a packed row, which only :meth:`results` can read.
         """
         call = self._call(sequences)
-        if call.is_packed and self._asked.output == "scores":
+        if call.is_packed and self._workload.needs.head is Head.CLASSIFICATION:
             raise BadInput("model(**arguments) gives one score a row, and these sequences share one", "use results()")
-        return dict(call.on(self.device))
+        return dict(self._runtime.arguments(call).on(self.device))
 
     def results(self, sequences: Iterable[Any]) -> Any:
         """Run a batch and return what was asked for, a row a sequence: its last logits, its embedding or its scores.
@@ -165,7 +171,7 @@ class Ready:
         import torch
 
         with torch.inference_mode():
-            return self._asked.run(self.model, self._call(sequences), self.device)
+            return self._runtime.run(self.model, self._call(sequences), self.device)
 
     def batches(self, sequences: Sequence[Any]) -> list[list[int]]:
         """Return, batch by batch, the places in `sequences` of those to run together: by length where that was measured."""
@@ -175,7 +181,8 @@ class Ready:
         from advisor.knobs import traits_of
 
         by_length = traits_of(self._configuration).by_length
-        return [list(batch) for batch in Workload(lengths, self.batch).batches(by_length=by_length)]
+        work = replace(self._workload, lengths=lengths, batch=self.batch)
+        return [list(batch) for batch in work.batches(by_length=by_length)]
 
     @property
     def _configuration(self) -> Configuration:
@@ -184,10 +191,14 @@ class Ready:
         return chosen.configuration
 
     @property
-    def _asked(self) -> Any:
+    def _workload(self) -> Workload:
+        return self.recommendation.study.workload
+
+    @property
+    def _runtime(self) -> Any:
         from advisor import session_torch
 
-        return session_torch.asked_of(self._request)
+        return session_torch.runtime_of(self._request)
 
     def _call(self, sequences: Iterable[Any]) -> Any:
         """Return the worker's call for a batch."""
@@ -196,8 +207,8 @@ class Ready:
         tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
-        call = self._session.call(self._request, self._configuration, range(len(tensors)), tensors)
-        return self._asked.arguments(call)
+        (call,) = self._session.calls_of(self._request, self._configuration, tensors, [range(len(tensors))])
+        return call
 
 
 def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
@@ -205,14 +216,13 @@ def _loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     import torch
 
     from advisor import facts_torch, session_torch
-    from advisor.space import refuse_unpadded
 
     assert recommendation.chosen is not None
     configuration, source = recommendation.chosen.configuration, recommendation.source.request
     workload = recommendation.study.workload.under(configuration)
     # Read anew: stored facts can be those of a class that gives another output.
-    facts = facts_torch.read_facts(source, output=workload.output)
-    refuse_unpadded(recommendation.source.name, pads=facts["pads"], batch=workload.batch)
+    facts = facts_torch.read_facts(source, workload.needs)
+    kind_of(workload).refuse(workload, ModelFacts.of(facts), recommendation.source.name)
     request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
@@ -246,7 +256,7 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
 
     to_measure: on this machine, so that the model may be downloaded, and all that would hinder it is said now.
     """
-    lengths, objective = arguments.lengths_of(options), arguments.objective_of(options)
+    lengths, objective = arguments.kind_of(options).lengths(options), arguments.objective_of(options)
     threads = arguments.threads_of(options)
     from advisor import probe
     from advisor.checkpoint import find_model
@@ -259,7 +269,7 @@ def asked_of(options: Namespace, *, to_measure: bool) -> Asked:
     machine = probe.machine(options.device, threads)
     if to_measure and machine.problem:
         raise BadInput(machine.problem, machine.remedy)
-    if to_measure and objective.metric == "joules_per_token":
+    if to_measure and objective.aim.gauge is Gauge.ENERGY:
         _refuse_unseen_energy(machine)
     source = find_model(options.model, allow_pickle=options.allow_pickle, download=to_measure)
     if to_measure:
@@ -279,39 +289,37 @@ def _refuse_unseen_energy(machine: Machine) -> None:
 
 def _with_workload(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
                    lengths: tuple[int, ...] | None) -> Asked:  # fmt: skip
-    from advisor.declared import default_output, max_positions, refuse_output, refuse_unserved
+    from advisor.declared import max_positions, refuse_foreign
 
-    output = options.output or default_output(source.config, source.name)
-    refuse_unserved(source, output)
-    refuse_output(source.name, source.config, output, options.batch)
+    workload = arguments.kind_of(options).parse(options, source, lengths or _DRAFT)
+    refuse_foreign(source)
     limit = max_positions(source.config)
     if lengths is None:
-        return _with_texts(options, source, objective, machine, (output, limit))
+        return _with_texts(options, source, objective, machine, (workload, limit))
     if limit is not None and max(lengths) > limit:
         raise BadInput(f"--lengths {max(lengths)} is beyond the model's {limit} positions")
-    workload = Workload(lengths, options.batch, output)
     return Asked(source, workload, objective, machine, workload.flags, ())
 
 
 def _with_texts(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
-                asked: tuple[str, int | None]) -> Asked:  # fmt: skip
-    """Read the lengths of the user's own texts. asked: the output, and the most positions that the model has."""
+                asked: tuple[Workload, int | None]) -> Asked:  # fmt: skip
+    """Read the lengths of the user's own texts. asked: the workload but for its lengths, and the model's most positions."""
     from advisor.lengths import MOST_ROWS_WHOLE, earlier, lengths_from
 
-    output, limit = asked
+    workload, limit = asked
     file, most = os.fspath(options.lengths_from), (options.batches or DEFAULT_BATCHES) * (options.batch or DEALT)
-    found = lengths_from(file, source, limit, most, output)
+    found = lengths_from(file, source, limit, most, workload.needs.sent)
     batches = "" if options.batches is None else f" --batches {options.batches}"
-    flags = f"--lengths-from {shlex.quote(file)} --batch {options.batch or 'auto'}{batches} --output {output}"
+    flags = f"--lengths-from {shlex.quote(file)} --batch {options.batch or 'auto'}{batches} {workload.own_flags}"
 
     def others() -> Iterator[tuple[str, Workload]]:
         first = options.batches is not None
         if found.rows > MOST_ROWS_WHOLE and not first:
             return
-        for words, lengths in earlier(file, source, limit, most, output, first=first):
-            yield words, Workload(lengths, options.batch, output)
+        for words, lengths in earlier(file, source, limit, most, workload.needs.sent, first=first):
+            yield words, replace(workload, lengths=lengths)
 
-    workload = Workload(found.lengths, options.batch, output)
+    workload = replace(workload, lengths=found.lengths)
     return Asked(source, workload, objective, machine, flags, tuple(found.notes), found.texts, others)
 
 
@@ -456,14 +464,14 @@ def _suggested(model: str | os.PathLike[str], flags: Mapping[str, Any], known: t
 
 def _parsed(command: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type) -> Namespace:
     """Return what the command line's parser makes of keyword arguments. Raises TypeError for one that is none of ours."""
-    names = {name for kind in known.__mro__ for name in getattr(kind, "__annotations__", {})} | set(
-        known.__annotations__
-    )
+    kind = arguments.kind_in(["--workload", str(flags.get("workload", ""))])
+    own = {name for each in (known, *known.__mro__) for name in getattr(each, "__annotations__", {})}
+    names = own - DEFAULT_KIND.keywords | kind.keywords
     if unknown := sorted(flags.keys() - names):
         raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
     name = os.fspath(model)
     words = [word for flag, value in flags.items() for word in _words("--" + flag.replace("_", "-"), value)]
-    return arguments.build_parser().parse_args([command, *words, f"./{name}" if name.startswith("-") else name])
+    return arguments.build_parser(kind).parse_args([command, *words, f"./{name}" if name.startswith("-") else name])
 
 
 def _words(flag: str, value: Any) -> list[str]:

@@ -11,11 +11,9 @@ from typing import Any, NoReturn
 from advisor import __version__
 from advisor.checked import shortened
 from advisor.errors import BadInput
-from advisor.objective import METRICS, Budget, Objective, Tier
-from advisor.workloads.forward import DEALT, DEFAULT_BATCHES, OUTPUTS, parse_lengths, refuse_absurd
-
-#: What `advisor tune MODEL` measures when no workload is given.
-DEFAULT_LENGTHS, DEFAULT_PADDING, DEFAULT_BATCH = "512", 0.3, 8
+from advisor.objective import Budget, Objective, Tier
+from advisor.plugins import PLUGINS
+from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
 DEFAULT_BUDGET = "10m"
 
@@ -76,37 +74,59 @@ def parse_trial(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _batch(text: str) -> int | None:
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number or auto, not {text!r}") from None
-
-
 # ------------------------------------------------------------------------------------------------------------- parsers
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def kind_in(words: Sequence[str]) -> Kind:
+    """Return the kind of work that a command line names with --workload, the default kind where it names none that there is.
+
+    Looked for before anything is parsed: the kind says which flags there are.
+    """
+    _know_plugins()
+    flag = "--workload"
+    for place, word in enumerate(words):
+        given, sign, value = word.partition("=")
+        if word == "--":
+            break
+        if len(given) > 2 and flag.startswith(given):
+            name = value if sign else "".join(words[place + 1 : place + 2])
+            return kind_named(name) if name in names() else DEFAULT_KIND
+    return DEFAULT_KIND
+
+
+def kind_of(options: argparse.Namespace) -> Kind:
+    """Return the kind of work that parsed options are of."""
+    return kind_named(options.workload)
+
+
+def _know_plugins() -> None:
+    """Have the modules in ADVISOR_PLUGINS register their kinds of work: whoever has none of them need not wait for that."""
+    if PLUGINS:
+        import advisor.knobs  # noqa: F401
+
+
+def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, with the flags of one kind of work."""
+    _know_plugins()
     parser = _Parser(prog="advisor", description="The fastest way to run a transformers model on your GPU that is still "
                      "right, with the proof.")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"advisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words, add in _COMMANDS:
-        add(commands.add_parser(name, help=words))
+        add(commands.add_parser(name, help=words), kind)
     return parser
 
 
-def _probe(parser: argparse.ArgumentParser) -> None:
+def _probe(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("--ceilings", action="store_true",
                         help="measure what the device reaches at best in matrix products and copies, and store it")  # fmt: skip
     _add_device(parser, threads=True)
     _add_format(parser, "text", "json")
 
 
-def _tune(parser: argparse.ArgumentParser) -> None:
-    _add_workload(parser)
-    _add_objective(parser)
+def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    _add_workload(parser, kind)
+    _add_objective(parser, kind)
     parser.add_argument("--budget", metavar="TIME", help=f"time to spend, for example 10m (default: {DEFAULT_BUDGET})")
     parser.add_argument(
         "--payback",
@@ -127,9 +147,9 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json", "python")
 
 
-def _suggest(parser: argparse.ArgumentParser) -> None:
-    _add_workload(parser)
-    _add_objective(parser)
+def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    _add_workload(parser, kind)
+    _add_objective(parser, kind)
     parser.add_argument("--why-not", metavar="CHOICE[,CHOICE…]",
                         help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
                              "is not recommended")  # fmt: skip
@@ -148,7 +168,7 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _trials(parser: argparse.ArgumentParser) -> None:
+def _trials(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
     parser.add_argument("--study", type=int, metavar="N", help="one study alone")
     parser.add_argument("--failed", action="store_true", help="what came to nothing alone")
@@ -159,12 +179,12 @@ def _trials(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json")
 
 
-def _show(parser: argparse.ArgumentParser) -> None:
+def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
     _add_format(parser, "text", "json")
 
 
-def _reproduce(parser: argparse.ArgumentParser) -> None:
+def _reproduce(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
     parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
     parser.add_argument("--anyway", action="store_true", help="although the environment or the weights differ")
@@ -174,7 +194,7 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json", "python")
 
 
-def _reproduce_seed(parser: argparse.ArgumentParser) -> None:
+def _reproduce_seed(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="a hub id, a directory or a config.json (default: Falcon-7B's shape)"
     )
@@ -198,19 +218,19 @@ def _reproduce_seed(parser: argparse.ArgumentParser) -> None:
     _add_format(parser, "text", "json")
 
 
-def _export(parser: argparse.ArgumentParser) -> None:
+def _export(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("--study", type=int, metavar="N", action="append", help="one study; repeat it (default: all)")
 
 
-def _import(parser: argparse.ArgumentParser) -> None:
+def _import(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("file", metavar="FILE", help="what advisor export wrote; - reads from stdin")
 
 
-def _db(parser: argparse.ArgumentParser) -> None:
+def _db(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("action", choices=("upgrade", "url", "path"))
 
 
-_COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = (
+_COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], None]]] = (
     ("probe", "what this machine can do, what it cannot, why, and how to get it", _probe),
     ("tune", "measure configurations of a model and find the fastest that is right", _tune),
     ("suggest", "answer from what was measured; needs no GPU", _suggest),
@@ -239,28 +259,18 @@ def _add_device(parser: argparse.ArgumentParser, *, threads: bool = False) -> No
         parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
 
 
-def _add_workload(parser: argparse.ArgumentParser) -> None:
+def _add_workload(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
     )
-    parser.add_argument("--lengths", metavar="N[,N…]",
-                        help=f"longest sequence in tokens, or every length (default: {DEFAULT_LENGTHS})")  # fmt: skip
-    parser.add_argument("--lengths-from", metavar="FILE",
-                        help="your own texts by the model's tokenizer: .txt, a text a line; .jsonl, .json, .csv or .tsv, rows "
-                             "with text, prompt, instruction, messages or their like; or FILE:COLUMN")  # fmt: skip
-    parser.add_argument("--padding", type=float, metavar="P",
-                        help=f"share of pads in padded batches (default: {DEFAULT_PADDING})")  # fmt: skip
-    parser.add_argument("--batch", type=_batch, metavar="N", default=DEFAULT_BATCH,
-                        help="sequences a batch, or auto: then it is tuned too (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--batches", type=int, metavar="N",
-                        help=f"batches in the list, an even sample of a larger file (default: {DEFAULT_BATCHES})")  # fmt: skip
-    parser.add_argument(
-        "--output", choices=OUTPUTS, help="what is asked of the model (default: what its class is made for)"
-    )
+    parser.add_argument("--workload", choices=names(), default=kind.name,
+                        help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
+                             "--workload NAME --help lists (default: %(default)s)")  # fmt: skip
+    kind.add_flags(parser)
 
 
-def _add_objective(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--objective", choices=tuple(METRICS), default=next(iter(METRICS)),
+def _add_objective(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    parser.add_argument("--objective", choices=tuple(kind.objectives), default=kind.aim.name,
                         help="what to make the best of (default: %(default)s)")  # fmt: skip
     parser.add_argument("--quality", choices=[str(tier) for tier in Tier], default=str(Tier.DTYPE),
                         help="the most that may be lost (default: %(default)s)")  # fmt: skip
@@ -280,32 +290,18 @@ def _add_objective(parser: argparse.ArgumentParser) -> None:
 # ------------------------------------------------------------------------------------------------------- what is meant
 
 
-def lengths_of(options: argparse.Namespace) -> tuple[int, ...] | None:
-    """Return the lengths of the workload, None where a file is to give them. Raises BadInput."""
-    dealt = DEALT if options.batch is None else options.batch
-    if options.lengths_from is not None:
-        if options.lengths is not None or options.padding is not None:
-            raise BadInput("--lengths-from goes without --lengths and --padding: a file has the lengths it has")
-        least = dealt if options.batches is None else min(dealt, options.batches)
-        if least < 1:
-            raise BadInput(f"--batch and --batches must be at least 1, not {least}")
-        refuse_absurd(dealt * (DEFAULT_BATCHES if options.batches is None else options.batches))
-        return None
-    lengths, padding = DEFAULT_LENGTHS if options.lengths is None else options.lengths, options.padding
-    if padding is None and "," not in lengths and dealt > 1:
-        padding = DEFAULT_PADDING
-    return parse_lengths(lengths, padding, dealt, DEFAULT_BATCHES if options.batches is None else options.batches)
-
-
 def objective_of(options: argparse.Namespace) -> Objective:
     """Return the objective. Raises BadInput."""
     _refuse_unknown_rules(options.ignore_rule)
+    kind = kind_of(options)
+    if options.max_latency is not None and not any(metric.is_latency for metric in kind.metrics):
+        raise BadInput(f"--max-latency: work of the kind {kind.name} has no latency to be bounded")
     return Objective(
         quality=Tier(options.quality),
         max_memory_bytes=None if options.max_memory is None else parse_size(options.max_memory),
         allow_unjudged=options.allow_unjudged,
         ignored_rules=tuple(sorted(set(options.ignore_rule))),
-        metric=METRICS[options.objective].metric,
+        metric=kind.objectives[options.objective].metric,
         max_latency_s=None if options.max_latency is None else parse_latency(options.max_latency),
         only=_only_of(options) if options.only or options.fix else (),
     )

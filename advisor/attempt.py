@@ -13,10 +13,11 @@ from advisor.judge import wrong
 from advisor.knobs import Reason, Verdict
 from advisor.measurement import Measurement
 from advisor.method import METHOD
+from advisor.metrics import GPU_ROUND, ROUND, Gauge
 from advisor.trial import FP32, Outcome, Quality, Trial
 from advisor.tuner import Found, Tuner
 from advisor.tuning import BUDGET_ENDED, Snapshot
-from advisor.workloads import Workload
+from advisor.workloads import Workload, kind_of
 
 
 def search_trial(tuner: Tuner, seen: Snapshot, configuration: Configuration, number: int) -> Found:
@@ -99,7 +100,7 @@ def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) 
     request = request_of(seen, configuration)
     is_needed = configuration == seen.space.baseline or configuration in seen.job.also
     incumbent_s = None if is_needed else _incumbent_s(seen)
-    has_energy = seen.job.objective.metric == "joules_per_token"
+    has_energy = seen.job.objective.aim.gauge is Gauge.ENERGY
     return {
         **request,
         "op": "trial",
@@ -112,13 +113,9 @@ def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) 
 def _incumbent_s(seen: Snapshot) -> float | None:
     """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim."""
     best = seen.best
-    if (
-        best is None
-        or seen.job.budget.exhaustive
-        or seen.job.objective.metric not in ("tokens_per_s", "slowest_batch_s")
-    ):
+    if best is None or seen.job.budget.exhaustive or not seen.job.objective.aim.is_of_time:
         return None
-    return best.value("round_s")
+    return best.value(ROUND)
 
 
 def _gate(tuner: Tuner, seen: Snapshot, configuration: Configuration, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,21 +181,17 @@ def told(seen: Snapshot, configuration: Configuration, number: int, phase: str, 
 
 
 def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
-    """Return what is stored of a worker's rounds."""
+    """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them.
+
+    rounds["figures"]: samples that are known already, by metric: a recording has them (`advisor.landscape`).
+    """
     state = {"after_each_round": rounds["states"], "discarded": rounds["discarded"]}
-    wall_s = tuple(rounds["wall_s"])
-    found = [
-        Measurement("round_s", "s", wall_s, phase, state),
-        Measurement("tokens_per_s", "tokens/s", tuple(workload.tokens / s for s in wall_s), phase),
-        Measurement("slowest_batch_s", "s", tuple(rounds["slowest_s"]), phase),
-    ]
-    if workload.counts_sequences:
-        per_s = tuple(len(workload.lengths) / s for s in wall_s)
-        found.append(Measurement("sequences_per_s", "sequences/s", per_s, phase))
-    if rounds.get("joules_per_token"):
-        found.append(Measurement("joules_per_token", "J/token", (rounds["joules_per_token"],), phase))
+    found, known = [Measurement(ROUND, "s", tuple(rounds["wall_s"]), phase, state)], rounds.get("figures") or {}
+    for metric in kind_of(workload).measured(workload):
+        if samples := tuple(known.get(metric.metric) or metric.samples(workload, rounds)):
+            found.append(Measurement(metric.metric, metric.unit, samples, phase))
     if any(rounds["gpu_s"]):
-        found.append(Measurement("gpu_round_s", "s", tuple(rounds["gpu_s"]), phase))
+        found.append(Measurement(GPU_ROUND, "s", tuple(rounds["gpu_s"]), phase))
     return tuple(found)
 
 

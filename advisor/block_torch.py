@@ -21,10 +21,9 @@ from advisor.configuration import Configuration
 from advisor.device import Gauges
 from advisor.measurement import TIE_ZONE
 from advisor.ready_torch import Ready, make_ready, peak_bytes, reset_peak
-from advisor.session_torch import Session, asked_of, weights_key
+from advisor.session_torch import Session, runtime_of, weights_key
 from advisor.timing_torch import Round, Rounds, take_round, timed_round
 from advisor.trial import Outcome
-from advisor.workloads import workload_of
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,12 @@ class Turns:
 
 @dataclass
 class Energy:
-    """Joules over the turns of a contestant, as NVML's counter saw them. tokens: useful ones a round.
+    """Joules over the turns of a contestant, as NVML's counter saw them.
 
     The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is subtracted
     for what the card draws when idle. The counter's steps are some 100 ms: turns of a second or more say a few per cent.
     """
 
-    tokens: int
     joules: float = 0.0
     rounds: int = 0
 
@@ -76,9 +74,9 @@ class Energy:
             self.rounds += rounds
 
     @property
-    def per_token(self) -> float | None:
-        """Joules per useful token; None where nothing was seen."""
-        return self.joules / (self.rounds * self.tokens) if self.rounds else None
+    def per_round(self) -> float | None:
+        """Joules a round; None where nothing was seen."""
+        return self.joules / self.rounds if self.rounds else None
 
 
 @dataclass
@@ -88,7 +86,7 @@ class Contestant:
     is_default: bool
     configuration: Configuration
     session: Session
-    energy: Energy
+    energy: Energy = field(default_factory=Energy)
     ready: Ready | None = None
     rounds: Rounds = field(default_factory=lambda: Rounds([], [], [], [], []))
     spent_s: float = 0.0
@@ -143,8 +141,7 @@ class _Block:
         for choices in request["contestants"]:
             configuration = Configuration.of(choices)
             own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
-            energy = Energy(workload_of(request["workload"]).tokens)
-            self.contestants.append(Contestant(configuration == default, configuration, own, energy))
+            self.contestants.append(Contestant(configuration == default, configuration, own))
         self.stopped = False
 
     def shuffled(self) -> list[Contestant]:
@@ -168,7 +165,7 @@ class _Block:
         for contestant in self._left(contestants):
             if len(contestants) == 1:
                 contestant.peak = peak_bytes(self.device)
-            contestant.rounds.joules_per_token = contestant.energy.per_token
+            contestant.rounds.joules = contestant.energy.per_round
 
     def _goes_on(self, contestants: list[Contestant]) -> bool:
         """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
@@ -202,7 +199,7 @@ class _Block:
         session.load(self.request, contestant.configuration)
         session.stage("time" if counts else "warm-up")
         found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
-        asked, spent_s, before = asked_of(self.request), 0.0, gauges.read().get("energy_j")
+        runtime, spent_s, before = runtime_of(self.request), 0.0, gauges.read().get("energy_j")
         discarded = len(contestant.rounds.discarded)
         while not found or (counts and spent_s + found[-1].wall_s / 2 < self.turns.turn_s):
             self.random.shuffle(order)
@@ -210,11 +207,11 @@ class _Block:
                 one, state = take_round(
                     gauges,
                     self.device,
-                    lambda: timed_round(session, calls, self.device, asked, order),
+                    lambda: timed_round(session, calls, self.device, runtime, order),
                     contestant.rounds,
                 )
             else:
-                one = timed_round(session, calls, self.device, asked, order)
+                one = timed_round(session, calls, self.device, runtime, order)
             found.append(one)
             spent_s += one.wall_s
         if counts:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from advisor.arguments import budget_of, build_parser, parse_duration, parse_trial, threads_of
+from advisor.arguments import budget_of, build_parser, kind_in, parse_duration, parse_trial, threads_of
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
 from advisor.terminal import in_a_line, printable_json
 
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
 
 def _run(arguments: Sequence[str], began: float) -> int:
     try:
-        options = build_parser().parse_args(arguments)
+        options = build_parser(kind_in(arguments)).parse_args(arguments)
         options.began = began
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _COMMANDS[options.command](options)

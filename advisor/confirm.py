@@ -14,8 +14,8 @@ from advisor.configuration import Configuration
 from advisor.environment import Machine
 from advisor.knobs import choices_of, weights_of
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.metrics import Metric
 from advisor.model import ModelFacts
-from advisor.objective import Metric
 from advisor.trial import Outcome, Trial
 
 #: How many candidates meet the default in each block at most.

@@ -10,11 +10,10 @@ from collections.abc import Iterable
 
 from advisor.configuration import Configuration
 from advisor.environment import Environment
-from advisor.knobs import Situation, Term, choices_of, traits_of
+from advisor.knobs import Situation, Term, Traits, choices_of, traits_of
+from advisor.metrics import Gauge, Metric
 from advisor.model import ModelFacts
-from advisor.objective import Metric
-from advisor.workloads import Workload
-from advisor.workloads.forward import LOGITS
+from advisor.workloads import Head, Layout, Workload
 
 #: How much slower than a linear layer's an operation of attention is where its scores are written to memory.
 _ATTENTION = 8.0
@@ -28,7 +27,7 @@ def costs_of(
     aim: Metric,
 ) -> dict[Configuration, float]:
     """Return what arithmetic predicts of configurations at an aim: bytes where memory is, else relative time."""
-    predicted = predicted_bytes if aim.metric == "peak_bytes" else predicted_cost
+    predicted = predicted_bytes if aim.gauge is Gauge.MEMORY else predicted_cost
     return {c: predicted(Situation(c, workload.under(c), environment, facts)) for c in configurations}
 
 
@@ -47,18 +46,20 @@ def predicted_bytes(situation: Situation) -> float:
 
     A lower bound on purpose: what it refuses can't run, and what it lets through is measured.
     """
-    facts, workload, traits = situation.facts, situation.workload, situation.traits
-    lengths = [[workload.lengths[i] for i in batch] for batch in workload.batches(by_length=traits.by_length)]
-    columns = max(sum(batch) if traits.packs else max(batch) for batch in lengths)
-    rows = 1 if traits.packs else max(len(batch) for batch in lengths)
+    facts, traits = situation.facts, situation.traits
+    work = situation.workload.work(layout_of(traits), facts)
     needed = weight_bytes(facts, situation.configuration)
     if traits.writes_scores:
-        needed += 2 * rows * facts.heads * columns**2 * traits.bytes_per_value
+        needed += 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
     elif traits.packs and traits.builds_mask:
-        needed += columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
-    if workload.output == "all-logits":
-        needed += rows * columns * facts.vocabulary * traits.bytes_per_value
-    return needed
+        needed += work.columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
+    return needed + work.kept * facts.vocabulary * traits.bytes_per_value
+
+
+def layout_of(traits: Traits) -> Layout:
+    """Return how a configuration lays a list out."""
+    apart = traits.tells_apart or traits.masks_by_block or traits.drops_pads
+    return Layout(traits.by_length, traits.packs, pads=not (traits.packs or traits.drops_pads), apart=apart)
 
 
 def predicted_cost(situation: Situation) -> float:
@@ -81,18 +82,11 @@ def operations(situation: Situation) -> dict[Term, float]:
     Linear layers: 2 operations per parameter and token processed; attention: 4·T²·heads·head size per layer, halved by
     causality only where a kernel makes use of it (that is in the rate).
     """
-    facts, workload, traits = situation.facts, situation.workload, situation.traits
-    batches = [[workload.lengths[i] for i in batch] for batch in workload.batches(by_length=traits.by_length)]
-    if traits.packs or traits.drops_pads:
-        is_dense = not (traits.tells_apart or traits.masks_by_block or traits.drops_pads)
-        tokens = workload.tokens
-        pairs = sum(sum(batch) ** 2 if is_dense else sum(n * n for n in batch) for batch in batches)
-    else:
-        tokens = sum(len(batch) * max(batch) for batch in batches)
-        pairs = sum(len(batch) * max(batch) ** 2 for batch in batches)
+    facts = situation.facts
+    work = situation.workload.work(layout_of(situation.traits), facts)
     return {
-        Term.LINEAR: 2.0 * (facts.active_linear_parameters or facts.linear_parameters) * tokens,
-        Term.ATTENTION: 4.0 * pairs * attention_width(facts) * _ATTENTION,
+        Term.LINEAR: 2.0 * (facts.active_linear_parameters or facts.linear_parameters) * work.processed * work.passes,
+        Term.ATTENTION: 4.0 * work.pairs * attention_width(facts) * _ATTENTION * work.passes,
     }
 
 
@@ -107,11 +101,11 @@ def useful_operations(facts: ModelFacts, workload: Workload) -> float:
     2 per parameter of a linear layer and token; 4·heads·head size per layer and pair of tokens that attend to one another:
     half of all pairs of a sequence under a causal mask. The output layer counts for the positions asked for alone.
     """
-    pairs = sum(n * n for n in workload.lengths) / (2 if facts.is_causal else 1)
-    output = facts.vocabulary * facts.hidden_size if workload.output in LOGITS else 0
+    work = workload.work(Layout(), facts)
+    pairs = work.useful_pairs / (2 if facts.is_causal else 1)
+    output = facts.vocabulary * facts.hidden_size if workload.needs.head is Head.LANGUAGE else 0
     active = facts.active_linear_parameters or facts.linear_parameters
     output = min(output, active)
     body = active - output
-    asked = len(workload.lengths) if workload.output == "last-logits" else workload.tokens
-    linear = 2.0 * (body * workload.tokens + output * asked)
-    return linear + 4.0 * pairs * attention_width(facts)
+    linear = 2.0 * (body * work.tokens + output * work.predictions)
+    return work.passes * (linear + 4.0 * pairs * attention_width(facts))

@@ -1,4 +1,4 @@
-"""What a config.json declares, as far as that can be told without torch: limits, outputs, heads, and what to tell of it."""
+"""What a config.json declares, as far as that can be told without torch: limits, heads, and what to tell of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from advisor.errors import BadInput
 from advisor.model import ModelSource, first_position
-from advisor.space import refuse_unpadded
 
 #: The ends of class names whose heads advisor does not run.
 _UNSERVED = (
@@ -85,39 +84,21 @@ def _scaled(declared: int, config: Mapping[str, Any]) -> int:
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is an encoder's: such a model has no next token to ask for."""
-    names = _architectures(config)
+    names = architectures(config)
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names):
         return False
     masked = any(name.endswith("ForMaskedLM") for name in names)
     return masked or (config.get("model_type") in _ENCODERS and not config.get("is_decoder"))
 
 
-def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
-    """Return what is asked of a model when the user does not say: what its class in config.json was made to give.
-
-    A classifier gives scores, a language model the logits of the last token, anything else an embedding. Raises BadInput for
-    a class whose head advisor does not run: its body alone would be something else than what the user has.
-    """
-    names = _architectures(config)
-    unserved = next((n for n in names if n.endswith(_UNSERVED)), None)
-    if unserved is not None:
-        raise BadInput(f"{name} is a {unserved}, and advisor does not run that head",
-                       "--output hidden measures the model without it")  # fmt: skip
-    if any(name.endswith("ForSequenceClassification") for name in names):
-        return "scores"
-    if is_encoder(config):
-        return "pooled"
-    speaks = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-    return "last-logits" if not names or any(name.endswith(speaks) for name in names) else "pooled"
+def unserved_head(config: Mapping[str, Any]) -> str:
+    """Return the class in config.json whose head advisor does not run, "" where there is none such."""
+    return next((name for name in architectures(config) if name.endswith(_UNSERVED)), "")
 
 
-def refuse_unserved(source: ModelSource, output: str) -> None:
-    """Raise BadInput where what is beside the weights makes an output that advisor can't give, or a class that it can't run."""
-    if output == "pooled" and source.beside.get("problem"):
-        raise BadInput(
-            f"{source.name}: {source.beside['problem']}", "--output hidden measures the model without pooling"
-        )
-    unknown = [name for name in _architectures(source.config) if not _is_known(name)]
+def refuse_foreign(source: ModelSource) -> None:
+    """Raise BadInput where a model's class comes with it as Python code."""
+    unknown = [name for name in architectures(source.config) if not _is_known(name)]
     if unknown and "auto_map" in source.config:
         raise BadInput(
             f"{source.name}: its class {unknown[0]} comes with the model as Python code, and that is never run"
@@ -127,7 +108,7 @@ def refuse_unserved(source: ModelSource, output: str) -> None:
 def notes_on(source: ModelSource) -> list[str]:
     """Return what a reader must know of what is measured in a model's name, where that is not all that its files say."""
     config, notes = source.config, []
-    names = _architectures(config)
+    names = architectures(config)
     if "auto_map" in config:
         own = f"its {names[0]}" if names else "its class"
         notes.append(f"the model brings Python code of its own, which is never run: {own} is transformers' own")
@@ -168,20 +149,18 @@ def _is_known(name: str) -> bool:
     return any(f"class {name}(" in f.read_text(encoding="utf-8") for f in files)
 
 
-def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:
-    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest.
+def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
+    """Raise BadInput where a batch of several needs a pad token that the model has not: before each of them fails for it.
 
-    batch: how many sequences at once, None where that is to be found.
+    pads: see ModelFacts; batch: how many sequences at once, None where that is to be found.
     """
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    needs_pads = output == "scores" and not is_encoder(config)
-    refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
-    if output == "last-logits" and is_encoder(config):
-        raise BadInput(f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
-                       "leave --output out, or ask for pooled, scores, hidden or all-logits")  # fmt: skip
+    if not pads and batch != 1:
+        text = f"{name} finds the end of a sequence by its pad token, and its config.json names none"
+        raise BadInput(text, "--batch 1, or set pad_token_id there")
 
 
-def _architectures(config: Mapping[str, Any]) -> list[str]:
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a configuration names."""
     names = config.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

@@ -18,7 +18,7 @@ from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Batching, Choice, choices_of, function_of
 from advisor.model import ModelFacts
-from advisor.workloads.after_torch import after_pooling_of
+from advisor.workloads import Head, Needs
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
 SEED = 0
@@ -106,7 +106,7 @@ def allow_kernels(names: Sequence[str]) -> None:
 
 
 def load(
-    source: Mapping[str, Any], configuration: Configuration, device: str, output: str, names: dict[str, Any]
+    source: Mapping[str, Any], configuration: Configuration, device: str, needs: Needs, names: dict[str, Any]
 ) -> Any:
     """Load the model as the configuration says, in evaluation mode, on the device.
 
@@ -115,7 +115,7 @@ def load(
     """
     choices = choices_of(configuration)
     arguments = arguments_of(choices, configuration, names)
-    auto = kinds_torch.auto_of(output, config_of(source))
+    auto = kinds_torch.auto_of(needs, config_of(source))
     if source["weights"] == "random":
         model = _drawn(source, arguments, device, auto)
     else:
@@ -126,12 +126,7 @@ def load(
     names["model"] = model.eval()
     for line in dict.fromkeys(line for choice in choices for line in choice.after):
         exec(line, names)  # noqa: S102
-    model = names.pop("model").eval()
-    beside = source.get("beside", {})
-    if output == "pooled" and beside.get("after_pooling"):
-        # A plain list: no part of the model, and so of no dtype or count of it.
-        model.after_pooling = after_pooling_of(beside["folder"], beside["after_pooling"], device)
-    return model
+    return names.pop("model").eval()
 
 
 def arguments_of(choices: Sequence[Choice], configuration: Configuration, names: dict[str, Any]) -> dict[str, Any]:
@@ -251,23 +246,23 @@ def _tensors(model: Any) -> list[torch.Tensor]:
     return [tensor for tensor in found if tensor.device.type != "meta"]
 
 
-def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
+def read_facts(source: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
     """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload.
 
-    Raises BadInput where the model can't be run on token ids, or can't give this output.
+    Raises BadInput where the model can't be run on token ids, or can't give what is needed.
     """
     config = config_of(source)
-    auto, dtype = kinds_torch.auto_of(output, config), checkpoint_dtype_of(source, config)
+    auto, dtype = kinds_torch.auto_of(needs, config), checkpoint_dtype_of(source, config)
     model = kinds_torch.built(source, config, auto, dtype)
     executed, products = kinds_torch.hand_experts_on(model), counts_torch.Products()
-    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, output, products)
+    runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, needs, products)
     counts = counts_torch.counted(model, config, products if runs_on_meta else None, executed)
     if source["weights"] != "random" and _prequantized(source, config) is None:
-        _refuse_missing(source, auto, output)
+        _refuse_missing(source, auto, needs)
     beside = source.get("beside", {})
-    if output == "pooled" and beside.get("problem"):
+    if needs.embeds and beside.get("problem"):
         raise BadInput(beside["problem"])
-    causal = _is_causal(model)
+    causal, classifies = _is_causal(model), needs.head is Head.CLASSIFICATION
     positions = _positions(source, model, config, auto)
     batching = Batching(
         0, causal=causal, first_position=positions["position_offset"], apart=False, dtype=torch.float32, left=causal
@@ -279,7 +274,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         auto,
         batching,
         lambda call: accepted(call, positions["accepts"]),
-        scores=output == "scores",
+        scores=classifies,
     )
     return ModelFacts(
         architecture=type(model).__name__,
@@ -296,7 +291,7 @@ def read_facts(source: Mapping[str, Any], *, output: str) -> dict[str, Any]:
         after_pooling=tuple(beside.get("after_pooling", ())),
         head=_head(model),
         logits_class=kinds_torch.logits_class(config),
-        pads=not (output == "scores" and causal and getattr(config.get_text_config(), "pad_token_id", None) is None),
+        pads=not (classifies and causal and getattr(config.get_text_config(), "pad_token_id", None) is None),
         recurrent=structure_torch.is_recurrent(model),
     ).payload
 
@@ -362,7 +357,7 @@ def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) ->
     }
 
 
-def _refuse_missing(source: Mapping[str, Any], auto: Any, output: str) -> None:
+def _refuse_missing(source: Mapping[str, Any], auto: Any, needs: Needs) -> None:
     """Raise BadInput where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
 
     A classifier made of a language model has no head yet; hidden states and embeddings do not depend on a pooler.
@@ -371,11 +366,11 @@ def _refuse_missing(source: Mapping[str, Any], auto: Any, output: str) -> None:
         source["path"], config=config_of(source), trust_remote_code=False, device_map="meta", output_loading_info=True,
         use_safetensors=None if source["allow_pickle"] else True,
     )  # fmt: skip
-    missing = sorted(k for k in found["missing_keys"] if output not in ("hidden", "pooled") or "pooler" not in k)
+    missing = sorted(k for k in found["missing_keys"] if needs.head is not Head.NONE or "pooler" not in k)
     if missing:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         raise BadInput(
-            f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {output} would be random"
+            f"the checkpoint has no weights for {', '.join(missing[:2])}{more}: its {needs.head.gives} would be random"
         )
 
 

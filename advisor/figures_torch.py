@@ -22,10 +22,9 @@ from advisor.gate_torch import Looked
 from advisor.judge import GATE_VERSION, depends_on_batch, layout_limit
 from advisor.knobs import choice_of, choices_of, reference_choices, traits_of
 from advisor.model import ModelFacts
-from advisor.session_torch import Session, asked_of
+from advisor.session_torch import Session, loaded, runtime_of
 from advisor.trial import Quality
-from advisor.workloads import forward_torch as forward
-from advisor.workloads.forward import LOGITS, shape_class
+from advisor.workloads import Call, Workload, shape_class
 
 #: With so many contents the layout of a mixture of experts is looked at before it is called wrong.
 _ATTEMPTS_WITH_EXPERTS = 3
@@ -118,10 +117,9 @@ def _use_chunks(session: Session, request: Mapping[str, Any], facts: ModelFacts)
 def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     session.stage("reference")
     workload, tokens = session.sampled(request)
-    facts = request["facts"]
-    width = facts["vocabulary" if workload.output in LOGITS else "hidden_size"]
-    distances, device = forward.distances(workload, width), request["device"]
-    looked = Looked(session.model, asked_of(request), distances, device, 1.0, session.settings)
+    facts, runtime = request["facts"], runtime_of(request)
+    distances, device = runtime.positions(workload), request["device"]
+    looked = Looked(session.model, runtime, distances, device, 1.0, session.settings)
     values: dict[str, torch.Tensor] = {}
     with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
         for batch in workload.dealt.batches():
@@ -132,7 +130,7 @@ def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "values": values,
         "distances": distances,
-        "deviation": gate_torch.deviation_of(values.values(), workload.output),
+        "deviation": runtime.deviation(list(values.values())),
     }
 
 
@@ -159,7 +157,7 @@ def figures_of(
     calls = session.calls(request, workload.under(configuration), configuration, tokens)
     looked = Looked(
         session.model,
-        asked_of(request),
+        runtime_of(request),
         reference["distances"],
         request["device"],
         reference["deviation"],
@@ -181,26 +179,25 @@ def figures_of(
     return replace(quality, drawn=drawn, gate=GATE_VERSION, **found), seconds
 
 
-def _read(path: str | None, request: Mapping[str, Any], workload: Any) -> dict[str, Any]:
+def _read(path: str | None, request: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
     """Return the reference; without one, what the probe needs of it."""
     if path is not None:
         return dict(torch.load(path, weights_only=True))
-    width = request["facts"]["vocabulary" if workload.output in LOGITS else "hidden_size"]
-    return {"values": None, "distances": forward.distances(workload, width), "deviation": 1.0}
+    return {"values": None, "distances": runtime_of(request).positions(workload), "deviation": 1.0}
 
 
 def _compared(
     looked: Looked,
-    calls: Sequence[forward.Call],
+    calls: Sequence[Call],
     tokens: Sequence[torch.Tensor],
     reference: Mapping[str, Any],
     request: Mapping[str, Any],
-    kept: Sequence[forward.Call],
-) -> tuple[Quality, list[tuple[forward.Call, list[torch.Tensor]]]]:
+    kept: Sequence[Call],
+) -> tuple[Quality, list[tuple[Call, list[torch.Tensor]]]]:
     """Run the gate's calls; return the figures against the reference, and the values of the calls in `kept`."""
     default = Quality.of((request["gate"]["default"] or {}).get("quality"))
     noise = 2 * default.rms * looked.deviation if default is not None else 0.0
-    tally = forward.Tally(looked.distances, noise, looked.asked.output)
+    tally = looked.runtime.tally(looked.distances, noise)
     held = []
     for call in calls:
         values = looked.values(call)
@@ -210,15 +207,15 @@ def _compared(
             truth = (reference["values"] or {}).get(str(number))
             tally.add(tokens[number], None if truth is None else truth.to(looked.device), found)
     words = request["gate"]["reference"]
-    is_text = request["source"]["has_tokenizer"] and looked.asked.output in LOGITS
-    return tally.quality(text=is_text and request["facts"].get("is_causal", True), reference=words), held
+    is_text = request["source"]["has_tokenizer"] and request["facts"].get("is_causal", True)
+    return tally.quality(text=is_text, reference=words), held
 
 
 def _probed(
     session: Session,
     request: Mapping[str, Any],
     looked: Looked,
-    calls: Sequence[tuple[forward.Call, list[torch.Tensor]]],
+    calls: Sequence[tuple[Call, list[torch.Tensor]]],
     configuration: Configuration,
 ) -> dict[str, Any]:
     """Return what the independence probe finds; nothing for arithmetic that depends on the whole batch by design."""
@@ -325,8 +322,9 @@ def _layout_errors(
     compared = {call.sequences[place] for call in chosen for place in gate_torch.to_compare(call.lengths)}
     alone = session.alone.setdefault(which, {})
     sequences = {number: tokens[number] for number in sorted(compared - set(alone))}
-    distances = forward.distances(workload, facts.vocabulary if workload.output in LOGITS else facts.hidden_size)
-    looked = Looked(session.model, asked_of(request), distances, request["device"], 1.0, session.settings)
+    runtime = runtime_of(request)
+    distances = runtime.positions(workload)
+    looked = Looked(session.model, runtime, distances, request["device"], 1.0, session.settings)
     found: dict[int, torch.Tensor] = {}
     if not sequences:
         pass
@@ -337,7 +335,7 @@ def _layout_errors(
         found = _alone_in_eager_copy(looked, request, configuration, facts, which[0], sequences)
     alone |= {number: values.cpu() for number, values in found.items()}
     truth = {number: alone[number].to(looked.device) for number in compared}
-    looked = replace(looked, deviation=gate_torch.deviation_of(truth.values(), workload.output))
+    looked = replace(looked, deviation=runtime.deviation(list(truth.values())))
     if traits_of(configuration).compiles:
         session.switch(_plain_attention())  # its masks are made of the same parts, and every shape would be compiled
     with ExitStack() as stack:
@@ -359,15 +357,15 @@ def _alone_in_eager_copy(
     """
     eager = configuration.replaced(attention=reference_choices()["attention"])
     names = facts_torch.statements(choices_of(eager))
-    model = facts_torch.load(request["source"], eager, request["device"], looked.asked.output, names)
+    model = loaded(request, eager, names)
     copied = replace(looked, model=model, settings=fp32_torch.Settings(model))
     with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
         return gate_torch.alone(copied, sequences, facts.accepts)
 
 
-def _for_layout(calls: Sequence[forward.Call], windows: Sequence[int]) -> list[forward.Call]:
+def _for_layout(calls: Sequence[Call], windows: Sequence[int]) -> list[Call]:
     """Return one call of every shape class, the one of the fewest tokens, and the most uneven one."""
-    chosen: dict[Any, forward.Call] = {}
+    chosen: dict[Any, Call] = {}
     for call in sorted(calls, key=lambda call: sum(call.lengths)):
         chosen.setdefault(shape_class(call.lengths, windows), call)
     uneven = max(calls, key=lambda call: max(call.lengths) - min(call.lengths))
@@ -415,7 +413,7 @@ def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         workload, tokens = session.sampled(request)
         reference = _read(request["gate"]["path"], request, workload)
         looked = Looked(
-            session.model, asked_of(request), reference["distances"], request["device"], reference["deviation"],
+            session.model, runtime_of(request), reference["distances"], request["device"], reference["deviation"],
             session.settings,
         )  # fmt: skip
         calls = session.calls(request, workload.under(configuration), configuration, tokens)

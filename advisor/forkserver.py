@@ -25,8 +25,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from advisor.leftovers import die_with_parent, name_process
@@ -46,11 +46,33 @@ _QUIET = {
 }
 
 
+#: What transformers asks whether a package is there, and imports it for what no worker does: scikit-learn for a threshold in
+#: assisted generation, scipy for the losses of object detection. With pandas and pyarrow behind them they take 1.3 s and more.
+_NEEDLESS = ("is_sklearn_available", "is_scipy_available")
+
+
+@contextmanager
+def _without_needless() -> Iterator[None]:
+    """Leave out what no worker needs of transformers' own imports; a model's module that is imported later finds all there is."""
+    from transformers import utils
+
+    own = {name: getattr(utils, name) for name in _NEEDLESS if hasattr(utils, name)}
+    for name in own:
+        setattr(utils, name, lambda: False)
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(utils, name, function)
+
+
 def _import_all() -> None:
     """Import what every worker needs."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "advisor.worker"):
+    with _without_needless():
+        importlib.import_module("transformers.modeling_utils")
+    for name in ("transformers.models.auto.modeling_auto", "advisor.worker"):
         importlib.import_module(name)
 
 

@@ -6,7 +6,7 @@ Nothing is judged here: figures go to the parent, and `advisor.judge` says what 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from advisor.fp32_torch import Settings
-from advisor.workloads.forward import shape_class
-from advisor.workloads.forward_torch import Asked, Call, score_deviation
+from advisor.workloads import Call, Runtime, shape_class
 
 #: The independence probe runs the smallest batch of so many shape classes of the list.
 MOST_PROBED = 3
@@ -32,14 +31,14 @@ _TOKEN_LISTS = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 
 @dataclass(frozen=True)
 class Looked:
-    """What is run and how: the model, what is asked of it, at which distances from a sequence's end, and on what device.
+    """What is run and how: the model, how its workload runs it, at which distances from a sequence's end, and on what device.
 
     deviation: of the reference's values, in which all differences are counted (σ). settings: what the model's were when it
     was loaded: a sequence that is run alone begins with them, a configuration's batches run one after the other as timed ones.
     """
 
     model: Any
-    asked: Asked
+    runtime: Runtime
     distances: Sequence[int]
     device: str
     deviation: float
@@ -47,7 +46,8 @@ class Looked:
 
     def values(self, call: Call) -> list[torch.Tensor]:
         """Return every sequence's values, [positions, width] in fp32: copies, for a CUDA graph writes into its last output."""
-        return [values.clone() for values in self.asked.by_sequence(self.model, call, self.device, self.distances)]
+        found = self.runtime.by_sequence(self.model, call, self.device, self.distances)
+        return [values.clone() for values in found]
 
     def moved(self, ours: torch.Tensor, theirs: torch.Tensor) -> float:
         """Return the largest difference of two sequences' values in σ; BEYOND where one is not finite."""
@@ -84,17 +84,6 @@ def alone(looked: Looked, tokens: Mapping[int, torch.Tensor], accepts: Sequence[
         found[number] = looked.values(call)[0]
     looked.settings.restore()
     return found
-
-
-def deviation_of(values: Iterable[torch.Tensor], output: str) -> float:
-    """Return the standard deviation of values at a position, over all sequences: the σ of every figure."""
-    if output == "scores":
-        return score_deviation(torch.cat(list(values)))
-    squares = count = 0.0
-    for found in values:
-        squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
-        count += found.numel()
-    return float(max((squares / max(count, 1)) ** 0.5, 1e-30))
 
 
 # ------------------------------------------------------------------------------------------------ the independence probe

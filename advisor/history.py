@@ -321,7 +321,7 @@ def differences(study: StudyRecord, source: ModelSource, here: Environment) -> l
 
 def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Runner, timeout_s: float) -> Trial:
     """Run a trial's configuration in a fresh process, without the gate and to its end; store nothing."""
-    facts = read_facts(runner, {"source": source.request, "output": study.workload.output})
+    facts = read_facts(runner, {"source": source.request, "workload": study.workload.payload})
     request: dict[str, Any] = {
         "op": "trial",
         "source": source.request,

@@ -8,8 +8,8 @@ from rich.table import Table
 from advisor.configuration import Configuration
 from advisor.history import Listed, Plan, Reproduction, device_words, is_reused, words_of
 from advisor.measurement import Measurement
-from advisor.objective import Metric
-from advisor.report import HEADS, console, duration, figure, quality_words, refused_table, without_unit
+from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
+from advisor.report import console, duration, quality_words, refused_table
 from advisor.store import StudyRecord
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
@@ -17,9 +17,8 @@ from advisor.trial import Outcome, Trial
 #: Configurations that a dry run lists.
 _SHOWN = 20
 
-#: What stored metrics are called.
-_NAMES = {"round_s": "a round", "gpu_round_s": "a round by CUDA's clock", "tokens_per_s": "speed",
-          "sequences_per_s": "sequences", "slowest_batch_s": "slowest batch", "joules_per_token": "energy"}  # fmt: skip
+#: What seconds that every kind of work has are called.
+_NAMES = {ROUND: "a round", GPU_ROUND: "a round by CUDA's clock"}
 
 #: A trial's times, in the order in which they are spent.
 _TIMES = ("load_s", "first_call_s", "measure_s", "wall_s")
@@ -68,7 +67,7 @@ def print_trials(listed: Listed, *, is_next: bool) -> None:
     out.print(("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
               f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
               f"quality {study.objective.quality}, {study.state}")  # fmt: skip
-    table = Table("id", "configuration", "phase", "outcome", HEADS[aim.metric], "× default", box=None,
+    table = Table("id", "configuration", "phase", "outcome", head(aim.metric), "× default", box=None,
                   pad_edge=False, header_style="bold")  # fmt: skip
     for trial in listed.trials:
         ratio, phase = listed.ratios.get(trial.number), trial.phase
@@ -90,9 +89,7 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
         "phase": f"{trial.phase}{f', block {trial.block}' if trial.block is not None else ''}, attempts {trial.attempts}",
         "figures of": "another trial: nothing was run here" if is_reused(trial) else "",
     }
-    about |= {
-        _NAMES.get(measurement.metric, measurement.metric): _measured(measurement) for measurement in trial.measurements
-    }
+    about |= {_called(measurement.metric): _measured(measurement) for measurement in trial.measurements}
     about |= {
         "memory": f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}",
         "time": ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name in _TIMES
@@ -120,6 +117,14 @@ def _spelled(configuration: Configuration) -> str:
     return ", ".join(f"{knob} {choice}" for knob, choice in configuration.as_read.items())
 
 
+def _called(name: str) -> str:
+    """Return what a stored metric is called in the list of all that is known of a trial."""
+    metric = METRICS.get(name)
+    if metric is None:
+        return _NAMES.get(name, name)
+    return "speed" if metric.is_speed else "energy" if metric.gauge is Gauge.ENERGY else metric.head
+
+
 def _measured(measurement: Measurement) -> str:
     low, high = (without_unit(measurement.metric, value) for value in measurement.interval)
     return f"{figure(measurement.metric, measurement.median)} ({low} to {high}, {len(measurement.samples)} samples)"
@@ -136,7 +141,7 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     if done.figures is not None and done.ratio is not None:
         inside = "inside" if done.is_inside else "outside"
         overlap = "overlap" if done.overlaps else "do not overlap"
-        better = "" if aim.metric == "tokens_per_s" else " in score, where more is better"
+        better = "" if aim.is_speed else " in score, where more is better"
         out.print(f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
                   f"{overlap}")  # fmt: skip
     colour = "green" if done.is_reproduced else "red"

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 from advisor.configuration import Configuration
 from advisor.knobs import HAVE_PLUGIN, advised, known_choices, tier_of, traits_of, unknown
+from advisor.metrics import head, is_latency
 from advisor.model import ModelFacts
-from advisor.objective import Objective, Tier
+from advisor.objective import Limits, Objective, Tier
 from advisor.terminal import gib
 from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import Workload, kind_of
 
 #: The version of what is judged and how: an answer that was given by another one is given again.
 GATE_VERSION = "gate/2"
@@ -104,23 +106,9 @@ MOST_WITH_EXPERTS: Mapping[int, Floor] = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a lossy tier may cost: kl in nats, top1, cosine and top10 as shares, perplexity as a ratio.
-
-    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing.
-    """
-
-    kl: float
-    top1: float
-    perplexity_ratio: float
-    cosine: float
-    top10: float
-    rms: float
-
-
-#: measurement.md, B.6. The tier dtype has no perplexity limit there: one per cent is the next tier's. That overlap of the ten
-#: nearest must be looked at stands there too, its limits are ours; so are those of rms.
+#: Of every kind of work that has none of its own: measurement.md, B.6. The tier dtype has no perplexity limit there: one per
+#: cent is the next tier's. That overlap of the ten nearest must be looked at stands there too, its limits are ours; so are
+#: those of rms.
 LIMITS: Mapping[Tier, Limits] = {
     Tier.DTYPE: Limits(1e-3, 0.99, 1.01, 0.999, 0.95, 0.05),
     Tier.EIGHT_BIT: Limits(1e-2, 0.975, 1.01, 0.99, 0.9, 0.1),
@@ -128,14 +116,25 @@ LIMITS: Mapping[Tier, Limits] = {
 }
 
 
+def limits_of(workload: Workload) -> Mapping[Tier, Limits]:
+    """Return the limits of the lossy tiers for a kind of work: its own, where it has some of a tier."""
+    return {**LIMITS, **kind_of(workload).limits}
+
+
 def objections(
-    trial: Trial, default: Trial | None, objective: Objective, facts: ModelFacts, *, same_weights: bool = True
+    trial: Trial,
+    default: Trial | None,
+    objective: Objective,
+    facts: ModelFacts,
+    *,
+    same_weights: bool = True,
+    limits: Mapping[Tier, Limits] = LIMITS,
 ) -> list[str]:
     """Return, in words, everything against recommending a search trial under an objective; nothing where it may be.
 
     default: the trial of the model's default on the same work, None where it could not be run: what it does wrong itself is
     doubled by nobody. same_weights: False for a fine-tune of what was measured: its timings are shared, the price of a
-    lossy choice is not.
+    lossy choice is not. limits: of the lossy tiers, for this work (:func:`limits_of`).
     """
     if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
         return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
@@ -148,36 +147,42 @@ def objections(
         found.append(f"what ran, {trial.ran}, is outside --only")
     found += [f"wrong output: {text}" for text in wrong(trial, default, facts)]
     if not found:
-        found += _beyond_tier(trial, objective, facts, same_weights=same_weights)
+        found += _beyond_tier(trial, objective, facts, limits, same_weights=same_weights)
     return found + _beyond_bounds(trial, objective)
 
 
 def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
     """Say what of an objective's metric and bounds a trial does not meet."""
     found, limit, peak = [], objective.max_memory_bytes, trial.peak_bytes or 0
-    slowest_s, most_s = trial.value("slowest_batch_s"), objective.max_latency_s
+    latency, most_s = next((m for m in trial.measurements if is_latency(m.metric)), None), objective.max_latency_s
     if not trial.measurements:
         found.append("it was not timed")
     elif not trial.value(objective.metric):  # energy, for one, is not seen on every GPU
         found.append(f"its {objective.aim.words} was not measured")
-    if most_s is not None and trial.measurements and (slowest_s is None or slowest_s > most_s):
-        took = "not measured" if slowest_s is None else f"{slowest_s * 1000:.1f} ms"
-        found.append(f"its slowest batch ({took}) is above the {most_s * 1000:g} ms allowed")
+    if most_s is not None and trial.measurements and (latency is None or latency.median > most_s):
+        what, took = (
+            ("latency", "not measured")
+            if latency is None
+            else (head(latency.metric), f"{latency.median * 1000:.1f} ms")
+        )
+        found.append(f"its {what} ({took}) is above the {most_s * 1000:g} ms allowed")
     if limit is not None and peak > limit:
         found.append(f"its peak of {gib(peak)} is {gib(peak - limit)} above the {gib(limit)} allowed")
     return found
 
 
-def _beyond_tier(trial: Trial, objective: Objective, facts: ModelFacts, *, same_weights: bool) -> list[str]:
+def _beyond_tier(
+    trial: Trial, objective: Objective, facts: ModelFacts, limits: Mapping[Tier, Limits], *, same_weights: bool
+) -> list[str]:
     """Say why a trial whose output is not wrong is further from the checkpoint than was asked for, or that nobody knows."""
     declared = tier_of(trial.ran.items(), facts)
     if declared.rank > objective.quality.rank:
         return [f"its quality tier is {declared}, and {objective.quality} was asked for"]
     if trial.quality is None or not is_judged(trial.quality, declared) or not (same_weights or declared is Tier.EXACT):
         return [] if objective.allow_unjudged else [_unjudged_words(trial.quality, declared)]
-    tier = tier_reached(trial.quality, trial.ran, facts)
+    tier = tier_reached(trial.quality, trial.ran, facts, limits)
     if tier is None or tier.rank > objective.quality.rank:
-        broken = "; ".join(_lossy_failures(trial.quality, LIMITS[objective.quality]))
+        broken = "; ".join(_lossy_failures(trial.quality, limits[objective.quality]))
         what = "no quality tier" if tier is None else f"the quality tier {tier}"
         return [f"it reaches {what}, and {objective.quality} was asked for: {broken}"]
     return []
@@ -201,7 +206,9 @@ def is_judged(quality: Quality, declared: Tier) -> bool:
     return quality.is_against_fp32 and not quality.lacks_layout and (declared is Tier.EXACT or not quality.drawn)
 
 
-def tier_reached(quality: Quality, ran: Configuration, facts: ModelFacts) -> Tier | None:
+def tier_reached(
+    quality: Quality, ran: Configuration, facts: ModelFacts, limits: Mapping[Tier, Limits] = LIMITS
+) -> Tier | None:
     """Return the worse of the tier that a configuration's choices declare and the one that its figures reach.
 
     Exact and dtype are properties of how it is computed, 8bit and 4bit are limits on figures. None where it reaches none, or
@@ -212,9 +219,7 @@ def tier_reached(quality: Quality, ran: Configuration, facts: ModelFacts) -> Tie
         return None
     if declared is Tier.EXACT:
         return Tier.EXACT
-    met = (
-        tier for tier, limits in LIMITS.items() if tier.rank >= declared.rank and not _lossy_failures(quality, limits)
-    )
+    met = (tier for tier, most in limits.items() if tier.rank >= declared.rank and not _lossy_failures(quality, most))
     return next(met, None)
 
 

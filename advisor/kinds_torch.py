@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import import_utils
 
 from advisor.errors import BadInput
-from advisor.workloads.forward import LOGITS, auto_class
+from advisor.workloads import Head, Needs, auto_class
 
 #: A copy with values is made of models up to this many parameters (0.6 GB in fp32, a second or two): larger ones are not tried.
 MOST_COPIED = 150_000_000
@@ -91,8 +91,8 @@ def is_encoder(config: Any) -> bool:
     return type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
 
 
-def auto_of(output: str, config: Any) -> Any:
-    """Return transformers' Auto class that gives this output. Raises BadInput where the model has no such head.
+def auto_of(needs: Needs, config: Any) -> Any:
+    """Return transformers' Auto class that gives what is needed. Raises BadInput where the model has no such head.
 
     Encoder-decoders are refused too: they need tokens for two sides.
     """
@@ -103,12 +103,13 @@ def auto_of(output: str, config: Any) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"a {config.model_type} model is an encoder with a decoder: advisor runs either, not both")
     logits = logits_class(config)
-    if (output in LOGITS and not logits) or (output == "last-logits" and logits != "AutoModelForCausalLM"):
-        raise BadInput(f"a {config.model_type} model gives no {output}: ask for hidden, pooled or scores")
-    auto = getattr(transformers, auto_class(output, logits))
+    predicts = logits == "AutoModelForCausalLM"
+    if needs.head is Head.LANGUAGE and (not logits or (needs.next_token and not predicts)):
+        what = "predicts no next token" if logits else "gives no logits"
+        raise BadInput(f"a {config.model_type} model {what}", needs.otherwise)
+    auto = getattr(transformers, auto_class(needs, logits))
     if type(config) not in auto._model_mapping:
-        gives = "scores" if output == "scores" else "hidden states"
-        raise BadInput(f"transformers has no class that gives {gives} of a {config.model_type} model")
+        raise BadInput(f"transformers has no class that gives {needs.head.gives} of a {config.model_type} model")
     return auto
 
 
@@ -167,7 +168,7 @@ def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
 
 
 def refuse_unrunnable(
-    source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str, seen: AbstractContextManager[Any]
+    source: Mapping[str, Any], model: Any, config: Any, auto: Any, needs: Needs, seen: AbstractContextManager[Any]
 ) -> bool:
     """Raise BadInput where the model does not run on token ids alone, or gives something else than what is asked for.
 
@@ -181,9 +182,9 @@ def refuse_unrunnable(
     except Exception as error:  # noqa: BLE001
         if _others(model) and not _wants_values(error):
             raise _needs_more(model, _others(model)) from None
-        _try_copy(source, model, config, auto, output)
+        _try_copy(source, model, config, auto, needs)
         return False
-    _refuse_shape(model, outputs, output)
+    _refuse_shape(model, outputs, needs)
     return True
 
 
@@ -207,7 +208,7 @@ def _wants_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or any(word in str(error) for word in _WANTS_VALUES)
 
 
-def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, output: str) -> None:
+def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, needs: Needs) -> None:
     """Run a copy of few layers, or else the whole if that is small, with values on the CPU; refuse as what called this does.
 
     What can't be tried whole, and reads nothing else than text by its signature, is let pass.
@@ -223,7 +224,7 @@ def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, out
             if decisive:
                 raise _needs_more(model, _others(model)) from None
             continue
-        _refuse_shape(model, outputs, output)
+        _refuse_shape(model, outputs, needs)
         return
 
 
@@ -292,14 +293,14 @@ def _needs_more(model: Any, names: list[str]) -> BadInput:
                     "see that its sizes fit one another")  # fmt: skip
 
 
-def _refuse_shape(model: Any, outputs: Any, output: str) -> None:
+def _refuse_shape(model: Any, outputs: Any, needs: Needs) -> None:
     """Refuse a class that gives no logits, or no hidden state a token."""
-    name = "logits" if output in (*LOGITS, "scores") else "last_hidden_state"
+    name = "last_hidden_state" if needs.head is Head.NONE else "logits"
     values = getattr(outputs, name, None)
-    words = {"logits": "logits", "last_hidden_state": "hidden states"}[name]
+    words = name if name == "logits" else needs.head.gives
     if not torch.is_tensor(values):
         raise BadInput(f"{type(model).__name__} gives no {words}: advisor can't tell what its output is")
-    if output != "scores" and (values.dim() != 3 or values.shape[:2] != (1, TOKENS)):
+    if needs.head is not Head.CLASSIFICATION and (values.dim() != 3 or values.shape[:2] != (1, TOKENS)):
         raise BadInput(
             f"{type(model).__name__} gives {words} of shape {list(values.shape)} for {TOKENS} tokens, not one a token"
         )

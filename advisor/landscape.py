@@ -22,6 +22,7 @@ from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs import weights_of
 from advisor.measurement import Measurement
+from advisor.metrics import GPU_ROUND, ROUND
 from advisor.model import ModelFacts
 from advisor.objective import Objective
 from advisor.trial import Outcome, Quality, Trial
@@ -34,7 +35,7 @@ FORMAT = 1
 _FIGURES = ("wall_s", "load_s", "first_call_s", "measure_s", "peak_bytes", "weight_bytes")
 
 #: A row's samples by the name under which a worker reports them among its rounds.
-_ROUNDS = {"round_s": "wall_s", "slowest_batch_s": "slowest_s", "gpu_round_s": "gpu_s"}
+_ROUNDS = {ROUND: "wall_s", GPU_ROUND: "gpu_s"}
 
 
 class Study(Protocol):
@@ -282,9 +283,9 @@ def _result(trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rounds(trial: Trial) -> dict[str, Any]:
     samples = {name: list(m.samples) for metric, name in _ROUNDS.items() if (m := trial.measurement(metric))}
-    energy = trial.value("joules_per_token")
+    figures = {m.metric: list(m.samples) for m in trial.measurements if m.metric not in _ROUNDS}
     silent = {"gpu_s": [0.0] * len(samples["wall_s"]), "states": [], "discarded": [], "pruned": ""}
-    return {**silent, **samples, "joules_per_token": energy}
+    return {**silent, **samples, "figures": figures}
 
 
 def _bare(trial: Trial, number: int, among: Sequence[Trial]) -> Trial:

@@ -14,7 +14,7 @@ from typing import Any
 
 from advisor.errors import BadInput
 from advisor.model import ModelSource
-from advisor.shapes import Chat, Entry, names
+from advisor.shapes import Chat, Entry, Sent, names
 from advisor.texts import HINT, Source, digest_of, index_of, read, source_of
 from advisor.tokenizing import Tokenizing
 
@@ -56,19 +56,19 @@ class Lengths:
 
 
 def lengths_from(
-    file: str, source: ModelSource, longest: int | None, most: int | None = None, output: str = "last-logits"
+    file: str, source: ModelSource, longest: int | None, most: int | None = None, sent: Sent = Sent.PLAIN
 ) -> Lengths:
     """Return the lengths of the texts in a file, of an even sample of `most` of them where it has more.
 
-    longest: what the model has positions for; output: what is asked of it. Raises BadInput with the line's number where a row
-    can't be read, or where the tokenizer has ids that the model has no embedding for.
+    longest: what the model has positions for; sent: how texts that belong together are sent. Raises BadInput with the line's
+    number where a row can't be read, or where the tokenizer has ids that the model has no embedding for.
     """
     named = source_of(file)
-    tokenizing = _tokenizing(source, output)
+    tokenizing = _tokenizing(source, sent)
     index = index_of(named)
     if not len(index):
         raise BadInput(f"{file} has no text", HINT)
-    counted = _Counted(named, source, tokenizing, longest, output)
+    counted = _Counted(named, source, tokenizing, longest, sent)
     counted.add(index.places(sampled(index.sizes, most)))
     if not counted.lengths:
         raise BadInput(f"{file} has no text", HINT)
@@ -76,13 +76,13 @@ def lengths_from(
 
 
 def earlier(file: str, source: ModelSource, longest: int | None, most: int,
-            output: str = "last-logits", *, first: bool) -> Iterator[tuple[str, tuple[int, ...]]]:  # fmt: skip
+            sent: Sent = Sent.PLAIN, *, first: bool) -> Iterator[tuple[str, tuple[int, ...]]]:  # fmt: skip
     """Yield, in words and as lengths, what was stored for a file before samples were taken, as far as it is cheap to count.
 
     The whole file where it has at most MOST_ROWS_WHOLE rows; with `first`, its first `most` texts, which --batches once took.
     Nothing where the sample is the whole file.
     """
-    named, tokenizing = source_of(file), _tokenizing(source, output)
+    named, tokenizing = source_of(file), _tokenizing(source, sent)
     index = index_of(named)
     if len(index) <= most:
         return
@@ -91,7 +91,7 @@ def earlier(file: str, source: ModelSource, longest: int | None, most: int,
     if first:
         wanted.append((f"the first {most} texts of the file", everything[: 2 * most]))
     for words, numbers in wanted:
-        counted = _Counted(named, source, tokenizing, longest, output)
+        counted = _Counted(named, source, tokenizing, longest, sent)
         try:
             counted.add(index.places(numbers))
         except BadInput:  # a row outside the sample that can't be read: then it never was
@@ -129,9 +129,9 @@ class _Counted:
     """Texts being counted: their lengths, where they stand, and what was read of the rows."""
 
     def __init__(
-        self, named: Source, source: ModelSource, tokenizing: Tokenizing, longest: int | None, output: str
+        self, named: Source, source: ModelSource, tokenizing: Tokenizing, longest: int | None, sent: Sent
     ) -> None:
-        self.named, self.source, self.tokenizing, self.output = named, source, tokenizing, output
+        self.named, self.source, self.tokenizing, self.sent = named, source, tokenizing, sent
         limit = tokenizing.sentences.limit if tokenizing.sentences else None
         self.longest = min((n for n in (longest, limit) if n is not None), default=None)
         self.limit = "positions" if self.longest == longest else "tokens that sentence-transformers cuts to"
@@ -145,7 +145,7 @@ class _Counted:
 
     def add(self, places: Sequence[tuple[int, int]]) -> None:
         """Read and count the rows at these places."""
-        for place, (found, _) in zip(places, read(self.named, places, self.output), strict=True):
+        for place, (found, _) in zip(places, read(self.named, places, self.sent), strict=True):
             self.unread |= dict.fromkeys(found.unread)
             if not found.entries:
                 self.null += 1
@@ -168,7 +168,7 @@ class _Counted:
             "path": str(Path(self.named.path).expanduser().absolute()), "kind": self.named.kind, "column": self.named.column,
             "rows": [list(self.rows[i]) for i in kept], "lengths": [self.lengths[i] for i in kept], "longest": self.longest,
         }  # fmt: skip
-        digest = entries_of(texts, self.output)[1]
+        digest = entries_of(texts, self.sent)[1]
         manner = " through the model's chat template" if self.has_chats and self.tokenizing.has_template else ""
         texts |= {"digest": digest, "words": f"{len(kept)} of your own texts{manner} (digest {digest})"}
         return Lengths(tuple(self.lengths[i] for i in kept), self.longest, sum(self.is_long[i] for i in kept), self.empty,
@@ -202,12 +202,12 @@ class _Counted:
         return found
 
 
-def entries_of(texts: Mapping[str, Any], output: str) -> tuple[list[Entry], str]:
+def entries_of(texts: Mapping[str, Any], sent: Sent) -> tuple[list[Entry], str]:
     """Return the texts that a recipe (Lengths.texts) names, and the digest of their rows. Raises BadInput."""
     named = Source(texts["path"], texts["kind"], texts["column"])
     places = list(dict.fromkeys((start, part) for start, part, _ in texts["rows"]))
     found, raw = {}, []
-    for place, (row, line) in zip(places, read(named, places, output), strict=True):
+    for place, (row, line) in zip(places, read(named, places, sent), strict=True):
         found[place] = row.entries
         raw.append(line)
     if any(number >= len(found[start, part]) for start, part, number in texts["rows"]):
@@ -230,12 +230,12 @@ def refuse_beyond(name: str, largest: int, vocabulary: int | None) -> None:
                        "they are not of one model, or resize_token_embeddings was not called")  # fmt: skip
 
 
-def _tokenizing(source: ModelSource, output: str) -> Tokenizing:
+def _tokenizing(source: ModelSource, sent: Sent) -> Tokenizing:
     if not source.has_tokenizer:
         raise BadInput(
             f"{source.name} has no tokenizer, so texts can't be counted in its tokens", "give --lengths instead"
         )
-    return Tokenizing(source.name, source.path, output)
+    return Tokenizing(source.name, source.path, sent)
 
 
 def _count(number: int, noun: str) -> str:

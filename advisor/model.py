@@ -197,12 +197,13 @@ class ModelFacts:
         """The facts as JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def for_source(self, source: ModelSource, output: str) -> ModelFacts:
+    def for_source(self, source: ModelSource, *, classifies: bool) -> ModelFacts:
         """Return the facts of a model, given those of one that shares its architecture's key, and so its timings.
 
-        What lies outside that key is the model's own: how it pools, where positions begin, whether it can pad.
+        What lies outside that key is the model's own: how it pools, where positions begin, whether it can pad. classifies:
+        whether it is run with its classification head.
         """
-        default, needs_pad = ("last" if self.is_causal else "mean"), output == "scores" and self.is_causal
+        default, needs_pad = ("last" if self.is_causal else "mean"), classifies and self.is_causal
         counts = source.config.get("model_type") in COUNT_FROM_PAD
         text = source.config.get("text_config")
         text = text if isinstance(text, Mapping) else source.config

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from advisor.checked import Malformed, checked, shortened, test_of
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
+from advisor.metrics import METRICS, Metric, default_metric
 
 
 class Tier(StrEnum):
@@ -32,31 +33,18 @@ class Tier(StrEnum):
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What an objective makes the best of: the stored metric, its unit, and whether less of it is better."""
+class Limits:
+    """What a lossy tier may cost: kl in nats, top1, cosine and top10 as shares, perplexity as a ratio.
 
-    name: str
-    metric: str
-    unit: str
-    less_is_better: bool
-    words: str
+    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing.
+    """
 
-    @property
-    def is_of_time(self) -> bool:
-        """Whether it is read off a clock. Memory and energy are the process's or the device's: who is seen must be alone."""
-        return self.unit not in ("bytes", "J/token")
-
-
-#: The objectives by the name that the command line uses. The first is the default.
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("throughput", "tokens_per_s", "tokens/s", less_is_better=False, words="useful tokens per second"),
-        Metric("latency", "slowest_batch_s", "s", less_is_better=True, words="seconds of the slowest batch"),
-        Metric("memory", "peak_bytes", "bytes", less_is_better=True, words="peak memory"),
-        Metric("energy", "joules_per_token", "J/token", less_is_better=True, words="energy per useful token"),
-    )
-}
+    kl: float
+    top1: float
+    perplexity_ratio: float
+    cosine: float
+    top10: float
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -72,19 +60,19 @@ class Objective:
     max_memory_bytes: int | None = None
     allow_unjudged: bool = False
     ignored_rules: tuple[str, ...] = ()
-    metric: str = "tokens_per_s"
+    metric: str = field(default_factory=default_metric)
     max_latency_s: float | None = None
     only: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a metric that is none."""
-        if self.metric not in {metric.metric for metric in METRICS.values()}:
+        if self.metric not in METRICS or not METRICS[self.metric].name:
             raise BadInput(f"the objective's metric is unknown: {self.metric!r}")
 
     @property
     def aim(self) -> Metric:
         """The metric with its unit and direction."""
-        return next(metric for metric in METRICS.values() if metric.metric == self.metric)
+        return METRICS[self.metric]
 
     def leaves(self, configuration: Configuration) -> bool:
         """Whether --only leaves a configuration: by its choice, stated or implied, of every knob that is named."""

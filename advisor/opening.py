@@ -21,12 +21,13 @@ from advisor.prospects import searched
 from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
 from advisor.search import surprises
-from advisor.space import MEMORY_SHARE, Space, build_space, refuse_unpadded
+from advisor.space import MEMORY_SHARE, Space, build_space
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.terminal import gib
 from advisor.tuner import Tuner, heartbeat, own_name
 from advisor.tuning import Job, Listener
+from advisor.workloads import kind_of
 
 
 @contextmanager
@@ -116,11 +117,11 @@ def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admiss
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
     """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": job.workload.output}))
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": job.workload.payload}))
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
-    refuse_unpadded(job.source.name, pads=facts.pads, batch=job.workload.batch)
+    kind_of(job.workload).refuse(job.workload, facts, job.source.name)
     return facts
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.markup import escape
 
 from advisor.ledger import Ledger
-from advisor.report import SafeConsole, duration, figure, percent
+from advisor.metrics import figure
+from advisor.report import SafeConsole, duration, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:

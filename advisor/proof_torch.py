@@ -10,24 +10,22 @@ import torch
 from advisor import facts_torch
 from advisor.configuration import Configuration, stated
 from advisor.knobs import KNOBS, Batching, Reading, choice_of
-from advisor.session_torch import Session, asked_of, synchronize
-from advisor.workloads import forward_torch as forward
+from advisor.session_torch import Session, runtime_of, synchronize
+from advisor.workloads import Call
 
 
-def profiled(session: Session, call: forward.Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
+def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
     """Run one call under the profiler and return the names of the operators, and kernels, that were launched."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if kernels and request["device"].startswith("cuda"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        asked_of(request).run(session.model, call, request["device"])
+        runtime_of(request).run(session.model, call, request["device"])
         synchronize(request["device"])
     return sorted({event.key[:200] for event in profile.key_averages()})
 
 
-def picked_by_torch(
-    session: Session, call: forward.Call, request: Mapping[str, Any], *, kernels: bool = True
-) -> list[str]:
+def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
     """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
 
     A pinned kernel that is the one torch picks by itself is no configuration of its own.
@@ -44,7 +42,7 @@ def picked_by_torch(
 
 def read_effective(
     session: Session,
-    calls: Sequence[forward.Call],
+    calls: Sequence[Call],
     request: Mapping[str, Any],
     configuration: Configuration,
     *,

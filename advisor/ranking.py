@@ -15,8 +15,9 @@ from advisor.configuration import Configuration, stated
 from advisor.judge import is_judged, wrong
 from advisor.knobs import KNOBS, tier_of
 from advisor.measurement import TIE_ZONE, Comparison
+from advisor.metrics import Metric
 from advisor.model import ModelFacts
-from advisor.objective import Metric, Tier
+from advisor.objective import Objective, Tier
 from advisor.trial import Trial
 
 
@@ -27,7 +28,7 @@ class Candidate:
     search_ratio: its score over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
     Ratios are above 1 where it is better at what the objective asks for, whichever way that is counted. objections: all that
     stands against recommending it; wrong: what of that is wrong with its output; is_default: it is what all are compared with;
-    changes: how many of its choices are not the default's.
+    changes: how many of its choices are not the default's; metrics: of its kind of work.
     """
 
     trial: Trial
@@ -38,6 +39,7 @@ class Candidate:
     changes: int = 0
     objections: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
     @property
     def configuration(self) -> Configuration:
@@ -69,7 +71,6 @@ class Candidate:
     @property
     def payload(self) -> dict[str, Any]:
         """The candidate as JSON values; what is said of its quality is said by today's rules."""
-        speed = self.trial.measurement("tokens_per_s")
         blocks = len(self.comparison.block_ratios) if self.comparison else 0
         quality = self.trial.quality
         judged = quality is not None and is_judged(quality, self.tier)
@@ -78,16 +79,12 @@ class Candidate:
             "trial": self.trial.number,
             "objections": list(self.objections),
             "tier": str(self.tier),
-            "tokens_per_s": speed.median if speed else None,
-            "tokens_per_s_interval": list(speed.interval) if speed else None,
             "search_ratio": self.search_ratio,
             "ratio": self.comparison.ratio if self.comparison else None,
             "ratio_interval": list(self.comparison.interval) if self.comparison and blocks > 1 else None,
             "blocks": blocks,
             "verdict": self.comparison.verdict if self.comparison else None,
-            "slowest_batch_s": self.trial.value("slowest_batch_s"),
-            "sequences_per_s": self.trial.value("sequences_per_s"),
-            "joules_per_token": self.trial.value("joules_per_token"),
+            **self._figures,
             "peak_bytes": self.trial.peak_bytes,
             "weight_bytes": self.trial.weight_bytes,
             "load_s": self.trial.load_s,
@@ -95,11 +92,22 @@ class Candidate:
             "quality": {**quality.payload, "failures": list(self.wrong), "judged": judged} if quality else None,
         }
 
+    @property
+    def _figures(self) -> dict[str, Any]:
+        """The medians of the metrics of its kind of work, and the interval of its speed."""
+        found: dict[str, Any] = {}
+        for metric in self.metrics:
+            measured = self.trial.measurement(metric.metric)
+            found[metric.metric] = measured.median if measured else None
+            if metric.is_speed:
+                found[f"{metric.metric}_interval"] = list(measured.interval) if measured else None
+        return found
 
-def candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], aim: Metric, facts: ModelFacts,
-              objections: Sequence[str]) -> Candidate:  # fmt: skip
+
+def candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], objective: Objective,
+              facts: ModelFacts, objections: Sequence[str], metrics: Sequence[Metric]) -> Candidate:  # fmt: skip
     """Return a measured trial with its evidence. default: the trial of the default, None where it was not measured."""
-    ratio, found, changes = None, None, 0
+    ratio, found, changes, aim = None, None, 0, objective.aim
     if default is not None:
         ratio = trial.score(aim) / default.score(aim) if default.score(aim) and trial.score(aim) else None
         keys = (trial.ran.key, default.ran.key)
@@ -109,7 +117,7 @@ def candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Compari
     tier = tier_of(trial.ran.items(), facts)
     failures = wrong(trial, default, facts) if trial.quality is not None else ()
     is_default = default is not None and trial.ran == default.ran
-    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections), failures)
+    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections), failures, tuple(metrics))
 
 
 def ranked(candidates: Sequence[Candidate], aim: Metric) -> list[Candidate]:
@@ -164,17 +172,17 @@ def why_behind(found: Candidate, chosen: Candidate) -> str:
     return "the two tie, and what is recommended is simpler"
 
 
-def pareto(candidates: Sequence[Candidate], aim: Metric, default: Trial | None) -> list[Candidate]:
+def pareto(candidates: Sequence[Candidate], aim: Metric, default: Trial | None, fast: Metric) -> list[Candidate]:
     """Return those that no other is at least as good as in speed, peak memory and quality tier, and better in one.
 
     Speed is the confirmed one where that was asked for and confirmed. candidates: in the one order, which decides among
-    equals. Fastest first.
+    equals. fast: the metric that is speed. Fastest first.
     """
 
     def speed(found: Candidate) -> float:
-        if aim.metric == "tokens_per_s" and found.ratio and default is not None:
-            return found.ratio * default.tokens_per_s
-        return found.trial.tokens_per_s
+        if aim == fast and found.ratio and default is not None:
+            return found.ratio * (default.value(fast.metric) or 0.0)
+        return found.trial.value(fast.metric) or 0.0
 
     def costs(found: Candidate) -> tuple[float, float, float]:
         return (-speed(found), found.trial.peak_bytes or 0, found.tier.rank)

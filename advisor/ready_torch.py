@@ -13,10 +13,9 @@ import torch
 from advisor.configuration import Configuration
 from advisor.knobs import Reading, effective_choices
 from advisor.proof_torch import read_effective, unproven
-from advisor.session_torch import Session, asked_of
+from advisor.session_torch import Session, runtime_of
 from advisor.timing_torch import timed_round
-from advisor.workloads import forward_torch as forward
-from advisor.workloads import workload_of
+from advisor.workloads import Call, workload_of
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Ready:
     """
 
     configuration: Configuration
-    calls: Sequence[forward.Call]
+    calls: Sequence[Call]
     reading: Reading
     effective: Configuration
     found: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +44,7 @@ def make_ready(
     load_s = session.load(request, requested)
     session.stage("first call")
     calls = session.calls(request, whole.under(requested), requested, session.tokens(request))
-    first_call_s = timed_round(session, calls[:1], request["device"], asked_of(request), [0]).wall_s
+    first_call_s = timed_round(session, calls[:1], request["device"], runtime_of(request), [0]).wall_s
     reading = read_effective(session, calls, request, requested, kernels=kernels)
     effective = Configuration.of(effective_choices(reading, whole))
     found = {

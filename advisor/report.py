@@ -19,6 +19,8 @@ from advisor.answer import Conclusion, Prospect
 from advisor.environment import Machine
 from advisor.knobs import Reason, Verdict, tier_of
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
+from advisor.metrics import PEAK, Gauge, Metric, head, is_latency, seconds, without_unit
+from advisor.objective import Objective
 from advisor.probe import Availability
 from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
@@ -26,10 +28,7 @@ from advisor.script import batching_words, loading_lines
 from advisor.suggest import Recommendation, tie_set
 from advisor.terminal import gib, printable
 from advisor.trial import Quality, Trial
-
-#: Columns of figures by metric.
-HEADS = {"tokens_per_s": "tokens/s", "sequences_per_s": "texts/s", "slowest_batch_s": "slowest batch",
-         "joules_per_token": "J per 1,000 tokens", "peak_bytes": "peak"}  # fmt: skip
+from advisor.workloads import kind_of
 
 #: Characters of a table's column that lists choices, unless one alone is longer.
 _COLUMN = 48
@@ -59,24 +58,6 @@ class _Console(SafeConsole):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line to say what a reader that has gone means; rich would exit with status 1."""
         raise BrokenPipeError
-
-
-def figure(metric: str, value: float | None) -> str:
-    """Return the value of a stored metric in the unit that people read it in."""
-    if value is None:
-        return "–"
-    if metric == "joules_per_token":
-        return f"{value * 1000:.3g} J per 1,000 tokens"
-    if metric.endswith("_bytes"):
-        return gib(value)
-    if metric.endswith("_per_s"):
-        return f"{value:,.0f} {'texts' if metric.startswith('sequences') else 'tokens'}/s"
-    return f"{value * 1000:,.3g} ms" if value < 1 else f"{value:,.2f} s"
-
-
-def without_unit(metric: str, value: float | None) -> str:
-    """Return the same for a table's column, whose head names the unit: see HEADS."""
-    return figure(metric, value).removesuffix(f" {HEADS.get(metric, '')}")
 
 
 def duration(seconds: float) -> str:
@@ -162,8 +143,8 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
 
 
 def _lines_to_paste(recommendation: Recommendation, chosen: Candidate, device: str) -> list[str]:
-    output = recommendation.study.workload.output
-    return loading_lines(recommendation.source, chosen.configuration, recommendation.facts, output, device)
+    workload = recommendation.study.workload
+    return loading_lines(recommendation.source, chosen.configuration, recommendation.facts, workload, device)
 
 
 def summary(recommendation: Recommendation) -> str:
@@ -180,7 +161,7 @@ def _headline(recommendation: Recommendation) -> str:
     if chosen is None:
         return _nothing(recommendation)
     words = f"[bold]{escape(str(chosen.configuration))}[/]"
-    better = "faster" if aim.metric == "tokens_per_s" else f"better in {aim.words}"
+    better = "faster" if aim.is_speed else f"better in {aim.words}"
     ratio = _confirmed_words(chosen, recommendation)
     if recommendation.verdict is Conclusion.FASTER:
         return f"{words}: [bold green]{ratio}"
@@ -204,7 +185,7 @@ def _confirmed_words(chosen: Candidate, recommendation: Recommendation) -> str:
     if chosen.comparison is None or not chosen.is_confirmed:
         return ""
     aim, (low, high) = recommendation.objective.aim, chosen.comparison.interval
-    better = "" if aim.metric == "tokens_per_s" else f" in {aim.words}, where more than 1 is better"
+    better = "" if aim.is_speed else f" in {aim.words}, where more than 1 is better"
     blocks = len(chosen.comparison.block_ratios)
     return (
         f"{chosen.comparison.ratio:.2f} × the default[/]{better} (95 % interval {low:.2f}–{high:.2f}, {blocks} blocks)"
@@ -227,11 +208,11 @@ def _nothing(recommendation: Recommendation) -> str:
         least = min(measured, key=lambda c: c.trial.peak_bytes or 0)
         text += f"; --max-memory allows {gib(objective.max_memory_bytes)}, and the least peak measured is "
         text += f"{gib(least.trial.peak_bytes)} ({escape(str(least.configuration))})"
-    slowest = [(s, c) for c in measured if (s := c.trial.value("slowest_batch_s"))]
+    slowest = [(m, c) for c in measured for m in c.trial.measurements if is_latency(m.metric)]
     if objective.max_latency_s is not None and slowest:
-        least_s, found = min(slowest, key=lambda pair: pair[0])
-        text += f"; --max-latency allows {figure('slowest_batch_s', objective.max_latency_s)}, and the shortest slowest batch "
-        text += f"measured is {figure('slowest_batch_s', least_s)} ({escape(str(found.configuration))})"
+        latency, found = min(slowest, key=lambda pair: pair[0].median)
+        text += f"; --max-latency allows {seconds(objective.max_latency_s)}, and the shortest {head(latency.metric)} "
+        text += f"measured is {seconds(latency.median)} ({escape(str(found.configuration))})"
     return text
 
 
@@ -300,14 +281,21 @@ def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
 def _evidence(recommendation: Recommendation, chosen: Candidate) -> str:
     trial = chosen.trial
     parts = []
-    more = ["sequences_per_s"] if recommendation.study.workload.counts_sequences else []
-    if speed := trial.measurement("tokens_per_s"):
+    kind, workload, objective = (
+        kind_of(recommendation.study.workload),
+        recommendation.study.workload,
+        recommendation.objective,
+    )
+    if speed := trial.measurement(kind.speed.metric):
         low, high = speed.interval
-        texts = "".join(f", {figure(name, trial.value(name))}" for name in more if trial.value(name))
-        parts.append(f"{speed.median:,.0f} useful tokens/s in the search ({low:,.0f}–{high:,.0f}){texts}")
-    more = ["slowest_batch_s"] if _is_about_latency(recommendation) else []
-    words = {"slowest_batch_s": "slowest batch ", "joules_per_token": "energy "}
-    shown = [words[name] + figure(name, trial.value(name)) for name in (*more, "joules_per_token") if trial.value(name)]
+        beside = (metric for metric in kind.measured(workload) if not metric.name)
+        texts = "".join(f", {metric.show(value)}" for metric in beside if (value := trial.value(metric.metric)))
+        parts.append(f"{speed.median:,.0f} useful {kind.speed.unit} in the search ({low:,.0f}–{high:,.0f}){texts}")
+    shown = [
+        f"{metric.head if metric.is_latency else metric.name} {metric.show(value)}"
+        for metric in kind.metrics
+        if (value := trial.value(metric.metric)) and _is_told(metric, objective)
+    ]
     parts += [", ".join(shown)] if shown else []
     parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
     parts.append(f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}")
@@ -316,9 +304,12 @@ def _evidence(recommendation: Recommendation, chosen: Candidate) -> str:
     return "\n  ".join(parts)
 
 
-def _is_about_latency(recommendation: Recommendation) -> bool:
-    objective = recommendation.objective
-    return objective.metric == "slowest_batch_s" or objective.max_latency_s is not None
+def _is_told(metric: Metric, objective: Objective) -> bool:
+    """Whether a metric is told beside speed and memory: energy is, latency where it is asked about, and what is the aim."""
+    if metric.is_speed or metric.gauge is Gauge.MEMORY:
+        return False
+    is_about = metric.is_latency and objective.max_latency_s is not None
+    return is_about or metric.gauge is Gauge.ENERGY or metric == objective.aim
 
 
 def quality_words(quality: Quality) -> str:
@@ -344,12 +335,17 @@ def _ratio_words(candidate: Candidate) -> str:
 
 
 def _columns(recommendation: Recommendation) -> list[str]:
-    """Return the metrics that a table of candidates shows: what was asked for, speed, and peak memory."""
-    aim, metrics = recommendation.objective.metric, ["tokens_per_s"]
-    metrics += ["sequences_per_s"] if recommendation.study.workload.counts_sequences else []
-    metrics += ["slowest_batch_s"] if _is_about_latency(recommendation) else []
-    metrics += [aim] if aim == "joules_per_token" else []
-    return [*metrics, "peak_bytes"]
+    """Return the metrics that a table of candidates shows: speed, what was asked for, what is only shown, and peak memory."""
+    objective, workload = recommendation.objective, recommendation.study.workload
+    shown = [
+        metric.metric
+        for metric in kind_of(workload).measured(workload)
+        if metric.is_speed
+        or not metric.name
+        or (metric.is_latency and objective.max_latency_s is not None)
+        or (metric == objective.aim and metric.metric != PEAK)
+    ]
+    return [*shown, PEAK]
 
 
 def _cells(candidate: Candidate, metrics: Iterable[str]) -> list[str]:
@@ -358,7 +354,7 @@ def _cells(candidate: Candidate, metrics: Iterable[str]) -> list[str]:
 
 def _runners_up(recommendation: Recommendation) -> Table:
     metrics = _columns(recommendation)
-    heads = [HEADS[metric] for metric in metrics]
+    heads = [head(metric) for metric in metrics]
     table = Table("runner-up", "× default", *heads, "note", box=None, pad_edge=False, header_style="bold")
     tied = {candidate.configuration for candidate in tie_set(recommendation)}
     for candidate in recommendation.runners_up[:5]:
@@ -371,7 +367,7 @@ def _runners_up(recommendation: Recommendation) -> Table:
 
 def _pareto(recommendation: Recommendation) -> Table:
     metrics = _columns(recommendation)
-    heads = [HEADS[metric] for metric in metrics]
+    heads = [head(metric) for metric in metrics]
     table = Table("no other beats it in speed, memory and quality", "× default", *heads, "against the reference", "tier",
                   box=None, pad_edge=False, header_style="bold")  # fmt: skip
     for candidate in recommendation.pareto:

@@ -24,7 +24,7 @@ from advisor.objective import Budget, Objective
 from advisor.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS
 from advisor.terminal import in_a_line
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload, workload_of
+from advisor.workloads import UnknownKind, Workload, workload_of
 
 #: The trial's plain numbers: the same names in the noun and in the table.
 FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes")
@@ -247,6 +247,8 @@ class in_row:  # noqa: N801 - it reads as what it is: with in_row(table, id)
         """Name the row where something is wrong with it."""
         if error is None or isinstance(error, DamagedRow):
             return
+        if isinstance(error, UnknownKind):
+            raise DamagedRow(f"row {self._id} of {self._table} can't be read: {error}") from None
         if isinstance(
             error, (BadInput, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
         ):

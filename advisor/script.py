@@ -11,29 +11,24 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from advisor import workloads
 from advisor.configuration import Configuration
 from advisor.errors import BadInput
 from advisor.knobs import Batching, Collation, advised, call_arguments, choices_of, collation_of, traits_of
 from advisor.model import ModelFacts, ModelSource
-from advisor.workloads import Workload
-from advisor.workloads.forward import auto_class
-
-#: Files whose functions the worker called and the script prints.
-_FORWARD = Path(workloads.__file__).with_name("forward_torch.py")
-_AFTER = Path(workloads.__file__).with_name("after_torch.py")
+from advisor.workloads import Running, Workload, auto_class, kind_of, plain
 
 
 def loading_lines(
-    source: ModelSource, configuration: Configuration, facts: ModelFacts, output: str, device: str
+    source: ModelSource, configuration: Configuration, facts: ModelFacts, workload: Workload, device: str
 ) -> list[str]:
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
     choices = choices_of(configuration)
-    auto = auto_class(output, facts.logits_class)
+    auto = auto_class(workload.needs, facts.logits_class)
     if not auto:
-        raise BadInput(f"no class of transformers is known that gives this model's {output}", "tune it again")
-    imports = {line for choice in choices for line in choice.imports}
-    functions = dict.fromkeys(function for choice in choices for function in choice.functions)
+        raise BadInput(f"no class of transformers is known that gives this model's {workload.output}", "tune it again")
+    prepared = kind_of(workload).preparation(workload, facts, source.request, device)
+    imports = {line for choice in choices for line in choice.imports} | set(prepared.imports)
+    functions = dict.fromkeys([*(function for choice in choices for function in choice.functions), *prepared.functions])
     defined = [function_source(_file_of(module), name) for module, name in functions]
     before = dict.fromkeys(line for choice in choices for line in choice.before)
     after = dict.fromkeys(line for choice in choices for line in choice.after)
@@ -47,12 +42,7 @@ def loading_lines(
         imports |= {"import torch", f"from transformers import {auto}"}
         name = source.path if Path(source.name).exists() else source.name
         load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
-    if output == "pooled" and facts.after_pooling:
-        folder, steps = source.beside.get("folder", source.path), list(facts.after_pooling)
-        defined.append(function_source(_AFTER, "after_pooling_of"))
-        imports.add("from collections.abc import Callable, Sequence")
-        after[f"after_pooling = after_pooling_of({folder!r}, {steps!r}, {device!r})"] = None
-    return [*sorted(imports), *defined, *before, *load, *after]
+    return [*sorted(imports), *defined, *before, *load, *after, *prepared.statements]
 
 
 def _called(first: str, arguments: dict[str, str], **more: str) -> str:
@@ -133,13 +123,14 @@ def script_for(
     device: str,
     threads: int = 1,
 ) -> str:
-    """Return a complete script that runs the workload as measured and prints its useful tokens per second.
+    """Return a complete script that runs the workload as measured and prints its speed.
 
     threads: of the CPU; a GPU run does not set them.
     """
     workload, by_length = workload.under(configuration), traits_of(configuration).by_length
     order = "sorted(range(len(lengths)), key=lambda i: -lengths[i])" if by_length else "list(range(len(lengths)))"
-    loading = loading_lines(source, configuration, facts, workload.output, device)
+    running = kind_of(workload).running(workload, facts)
+    loading = loading_lines(source, configuration, facts, workload, device)
     if device == "cpu":
         loading.append(f"torch.set_num_threads({int(threads)!r})")
     loading = list(dict.fromkeys(["from typing import Any", *loading]))
@@ -150,7 +141,7 @@ import time
 {_lines(loading)}
 
 
-{(chr(10) * 3).join(_sources(configuration, workload, facts))}
+{(chr(10) * 3).join(_sources(configuration, running, facts))}
 
 
 # Random token ids of the lengths that were measured: put your own into `sequences`.
@@ -164,9 +155,9 @@ batches = [order[i : i + {int(workload.size)}] for i in range(0, len(order), {in
 
 @torch.inference_mode()
 def run(use):
-    """Call use(place in `sequences`, {_result_words(workload.output)}) for every sequence; what it keeps, stays in memory."""
+    """Call use(place in `sequences`, {running.result}) for every sequence; what it keeps, stays in memory."""
     for batch in batches:
-{_lines(_loop_lines(configuration, workload.output, facts, device), 8)}
+{_lines(_loop_lines(configuration, running, facts, device), 8)}
 
 
 def drop(place, result):
@@ -179,7 +170,7 @@ for _ in range(5):
     began = time.perf_counter()
     run(drop)
     times.append(time.perf_counter() - began)
-print(f"{{sum(lengths) / sorted(times)[2]:.1f}} tokens/s")
+print(f"{{{running.useful} / sorted(times)[2]:.1f}} {running.unit}")
 '''
 
 
@@ -193,18 +184,14 @@ def _lines(statements: list[str], indent: int = 0) -> str:
     return "\n".join(" " * indent + line for statement in statements for line in statement.splitlines())
 
 
-#: The function that runs the model and indexes its output, by what is asked for: the one that was timed and judged.
-_RUNS = {"pooled": "run_pooled", "scores": "run_scores"}
-
-
-def _sources(configuration: Configuration, workload: Workload, facts: ModelFacts) -> list[str]:
-    """Return the source of the functions that the loop calls."""
-    run = function_source(_FORWARD, _RUNS.get(workload.output, "run_tokens"))
+def _sources(configuration: Configuration, running: Running, facts: ModelFacts) -> list[str]:
+    """Return the source of the functions that the loop calls: the layout's, and the one that was timed and judged."""
     collation = _collation(configuration, facts)
-    return [function_source(_file_of(collation.module), collation.name), run]
+    called = ((collation.module, collation.name), (running.module, running.name))
+    return [function_source(_file_of(module), name) for module, name in called]
 
 
-def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, device: str) -> list[str]:
+def _loop_lines(configuration: Configuration, running: Running, facts: ModelFacts, device: str) -> list[str]:
     """Return what is done with each batch: make the call, leave out what the model does not take, hand results on."""
     collation = _collation(configuration, facts)
     arguments = ", ".join(["[sequences[i] for i in batch]", *_collate_arguments(collation, facts)])
@@ -216,16 +203,12 @@ def _loop_lines(configuration: Configuration, output: str, facts: ModelFacts, de
     lines.append(
         "call = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in call.items()}"
     )
-    if output == "pooled":
-        lines.append("rows, starts, ends = (list(each) for each in zip(*places))")
-    lines.append(f"values = {_run_call(output, facts)}")
-    if output == "pooled" and facts.after_pooling:
-        lines.append("for step in after_pooling:\n    values = step(values)")
+    lines.append(f"values = {running.name}(model, call, places, {running.positions!r}{plain(running.given)})")
     lines += [] if device == "cpu" else ["torch.cuda.synchronize()"]
-    if output in ("all-logits", "hidden"):
-        lines.append("for i, (row, start, end) in zip(batch, places):\n    use(i, values[row, start:end])")
-    else:
+    if running.by_sequence:
         lines.append("for i, result in zip(batch, values):\n    use(i, result)")
+    else:
+        lines.append("for i, (row, start, end) in zip(batch, places):\n    use(i, values[row, start:end])")
     return [*lines, "del values"]
 
 
@@ -246,22 +229,3 @@ def _dropped(collation: Collation, facts: ModelFacts) -> list[str]:
     if "cu_seq_lens_q" in dropped:
         dropped += ["cu_seq_lens_k", "max_length_q", "max_length_k"]
     return dropped + (["use_cache"] if "no_use_cache" in facts.accepts else [])
-
-
-def _run_call(output: str, facts: ModelFacts) -> str:
-    """Return the call of the function that runs the model."""
-    if output == "pooled":
-        return f"run_pooled(model, call, rows, starts, ends, {facts.pooling!r})"
-    if output == "scores":
-        return "run_scores(model, call, places)"
-    if output == "hidden":
-        return "run_tokens(model, call, places, 'last_hidden_state', False, None)"
-    distances = "(0,)" if output == "last-logits" else "None"
-    return f"run_tokens(model, call, places, 'logits', {'logits_to_keep' in facts.accepts}, {distances})"
-
-
-def _result_words(output: str) -> str:
-    return {
-        "last-logits": "the last logits", "all-logits": "all logits", "hidden": "the hidden states",
-        "pooled": "the embedding", "scores": "the scores",
-    }[output]  # fmt: skip

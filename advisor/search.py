@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration, stated
 from advisor.measurement import TIE_ZONE
-from advisor.objective import METRICS, Metric
+from advisor.metrics import METRICS, Metric, default_metric
 from advisor.posterior import Array, Belief, Posterior, expected_seconds, mean_of
 from advisor.trial import Outcome, Trial
 
@@ -83,7 +83,7 @@ class Knowledge:
 
     admissible: Sequence[Configuration]
     trials: Sequence[Trial]
-    aim: Metric = METRICS["throughput"]
+    aim: Metric = field(default_factory=lambda: METRICS[default_metric()])
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     warm: Mapping[Configuration, float] = field(default_factory=dict)
     usable: Usable | None = None

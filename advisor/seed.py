@@ -32,8 +32,7 @@ from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import tune
 from advisor.tuning import Job, Listener
-from advisor.workloads import Workload
-from advisor.workloads.forward import quantile_lengths
+from advisor.workloads import Workload, quantile_lengths, workload_of
 
 #: The shape of tiiuae/falcon-7b: weights are drawn, for speed does not depend on them.
 FALCON = Path(__file__).with_name("falcon-7b.json")
@@ -62,7 +61,7 @@ class Case:
     def workload(self, batches: int) -> Workload:
         """Return the work. Raises BadInput where no list of lengths has this padding."""
         lengths = quantile_lengths(self.longest, self.padding, self.batch, batches)
-        return Workload(lengths, self.batch, "last-logits")
+        return workload_of({"kind": "forward", "lengths": lengths, "batch": self.batch, "output": "last-logits"})
 
     def __str__(self) -> str:
         """Return the case in words."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from advisor import facts_torch, fp32_torch, tokens_torch
 from advisor.configuration import Configuration
-from advisor.knobs import Batching, call_arguments, choices_of, collate, traits_of, weights_of
+from advisor.knobs import Batching, call_arguments, choices_of, collate, function_of, traits_of, weights_of
 from advisor.model import ModelFacts
-from advisor.workloads import Workload, workload_of
-from advisor.workloads import forward_torch as forward
+from advisor.workloads import Call, Runtime, Workload, kind_of, workload_of
 
 
 class Session:
@@ -62,8 +61,7 @@ class Session:
         key = weights_key(request, configuration)
         if self.loaded_as != key:
             self.unload()
-            output = request["workload"]["output"]
-            self.model = facts_torch.load(request["source"], configuration, request["device"], output, names)
+            self.model = loaded(request, configuration, names)
             self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
         elif configuration["attention"] != self.loaded_attention:
@@ -104,36 +102,57 @@ class Session:
         workload: Workload,
         configuration: Configuration,
         tokens: Sequence[torch.Tensor],
-    ) -> list[forward.Call]:
-        """Return one call per batch, on the CPU, without what asks for an output. tokens: of the workload's sequences."""
+    ) -> list[Call]:
+        """Return one call per batch, on the CPU. tokens: of the workload's sequences."""
         batches = workload.batches(by_length=traits_of(configuration).by_length)
-        return [self.call(request, configuration, batch, [tokens[i] for i in batch]) for batch in batches]
+        return self.calls_of(request, configuration, tokens, batches)
 
-    def call(
+    def calls_of(
         self,
         request: Mapping[str, Any],
         configuration: Configuration,
-        batch: Sequence[int],
         tokens: Sequence[torch.Tensor],
-    ) -> forward.Call:
-        """Return the call for a batch, with what choices add to every call. batch: the numbers of its sequences."""
-        arguments, places = collate(configuration, tokens, self.batching(request, configuration))
-        arguments = facts_torch.accepted(arguments, request["facts"]["accepts"])
-        arguments |= facts_torch.evaluated(call_arguments(configuration), self.names)
-        return forward.Call(arguments, tuple(batch), tuple(places))
+        batches: Iterable[Sequence[int]],
+    ) -> list[Call]:
+        """Return one call per batch, on the CPU, with what choices add to every call.
+
+        batches: which of the tokens go together, by their places.
+        """
+        batching, accepts = self.batching(request, configuration), request["facts"]["accepts"]
+
+        def laid_out(sequences: Sequence[torch.Tensor]) -> tuple[dict[str, Any], Sequence[tuple[int, int, int]]]:
+            arguments, places = collate(configuration, sequences, batching)
+            own = facts_torch.evaluated(call_arguments(configuration), self.names)
+            return facts_torch.accepted(arguments, accepts) | own, places
+
+        return runtime_of(request).calls(tokens, batches, laid_out)
 
 
 def weights_key(request: Mapping[str, Any], configuration: Configuration) -> tuple[Any, ...]:
     """Return what the loaded weights depend on: configurations with the same share a loaded model."""
     fixed = weights_of(configuration, switches_attention=request["facts"]["switches_attention"])
     source = request["source"]
-    return (source["path"], source["digest"], request["workload"]["output"], request["device"], fixed)
+    return (source["path"], source["digest"], workload_of(request["workload"]).needs, request["device"], fixed)
 
 
-def asked_of(request: Mapping[str, Any]) -> forward.Asked:
-    """Return what a request asks of the model."""
-    facts = request["facts"]
-    return forward.Asked(request["workload"]["output"], tuple(facts["accepts"]), facts.get("pooling", "last"))
+def runtime_of(request: Mapping[str, Any]) -> Runtime:
+    """Return how the workload of a request is run."""
+    workload = workload_of(request["workload"])
+    return kind_of(workload).runtime(workload, ModelFacts.of(request["facts"]))
+
+
+def loaded(request: Mapping[str, Any], configuration: Configuration, names: dict[str, Any]) -> Any:
+    """Load the model of a request as a configuration says, and do with it what its kind of work does first.
+
+    names: what the choices' lines may use, see :func:`advisor.facts_torch.statements`.
+    """
+    workload, source, device = workload_of(request["workload"]), request["source"], request["device"]
+    model = facts_torch.load(source, configuration, device, workload.needs, names)
+    prepared = kind_of(workload).preparation(workload, ModelFacts.of(request["facts"]), source, device)
+    own = {name: function_of(module, name) for module, name in prepared.functions} | {"model": model}
+    for line in prepared.statements:
+        exec(line, own)  # noqa: S102  (our own lines: the ones that the suggestion prints)
+    return own["model"]
 
 
 def synchronize(device: str) -> None:

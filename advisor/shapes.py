@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 #: Where a chat's turns stand.
@@ -32,6 +33,17 @@ TOKENS = ("input_ids", "token_ids")
 #: What ShareGPT calls who speaks.
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
              "function_call": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
+
+
+class Sent(StrEnum):
+    """How a model is sent the texts of a row that belong together, a query and its documents.
+
+    APART: each on its own, as sentence-transformers sends what it embeds; PAIRED: two by two, for a score; PLAIN: not known.
+    """
+
+    APART = "apart"
+    PAIRED = "paired"
+    PLAIN = "plain"
 
 
 class Unreadable(ValueError):
@@ -82,8 +94,8 @@ def rows_of(value: Any) -> list[Any]:
     return [value] if not isinstance(value, list) or _is_chat(value) else value
 
 
-def found_in(value: Any, column: str, output: str) -> Found:
-    """Return the texts of a row. column: the one that was named, or ""; output: what the model is asked for.
+def found_in(value: Any, column: str, sent: Sent) -> Found:
+    """Return the texts of a row. column: the one that was named, or ""; sent: how texts that belong together are sent.
 
     Raises Unreadable.
     """
@@ -92,7 +104,7 @@ def found_in(value: Any, column: str, output: str) -> Found:
             raise Unreadable(
                 f"there is no column {column!r}" + (f" among {names(value)}" if isinstance(value, dict) else "")
             )
-        return _of_column(value, column, output)
+        return _of_column(value, column, sent)
     if value is None:
         return Found((), "null")
     if isinstance(value, str):
@@ -103,10 +115,10 @@ def found_in(value: Any, column: str, output: str) -> Found:
         raise Unreadable(
             "neither a string nor an object with text, prompt, instruction, question, messages or their like"
         )
-    return _of_object(value, output)
+    return _of_object(value, sent)
 
 
-def _of_column(row: Mapping[str, Any], column: str, output: str) -> Found:
+def _of_column(row: Mapping[str, Any], column: str, sent: Sent) -> Found:
     value, unread = row[column], tuple(sorted(key for key in row if key != column))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
@@ -114,16 +126,16 @@ def _of_column(row: Mapping[str, Any], column: str, output: str) -> Found:
         return Found(() if value is None else (Text(value),), column, unread)
     if isinstance(value, list) and not _is_chat(value):
         raise Unreadable(f"{column} holds a list that is no chat")
-    found = found_in(value, "", output)
+    found = found_in(value, "", sent)
     return Found(found.entries, column if isinstance(value, list) else f"{column}.{found.read}", unread)
 
 
-def _of_object(row: Mapping[str, Any], output: str) -> Found:
+def _of_object(row: Mapping[str, Any], sent: Sent) -> Found:
     """Return the texts of an object by its keys, in whatever case they are written. Raises Unreadable."""
     keys = {key.strip().lower().replace(" ", "_"): key for key in reversed(list(row))}
     values = {name: row[key] for name, key in keys.items()}
     for read in (_preference, _chat, _tokens, _text, _pair, _parts, _alone, _only_string):
-        found = read(values, output)
+        found = read(values, sent)
         if found is not None:
             entries, used, manner = found
             unread = tuple(sorted(key for name, key in keys.items() if name not in used and row[key] is not None))
@@ -138,7 +150,7 @@ def _of_object(row: Mapping[str, Any], output: str) -> Found:
 _Read = tuple[tuple[Entry, ...], tuple[str, ...], str]
 
 
-def _chat(values: Mapping[str, Any], output: str) -> _Read | None:
+def _chat(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read a chat, with a system text and tools that stand beside it."""
     name = next((name for name in CHATS if _turns(values.get(name), name)), None)
     used: tuple[str, ...]
@@ -164,7 +176,7 @@ def _chat(values: Mapping[str, Any], output: str) -> _Read | None:
     return (Chat(turns),), used, ""
 
 
-def _tokens(values: Mapping[str, Any], output: str) -> _Read | None:
+def _tokens(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Refuse tokens where there is no text."""
     name = next((name for name in TOKENS if isinstance(values.get(name), list)), None)
     if name is None or any(isinstance(value, str) for value in values.values()):
@@ -172,7 +184,7 @@ def _tokens(values: Mapping[str, Any], output: str) -> _Read | None:
     raise Unreadable(f"{name} holds token ids, not text: give their numbers to --lengths")
 
 
-def _preference(values: Mapping[str, Any], output: str) -> _Read | None:
+def _preference(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Refuse two answers to one request: which is sent is not known."""
     if (
         values.get("chosen") is None
@@ -183,29 +195,29 @@ def _preference(values: Mapping[str, Any], output: str) -> _Read | None:
     raise Unreadable("chosen and rejected are two answers to one request (name one as FILE:chosen)")
 
 
-def _text(values: Mapping[str, Any], output: str) -> _Read | None:
+def _text(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read `text`, or an object or a chat that stands in its place."""
-    return _read_alone(values, "text", output) if "text" in values else None
+    return _read_alone(values, "text", sent) if "text" in values else None
 
 
-def _pair(values: Mapping[str, Any], output: str) -> _Read | None:
+def _pair(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read a query and what belongs to it: apart for an embedding, together for a score."""
     query = next((name for name in QUERIES if isinstance(values.get(name), str)), None)
     passages = [name for name in PASSAGES if _strings(values.get(name))]
     if query is None or all(name.startswith("neg") for name in passages):
         return None
     used, texts = (query, *passages), [text for name in passages for text in _strings(values[name])]
-    if output == "pooled":
+    if sent is Sent.APART:
         own = (Text(values[query], part="query"), *(Text(text, part="document") for text in texts))
         return own, used, ", each on its own"
-    if output == "scores":
+    if sent is Sent.PAIRED:
         return tuple(Text(values[query], pair=text) for text in texts), used, " in pairs"
     raise Unreadable(
-        f"{', '.join(used)}: how a model is given them for {output} is not known (name one as FILE:{query})"
+        f"{', '.join(used)}: how a model is given them for this work is not known (name one as FILE:{query})"
     )
 
 
-def _parts(values: Mapping[str, Any], output: str) -> _Read | None:
+def _parts(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read the parts of a request and of its answer, joined: a completion as it is, others a line each."""
     used = tuple(name for name in (*REQUESTS, *ANSWERS) if name in values and _is_part(values[name]))
     texts = [(name, str(values[name])) for name in used if values[name] not in (None, "")]
@@ -219,26 +231,26 @@ def _parts(values: Mapping[str, Any], output: str) -> _Read | None:
     return (Text(joined),), used, " joined" if len(used) > 1 else ""
 
 
-def _alone(values: Mapping[str, Any], output: str) -> _Read | None:
+def _alone(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read a text under a name that is known for one."""
     name = next((name for name in TEXTS if values.get(name) is not None), None)
-    return None if name is None else _read_alone(values, name, output)
+    return None if name is None else _read_alone(values, name, sent)
 
 
-def _only_string(values: Mapping[str, Any], output: str) -> _Read | None:
+def _only_string(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read the only string there is."""
     names = [name for name, value in values.items() if isinstance(value, str)]
     return ((Text(values[names[0]]),), (names[0],), "") if len(names) == 1 else None
 
 
-def _read_alone(values: Mapping[str, Any], name: str, output: str) -> _Read | None:
+def _read_alone(values: Mapping[str, Any], name: str, sent: Sent) -> _Read | None:
     value = values[name]
     if value is None:
         return None if any(isinstance(other, (str, list, dict)) for other in values.values()) else ((), (name,), "")
     if isinstance(value, str):
         return (Text(value),), (name,), ""
     if isinstance(value, dict) or _is_chat(value):
-        return found_in(value, "", output).entries, (name,), ""
+        return found_in(value, "", sent).entries, (name,), ""
     kind = "a number" if isinstance(value, (int, float)) else "a list"
     raise Unreadable(f"{name} is {kind}, not a text")
 

@@ -169,13 +169,3 @@ def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) ->
     whole = {(reason.subject, reason.rule) for reason in refusals if not reason.about}
     kept = [reason for reason in refusals if not reason.about or (reason.subject, reason.rule) not in whole]
     return sorted(kept, key=lambda reason: (reason.subject, reason.rule, reason.about))
-
-
-def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
-    """Raise BadInput where a batch of several needs a pad token that the model has not: before each of them fails for it.
-
-    pads: see ModelFacts; batch: how many sequences at once, None where that is to be found.
-    """
-    if not pads and batch != 1:
-        text = f"{name} finds the end of a sequence by its pad token, and its config.json names none"
-        raise BadInput(text, "--batch 1, or set pad_token_id there")

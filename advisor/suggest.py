@@ -21,10 +21,11 @@ from advisor.cost import useful_operations
 from advisor.declared import notes_on
 from advisor.environment import Environment
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
-from advisor.judge import depends, is_judged, objections
+from advisor.judge import depends, is_judged, limits_of, objections
 from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.method import METHOD
+from advisor.metrics import is_energy
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
 from advisor.prospects import Prospects, needed_bytes, prospects_of, searched, space_of, stored_prospects
@@ -34,7 +35,7 @@ from advisor.space import Space
 from advisor.store import Store, StudyRecord
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial, default_of
-from advisor.workloads import Workload
+from advisor.workloads import Head, Workload, kind_of
 
 #: A tune without --budget takes so long (arguments.DEFAULT_BUDGET): what goes on with one that did says how much longer.
 LONG_BUDGET_S = 600.0
@@ -123,10 +124,12 @@ class Recommendation:
         if self.chosen is None:
             return None
         ceiling = (self.ceilings or {}).get(f"matmul_{self.chosen.configuration['precision']}_per_s")
-        speed = self.chosen.trial.tokens_per_s
+        workload = self.study.workload
+        kind = kind_of(workload)
+        speed = self.chosen.trial.value(kind.speed.metric)
         if not ceiling or not speed:
             return None
-        return useful_operations(self.facts, self.study.workload) / self.study.workload.tokens * speed / ceiling
+        return useful_operations(self.facts, workload) / kind.useful(workload) * speed / ceiling
 
     @property
     def ceiling_words(self) -> str:
@@ -210,7 +213,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
     """
     trials = store.trials(study.id)
-    facts = study.facts.for_source(source, study.workload.output) if study.facts else None
+    facts = study.facts.for_source(source, classifies=_classifies(study)) if study.facts else None
     if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
     evidence = _Evidence.of(store, source, study, objective, trials)
@@ -235,7 +238,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration), refusals,
         failures=tuple(t for t in trials if t.outcome.is_failure),
         notes=(*notes, *_notes(study, source, objective, chosen, evidence.default)),
-        pareto=tuple(pareto(evidence.right, objective.aim, default)),
+        pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
         ceilings=store.ceilings(study.environment_key),
         tried=tried,
         admissible=study.admissible,
@@ -270,10 +273,10 @@ class _Evidence:
         assert facts is not None
         # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
         comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
-        default, aim = default_of(trials), objective.aim
+        default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
 
         def against(trial: Trial) -> list[str]:
-            return objections(trial, default, objective, facts, same_weights=same_weights)
+            return objections(trial, default, objective, facts, same_weights=same_weights, limits=limits)
 
         found = searched(trials)
         outside = {trial.number: against(trial) for trial in found}
@@ -285,7 +288,11 @@ class _Evidence:
         by_ran |= {default.ran: default} if default is not None else {}
         by_ran = {ran: _with_energy(trial, trials) for ran, trial in by_ran.items()}
         order = ranked(
-            [candidate(t, default, comparisons, aim, facts, outside[t.number]) for t in by_ran.values()], aim
+            [
+                candidate(t, default, comparisons, objective, facts, outside[t.number], kind_of(study.workload).metrics)
+                for t in by_ran.values()
+            ],
+            aim,
         )
         return cls(
             right=tuple(c for c in order if not c.objections),
@@ -296,12 +303,16 @@ class _Evidence:
         )
 
 
+def _classifies(study: StudyRecord) -> bool:
+    return study.workload.needs.head is Head.CLASSIFICATION
+
+
 def _with_energy(trial: Trial, trials: Sequence[Trial]) -> Trial:
     """Return a search trial with the energy that the newest block saw of it, where the search did not look."""
-    if trial.value("joules_per_token") is not None:
+    if any(is_energy(measurement.metric) for measurement in trial.measurements):
         return trial
-    seen = (t.measurement("joules_per_token") for t in reversed(trials) if t.phase == "confirm" and t.ran == trial.ran)
-    energy = next((found for found in seen if found is not None), None)
+    blocks = (t for t in reversed(trials) if t.phase == "confirm" and t.ran == trial.ran)
+    energy = next((m for t in blocks for m in t.measurements if is_energy(m.metric)), None)
     return trial if energy is None else replace(trial, measurements=(*trial.measurements, energy))
 
 
@@ -601,7 +612,7 @@ def _command(source: ModelSource, workload: Workload, objective: Objective, here
         flags.append(f"--quality {objective.quality}")
     if objective.max_memory_bytes is not None:
         flags.append(f"--max-memory {_size(objective.max_memory_bytes)}")
-    if objective.metric != Objective().metric:
+    if objective.aim != kind_of(workload).aim:
         flags.append(f"--objective {objective.aim.name}")
     if objective.max_latency_s is not None:
         flags.append(f"--max-latency {objective.max_latency_s * 1000:g}ms")
@@ -623,18 +634,8 @@ def _size(count: int) -> str:
 
 def _differences(other: Workload, workload: Workload) -> list[str]:
     """Return what differs between a workload that was measured and the one asked for; nothing where they are the same."""
-    there, here = other.dealt, workload.dealt
-    found = [
-        f"{name} ({theirs}, not {ours})"
-        for name, theirs, ours in (
-            ("longest sequence", max(other.lengths), max(workload.lengths)),
-            ("padding", round(there.padding, 2), round(here.padding, 2)),
-            ("batch", other.batch or "auto", workload.batch or "auto"),
-            ("output", other.output, workload.output),
-            ("number of sequences", len(other.lengths), len(workload.lengths)),
-        )
-        if theirs != ours
-    ]
+    theirs, ours = ({"kind of work": kind_of(each).name, **each.described} for each in (other, workload))
+    found = [f"{name} ({theirs.get(name)}, not {value})" for name, value in ours.items() if theirs.get(name) != value]
     return found or (["the lengths of its sequences"] if other.lengths != workload.lengths else [])
 
 

@@ -17,7 +17,7 @@ from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.knobs import KNOBS, Choice, Situation, baseline_choices, knobs_for
 from advisor.model import ModelFacts
-from advisor.workloads import Workload
+from advisor.workloads import KINDS
 
 BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
 
@@ -62,11 +62,8 @@ _MODELS = (
     ),
 )
 
-#: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads; scores; batch as a knob.
-_WORKLOADS = (
-    Workload((64, 32, 48, 16), 2), Workload((64, 48, 32, 16), 2), Workload((64, 64, 64, 64), 2),
-    Workload((64, 32, 48, 16), 2, "scores"), Workload((64, 32, 48, 16), None),
-)  # fmt: skip
+#: The workloads that rules are asked about: examples of every kind.
+_WORKLOADS = tuple(dict.fromkeys(workload for kind in KINDS.values() for workload in kind.examples))
 
 
 def support_table() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from advisor.errors import BadInput
-from advisor.shapes import CHATS, Found, Unreadable, found_in, names, rows_of
+from advisor.shapes import CHATS, Found, Sent, Unreadable, found_in, names, rows_of
 
 #: How a name ends, and what the file is.
 KINDS = {".txt": "lines", ".jsonl": "rows", ".ndjson": "rows", ".json": "document", ".csv": "table", ".tsv": "table"}
@@ -95,24 +95,24 @@ def index_of(source: Source) -> Index:
     return index
 
 
-def read(source: Source, places: Sequence[Place], output: str) -> Iterator[tuple[Found, bytes]]:
+def read(source: Source, places: Sequence[Place], sent: Sent) -> Iterator[tuple[Found, bytes]]:
     """Yield what the rows at these places hold, and bytes that tell whether they are the same rows later.
 
-    output: what the model is asked for. Raises BadInput with the line's number where a row can't be read.
+    sent: how texts that belong together are sent. Raises BadInput with the line's number where a row can't be read.
     """
     with _opened(source) as stream:
         if source.kind == "document":
             rows = _document(source, stream)
             for start, _ in places:
                 row = rows[start] if start < len(rows) else None
-                yield _found(source, row, output, f"row {start + 1}"), json.dumps(row, sort_keys=True).encode()
+                yield _found(source, row, sent, f"row {start + 1}"), json.dumps(row, sort_keys=True).encode()
             return
         head = _header(source, stream) if source.kind == "table" else []
         for start, part in places:
             stream.seek(start)
             try:
                 raw, rows = _row_at(source, stream, head)
-                yield _found(source, rows[part] if part < len(rows) else None, output), raw
+                yield _found(source, rows[part] if part < len(rows) else None, sent), raw
             except Unreadable as error:
                 raise BadInput(f"{source.path}, line {_line_number(stream, start)}: {error}") from None
 
@@ -125,9 +125,9 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _found(source: Source, value: Any, output: str, where: str = "") -> Found:
+def _found(source: Source, value: Any, sent: Sent, where: str = "") -> Found:
     try:
-        return found_in(value, source.column, output)
+        return found_in(value, source.column, sent)
     except Unreadable as error:
         if not where:
             raise

@@ -14,9 +14,8 @@ import torch
 
 from advisor.device import Gauges, disturbed
 from advisor.measurement import interval_of_median
-from advisor.session_torch import Session, asked_of
-from advisor.workloads import forward_torch as forward
-from advisor.workloads import workload_of
+from advisor.session_torch import Session, runtime_of
+from advisor.workloads import Call, Runtime
 
 #: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
 #: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
@@ -74,9 +73,9 @@ class NotFinite(Exception):
 
 def timed_round(
     session: Session,
-    calls: Sequence[forward.Call],
+    calls: Sequence[Call],
     device: str,
-    asked: forward.Asked,
+    runtime: Runtime,
     order: Sequence[int],
     look: bool = False,
 ) -> Round:
@@ -93,7 +92,7 @@ def timed_round(
         began = time.perf_counter()
         if on_gpu:
             start.record()
-        values = asked.run(session.model, call, device)
+        values = runtime.run(session.model, call, device)
         if on_gpu:
             end.record()
             torch.cuda.synchronize(device)
@@ -111,7 +110,7 @@ def timed_round(
 class Rounds:
     """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
-    joules_per_token: by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    joules: a round, by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
     """
 
     wall_s: list[float]
@@ -120,7 +119,7 @@ class Rounds:
     states: list[dict[str, Any]]
     discarded: list[str]
     pruned: str = ""
-    joules_per_token: float | None = None
+    joules: float | None = None
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
@@ -142,10 +141,10 @@ class Timing:
     caches do not make two rounds slow.
     """
 
-    def __init__(self, session: Session, calls: Sequence[forward.Call], request: Mapping[str, Any]) -> None:
+    def __init__(self, session: Session, calls: Sequence[Call], request: Mapping[str, Any]) -> None:
         """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far."""
         self._session, self._calls, self._request = session, calls, request
-        self._device, self._asked, timing = request["device"], asked_of(request), request["timing"]
+        self._device, self._runtime, timing = request["device"], runtime_of(request), request["timing"]
         self._stopping, self._incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
         self._rounds, self._is_warm, self._all_s = Rounds([], [], [], [], []), False, list[float]()
 
@@ -177,7 +176,7 @@ class Timing:
                     break
             if self._device.startswith("cuda") and self._request["timing"].get("energy", True):
                 order = list(range(len(self._calls)))
-                self._rounds.joules_per_token = energy_of(gauges, lambda: self._run(order), self._request)
+                self._rounds.joules = energy_of(gauges, lambda: self._run(order))
         return self._rounds
 
     def _gauges(self) -> Gauges:
@@ -185,7 +184,7 @@ class Timing:
         return Gauges(self._request["uuid"] if on_gpu else None, own_pids=[os.getpid()])
 
     def _run(self, order: Sequence[int], *, look: bool = False) -> Round:
-        return timed_round(self._session, self._calls, self._device, self._asked, order, look)
+        return timed_round(self._session, self._calls, self._device, self._runtime, order, look)
 
     def _take(self, gauges: Gauges, *, look: bool) -> None:
         """Time one more round. The gate looks at a sample: that no output is NaN is seen of every batch, in the first round."""
@@ -219,8 +218,8 @@ def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Ro
         time.sleep(0.05 * 1.5 ** len(rounds.discarded))
 
 
-def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, Any]) -> float | None:
-    """Return joules per useful token over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
+def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
+    """Return joules a round over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
 
     The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
     subtracted for what the card draws when idle.
@@ -232,8 +231,7 @@ def energy_of(gauges: Gauges, run: Callable[[], Round], request: Mapping[str, An
         run()
         rounds += 1
     after = gauges.read().get("energy_j")
-    tokens = rounds * workload_of(request["workload"]).tokens
-    return (after - before) / tokens if isinstance(after, float) and after > before else None
+    return (after - before) / rounds if isinstance(after, float) and after > before else None
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.shapes import Chat, Entry, Text, clean
+from advisor.shapes import Chat, Entry, Sent, Text, clean
 
 #: The files of which a tokenizer has at least one: what transformers' own classes name (vocab_files_names), tests look.
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "spiece.model",
@@ -69,10 +69,10 @@ class Sentences:
 class Tokenizing:
     """A model's tokenizer as its library calls it. Raises BadInput where it can't be used."""
 
-    def __init__(self, name: str, path: str, output: str) -> None:
-        """Name a model's folder. output: what is asked of it: sentence-transformers embeds, and does nothing else."""
+    def __init__(self, name: str, path: str, sent: Sent) -> None:
+        """Name a model's folder. sent: how texts are sent: APART is how sentence-transformers does."""
         self.name, self.path = name, Path(path)
-        self.sentences = sentences_of(self.path) if output == "pooled" else None
+        self.sentences = sentences_of(self.path) if sent is Sent.APART else None
 
     @property
     def has_template(self) -> bool:

@@ -16,8 +16,9 @@ import torch
 
 from advisor.errors import BadInput
 from advisor.lengths import entries_of, refuse_beyond
+from advisor.shapes import Sent
 from advisor.tokenizing import Tokenizing
-from advisor.workloads import Workload
+from advisor.workloads import Workload, workload_of
 
 #: What is run where no file of texts is named.
 BUNDLED = Path(__file__).parent / "workloads" / "text.txt"
@@ -27,8 +28,8 @@ _NAME = "the model"
 
 
 @lru_cache(maxsize=2)
-def _tokenizing(path: str, output: str) -> Tokenizing:
-    return Tokenizing(_NAME, path, output)
+def _tokenizing(path: str, sent: Sent) -> Tokenizing:
+    return Tokenizing(_NAME, path, sent)
 
 
 def key_of(request: Mapping[str, Any], workload: Workload) -> str:
@@ -46,11 +47,11 @@ def tokens_of(request: Mapping[str, Any], workload: Workload) -> list[torch.Tens
     source, texts, vocabulary = request["source"], request.get("texts"), request["facts"]["vocabulary"]
     if not source["has_tokenizer"]:
         return _random(workload, vocabulary)
-    tokenizing = _tokenizing(source["path"], workload.output)
+    tokenizing = _tokenizing(source["path"], workload.needs.sent)
     tokens = (
         _bundled(workload, tokenizing)
         if texts is None
-        else _of_lengths(_own(texts, tokenizing, workload.output), workload)
+        else _of_lengths(_own(texts, tokenizing, workload.needs.sent), workload)
     )
     refuse_beyond(_NAME, max(int(ids.max()) for ids in tokens), vocabulary)
     return tokens
@@ -65,17 +66,17 @@ def words_of(request: Mapping[str, Any]) -> str:
 
 def special_ids(request: Mapping[str, Any]) -> frozenset[int]:
     """Return the tokenizer's special ids, none where the model has no tokenizer."""
-    source, output = request["source"], request["workload"]["output"]
+    source, sent = request["source"], workload_of(request["workload"]).needs.sent
     if not source["has_tokenizer"]:
         return frozenset()
-    return frozenset(_tokenizing(source["path"], output).transformers.all_special_ids)
+    return frozenset(_tokenizing(source["path"], sent).transformers.all_special_ids)
 
 
-def refuse_unfit(source: Mapping[str, Any], output: str, vocabulary: int) -> None:
+def refuse_unfit(source: Mapping[str, Any], sent: Sent, vocabulary: int) -> None:
     """Raise BadInput where the tokenizer can't be used, or is of another model: before a reference is run."""
     if not source["has_tokenizer"]:
         return
-    tokenizing = _tokenizing(source["path"], output)
+    tokenizing = _tokenizing(source["path"], sent)
     ids = [*tokenizing.plain(BUNDLED.read_text(encoding="utf-8")), *sum(tokenizing.ends, ()), *tokenizing.pad]
     refuse_beyond(_NAME, max(ids, default=0), vocabulary)
 
@@ -104,9 +105,9 @@ def _bundled(workload: Workload, tokenizing: Tokenizing) -> list[torch.Tensor]:
     return made
 
 
-def _own(texts: Mapping[str, Any], tokenizing: Tokenizing, output: str) -> list[torch.Tensor]:
+def _own(texts: Mapping[str, Any], tokenizing: Tokenizing, sent: Sent) -> list[torch.Tensor]:
     """Read and tokenize the user's own texts, and see that they are those whose lengths were read."""
-    entries, digest = entries_of(texts, output)
+    entries, digest = entries_of(texts, sent)
     if digest != texts["digest"]:
         raise BadInput("the file of texts has changed since its lengths were read", "give the same command again")
     longest, lengths = texts["longest"], texts["lengths"]

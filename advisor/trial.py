@@ -10,7 +10,7 @@ from typing import Any
 from advisor.checked import checked
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
-from advisor.objective import Metric
+from advisor.metrics import PEAK, Metric
 
 
 class Outcome(StrEnum):
@@ -161,8 +161,8 @@ class Trial:
         return measured.median if measured else 0.0
 
     def value(self, metric: str) -> float | None:
-        """Return a metric's median, or peak_bytes; None where it was not measured."""
-        if metric == "peak_bytes":
+        """Return a metric's median, or the peak of memory; None where it was not measured."""
+        if metric == PEAK:
             return self.peak_bytes
         measured = self.measurement(metric)
         return measured.median if measured else None

@@ -11,7 +11,7 @@ from typing import Any
 from advisor.answer import Stop
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.judge import objections
+from advisor.judge import limits_of, objections
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
@@ -113,7 +113,8 @@ class Snapshot:
         """Whether a trial may be recommended."""
         if trial.phase != "search":
             return False
-        return not objections(trial, self.default, self.job.objective, self.facts)
+        limits = limits_of(self.job.workload)
+        return not objections(trial, self.default, self.job.objective, self.facts, limits=limits)
 
     @cached_property
     def default(self) -> Trial | None:

@@ -228,7 +228,7 @@ def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
 
 def _ratio_words(found: Candidate, recommendation: Recommendation) -> str:
     aim = recommendation.objective.aim
-    over = "the default" if aim.metric == "tokens_per_s" else f"the default in {aim.words}"
+    over = "the default" if aim.is_speed else f"the default in {aim.words}"
     if found.is_default:
         return "it is the default"
     if found.comparison is None:

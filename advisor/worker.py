@@ -53,6 +53,7 @@ from advisor.ready_torch import make_ready, peak_bytes, reset_peak
 from advisor.session_torch import Session
 from advisor.timing_torch import NotFinite, Timing
 from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import workload_of
 
 #: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
 TEXT_LIMIT = 2000
@@ -147,8 +148,9 @@ def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
 
 def read_facts(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     """Read the model's facts. Raises BadInput where its tokenizer is of another model."""
-    facts = facts_torch.read_facts(request["source"], output=request["output"])
-    tokens_torch.refuse_unfit(request["source"], request["output"], facts["vocabulary"])
+    workload = workload_of(request["workload"])
+    facts = facts_torch.read_facts(request["source"], workload.needs)
+    tokens_torch.refuse_unfit(request["source"], workload.needs.sent, facts["vocabulary"])
     return facts
 
 

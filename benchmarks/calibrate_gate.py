@@ -36,7 +36,7 @@ from advisor.knobs import KNOBS, traits_of
 from advisor.model import ModelFacts, ModelSource
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Quality
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
 
@@ -84,7 +84,9 @@ class Gate:
     @cache  # noqa: B019 - there is one gate in a process
     def facts_for(self, output: str) -> ModelFacts:
         """Read the facts of the class that gives an output, as a tune does."""
-        return ModelFacts.of(read_facts(self.runner, {"source": self.source.request, "output": output}))
+        return ModelFacts.of(
+            read_facts(self.runner, {"source": self.source.request, "workload": Forward((8,), 1, output).payload})
+        )
 
     def configuration(self, attention: str, packing: str) -> Configuration:
         """Return a configuration in the checkpoint's own precision."""
@@ -96,7 +98,7 @@ class Gate:
         """What transformers does when told nothing."""
         return self.configuration(self.facts.default_attention, "padded")
 
-    def request(self, workload: Workload, configuration: Configuration) -> dict[str, Any]:
+    def request(self, workload: Forward, configuration: Configuration) -> dict[str, Any]:
         """Return what is the same in every request."""
         return {
             "source": self.source.request,
@@ -109,10 +111,10 @@ class Gate:
             "timing": {"stopping": ONE_ROUND, "incumbent_s": None},
         }
 
-    def _reference(self, workload: Workload) -> Path:
+    def _reference(self, workload: Forward) -> Path:
         return self.folder / f"{workload.key_for('')}.pt"
 
-    def prepare(self, workload: Workload) -> None:
+    def prepare(self, workload: Forward) -> None:
         """Write the reference: fp32, eager, one sequence at a time."""
         path = self._reference(workload)
         fp32 = self.configuration("eager", "padded").replaced(precision="fp32")
@@ -120,11 +122,11 @@ class Gate:
         if "outcome" in result:
             raise SystemExit(f"no reference: {result['reason']}")
 
-    def forget(self, workload: Workload) -> None:
+    def forget(self, workload: Forward) -> None:
         """Remove the reference."""
         self._reference(workload).unlink()
 
-    def judge(self, workload: Workload, configuration: Configuration) -> Judged:
+    def judge(self, workload: Forward, configuration: Configuration) -> Judged:
         """Run one configuration through the worker's gate."""
         key, is_baseline = workload.key_for(""), configuration == self.baseline
         baseline = self.baselines.get(key)
@@ -148,7 +150,7 @@ class Gate:
         )
 
 
-def workloads(runs: int, seed: int, longest: int, outputs: Sequence[str]) -> Iterator[Workload]:
+def workloads(runs: int, seed: int, longest: int, outputs: Sequence[str]) -> Iterator[Forward]:
     """Draw workloads: two to four batches of two to six sequences, equal lengths to mostly pads, of every output."""
     for number in range(runs):
         random_ = random.Random(seed * 100_003 + number)
@@ -156,7 +158,7 @@ def workloads(runs: int, seed: int, longest: int, outputs: Sequence[str]) -> Ite
         top = random_.randint(max(longest // 4, 2), longest)
         lengths = [max(1, round(top * random_.random() ** skew)) for _ in range(batch * random_.randint(2, 4))]
         output = outputs[number * len(outputs) // runs]  # in a row: the model is loaded anew between
-        yield Workload(tuple(lengths), batch, output)
+        yield Forward(tuple(lengths), batch, output)
 
 
 def right_ones(attention: Sequence[str] = ATTENTION) -> list[tuple[str, str]]:
@@ -170,7 +172,7 @@ def wrong_ones(*, causal: bool) -> list[tuple[str, str]]:
     return [pair for pair in product(ATTENTION, wrong) if pair != ("sdpa", "packed-bool-mask")]
 
 
-def calibrate(gate: Gate, chosen: Sequence[Workload], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
+def calibrate(gate: Gate, chosen: Sequence[Forward], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
     """Judge these configurations on every workload, each after the baseline."""
     configurations = [gate.configuration(*pair) for pair in pairs]
     for start in range(0, len(chosen), CHUNK):

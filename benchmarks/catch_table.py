@@ -48,7 +48,7 @@ from advisor.store import Store
 from advisor.support import MACHINES
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
 ENCODER = SHIPPED.with_name("encoder")
@@ -66,8 +66,8 @@ _LLAMA = ModelFacts(
 )  # fmt: skip
 _BERT = replace(_LLAMA, architecture="BertForMaskedLM", model_type="bert", is_causal=False)
 
-PADDED = Workload((40, 12, 25, 9, 33, 17), 3)
-EVEN = Workload((24,) * 6, 3)
+PADDED = Forward((40, 12, 25, 9, 33, 17), 3)
+EVEN = Forward((24,) * 6, 3)
 ANY_BATCH = replace(PADDED, batch=None)
 
 _FLASH = {"attention": "flash_attention_2"}
@@ -86,7 +86,7 @@ class Asked:
     choices: Mapping[str, str]
     environment: Environment = _CPU
     facts: ModelFacts = _LLAMA
-    workload: Workload = PADDED
+    workload: Forward = PADDED
     rule: str = ""
 
 
@@ -425,7 +425,7 @@ class Bench:
     """A small model and the work that rules are forced on. model: makes it in a folder and returns its name."""
 
     model: Callable[[Path], str]
-    workload: Workload = PADDED
+    workload: Forward = PADDED
     runner: Callable[[Runner], Runner] = field(default=lambda runner: runner)
 
 

@@ -19,7 +19,7 @@ import torch
 import transformers
 from families_table import Family
 
-from advisor.workloads import forward_torch as forward
+from advisor.workloads import Call, Runtime
 
 TOLERANCE, BF16_FACTOR = 1e-4, 3.0
 
@@ -109,22 +109,22 @@ def _of_one(output: str, outputs: Any, length: int, pooling: str) -> dict[str, t
     return {"asked": {"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[pooling]}
 
 
-def laid_out(model: Any, calls: Sequence[forward.Call], asked: forward.Asked) -> Values:
+def laid_out(model: Any, calls: Sequence[Call], runtime: Runtime) -> Values:
     """Run a layout's calls, and return what is compared of every sequence."""
     found: Values = {}
     with torch.inference_mode():
         for call in calls:
-            for number, values in _positions(model, call, asked.output):
+            for number, values in _positions(model, call, runtime.workload.output):
                 found.setdefault(number, {})["positions"] = values
-            if asked.output == "hidden":
+            if runtime.workload.output == "hidden":
                 continue
-            wanted = asked.run(model, call, "cpu")
+            wanted = runtime.run(model, call, "cpu")
             for number, values in zip(call.sequences, wanted, strict=True):
                 found.setdefault(number, {})["asked"] = values.float()
     return found
 
 
-def _positions(model: Any, call: forward.Call, output: str) -> Iterator[tuple[int, torch.Tensor]]:
+def _positions(model: Any, call: Call, output: str) -> Iterator[tuple[int, torch.Tensor]]:
     if output in ("pooled", "scores"):
         return
     outputs = model(**call.on("cpu"))

@@ -27,12 +27,12 @@ from advisor.knobs import KNOBS, baseline_choices
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.opening import facts_for
-from advisor.session_torch import Session, asked_of
+from advisor.session_torch import Session, runtime_of
 from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
-from advisor.workloads import Workload
-from advisor.workloads import forward_torch as forward
+from advisor.workloads import Call, Runtime
+from advisor.workloads.forward import Forward
 
 LAYOUTS, PRECISIONS = ("padded", "sorted", "packed"), ("fp32", "bf16")
 
@@ -89,7 +89,7 @@ class Bench:
     def __init__(self, family: Family, precision: str, path: Path, machine: Machine) -> None:
         """Read nothing yet. path: the checkpoint's directory, in this precision."""
         self.family, self.precision, self.path, self.machine = family, precision, path, machine
-        self.workload = Workload(LENGTHS, BATCH, family.output)
+        self.workload = Forward(LENGTHS, BATCH, family.output)
         self.runner = InProcess()
 
     @cached_property
@@ -162,14 +162,14 @@ class Bench:
         reason = next(r for r in space.refusals if r.subject in subjects and r.verdict.refuses)
         return Verdict("refused", reason.text, reason.rule)
 
-    def laid_out(self, layout: str) -> tuple[Any, list[forward.Call], forward.Asked]:
+    def laid_out(self, layout: str) -> tuple[Any, list[Call], Runtime]:
         """Return the model, loaded anew, a layout's calls as a trial makes them, and what is asked of it."""
         configuration = self.default.replaced(packing=layout)
         request, session = self.request(configuration), self.runner.session
         session.unload()  # a fresh one: what a class keeps from earlier calls must not show
         session.load(request, configuration)
         calls = session.calls(request, self.workload.under(configuration), configuration, self.tokens)
-        return session.model, calls, asked_of(request)
+        return session.model, calls, runtime_of(request)
 
     @property
     def tokens(self) -> Sequence[torch.Tensor]:

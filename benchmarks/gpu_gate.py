@@ -21,8 +21,8 @@ from advisor.configuration import Configuration
 from advisor.judge import wrong
 from advisor.model import ModelFacts, ModelSource
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
-from advisor.workloads.forward import quantile_lengths
+from advisor.workloads.forward import Forward
+from advisor.workloads.quantiles import quantile_lengths
 
 SHAPES = Path(__file__).parent / "shapes"
 
@@ -43,13 +43,13 @@ SMALL_CARD = 24 / 80
 class Bench:
     """One shape in a session of the worker."""
 
-    def __init__(self, source: ModelSource, workload: Workload, device: str) -> None:
+    def __init__(self, source: ModelSource, workload: Forward, device: str) -> None:
         """Read the facts."""
         from advisor import facts_torch
         from advisor.session_torch import Session
 
         self.session = Session(lambda _: None)
-        self.facts = facts_torch.read_facts(source.request, output=workload.output)
+        self.facts = facts_torch.read_facts(source.request, workload.needs)
         self.path = Path(tempfile.mkdtemp()) / "reference.pt"
         self.request: dict[str, Any] = {
             "source": source.request, "facts": self.facts, "workload": workload.payload, "device": device, "uuid": "",
@@ -62,7 +62,7 @@ class Bench:
 
         began = time.perf_counter()
         found = figures_torch.write_reference(self.session, self.request)
-        tokens = Workload.of(self.request["workload"]).of_sequences(self.request["sample"]).tokens
+        tokens = Forward.of(self.request["workload"]).of_sequences(self.request["sample"]).tokens
         return {**found, "s": time.perf_counter() - began, "tokens": tokens}
 
     def figures(self, choices: dict[str, str], default: Quality | None) -> tuple[Quality, dict[str, float], str]:
@@ -120,11 +120,11 @@ def probed(name: str, bench: Bench, pairs: list[tuple[str, str]]) -> Iterator[di
 def probe_part(device: str, *, tiny: bool) -> list[dict[str, Any]]:
     """Look at a decoder and an encoder."""
     long = 48 if tiny else 2048
-    decoder = Bench(_shape("llama-3.2-1b.json", tiny=tiny), Workload(quantile_lengths(long, 0.3, 8, 4), 8), device)
+    decoder = Bench(_shape("llama-3.2-1b.json", tiny=tiny), Forward(quantile_lengths(long, 0.3, 8, 4), 8), device)
     rows = list(probed("Llama-3.2-1B shape, 8 × 2048, padding 0.3, last-logits", decoder, DECODER))
     short = 32 if tiny else 256
     lengths = quantile_lengths(short, 0.3, 32, 4)
-    encoder = Bench(_shape("bert-base.json", tiny=tiny), Workload(lengths, 32, "pooled"), device)
+    encoder = Bench(_shape("bert-base.json", tiny=tiny), Forward(lengths, 32, "pooled"), device)
     return rows + list(probed("BERT-base shape, 32 × 256, padding 0.3, pooled", encoder, ENCODER))
 
 
@@ -135,8 +135,8 @@ def reference_part(device: str, *, tiny: bool) -> list[dict[str, Any]]:
     rows = []
     print("\n| workload | memory | reference | tokens | s | peak GiB |\n|---|---|---|---|---|---|", flush=True)
     source = _shape("llama-3-8b.json", tiny=tiny)
-    work = {"8 × 2048, padding 0.3": Workload(quantile_lengths(48 if tiny else 2048, 0.3, 8, 4), 8),
-            "1 × 32768": Workload((64 if tiny else 32768,), 1)}  # fmt: skip
+    work = {"8 × 2048, padding 0.3": Forward(quantile_lengths(48 if tiny else 2048, 0.3, 8, 4), 8),
+            "1 × 32768": Forward((64 if tiny else 32768,), 1)}  # fmt: skip
     for small in (False, True):
         for name, workload in work.items():
             if device != "cpu":

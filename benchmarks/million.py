@@ -26,7 +26,7 @@ from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 STUDIES, TRIALS = 25_000, 40
 
@@ -47,7 +47,7 @@ def fill(url: str) -> None:
     """Write the rows: five objectives for each workload."""
     tiers = (Tier.DTYPE, Tier.EXACT)
     with Store.open(url, write=True) as store:
-        pair = [store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(tier), Budget(), 0) for tier in tiers]
+        pair = [store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(tier), Budget(), 0) for tier in tiers]
         store.save_facts(SOURCE, FACTS)
         for study in pair:
             number = store.claim(study, Search(DEFAULT), "a:1:1")[0]

@@ -24,17 +24,18 @@ from advisor.knobs import baseline_choices
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.runner import LocalRunner, read_facts
-from advisor.workloads.forward import Workload, quantile_lengths
+from advisor.workloads.forward import Forward
+from advisor.workloads.quantiles import quantile_lengths
 
 HERE = Path(__file__).parent
 BOUND = 0.02
 
 
-def advisor_rounds(source: ModelSource, workload: Workload, machine: Machine, rounds: int) -> list[float]:
+def advisor_rounds(source: ModelSource, workload: Forward, machine: Machine, rounds: int) -> list[float]:
     """Return seconds per round as advisor's worker measures the default configuration in a fresh process."""
     runner = LocalRunner(machine)
     try:
-        facts = read_facts(runner, {"source": source.request, "output": "last-logits"})
+        facts = read_facts(runner, {"source": source.request, "workload": Forward((8,), 1).payload})
         request: dict[str, Any] = {
             "op": "trial", "source": source.request, "facts": facts, "workload": workload.payload,
             "gate": None, "measured": [],
@@ -47,7 +48,7 @@ def advisor_rounds(source: ModelSource, workload: Workload, machine: Machine, ro
     return list(result["rounds"]["wall_s"])
 
 
-def bare_rounds(source: ModelSource, workload: Workload, machine: Machine, rounds: int) -> list[float]:
+def bare_rounds(source: ModelSource, workload: Forward, machine: Machine, rounds: int) -> list[float]:
     """Return seconds per round of the hand-written loop in a fresh process."""
     device = "cpu" if machine.index is None else "cuda"
     command = [sys.executable, str(HERE / "bare_loop.py"), source.path, device, str(rounds), str(workload.batch)]
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     options = parser.parse_args()
     source, machine = find_model(options.model), probe.machine(options.device)
-    workload = Workload(quantile_lengths(options.length, 0.3, 8, 4), 8)
+    workload = Forward(quantile_lengths(options.length, 0.3, 8, 4), 8)
     print(f"{source.name}, {workload}, {machine.environment}\n")
     print("| pair | first | bare loop (s) | advisor (s) | ratio |\n|---|---|---|---|---|")
     ratios = []

@@ -38,7 +38,7 @@ from advisor.objective import Budget, Objective
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "tests" / "models" / "causal"
@@ -53,7 +53,7 @@ LIMITS_S = {
 
 STUDIES, TRIALS = 250, 40
 
-WORKLOAD = Workload((64, 48, 32, 16), 2)
+WORKLOAD = Forward((64, 48, 32, 16), 2)
 FLAGS = ["--device", "cpu", "--lengths", "64,48,32,16", "--batch", "2"]
 
 FACTS = ModelFacts(
@@ -70,7 +70,7 @@ def fill(url: str) -> None:
     with Store.open(url, write=True) as store:
         studies = []
         for number in range(STUDIES):
-            workload = Workload((*WORKLOAD.lengths, *[8] * number), 2)
+            workload = Forward((*WORKLOAD.lengths, *[8] * number), 2)
             where = environment if number % 2 == 0 else replace(environment, threads=number)
             studies.append(store.open_study(source, workload, where, Objective(), Budget(600.0), 0))
         store.save_facts(source, FACTS)

@@ -15,11 +15,11 @@ import pytest
 
 import advisor
 from advisor import api, probe
-from advisor.arguments import build_parser, lengths_of, objective_of
+from advisor.arguments import build_parser, objective_of
 from advisor.checkpoint import find_model
 from advisor.cli import run
 from advisor.configuration import Configuration
-from advisor.declared import default_output, is_encoder, max_positions
+from advisor.declared import is_encoder, max_positions
 from advisor.environment import Environment
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.lengths import lengths_from
@@ -29,7 +29,8 @@ from advisor.objective import Budget, Objective, Tier
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.flags import lengths_of
+from advisor.workloads.forward import Forward, default_output
 
 ROOT = Path(advisor.__file__).parent.parent
 MODEL = Path(__file__).parent / "models" / "causal"
@@ -62,7 +63,7 @@ def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, whe
     """Write a study in which one configuration was confirmed to be faster than the default."""
     source, default = find_model(str(MODEL)), DEFAULT if batch else DEFAULT.replaced(batch="1")
     with Store.open(url, write=True) as store:
-        study = store.open_study(source, Workload(lengths, batch), where or here(), Objective(), Budget(60.0), 0)
+        study = store.open_study(source, Forward(lengths, batch), where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed in ((default, 1000.0), (best, 1500.0)):
             number = store.claim(study, Search(configuration), "a:1:1")[0]

@@ -40,7 +40,7 @@ from advisor.environment import PACKAGES, Environment
 from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, attention_torch, effective_choices
 from advisor.knobs.choice import Choice
 from advisor.model import ModelFacts
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "environments"
@@ -102,10 +102,10 @@ MODELS = {
     "head-320": replace(LLAMA, head_dim=320),
 }
 WORKLOADS = {
-    "padded": Workload((64, 32, 48, 16), 2),
-    "even": Workload((64, 64, 64, 64), 2),
-    "pairs": Workload((64, 32, 64, 32), 2),
-    "short": Workload((16, 16), 2),
+    "padded": Forward((64, 32, 48, 16), 2),
+    "even": Forward((64, 64, 64, 64), 2),
+    "pairs": Forward((64, 32, 64, 32), 2),
+    "short": Forward((16, 16), 2),
 }
 
 #: Rule, verdict, choice, where it applies, where it does not: machine, model, workload, and knobs unlike bf16/none/padded.

@@ -21,11 +21,11 @@ from advisor.measurement import Measurement
 from advisor.model import ModelFacts
 from advisor.runner import LocalRunner, read_facts
 from advisor.trial import Outcome, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]
 CAUSAL = ROOT / "tests" / "models" / "causal"
-WORKLOAD = Workload((16, 6, 12, 4), 2)
+WORKLOAD = Forward((16, 6, 12, 4), 2)
 FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
 TURNS = {"least": 3, "most": 4, "turn_s": 0.01}
 
@@ -113,14 +113,14 @@ def test_turns_that_scatter_apart_from_the_default_say_enough() -> None:
 
 
 def test_energy_is_added_up_over_turns() -> None:
-    """Joules by the counter over the useful tokens of all rounds; what can't be seen is not guessed."""
-    energy = Energy(tokens=100)
-    assert energy.per_token is None
+    """Joules by the counter over all rounds; what can't be seen is not guessed."""
+    energy = Energy()
+    assert energy.per_round is None
     energy.add("not observable", "not observable", 3)
-    assert energy.per_token is None
+    assert energy.per_round is None
     energy.add(1000.0, 1300.0, 2)
     energy.add(1500.0, 1800.0, 4)
-    assert energy.per_token == pytest.approx(1.0)
+    assert energy.per_round == pytest.approx(100.0)
 
 
 def test_a_round_that_others_had_the_processor_for_is_thrown_away() -> None:
@@ -146,7 +146,9 @@ def runner() -> Iterator[LocalRunner]:
 @pytest.fixture(scope="module")
 def facts(runner: LocalRunner) -> ModelFacts:
     """Read the shipped model's."""
-    return ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
+    return ModelFacts.of(
+        read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+    )
 
 
 def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False) -> dict[str, Any]:

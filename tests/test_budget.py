@@ -25,14 +25,15 @@ from advisor.confirm import affordable, block_ratios, finalists
 from advisor.environment import Environment, Machine
 from advisor.errors import NotMeasured
 from advisor.measurement import Measurement
+from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.objective import Budget, Objective, Tier
 from advisor.runner import LocalRunner
 from advisor.store import Store
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job, tune
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
@@ -44,7 +45,7 @@ LLAMA = ModelFacts(
     supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
 )  # fmt: skip
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
-WORKLOAD = Workload((64, 32, 48, 16), 2)
+WORKLOAD = Forward((64, 32, 48, 16), 2)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
 
@@ -388,7 +389,7 @@ def confirmed(configuration: Configuration, block: int, speed: float, uuid: str 
 
 def test_a_block_pairs_one_device() -> None:
     """Runs of one number on two GPUs are two halves; what failed, or ran as something else, is none."""
-    aim = METRICS["throughput"]
+    aim = METRICS["tokens_per_s"]
     trials = [
         confirmed(DEFAULT, 1, 100.0), confirmed(PACKED, 1, 150.0),
         confirmed(DEFAULT, 2, 100.0), confirmed(PACKED, 2, 300.0, "GPU-2"),

@@ -27,7 +27,7 @@ from advisor.step import Compare, Confirm, Discard, Done, EndSearch, Probe, Sear
 from advisor.store import Store
 from advisor.trial import Outcome, Trial
 from advisor.tuner import heartbeat, own_name
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", True)
@@ -48,7 +48,7 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def study(store: Store) -> int:
     """Give a study without trials."""
-    return store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+    return store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
 
 
 def measured(number: int, requested: Configuration = DEFAULT, speed: float = 100.0) -> Trial:
@@ -190,7 +190,7 @@ def test_who_is_there_keeps_its_trials(store: Store, study: int) -> None:
 def test_a_damaged_lease_is_named(sqlite_url: str) -> None:
     """A lease that is no moment is damage of a row, said in a line: nobody guesses whether somebody is there."""
     with Store.open(sqlite_url, write=True) as store:
-        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         store.claim(study, Search(DEFAULT), ONE)
         engine = create_engine(sqlite_url)
         with engine.begin() as connection:

@@ -33,7 +33,6 @@ from advisor.answer import Prospect, SearchEnd, Stop
 from advisor.arguments import (
     budget_of,
     build_parser,
-    lengths_of,
     objective_of,
     parse_duration,
     parse_latency,
@@ -47,6 +46,7 @@ from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
+from advisor.metrics import figure
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.progress import Progress
@@ -56,13 +56,14 @@ from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job
-from advisor.workloads import Workload
+from advisor.workloads.flags import lengths_of
+from advisor.workloads.forward import Forward
 
 ROOT = Path(package.__file__).parent.parent
 MODEL = str(Path(__file__).parent / "models" / "causal")
 
 #: The workload that is measured here, and its flags.
-WORKLOAD = Workload((8, 8), 2)
+WORKLOAD = Forward((8, 8), 2)
 FLAGS = ["--lengths", "8", "--padding", "0", "--batch", "2", "--batches", "1"]
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
@@ -506,7 +507,7 @@ def stored(
     where: Environment | None = None,
 ) -> str:
     """Write a study: the default, sorted faster than it, bf16 with a high peak, eager failed, flash refused."""
-    source, workload = find_model(MODEL), Workload(lengths, WORKLOAD.batch)
+    source, workload = find_model(MODEL), Forward(lengths, WORKLOAD.batch)
     with Store.open(url, write=True) as store:
         study = store.open_study(source, workload, where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
@@ -559,7 +560,7 @@ def test_what_is_not_measured_names_the_nearest(advisor: Command, tmp_path: Path
     assert command_in(line) == (WORKLOAD, Objective(quality=Tier.EIGHT_BIT), 1)
 
 
-def command_in(line: str) -> tuple[Workload, Objective, int]:
+def command_in(line: str) -> tuple[Forward, Objective, int]:
     """Read the command that a line ends with as the command line does."""
     words = shlex.split(line.partition("To measure it: ")[2].rstrip().removesuffix(")"))
     assert words[:1] == ["advisor"]
@@ -567,7 +568,7 @@ def command_in(line: str) -> tuple[Workload, Objective, int]:
     assert (options.command, Path(options.model).name) == ("tune", "causal")
     lengths = lengths_of(options)
     assert lengths is not None
-    return Workload(lengths, options.batch, options.output), objective_of(options), options.threads
+    return Forward(lengths, options.batch, options.output), objective_of(options), options.threads
 
 
 def test_the_command_measures_what_was_asked(advisor: Command, tmp_path: Path) -> None:
@@ -580,7 +581,7 @@ def test_the_command_measures_what_was_asked(advisor: Command, tmp_path: Path) -
     line = line_of(advisor("suggest", str(folder / "causal"), "--device", "cpu", *asked, ADVISOR_DATABASE_URL=url), 3)
 
     objective = Objective(max_memory_bytes=2 * 2**30, ignored_rules=("P1",))
-    assert command_in(line) == (Workload((8, 4, 8), 2), objective, 3)
+    assert command_in(line) == (Forward((8, 4, 8), 2), objective, 3)
     assert shlex.quote(str(folder / "causal")) in line
 
 
@@ -846,7 +847,7 @@ def test_a_terminal_without_these_characters_gets_others(process: Command, tmp_p
 )  # fmt: skip
 def test_figures_have_the_units_people_use(metric: str, value: float | None, words: str) -> None:
     """Every metric is told in a unit of its own, whatever it is stored in."""
-    assert report.figure(metric, value) == words
+    assert figure(metric, value) == words
 
 
 def test_times_and_rates_are_rounded() -> None:
@@ -884,7 +885,7 @@ def test_what_is_refused_for_one_reason_is_one_row() -> None:
 
 
 def answered(
-    url: str, objective: Objective, workload: Workload, *, pareto: bool, capsys: pytest.CaptureFixture[str]
+    url: str, objective: Objective, workload: Forward, *, pareto: bool, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Write a study of the default, a quicker and a smaller configuration; return the text of what is recommended."""
     source = find_model(MODEL)
@@ -932,9 +933,7 @@ def test_an_answer_is_told_in_what_was_asked_for(tmp_path: Path, capsys: pytest.
 
 def test_embeddings_are_counted_in_texts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where a sequence gives one embedding, texts a second stand beside tokens a second."""
-    text = answered(
-        f"sqlite:///{tmp_path}/a.db", Objective(), Workload((8, 8), 2, "pooled"), pareto=True, capsys=capsys
-    )
+    text = answered(f"sqlite:///{tmp_path}/a.db", Objective(), Forward((8, 8), 2, "pooled"), pareto=True, capsys=capsys)
 
     assert "188 texts/s" in text
     assert "runner-up × default tokens/s texts/s peak note" in text

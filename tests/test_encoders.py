@@ -21,7 +21,7 @@ from advisor.errors import BadInput  # noqa: E402
 from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.script import script_for  # noqa: E402
 from advisor.trial import Outcome  # noqa: E402
-from advisor.workloads import Workload  # noqa: E402
+from advisor.workloads.forward import Forward  # noqa: E402
 
 BASE = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 LENGTHS = (7, 19, 5, 33, 12, 8, 9, 30, 3, 21, 11, 14)
@@ -61,10 +61,10 @@ def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFact
     @cache
     def prepared(model: str, output: str, size: int | None) -> dict[str, Any]:
         source = models[model]
-        workload = Workload(LENGTHS, size, output)
+        workload = Forward(LENGTHS, size, output)
         base = BASE if size is not None else BASE.replaced(batch="1")
         request = {
-            "source": source.request, "facts": facts_torch.read_facts(source.request, output=output),
+            "source": source.request, "facts": facts_torch.read_facts(source.request, Forward((8,), 1, output).needs),
             "workload": workload.payload, "sample": workload.sample(), "device": "cpu", "uuid": "cpu",
             "path": str(folder / f"{model}-{output}-{size}.pt"), "measured": [],
             "configuration": dict(base.replaced(attention="eager")),
@@ -145,7 +145,7 @@ def test_batch_is_a_knob_where_it_is_left_open(judged: Callable[..., dict[str, A
 
 def facts_of(source: ModelSource, output: str) -> ModelFacts:
     """Read a model's facts as the worker does."""
-    return ModelFacts.of(facts_torch.read_facts(source.request, output=output))
+    return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, output).needs))
 
 
 def in_order(names: dict[str, Any]) -> list[torch.Tensor]:
@@ -162,7 +162,7 @@ def test_the_script_gives_what_each_sequence_alone_gives(
     models: dict[str, ModelSource], model: str, output: str, packing: str
 ) -> None:
     """The script that is printed for an encoder computes the same as one sequence at a time, in the callers' order."""
-    source, workload = models[model], Workload(LENGTHS, 4, output)
+    source, workload = models[model], Forward(LENGTHS, 4, output)
     facts = facts_of(source, output)
     script = script_for(source, BASE.replaced(packing=packing), workload, facts, "cpu")
     names: dict[str, Any] = {}

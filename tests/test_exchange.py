@@ -35,11 +35,11 @@ from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import keep_answers, suggest
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"
 H200, LAPTOP = (Environment.of(json.loads((GOLDEN / f"{name}.json").read_text())) for name in ("h200", "cpu"))
-WORKLOAD = Workload((512, 128, 256, 64), 2)
+WORKLOAD = Forward((512, 128, 256, 64), 2)
 #: Made-up homes, which must not leave in an export: a person's and the administrator's.
 ALICES, ROOTS = str(Path("/", "home", "alice")), str(Path("/", "root"))
 SOURCE = ModelSource(f"{ALICES}/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
@@ -236,7 +236,7 @@ def test_a_study_that_is_here_keeps_its_rows(origin: Store, elsewhere: Store) ->
 def test_chosen_studies_bring_those_they_reuse(store: Store) -> None:
     """A study is exported with the ones whose trials it reuses, an unrelated one is not, and an unknown one is told."""
     first, second = filled(store)
-    other = store.open_study(SOURCE, Workload((8,), 1), H200, WIDE, Budget(1.0), seed=0)
+    other = store.open_study(SOURCE, Forward((8,), 1), H200, WIDE, Budget(1.0), seed=0)
 
     assert len(objects(list(export_lines(store, [second])), "study")) == 2
     assert list(export_lines(store, [first])) == list(export_lines(store, [second, first]))
@@ -465,7 +465,7 @@ def test_a_killed_import_leaves_whole_studies(store: Store, database_url: str, t
     study = filled(store)[0]
     trials = store.trials(study, full=True)[:2]
     for length in range(1, 16):
-        another = store.open_study(SOURCE, Workload((length,), 1), H200, WIDE, Budget(1.0), seed=0)
+        another = store.open_study(SOURCE, Forward((length,), 1), H200, WIDE, Budget(1.0), seed=0)
         for trial in trials:
             store.finish_trial(
                 another, replace(trial, number=begun(store, another, trial.requested)), "alices-desk:1:1"

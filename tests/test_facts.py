@@ -17,13 +17,14 @@ from advisor.beside import read_beside  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.cost import useful_operations  # noqa: E402
-from advisor.declared import default_output, max_positions, notes_on, refuse_unserved  # noqa: E402
+from advisor.declared import max_positions, notes_on, refuse_foreign  # noqa: E402
 from advisor.errors import BadInput  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
 from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.script import script_for  # noqa: E402
-from advisor.workloads import Workload  # noqa: E402
-from advisor.workloads import forward_torch as forward  # noqa: E402
+from advisor.session_torch import loaded, runtime_of  # noqa: E402
+from advisor.workloads import Call  # noqa: E402
+from advisor.workloads.forward import Forward, default_output, refuse_unpooled  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "offline")
 
@@ -58,7 +59,7 @@ def read(tmp_path: Path) -> Callable[..., ModelFacts]:
     def facts(kind: str, output: str = "", **entries: Any) -> ModelFacts:
         source = written(tmp_path, kind, **entries)
         asked = output or default_output(source.config)
-        return ModelFacts.of(facts_torch.read_facts(source.request, output=asked))
+        return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, asked).needs))
 
     return facts
 
@@ -139,10 +140,10 @@ def test_modules_that_are_not_served_are_said(tmp_path: Path, listed: list[tuple
     source = written(tmp_path, "bert", architectures=["BertModel"], **SHAPE)
 
     with pytest.raises(BadInput, match="served"):
-        refuse_unserved(source, "pooled")
+        refuse_unpooled(source, "pooled")
     with pytest.raises(BadInput, match="served"):
-        facts_torch.read_facts(source.request, output="pooled")
-    refuse_unserved(source, "hidden")
+        facts_torch.read_facts(source.request, Forward((8,), 1, "pooled").needs)
+    refuse_unpooled(source, "hidden")
 
 
 def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> None:
@@ -156,9 +157,10 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
     save_file({"linear.weight": dense, "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
     save_file({"norm.weight": scale, "norm.bias": bias}, tmp_path / "3_LN" / "model.safetensors")
     source = find_model(str(tmp_path))
-    facts = ModelFacts.of(facts_torch.read_facts(source.request, output="pooled"))
+    facts = ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, "pooled").needs))
     base = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
-    script = script_for(source, Configuration.of(base), Workload((7, 12, 3), 3, "pooled"), facts, "cpu")
+    workload = Forward((7, 12, 3), 3, "pooled")
+    script = script_for(source, Configuration.of(base), workload, facts, "cpu")
     names: dict[str, Any] = {}
     exec(compile(script.partition("\n\nrun(drop)  # warm-up\n")[0], "script", "exec"), names)
     found: dict[int, torch.Tensor] = {}
@@ -166,16 +168,17 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
 
     configuration = Configuration.of(base)
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    model = facts_torch.load(source.request, configuration, "cpu", "pooled", facts_torch.statements(choices))
-    asked = forward.Asked("pooled", facts.accepts, facts.pooling)
+    request = {"source": source.request, "workload": workload.payload, "facts": facts.payload, "device": "cpu"}
+    model = loaded(request, configuration, facts_torch.statements(choices))
+    runtime = runtime_of(request)
     with torch.inference_mode():
         for place, tokens in enumerate(names["sequences"]):
             hidden = model(input_ids=tokens[None]).last_hidden_state[0].mean(0)
             expected = torch.nn.functional.layer_norm(torch.tanh(dense @ hidden + bias), (32,), scale, bias)
             expected = expected / expected.norm()
-            call = forward.Call({"input_ids": tokens[None]}, (0,), ((0, 0, len(tokens)),))
+            call = Call({"input_ids": tokens[None]}, (0,), ((0, 0, len(tokens)),))
             torch.testing.assert_close(found[place], expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(asked.run(model, call, "cpu")[0], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(runtime.run(model, call, "cpu")[0], expected, atol=1e-5, rtol=0)
 
 
 def test_two_models_of_one_shape_keep_their_own_pooling(tmp_path: Path) -> None:
@@ -184,25 +187,25 @@ def test_two_models_of_one_shape_keep_their_own_pooling(tmp_path: Path) -> None:
         (tmp_path / name / "1_Pooling").mkdir(parents=True)
         (tmp_path / name / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": name}))
     sources = {name: written(tmp_path / name, "bert", architectures=["BertModel"], **SHAPE) for name in ("mean", "cls")}
-    facts = ModelFacts.of(facts_torch.read_facts(sources["mean"].request, output="pooled"))
+    facts = ModelFacts.of(facts_torch.read_facts(sources["mean"].request, Forward((8,), 1, "pooled").needs))
 
     assert sources["mean"].architecture_key == sources["cls"].architecture_key
-    assert facts.for_source(sources["mean"], "pooled").pooling == "mean"
-    assert facts.for_source(sources["cls"], "pooled").pooling == "cls"
+    assert facts.for_source(sources["mean"], classifies=False).pooling == "mean"
+    assert facts.for_source(sources["cls"], classifies=False).pooling == "cls"
 
 
 def test_what_the_key_leaves_out_is_the_models_own(tmp_path: Path) -> None:
     """Where positions begin and whether a classifier can pad depend on pad_token_id, which is not in the key."""
     roberta = written(tmp_path / "a", "roberta", pad_token_id=1, **SHAPE)
     other = written(tmp_path / "b", "roberta", pad_token_id=0, **SHAPE)
-    facts = ModelFacts.of(facts_torch.read_facts(roberta.request, output="pooled"))
+    facts = ModelFacts.of(facts_torch.read_facts(roberta.request, Forward((8,), 1, "pooled").needs))
     llama = written(tmp_path / "c", "llama", pad_token_id=0, **GQA)
     unpadded = written(tmp_path / "d", "llama", **GQA)
-    scores = ModelFacts.of(facts_torch.read_facts(llama.request, output="scores"))
+    scores = ModelFacts.of(facts_torch.read_facts(llama.request, Forward((8,), 1, "scores").needs))
 
     assert roberta.architecture_key == other.architecture_key
-    assert (facts.position_offset, facts.for_source(other, "pooled").position_offset) == (2, 1)
-    assert (scores.pads, scores.for_source(unpadded, "scores").pads) == (True, False)
+    assert (facts.position_offset, facts.for_source(other, classifies=False).position_offset) == (2, 1)
+    assert (scores.pads, scores.for_source(unpadded, classifies=True).pads) == (True, False)
     many = {"id2label": {str(n): str(n) for n in range(5000)}}
     assert written(tmp_path / "e", "roberta", **SHAPE, **many).architecture_key != roberta.architecture_key
 
@@ -337,7 +340,7 @@ def test_useful_operations_are_never_more_than_torch_counts(
     model = getattr(transformers, facts.logits_class).from_config(config, attn_implementation="eager", **moe).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.arange(5, 5 + tokens)[None])
-    useful, seen = useful_operations(facts, Workload((tokens,), 1, "all-logits")), counter.get_total_flops()
+    useful, seen = useful_operations(facts, Forward((tokens,), 1, "all-logits")), counter.get_total_flops()
 
     assert useful <= seen * 1.0001
     assert useful > 0.6 * seen or kind == "zamba2"
@@ -375,7 +378,7 @@ def test_the_defaults_dtype_is_transformers_own(tmp_path: Path) -> None:
     source = find_model(str(tmp_path / "m"))
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "m")
 
-    facts = facts_torch.read_facts(source.request, output="hidden")
+    facts = facts_torch.read_facts(source.request, Forward((8,), 1, "hidden").needs)
     assert facts["checkpoint_dtype"] == "bfloat16" == str(loaded.config.dtype).removeprefix("torch.")
     assert source.architecture_key != find_model(str(tmp_path / "m" / "config.json")).architecture_key
 
@@ -386,14 +389,14 @@ def test_only_the_weights_that_are_loaded_count(tmp_path: Path) -> None:
     size = (tmp_path / "model.safetensors").stat().st_size
     (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
 
-    facts = facts_torch.read_facts(find_model(str(tmp_path)).request, output="hidden")
+    facts = facts_torch.read_facts(find_model(str(tmp_path)).request, Forward((8,), 1, "hidden").needs)
     assert facts["parameter_bytes"] == size
 
 
 def test_a_quantised_config_without_weights_is_drawn_unquantised_and_says_so(tmp_path: Path) -> None:
     """Nothing of a quantised checkpoint's speed is claimed where its weights were drawn in the config's dtype."""
     source = written(tmp_path, "llama", **GQA, dtype="bfloat16", quantization_config={"quant_method": "fp8"})
-    facts = facts_torch.read_facts(source.request, output="last-logits")
+    facts = facts_torch.read_facts(source.request, Forward((8,), 1, "last-logits").needs)
 
     assert (facts["prequantized"], facts["checkpoint_dtype"]) == (None, "bfloat16")
     assert any("UNQUANTISED" in note for note in notes_on(source))
@@ -407,9 +410,9 @@ def test_code_that_a_model_brings_is_noted_or_refused(tmp_path: Path) -> None:
     unknown = written(tmp_path / "b", "llama", architectures=["LlamaOfMineForCausalLM"], auto_map=auto_map, **GQA)
 
     assert any("never run" in note for note in notes_on(known))
-    refuse_unserved(known, "last-logits")
+    refuse_foreign(known)
     with pytest.raises(BadInput, match="LlamaOfMineForCausalLM comes with the model as Python code"):
-        refuse_unserved(unknown, "last-logits")
+        refuse_foreign(unknown)
     for name in ("T5EncoderModel", "GPT2DoubleHeadsModel", "BertLMHeadModel", "DistilBertModel"):
         assert not notes_on(written(tmp_path / name, "bert", architectures=[name]))
 
@@ -420,7 +423,10 @@ def test_a_hub_kernel_is_not_loaded_on_a_configs_word(tmp_path: Path, asked: Any
     source = written(tmp_path, "llama", _attn_implementation=asked, **GQA)
 
     assert any("code from the hub" in note for note in notes_on(source))
-    assert facts_torch.read_facts(source.request, output="hidden")["default_attention"] in ("sdpa", "eager")
+    assert facts_torch.read_facts(source.request, Forward((8,), 1, "hidden").needs)["default_attention"] in (
+        "sdpa",
+        "eager",
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from advisor.trial import Outcome, Trial
 from advisor.tune import Job, carried_out, tune
 from advisor.tuner import Tuner
 from advisor.worker import TEXT_LIMIT
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
 
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
 #: Without pads no packing is admissible, and nothing is left that could be faster than the default and need confirming.
-WORKLOAD = Workload((12, 12, 12, 12), 2)
+WORKLOAD = Forward((12, 12, 12, 12), 2)
 
 #: Fault -> outcome, attempts, and what its reason must name. The transient ones are tried once more, in a fresh worker.
 EXPECTED = {
@@ -135,7 +135,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
     """Open the study and run its faults on two devices at once: workers can share a study, and it takes half as long."""
     runner = LocalRunner(job.machine)
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "output": "last-logits"}))
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": Forward((8,), 1).payload}))
     runner.close()
     environment = job.machine.environment
     space = build_space(facts, job.workload, environment, job.objective, job.machine.free_bytes)

@@ -31,7 +31,7 @@ from advisor.step import Confirm, Search
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 CAUSAL = str(Path(__file__).parent / "models" / "causal")
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
@@ -85,7 +85,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("honest") / "advisor.db"
     source, here = find_model(CAUSAL), probe.machine("cpu").environment
     with Store.open(f"sqlite:///{file}", write=True) as store:
-        workload, objective = Workload((9, 4, 6, 12), 2), Objective()
+        workload, objective = Forward((9, 4, 6, 12), 2), Objective()
         study = store.open_study(source, workload, here, objective, Budget(60.0, 40), 0)
         store.save_facts(source, FACTS, study)
         store.save_ceilings(here, {"matmul_fp32_per_s": 1e12, "copy_bytes_per_s": 1e10})
@@ -277,7 +277,7 @@ def test_a_damaged_row_is_named_and_the_others_answer(file: Path, honest: bytes)
     file.write_bytes(honest)
     with Store.open(f"sqlite:///{file}", write=True) as store:
         source, here = find_model(CAUSAL), probe.machine("cpu").environment
-        other = store.open_study(source, Workload((9,) * 8, 1), here, Objective(), Budget(), 0)
+        other = store.open_study(source, Forward((9,) * 8, 1), here, Objective(), Budget(), 0)
         store.save_facts(source, FACTS, other)
         number = store.claim(other, Search(DEFAULT), "host:1:1")[0]
         store.finish_trial(other, measured(number, DEFAULT, 1000.0), "host:1:1")

@@ -27,7 +27,7 @@ from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
 #: Three documents in a pack, and two packs.
-THREE_DOCUMENTS = Workload((40, 12, 25, 9, 33, 17), 3)
+THREE_DOCUMENTS = Forward((40, 12, 25, 9, 33, 17), 3)
 
 #: Every packing that is wrong, with the attention it is wrong under and the rule that says so.
 WRONG = [
@@ -84,7 +84,7 @@ class Searched:
         return next(t for t in self.trials if (t.requested["attention"], t.requested["packing"]) == wanted)
 
 
-def searched(place: Path, workload: Workload, objective: Objective) -> Searched:
+def searched(place: Path, workload: Forward, objective: Objective) -> Searched:
     """Search a whole space with `tune` and stop, as Ctrl-C would, when the confirmation begins."""
     machine, source = probe.machine("cpu"), find_model(str(CAUSAL))
     runner, seen = LocalRunner(machine), {}
@@ -124,12 +124,12 @@ def calibration() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def workloads_of(calibration: ModuleType) -> list[Workload]:
+def workloads_of(calibration: ModuleType) -> list[Forward]:
     """Return workloads of many lengths, batches, paddings and outputs."""
     return list(calibration.workloads(CALIBRATION_WORKLOADS, 1, 48, calibration.OUTPUTS["decoder"]))
 
 
-def judged_right(place: Path, calibration: ModuleType, workloads: list[Workload]) -> list[Any]:
+def judged_right(place: Path, calibration: ModuleType, workloads: list[Forward]) -> list[Any]:
     """Return what the gate says of every right configuration on each workload."""
     runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
     try:
@@ -144,7 +144,7 @@ class Gated:
     """What the gate said: of a study with the four rules ignored, and of right configurations on many workloads."""
 
     forced: Searched
-    workloads: list[Workload]
+    workloads: list[Forward]
     judged: list[Any]
 
 
@@ -228,7 +228,7 @@ def test_no_right_configuration_is_rejected_on_others(place: Path, calibration: 
     check_all_are_right(judged_right(place, calibration, workloads), workloads)
 
 
-def check_all_are_right(judged: list[Any], workloads: list[Workload]) -> None:
+def check_all_are_right(judged: list[Any], workloads: list[Forward]) -> None:
     """See that everything was judged, and that nothing was rejected."""
     assert len(judged) == CALIBRATION_WORKLOADS // 2 * len(RIGHT) == len(workloads) * len(RIGHT)
     assert [f"{one.configuration}: {one.outcome}: {one.reason}" for one in judged if one.outcome != "ok"] == []

@@ -25,7 +25,7 @@ from advisor.knobs.attention_fp32_torch import flash_in_fp32  # noqa: E402
 from advisor.model import ModelFacts  # noqa: E402
 from advisor.session_torch import Session  # noqa: E402
 from advisor.trial import Outcome, Quality, Trial  # noqa: E402
-from advisor.workloads import Workload  # noqa: E402
+from advisor.workloads.forward import Forward  # noqa: E402
 
 LENGTHS = (7, 19, 5, 33, 12, 25, 8, 16)
 BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
@@ -95,8 +95,8 @@ class Bench:
         batch: int = 4,
     ) -> None:
         """Write the reference."""
-        self.facts = facts_torch.read_facts(source.request, output=output)
-        workload = Workload(lengths, batch, output)
+        self.facts = facts_torch.read_facts(source.request, Forward((8,), 1, output).needs)
+        workload = Forward(lengths, batch, output)
         self.session = Session(lambda _: None)
         self.request: dict[str, Any] = {
             "source": source.request, "facts": self.facts, "workload": workload.payload, "device": "cpu", "uuid": "cpu",
@@ -584,7 +584,7 @@ def test_what_quantises_has_its_layout_looked_at_without() -> None:
 def test_the_sample_covers_the_list() -> None:
     """The longest, the shortest and the most uneven batch and every shape class are judged, wherever in the list they are."""
     lengths = [16, 16, 15, 16] * 400 + [90, 100, 3, 16]
-    chosen = Workload(tuple(lengths), 4).sample(windows=(32,))
+    chosen = Forward(tuple(lengths), 4).sample(windows=(32,))
 
     assert {1600, 1601, 1602, 1603} <= set(chosen)
     assert len(chosen) < len(lengths)

@@ -20,15 +20,16 @@ from advisor.environment import Environment
 from advisor.exchange import export_lines
 from advisor.history import Reproduction, device_words, differences, listed, usual_trial_s, words_of
 from advisor.measurement import Measurement
+from advisor.metrics import METRICS
 from advisor.model import ModelFacts
-from advisor.objective import METRICS, Budget, Objective
+from advisor.objective import Budget, Objective
 from advisor.step import Confirm, Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
-WORKLOAD = Workload((8, 6), 2)
+WORKLOAD = Forward((8, 6), 2)
 FLAGS = ["--lengths", "8,6", "--batch", "2", "--device", "cpu"]
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
@@ -126,7 +127,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_trials_are_listed_newest_study_first(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each has its id, configuration, phase, outcome, figure and its ratio over the default that it belongs to."""
     first = studied(url, TRIALS)
-    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Workload((4, 4), 2))
+    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Forward((4, 4), 2))
     text = printed(capsys, "trials")
     found = as_json(capsys, "trials")
 
@@ -146,7 +147,7 @@ def test_a_listing_is_of_the_newest(
 ) -> None:
     """--limit bounds how many trials are listed, the newest; 0 lists all, a page at a time, whatever a page holds."""
     first = studied(url, TRIALS)
-    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Workload((4, 4), 2))
+    second = studied(url, [trial(DEFAULT, (100.0,))], workload=Forward((4, 4), 2))
 
     def ids(*arguments: str) -> list[str]:
         return [each["id"] for study in as_json(capsys, "trials", *arguments) for each in study["trials"]]
@@ -177,7 +178,7 @@ def test_trials_can_be_chosen(url: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_ratios_follow_the_objective(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the slowest batch counts, it is what the list shows, in milliseconds, and less of it is a higher ratio."""
-    studied(url, TRIALS[:2], objective=Objective(metric=METRICS["latency"].metric))
+    studied(url, TRIALS[:2], objective=Objective(metric=METRICS["slowest_batch_s"].metric))
     text = printed(capsys, "trials")
 
     assert "slowest batch" in text
@@ -232,7 +233,7 @@ def test_gauges_are_told_as_ranges() -> None:
 # ------------------------------------------------------------------------------------------------------------- reproduce
 
 
-def rerun(old: Trial, new: Trial, metric: str = "throughput") -> Reproduction:
+def rerun(old: Trial, new: Trial, metric: str = "tokens_per_s") -> Reproduction:
     """Return a pair of trials as `advisor reproduce` compares them."""
     study: Any = type("Study", (), {"objective": Objective(metric=METRICS[metric].metric)})()
     return Reproduction(study, old, new, ())
@@ -257,7 +258,7 @@ def test_intervals_decide_whether_it_came_out_again(
     assert found.is_reproduced is reproduced
     assert found.ratio == pytest.approx(now[1] / then[1])
     assert found.is_inside is (then[0] <= now[1] <= then[2])
-    latency = rerun(trial(SORTED, then), trial(SORTED, now), "latency")
+    latency = rerun(trial(SORTED, then), trial(SORTED, now), "slowest_batch_s")
     assert latency.is_reproduced is reproduced
     assert latency.ratio == pytest.approx(now[1] / then[1])
 
@@ -268,7 +269,7 @@ def test_failures_and_other_effects_are_compared_by_what_they_are() -> None:
     assert not rerun(trial(SORTED), trial(SORTED, (100.0,))).is_reproduced
     assert not rerun(trial(SORTED, (100.0,)), trial(SORTED)).is_reproduced
     assert not rerun(trial(SORTED, (100.0,)), trial(SORTED, (100.0,), effective=DEFAULT)).is_reproduced
-    memory = rerun(trial(SORTED, (100.0,)), trial(SORTED, (50.0,), peak_bytes=2**31), "memory")
+    memory = rerun(trial(SORTED, (100.0,)), trial(SORTED, (50.0,), peak_bytes=2**31), "peak_bytes")
     assert (memory.ratio, memory.is_reproduced) == (0.5, False)
 
 

@@ -20,12 +20,13 @@ from advisor.checkpoint import find_model
 from advisor.leftovers import started
 from advisor.runner import LocalRunner
 from advisor.trial import Outcome
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]
 
 #: What a worker is asked where only its process matters.
 FACTS: dict[str, Any] = {
-    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "output": "last-logits",
+    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "workload": Forward((8,), 1).payload,
 }  # fmt: skip
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
@@ -270,3 +271,22 @@ def test_an_import_counts_into_the_deadline(runner: LocalRunner, monkeypatch: py
     assert "were not imported" in result["reason"]
     assert time.monotonic() - began < 2
     assert runner.run(FACTS, 120)["parameters"]
+
+
+def test_what_no_worker_needs_is_not_imported(tmp_path: Path) -> None:
+    """scikit-learn and scipy, which transformers imports where they are, take seconds; what comes later finds them there."""
+    for name in ("sklearn", "scipy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('it was imported')")
+    code = """
+import sys
+from advisor import forkserver
+forkserver._import_all()
+import transformers.generation, transformers.loss.loss_utils
+from transformers.utils import is_scipy_available, is_sklearn_available
+print("sklearn" in sys.modules, "scipy" in sys.modules, is_sklearn_available(), is_scipy_available())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stdout.split() == ["False", "False", "True", "True"], done.stderr

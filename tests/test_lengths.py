@@ -13,7 +13,7 @@ from advisor.checkpoint import find_model
 from advisor.errors import BadInput
 from advisor.lengths import earlier, entries_of, lengths_from, sampled
 from advisor.model import ModelSource
-from advisor.shapes import Chat
+from advisor.shapes import Chat, Sent
 from advisor.texts import index_of, read, source_of
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
@@ -75,7 +75,7 @@ def texts_of(file: str) -> list[Any]:
     """Return the texts of a file, chats as they are counted without a template."""
     named = source_of(file)
     index = index_of(named)
-    found = [entry for row, _ in read(named, index.places(range(len(index))), "last-logits") for entry in row.entries]
+    found = [entry for row, _ in read(named, index.places(range(len(index))), Sent.PLAIN) for entry in row.entries]
     return [entry.joined if isinstance(entry, Chat) else entry.text for entry in found]
 
 
@@ -163,16 +163,16 @@ def test_the_rows_can_be_found_again(tmp_path: Path, source: ModelSource) -> Non
     table = "id,text\n" + "".join(f'{n},"{"word " * n}\nend {n}"\n' for n in range(1, 200))
     file = written(tmp_path, "a.csv", table)
     found = lengths_from(f"{file}:text", source, 2048, 16)
-    entries, digest = entries_of(found.texts, "last-logits")
+    entries, digest = entries_of(found.texts, Sent.PLAIN)
     numbers = [int(entry.text.rsplit(" ", 1)[1]) for entry in entries]
 
     assert [len(entry.text) for entry in entries] == [5 * n + 1 + len(f"end {n}") for n in numbers]
     assert digest == found.texts["digest"]
     json.dumps(found.texts)
     written(tmp_path, "a.csv", table + '999,"more"\n')
-    assert entries_of(found.texts, "last-logits")[1] == digest
+    assert entries_of(found.texts, Sent.PLAIN)[1] == digest
     written(tmp_path, "a.csv", table.replace(f"end {numbers[3]}", f"eNd {numbers[3]}"))
-    assert entries_of(found.texts, "last-logits")[1] != digest
+    assert entries_of(found.texts, Sent.PLAIN)[1] != digest
 
 
 def test_texts_stay_where_they_are(tmp_path: Path, source: ModelSource) -> None:

@@ -19,7 +19,7 @@ from advisor.space import build_space
 from advisor.step import Baseline, Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Step, Wait
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
                    packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
@@ -28,7 +28,7 @@ LLAMA = ModelFacts(
     supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
 )  # fmt: skip
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
-WORKLOAD = Workload((64, 32, 48, 16), 2)
+WORKLOAD = Forward((64, 32, 48, 16), 2)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
 ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),

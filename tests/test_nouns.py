@@ -18,8 +18,9 @@ from advisor.knobs import KNOBS
 from advisor.measurement import Comparison, Measurement, interval_of_median
 from advisor.objective import Objective, Tier
 from advisor.trial import Outcome
-from advisor.workloads import Workload, workload_of
-from advisor.workloads.forward import DEFAULT_BATCHES, OUTPUTS, parse_lengths, quantile_lengths
+from advisor.workloads import workload_of
+from advisor.workloads.forward import OUTPUTS, Forward
+from advisor.workloads.quantiles import DEFAULT_BATCHES, parse_lengths, quantile_lengths
 
 CHOICES = {"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"}
 STATED = {"attention": "sdpa", "precision": "bf16"}
@@ -164,7 +165,7 @@ def test_a_comparison_turned_round_says_the_opposite(ratios: list[float]) -> Non
 def test_quantile_lengths_meet_the_padding(longest: int, padding: float, batch: int, batches: int) -> None:
     """Any padding that so many sequences a batch allow is met within 0.02, with one longest sequence in every batch."""
     assume(padding <= 1 - 1 / batch - 1 / longest)
-    workload = Workload(quantile_lengths(longest, padding, batch, batches), batch)
+    workload = Forward(quantile_lengths(longest, padding, batch, batches), batch)
 
     assert abs(workload.padding - padding) <= 0.02
     assert len(workload.lengths) == batch * batches
@@ -181,7 +182,7 @@ def test_padding_out_of_reach_is_refused(longest: int, batch: int, batches: int,
 
 def test_generated_batches_differ() -> None:
     """Batches of a generated list differ from one another, so that sorting by length can gain something."""
-    workload = Workload(quantile_lengths(512, 0.4, 8), 8)
+    workload = Forward(quantile_lengths(512, 0.4, 8), 8)
 
     assert len({tuple(sorted(workload.lengths[i] for i in group)) for group in workload.batches()}) == DEFAULT_BATCHES
     assert workload.padded_tokens(by_length=True) < workload.padded_tokens()
@@ -202,22 +203,22 @@ def lengths_of(flags: str) -> tuple[tuple[int, ...], int, str]:
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40).map(tuple), st.integers(1, 12), st.sampled_from(OUTPUTS))
 def test_flags_describe_any_workload(lengths: tuple[int, ...], batch: int, output: str) -> None:
     """Flags read back are the workload that they were printed for, whatever its lengths."""
-    workload = Workload(lengths, batch, output)
+    workload = Forward(lengths, batch, output)
 
-    assert Workload(*lengths_of(workload.flags)) == workload
+    assert Forward(*lengths_of(workload.flags)) == workload
 
 
 @pytest.mark.parametrize(
     ("workload", "words"),
     [
-        (Workload((9, 8, 9, 8), 2), "forward, 2 × 9 tokens, padding 0.06, last-logits, 2 batches"),
-        (Workload((8, 9), 4), "forward, 2 × 9 tokens (the batch of 4 is not full), padding 0.06, last-logits, 1 batch"),
-        (Workload((8, 8, 8), 2), "forward, 2 × 8 tokens, padding 0.00, last-logits, 2 batches, the last of 1"),
-        (Workload((8, 9), None, "hidden"), "forward, 2 sequences of up to 9 tokens, hidden, batch auto"),
+        (Forward((9, 8, 9, 8), 2), "forward, 2 × 9 tokens, padding 0.06, last-logits, 2 batches"),
+        (Forward((8, 9), 4), "forward, 2 × 9 tokens (the batch of 4 is not full), padding 0.06, last-logits, 1 batch"),
+        (Forward((8, 8, 8), 2), "forward, 2 × 8 tokens, padding 0.00, last-logits, 2 batches, the last of 1"),
+        (Forward((8, 9), None, "hidden"), "forward, 2 sequences of up to 9 tokens, hidden, batch auto"),
     ],
     ids=["full", "not full", "a rest", "auto"],
 )
-def test_a_workload_says_what_is_run(workload: Workload, words: str) -> None:
+def test_a_workload_says_what_is_run(workload: Forward, words: str) -> None:
     """Its label names the sequences that a batch really has, where the list has fewer than were asked for, and a rest."""
     assert str(workload) == words
 
@@ -225,9 +226,9 @@ def test_a_workload_says_what_is_run(workload: Workload, words: str) -> None:
 @given(st.integers(64, 2048), st.integers(0, 60), st.integers(4, 32), st.integers(1, 10))
 def test_flags_of_generated_lengths_are_short(longest: int, percent: int, batch: int, batches: int) -> None:
     """A generated list comes back from its flags, by its longest length and its padding where two digits say it."""
-    workload = Workload(quantile_lengths(longest, percent / 100, batch, batches), batch)
+    workload = Forward(quantile_lengths(longest, percent / 100, batch, batches), batch)
 
-    assert Workload(*lengths_of(workload.flags)) == workload
+    assert Forward(*lengths_of(workload.flags)) == workload
     if round(workload.padding, 2) == percent / 100:
         assert workload.flags.startswith(f"--lengths {longest} --padding ")
 
@@ -245,7 +246,7 @@ def test_bad_lengths_are_named(text: str, padding: float | None) -> None:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=30).map(tuple), st.integers(1, 9), st.booleans())
 def test_batches_hold_every_sequence_once(lengths: tuple[int, ...], batch: int, by_length: bool) -> None:
     """Batches, sorted or not, are a partition of the sequences; padded tokens are what their rectangles hold."""
-    workload = Workload(lengths, batch)
+    workload = Forward(lengths, batch)
     groups = workload.batches(by_length=by_length)
 
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))

@@ -28,7 +28,7 @@ from advisor.runner import LocalRunner
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", True)
@@ -53,7 +53,7 @@ def test_a_tune_outlasts_its_server(server: Any) -> None:
     url = server.get_uri()
     with Store.open(url, write=True) as plain:
         store = PatientStore(plain, heard.append, patience_s=60.0)
-        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         assert store.claim(study, Search(DEFAULT), "host:1:1") == (0,)
         server.stop()
         with pytest.raises(Unreachable, match="can't be reached"):
@@ -80,7 +80,7 @@ def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("advisor.patience.FIRST_PAUSE_S", 0.01)
     with Store.open(sqlite_url, write=True) as plain:
         store = PatientStore(plain, lambda _: None)
-        study = store.open_study(SOURCE, Workload((8,), 1), CPU, Objective(), Budget(), 0)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         for name in ("claim", "finish_trial"):
             verb, lost = getattr(Store, name), []
 

@@ -23,7 +23,7 @@ from advisor.space import build_space
 from advisor.store import Store
 from advisor.support import MACHINES
 from advisor.trial import Outcome
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 pytest.importorskip("torch")
 
@@ -195,7 +195,7 @@ def test_space_and_cost_go_by_its_traits(choices: dict[str, Choice], lossy: int,
     """Bytes come from its bytes a weight and its scores, the order from its rates, refusals from its own rules."""
     facts = store.study(lossy).facts
     assert facts is not None
-    workload, machine = Workload((64, 48, 32, 16), 2), MACHINES["CPU"]
+    workload, machine = Forward((64, 48, 32, 16), 2), MACHINES["CPU"]
     space = build_space(facts, workload, machine, Objective(quality=Tier.EIGHT_BIT), 10**12)
     refused = build_space(facts, workload, machine, Objective(), 10**12)
     plain = Configuration.of({**space.baseline})
@@ -222,7 +222,7 @@ def test_a_rate_on_a_term_that_there_is_not_is_no_silence(choices: dict[str, Cho
     assert facts is not None
     odd = Choice("quantization", "odd", "odd", rates=lambda _: {"luck": 2.0})
     register(odd)
-    workload = Workload((64, 32), 2)
+    workload = Forward((64, 32), 2)
     configuration = Configuration.of(
         {"attention": "sdpa", "precision": "fp32", "quantization": "odd", "packing": "padded"}
     )

@@ -16,7 +16,7 @@ from advisor.environment import Environment
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, tier_of
 from advisor.model import ModelFacts
 from advisor.objective import Tier
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"
 MACHINES = {path.stem: Environment.of(json.loads(path.read_text())) for path in sorted(GOLDEN.glob("*.json"))}
@@ -59,13 +59,13 @@ MODELS = {
 }  # fmt: skip
 
 WORKLOADS = {
-    "padded": Workload((64, 32, 48, 16), 2),
-    "even": Workload((64, 64, 64, 64), 2),
-    "long": Workload((2048, 512, 1024, 256), 2),
-    "in order": Workload((64, 48, 32, 16), 2),
-    "many": Workload((2048, 1024) * 16, 32),
-    "scores": Workload((64, 32, 48, 16), 2, "scores"),
-    "auto": Workload((64, 32, 48, 16), None),
+    "padded": Forward((64, 32, 48, 16), 2),
+    "even": Forward((64, 64, 64, 64), 2),
+    "long": Forward((2048, 512, 1024, 256), 2),
+    "in order": Forward((64, 48, 32, 16), 2),
+    "many": Forward((2048, 1024) * 16, 32),
+    "scores": Forward((64, 32, 48, 16), 2, "scores"),
+    "auto": Forward((64, 32, 48, 16), None),
 }
 
 FLASH = {"attention": "flash_attention_2"}
@@ -281,12 +281,12 @@ def test_golden_machines_round_trip(name: str) -> None:
 
 
 configurations = st.fixed_dictionaries({name: st.sampled_from(sorted(knob.choices)) for name, knob in KNOBS.items()})
-workloads = st.builds(Workload, st.lists(st.integers(1, 9000), min_size=1, max_size=40).map(tuple), st.integers(1, 16))
+workloads = st.builds(Forward, st.lists(st.integers(1, 9000), min_size=1, max_size=40).map(tuple), st.integers(1, 16))
 
 
 @given(configurations, workloads, st.sampled_from(sorted(MACHINES)), st.sampled_from(sorted(MODELS)))
 def test_rules_answer_for_every_combination(
-    choices: dict[str, str], workload: Workload, machine: str, model: str
+    choices: dict[str, str], workload: Forward, machine: str, model: str
 ) -> None:
     """No combination of choices, model, machine and workload makes a rule fail; every reason can be read and traced."""
     where = Situation(Configuration.of(choices), workload, MACHINES[machine], MODELS[model])

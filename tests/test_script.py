@@ -30,13 +30,12 @@ from advisor.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.objective import Objective, Tier  # noqa: E402
 from advisor.script import script_for  # noqa: E402
 from advisor.space import build_space  # noqa: E402
-from advisor.workloads import Workload  # noqa: E402
-from advisor.workloads.forward import OUTPUTS  # noqa: E402
+from advisor.workloads.forward import OUTPUTS, Forward  # noqa: E402
 
 ROOT = Path(package.__file__).parent.parent
 CAUSAL = Path(__file__).parent / "models" / "causal"
 SOURCE = find_model(str(CAUSAL))
-WORKLOAD = Workload((9, 4, 6, 12, 3), 2)
+WORKLOAD = Forward((9, 4, 6, 12, 3), 2)
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 
@@ -62,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 def facts_of(source: ModelSource, output: str = "last-logits") -> ModelFacts:
     """Read a model's facts as the worker does."""
-    return ModelFacts.of(facts_torch.read_facts(source.request, output=output))
+    return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, output).needs))
 
 
 FACTS = facts_of(SOURCE)
@@ -78,7 +77,7 @@ def admissible() -> list[Configuration]:
 
 def shipped(configuration: Configuration = DEFAULT, output: str = "last-logits", **more: Any) -> str:
     """Return the script of the shipped model."""
-    workload = Workload(WORKLOAD.lengths, WORKLOAD.batch, output)
+    workload = Forward(WORKLOAD.lengths, WORKLOAD.batch, output)
     return script_for(more.get("source", SOURCE), configuration, workload, more.get("facts", FACTS), "cpu")
 
 
@@ -129,7 +128,7 @@ def every_script() -> dict[str, str]:
     """Return the script of every admissible configuration and every output, on the CPU and on a GPU."""
     return {
         f"{described(configuration)}-{output}-{device}": script_for(
-            SOURCE, configuration, Workload(WORKLOAD.lengths, 2, output), FACTS, device
+            SOURCE, configuration, Forward(WORKLOAD.lengths, 2, output), FACTS, device
         )
         for configuration in CONFIGURATIONS
         for output in OUTPUTS
@@ -247,7 +246,7 @@ def test_random_weights_are_those_that_were_measured(precision: str) -> None:
     drawn = namespace_of(shipped(configuration, source=source))["model"]
     names = facts_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
     state = torch.get_rng_state()
-    measured = facts_torch.load(source.request, configuration, "cpu", "last-logits", names)
+    measured = facts_torch.load(source.request, configuration, "cpu", WORKLOAD.needs, names)
     assert torch.equal(torch.get_rng_state(), state)
 
     assert drawn.dtype == measured.dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])

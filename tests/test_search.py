@@ -16,7 +16,7 @@ import pytest
 
 from advisor.configuration import Configuration, stated
 from advisor.measurement import TIE_ZONE, Measurement
-from advisor.objective import METRICS
+from advisor.metrics import METRICS
 from advisor.posterior import NOISE as NOISE_OF_MODEL
 from advisor.posterior import SCALES, Posterior, kernel
 from advisor.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
@@ -230,7 +230,7 @@ def learned(seed: int, error: float) -> dict[Configuration, float]:
     """Return what 12 trials of a search on a neighbouring landscape have to say to this one."""
     made = neighbour(Made.of(seed, error=error), seed)
     trials = [made.trial(number, c, seed) for number, c in enumerate(searched(made, seed))]
-    return surprises(trials, METRICS["throughput"], made.costs)
+    return surprises(trials, METRICS["tokens_per_s"], made.costs)
 
 
 def test_warm_start_finds_the_best_sooner() -> None:
@@ -263,10 +263,10 @@ def test_surprises_are_ratios_to_what_was_predicted() -> None:
     costs = {one: 1.0, other: 2.0, third: 2.0}
     trials = [measured(0, one, 800.0), measured(1, other, 400.0), failed(2, third), measured(3, stranger, 1.0)]
 
-    assert surprises(trials, METRICS["throughput"], costs) == pytest.approx({one: 1.0, other: 1.0})
-    assert surprises([failed(0, one)], METRICS["throughput"], costs) == {}
+    assert surprises(trials, METRICS["tokens_per_s"], costs) == pytest.approx({one: 1.0, other: 1.0})
+    assert surprises([failed(0, one)], METRICS["tokens_per_s"], costs) == {}
 
-    found = surprises([measured(0, one, 800.0), measured(1, other, 800.0)], METRICS["throughput"], costs)
+    found = surprises([measured(0, one, 800.0), measured(1, other, 800.0)], METRICS["tokens_per_s"], costs)
     assert found[other] / found[one] == pytest.approx(2.0)
 
 
@@ -414,7 +414,7 @@ def test_aim_decides_what_is_better() -> None:
     made = Made.of(13, broken=False)
     peaks = {c: int(1e10 * made.speed[c] / made.best) for c in SPACE}  # the faster, the more memory
     trials = [measured(0, SPACE[0], made.speed[SPACE[0]], peak_bytes=peaks[SPACE[0]])]
-    while len(trials) < BUDGET and (c := Knowledge(SPACE, trials, METRICS["memory"]).ask(13)) is not None:
+    while len(trials) < BUDGET and (c := Knowledge(SPACE, trials, METRICS["peak_bytes"]).ask(13)) is not None:
         trials.append(measured(len(trials), c, made.speed[c], peak_bytes=peaks[c]))
 
     least = min(trial.peak_bytes or 0 for trial in trials)

@@ -28,7 +28,7 @@ from advisor.objective import Objective
 from advisor.search import CHANCE, LEAST_TRIALS, PAYBACK, UNLIKELY, End, Knowledge
 from advisor.space import Space, build_space
 from advisor.trial import Outcome, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 TESTS = Path(__file__).parent
 H200 = Environment.of(json.loads((TESTS / "environments" / "h200.json").read_text()))
@@ -55,7 +55,7 @@ def lengths(count: int, longest: int) -> tuple[int, ...]:
     return (longest, *(drawn.randint(longest // 16, longest) for _ in range(count - 1)))
 
 
-def space_of(facts: ModelFacts, workload: Workload) -> Space:
+def space_of(facts: ModelFacts, workload: Forward) -> Space:
     """Return the space on an H100 with a little of its memory taken."""
     return build_space(facts, workload, H100, Objective(), 78 * 2**30)
 
@@ -79,7 +79,7 @@ def proposals(space: Space, count: int, seed: int) -> list[Configuration]:
 @pytest.mark.parametrize("seed", range(4))
 def test_predicted_best_is_tried_before_bettertransformer(seed: int) -> None:
     """On RoBERTa-large packed flash attention is predicted to be best, and is the first that is tried."""
-    space = space_of(ROBERTA, replace(Workload(lengths(256, 512), 64), output="hidden"))
+    space = space_of(ROBERTA, replace(Forward(lengths(256, 512), 64), output="hidden"))
     found = proposals(space, 2, seed)
 
     assert space.costs[space.baseline] > 1e13
@@ -91,7 +91,7 @@ def test_predicted_best_is_tried_before_bettertransformer(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_tiny_budget_tries_the_predicted_best_first(seed: int) -> None:
     """With the default alone measured, on Llama-3.2-1B: packed flash attention in the default's own precision."""
-    space = space_of(LLAMA, Workload(lengths(32, 2048), 8))
+    space = space_of(LLAMA, Forward(lengths(32, 2048), 8))
     first, second = proposals(space, 2, seed)
 
     assert space.costs[first] == min(space.costs.values())
@@ -108,8 +108,8 @@ def test_tiny_budget_tries_the_predicted_best_first(seed: int) -> None:
 def spaces() -> tuple[Space, Space]:
     """Return the two spaces that landscapes are made of: 50 and 76 configurations."""
     return (
-        space_of(LLAMA, Workload(lengths(32, 2048), 8)),
-        space_of(ROBERTA, replace(Workload(lengths(256, 512), 64), output="hidden")),
+        space_of(LLAMA, Forward(lengths(32, 2048), 8)),
+        space_of(ROBERTA, replace(Forward(lengths(256, 512), 64), output="hidden")),
     )
 
 

@@ -27,7 +27,7 @@ from advisor.objective import Budget
 from advisor.runner import LocalRunner
 from advisor.seed import Case, CaseResult
 from advisor.store import Store
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text(encoding="utf-8")))
@@ -217,7 +217,7 @@ def test_a_case_is_a_workload() -> None:
     for case in seed.CASES:
         workload = case.workload(2)
 
-        assert isinstance(workload, Workload)
+        assert isinstance(workload, Forward)
         assert max(workload.lengths) == case.longest
         assert workload.padding == pytest.approx(case.padding, abs=0.02)
         assert len(workload.batches()) == 2

@@ -49,11 +49,11 @@ from advisor.step import Confirm, Search
 from advisor.store import Store, default_url, shown_url, upgrade
 from advisor.suggest import METHOD, keep_answer, keep_answers
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, packages={"torch": "2.9.0"}, power_limit_w=700)
-WORKLOAD = Workload((128, 64, 96, 32), 2)
+WORKLOAD = Forward((128, 64, 96, 32), 2)
 OBJECTIVE = Objective(quality=Tier.EIGHT_BIT, max_memory_bytes=10**11, ignored_rules=("A4", "P1"))
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama", "hidden_size": 64}, "trained", "d1", True)
 FACTS = ModelFacts(
@@ -278,7 +278,7 @@ def test_environments_are_those_that_were_measured(store: Store) -> None:
 def test_studies_come_newest_first(store: Store) -> None:
     """Neighbours are all studies of an architecture, and the newest study is the first."""
     first = opened(store)
-    second = opened(store, workload=Workload((16,), 1))
+    second = opened(store, workload=Forward((16,), 1))
     third = opened(store, environment=replace(ENVIRONMENT, driver="1"))
     other = opened(store, source=replace(SOURCE, config={"model_type": "gpt2"}))
     key = SOURCE.architecture_key
@@ -405,7 +405,7 @@ def test_what_differs_is_not_reused(store: Store) -> None:
     for other in (
         {"source": replace(SOURCE, weights_digest="d2")},
         {"environment": replace(ENVIRONMENT, driver="2")},
-        {"workload": Workload((8,), 1)},
+        {"workload": Forward((8,), 1)},
     ):
         assert store.reusable(opened(store, **other), BASELINE) is None
 
@@ -456,7 +456,7 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
         Measurement("sequences_per_s", "sequences/s", (8.0, 9.0)),
     )
     quality = Quality(0.01, 0.5, None, None, 380, cosine=0.999, top10=0.9, reference="fp32, eager")
-    given, free = opened(store), opened(store, workload=Workload((128, 8), None))
+    given, free = opened(store), opened(store, workload=Forward((128, 8), None))
     for study, batch in ((given, ""), (given, "16"), (given, "whole"), (free, "16"), (free, "whole")):
         requested = BASELINE.replaced(batch=batch) if batch else BASELINE
         ran(store, study, requested, quality=quality, measurements=more)
@@ -491,7 +491,7 @@ def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: s
 
 def test_an_answer_is_stale_by_its_method_and_by_what_came_later(store: Store, database_url: str) -> None:
     """Rows that were stored after it, or rules of another version, make an answer stale; made again, it is not."""
-    study, other = opened(store), opened(store, workload=Workload((8, 8), 1))
+    study, other = opened(store), opened(store, workload=Forward((8, 8), 1))
     ran(store, study, quality=Quality(0.01, 0.5, 0.002, 0.99, 380, reference="fp32, eager"))
     store.save_facts(SOURCE, FACTS)
 
@@ -998,7 +998,7 @@ def fill(url: str, studies: int, trials: int, workloads: int = 25) -> None:
         ids = []
         for index in range(studies):
             environment = replace(ENVIRONMENT, driver=str(index // workloads))
-            ids.append(opened(seeded, workload=Workload((128, 64 + index % workloads), 2), environment=environment))
+            ids.append(opened(seeded, workload=Forward((128, 64 + index % workloads), 2), environment=environment))
         trial = ran(seeded, ids[0])
         with engine.connect() as connection:
             row = dict(connection.execute(text("SELECT * FROM trials")).mappings().one())
@@ -1024,7 +1024,7 @@ def test_what_suggest_reads_takes_no_longer_among_many(tmp_path: Path) -> None:
 
     How many milliseconds that are depends on the machine: benchmarks/startup.py has limits.
     """
-    key, workload = SOURCE.architecture_key, Workload((128, 64), 2)
+    key, workload = SOURCE.architecture_key, Forward((128, 64), 2)
     urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("few", "many")]
     for url, workloads in zip(urls, (1, 25), strict=True):
         fill(url, studies=10 * workloads, trials=40, workloads=workloads)

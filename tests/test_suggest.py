@@ -33,13 +33,13 @@ from advisor.store import Store
 from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
 from advisor.trial import Outcome, Quality, Trial
 from advisor.why_not import choices_in, why_not
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"
 H200, T4, LAPTOP = (Environment.of(json.loads((GOLDEN / f"{name}.json").read_text())) for name in ("h200", "t4", "cpu"))
 OLDER = replace(H200, driver="570.00")
 
-WORKLOAD = Workload((512, 128, 256, 64), 2)
+WORKLOAD = Forward((512, 128, 256, 64), 2)
 FACTS = ModelFacts(
     "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
     True, True, True, "sdpa",
@@ -401,7 +401,7 @@ def test_on_takes_a_key_or_a_name(store: Store) -> None:
     with pytest.raises(
         NotMeasured, match=r"on H200\. Nearest measured: "
     ) as raised:  # which is known: other work was measured
-        suggest(store, SOURCE, Workload((8, 8), 1), ANY, LAPTOP, "H200")
+        suggest(store, SOURCE, Forward((8, 8), 1), ANY, LAPTOP, "H200")
     assert "--threads" not in str(raised.value)
 
 
@@ -422,18 +422,18 @@ def test_a_laptop_is_answered_from_what_has_rows(store: Store) -> None:
 @pytest.mark.parametrize(
     ("workload", "difference"),
     [
-        (Workload((256, 128, 256, 64), 2), "longest sequence (512, not 256)"),
-        (Workload((512, 512, 512, 512), 2), "padding (0.38, not 0.0)"),
-        (Workload((512, 128, 256, 64), 4), "batch (2, not 4)"),
-        (Workload((512, 128, 256, 64), 2, "hidden"), "output (last-logits, not hidden)"),
-        (Workload((512, 128, 256, 64) * 2, 2), "number of sequences (4, not 8)"),
-        (Workload((512, 128, 256, 63), 2), "the lengths of its sequences"),
+        (Forward((256, 128, 256, 64), 2), "longest sequence (512, not 256)"),
+        (Forward((512, 512, 512, 512), 2), "padding (0.38, not 0.0)"),
+        (Forward((512, 128, 256, 64), 4), "batch (2, not 4)"),
+        (Forward((512, 128, 256, 64), 2, "hidden"), "output (last-logits, not hidden)"),
+        (Forward((512, 128, 256, 64) * 2, 2), "number of sequences (4, not 8)"),
+        (Forward((512, 128, 256, 63), 2), "the lengths of its sequences"),
     ],
 )
-def test_the_nearest_says_how_it_differs(store: Store, workload: Workload, difference: str) -> None:
+def test_the_nearest_says_how_it_differs(store: Store, workload: Forward, difference: str) -> None:
     """What was measured nearest is named with every figure that differs, theirs first."""
     studied(store, [attempt(DEFAULT, 1000)])
-    studied(store, [attempt(DEFAULT, 1000)], workload=Workload((8,), 1, "all-logits"))
+    studied(store, [attempt(DEFAULT, 1000)], workload=Forward((8,), 1, "all-logits"))
     with pytest.raises(NotMeasured) as raised:
         suggest(store, SOURCE, workload, ANY, H200)
 
@@ -826,7 +826,7 @@ def viewed(url: str, study: int) -> dict[str, Any] | None:
 def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -> None:
     """See that the view recommends what suggest does, with the same ratio, under the study's own objective."""
     objective, attempts, ratios = drawn
-    workload = Workload((8, next(_NUMBERS) + 1), 1)
+    workload = Forward((8, next(_NUMBERS) + 1), 1)
     study = studied(store, attempts, ratios, objective=objective, workload=workload)
     keep_answer(store, study)
     row = viewed(url, study)

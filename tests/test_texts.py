@@ -13,6 +13,7 @@ from advisor.checkpoint import find_model
 from advisor.errors import BadInput
 from advisor.lengths import Lengths, lengths_from
 from advisor.model import ModelSource
+from advisor.shapes import Sent
 
 MODELS = Path(__file__).parent / "models"
 LONG = "Explain in detail how rivers carve valleys over thousands of years, and why the shape of a valley changes."
@@ -180,8 +181,8 @@ def test_what_is_not_understood_is_refused_by_its_keys(tmp_path: Path, causal: M
 def test_a_query_and_its_passages_are_embedded_apart(tmp_path: Path, encoder: ModelSource) -> None:
     """An embedding model gets each on its own; a classifier of pairs gets them together."""
     file, tokenizer = written(tmp_path, "a.jsonl", {"query": "why", "pos": ["a b", LONG]}), tokenizer_of(encoder)
-    apart = lengths_from(file, encoder, 512, output="pooled")
-    paired = lengths_from(file, encoder, 512, output="scores")
+    apart = lengths_from(file, encoder, 512, sent=Sent.APART)
+    paired = lengths_from(file, encoder, 512, sent=Sent.PAIRED)
 
     assert list(apart.lengths) == [len(tokenizer(text)["input_ids"]) for text in ("why", "a b", LONG)]
     assert list(paired.lengths) == [len(tokenizer("why", text)["input_ids"]) for text in ("a b", LONG)]
@@ -260,12 +261,12 @@ def test_sentence_transformers_prompts_and_limit(tmp_path: Path) -> None:
     texts = ["  Two Words ", LONG]
     wanted = [min(20, len(tokenizer(("search query: " + t).strip().lower())["input_ids"])) for t in texts]
 
-    found = lengths_from(written(tmp_path, "a.jsonl", *texts), source, 512, output="pooled")
+    found = lengths_from(written(tmp_path, "a.jsonl", *texts), source, 512, sent=Sent.APART)
 
     assert list(found.lengths) == wanted
     assert any("20 tokens that sentence-transformers cuts to" in note for note in found.notes)
     assert "search query: " in note_of(found)
-    assert lengths_from(str(tmp_path / "a.jsonl"), source, 512, output="hidden").lengths != found.lengths
+    assert lengths_from(str(tmp_path / "a.jsonl"), source, 512, sent=Sent.PLAIN).lengths != found.lengths
 
 
 def test_the_ends_that_the_tokenizers_settings_ask_for_count(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from advisor.lengths import lengths_from
 from advisor.model import ModelSource
 from advisor.objective import Budget, Objective
 from advisor.runner import LocalRunner
+from advisor.shapes import Sent
 from advisor.store import Store
 from advisor.tokenizing import FILES, has_tokenizer
 from advisor.trial import Outcome
 from advisor.tune import Job, tune
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 tokens_torch = pytest.importorskip("advisor.tokens_torch")
 transformers = pytest.importorskip("transformers")
@@ -43,12 +44,12 @@ def test_the_users_own_texts_are_run_as_they_are_sent(tmp_path: Path) -> None:
     texts = ["word " * n for n in (40, 3, 9, 3)]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text, "id": n}) + "\n" for n, text in enumerate(texts)))
-    found = lengths_from(str(file), source, 24, output="hidden")
+    found = lengths_from(str(file), source, 24, sent=Sent.PLAIN)
     request = request_of(source, found.texts)
     wanted = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in texts]
 
-    assert [ids.tolist() for ids in tokens_torch.tokens_of(request, Workload(found.lengths, 2, "hidden"))] == wanted
-    part = Workload((found.lengths[2], found.lengths[1]), 2, "hidden")
+    assert [ids.tolist() for ids in tokens_torch.tokens_of(request, Forward(found.lengths, 2, "hidden"))] == wanted
+    part = Forward((found.lengths[2], found.lengths[1]), 2, "hidden")
     assert [ids.tolist() for ids in tokens_torch.tokens_of(request, part)] == [wanted[2], wanted[1]]
     assert str(tmp_path) not in tokens_torch.words_of(request)
     assert "4 of your own texts" in tokens_torch.words_of(request)
@@ -59,7 +60,7 @@ def test_a_file_that_changed_is_not_run(tmp_path: Path) -> None:
     source, file = find_model(CAUSAL), tmp_path / "a.txt"
     file.write_text("one\ntwo words\n")
     request = request_of(source, lengths_from(str(file), source, 2048).texts)
-    workload = Workload(tuple(request["texts"]["lengths"]), 2)
+    workload = Forward(tuple(request["texts"]["lengths"]), 2)
     for content in ("one\ntwo wordz\n", "on\n\n", ""):
         file.write_text(content)
         with pytest.raises(BadInput, match="has changed since"):
@@ -76,7 +77,7 @@ def test_the_bundled_text_has_the_tokenizers_special_tokens(path: str) -> None:
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     place = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     lengths = (9, 30, 3000, 5, 2, 1)
-    tokens = [t.tolist() for t in tokens_torch.tokens_of(request_of(find_model(path)), Workload(lengths, 2, "hidden"))]
+    tokens = [t.tolist() for t in tokens_torch.tokens_of(request_of(find_model(path)), Forward(lengths, 2, "hidden"))]
 
     assert tuple(map(len, tokens)) == lengths
     for ids in tokens[:4]:
@@ -87,7 +88,7 @@ def test_the_bundled_text_has_the_tokenizers_special_tokens(path: str) -> None:
 
 def test_tokens_are_drawn_anew_for_another_model_or_other_texts(tmp_path: Path) -> None:
     """What is kept in a worker is known by the model, its vocabulary, the texts and the lengths."""
-    source, workload, keys = find_model(CAUSAL), Workload((2, 2), 2), set()
+    source, workload, keys = find_model(CAUSAL), Forward((2, 2), 2), set()
     for number, text in enumerate(("one two\none two\n", "two one\ntwo one\n")):
         file = tmp_path / f"{number}.txt"
         file.write_text(text)
@@ -111,9 +112,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_before_a_reference(tmp
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         tokenizer.add_special_tokens({"pad_token": "[PADDING]"})
         tokenizer.save_pretrained(folder)
-    job = Job(
-        find_model(str(folder)), Workload((8, 4), 2), Objective(), Budget(None, 1, blocks=0), probe.machine("cpu")
-    )
+    job = Job(find_model(str(folder)), Forward((8, 4), 2), Objective(), Budget(None, 1, blocks=0), probe.machine("cpu"))
     runner = LocalRunner(job.machine)
     with Store.open(f"sqlite:///{tmp_path}/x.db", write=True) as store:
         try:
@@ -134,7 +133,7 @@ def test_gate_and_timing_use_the_texts_and_say_so(tmp_path: Path) -> None:
     found = lengths_from(str(file), source, 2048)
     job = Job(
         source,
-        Workload(found.lengths, 2),
+        Forward(found.lengths, 2),
         Objective(),
         Budget(None, 1, blocks=0),
         probe.machine("cpu"),

@@ -30,17 +30,17 @@ from advisor.store import Store, StudyRecord
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 FAULTS = ROOT / "tests" / "faults"
 
 #: Without pads there is no packing to choose, and at this length eager is slower than sdpa: nothing needs confirming.
-FULL = Workload((320, 320, 320, 320), 2)
+FULL = Forward((320, 320, 320, 320), 2)
 
 #: With pads, so that there are three packings to choose from.
-PADDED = Workload((40, 6, 31, 4), 2)
+PADDED = Forward((40, 6, 31, 4), 2)
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Tuned:
     """What one or more runs of `tune` on one database left behind, and what they said on the way."""
 
     folder: Path
-    workload: Workload
+    workload: Forward
     events: list[list[Mapping[str, Any]]] = field(default_factory=list)
     trials: list[list[Trial]] = field(default_factory=list)
     refusals: list[list[Reason]] = field(default_factory=list)
@@ -118,7 +118,7 @@ def pretended(odd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     yield from _tuned(PADDED, tmp_path_factory.mktemp("pretended"), confirm=False)
 
 
-def _tuned(workload: Workload, folder: Path, *, confirm: bool) -> Iterator[Tuned]:
+def _tuned(workload: Forward, folder: Path, *, confirm: bool) -> Iterator[Tuned]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADVISOR_LOCK_DIR", str(folder))  # a device lock of its own
         tuned = Tuned(folder, workload)

@@ -17,14 +17,15 @@ from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
 from advisor.judge import objections
 from advisor.measurement import Measurement
+from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
 from advisor.next_step import next_of_all, not_beyond_memory
-from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.objective import Budget, Objective, Tier
 from advisor.opening import refuse_too_large
 from advisor.space import build_space
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
                    packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
@@ -33,7 +34,7 @@ LLAMA = ModelFacts(
     supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
 )  # fmt: skip
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "random", "random:0", has_tokenizer=False)
-WORKLOAD = Workload((64, 32, 48, 16), 2)
+WORKLOAD = Forward((64, 32, 48, 16), 2)
 BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 
 
@@ -105,7 +106,7 @@ def test_only_narrows_the_space_and_says_so() -> None:
 
 def test_batch_is_part_of_the_space_where_it_is_left_open() -> None:
     """With --batch auto every size up to the list is admissible, the default is 1, and packing needs more than one."""
-    space = build_space(LLAMA, Workload((64, 32, 48, 16), None), H200, Objective(), 140 * 10**9)
+    space = build_space(LLAMA, Forward((64, 32, 48, 16), None), H200, Objective(), 140 * 10**9)
 
     assert space.baseline["batch"] == "1"
     assert {c["batch"] for c in space.admissible} == {"1", "2", "4"}
@@ -138,7 +139,7 @@ def test_a_latency_limit_keeps_slow_batches_out() -> None:
         Objective,
         quality=st.sampled_from(list(Tier)),
         max_memory_bytes=st.none() | st.integers(1, 10**12),
-        metric=st.sampled_from([metric.metric for metric in METRICS.values()]),
+        metric=st.sampled_from([metric.metric for metric in METRICS.values() if metric.name]),
         max_latency_s=st.none() | st.floats(1e-4, 10),
         only=st.sampled_from(
             [(), (("attention", ("eager", "sdpa")),), (("attention", ("sdpa",)), ("packing", ("packed",)))]
@@ -161,21 +162,21 @@ def test_an_unknown_metric_is_no_objective() -> None:
 def test_useful_operations_count_no_pads_and_half_of_causal_pairs() -> None:
     """The operations are those of a hand calculation; an encoder's pairs count whole."""
     facts = replace(LLAMA, layers=2, heads=4, head_dim=8, hidden_size=32, vocabulary=100, linear_parameters=10_000)
-    hidden = Workload((10, 20), 2, "hidden")
+    hidden = Forward((10, 20), 2, "hidden")
     pairs = 10 * 10 + 20 * 20
 
     assert useful_operations(facts, hidden) == 2 * 10_000 * 30 + 4 * (pairs / 2) * 4 * 8 * 2
     encoder = replace(facts, is_causal=False)
     assert useful_operations(encoder, hidden) == 2 * 10_000 * 30 + 4 * pairs * 4 * 8 * 2
-    last = Workload((10, 20), 2)
+    last = Forward((10, 20), 2)
     assert useful_operations(facts, last) == 2 * (6_800 * 30 + 3_200 * 2) + 4 * (pairs / 2) * 4 * 8 * 2
 
 
 def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
     """Predicted costs are bytes for the objective memory, relative times for the others."""
     int8 = BASE.replaced(quantization="int8")
-    by_memory = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["memory"])
-    by_time = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["throughput"])
+    by_memory = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["peak_bytes"])
+    by_time = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["tokens_per_s"])
 
     assert by_memory[int8] < by_memory[BASE] == pytest.approx(16e9, rel=0.01)
     assert by_time[int8] > by_time[BASE]
@@ -184,8 +185,8 @@ def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
 def test_rounds_become_the_metrics_of_their_workload() -> None:
     """Speeds are of useful tokens; embeddings have sequences a second too; energy is there where it was read."""
     rounds = {"wall_s": [2.0, 4.0], "gpu_s": [0.0, 0.0], "slowest_s": [1.5, 3.0], "states": [], "discarded": [],
-              "joules_per_token": 0.5}  # fmt: skip
-    found = {m.metric: m for m in measurements_of(Workload((64, 32), 2, "pooled"), rounds, "search")}
+              "joules": 48.0}  # fmt: skip
+    found = {m.metric: m for m in measurements_of(Forward((64, 32), 2, "pooled"), rounds, "search")}
 
     assert found["tokens_per_s"].samples == (48.0, 24.0)
     assert found["sequences_per_s"].samples == (1.0, 0.5)

@@ -1,8 +1,10 @@
-"""Walls: what a choice or a kind is, is asked of its traits; nobody but its own file knows it by name."""
+"""Walls: what a choice is, is asked of its traits, what work is, of its kind; nobody but its own file knows it by name."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from fnmatch import fnmatch
@@ -14,7 +16,9 @@ import pytest
 import advisor
 from advisor.knobs import GENERIC, KNOBS, Traits
 from advisor.knobs.traits import merged
+from advisor.metrics import PEAK
 from advisor.workloads import KINDS
+from advisor.workloads.forward import OUTPUTS
 
 ADVISOR = Path(advisor.__file__).parent
 
@@ -29,11 +33,23 @@ SPELLED_ALIKE = {
     ("fp32_torch.py", "forward"): "the method of a torch module",
 }
 
+#: Metrics' names that are no question about a kind: faces that stay as they are whatever kinds there are.
+PUBLISHED = {
+    ("tables.py", "slowest_batch_s"): "a column of v_trials",
+    ("tables.py", "joules_per_token"): "a column of v_trials",
+    ("tables.py", "sequences_per_s"): "a column of v_trials",
+    ("trial.py", "tokens_per_s"): "an attribute of a trial, for people who read answers in Python",
+}
+
 
 @cache
 def owners() -> dict[str, list[str]]:
     """Return by name the patterns of the files that may spell it: generic names and numbers say nothing by themselves."""
-    found: dict[str, list[str]] = {kind: ["workloads/*.py"] for kind in KINDS}
+    found: dict[str, list[str]] = {}
+    for word, kind in KINDS.items():
+        for name in (word, kind.name, *(metric.metric for metric in kind.metrics if metric.metric != PEAK)):
+            found[name] = [f"workloads/{kind.name}*.py"]
+    found |= {output: ["workloads/*.py"] for output in OUTPUTS}
     for knob in KNOBS.values():
         for name in knob.choices:
             if name not in GENERIC and not name.isdigit():
@@ -62,7 +78,7 @@ def named(file: Path) -> list[tuple[str, int, str]]:
         for node in literals(tree)
         if node.value in known
         and not any(fnmatch(place, pattern) for pattern in known[str(node.value)])
-        and (place, node.value) not in SPELLED_ALIKE
+        and (place, node.value) not in SPELLED_ALIKE | PUBLISHED
     ]
 
 
@@ -82,7 +98,7 @@ def files() -> list[Path]:
 
 
 def test_nobody_asks_for_a_choice_or_a_kind_by_name() -> None:
-    """No text in the code equals the name of a choice or of a kind outside its own file: traits are asked."""
+    """No text in the code equals the name of a choice, a kind, or a kind's metric or output outside its file: they are asked."""
     assert [found for file in files() for found in named(file)] == []
 
 
@@ -95,7 +111,7 @@ def test_the_exceptions_are_few_and_there() -> None:
     }
 
     assert len(SPELLED_ALIKE) <= 5
-    assert spelled >= SPELLED_ALIKE.keys()
+    assert spelled >= SPELLED_ALIKE.keys() | PUBLISHED.keys()
 
 
 def test_nobody_imports_a_knobs_own_file() -> None:
@@ -108,14 +124,34 @@ def test_nobody_imports_a_knobs_own_file() -> None:
     assert found == []
 
 
+def test_nobody_imports_a_kinds_own_file() -> None:
+    """The files in the workloads' folder are imported by the table of kinds and by one another: all others ask the table."""
+    own = {f"advisor.workloads.{file.stem}" for file in (ADVISOR / "workloads").glob("*.py") if file.stem != "__init__"}
+    outside = [file for file in files() if file.parent.name != "workloads"]
+    found = [(file.name, name) for file in outside for name in imported(file) if name in own]
+
+    assert len(own) >= 7
+    assert found == []
+
+
+def test_what_work_is_comes_without_torch() -> None:
+    """Kinds, workloads and the face of a runtime are imported without torch: who only asks must not wait for it."""
+    code = "import sys, advisor.workloads; print(sorted({'torch', 'transformers', 'sqlalchemy', 'optuna'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ADVISOR.parent, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
+
+
 def test_a_name_out_of_place_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: a comparison, a prefix, a keyword and a table that name a choice are all found."""
     file = tmp_path / "odd.py"
     file.write_text('"""sdpa"""\nif a == "sdpa" or b.startswith("packed"):\n    f(attention="eager", q="none", n="1")\n'
-                    'T = {"int8": 1.0, "forward": 2}\n')  # fmt: skip
+                    'T = {"int8": 1.0, "forward": 2, "tokens_per_s": 3, "embed": 4}\n')  # fmt: skip
     monkeypatch.setattr(f"{__name__}.ADVISOR", tmp_path)
 
-    assert sorted(name for _, _, name in named(file)) == ["eager", "forward", "int8", "packed", "sdpa"]
+    assert sorted(name for _, _, name in named(file)) == [
+        "eager", "embed", "forward", "int8", "packed", "sdpa", "tokens_per_s",
+    ]  # fmt: skip
 
 
 def test_traits_of_a_configuration_are_those_of_its_choices() -> None:

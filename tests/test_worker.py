@@ -32,12 +32,12 @@ from advisor.timing_torch import (
 )
 from advisor.trial import Outcome
 from advisor.worker import _finite
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 FAULTS = ROOT / "tests" / "faults"
-WORKLOAD = Workload((16, 6, 12, 4), 2)
+WORKLOAD = Forward((16, 6, 12, 4), 2)
 FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
 
 
@@ -68,12 +68,48 @@ def trial_request(facts: ModelFacts, **choices: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("place")
+def test_what_is_clearly_slower_is_not_gated() -> None:
+    """Two rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
+
+    What may still be the best goes on, with a round after the gate at least.
+    """
+    said: list[dict[str, Any]] = []
+    runner = LocalRunner(probe.machine("cpu"), said.append)
+    try:
+        facts = ModelFacts.of(
+            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+        )
+        request = trial_request(facts)
+        request["workload"] = Forward((300,) * 16, 4).payload
+        request["sample"] = list(range(4))
+        request["gate"] = {"path": None, "reference": "none", "default": None, "is_default": False, "known": {}}
+        slow = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e-6}}, 60)
+        stages = [each["stage"] for each in said if each["event"] == "stage"]
+        said.clear()
+        fast = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e6}}, 60)
+    finally:
+        runner.close()
+
+    assert slow["outcome"] == Outcome.PRUNED
+    assert "times slower than the best so far after 2 rounds" in slow["reason"]
+    assert len(slow["rounds"]["wall_s"]) == 2
+    assert slow["peak_bytes"] > 0
+    assert "quality" not in slow
+    assert "gate" not in stages
+    assert fast["outcome"] == Outcome.OK
+    assert len(fast["rounds"]["wall_s"]) >= 2
+    assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
+
+
 @pytest.fixture(scope="module")
 def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""
     runner = LocalRunner(probe.machine("cpu"))
     try:
-        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
+        facts = ModelFacts.of(
+            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+        )
         worker = runner._process
         found = {
             "first": runner.run(trial_request(facts), 60),
@@ -93,38 +129,6 @@ def test_weights_are_kept_while_attention_or_packing_changes(results: dict[str, 
 
     assert results["attention"]["load_s"] < loaded_s / 10
     assert results["packing"]["load_s"] < loaded_s / 10
-
-
-@pytest.mark.usefixtures("place")
-def test_what_is_clearly_slower_is_not_gated() -> None:
-    """Two rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
-
-    What may still be the best goes on with the rounds it has: three are asked for, two were run before the gate.
-    """
-    said: list[dict[str, Any]] = []
-    runner = LocalRunner(probe.machine("cpu"), said.append)
-    try:
-        facts = ModelFacts.of(read_facts(runner, {"source": find_model(str(CAUSAL)).request, "output": "last-logits"}))
-        request = trial_request(facts)
-        request["workload"] = Workload((300,) * 16, 4).payload
-        request["sample"] = list(range(4))
-        request["gate"] = {"path": None, "reference": "none", "default": None, "is_default": False, "known": {}}
-        slow = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e-6}}, 60)
-        stages = [each["stage"] for each in said if each["event"] == "stage"]
-        said.clear()
-        fast = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e6}}, 60)
-    finally:
-        runner.close()
-
-    assert slow["outcome"] == Outcome.PRUNED
-    assert "times slower than the best so far after 2 rounds" in slow["reason"]
-    assert len(slow["rounds"]["wall_s"]) == 2
-    assert slow["peak_bytes"] > 0
-    assert "quality" not in slow
-    assert "gate" not in stages
-    assert fast["outcome"] == Outcome.OK
-    assert len(fast["rounds"]["wall_s"]) >= 3
-    assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
 
 
 def test_what_ran_is_read_back_from_the_model(results: dict[str, dict[str, Any]]) -> None:
@@ -170,7 +174,7 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "output": "last-logits"})
+            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "workload": Forward((8,), 1).payload})
             answer = next(json.loads(line) for line in worker.stdout if '"done"' in line)
             _ask(worker.stdin, {"id": 2, **trial_request(ModelFacts.of(answer["result"]), attention="odd-asleep")})
             assert any("first call" in line for line in worker.stdout)

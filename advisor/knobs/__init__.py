@@ -4,14 +4,13 @@ A choice is one entry: its name, why it may not run here, what it changes when t
 ran. What it changes is written as Python source: the worker executes these lines and the suggestion prints them, so the
 lines a user pastes are the lines that were measured.
 
-Further knobs and choices come from the modules named in ADVISOR_PLUGINS (comma separated): the KNOBS of each are registered,
-then its CHOICES.
+Further ones come from the modules named in ADVISOR_PLUGINS: the KNOBS of each are registered (`advisor.plugins`), then its
+CHOICES, and its KINDS of work.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,7 +37,9 @@ from advisor.knobs.quantization import share_words
 from advisor.knobs.traits import GENERIC, Traits
 from advisor.model import ModelFacts
 from advisor.objective import Tier
+from advisor.plugins import PLUGINS, register_all
 from advisor.workloads import Workload
+from advisor.workloads import register as register_kind
 
 __all__ = [
     "GENERIC",
@@ -84,9 +85,6 @@ __all__ = [
 RULES_VERSION = 1
 
 _OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB)
-
-#: Names of the modules whose choices are registered beside our own.
-PLUGINS = tuple(name.strip() for name in os.environ.get("ADVISOR_PLUGINS", "").split(",") if name.strip())
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:
@@ -258,27 +256,13 @@ def rule_ids() -> list[str] | None:
     return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
 
 
-def _register_module(name: str) -> None:
-    """Register the knobs and the choices of a plugin's module. Raises BadInput where it has neither, or one that can't be.
-
-    A knob from elsewhere needs an implied choice: else nobody could say what was measured without it.
-    """
-    try:
-        module = importlib.import_module(name)
-        knobs, choices = getattr(module, "KNOBS", None), getattr(module, "CHOICES", None)
-        if knobs is None and choices is None:
-            raise AttributeError("it has neither KNOBS nor CHOICES")
-        for knob in knobs or ():
-            if not knob.implied:
-                raise ValueError(f"its knob {knob.name} implies no choice: what does a configuration have without it?")
-            register_knob(knob)
-        for choice in choices or ():
-            register(choice)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"ADVISOR_PLUGINS names {name!r}, which can't be used: {error}") from None
+def _register_foreign(knob: Knob) -> None:
+    """Add a knob from elsewhere. Raises ValueError where it implies no choice: nobody could say what was measured without it."""
+    if not knob.implied:
+        raise ValueError(f"its knob {knob.name} implies no choice: what does a configuration have without it?")
+    register_knob(knob)
 
 
 for _knob in _OWN:
     register_knob(_knob)
-for _module in PLUGINS:
-    _register_module(_module)
+register_all({"KINDS": register_kind, "KNOBS": _register_foreign, "CHOICES": register})

@@ -18,7 +18,7 @@ from advisor.knobs.attention_common import about
 from advisor.knobs.choice import Batching, Choice, Collation, Knob, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
 from advisor.model import RECURRENT, ModelFacts
-from advisor.workloads import Workload
+from advisor.workloads import Head, Workload
 
 _SOURCE = "https://huggingface.co/blog/packing-with-FA2"
 
@@ -52,7 +52,7 @@ def _packed_why_not(situation: Situation) -> list[Reason]:
         reasons.append(Reason("P16", Verdict.WRONG, text))
     if not any(reason.rule in ("P7", "P16") for reason in reasons):  # they say what P22 would, and why
         reasons += _row_why_not(situation)
-    if situation.workload.output == "scores" and not facts.head:
+    if situation.workload.needs.head is Head.CLASSIFICATION and not facts.head:
         text = f"the head of {facts.architecture} reads one position a row, not one a sequence"
         reasons.append(Reason("P21", Verdict.INVALID, text))
     if not _is_flash(situation) and not situation.traits.masks_by_block:

@@ -1,296 +1,282 @@
-"""The forward workload: batches of sequences in, logits, hidden states, embeddings or scores out; no generation, no cache.
-
-Only *useful* tokens count, never pads. The batches differ from one another, because with one repeated batch sorting by
-length would change nothing and its gain could not be seen.
-"""
+"""The forward workload: batches of sequences in, logits, hidden states, embeddings or scores out; no generation, no cache."""
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from advisor.checked import checked
-from advisor.configuration import key_of
+from advisor.declared import architectures, is_encoder, refuse_unpadded, unserved_head
 from advisor.errors import BadInput
+from advisor.metrics import MEMORY, Gauge, Metric, rate_of, seconds
+from advisor.model import ModelFacts, ModelSource
+from advisor.shapes import Sent
+from advisor.workloads.flags import add_list_flags
+from advisor.workloads.kind import Kind, Preparation, Running
+from advisor.workloads.runtime import Runtime
+from advisor.workloads.workload import Head, Needs, Workload
 
 #: What may be asked of the forward pass. pooled: one embedding a sequence; scores: a classification head's outputs.
-OUTPUTS = ("last-logits", "all-logits", "hidden", "pooled", "scores")
+LAST, ALL, HIDDEN, EMBEDDINGS, SCORES = OUTPUTS = ("last-logits", "all-logits", "hidden", "pooled", "scores")
 
 #: The outputs that are logits over the vocabulary.
-LOGITS = ("last-logits", "all-logits")
+LOGITS = (LAST, ALL)
 
-#: What transformers loads a model by where a head of its own is asked for, or none.
-_HEADS = {"hidden": "AutoModel", "pooled": "AutoModel", "scores": "AutoModelForSequenceClassification"}
+#: The word that work is stored by which embeds: it was a kind of its own once.
+EMBED = "embed"
 
-#: How many batches a list of generated lengths has.
-DEFAULT_BATCHES = 8
+_OTHERWISE = "ask for hidden, pooled or scores"
 
-#: Lengths are dealt for batches of this many sequences where batch is a knob.
-DEALT = 8
+_NEEDS = {
+    LAST: Needs(Head.LANGUAGE, next_token=True, otherwise=_OTHERWISE),
+    ALL: Needs(Head.LANGUAGE, otherwise=_OTHERWISE),
+    HIDDEN: Needs(Head.NONE),
+    EMBEDDINGS: Needs(Head.NONE, sent=Sent.APART),
+    SCORES: Needs(Head.CLASSIFICATION, sent=Sent.PAIRED),
+}
 
-#: More than these is a slip of the keyboard: sequences in a list, and tokens in it when every one has the longest length.
-MOST_SEQUENCES, MOST_TOKENS = 100_000, 10**9
-
-Batches = tuple[tuple[int, ...], ...]
-
-
-def auto_class(output: str, logits_class: str) -> str:
-    """Return the name of transformers' Auto class that gives an output. logits_class: the one that gives the model's logits."""
-    return _HEADS.get(output, logits_class)
+#: What a sequence gets, in words.
+_RESULTS = {
+    LAST: "the last logits",
+    ALL: "all logits",
+    HIDDEN: "the hidden states",
+    EMBEDDINGS: "the embedding",
+    SCORES: "the scores",
+}
 
 
 @dataclass(frozen=True)
-class Workload:
-    """Sequence lengths in tokens, in the caller's order, how many make a batch, and what output is asked for.
+class Forward(Workload):
+    """A forward pass over sequences, and what output is asked for."""
 
-    batch: None where it is a knob ("--batch auto"): then :meth:`under` gives the work under one configuration, and what
-    speaks of batches can be asked of that alone.
-    """
-
-    lengths: tuple[int, ...]
-    batch: int | None
-    output: str = "last-logits"
+    output: str = LAST
 
     def __post_init__(self) -> None:
         """Refuse what is not a workload."""
-        if self.batch is not None and self.batch < 1:
-            raise BadInput(f"--batch must be at least 1, not {self.batch}")
-        if not self.lengths or min(self.lengths) < 1:
-            raise BadInput("--lengths must be at least 1 token each")
+        super().__post_init__()
         if self.output not in OUTPUTS:
             raise BadInput(f"--output must be one of {', '.join(OUTPUTS)}, not {self.output!r}")
-
-    @classmethod
-    def of(cls, payload: Mapping[str, Any]) -> Workload:
-        """Build one from its payload. Raises Malformed for a value that can't be."""
-        own = {name: payload[name] for name in ("lengths", "batch", "output")}
-        return cls(**checked(cls, own, {"lengths": lambda lengths: all(n < 2**31 for n in lengths)}))
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """The workload as JSON values; texts are never part of it."""
-        return {"kind": self.kind, "lengths": list(self.lengths), "batch": self.batch, "output": self.output}
-
-    def key_for(self, architecture_key: str) -> str:
-        """Return the identity that speeds are stored under: this work on an architecture and its shapes."""
-        return key_of({**self.payload, "architecture": architecture_key})
 
     @property
     def kind(self) -> str:
         """Return embed where a sequence gives one embedding, else forward."""
-        return "embed" if self.output == "pooled" else "forward"
-
-    def under(self, configuration: Mapping[str, str]) -> Workload:
-        """Return this work with the batch that a configuration chooses, where batch is a knob."""
-        if self.batch is None and "batch" not in configuration:
-            raise BadInput("this work leaves the batch open, and a configuration of it names none")
-        return self if self.batch is not None else replace(self, batch=int(configuration["batch"]))
+        return EMBED if self.output == EMBEDDINGS else "forward"
 
     @property
-    def counts_sequences(self) -> bool:
-        """Whether people count sequences rather than tokens: each gives one thing."""
-        return self.output == "pooled"
+    def needs(self) -> Needs:
+        """What the output needs of a model's class."""
+        return _NEEDS[self.output]
 
     @property
-    def size(self) -> int:
-        """The sequences a batch; one where batch is a knob, which is what transformers' pipelines do when told nothing."""
-        return self.batch or 1
+    def own_payload(self) -> dict[str, Any]:
+        """The output."""
+        return {"output": self.output}
 
     @property
-    def dealt(self) -> Workload:
-        """The work with the batch its lengths were dealt for, where batch is a knob: then its padding can be compared."""
-        return self if self.batch is not None else replace(self, batch=DEALT)
+    def own_flags(self) -> str:
+        """The flag of the output."""
+        return f"--output {self.output}"
 
-    def distance(self, other: Workload) -> float:
-        """Return how unlike two workloads are, from log tokens a batch, log longest sequence, padding and output.
+    def predictions(self) -> int:
+        """Return how many positions logits are asked for."""
+        return {LAST: len(self.lengths), ALL: self.tokens}.get(self.output, 0)
 
-        measurement.md, C.4; the weights of padding and output are ours.
-        """
-        a, b = self.dealt, other.dealt
-        pairs = [(a.size * max(a.lengths), b.size * max(b.lengths)), (max(a.lengths), max(b.lengths))]
-        return sum(abs(math.log(x / y)) for x, y in pairs) + abs(a.padding - b.padding) * 3 + (a.output != b.output)
-
-    @property
-    def tokens(self) -> int:
-        """Useful tokens in one pass over the whole list."""
-        return sum(self.lengths)
-
-    def batches(self, *, by_length: bool = False) -> Batches:
-        """Return the batches as indices into `lengths`: in the given order, or longest first by length."""
-        return _batches(self.lengths, self.size, by_length)
-
-    def padded_tokens(self, *, by_length: bool = False) -> int:
-        """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
-        return _padded_tokens(self.lengths, self.size, by_length)
-
-    @property
-    def padding(self) -> float:
-        """The share of pads in the padded batches, in the given order."""
-        return 1 - self.tokens / self.padded_tokens()
-
-    def sample(self, windows: Sequence[int] = (), tokens: int = 20_000, most_tokens: int = 50_000) -> tuple[int, ...]:
-        """Return the sequences that the gate judges, as indices in order: whole batches that stand for the list.
-
-        The batch with the longest sequence, the one with the shortest, the most uneven, one of every shape class, and others
-        drawn over the whole list until there are `tokens`; beyond most_tokens only what stands for a class. windows: lengths
-        at which the model's behaviour changes (see :func:`shape_class`).
-        """
-        batches = self.dealt.batches()
-        lengths = [tuple(self.lengths[i] for i in batch) for batch in batches]
-        numbers = range(len(batches))
-        needed = [
-            max(numbers, key=lambda n: max(lengths[n])),
-            min(numbers, key=lambda n: min(lengths[n])),
-            max(numbers, key=lambda n: max(lengths[n]) - min(lengths[n])),
-        ]
-        classes: dict[Any, int] = {}
-        for number in sorted(numbers, key=lambda n: sum(lengths[n])):
-            classes.setdefault(shape_class(lengths[number], windows), number)
-        others = list(numbers)
-        random.Random(0).shuffle(others)
-        chosen: dict[int, None] = {}
-        drawn = 0
-        for place, number in enumerate([*needed, *classes.values(), *others]):
-            is_needed = place < len(needed) + len(classes)
-            if number in chosen or (not is_needed and (drawn >= tokens or drawn + sum(lengths[number]) > most_tokens)):
-                continue
-            chosen[number] = None
-            drawn += sum(lengths[number])
-        return tuple(index for number in sorted(chosen) for index in batches[number])
-
-    def of_sequences(self, indices: Sequence[int]) -> Workload:
-        """Return the work on some of its sequences, in this order."""
-        return replace(self, lengths=tuple(self.lengths[index] for index in indices))
-
-    @property
-    def flags(self) -> str:
-        """The command-line flags that describe this workload."""
-        dealt = self.dealt
-        longest, padding = max(self.lengths), round(dealt.padding, 2)
-        count = -(-len(self.lengths) // dealt.size)
-        lengths = ",".join(map(str, self.lengths)) + ("," if len(self.lengths) == 1 else "")
-        try:
-            is_generated = self.lengths == quantile_lengths(longest, padding, dealt.size, count)
-        except BadInput:
-            is_generated = False
-        if is_generated:
-            lengths = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != DEFAULT_BATCHES else "")
-        return f"--lengths {lengths} --batch {self.batch or 'auto'} --output {self.output}"
-
-    def __str__(self) -> str:
-        """Return the workload in words."""
-        if self.batch is None:
-            return f"{self.kind}, {len(self.lengths)} sequences of up to {max(self.lengths)} tokens, {self.output}, batch auto"
-        batches = self.batches()
-        most, last, count = len(batches[0]), len(batches[-1]), len(batches)
-        size = f"{most} × {max(self.lengths)} tokens{f' (the batch of {self.batch} is not full)' if most < self.batch else ''}"
-        many = f"{count} batch{'es' if count != 1 else ''}{f', the last of {last}' if last < most else ''}"
-        return f"{self.kind}, {size}, padding {self.padding:.2f}, {self.output}, {many}"
+    def kept(self, rows: int, columns: int) -> int:
+        """Return how many positions' logits are in memory at once: all of a call's, where all are asked for."""
+        return rows * columns if self.output == ALL else 0
 
 
-@lru_cache(maxsize=64)
-def _batches(lengths: tuple[int, ...], size: int, by_length: bool) -> Batches:
-    """Return :meth:`Workload.batches`: a space of hundreds of configurations asks for the same few."""
-    order = list(range(len(lengths)))
-    if by_length:
-        order.sort(key=lambda index: -lengths[index])
-    return tuple(tuple(order[i : i + size]) for i in range(0, len(order), size))
+# ------------------------------------------------------------------------------------------------------------- metrics
 
 
-@lru_cache(maxsize=64)
-def _padded_tokens(lengths: tuple[int, ...], size: int, by_length: bool) -> int:
-    """Return :meth:`Workload.padded_tokens`."""
-    return sum(len(batch) * max(lengths[i] for i in batch) for batch in _batches(lengths, size, by_length))
+def _tokens_per_s(workload: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
+    return [workload.tokens / s for s in rounds["wall_s"]]
 
 
-def shape_class(lengths: Sequence[int], windows: Sequence[int]) -> tuple[Any, ...]:
-    """Return what makes batches of these lengths one of a kind for a model.
+def _slowest_batch_s(_: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
+    return list(rounds["slowest_s"])
 
-    One sequence or several, of equal lengths or not, and on which sides of the model's windows the longest and the shortest
-    are. windows: lengths in tokens at which a model's behaviour changes (a sliding window, a rope that switches).
+
+def _sequences_per_s(workload: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
+    return [len(workload.lengths) / s for s in rounds["wall_s"]]
+
+
+def _embeds(workload: Workload) -> bool:
+    return workload.needs.embeds
+
+
+def _joules_per_token(workload: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
+    joules = rounds.get("joules")
+    return [joules / workload.tokens] if joules else []
+
+
+#: What is made the best of by default comes first. People count embeddings rather than tokens: there texts are shown too.
+METRICS = (
+    Metric(
+        "throughput",
+        "tokens_per_s",
+        "tokens/s",
+        less_is_better=False,
+        words="useful tokens per second",
+        head="tokens/s",
+        show=rate_of("tokens/s"),
+        samples=_tokens_per_s,
+        is_speed=True,
+    ),
+    Metric(
+        "",
+        "sequences_per_s",
+        "sequences/s",
+        less_is_better=False,
+        words="texts per second",
+        head="texts/s",
+        show=rate_of("texts/s"),
+        samples=_sequences_per_s,
+        applies=_embeds,
+    ),
+    Metric(
+        "latency",
+        "slowest_batch_s",
+        "s",
+        less_is_better=True,
+        words="seconds of the slowest batch",
+        head="slowest batch",
+        show=seconds,
+        samples=_slowest_batch_s,
+        is_latency=True,
+    ),
+    MEMORY,
+    Metric(
+        "energy",
+        "joules_per_token",
+        "J/token",
+        less_is_better=True,
+        words="energy per useful token",
+        head="J per 1,000 tokens",
+        show=lambda value: f"{value * 1000:.3g} J per 1,000 tokens",
+        samples=_joules_per_token,
+        gauge=Gauge.ENERGY,
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------------- flags and the model
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    add_list_flags(parser)
+    parser.add_argument(
+        "--output", choices=OUTPUTS, help="what is asked of the model (default: what its class is made for)"
+    )
+
+
+def _parse(options: Namespace, source: ModelSource, lengths: tuple[int, ...]) -> Forward:
+    output = options.output or default_output(source.config, source.name)
+    refuse_unpooled(source, output)
+    refuse_output(source.name, source.config, output, options.batch)
+    return Forward(lengths, options.batch, output)
+
+
+def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
+    """Return what is asked of a model when the user does not say: what its class in config.json was made to give.
+
+    A classifier gives scores, a language model the logits of the last token, anything else an embedding. Raises BadInput for
+    a class whose head advisor does not run: its body alone would be something else than what the user has.
     """
-    sides = tuple((min(lengths) > window, max(lengths) > window) for window in windows)
-    return (len(lengths) == 1, len(set(lengths)) == 1, sides)
-
-
-@lru_cache(maxsize=64)
-def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DEFAULT_BATCHES) -> tuple[int, ...]:
-    """Return batch × batches lengths whose padded batches waste `padding` of their tokens. Deterministic.
-
-    Every batch holds one sequence of `longest` tokens; the others are quantiles of longest·u^k, a different one in every
-    batch. A larger k means more padding; bisection finds the k that meets it in whole tokens. Raises BadInput where no
-    list does: with one full sequence a batch, padding stays below 1 − 1/batch.
-    """
-    if longest < 1:
-        raise BadInput(f"--lengths must be at least 1, not {longest}")
-    if not 0 <= padding < 1:
-        raise BadInput(f"--padding must be at least 0 and below 1, not {padding:g}")
-    if batch < 1 or batches < 1:
-        raise BadInput(f"--batch and --batches must be at least 1, not {min(batch, batches)}")
-    refuse_absurd(batch * batches, longest)
-    if padding == 0:
-        return (longest,) * (batch * batches)
-    low, high, padded = 0.0, 1000.0, longest * batch * batches
-    for _ in range(60):
-        middle = (low + high) / 2
-        if 1 - sum(map(sum, _groups(longest, middle, batch, batches))) / padded < padding:
-            low = middle
-        else:
-            high = middle
-    lengths = _dealt(longest, high, batch, batches)
-    reached = 1 - sum(lengths) / padded
-    if abs(reached - padding) > 0.02:
+    names = architectures(config)
+    if unserved := unserved_head(config):
         raise BadInput(
-            f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can"
+            f"{name} is a {unserved}, and advisor does not run that head",
+            "--output hidden measures the model without it",
         )
-    return lengths
+    if any(each.endswith("ForSequenceClassification") for each in names):
+        return SCORES
+    if is_encoder(config):
+        return EMBEDDINGS
+    speaks = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    return LAST if not names or any(each.endswith(speaks) for each in names) else EMBEDDINGS
 
 
-def refuse_absurd(sequences: int, longest: int = 1) -> None:
-    """Raise BadInput for a list that no device works through in a sitting: before anything is made of it."""
-    if sequences > MOST_SEQUENCES:
+def refuse_unpooled(source: ModelSource, output: str) -> None:
+    """Raise BadInput where what is beside the weights makes an embedding that advisor can't give."""
+    if output == EMBEDDINGS and source.beside.get("problem"):
         raise BadInput(
-            f"{sequences:,} sequences are too many to be measured",
-            f"--batch times --batches may be {MOST_SEQUENCES:,} at most",
+            f"{source.name}: {source.beside['problem']}", "--output hidden measures the model without pooling"
         )
-    if sequences * longest > MOST_TOKENS:
-        raise BadInput(f"{sequences:,} sequences of up to {longest:,} tokens are too many to be measured",
-                       f"--batch times --batches times --lengths may be {MOST_TOKENS:,} at most")  # fmt: skip
 
 
-def _groups(longest: int, exponent: float, batch: int, batches: int) -> Iterator[list[int]]:
-    """Yield the lengths of every batch, each with one of the longest, before they are shuffled."""
-    for number in range(batches):
-        ranks = [0.0] + [rank + number / batches for rank in range(1, batch)]
-        yield [max(1, round(longest * (1 - rank / batch) ** exponent)) for rank in ranks]
+def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int | None) -> None:
+    """Raise BadInput where a model can't give this output, as far as its configuration tells: the worker tells the rest.
 
-
-def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int, ...]:
-    dealt: list[int] = []
-    for number, group in enumerate(_groups(longest, exponent, batch, batches)):
-        random.Random(number).shuffle(group)
-        dealt += group
-    return tuple(dealt)
-
-
-def parse_lengths(text: str, padding: float | None, batch: int, batches: int) -> tuple[int, ...]:
-    """Read --lengths: one number (the longest, spread by --padding) or a list with commas ("5," is a list of one).
-
-    Raises BadInput with the offending value.
+    batch: how many sequences at once, None where that is to be found.
     """
-    try:
-        values: Sequence[int] = [int(part) for part in text.removesuffix(",").split(",")]
-    except ValueError:
-        raise BadInput(f"--lengths must be a whole number or a list like 128,256,96, not {text!r}") from None
-    if min(values) < 1:
-        raise BadInput(f"--lengths must be at least 1, not {min(values)}")
-    if len(values) == 1 and not text.endswith(","):
-        return quantile_lengths(values[0], padding or 0.0, batch, batches)
-    if padding is not None:
-        raise BadInput("--padding goes with one number for --lengths; a list has the padding it has")
-    refuse_absurd(max(len(values), batch), max(values))
-    return tuple(values)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    needs_pads = output == SCORES and not is_encoder(config)
+    refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
+    if output == LAST and is_encoder(config):
+        raise BadInput(
+            f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
+            "leave --output out, or ask for pooled, scores, hidden or all-logits",
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- how it runs
+
+_WITH_TENSORS = "advisor.workloads.forward_torch"
+
+
+def _running(workload: Workload, facts: ModelFacts) -> Running:
+    output = workload.output
+    result = _RESULTS[output]
+    if output == EMBEDDINGS:
+        return Running(_WITH_TENSORS, "run_pooled", {"how": facts.pooling}, result=result)
+    if output == SCORES:
+        return Running(_WITH_TENSORS, "run_scores", result=result)
+    kind, keeps = ("logits", "logits_to_keep" in facts.accepts) if output in LOGITS else ("last_hidden_state", False)
+    is_last = output == LAST
+    return Running(
+        _WITH_TENSORS, "run_tokens", {"kind": kind, "keeps": keeps}, (0,) if is_last else None, is_last, result
+    )
+
+
+def _preparation(workload: Workload, facts: ModelFacts, source: Mapping[str, Any], device: str) -> Preparation:
+    """Return what gives the model the steps after pooling, as sentence-transformers would."""
+    if not workload.needs.embeds or not facts.after_pooling:
+        return Preparation()
+    folder, steps = source["beside"].get("folder", source["path"]), list(facts.after_pooling)
+    return Preparation(
+        imports=("import torch", "from collections.abc import Callable, Sequence"),
+        functions=(("advisor.workloads.after_torch", "after_pooling_of"),),
+        statements=(f"model.after_pooling = after_pooling_of({folder!r}, {steps!r}, {device!r})",),
+    )
+
+
+def _runtime(workload: Workload, facts: ModelFacts) -> Runtime:
+    from advisor.workloads.forward_torch import ForwardRuntime
+
+    return ForwardRuntime(workload, facts, _running(workload, facts))
+
+
+#: Lists of lengths: with pads that sorting saves, with pads that it does not, without pads; scores; batch as a knob.
+_EXAMPLES = (
+    Forward((64, 32, 48, 16), 2),
+    Forward((64, 48, 32, 16), 2),
+    Forward((64, 64, 64, 64), 2),
+    Forward((64, 32, 48, 16), 2, SCORES),
+    Forward((64, 32, 48, 16), None),
+)
+
+KIND = Kind(
+    name="forward",
+    summary="one pass over every sequence: logits, hidden states, embeddings or scores",
+    stored_as=("forward", EMBED),
+    workload=Forward,
+    metrics=METRICS,
+    parse=_parse,
+    running=_running,
+    runtime=_runtime,
+    examples=_EXAMPLES,
+    preparation=_preparation,
+    add_flags=_add_flags,
+)
