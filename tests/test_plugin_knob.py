@@ -275,7 +275,7 @@ def test_without_the_plugin_its_rows_are_said_to_be_unknown(tuned: int, run: Run
             "a knob's name is of small letters, digits, _ and -, not 'O d'",
         ),
         ("CHOICES = [Choice('odd', 'off', '')]", "'off' is a choice of 'odd', which is no knob"),
-        ("", "it has neither KNOBS nor CHOICES"),
+        ("", "it has none of KINDS, KNOBS, CHOICES"),
     ],
     ids=[
         "implies nothing",

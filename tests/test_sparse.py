@@ -32,8 +32,9 @@ from advisor.knobs import (
     weights_of,
 )
 from advisor.measurement import Comparison, Measurement
+from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
-from advisor.objective import METRICS, Budget, Objective, Tier
+from advisor.objective import Budget, Objective, Tier
 from advisor.opening import _warm
 from advisor.place import place_of
 from advisor.search import Knowledge
@@ -44,10 +45,10 @@ from advisor.suggest import Recommendation, keep_answer, suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
 from advisor.why_not import choices_in
-from advisor.workloads import Workload
+from advisor.workloads.forward import Forward
 
 H200 = Environment.of(json.loads((Path(__file__).parent / "environments" / "h200.json").read_text()))
-WORKLOAD, ANY = Workload((512, 128, 256, 64), 2), Objective(quality=Tier.FOUR_BIT)
+WORKLOAD, ANY = Forward((512, 128, 256, 64), 2), Objective(quality=Tier.FOUR_BIT)
 FACTS = ModelFacts(
     "LlamaForCausalLM",
     "llama",
@@ -283,7 +284,7 @@ def test_the_search_goes_the_same_way(request: pytest.FixtureRequest) -> None:
         replace(attempt(c, speed), number=n, wall_s=3.0)
         for n, (c, speed) in enumerate([(DEFAULT, 1000), (SORTED, 1200), (EAGER, 0)])
     ]
-    known = Knowledge(list(costs), trials, METRICS["throughput"], costs)
+    known = Knowledge(list(costs), trials, METRICS["tokens_per_s"], costs)
     before = (known.promising(5, DEFAULT), [known.ask(seed) for seed in range(8)])
     request.getfixturevalue("no_op")
 
