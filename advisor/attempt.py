@@ -98,7 +98,10 @@ def request_of(seen: Snapshot, configuration: Configuration) -> dict[str, Any]:
 def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) -> dict[str, Any]:
     """Return the request of a search trial. Energy takes seconds: where it is not the aim, the blocks read it."""
     request = request_of(seen, configuration)
-    is_needed = configuration == seen.space.baseline or configuration in seen.job.also
+    # What is forced, by a rule that is ignored, is to be judged: whether it is slow is no answer to that.
+    is_needed = (
+        configuration == seen.space.baseline or configuration in seen.job.also or seen.job.objective.ignored_rules
+    )
     incumbent_s = None if is_needed else _incumbent_s(seen)
     has_energy = seen.job.objective.aim.gauge is Gauge.ENERGY
     return {
