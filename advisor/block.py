@@ -10,7 +10,7 @@ from typing import Any
 from advisor.attempt import attempt, cut, request_of, told
 from advisor.clock import BudgetSpent
 from advisor.configuration import Configuration
-from advisor.confirm import fits_together, processes, turns_for
+from advisor.confirm import fits_together, parts_for, processes, turns_for
 from advisor.step import Confirm
 from advisor.tuner import Found, Tuner
 from advisor.tuning import BUDGET_ENDED, Snapshot
@@ -94,5 +94,6 @@ def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> Mapp
         "contestants": [dict(each) for each in group],
         "seed": seen.job.seed * 1000 + block,
         "turns": turns_for(machine),
+        "parts": parts_for(group, seen.trials, machine, seen.job.workload),
         "in_turn": not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
     }

@@ -25,6 +25,9 @@ from advisor.session_torch import Session, runtime_of, weights_key
 from advisor.timing_torch import Round, Rounds, take_round, timed_round
 from advisor.trial import Outcome
 
+#: So many calls warm up a contestant whose rounds are long.
+_MOST_WARMING = 2
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -65,10 +68,10 @@ class Energy:
     """
 
     joules: float = 0.0
-    rounds: int = 0
+    rounds: float = 0.0
 
-    def add(self, before: object, after: object, rounds: int) -> None:
-        """Add a turn's, where the counter could be read."""
+    def add(self, before: object, after: object, rounds: float) -> None:
+        """Add a turn's, where the counter could be read. rounds: how many it had, or which share of one."""
         if isinstance(before, float) and isinstance(after, float) and after > before:
             self.joules += after - before
             self.rounds += rounds
@@ -81,7 +84,10 @@ class Energy:
 
 @dataclass
 class Contestant:
-    """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early."""
+    """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early.
+
+    parts: the calls of each turn, where a round is run in parts; pieces: what was timed of them by now.
+    """
 
     is_default: bool
     configuration: Configuration
@@ -92,6 +98,8 @@ class Contestant:
     spent_s: float = 0.0
     result: dict[str, Any] | None = None
     peak: int | None = None
+    parts: list[list[int]] = field(default_factory=list)
+    pieces: list[Round] = field(default_factory=list)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -113,7 +121,8 @@ FailureOf = Callable[[BaseException, str], dict[str, Any]]
 def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> dict[str, Any]:
     """Time the contestants of a block; return {"results": a result each, in their order}.
 
-    Who fails is out and the others go on, unless it was the default, request["configuration"], or the device itself that failed.
+    request["parts"]: in how many turns a round is run, where it is that long; else a turn has one round or more. Who fails is out
+    and the others go on, unless it was the default, request["configuration"], or the device itself that failed.
     request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
     energy over the turns of each.
     """
@@ -133,7 +142,7 @@ class _Block:
 
     def __init__(self, session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> None:
         self.request, self.failure_of, self.device = request, failure_of, request["device"]
-        self.turns = Turns(**request["turns"])
+        self.turns, self.parts = Turns(**request["turns"]), int(request["parts"])
         self.random = random.Random(request["seed"])
         sessions: dict[Any, Session] = {}
         self.contestants = []
@@ -157,11 +166,12 @@ class _Block:
             self._attempt(contestant, self._make_ready)
         with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
-                self._attempt(contestant, lambda one: self._turn(one, gauges, counts=False))
+                self._attempt(contestant, self._warm_up)
             reset_peak(self.device)
+            turn = self._turn if self.parts == 1 else self._part
             while self._goes_on(self._left(contestants)):
                 for contestant in [one for one in self.shuffled() if one in contestants]:
-                    self._attempt(contestant, lambda one: self._turn(one, gauges, counts=True))
+                    self._attempt(contestant, lambda one: turn(one, gauges))
         for contestant in self._left(contestants):
             if len(contestants) == 1:
                 contestant.peak = peak_bytes(self.device)
@@ -169,6 +179,8 @@ class _Block:
 
     def _goes_on(self, contestants: list[Contestant]) -> bool:
         """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
+        if self.parts > 1:
+            return any(not one.rounds.wall_s for one in contestants)
         default = next((one.rounds.wall_s for one in contestants if one.is_default), None)
         rivals = [one.rounds.wall_s for one in contestants if not one.is_default] or [default or []]
         return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
@@ -192,32 +204,61 @@ class _Block:
             self.stopped = contestant.is_default or isinstance(error, torch.AcceleratorError)
         contestant.spent_s += time.perf_counter() - began
 
-    def _turn(self, contestant: Contestant, gauges: Gauges, *, counts: bool) -> None:
-        """Run rounds of a contestant for as long as a turn takes and keep their medians; or one that does not count."""
+    def _warm_up(self, contestant: Contestant) -> None:
+        """Run a round that does not count; where a round is long, the largest call and another of it."""
         assert contestant.ready is not None
         session, calls = contestant.session, contestant.ready.calls
         session.load(self.request, contestant.configuration)
-        session.stage("time" if counts else "warm-up")
-        found, order, state = list[Round](), list(range(len(calls))), dict[str, Any]()
-        runtime, spent_s, before = runtime_of(self.request), 0.0, gauges.read().get("energy_j")
+        session.stage("warm-up")
+        order = list(range(len(calls)))
+        if self.parts > 1:
+            order = sorted(order, key=lambda number: -sum(calls[number].lengths))[:_MOST_WARMING]
+        timed_round(session, calls, self.device, runtime_of(self.request), order)
+
+    def _turn(self, contestant: Contestant, gauges: Gauges) -> None:
+        """Run rounds of a contestant for as long as a turn takes and keep their medians."""
+        assert contestant.ready is not None
+        found, order, state = list[Round](), list(range(len(contestant.ready.calls))), dict[str, Any]()
+        spent_s, before = 0.0, gauges.read().get("energy_j")
         discarded = len(contestant.rounds.discarded)
-        while not found or (counts and spent_s + found[-1].wall_s / 2 < self.turns.turn_s):
+        while not found or spent_s + found[-1].wall_s / 2 < self.turns.turn_s:
             self.random.shuffle(order)
-            if counts:
-                one, state = take_round(
-                    gauges,
-                    self.device,
-                    lambda: timed_round(session, calls, self.device, runtime, order),
-                    contestant.rounds,
-                )
-            else:
-                one = timed_round(session, calls, self.device, runtime, order)
+            one, state = self._taken(contestant, gauges, order)
             found.append(one)
             spent_s += one.wall_s
-        if counts:
-            if len(contestant.rounds.discarded) == discarded:  # what was thrown away took energy too
-                contestant.energy.add(before, state.get("energy_j"), len(found))
-            contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
-            session.send(
-                {"event": "round", "n": len(contestant.rounds.wall_s), "round_s": median(contestant.rounds.wall_s)}
-            )
+        if len(contestant.rounds.discarded) == discarded:  # what was thrown away took energy too
+            contestant.energy.add(before, state.get("energy_j"), len(found))
+        contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
+        self._tell(contestant)
+
+    def _part(self, contestant: Contestant, gauges: Gauges) -> None:
+        """Run the next part of a contestant's calls; after the last one they are a round."""
+        assert contestant.ready is not None
+        if not contestant.parts:
+            order = list(range(len(contestant.ready.calls)))
+            self.random.shuffle(order)
+            contestant.parts = [order[first :: self.parts] for first in range(self.parts)]
+        part, before = contestant.parts[len(contestant.pieces)], gauges.read().get("energy_j")
+        discarded = len(contestant.rounds.discarded)
+        one, state = self._taken(contestant, gauges, part)
+        if len(contestant.rounds.discarded) == discarded:
+            contestant.energy.add(before, state.get("energy_j"), len(part) / len(contestant.ready.calls))
+        contestant.pieces.append(one)
+        if len(contestant.pieces) == self.parts:
+            wall_s, gpu_s, slowest_s = zip(*contestant.pieces, strict=True)
+            contestant.rounds.add(Round(sum(wall_s), sum(gpu_s), max(slowest_s)), state)
+            self._tell(contestant)
+
+    def _taken(self, contestant: Contestant, gauges: Gauges, order: Sequence[int]) -> tuple[Round, dict[str, Any]]:
+        """Time these calls of a contestant once, undisturbed if that can be."""
+        assert contestant.ready is not None
+        session, calls, runtime = contestant.session, contestant.ready.calls, runtime_of(self.request)
+        session.load(self.request, contestant.configuration)
+        session.stage("time")
+        return take_round(
+            gauges, self.device, lambda: timed_round(session, calls, self.device, runtime, order), contestant.rounds
+        )
+
+    def _tell(self, contestant: Contestant) -> None:
+        wall_s = contestant.rounds.wall_s
+        contestant.session.send({"event": "round", "n": len(wall_s), "round_s": median(wall_s)})

@@ -17,6 +17,7 @@ from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.metrics import Metric
 from advisor.model import ModelFacts
 from advisor.trial import Outcome, Trial
+from advisor.workloads import Workload
 
 #: How many candidates meet the default in each block at most.
 FINALISTS = 3
@@ -26,6 +27,9 @@ TURN_S = {True: 1.0, False: 0.2}
 
 #: How many turns each contestant of a block has at least and at most, `advisor.block_torch.Turns`.
 TURNS = {"least": 3, "most": 7}
+
+#: A part of a long round lasts this share of a turn at least.
+PART_SHARE = 0.8
 
 #: Models that share a process may take this share of the device's free memory together.
 TOGETHER_SHARE = 0.8
@@ -93,6 +97,20 @@ def next_block(trials: Iterable[Trial]) -> int:
     return max((trial.block or 0 for trial in trials if trial.phase == "confirm"), default=0) + 1
 
 
+def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: Machine, workload: Workload) -> int:
+    """Return in how many turns a round of a process's contestants is run: as many as a block has at least, or in one.
+
+    In parts where each part of everybody's lasts about a turn, by what the search saw: three rounds of some seconds each would
+    tell no more than one whose parts alternate with the others'. Not on a CPU, whose rounds scatter.
+    """
+    group, least = set(group), TURNS["least"]
+    seen = {t.ran: t.value("round_s") for t in trials if t.phase == "search" and t.ran in group}
+    shortest_s = min((seen.get(each) or 0.0 for each in group), default=0.0)
+    is_long = shortest_s >= PART_SHARE * least * TURN_S[True]
+    calls = min((len(workload.under(each).batches()) for each in group), default=0)
+    return least if machine.environment.is_cuda and calls >= least and is_long else 1
+
+
 def turns_for(machine: Machine) -> dict[str, Any]:
     """Return when the turns of a block end on a device: the arguments of `advisor.block_torch.Turns`."""
     return {**TURNS, "turn_s": TURN_S[machine.environment.is_cuda]}
@@ -130,17 +148,20 @@ def fits_together(
     return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
 
 
-def block_s(trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any]) -> float:
+def block_s(
+    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any], parts: int = 1
+) -> float:
     """Return the seconds that a block of these is expected to take.
 
     What each took in the last block of this study, or else what the search saw: loading, the first call, a round that does
-    not count, and its turns. start_s: of a fresh process, which each may have.
+    not count, and its turns; or where a round is run in parts, that round and a part of it. start_s: of a fresh process, which
+    each may have.
     """
-    return sum(_contestant_s(trials, configuration, start_s, turns) for configuration in order)
+    return sum(_contestant_s(trials, configuration, start_s, turns, parts) for configuration in order)
 
 
 def _contestant_s(
-    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any]
+    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any], parts: int
 ) -> float:
     walls = [
         t.wall_s
@@ -153,6 +174,8 @@ def _contestant_s(
     load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
     first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
+    if parts > 1:
+        return start_s + load_s + first_s + round_s * (1 + 1 / parts)
     turn_s = max(float(turns["turn_s"]), round_s)
     return start_s + load_s + first_s + round_s + int(turns["least"]) * turn_s
 

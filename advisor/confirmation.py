@@ -21,6 +21,7 @@ from advisor.confirm import (
     finalists,
     least_blocks,
     next_block,
+    parts_for,
     turns_for,
 )
 from advisor.measurement import BOUNDS, Comparison
@@ -126,7 +127,9 @@ def _goes_on(comparison: Comparison, blocks: int) -> bool:
 
 def _block_s(seen: Snapshot, rivals: Sequence[Configuration]) -> float:
     """Return the seconds that a block of these and the default is expected to take."""
-    return block_s(seen.trials, [seen.baseline, *rivals], seen.start_s, turns_for(seen.job.machine))
+    machine, everybody = seen.job.machine, [seen.baseline, *rivals]
+    parts = parts_for(everybody, seen.trials, machine, seen.job.workload)
+    return block_s(seen.trials, everybody, seen.start_s, turns_for(machine), parts)
 
 
 def _rivals(seen: Snapshot) -> list[Configuration]:

@@ -14,7 +14,7 @@ from advisor import probe
 from advisor.block_torch import Energy, Turns
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
-from advisor.confirm import block_s, fits_together, least_blocks, processes, turns_for
+from advisor.confirm import block_s, fits_together, least_blocks, parts_for, processes, turns_for
 from advisor.device import disturbed
 from advisor.environment import Environment, Machine
 from advisor.measurement import Measurement
@@ -151,12 +151,12 @@ def facts(runner: LocalRunner) -> ModelFacts:
     )
 
 
-def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False) -> dict[str, Any]:
+def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False, parts: int = 1) -> dict[str, Any]:
     """Return a request for a block of these, each given by what differs from fp32."""
     return {
         "op": "block", "source": find_model(str(CAUSAL)).request, "facts": facts.payload,
         "workload": WORKLOAD.payload, "contestants": [{**FP32, **choices} for choices in contestants], "seed": 1,
-        "turns": TURNS, "in_turn": in_turn, "configuration": {**FP32, **contestants[0]},
+        "turns": TURNS, "in_turn": in_turn, "parts": parts, "configuration": {**FP32, **contestants[0]},
     }  # fmt: skip
 
 
@@ -185,6 +185,48 @@ def test_turns_alternate(runner: LocalRunner, facts: ModelFacts) -> None:
 
     assert sorted(counts) == counts
     assert counts[:9] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_long_round_is_run_in_parts_that_alternate(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Each contestant runs every batch of the list once, in three turns of its own, and they are one round."""
+    stages: list[str] = []
+    runner.listener = lambda event: stages.append(str(event.get("stage", "")))
+    request, work = (
+        block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=3),
+        Forward((16, 6, 12, 4) * 2, 2),
+    )
+    results = runner.run({**request, "workload": work.payload}, 120)["results"]
+
+    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.OK]
+    for found in results:
+        (wall_s,), (slowest_s,) = found["rounds"]["wall_s"], found["rounds"]["slowest_s"]
+        assert wall_s / 4 <= slowest_s < wall_s
+    assert stages.count("time") == 2 * 3
+
+
+def test_a_round_is_run_in_parts_where_it_is_long_for_everybody() -> None:
+    """In three, where the shortest is near three turns of a second, on a GPU, and the list has as many batches."""
+    gpu = Machine(H200, "host", "GPU-1", 0, 10**9)
+    cpu = Machine(replace(H200, device="cpu"), "host", "cpu", None, 10**9)
+    work, both = Forward((64,) * 8, 2), [DEFAULT, PACKED]
+
+    def parts(default_s: float, packed_s: float, machine: Machine = gpu, work: Forward = work) -> int:
+        timed = {DEFAULT: default_s, PACKED: packed_s}
+        trials = [
+            replace(seen(each, 1), measurements=(Measurement("round_s", "s", (s,)),)) for each, s in timed.items()
+        ]
+        return parts_for(both, trials, machine, work)
+
+    assert parts(4.2, 2.6) == 3
+    assert parts(4.2, 2.3) == 1
+    assert parts(4.2, 2.6, cpu) == 1
+    assert parts(4.2, 2.6, work=Forward((64,) * 4, 2)) == 1
+    assert parts_for(both, [], gpu, work) == 1
+    turns = turns_for(gpu)
+    searched = [
+        replace(seen(DEFAULT, 1), load_s=2.0, first_call_s=0.5, measurements=(Measurement("round_s", "s", (3.0,)),))
+    ]
+    assert block_s(searched, [DEFAULT], 0.0, turns, 3) == pytest.approx(2.0 + 0.5 + 3.0 + 1.0)
 
 
 def test_in_turn_each_is_alone_and_its_memory_is_seen(runner: LocalRunner, facts: ModelFacts) -> None:
