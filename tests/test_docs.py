@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -30,6 +31,20 @@ def _asked_once() -> Iterator[None]:
 def readme() -> str:
     """Read the README."""
     return README.read_text(encoding="utf-8")
+
+
+def test_the_page_of_files_is_drawn_from_their_first_lines() -> None:
+    """docs/architecture.md has every module with what it says of itself; `benchmarks/architecture.py --write` makes it anew."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "benchmarks" / "architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    drawn = module.drawn()
+    assert drawn == (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [file.name for file in (ROOT / "advisor").rglob("*.py")]
+    assert all(re.search(rf"^ +{re.escape(name)} ", drawn, re.MULTILINE) for name in files)
 
 
 def rows() -> dict[str, list[str]]:
