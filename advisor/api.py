@@ -342,6 +342,10 @@ def answered(asked: Asked, store: Store, on: str | None) -> Recommendation:
 def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
     """Return what is to be tuned, and what is to be told of its workload. Raises BadInput."""
     budget, timeout_s = arguments.budget_of(options), arguments.parse_duration(options.timeout, "--timeout")
+    if options.payback is not None and not arguments.objective_of(options).aim.is_of_time:
+        raise BadInput(
+            f"--payback weighs time against time, and --objective {options.objective} is none", "leave one out"
+        )
     asked = asked_of(options, to_measure=True)
     from advisor.tuning import Job
 

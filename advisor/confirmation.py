@@ -29,8 +29,9 @@ from advisor.step import Compare, Confirm, Done, Step, Wait
 from advisor.trial import Outcome, Trial
 from advisor.tuning import BROKEN_OFF, Snapshot
 
-#: The block that an answer still lacks may outlast the budget by this share: two thirds of a confirmation are worth nothing.
-DECIDING_SHARE = 0.08
+#: The block that an answer still lacks is begun where it is expected to outlast the budget by this share at most: two thirds
+#: of a confirmation are worth nothing. Less than the grace that it has (advisor.clock), for it may take a little longer.
+DECIDING_SHARE = 0.06
 
 
 def confirmation_step(seen: Snapshot) -> Step:

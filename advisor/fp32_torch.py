@@ -8,7 +8,6 @@ block more, on the device or beside it. Loaded by the worker alone.
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,8 @@ from functools import wraps
 from typing import Any
 
 import torch
+
+from advisor.memory import free_memory_bytes
 
 #: Scores of one chunk of queries take this much at most (bytes), where all of them would take more.
 SCORES_BYTES = 2**30
@@ -99,8 +100,8 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
         stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False  # a convolution in tf32 is none in fp32, and it is torch's default
+        stack.callback(outer.leave)  # first: where memory ends half way, what was widened is given back
         outer.enter()
-        stack.callback(outer.leave)
         for block in blocks:
             widened = _Widened(_tensors(block), place)
             if widened.tensors:
@@ -110,10 +111,7 @@ def in_fp32(model: Any, device: str) -> Iterator[None]:
 
 def _fits_at_once(model: Any, place: torch.device) -> bool:
     """Whether the weights in fp32 take little of what is free: to widen them for every sequence anew costs more than memory."""
-    if place.type == "cuda":
-        free_bytes = torch.cuda.mem_get_info(place)[0]
-    else:
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free_bytes = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else free_memory_bytes()
     return 4 * sum(tensor.numel() for tensor in _tensors(model)) <= AT_ONCE_SHARE * free_bytes
 
 
@@ -124,8 +122,8 @@ def _while_it_runs(block: torch.nn.Module, widened: _Widened) -> Iterator[None]:
 
     @wraps(own)
     def forward(*arguments: Any, **more: Any) -> Any:
-        widened.enter()
         try:
+            widened.enter()
             return own(*arguments, **more)
         finally:
             widened.leave()

@@ -1,6 +1,7 @@
 """Whose a process, a folder or a trial is; and what a killed tune left behind is removed by the next.
 
-An owner is named by host, pid and when it started, so that a pid that is used again is not taken for it.
+An owner is named by host, pid namespace, pid and when it started, so that a pid that is used again, or that of another
+container, is not taken for it.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ _LOCK_FOLDERS = ("/run/lock", "/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 - wh
 
 
 def owner(part: int | None = None) -> str:
-    """Name this process: host, pid and when it started; or one of several that own something in it, by a number."""
-    name = f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+    """Name this process: host, namespace, pid and when it started; or one of several that own something in it, by a number."""
+    name = f"{_place()}:{os.getpid()}:{started(os.getpid())}"
     return name if part is None else f"{name}.{part}"
 
 
 def owner_is_alive(name: str) -> bool:
-    """Whether the process that `owner` named is alive; one on another host counts as alive until its lease ends."""
+    """Whether the process that `owner` named is alive; one that can't be seen from here counts as alive until its lease ends."""
     host, pid, began = (*name.rsplit(":", 2), "", "")[:3]
     if not pid.isdecimal():
         return True  # no name that was made here
-    return host != socket.gethostname() or (started(int(pid)) or "gone") == began.partition(".")[0]
+    return host != _place() or (started(int(pid)) or "gone") == began.partition(".")[0]
 
 
 def started(pid: int) -> str:
@@ -50,13 +51,18 @@ def started(pid: int) -> str:
     return "" if state in "ZX" else fields[18]
 
 
-def _here() -> str:
-    """Name where pids mean what they mean here: this host's, in this namespace. Containers can share a folder."""
+def _place() -> str:
+    """Name where pids mean what they mean here: this host's, in this namespace. Containers can share a host's name."""
     try:
         namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         namespace = 0
-    return hashlib.sha256(f"{socket.gethostname()}:{namespace}".encode()).hexdigest()[:8]
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _here() -> str:
+    """Return the same, short and fit for a file's name. Containers can share a folder."""
+    return hashlib.sha256(_place().replace("/", ":").encode()).hexdigest()[:8]
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def _picked_up(seen: Snapshot, trial: Trial) -> Step | None:
 
     A run of a block that was broken off is not gone on with: the others of its block ran in another process, at another time.
     """
-    if trial.phase != "search" or seen.tried(trial.requested):
+    is_possible = trial.requested in {seen.space.baseline, *seen.space.admissible}
+    if trial.phase != "search" or not is_possible or seen.tried(trial.requested):
         return Discard(trial.number, trial.requested, trial.phase, trial.block)
     if seen.is_spent or seen.stop is not None:
         return None  # the next tune's
@@ -96,7 +97,8 @@ def _following(seen: Snapshot) -> Configuration | Stop:
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
     known = _known(seen, admissible)
-    end = known.ending(budget.payback_s) if budget.trials is None and not budget.exhaustive else None
+    payback_s = budget.payback_s if seen.job.objective.aim.is_of_time else None  # a share of memory is no share of time
+    end = known.ending(payback_s) if budget.trials is None and not budget.exhaustive else None
     if end is not None:
         return {UNLIKELY: Stop.UNLIKELY, PAYBACK: Stop.PAYBACK}.get(end.reason, Stop.EVERYTHING)
     if not known.fresh:

@@ -57,9 +57,11 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
             yield tuner
         state = "done"
     finally:
-        if tuner is not None:
-            _settle(tuner)
-        _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
+        try:
+            if tuner is not None:
+                _settle(tuner)
+        finally:
+            _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
         keep_answer(store, study, space=space)
 
 
@@ -104,7 +106,8 @@ def _close(
     if earlier is not None and not ran and _still_holds(earlier, end, tried, admissible):
         store.close_study(study, "done", owner=name, end=earlier.end, ran=False, budget=earlier.budget)
     else:
-        store.close_study(study, state, owner=name, end=end, ran=ran)
+        budget = tuner.job.budget if tuner is not None else None
+        store.close_study(study, state, owner=name, end=end, ran=ran, budget=budget)
 
 
 def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admissible: int) -> bool:

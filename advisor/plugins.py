@@ -29,5 +29,6 @@ def register_all(registers: Mapping[str, Callable[[Any], None]]) -> None:
             for table, register in registers.items():
                 for member in getattr(module, table, ()):
                     register(member)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise BadInput(f"ADVISOR_PLUGINS names {name!r}, which can't be used: {error}") from None
+        except Exception as error:  # noqa: BLE001  (somebody else's module: whatever it raises is told in a line)
+            text = str(error) if isinstance(error, (AttributeError, ValueError)) else f"{type(error).__name__}: {error}"
+            raise BadInput(f"ADVISOR_PLUGINS names {name!r}, which can't be used: {text}") from None

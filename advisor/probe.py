@@ -24,6 +24,7 @@ from advisor.device import Gpu
 from advisor.environment import PACKAGES, Environment, Machine
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Reason
+from advisor.memory import free_memory_bytes, total_memory_bytes
 
 _INDEX = "https://download.pytorch.org/whl"
 
@@ -104,11 +105,11 @@ def machines(threads: int = 1) -> list[Machine]:
     for index, gpu in enumerate(seen):
         problem, remedy = _hindrance(gpu, torch) or _not_enumerated(gpu, index, seen) or ("", "")
         environment = _gpu_environment(gpu, torch, versions)
-        free = _free_memory() if gpu.free_bytes is None else gpu.free_bytes
+        free = free_memory_bytes() if gpu.free_bytes is None else gpu.free_bytes
         found.append(Machine(environment, host, gpu.uuid, index, free, problem, remedy))
-    cpu = Environment("cpu", _cpu_name(), None, _total_memory(), threads=threads, packages=versions)
+    cpu = Environment("cpu", _cpu_name(), None, total_memory_bytes(), threads=threads, packages=versions)
     problem, remedy = ("", "") if torch else ("torch isn't installed", f"pip install torch --index-url {_INDEX}/cpu")
-    return [*found, Machine(cpu, host, f"cpu-{host}", None, _free_memory(), problem, remedy)]
+    return [*found, Machine(cpu, host, f"cpu-{host}", None, free_memory_bytes(), problem, remedy)]
 
 
 def visible(gpus: Sequence[Gpu], variable: str | None) -> list[Gpu]:
@@ -176,7 +177,7 @@ def _gpu_environment(gpu: Gpu, torch: Torch | None, versions: Mapping[str, str])
         device_name=gpu.name,
         compute_capability=gpu.compute_capability,
         # NVML has no figure where the GPU has no memory of its own and uses the machine's.
-        memory_bytes=_total_memory() if gpu.memory_bytes is None else gpu.memory_bytes,
+        memory_bytes=total_memory_bytes() if gpu.memory_bytes is None else gpu.memory_bytes,
         driver=gpu.driver,
         cuda=torch.cuda if torch else None,
         mig_profile=gpu.mig_profile,
@@ -207,20 +208,6 @@ def _cpu_name() -> str:
     """Return the processor's name: Linux says it in /proc/cpuinfo, except on ARM."""
     named = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     return named[1].strip() if named else platform.processor() or platform.machine() or "CPU"
-
-
-def _total_memory() -> int:
-    """Return the bytes of memory this process may use: the machine's, or less where a control group says so."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _free_memory() -> int:
-    """Return the bytes that can be had now without swapping."""
-    available = re.search(r"^MemAvailable:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
-    free = int(available[1]) * 1024 if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _total_memory())
 
 
 def _read(path: str) -> str:

@@ -129,6 +129,7 @@ class Store:
         """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
 
         Where none was, the study stays measured when it was. budget: the one that this is about, where it is not the last.
+        Another tune's end that knew of more trials stays.
         owner: whose tune ends with it: what it holds is let go, and the study is still running where others are at work.
         """
         if state not in STATES:
@@ -142,7 +143,7 @@ class Store:
                 state = "running"
             kept = None if ran else before.finished_at
             values = {"state": state, "finished_at": None if state == "running" else kept or rows.now()}
-            if end is not None:  # beside the budget that it is about, so that it goes where that goes
+            if end is not None and not _knew_more(parsed(before.budget), end):  # beside the budget that it is about
                 about = parsed(before.budget) if budget is None else budget.payload
                 values["budget"] = rows.as_json({**about, "end": end.payload})
             connection.execute(update(STUDIES).where(mine).values(values))
@@ -478,6 +479,12 @@ class Store:
         """Say of trials from elsewhere whose measurements they have, as far as both are here by now."""
         with self._database.writing() as connection:
             link(connection, links)
+
+
+def _knew_more(stored: Any, end: SearchEnd) -> bool:
+    """Whether the end that is stored beside a budget knew of more trials: another tune of the study ended before this one."""
+    before = SearchEnd.of(stored.get("end")) if isinstance(stored, dict) else None
+    return before is not None and before.tried > end.tried
 
 
 def _row_id(connection: Connection, study_id: int, number: int | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,11 +18,14 @@ from advisor.knobs import Reason
 from advisor.leftovers import owner
 from advisor.model import ModelFacts
 from advisor.space import Space
-from advisor.step import Step
+from advisor.step import Search, Step
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Trial
 from advisor.tuning import Job, Listener, Snapshot
+
+#: After a beat that was not heard another one is tried this soon (seconds): a lease may end meanwhile.
+AGAIN_S = 1.0
 
 #: Tells the tunes of one process from one another.
 _NUMBERS = count()
@@ -52,7 +55,8 @@ class Tuner:
 
     first, warm: see `Snapshot`. reference: in words, what this tune's outputs are held to, "" before that was written.
     probed: whether the device's ceilings were tried for. ran: whether anything was run. is_spent: whether the budget ended a
-    run. end: how its search ended. is_waiting: whether it was said that others are waited for.
+    run. resumed: the numbers of trials that somebody left behind and it ran again. end: how its search ended. is_waiting:
+    whether it was said that others are waited for.
     """
 
     job: Job
@@ -70,6 +74,7 @@ class Tuner:
     probed: bool = True
     ran: bool = False
     is_spent: bool = False
+    resumed: set[int] = field(default_factory=set)
     end: SearchEnd | None = None
     is_waiting: bool = False
 
@@ -79,12 +84,15 @@ class Tuner:
         return Snapshot(
             self.job, self.facts, self.space, now.trials, now.taken(self.owner), now.comparisons, self.first, self.warm,
             left_s=self.runner.clock.left_s, start_s=self.runner.start_s, has_ceilings=self.probed,
-            stop=None if self.end is None else self.end.stop, is_spent=self.is_spent,
+            stop=None if self.end is None else self.end.stop, is_spent=self.is_spent, resumed=frozenset(self.resumed),
         )  # fmt: skip
 
     def claim(self, step: Step, seen: Snapshot) -> tuple[int, ...] | None:
         """Claim a step that was chosen by a snapshot: its trials' numbers, or None where another tune was quicker."""
-        return self.store.claim(self.study, step, self.owner, seen=seen.begun)
+        numbers = self.store.claim(self.study, step, self.owner, seen=seen.begun)
+        if isinstance(step, Search) and step.number is not None and numbers:
+            self.resumed.update(numbers)
+        return numbers
 
     def take(self, seen: Snapshot, found: Iterable[Found]) -> None:
         """Store and tell what comes of a step, trial by trial; what is another tune's by now is told, and dropped."""
@@ -114,13 +122,17 @@ class Tuner:
 
 @contextmanager
 def heartbeat(store: Store, study: int, name: str, every_s: float = BEAT_S) -> Iterator[None]:
-    """Say every few seconds that a tune is at work, while it waits for its worker. A server that is away hears it later."""
+    """Say every few seconds that a tune is at work, while it waits for its worker. A server that was away hears it at once."""
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(every_s):
-            with suppress(StoreError):
+        wait_s = every_s
+        while not over.wait(wait_s):
+            try:
                 store.keep(study, name)
+                wait_s = every_s
+            except StoreError:
+                wait_s = min(AGAIN_S, every_s)
 
     thread = threading.Thread(target=beat, name="advisor-heartbeat", daemon=True)
     thread.start()

@@ -22,6 +22,7 @@ from advisor.answer import Stop
 from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
 from advisor.confirm import affordable, block_ratios, finalists
+from advisor.confirmation import DECIDING_SHARE
 from advisor.environment import Environment, Machine
 from advisor.errors import NotMeasured
 from advisor.measurement import Measurement
@@ -447,6 +448,15 @@ def test_what_is_reused_was_measured_here_by_todays_method(place: Place) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------- for real
+
+
+@pytest.mark.parametrize("budget_s", [30.0, 60.0, 600.0, 7200.0])
+def test_the_block_that_decides_is_given_the_time_it_was_begun_for(budget_s: float) -> None:
+    """What is expected to end within the share of the budget that it may be late by is not ended before, nor much later."""
+    clock = Clock(budget_s, lambda: budget_s, 0.0)
+
+    assert clock.left_with_grace_s >= 1.2 * DECIDING_SHARE * budget_s
+    assert clock.left_with_grace_s <= max(0.1 * budget_s, 10.0)
 
 
 def test_a_clock_without_a_budget_never_ends() -> None:

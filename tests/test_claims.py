@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import create_engine, text
 
-from advisor.answer import Stop
+from advisor.answer import SearchEnd, Stop
 from advisor.claims import LEASE_S, Holder
 from advisor.configuration import Configuration
 from advisor.environment import Environment
@@ -157,6 +157,21 @@ def test_who_was_not_heard_of_has_lost_its_trial(store: Store, study: int) -> No
     assert store.finish_trial(study, measured(0, speed=7.0), OTHER)
     assert store.finish_trial(study, measured(1, SORTED), ONE)
     assert [trial.tokens_per_s for trial in store.trials(study)] == [7.0, 100.0]
+
+
+def test_the_end_that_knew_of_more_trials_stays(store: Store, study: int) -> None:
+    """Of tunes that share a study the last to close may have stopped before the others: its end says less."""
+
+    def ended(stop: Stop, tried: int) -> SearchEnd:
+        return SearchEnd(stop, 4, 0.5, (), tried)
+
+    store.close_study(study, "done", end=ended(Stop.EVERYTHING, 9), budget=Budget(seconds=60.0))
+    store.close_study(study, "done", end=ended(Stop.BUDGET, 5), budget=Budget(seconds=10.0))
+    record = store.study(study)
+    assert (record.end, record.budget.seconds) == (ended(Stop.EVERYTHING, 9), 60.0)
+    store.close_study(study, "done", end=ended(Stop.BUDGET, 9), budget=Budget(seconds=10.0))
+    record = store.study(study)
+    assert (record.end, record.budget.seconds) == (ended(Stop.BUDGET, 9), 10.0)
 
 
 # ---------------------------------------------------------------------------------------------------- who is there, and not

@@ -190,6 +190,7 @@ BAD = {
     "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
     "payback nonsense": (["tune", MODEL, "--payback", "soon"], "--payback must be a duration"),
     "payback of a number of trials": (["tune", MODEL, "--payback", "1h", "--trials", "3"], "--payback ends a search"),
+    "payback of memory": (["tune", MODEL, "--payback", "1h", "--objective", "memory"], "--payback weighs time against time"),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
     "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be a duration"),
     "budget empty": (["tune", MODEL, "--budget", ""], "--budget must be a duration"),

@@ -390,6 +390,28 @@ def test_lists_of_lists_and_layers_called_by_their_forward_are_widened(
     assert not any("forward" in vars(part) for part in model.modules())
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["block by block", "at once"])
+def test_where_memory_ends_half_way_the_weights_are_given_back(
+    models: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that could not be widened is what it was: the trial goes on with it."""
+    monkeypatch.setattr(fp32_torch, "AT_ONCE_SHARE", share)
+    model = transformers.AutoModel.from_pretrained(models["llama"].path, dtype=torch.bfloat16).eval()
+    own, widened = fp32_torch._Widened.enter, []
+
+    def enter(self: Any) -> None:
+        widened.append(1)
+        if len(widened) == (1 if share else 2):
+            self.tensors[3:] = [None]  # what comes after the third can't be had
+        own(self)
+
+    monkeypatch.setattr(fp32_torch._Widened, "enter", enter)
+    with pytest.raises(AttributeError), torch.inference_mode(), fp32_torch.in_fp32(model, "cpu"):
+        model(input_ids=torch.arange(2, 9)[None])
+
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_settings_that_a_model_changes_are_put_back() -> None:
     """Numbers, texts, truths and parts that a model's modules had when it was loaded are theirs again, and no others."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)).eval()

@@ -117,15 +117,15 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "a block that is not compared": (seen(*ALL, *block(1), **OVER), Compare(compared(1.5)["comparisons"])),
     "one block": (seen(*ALL, *block(1), **OVER, **compared(1.5)), Confirm(2, (DEFAULT, PACKED))),
     "two blocks, and the third a little late": (
-        seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=13.0),
+        seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=15.0),
         Confirm(3, (DEFAULT, PACKED), decides=True)),
     "two blocks, and the third too late": (
         seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=11.0), NO_TIME),
     "one block, and the second a little late": (
-        seen(*ALL, *block(1), **OVER, **compared(1.5), seconds=100.0, left_s=13.0), NO_TIME),
+        seen(*ALL, *block(1), **OVER, **compared(1.5), seconds=100.0, left_s=15.0), NO_TIME),
     "three blocks, open, and the fourth a little late": (
         seen(*ALL, *block(1, packed=99.0), *block(2, packed=150.0), *block(3, packed=120.0), **OVER,
-             **compared(0.99, 1.5, 1.2), seconds=100.0, left_s=13.0), NO_TIME),
+             **compared(0.99, 1.5, 1.2), seconds=100.0, left_s=15.0), NO_TIME),
     "three blocks, clear": (
         seen(*ALL, *block(1), *block(2), *block(3), **OVER, **compared(1.5, 1.5, 1.5)), Done()),
     "three blocks, open": (
@@ -147,6 +147,11 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
         seen(*ALL, ran(DEFAULT, phase="confirm", block=1),
              failed(PACKED, Outcome.CUT, phase="confirm", block=1, reason=BUDGET_ENDED), **OVER),
         Confirm(2, (DEFAULT, PACKED))),
+    "one that was left behind, run again and failed": (
+        seen(ran(DEFAULT), failed(PACKED), ran(SORTED, 90.0), first=3, resumed=frozenset({1})), EndSearch(Stop.EVERYTHING)),
+    "one that was left behind and is not admissible now": (
+        seen(ran(DEFAULT), running(DEFAULT.replaced(attention="eager"))),
+        Discard(1, DEFAULT.replaced(attention="eager"))),
     "a search trial that was left behind": (seen(ran(DEFAULT), running(SORTED)), Search(SORTED, 1)),
     "a default that was left behind": (seen(running(DEFAULT)), Baseline(DEFAULT, 0)),
     "one left behind that was done since": (seen(ran(DEFAULT), running(SORTED), ran(SORTED)), Discard(1, SORTED)),

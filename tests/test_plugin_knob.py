@@ -276,6 +276,9 @@ def test_without_the_plugin_its_rows_are_said_to_be_unknown(tuned: int, run: Run
         ),
         ("CHOICES = [Choice('odd', 'off', '')]", "'off' is a choice of 'odd', which is no knob"),
         ("", "it has none of KINDS, KNOBS, CHOICES"),
+        ("KNOBS = [Knob('odd')]", "TypeError: Knob.__init__() missing"),
+        ("CHOICES = [choice]", "NameError: name 'choice' is not defined"),
+        ("CHOICES = [", "SyntaxError: "),
     ],
     ids=[
         "implies nothing",
@@ -285,6 +288,9 @@ def test_without_the_plugin_its_rows_are_said_to_be_unknown(tuned: int, run: Run
         "no name",
         "no knob",
         "empty",
+        "an argument is missing",
+        "an unknown name",
+        "no Python",
     ],
 )
 def test_a_knob_that_cant_be_is_refused_in_a_line(run: Run, tmp_path: Path, code: str, words: str) -> None:

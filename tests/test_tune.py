@@ -298,6 +298,9 @@ def test_owner_is_alive_while_its_process_is() -> None:
         assert owner_is_alive(other)
         assert not owner_is_alive(f"{host}:{pid}:{int(started) + 1}")
         assert owner_is_alive(f"another-host:{pid}:1")
+        assert owner_is_alive(f"{host.rpartition('/')[0]}/1:{pid}:1"), (
+            "a container of the same name: its pids mean others"
+        )
 
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has taken note yet

@@ -105,6 +105,7 @@ def _store(bind: sa.Connection, row_id: int, payload: str) -> None:
         ("recommendations", "configuration_id"),
     ):
         bind.execute(sa.text(f"UPDATE {table} SET {column} = :same WHERE {column} = :id"), merged)  # noqa: S608
+    bind.execute(sa.text("DELETE FROM comparisons WHERE candidate_id = :same AND baseline_id = :same"), merged)
     bind.execute(sa.text("DELETE FROM configurations WHERE id = :id"), merged)
 
 
@@ -146,4 +147,6 @@ def _parsed(payload: str) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # A lone surrogate, which nothing of advisor's writes, has no UTF-8: it becomes a question mark.
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()
