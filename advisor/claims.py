@@ -66,6 +66,11 @@ class Standing:
     holders: Mapping[int, Holder]
     comparisons: tuple[Comparison, ...]
 
+    @property
+    def running(self) -> frozenset[int]:
+        """The numbers of the trials that run, or that somebody left behind."""
+        return frozenset(trial.number for trial in self.trials if trial.outcome is Outcome.RUNNING)
+
     def taken(self, owner: str, is_alive: IsAlive = owner_is_alive) -> frozenset[int]:
         """Return the numbers of the running trials that another tune, which is at work, runs."""
         there = {n for n, holder in self.holders.items() if holder.owner != owner and holder.is_there(is_alive)}

@@ -51,7 +51,8 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
         refuse_too_large(job, facts, space)
         with working_folder() as folder, heartbeat(plain, study, name):
             tuner = Tuner(job, store, bounded, listen, facts, space, study, Path(folder), name)
-            tuner.first = store.standing(study).began(name)
+            standing = store.standing(study)
+            tuner.first, tuner.unfinished = standing.began(name), standing.running
             tuner.warm = _warm(job, store, facts, study)
             tuner.probed = store.ceilings(job.machine.environment.key) is not None
             yield tuner

@@ -18,7 +18,7 @@ from advisor.knobs import Reason
 from advisor.leftovers import owner
 from advisor.model import ModelFacts
 from advisor.space import Space
-from advisor.step import Search, Step
+from advisor.step import Step
 from advisor.store import Store
 from advisor.suggest import keep_answer
 from advisor.trial import Trial
@@ -53,10 +53,9 @@ class Found:
 class Tuner:
     """One tune of a study, perhaps one of several.
 
-    first, warm: see `Snapshot`. reference: in words, what this tune's outputs are held to, "" before that was written.
+    first, unfinished, warm: see `Snapshot`. reference: in words, what this tune's outputs are held to, "" before it was written.
     probed: whether the device's ceilings were tried for. ran: whether anything was run. is_spent: whether the budget ended a
-    run. resumed: the numbers of trials that somebody left behind and it ran again. end: how its search ended. is_waiting:
-    whether it was said that others are waited for.
+    run. end: how its search ended. is_waiting: whether it was said that others are waited for.
     """
 
     job: Job
@@ -74,7 +73,7 @@ class Tuner:
     probed: bool = True
     ran: bool = False
     is_spent: bool = False
-    resumed: set[int] = field(default_factory=set)
+    unfinished: frozenset[int] = frozenset()
     end: SearchEnd | None = None
     is_waiting: bool = False
 
@@ -84,15 +83,12 @@ class Tuner:
         return Snapshot(
             self.job, self.facts, self.space, now.trials, now.taken(self.owner), now.comparisons, self.first, self.warm,
             left_s=self.runner.clock.left_s, start_s=self.runner.start_s, has_ceilings=self.probed,
-            stop=None if self.end is None else self.end.stop, is_spent=self.is_spent, resumed=frozenset(self.resumed),
+            stop=None if self.end is None else self.end.stop, is_spent=self.is_spent, unfinished=self.unfinished,
         )  # fmt: skip
 
     def claim(self, step: Step, seen: Snapshot) -> tuple[int, ...] | None:
         """Claim a step that was chosen by a snapshot: its trials' numbers, or None where another tune was quicker."""
-        numbers = self.store.claim(self.study, step, self.owner, seen=seen.begun)
-        if isinstance(step, Search) and step.number is not None and numbers:
-            self.resumed.update(numbers)
-        return numbers
+        return self.store.claim(self.study, step, self.owner, seen=seen.begun)
 
     def take(self, seen: Snapshot, found: Iterable[Found]) -> None:
         """Store and tell what comes of a step, trial by trial; what is another tune's by now is told, and dropped."""

@@ -58,7 +58,7 @@ class Snapshot:
     a failure may have been the moment's (someone else's memory, a busy machine) and is not cached for ever. warm: what another
     workload teaches. left_s: seconds of the budget, start_s: of a fresh process. has_ceilings: whether the device's are known
     or were tried for. stop: why this tune's search ended, None while it goes on. is_spent: whether the budget ended a run.
-    resumed: the numbers of earlier trials that this tune ran again.
+    unfinished: the numbers of earlier trials that ran, or were left behind, when this tune began: what came of them is of now.
     """
 
     job: Job
@@ -74,7 +74,7 @@ class Snapshot:
     has_ceilings: bool = True
     stop: Stop | None = None
     is_spent: bool = False
-    resumed: frozenset[int] = frozenset()
+    unfinished: frozenset[int] = frozenset()
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -89,7 +89,7 @@ class Snapshot:
             return trial.number in self.taken
         if trial.outcome is Outcome.CUT:
             return False
-        is_of_now = trial.number >= self.first or trial.number in self.resumed
+        is_of_now = trial.number >= self.first or trial.number in self.unfinished
         return is_of_now or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
 
     @property

@@ -148,7 +148,7 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
              failed(PACKED, Outcome.CUT, phase="confirm", block=1, reason=BUDGET_ENDED), **OVER),
         Confirm(2, (DEFAULT, PACKED))),
     "one that was left behind, run again and failed": (
-        seen(ran(DEFAULT), failed(PACKED), ran(SORTED, 90.0), first=3, resumed=frozenset({1})), EndSearch(Stop.EVERYTHING)),
+        seen(ran(DEFAULT), failed(PACKED), ran(SORTED, 90.0), first=3, unfinished=frozenset({1})), EndSearch(Stop.EVERYTHING)),
     "one that was left behind and is not admissible now": (
         seen(ran(DEFAULT), running(DEFAULT.replaced(attention="eager"))),
         Discard(1, DEFAULT.replaced(attention="eager"))),

@@ -190,8 +190,11 @@ class Tunes:
             self.problems.append(f"the numbers have gaps: {[t.number for t in trials]}")
         if left := [t.number for t in trials if t.outcome == "running"]:
             self.problems.append(f"trials {left} are still running")
-        counted = Counter(t.requested for t in trials if t.phase == "search" and t.outcome != "cut")
-        if twice := [str(c) for c, n in counted.items() if n > 1]:
+        searched = [t for t in trials if t.phase == "search" and t.outcome != "cut"]
+        counted = Counter(t.requested for t in searched)
+        # What failed is tried again by a tune that begins when nobody is at work, which a kill can bring about.
+        failed = {t.requested for t in searched if t.outcome.is_failure}
+        if twice := [str(c) for c, n in counted.items() if n > (1 + self.killed if c in failed else 1)]:
             self.problems.append(f"{len(twice)} of {len(counted)} configurations were measured twice: {twice}")
         if self.options.trials and len(counted) != self.options.trials:
             self.problems.append(f"{len(counted)} configurations were tried where {self.options.trials} were asked for")
