@@ -109,6 +109,11 @@ class Configuration(Mapping[str, str]):
         known = dict(self.choices)
         return {knob: known[knob] for knob in dict.fromkeys([*IMPLIED, *known]) if knob in known}
 
+    @property
+    def spelled(self) -> dict[str, str]:
+        """Every choice, implied ones too, in the order in which people read them: as JSON that is printed has it."""
+        return dict(self.over(dict.fromkeys([*IMPLIED, *self])))
+
     def __str__(self) -> str:
         """Return the stated choices as they are read: the one label of a configuration."""
         return " · ".join(self.as_read.values())

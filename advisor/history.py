@@ -166,8 +166,8 @@ def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON values; its reading and device states where they were read."""
     return {
         "id": f"{study.id}.{trial.number}",
-        "requested": dict(trial.requested),
-        "effective": dict(trial.effective) if trial.effective is not None else None,
+        "requested": trial.requested.spelled,
+        "effective": trial.effective.spelled if trial.effective is not None else None,
         "phase": trial.phase,
         "block": trial.block,
         "outcome": str(trial.outcome),
@@ -402,7 +402,7 @@ class Plan:
             "objective": self.job.objective.payload,
             "budget": self.job.budget.payload,
             "environment": {"key": self.job.machine.environment.key, **self.job.machine.environment.payload},
-            "order": [dict(configuration) for configuration in self.order],
+            "order": [configuration.spelled for configuration in self.order],
             "refusals": [reason_payload(reason) for reason in self.space.refusals],
             "warnings": [reason_payload(reason) for reason in self.space.warnings],
             "trials": self.searched,

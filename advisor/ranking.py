@@ -75,7 +75,7 @@ class Candidate:
         quality = self.trial.quality
         judged = quality is not None and is_judged(quality, self.tier)
         return {
-            "configuration": dict(self.configuration),
+            "configuration": self.configuration.spelled,
             "trial": self.trial.number,
             "objections": list(self.objections),
             "tier": str(self.tier),

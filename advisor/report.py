@@ -138,7 +138,7 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
         **recommendation.payload,
         "load": _lines_to_paste(recommendation, chosen, device) if chosen else [],
         "batching": batching_words(chosen.configuration, facts) if chosen else "",
-        "tied_with": [dict(candidate.configuration) for candidate in tie_set(recommendation)],
+        "tied_with": [candidate.configuration.spelled for candidate in tie_set(recommendation)],
     }
 
 

@@ -218,7 +218,7 @@ class CaseResult:
             "case": {"longest": self.case.longest, "padding": self.case.padding, "batch": self.case.batch},
             "study": self.study,
             "configurations": {
-                role: {"configuration": dict(configuration), "tokens_per_s": self.tokens_per_s(role),
+                role: {"configuration": configuration.spelled, "tokens_per_s": self.tokens_per_s(role),
                        "why_not": self.why_not(role)}
                 for role, configuration in self.roles.items()
             },

@@ -171,7 +171,11 @@ class Recommendation:
             "why": self.why,
             "chance_of_better": self.prospects.chance,
             "untried": [
-                {**prospect.payload, "needed_bytes": needed_bytes(self.study, prospect.configuration)}
+                {
+                    **prospect.payload,
+                    "configuration": prospect.configuration.spelled,
+                    "needed_bytes": needed_bytes(self.study, prospect.configuration),
+                }
                 for prospect in self.prospects.promising
             ],
             "command": self.command,
@@ -181,7 +185,7 @@ class Recommendation:
                  "remedy": r.remedy} for r in self.refusals
             ],
             "failures": [
-                {"trial": t.number, "configuration": dict(t.requested), "outcome": str(t.outcome), "reason": t.reason}
+                {"trial": t.number, "configuration": t.requested.spelled, "outcome": str(t.outcome), "reason": t.reason}
                 for t in self.failures
             ],
             "notes": list(self.notes),

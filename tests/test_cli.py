@@ -720,9 +720,9 @@ def test_json_is_one_document_on_stdout(advisor: Command, tmp_path: Path) -> Non
         assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(answer.stdout)
 
-    assert document["recommendation"]["configuration"] == dict(SORTED)
+    assert document["recommendation"]["configuration"] == SORTED.spelled
     assert document["verdict"] == "faster"
-    assert document["default"]["configuration"] == dict(DEFAULT)
+    assert document["default"]["configuration"] == DEFAULT.spelled
     assert [failure["outcome"] for failure in document["failures"]] == ["timeout"]
     assert [refusal["rule"] for refusal in document["refusals"]] == ["A18"]
     told = json.loads(why.stdout)
@@ -1033,7 +1033,7 @@ def test_tune_prints_json_alone_and_suggest_says_the_same(process: Command, tmp_
     assert "tokens/s" in tuned.stderr
     assert json.loads(tuned.stdout) == json.loads(asked.stdout)
     document = json.loads(asked.stdout)
-    assert document["recommendation"]["configuration"] == dict(DEFAULT)
+    assert document["recommendation"]["configuration"] == DEFAULT.spelled
     assert document["verdict"] == "unsearched"  # so much was asked for: that is no fault
     assert document["why"] == "the trials asked for were spent"
     assert document["recommendation"]["tokens_per_s"] > 0

@@ -297,7 +297,7 @@ def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.C
     assert found["verdict"] == "not reproduced"
     assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
     assert found["new_figure"]["median"] == pytest.approx(found["ratio"] * 1e9)
-    assert found["new"]["effective"] == dict(DEFAULT)
+    assert found["new"]["effective"] == DEFAULT.spelled
     assert (found["inside"], found["overlap"], found["differences"]) == (False, False, [])
 
 
@@ -430,7 +430,7 @@ def test_a_dry_run_counts_with_what_trials_took(url: str, capsys: pytest.Capture
 
     assert (found["trials"], found["confirmation_runs"], found["trial_s"]) == (3, 6, 4.0)
     assert found["seconds"] == 36.0
-    assert found["order"][0] == dict(DEFAULT)
+    assert found["order"][0] == DEFAULT.spelled
     assert {choice["attention"] for choice in found["order"]} == {"sdpa", "eager"}
     assert len({json.dumps(choice) for choice in found["order"]}) == len(found["order"])
     assert any(refusal["rule"] == "U0" for refusal in found["refusals"])

@@ -18,6 +18,7 @@ from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, StoreError
 from advisor.gate import known_figures, layout_request
+from advisor.history import trial_payload
 from advisor.judge import GATE_VERSION, objections
 from advisor.knobs import (
     KNOBS,
@@ -263,7 +264,9 @@ def test_a_new_no_op_knob_changes_no_answer(store: Store, database_url: str, req
     knob = request.getfixturevalue("no_op")
     space = build_space(FACTS, WORKLOAD, H200, ANY, 10**12)
 
-    assert answer(store).payload == told
+    now = answer(store).payload
+    assert now["recommendation"]["configuration"] == {**told["recommendation"]["configuration"], knob.name: "off"}
+    assert json.loads(json.dumps(now).replace(f', "{knob.name}": "off"', "")) == json.loads(json.dumps(told))
     assert [rows(database_url, query) for query in queries] == said
     assert {c[knob.name] for c in space.admissible} == {"off", "on"}
     best = next(c for c in space.admissible if c == PACKED)
@@ -275,6 +278,30 @@ def test_a_new_no_op_knob_changes_no_answer(store: Store, database_url: str, req
     assert found.chosen is not None
     assert found.chosen.ratio == pytest.approx(3.0, abs=0.01)
     assert FLASH in [candidate.configuration for candidate in found.runners_up]
+
+
+def test_json_that_is_printed_spells_implied_choices_out(store: Store) -> None:
+    """Who reads it need not know what a configuration leaves out: wherever one stands, each knob has its choice."""
+    trials = [attempt(DEFAULT, 1000), attempt(FLASH, 1800), attempt(SORTED, 0)]
+    study = studied(store, trials, {FLASH: (1.80, 1.79, 1.81)})
+    payload = answer(store).payload
+    row, trial = store.study(study), store.trials(study)[0]
+
+    shown = [
+        payload["recommendation"],
+        payload["default"],
+        *payload["runners_up"],
+        *payload["failures"],
+        *payload["pareto"],
+    ]
+    assert payload["failures"]
+    for configuration in (each["configuration"] for each in shown):
+        assert list(configuration)[:4] == ["attention", "precision", "quantization", "packing"]
+        assert configuration["quantization"] == "none"
+    assert payload["default"]["configuration"]["packing"] == "padded"
+    told = trial_payload(row, trial)
+    assert told["requested"] == told["effective"] == DEFAULT.spelled
+    assert Configuration.of(DEFAULT.spelled) == DEFAULT
 
 
 def test_the_search_goes_the_same_way(request: pytest.FixtureRequest) -> None:

@@ -641,7 +641,7 @@ def test_an_empty_search_is_no_result(store: Store) -> None:
     assert (found.configuration, found.verdict, found.exit_status) == (DEFAULT, "unsearched", 3)
     assert found.why == "the budget was spent"
     payload = found.payload
-    assert [each["configuration"] for each in payload["untried"]] == [dict(FLASH), dict(NF4)]
+    assert [each["configuration"] for each in payload["untried"]] == [FLASH.spelled, NF4.spelled]
     assert (payload["untried"][0]["ratio"], payload["untried"][0]["seconds"]) == (1.6, 12.0)
     assert payload["command"].startswith("advisor tune org/model --lengths 512,128,256,64")
 
