@@ -10,6 +10,7 @@ import pty
 import re
 import resource
 import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -1156,3 +1157,24 @@ def test_somebody_elses_database_is_left_alone(advisor: Command, tmp_path: Path)
         assert "has tables of another program (recipes)" in line_of(advisor(*command, ADVISOR_DATABASE_URL=url), 2)
     assert "has no tables of advisor's" in line_of(advisor("trials", ADVISOR_DATABASE_URL=url), 3)
     assert (tmp_path / "theirs.db").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_script_pools_as_the_checkpoint_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sentence-transformers' short spelling of pooling is read, and a model of the same shape that pools otherwise is not it."""
+    for name, mode in (("one", "cls"), ("other", "mean")):
+        shutil.copytree(ROOT / "tests" / "models" / "encoder", tmp_path / name)
+        said = {"embedding_dimension": 192, "pooling_mode": mode, "include_prompt": True}
+        (tmp_path / name / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
+    work = ["--lengths", "16", "--padding", "0.3", "--batch", "2", "--batches", "1", "--device", "cpu"]
+
+    assert run(["tune", str(tmp_path / "one"), *work, "--trials", "1", "--blocks", "0", "--format", "python"]) == 0
+    assert "how='cls')" in capsys.readouterr().out
+    assert run(["suggest", str(tmp_path / "other"), *work, "--format", "python"]) in (0, 3)
+    told = capsys.readouterr().out
+    assert "how='cls'" not in told
+    assert "how='mean')" in told or not told
