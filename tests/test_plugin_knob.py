@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +198,11 @@ def test_sql_knows_them_without_a_migration(tuned: int, place: Path) -> None:
 @pytest.mark.slow
 def test_their_lines_are_pasted_and_loaded(tuned: int, run: Run, place: Path, tmp_path: Path) -> None:
     """Were both confirmed faster, the script has their lines and runs without their files, and advisor.load does them too."""
-    with Store.open(f"sqlite:///{place}/advisor.db", write=True) as store:
+    shutil.copy(place / "advisor.db", tmp_path / "advisor.db")
+    confirmed = f"sqlite:///{tmp_path}/advisor.db"
+    with Store.open(confirmed, write=True) as store:
         store.save_comparisons(tuned, [Comparison(BOTH.key, DEFAULT.key, (1.50, 1.51, 1.49))])
+    run = partial(run, ADVISOR_DATABASE_URL=confirmed)
     answer = json.loads(run("-m", "advisor", "suggest", MODEL, *FLAGS, *ONLY, "--format", "json"))
     script = tmp_path / "script.py"
     script.write_text(run("-m", "advisor", "suggest", MODEL, *FLAGS, *ONLY, "--format", "python"))
@@ -210,7 +215,7 @@ def test_their_lines_are_pasted_and_loaded(tuned: int, run: Run, place: Path, tm
         " tuple(ready.results([[20, 21, 22], [23, 24]]).shape))\n"
     )
 
-    assert answer["recommendation"]["configuration"] == dict(BOTH)
+    assert answer["recommendation"]["configuration"] == BOTH.spelled
     assert "def in_wrappers(" in script.read_text()
     assert "call |= {'output_hidden_states': True}" in script.read_text()
     assert run(str(script), plugins="", PYTHONPATH="").splitlines()[-1].endswith(" tokens/s")
