@@ -101,8 +101,13 @@ class SearchEnd:
     def payload(self) -> dict[str, Any]:
         """It as JSON values."""
         promising = [prospect.payload for prospect in self.promising]
-        return {"stop": str(self.stop), "left": self.left, "chance": self.chance, "promising": promising,
-                "tried": self.tried}  # fmt: skip
+        return {
+            "stop": str(self.stop),
+            "left": self.left,
+            "chance": self.chance,
+            "promising": promising,
+            "tried": self.tried,
+        }
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> SearchEnd | None:

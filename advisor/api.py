@@ -112,8 +112,11 @@ def load(model: str | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
             [f"{c.configuration}: {text}" for c in recommendation.rejected for text in c.objections]
         )
     if recommendation.study.environment_key != machine.environment.key:
-        raise NotMeasured(f"{recommendation.source.name} was tuned on {recommendation.study.environment}, not on this "
-                          f"machine's {machine.user_device}", "advisor.tune measures here")  # fmt: skip
+        raise NotMeasured(
+            f"{recommendation.source.name} was tuned on {recommendation.study.environment}, not on this "
+            f"machine's {machine.user_device}",
+            "advisor.tune measures here",
+        )
     return _loaded(recommendation, machine)
 
 
@@ -287,8 +290,9 @@ def _refuse_unseen_energy(machine: Machine) -> None:
         )
 
 
-def _with_workload(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
-                   lengths: tuple[int, ...] | None) -> Asked:  # fmt: skip
+def _with_workload(
+    options: Namespace, source: ModelSource, objective: Objective, machine: Machine, lengths: tuple[int, ...] | None
+) -> Asked:
     from advisor.declared import max_positions, refuse_foreign
 
     workload = arguments.kind_of(options).parse(options, source, lengths or _DRAFT)
@@ -301,8 +305,9 @@ def _with_workload(options: Namespace, source: ModelSource, objective: Objective
     return Asked(source, workload, objective, machine, workload.flags, ())
 
 
-def _with_texts(options: Namespace, source: ModelSource, objective: Objective, machine: Machine,
-                asked: tuple[Workload, int | None]) -> Asked:  # fmt: skip
+def _with_texts(
+    options: Namespace, source: ModelSource, objective: Objective, machine: Machine, asked: tuple[Workload, int | None]
+) -> Asked:
     """Read the lengths of the user's own texts. asked: the workload but for its lengths, and the model's most positions."""
     from advisor.lengths import MOST_ROWS_WHOLE, earlier, lengths_from
 

@@ -108,8 +108,10 @@ def _know_plugins() -> None:
 def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, with the flags of one kind of work."""
     _know_plugins()
-    parser = _Parser(prog="advisor", description="The fastest way to run a transformers model on your GPU that is still "
-                     "right, with the proof.")  # fmt: skip
+    parser = _Parser(
+        prog="advisor",
+        description="The fastest way to run a transformers model on your GPU that is still right, with the proof.",
+    )
     parser.add_argument("--version", action="version", version=f"advisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words, add in _COMMANDS:
@@ -118,8 +120,11 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
 
 
 def _probe(parser: argparse.ArgumentParser, _: Kind) -> None:
-    parser.add_argument("--ceilings", action="store_true",
-                        help="measure what the device reaches at best in matrix products and copies, and store it")  # fmt: skip
+    parser.add_argument(
+        "--ceilings",
+        action="store_true",
+        help="measure what the device reaches at best in matrix products and copies, and store it",
+    )
     _add_device(parser, threads=True)
     _add_format(parser, "text", "json")
 
@@ -135,11 +140,19 @@ def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
         f"a second of that work (default: {DEFAULT_PAYBACK} where no budget, trials or exhaustive is given)",
     )
     parser.add_argument("--trials", type=int, metavar="N", help="configurations to try in the search")
-    parser.add_argument("--exhaustive", action="store_true",
-                        help="measure every admissible configuration to its end, however long it takes")  # fmt: skip
-    parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
-                        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear; "
-                             "0 leaves it out (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--exhaustive",
+        action="store_true",
+        help="measure every admissible configuration to its end, however long it takes",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=Budget().blocks,
+        metavar="N",
+        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear; "
+        "0 leaves it out (default: %(default)s)",
+    )
     parser.add_argument("--timeout", default="10m", metavar="TIME", help="deadline of one trial (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the search's random choices (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
@@ -150,9 +163,12 @@ def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
 def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
     _add_workload(parser, kind)
     _add_objective(parser, kind)
-    parser.add_argument("--why-not", metavar="CHOICE[,CHOICE…]",
-                        help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
-                             "is not recommended")  # fmt: skip
+    parser.add_argument(
+        "--why-not",
+        metavar="CHOICE[,CHOICE…]",
+        help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
+        "is not recommended",
+    )
     parser.add_argument(
         "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
     )
@@ -198,15 +214,25 @@ def _reproduce_seed(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="a hub id, a directory or a config.json (default: Falcon-7B's shape)"
     )
-    parser.add_argument("--case", metavar="LENGTH:PADDING:BATCH", action="append", default=[],
-                        help="measure this instead of the advice's three cases; repeat it")  # fmt: skip
+    parser.add_argument(
+        "--case",
+        metavar="LENGTH:PADDING:BATCH",
+        action="append",
+        default=[],
+        help="measure this instead of the advice's three cases; repeat it",
+    )
     parser.add_argument(
         "--budget", metavar="TIME", default=DEFAULT_BUDGET, help="time for a case (default: %(default)s)"
     )
     parser.add_argument("--trials", type=int, metavar="N", help="configurations to try in the search of a case")
-    parser.add_argument("--blocks", type=int, default=Budget().blocks, metavar="N",
-                        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear "
-                             "(default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=Budget().blocks,
+        metavar="N",
+        help="at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--batches", type=int, default=2, metavar="N", help="batches in the list (default: %(default)s)"
     )
@@ -263,24 +289,42 @@ def _add_workload(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
     )
-    parser.add_argument("--workload", choices=names(), default=kind.name,
-                        help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
-                             "--workload NAME --help lists (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--workload",
+        choices=names(),
+        default=kind.name,
+        help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
+        "--workload NAME --help lists (default: %(default)s)",
+    )
     kind.add_flags(parser)
 
 
 def _add_objective(parser: argparse.ArgumentParser, kind: Kind) -> None:
-    parser.add_argument("--objective", choices=tuple(kind.objectives), default=kind.aim.name,
-                        help="what to make the best of (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--quality", choices=[str(tier) for tier in Tier], default=str(Tier.DTYPE),
-                        help="the most that may be lost (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--objective",
+        choices=tuple(kind.objectives),
+        default=kind.aim.name,
+        help="what to make the best of (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=[str(tier) for tier in Tier],
+        default=str(Tier.DTYPE),
+        help="the most that may be lost (default: %(default)s)",
+    )
     parser.add_argument("--max-memory", metavar="SIZE", help="peak memory allowed, for example 24GiB")
     parser.add_argument("--max-latency", metavar="TIME", help="time allowed to the slowest batch, for example 80ms")
-    parser.add_argument("--only", metavar="KNOB=CHOICE[,CHOICE…]", action="append", default=[],
-                        help="try these choices of a knob alone, beside the default")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        metavar="KNOB=CHOICE[,CHOICE…]",
+        action="append",
+        default=[],
+        help="try these choices of a knob alone, beside the default",
+    )
     parser.add_argument("--fix", metavar="KNOB=CHOICE", action="append", default=[], help="the same with one choice")
-    parser.add_argument("--ignore-rule", metavar="ID", action="append", default=[],
-                        help="try what a rule refuses; the gate judges it")  # fmt: skip
+    parser.add_argument(
+        "--ignore-rule", metavar="ID", action="append", default=[], help="try what a rule refuses; the gate judges it"
+    )
     parser.add_argument(
         "--allow-unjudged", action="store_true", help="recommend lossy choices although weights are random"
     )

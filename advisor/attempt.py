@@ -75,8 +75,15 @@ def _is_transient(result: Mapping[str, Any]) -> bool:
     return bool(result.get("transient") or any(each.get("transient") for each in result.get("results", ())))
 
 
-def cut(seen: Snapshot, configuration: Configuration, number: int, phase: str, block: int | None,
-        reason: str, wall_s: float | None = None) -> Trial:  # fmt: skip
+def cut(
+    seen: Snapshot,
+    configuration: Configuration,
+    number: int,
+    phase: str,
+    block: int | None,
+    reason: str,
+    wall_s: float | None = None,
+) -> Trial:
     """Return a trial that was cut, which says nothing of its configuration."""
     uuid = seen.job.machine.uuid
     return Trial(number, configuration, None, Outcome.CUT, reason, phase, block, wall_s=wall_s, device_uuid=uuid)
@@ -162,8 +169,9 @@ def _write_reference(tuner: Tuner, seen: Snapshot, request: Mapping[str, Any]) -
     return f"there is no reference in fp32: {result.get('unjudged') or result.get('reason')}"
 
 
-def told(seen: Snapshot, configuration: Configuration, number: int, phase: str, block: int | None,
-         result: Mapping[str, Any]) -> Trial:  # fmt: skip
+def told(
+    seen: Snapshot, configuration: Configuration, number: int, phase: str, block: int | None, result: Mapping[str, Any]
+) -> Trial:
     """Turn a worker's result into a trial."""
     effective = Configuration.of(result["effective"]) if result.get("effective") else None
     rounds = result.get("rounds")
@@ -173,14 +181,24 @@ def told(seen: Snapshot, configuration: Configuration, number: int, phase: str, 
         source = next(t for t in seen.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
         measurements, reused = source.measurements, source.number
     return Trial(
-        number=number, requested=configuration, effective=effective, outcome=Outcome(result["outcome"]),
-        reason=result.get("reason") or result.get("alias") or "", phase=phase, block=block,
-        load_s=result.get("load_s"), first_call_s=result.get("first_call_s"),
-        measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
-        weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
-        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}, "method": METHOD}, reused_from=reused,
-        measurements=measurements, device_uuid=seen.job.machine.uuid,
-    )  # fmt: skip
+        number=number,
+        requested=configuration,
+        effective=effective,
+        outcome=Outcome(result["outcome"]),
+        reason=result.get("reason") or result.get("alias") or "",
+        phase=phase,
+        block=block,
+        load_s=result.get("load_s"),
+        first_call_s=result.get("first_call_s"),
+        measure_s=sum(rounds["wall_s"]) if rounds else None,
+        peak_bytes=result.get("peak_bytes"),
+        weight_bytes=result.get("weight_bytes"),
+        quality=Quality.of(result.get("quality")),
+        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}, "method": METHOD},
+        reused_from=reused,
+        measurements=measurements,
+        device_uuid=seen.job.machine.uuid,
+    )
 
 
 def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:

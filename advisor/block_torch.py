@@ -110,9 +110,13 @@ class Contestant:
             reason = "its block was broken off"
             return {"outcome": Outcome.CUT, "reason": reason, "transient": False, "spent_s": self.spent_s}
         return {
-            **self.ready.found, "outcome": Outcome.OK, "reason": "", "rounds": asdict(self.rounds),
-            "peak_bytes": self.peak, "spent_s": self.spent_s,
-        }  # fmt: skip
+            **self.ready.found,
+            "outcome": Outcome.OK,
+            "reason": "",
+            "rounds": asdict(self.rounds),
+            "peak_bytes": self.peak,
+            "spent_s": self.spent_s,
+        }
 
 
 FailureOf = Callable[[BaseException, str], dict[str, Any]]

@@ -181,8 +181,9 @@ def _header(title: str, series: Sequence[str]) -> tuple[list[str], float]:
         width = 20 + _width(shown, _LEGEND)
         if x > _EDGE and x + width > WIDTH - _EDGE:
             x, y = float(_EDGE), y + 1.5 * _LEGEND
-        parts.append(f'<rect x="{x:.1f}" y="{y - 11:.1f}" width="13" height="13" '
-                     f'fill="{_COLOURS[number % len(_COLOURS)]}"/>')  # fmt: skip
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y - 11:.1f}" width="13" height="13" fill="{_COLOURS[number % len(_COLOURS)]}"/>'
+        )
         parts.append(_text((x + 19, y), shown, _LEGEND))
         x += width + 14
     return parts, y + 1.3 * _LEGEND
@@ -256,8 +257,10 @@ def _text(
     x, y = place
     more = ' font-weight="600"' if bold else ""
     more += f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{more}>'
-            f"{escape(_clean(text))}</text>")  # fmt: skip
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{more}>'
+        f"{escape(_clean(text))}</text>"
+    )
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], colour: str, width: float = 1.0) -> str:
@@ -267,8 +270,9 @@ def _line(start: tuple[float, float], end: tuple[float, float], colour: str, wid
 
 def _document(title: str, parts: Sequence[str]) -> str:
     name = quoteattr(_clean(title))
-    card = (f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="6" fill="{_CARD}" '
-            f'stroke="{_BORDER}"/>')  # fmt: skip
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-            f'role="img" aria-label={name} font-family="{_FONT}">')  # fmt: skip
+    card = f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="6" fill="{_CARD}" stroke="{_BORDER}"/>'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'role="img" aria-label={name} font-family="{_FONT}">'
+    )
     return "\n".join([head, card, *parts, "</svg>"]) + "\n"

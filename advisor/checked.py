@@ -82,8 +82,12 @@ def test_of(annotation: str) -> Test:
         )
     if container == "Mapping":
         key, each = members
-        return lambda value: (isinstance(value, Mapping) and len(value) <= MEMBERS_MOST
-                              and all(map(key, value)) and all(map(each, value.values())))  # fmt: skip
+        return lambda value: (
+            isinstance(value, Mapping)
+            and len(value) <= MEMBERS_MOST
+            and all(map(key, value))
+            and all(map(each, value.values()))
+        )
     raise TypeError(f"no test for values of {annotation!r}")
 
 

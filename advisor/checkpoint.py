@@ -74,12 +74,21 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _from_config(name: str, path: Path) -> ModelSource:
     if path.suffix == ".gguf":
-        raise BadInput(f"{name} is a GGUF file, which transformers turns into another model of fp32 weights",
-                       "give the checkpoint that it was made of")  # fmt: skip
+        raise BadInput(
+            f"{name} is a GGUF file, which transformers turns into another model of fp32 weights",
+            "give the checkpoint that it was made of",
+        )
     if path.suffix != ".json":
         raise BadInput(f"{name} is a file, but no config.json", "give a hub id, a directory or a config.json")
-    return ModelSource(name, str(path.resolve()), _read_config(path), "random", "random:0", has_tokenizer=False,
-                       beside=read_beside(path.resolve().parent))  # fmt: skip
+    return ModelSource(
+        name,
+        str(path.resolve()),
+        _read_config(path),
+        "random",
+        "random:0",
+        has_tokenizer=False,
+        beside=read_beside(path.resolve().parent),
+    )
 
 
 def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource:
@@ -101,15 +110,19 @@ def _from_directory(name: str, path: Path, *, allow_pickle: bool) -> ModelSource
 def _refuse_other_forms(name: str, path: Path) -> None:
     """Raise BadInput for a folder that is something else than one transformers model: an adapter, GGUF, modules."""
     if (path / "adapter_config.json").is_file():
-        raise BadInput(f"{name} is an adapter (LoRA or its kin), not a whole model",
-                       "merge it into its base with peft's merge_and_unload, and save that")  # fmt: skip
+        raise BadInput(
+            f"{name} is an adapter (LoRA or its kin), not a whole model",
+            "merge it into its base with peft's merge_and_unload, and save that",
+        )
     if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
         raise BadInput(f"{name} has its weights as GGUF alone", "give the checkpoint that it was made of")
     if (path / "config.json").is_file():
         return
     if folder := transformer_folder(path):
-        raise BadInput(f"{name} is a sentence-transformers folder with its transformer in {folder}",
-                       f"give {path / folder}: its pooling is read from beside it")  # fmt: skip
+        raise BadInput(
+            f"{name} is a sentence-transformers folder with its transformer in {folder}",
+            f"give {path / folder}: its pooling is read from beside it",
+        )
     if kinds := kinds_of_modules(path):
         raise BadInput(f"{name} has modules of kind {', '.join(kinds[:3])} and no transformer of its own")
 
@@ -132,8 +145,10 @@ def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         files = [path / stem] if (path / stem).is_file() else _shards(name, path / f"{stem}.index.json")
         if files and stem.endswith(".bin") and not allow_pickle:
-            raise BadInput(f"{name} has only pickle weights, which can run code when loaded",
-                           "convert them to safetensors, or pass --allow-pickle if you trust them")  # fmt: skip
+            raise BadInput(
+                f"{name} has only pickle weights, which can run code when loaded",
+                "convert them to safetensors, or pass --allow-pickle if you trust them",
+            )
         if files:
             return files
     raise BadInput(f"{name} has no weights", f"pass {path / 'config.json'} to measure speed with random ones")

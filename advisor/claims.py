@@ -159,10 +159,17 @@ def _begun(
     if connection.execute(select(TRIALS.c.id).where(mine, is_taken).limit(1)).scalar() is not None:
         return None
     shared = {
-        "study_id": study_id, "phase": "search" if block is None else "confirm", "block": block, "attempts": 1,
-        "outcome": "running", "reason": "", "owner": claim.owner, "lease": rows.now(claim.lease_s),
-        "started_at": claim.began_at, "advisor_version": rows.version(),
-    }  # fmt: skip
+        "study_id": study_id,
+        "phase": "search" if block is None else "confirm",
+        "block": block,
+        "attempts": 1,
+        "outcome": "running",
+        "reason": "",
+        "owner": claim.owner,
+        "lease": rows.now(claim.lease_s),
+        "started_at": claim.began_at,
+        "advisor_version": rows.version(),
+    }
     numbered = list(enumerate(configurations, first))
     connection.execute(insert(TRIALS), [{**shared, "number": n, "requested_id": ids[c]} for n, c in numbered])
     return tuple(number for number, _ in numbered)

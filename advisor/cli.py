@@ -385,6 +385,14 @@ def _db(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "probe": _probe, "tune": _tune, "suggest": _suggest, "trials": _trials, "show": _show, "reproduce": _reproduce,
-    "reproduce-seed": _reproduce_seed, "export": _export, "import": _import, "db": _db,
-}  # fmt: skip
+    "probe": _probe,
+    "tune": _tune,
+    "suggest": _suggest,
+    "trials": _trials,
+    "show": _show,
+    "reproduce": _reproduce,
+    "reproduce-seed": _reproduce_seed,
+    "export": _export,
+    "import": _import,
+    "db": _db,
+}

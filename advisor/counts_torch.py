@@ -18,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from advisor.kinds_torch import TOKENS, expert_modules
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
-_CHOSEN = re.compile(r"num_experts_per_tok(en)?|experts_per_token|moe_top_?k|top_k_experts|num_selected_experts|moe_k|top_k"
-                     r"|num_activated_experts|expert_top_?k|moe_topk|num_experts_used")  # fmt: skip
+_CHOSEN = re.compile(
+    r"num_experts_per_tok(en)?|experts_per_token|moe_top_?k|top_k_experts|num_selected_experts|moe_k|top_k"
+    r"|num_activated_experts|expert_top_?k|moe_topk|num_experts_used"
+)
 
 
 class Products(TorchFunctionMode):

@@ -103,8 +103,10 @@ def _make_views(connection: Connection) -> None:
                 connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
                 connection.exec_driver_sql(f"CREATE VIEW {name} AS {body}")
             except DBAPIError:
-                raise StoreError(f"the view {name} was changed, and can't be made again while other things use it",
-                                 f"drop what uses {name}, then advisor db upgrade") from None  # fmt: skip
+                raise StoreError(
+                    f"the view {name} was changed, and can't be made again while other things use it",
+                    f"drop what uses {name}, then advisor db upgrade",
+                ) from None
         connection.exec_driver_sql(f"COMMENT ON VIEW {name} IS '{_mark(body)}'")
 
 
@@ -156,8 +158,10 @@ def _refuse_foreign(place: URL) -> None:
         others = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if not others or "alembic_version" in others:
             return
-        raise StoreError(f"the database has tables of another program ({', '.join(others[:3])})",
-                         "name another file in ADVISOR_DATABASE_URL")  # fmt: skip
+        raise StoreError(
+            f"the database has tables of another program ({', '.join(others[:3])})",
+            "name another file in ADVISOR_DATABASE_URL",
+        )
 
 
 # ----------------------------------------------------------------------------------------- connections and their errors
@@ -283,8 +287,10 @@ class Database:
             raise _no_database(place)
         database = cls(place, _engine(place, write=write))
         if write and (kind := network_of(place)):
-            database.note = (f"{path} is on a network file system ({kind}): it is used without a write-ahead log, which is "
-                             "slower; let one host write at a time, or use PostgreSQL (ADVISOR_DATABASE_URL)")  # fmt: skip
+            database.note = (
+                f"{path} is on a network file system ({kind}): it is used without a write-ahead log, which is "
+                "slower; let one host write at a time, or use PostgreSQL (ADVISOR_DATABASE_URL)"
+            )
         try:
             database._check(write)
         except BaseException:

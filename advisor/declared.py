@@ -12,11 +12,26 @@ from advisor.model import ModelSource, first_position
 
 #: The ends of class names whose heads advisor does not run.
 _UNSERVED = (
-    "ForTokenClassification", "ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForMultipleChoice",
-    "ForNextSentencePrediction", "ForPreTraining", "DoubleHeadsModel", "ForVisualQuestionAnswering", "ForMaskGeneration",
-    "ForImageClassification", "ForObjectDetection", "ForSemanticSegmentation", "ForCTC", "ForAudioClassification",
-    "ForSpeechSeq2Seq", "ForVision2Seq", "ForImageTextRetrieval", "ForEntityClassification", "ForRelationExtraction",
-)  # fmt: skip
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForQuestionAnsweringSimple",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+    "DoubleHeadsModel",
+    "ForVisualQuestionAnswering",
+    "ForMaskGeneration",
+    "ForImageClassification",
+    "ForObjectDetection",
+    "ForSemanticSegmentation",
+    "ForCTC",
+    "ForAudioClassification",
+    "ForSpeechSeq2Seq",
+    "ForVision2Seq",
+    "ForImageTextRetrieval",
+    "ForEntityClassification",
+    "ForRelationExtraction",
+)
 
 #: Where transformers lists its kinds of models.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
@@ -38,11 +53,26 @@ _NO_LIMIT = 10**9
 #: The kinds without a limit on positions: relative ones, ALiBi, a state, or none at all.
 _UNBOUNDED = frozenset(
     {
-        "bloom", "falcon_mamba", "funnel", "inkling_text", "inkling2_text", "inkling2_loop_text",
-        "jamba", "mamba", "mamba2", "mpt", "mt5", "nemotron_h", "recurrent_gemma",
-        "rwkv", "t5", "umt5", "xlnet", "xlstm",
+        "bloom",
+        "falcon_mamba",
+        "funnel",
+        "inkling_text",
+        "inkling2_text",
+        "inkling2_loop_text",
+        "jamba",
+        "mamba",
+        "mamba2",
+        "mpt",
+        "mt5",
+        "nemotron_h",
+        "recurrent_gemma",
+        "rwkv",
+        "t5",
+        "umt5",
+        "xlnet",
+        "xlstm",
     }
-)  # fmt: skip
+)
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
@@ -118,8 +148,10 @@ def notes_on(source: ModelSource) -> list[str]:
         )
     if source.has_random_weights and isinstance(config.get("quantization_config"), dict):
         method = str(config["quantization_config"].get("quant_method", "quantised"))[:40]
-        notes.append(f"the weights were drawn UNQUANTISED: this config.json is a {method} checkpoint's, whose speed was not "
-                     "measured; give the checkpoint itself for that")  # fmt: skip
+        notes.append(
+            f"the weights were drawn UNQUANTISED: this config.json is a {method} checkpoint's, whose speed was not "
+            "measured; give the checkpoint itself for that"
+        )
     if kernel := _hub_kernel(config):
         notes.append(f"config.json asks for the attention {kernel!r}, code from the hub: it was not loaded")
     return notes

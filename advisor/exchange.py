@@ -80,8 +80,16 @@ _SHAPES: dict[str, dict[str, str]] = {
 _LATER = {"comparison": ("planned",)}
 
 #: Where an object is stored.
-_TABLES = {"environment": "environments", "ceilings": "ceilings", "model": "models", "workload": "workloads",
-           "study": "studies", "trial": "trials", "comparison": "comparisons", "refusal": "refusals"}  # fmt: skip
+_TABLES = {
+    "environment": "environments",
+    "ceilings": "ceilings",
+    "model": "models",
+    "workload": "workloads",
+    "study": "studies",
+    "trial": "trials",
+    "comparison": "comparisons",
+    "refusal": "refusals",
+}
 
 #: The objects that belong to one study, in the order of their lines.
 _PARTS = ("trial", "comparison", "refusal")
@@ -141,9 +149,12 @@ def _about(parcel: Parcel) -> Iterator[str]:
 
 def _study_lines(parcel: Parcel) -> Iterator[str]:
     about = {
-        "key": parcel.key, "environment": parcel.environment["key"], "workload": parcel.workload["key"],
-        "architecture_key": parcel.model["architecture_key"], "weights_digest": parcel.model["weights_digest"],
-    }  # fmt: skip
+        "key": parcel.key,
+        "environment": parcel.environment["key"],
+        "workload": parcel.workload["key"],
+        "architecture_key": parcel.model["architecture_key"],
+        "weights_digest": parcel.model["weights_digest"],
+    }
     parts = dict(zip(_PARTS, (parcel.trials, parcel.comparisons, parcel.refusals), strict=True))
     yield _line("study", {**about, **parcel.study, **{f"{name}s": len(found) for name, found in parts.items()}})
     for name, found in parts.items():
@@ -337,11 +348,14 @@ class _Reading:
             *(f"{name}s" for name in _PARTS),
         )
         return Parcel(
-            study["key"], self.environments[study["environment"]], self.ceilings.get(study["environment"]),
-            self.models[study["architecture_key"], study["weights_digest"]], self.workloads[study["workload"]],
+            study["key"],
+            self.environments[study["environment"]],
+            self.ceilings.get(study["environment"]),
+            self.models[study["architecture_key"], study["weights_digest"]],
+            self.workloads[study["workload"]],
             {name: value for name, value in study.items() if name not in beside},
             *(list(self.parts[name].values()) for name in _PARTS),
-        )  # fmt: skip
+        )
 
 
 def _is_header(values: Values) -> bool:

@@ -120,9 +120,13 @@ def load(
         model = _drawn(source, arguments, device, auto)
     else:
         model = auto.from_pretrained(
-            source["path"], config=config_of(source), trust_remote_code=False, device_map=device,
-            use_safetensors=None if source["allow_pickle"] else True, **arguments,
-        )  # fmt: skip
+            source["path"],
+            config=config_of(source),
+            trust_remote_code=False,
+            device_map=device,
+            use_safetensors=None if source["allow_pickle"] else True,
+            **arguments,
+        )
     names["model"] = model.eval()
     for line in dict.fromkeys(line for choice in choices for line in choice.after):
         exec(line, names)  # noqa: S102
@@ -155,8 +159,15 @@ def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, au
     state = {name: tensor.to("cpu", wanted) for name, tensor in model.state_dict().items()}
     kind = type(model)
     del model
-    return kind.from_pretrained(None, config=copy.deepcopy(config_of(source)), state_dict=state, dtype=wanted,
-                                quantization_config=quantization, device_map=device, **arguments)  # fmt: skip
+    return kind.from_pretrained(
+        None,
+        config=copy.deepcopy(config_of(source)),
+        state_dict=state,
+        dtype=wanted,
+        quantization_config=quantization,
+        device_map=device,
+        **arguments,
+    )
 
 
 def _converted(model: Any, dtype: torch.dtype) -> Any:
@@ -363,9 +374,13 @@ def _refuse_missing(source: Mapping[str, Any], auto: Any, needs: Needs) -> None:
     A classifier made of a language model has no head yet; hidden states and embeddings do not depend on a pooler.
     """
     _, found = auto.from_pretrained(
-        source["path"], config=config_of(source), trust_remote_code=False, device_map="meta", output_loading_info=True,
+        source["path"],
+        config=config_of(source),
+        trust_remote_code=False,
+        device_map="meta",
+        output_loading_info=True,
         use_safetensors=None if source["allow_pickle"] else True,
-    )  # fmt: skip
+    )
     missing = sorted(k for k in found["missing_keys"] if needs.head is not Head.NONE or "pooler" not in k)
     if missing:
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""

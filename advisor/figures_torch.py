@@ -347,9 +347,13 @@ def _layout_errors(
 
 
 def _alone_in_eager_copy(
-    looked: Looked, request: Mapping[str, Any], configuration: Configuration, facts: ModelFacts, kept: int,
+    looked: Looked,
+    request: Mapping[str, Any],
+    configuration: Configuration,
+    facts: ModelFacts,
+    kept: int,
     sequences: Mapping[int, torch.Tensor],
-) -> dict[int, torch.Tensor]:  # fmt: skip
+) -> dict[int, torch.Tensor]:
     """Return the values of sequences run alone by another copy of the model, loaded with eager attention.
 
     For classes that do not switch on a loaded model. There sdpa can be another function than eager (Falcon with ALiBi in
@@ -413,9 +417,13 @@ def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         workload, tokens = session.sampled(request)
         reference = _read(request["gate"]["path"], request, workload)
         looked = Looked(
-            session.model, runtime_of(request), reference["distances"], request["device"], reference["deviation"],
+            session.model,
+            runtime_of(request),
+            reference["distances"],
+            request["device"],
+            reference["deviation"],
             session.settings,
-        )  # fmt: skip
+        )
         calls = session.calls(request, workload.under(configuration), configuration, tokens)
         chosen = gate_torch.to_probe(calls, ModelFacts.of(request["facts"]).windows)
         found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)

@@ -226,9 +226,13 @@ def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids:
     if own == math.inf:
         void = "there is no ordinary token whose contents could be changed"
     return {
-        "neighbours": neighbours, "pads": padded, "own": own if own < float("inf") else None, "repeat": repeat,
-        "probe_void": void, "probed": _probed_words(calls, neighbours, padded, by_vector=by_vector),
-    }  # fmt: skip
+        "neighbours": neighbours,
+        "pads": padded,
+        "own": own if own < float("inf") else None,
+        "repeat": repeat,
+        "probe_void": void,
+        "probed": _probed_words(calls, neighbours, padded, by_vector=by_vector),
+    }
 
 
 def _moved_by_pads(looked: Looked, call: Call, base: list[torch.Tensor], ids: Ids) -> tuple[float, bool]:

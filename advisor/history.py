@@ -94,8 +94,9 @@ class Listed:
         }
 
 
-def listed(store: Store, architecture_key: str | None = None, study: int | None = None, *,
-           failed: bool = False, limit: int = 0) -> Iterator[Listed]:  # fmt: skip
+def listed(
+    store: Store, architecture_key: str | None = None, study: int | None = None, *, failed: bool = False, limit: int = 0
+) -> Iterator[Listed]:
     """Yield what is stored, newest first, a page at a time: all, of one architecture, of one study, or failures alone.
 
     limit: how many trials at most, 0 for all. A study of many trials comes in several pieces. Raises NotMeasured where there
@@ -178,14 +179,20 @@ def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
             for name in ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes", "attempts")
         },
         "measurements": [
-            {"metric": m.metric, "unit": m.unit, "median": m.median, "interval": list(m.interval), "samples": list(m.samples),
-             **({"device": device_words(m)} if m.device_state else {})}
+            {
+                "metric": m.metric,
+                "unit": m.unit,
+                "median": m.median,
+                "interval": list(m.interval),
+                "samples": list(m.samples),
+                **({"device": device_words(m)} if m.device_state else {}),
+            }
             for m in trial.measurements
         ],
         "quality": trial.quality.payload if trial.quality else None,
         "reading": dict(trial.reading),
         "reused": is_reused(trial),
-    }  # fmt: skip
+    }
 
 
 def is_reused(trial: Trial) -> bool:
@@ -270,11 +277,19 @@ class Reproduction:
         aim = self.study.objective.aim
         figures = [{"median": m, "interval": [low, high]} for m, low, high in self.figures or ()]
         return {
-            **study_payload(self.study), "metric": aim.metric, "unit": aim.unit, "differences": list(self.differences),
-            "old": trial_payload(self.study, self.old), "new": trial_payload(self.study, self.new),
-            "old_figure": figures[0] if figures else None, "new_figure": figures[1] if figures else None,
-            "ratio": self.ratio, "inside": self.is_inside, "overlap": self.overlaps, "verdict": self.verdict,
-        }  # fmt: skip
+            **study_payload(self.study),
+            "metric": aim.metric,
+            "unit": aim.unit,
+            "differences": list(self.differences),
+            "old": trial_payload(self.study, self.old),
+            "new": trial_payload(self.study, self.new),
+            "old_figure": figures[0] if figures else None,
+            "new_figure": figures[1] if figures else None,
+            "ratio": self.ratio,
+            "inside": self.is_inside,
+            "overlap": self.overlaps,
+            "verdict": self.verdict,
+        }
 
 
 def _figure(trial: Trial, metric: str) -> tuple[float, float, float] | None:
@@ -300,8 +315,10 @@ def refuse_unrepeatable(trial: Trial) -> None:
 def refuse_other_work(study: StudyRecord, source: ModelSource) -> None:
     """Raise BadInput where a model is not the one of the study: its shapes differ."""
     if study.workload.key_for(source.architecture_key) != study.workload_key:
-        raise BadInput(f"{source.name} is another model than the trial's: its config.json has other shapes",
-                       "--model says where that one is now")  # fmt: skip
+        raise BadInput(
+            f"{source.name} is another model than the trial's: its config.json has other shapes",
+            "--model says where that one is now",
+        )
 
 
 def differences(study: StudyRecord, source: ModelSource, here: Environment) -> list[str]:
@@ -350,13 +367,20 @@ def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
     return replace(
         trial,
         effective=Configuration.of(result["effective"]) if result.get("effective") else None,
-        outcome=Outcome(result["outcome"]), reason=result.get("reason") or result.get("alias") or "",
-        load_s=result.get("load_s"), first_call_s=result.get("first_call_s"), wall_s=None, attempts=1, reused_from=None,
-        measure_s=sum(rounds["wall_s"]) if rounds else None, peak_bytes=result.get("peak_bytes"),
-        weight_bytes=result.get("weight_bytes"), quality=Quality.of(result.get("quality")),
+        outcome=Outcome(result["outcome"]),
+        reason=result.get("reason") or result.get("alias") or "",
+        load_s=result.get("load_s"),
+        first_call_s=result.get("first_call_s"),
+        wall_s=None,
+        attempts=1,
+        reused_from=None,
+        measure_s=sum(rounds["wall_s"]) if rounds else None,
+        peak_bytes=result.get("peak_bytes"),
+        weight_bytes=result.get("weight_bytes"),
+        quality=Quality.of(result.get("quality")),
         reading=result.get("reading") or {},
         measurements=measurements_of(study.workload, rounds, trial.phase) if rounds else (),
-    )  # fmt: skip
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ what next
@@ -415,9 +439,13 @@ class Plan:
 def reason_payload(reason: Reason) -> dict[str, str]:
     """Return a rule's reason as JSON values."""
     return {
-        "subject": reason.subject, "about": reason.about, "rule": reason.rule, "verdict": str(reason.verdict),
-        "reason": reason.text, "remedy": reason.remedy,
-    }  # fmt: skip
+        "subject": reason.subject,
+        "about": reason.about,
+        "rule": reason.rule,
+        "verdict": str(reason.verdict),
+        "reason": reason.text,
+        "remedy": reason.remedy,
+    }
 
 
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:

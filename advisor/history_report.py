@@ -64,16 +64,33 @@ def print_trials(listed: Listed, *, is_next: bool) -> None:
     """Print a study with its trials. is_next: another was printed before it."""
     out = console(stderr=False)
     study, aim = listed.study, listed.study.objective.aim
-    out.print(("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
-              f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
-              f"quality {study.objective.quality}, {study.state}")  # fmt: skip
-    table = Table("id", "configuration", "phase", "outcome", head(aim.metric), "× default", box=None,
-                  pad_edge=False, header_style="bold")  # fmt: skip
+    out.print(
+        ("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
+        f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
+        f"quality {study.objective.quality}, {study.state}"
+    )
+    table = Table(
+        "id",
+        "configuration",
+        "phase",
+        "outcome",
+        head(aim.metric),
+        "× default",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for trial in listed.trials:
         ratio, phase = listed.ratios.get(trial.number), trial.phase
         phase += f" {trial.block}" if trial.block is not None else ""
-        table.add_row(f"{study.id}.{trial.number}", escape(str(trial.requested)), phase, str(trial.outcome),
-                      without_unit(aim.metric, trial.value(aim.metric)), f"{ratio:.2f}" if ratio else "–")  # fmt: skip
+        table.add_row(
+            f"{study.id}.{trial.number}",
+            escape(str(trial.requested)),
+            phase,
+            str(trial.outcome),
+            without_unit(aim.metric, trial.value(aim.metric)),
+            f"{ratio:.2f}" if ratio else "–",
+        )
     out.print(table)
 
 
@@ -92,10 +109,13 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
     about |= {_called(measurement.metric): _measured(measurement) for measurement in trial.measurements}
     about |= {
         "memory": f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}",
-        "time": ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name in _TIMES
-                          if (value := getattr(trial, name)) is not None),
+        "time": ", ".join(
+            f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
+            for name in _TIMES
+            if (value := getattr(trial, name)) is not None
+        ),
         "quality": f"{quality_words(trial.quality)} against {trial.quality.reference}" if trial.quality else "",
-    }  # fmt: skip
+    }
     about |= {f"seen: {name}": words for name, words in words_of(trial.reading).items()}
     for measurement in trial.measurements:
         about |= {f"device: {name}": words for name, words in device_words(measurement).items()}
@@ -104,8 +124,8 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
         "workload": flags if len(flags) < 200 else f"{study.workload} (--format json lists the lengths)",
         "environment": f"{study.environment}, key {study.environment_key}",
         "study": f"{study.id}, {study.started_at:%Y-%m-%d %H:%M} UTC, {study.objective.aim.words}, "
-                 f"quality {study.objective.quality}, {study.state}",
-    }  # fmt: skip
+        f"quality {study.objective.quality}, {study.state}",
+    }
     for name, words in about.items():
         if words:
             table.add_row(f"[bold]{name}[/]", escape(words))
@@ -142,8 +162,10 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
         inside = "inside" if done.is_inside else "outside"
         overlap = "overlap" if done.overlaps else "do not overlap"
         better = "" if aim.is_speed else " in score, where more is better"
-        out.print(f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
-                  f"{overlap}")  # fmt: skip
+        out.print(
+            f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
+            f"{overlap}"
+        )
     colour = "green" if done.is_reproduced else "red"
     out.print(f"[bold {colour}]{done.verdict}[/]{done.why}")
 

@@ -51,8 +51,10 @@ def built(source: Mapping[str, Any], config: Any, auto: Any, dtype: torch.dtype,
     except ImportError as error:
         missing = re.search(r"requires the (\S+) library", str(error))
         package = f"the package {missing.group(1)}" if missing else "a package"
-        raise BadInput(f"transformers needs {package} for a {config.model_type} model, which is not installed here",
-                       f"pip install {missing.group(1)}" if missing else "") from None  # fmt: skip
+        raise BadInput(
+            f"transformers needs {package} for a {config.model_type} model, which is not installed here",
+            f"pip install {missing.group(1)}" if missing else "",
+        ) from None
     except Exception:  # noqa: BLE001  (whatever a class raises: its settings contradict one another or lack one)
         raise _unbuildable(source, config.model_type) from None
 
@@ -289,8 +291,10 @@ def _needs_more(model: Any, names: list[str]) -> BadInput:
         return BadInput(
             f"{name} does not run on token ids alone, it also reads {', '.join(names[:3])}: advisor gives it ids"
         )
-    return BadInput(f"{name} does not run on token ids alone with the settings of this config.json",
-                    "see that its sizes fit one another")  # fmt: skip
+    return BadInput(
+        f"{name} does not run on token ids alone with the settings of this config.json",
+        "see that its sizes fit one another",
+    )
 
 
 def _refuse_shape(model: Any, outputs: Any, needs: Needs) -> None:

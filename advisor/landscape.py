@@ -91,8 +91,9 @@ class Landscape:
             raise BadInput("a landscape holds finished trials alone")
 
     @classmethod
-    def of_study(cls, study: Study, trials: Sequence[Trial], *, architecture_key: str,
-                 provenance: Mapping[str, str]) -> Landscape:  # fmt: skip
+    def of_study(
+        cls, study: Study, trials: Sequence[Trial], *, architecture_key: str, provenance: Mapping[str, str]
+    ) -> Landscape:
         """Build one from a study and its trials: the search's finished ones, and the last where one was tried again.
 
         The study's first trial is the default's. Readings and device states are left out. Raises BadInput where nothing can
@@ -103,10 +104,16 @@ class Landscape:
             raise BadInput("the study has no finished trial, or nothing is known of its model")
         kept = sorted(last.values(), key=lambda trial: trial.number)
         return cls(
-            model=study.model_name, architecture_key=architecture_key, facts=study.facts, workload=study.workload,
-            environment=study.environment, objective=study.objective, baseline=next(iter(last)),
-            trials=tuple(_bare(trial, number, kept) for number, trial in enumerate(kept)), provenance=dict(provenance),
-        )  # fmt: skip
+            model=study.model_name,
+            architecture_key=architecture_key,
+            facts=study.facts,
+            workload=study.workload,
+            environment=study.environment,
+            objective=study.objective,
+            baseline=next(iter(last)),
+            trials=tuple(_bare(trial, number, kept) for number, trial in enumerate(kept)),
+            provenance=dict(provenance),
+        )
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Landscape:
@@ -115,12 +122,16 @@ class Landscape:
             raise BadInput(f"a landscape of format {payload.get('format')!r}, and this advisor reads {FORMAT}")
         try:
             return cls(
-                model=payload["model"], architecture_key=payload["architecture_key"],
-                facts=ModelFacts.of(payload["facts"]), workload=workload_of(payload["workload"]),
-                environment=Environment.of(payload["environment"]), objective=Objective.of(payload["objective"]),
-                baseline=Configuration.of(payload["baseline"]), provenance=dict(payload["provenance"]),
+                model=payload["model"],
+                architecture_key=payload["architecture_key"],
+                facts=ModelFacts.of(payload["facts"]),
+                workload=workload_of(payload["workload"]),
+                environment=Environment.of(payload["environment"]),
+                objective=Objective.of(payload["objective"]),
+                baseline=Configuration.of(payload["baseline"]),
+                provenance=dict(payload["provenance"]),
                 trials=tuple(_trial_of(number, row) for number, row in enumerate(payload["rows"])),
-            )  # fmt: skip
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"the landscape can't be read: {type(error).__name__}: {error}") from None
 

@@ -109,10 +109,14 @@ class WarmParent:
         dies_with_us = "dies-with-parent" if threading.current_thread() is threading.main_thread() else ""
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "advisor.forkserver", str(theirs.fileno()), dies_with_us], stdin=subprocess.DEVNULL,
-                stdout=self._errors, stderr=self._errors, env=self.environment, start_new_session=True,
+                [sys.executable, "-m", "advisor.forkserver", str(theirs.fileno()), dies_with_us],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                env=self.environment,
+                start_new_session=True,
                 pass_fds=[theirs.fileno()],
-            )  # fmt: skip
+            )
 
     @property
     def is_idle(self) -> bool:
@@ -294,9 +298,14 @@ def launch(
         except CantFork as error:
             listener({"event": "stage", "stage": f"every worker imports torch anew: forking was refused ({error})"})
     return subprocess.Popen(
-        [sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-        env=dict(environment), start_new_session=True, pass_fds=list(inherited),
-    )  # fmt: skip
+        [sys.executable, "-m", "advisor.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=dict(environment),
+        start_new_session=True,
+        pass_fds=list(inherited),
+    )
 
 
 def _forked(warm: WarmParent, environment: Mapping[str, str], errors: int, inherited: Sequence[int]) -> Forked:

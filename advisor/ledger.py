@@ -21,9 +21,12 @@ WORK = frozenset(
     }
 )
 _OTHERS = {
-    "": "starting", "reading the model": "starting", "load": "loading", "first call": "first calls and proof",
+    "": "starting",
+    "reading the model": "starting",
+    "load": "loading",
+    "first call": "first calls and proof",
     "proof": "first calls and proof",
-}  # fmt: skip
+}
 
 
 class Ledger:

@@ -75,8 +75,9 @@ def lengths_from(
     return counted.told(len(index), most)
 
 
-def earlier(file: str, source: ModelSource, longest: int | None, most: int,
-            sent: Sent = Sent.PLAIN, *, first: bool) -> Iterator[tuple[str, tuple[int, ...]]]:  # fmt: skip
+def earlier(
+    file: str, source: ModelSource, longest: int | None, most: int, sent: Sent = Sent.PLAIN, *, first: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield, in words and as lengths, what was stored for a file before samples were taken, as far as it is cheap to count.
 
     The whole file where it has at most MOST_ROWS_WHOLE rows; with `first`, its first `most` texts, which --batches once took.
@@ -165,14 +166,27 @@ class _Counted:
         read_rows, count = self.shapes.total(), len(self.lengths)
         kept = list(range(count)) if most is None or count <= most else [i * count // most for i in range(most)]
         texts = {
-            "path": str(Path(self.named.path).expanduser().absolute()), "kind": self.named.kind, "column": self.named.column,
-            "rows": [list(self.rows[i]) for i in kept], "lengths": [self.lengths[i] for i in kept], "longest": self.longest,
-        }  # fmt: skip
+            "path": str(Path(self.named.path).expanduser().absolute()),
+            "kind": self.named.kind,
+            "column": self.named.column,
+            "rows": [list(self.rows[i]) for i in kept],
+            "lengths": [self.lengths[i] for i in kept],
+            "longest": self.longest,
+        }
         digest = entries_of(texts, self.sent)[1]
         manner = " through the model's chat template" if self.has_chats and self.tokenizing.has_template else ""
         texts |= {"digest": digest, "words": f"{len(kept)} of your own texts{manner} (digest {digest})"}
-        return Lengths(tuple(self.lengths[i] for i in kept), self.longest, sum(self.is_long[i] for i in kept), self.empty,
-                       self.null, rows, self._said(read_rows, rows, most), self.limit, texts)  # fmt: skip
+        return Lengths(
+            tuple(self.lengths[i] for i in kept),
+            self.longest,
+            sum(self.is_long[i] for i in kept),
+            self.empty,
+            self.null,
+            rows,
+            self._said(read_rows, rows, most),
+            self.limit,
+            texts,
+        )
 
     def _said(self, read_rows: int, rows: int, most: int | None) -> str:
         of = "" if most is None or rows <= most else f" of {rows:,}"
@@ -226,8 +240,10 @@ def vocabulary_of(config: Mapping[str, Any]) -> int | None:
 def refuse_beyond(name: str, largest: int, vocabulary: int | None) -> None:
     """Raise BadInput where an id that the tokenizer gives has no row in the model's embedding."""
     if vocabulary is not None and largest >= vocabulary:
-        raise BadInput(f"the tokenizer of {name} gives ids up to {largest}, and the model's embedding has {vocabulary} rows",
-                       "they are not of one model, or resize_token_embeddings was not called")  # fmt: skip
+        raise BadInput(
+            f"the tokenizer of {name} gives ids up to {largest}, and the model's embedding has {vocabulary} rows",
+            "they are not of one model, or resize_token_embeddings was not called",
+        )
 
 
 def _tokenizing(source: ModelSource, sent: Sent) -> Tokenizing:

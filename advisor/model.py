@@ -13,10 +13,20 @@ from advisor.configuration import key_of
 #: depend on all the same is read of the very model when it is answered for: see :meth:`ModelFacts.for_source`.
 NOT_ARCHITECTURE = frozenset(
     {
-        "_name_or_path", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
-        "initializer_range", "id2label", "label2id", "task_specific_params", "finetuning_task", "auto_map",
+        "_name_or_path",
+        "transformers_version",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "use_cache",
+        "initializer_range",
+        "id2label",
+        "label2id",
+        "task_specific_params",
+        "finetuning_task",
+        "auto_map",
     }
-)  # fmt: skip
+)
 
 
 #: A classification head with this many labels or more is a shape of its own; below, it takes no time that could be seen.
@@ -25,10 +35,21 @@ MANY_LABELS = 256
 #: The kinds whose first position is the one after the pad token's: as many of the positions declared are never used.
 COUNT_FROM_PAD = frozenset(
     {
-        "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet", "roberta",
-        "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
     }
-)  # fmt: skip
+)
 
 
 #: Kinds of layers that carry a state from token to token and so need kernels that know where a sequence begins.
@@ -94,8 +115,14 @@ class ModelSource:
     @property
     def request(self) -> dict[str, Any]:
         """What a worker needs to load it."""
-        return {"path": self.path, "weights": self.weights, "digest": self.weights_digest,
-                "allow_pickle": self.allow_pickle, "has_tokenizer": self.has_tokenizer, "beside": dict(self.beside)}  # fmt: skip
+        return {
+            "path": self.path,
+            "weights": self.weights,
+            "digest": self.weights_digest,
+            "allow_pickle": self.allow_pickle,
+            "has_tokenizer": self.has_tokenizer,
+            "beside": dict(self.beside),
+        }
 
 
 #: How texts among the facts are spelled: some become part of a script, and a stored row can have been written by anybody.
@@ -103,12 +130,18 @@ _NAME = r"[\w.:/@+-]{0,200}"
 _AUTO_CLASS = r"(AutoModel[A-Za-z]*)?"
 _DTYPE = r"float(64|32|16)|bfloat16|float(8_(e4m3fn|e4m3fnuz|e5m2|e5m2fnuz|e8m0fnu)|4_e2m1fn_x2)|u?int(8|16|32|64)"
 _SPELLED: Mapping[str, Test] = {
-    "architecture": matches(_NAME), "model_type": matches(_NAME), "checkpoint_dtype": matches(_DTYPE),
-    "default_attention": matches(_NAME), "logits_class": matches(_AUTO_CLASS), "body_class": matches(_AUTO_CLASS),
-    "pooling": matches("[a-z_]{0,40}"), "head": matches("[a-z_]{0,40}"),
+    "architecture": matches(_NAME),
+    "model_type": matches(_NAME),
+    "checkpoint_dtype": matches(_DTYPE),
+    "default_attention": matches(_NAME),
+    "logits_class": matches(_AUTO_CLASS),
+    "body_class": matches(_AUTO_CLASS),
+    "pooling": matches("[a-z_]{0,40}"),
+    "head": matches("[a-z_]{0,40}"),
     "packed_row": matches("(wrong|raises)?"),
-    "layer_types": lambda names: all(map(matches(_NAME), names)), "accepts": lambda names: all(map(str.isidentifier, names)),
-}  # fmt: skip
+    "layer_types": lambda names: all(map(matches(_NAME), names)),
+    "accepts": lambda names: all(map(str.isidentifier, names)),
+}
 
 
 @dataclass(frozen=True)

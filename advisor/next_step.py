@@ -146,13 +146,16 @@ def next_of_all(
 def not_beyond_memory(admissible: Sequence[Configuration], trials: Sequence[Trial]) -> list[Configuration]:
     """Leave out what differs from one that ran out of memory by a larger batch alone (rule M2)."""
     failed = [t.requested for t in trials if t.outcome is Outcome.OUT_OF_MEMORY and "batch" in t.requested]
-    least = {c.replaced(batch="1"): min(int(f["batch"]) for f in failed if f.replaced(batch="1") == c.replaced(batch="1"))
-             for c in failed}  # fmt: skip
+    least = {
+        c.replaced(batch="1"): min(int(f["batch"]) for f in failed if f.replaced(batch="1") == c.replaced(batch="1"))
+        for c in failed
+    }
     tried = {trial.requested for trial in trials}
     return [
-        c for c in admissible
+        c
+        for c in admissible
         if c in tried or "batch" not in c or int(c["batch"]) <= least.get(c.replaced(batch="1"), 10**9)
-    ]  # fmt: skip
+    ]
 
 
 def _available_s(seen: Snapshot) -> float:

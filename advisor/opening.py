@@ -154,8 +154,11 @@ def refuse_nothing_left(job: Job, space: Space) -> None:
 def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
     """Return what the nearest workload that was measured here teaches of configurations; nothing where there is none."""
     here, aim = job.machine.environment, job.objective.aim
-    known = [s for s in store.studies(job.source.architecture_key)
-             if s.id != study and s.environment_key == here.key and s.workload != job.workload]  # fmt: skip
+    known = [
+        s
+        for s in store.studies(job.source.architecture_key)
+        if s.id != study and s.environment_key == here.key and s.workload != job.workload
+    ]
     if not known:
         return {}
     nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload

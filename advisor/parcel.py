@@ -36,8 +36,9 @@ from advisor.tables import (
 Values = dict[str, Any]
 
 #: Columns whose text is JSON.
-_JSON = frozenset({"payload", "objective", "budget", "facts", "quality", "reading", "samples", "device_state",
-                   "block_ratios"})  # fmt: skip
+_JSON = frozenset(
+    {"payload", "objective", "budget", "facts", "quality", "reading", "samples", "device_state", "block_ratios"}
+)
 
 #: Columns that stay behind, beside all ids.
 _LEFT = frozenset(
@@ -93,13 +94,17 @@ def study_keys(connection: Connection) -> dict[int, str]:
     statement = (
         select(
             type_coerce(STUDIES.c.started_at, Text),
-            STUDIES.c.id, ENVIRONMENTS.c.key, MODELS.c.architecture_key, MODELS.c.weights_digest,
-            WORKLOADS.c.key.label("workload_key"), STUDIES.c.objective_key,
+            STUDIES.c.id,
+            ENVIRONMENTS.c.key,
+            MODELS.c.architecture_key,
+            MODELS.c.weights_digest,
+            WORKLOADS.c.key.label("workload_key"),
+            STUDIES.c.objective_key,
         )
         .join(ENVIRONMENTS, ENVIRONMENTS.c.id == STUDIES.c.environment_id)
         .join(MODELS, MODELS.c.id == STUDIES.c.model_id)
         .join(WORKLOADS, WORKLOADS.c.id == STUDIES.c.workload_id)
-    )  # fmt: skip
+    )
     found = []
     for began, row_id, *keys in connection.execute(statement):
         with rows.in_row("studies", row_id):
@@ -150,9 +155,16 @@ def packed(connection: Connection, study_id: int, keys: Mapping[int, str]) -> Pa
         del row["verdict"]
     refusals = _read(connection, REFUSALS, REFUSALS.c.study_id == study_id)
     return Parcel(
-        keys[study_id], _carried(environment), _carried(ceilings[0]) if ceilings else None, _carried(model),
-        _carried(workload), _carried(study), trials, list(map(_carried, comparisons)), list(map(_carried, refusals)),
-    )  # fmt: skip
+        keys[study_id],
+        _carried(environment),
+        _carried(ceilings[0]) if ceilings else None,
+        _carried(model),
+        _carried(workload),
+        _carried(study),
+        trials,
+        list(map(_carried, comparisons)),
+        list(map(_carried, refusals)),
+    )
 
 
 def _packed_trials(connection: Connection, study_id: int, keys: Mapping[int, str]) -> list[Values]:
@@ -172,11 +184,14 @@ def _packed_trials(connection: Connection, study_id: int, keys: Mapping[int, str
     sources = {row.id: [keys[row.study_id], row.number] for row in connection.execute(reused) if row.study_id in keys}
     return [
         {
-            **_carried(row), "requested": _there(ran, row, "requested_id"), "effective": _there(ran, row, "effective_id"),
-            "measurements": measured[row["id"]], "reused_from": sources.get(row["id"]),
+            **_carried(row),
+            "requested": _there(ran, row, "requested_id"),
+            "effective": _there(ran, row, "effective_id"),
+            "measurements": measured[row["id"]],
+            "reused_from": sources.get(row["id"]),
         }
         for row in trials
-    ]  # fmt: skip
+    ]
 
 
 def _there(configurations: Mapping[int | None, Any], row: Values, name: str, table: str = "trials") -> Any:
@@ -218,8 +233,9 @@ def statistics_of(parcel: Parcel) -> list[tuple[int, Values]]:
     """Return a trial's number and a measurement's columns for each; it takes time, which no lock should be held for."""
     return [
         (row["number"], rows.measurement_values(Measurement(**{**each, "samples": tuple(each["samples"])})))
-        for row in parcel.trials for each in row["measurements"]
-    ]  # fmt: skip
+        for row in parcel.trials
+        for each in row["measurements"]
+    ]
 
 
 def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[int, Values]]) -> Counter[str]:
@@ -268,8 +284,12 @@ def link(connection: Connection, links: Sequence[Link]) -> None:
                 TRIALS.c.study_id == studies[each.source], TRIALS.c.number == each.source_number
             )
             # Of a study that was here before, the trial of this number may be another one: then it ended at another time.
-            same = (TRIALS.c.study_id == studies[each.study], TRIALS.c.number == each.number,
-                    TRIALS.c.finished_at == each.finished_at, TRIALS.c.reused_from.is_(None))  # fmt: skip
+            same = (
+                TRIALS.c.study_id == studies[each.study],
+                TRIALS.c.number == each.number,
+                TRIALS.c.finished_at == each.finished_at,
+                TRIALS.c.reused_from.is_(None),
+            )
             connection.execute(update(TRIALS).where(*same).values(reused_from=source.scalar_subquery()))
 
 
@@ -279,12 +299,13 @@ def _unpack_trials(
     beside = ("requested", "effective", "measurements", "reused_from")
     values = [
         {
-            **_stored({name: value for name, value in row.items() if name not in beside}), "study_id": study,
+            **_stored({name: value for name, value in row.items() if name not in beside}),
+            "study_id": study,
             "requested_id": ids[Configuration.of(row["requested"])],
             "effective_id": None if row["effective"] is None else ids[Configuration.of(row["effective"])],
         }
         for row in trials
-    ]  # fmt: skip
+    ]
     _insert(connection, TRIALS, values)
 
 
@@ -314,10 +335,13 @@ def _configuration(choices: Mapping[str, str] | None) -> Configuration | None:
 def _stored(values: Values) -> Values:
     """Return columns as they are stored: JSON as text, and text that both databases take."""
     return {
-        name: rows.as_json(value) if name in _JSON and value is not None
-        else rows.plain(value) if isinstance(value, str) else value
+        name: rows.as_json(value)
+        if name in _JSON and value is not None
+        else rows.plain(value)
+        if isinstance(value, str)
+        else value
         for name, value in values.items()
-    }  # fmt: skip
+    }
 
 
 def _insert(connection: Connection, table: Table, values: Sequence[Values]) -> None:

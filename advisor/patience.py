@@ -22,9 +22,10 @@ PATIENCE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 300.0, 0.25, 5.0
 
 #: What is tried again: every verb of the store that is one transaction, or several that may be repeated together.
 _VERBS = frozenset(
-    name for name, verb in vars(Store).items()
+    name
+    for name, verb in vars(Store).items()
     if isfunction(verb) and not name.startswith("_") and name not in ("close", "pack")
-)  # fmt: skip
+)
 
 Listener = Callable[[Mapping[str, Any]], None]
 

@@ -31,9 +31,22 @@ _NETWORK = frozenset(
 
 #: File systems in user space that are on this host; every other one is taken for a network's.
 _LOCAL_FUSE = frozenset(
-    {"fuse.fuse-overlayfs", "fuse.bindfs", "fuse.mergerfs", "fuse.ntfs", "fuse.ntfs-3g", "fuse.exfat", "fuse.ext2",
-     "fuse.zfs-fuse", "fuse.encfs", "fuse.gocryptfs", "fuse.cryfs", "fuse.unionfs", "fuse.lxcfs"}
-)  # fmt: skip
+    {
+        "fuse.fuse-overlayfs",
+        "fuse.bindfs",
+        "fuse.mergerfs",
+        "fuse.ntfs",
+        "fuse.ntfs-3g",
+        "fuse.exfat",
+        "fuse.ext2",
+        "fuse.zfs-fuse",
+        "fuse.encfs",
+        "fuse.gocryptfs",
+        "fuse.cryfs",
+        "fuse.unionfs",
+        "fuse.lxcfs",
+    }
+)
 
 
 def default_url() -> str:

@@ -47,8 +47,10 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start the bar."""
-        self.console.print(f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
-                           f"{escape(self.job.machine.environment.device_name)}")  # fmt: skip
+        self.console.print(
+            f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
+            f"{escape(self.job.machine.environment.device_name)}"
+        )
         if self.console.is_terminal:
             self._status = self.console.status("starting")
             self._status.start()

@@ -73,9 +73,16 @@ def stored_prospects(study: StudyRecord, trials: Sequence[Trial], objective: Obj
     return Prospects(end.left, end.chance, end.promising, pays=end.stop is not Stop.PAYBACK)
 
 
-def prospects_of(space: Space, trials: Sequence[Trial], objective: Objective, usable: Callable[[Trial], bool],
-                 default: Trial | None, *, having: Mapping[str, str] | None = None,
-                 warm: Mapping[Configuration, float] | None = None) -> Prospects:  # fmt: skip
+def prospects_of(
+    space: Space,
+    trials: Sequence[Trial],
+    objective: Objective,
+    usable: Callable[[Trial], bool],
+    default: Trial | None,
+    *,
+    having: Mapping[str, str] | None = None,
+    warm: Mapping[Configuration, float] | None = None,
+) -> Prospects:
     """Return what is left of a space. default: what ratios are over; having: of what has all of these choices alone.
 
     warm: what another workload teaches, as for the search.

@@ -104,8 +104,15 @@ class Candidate:
         return found
 
 
-def candidate(trial: Trial, default: Trial | None, comparisons: Sequence[Comparison], objective: Objective,
-              facts: ModelFacts, objections: Sequence[str], metrics: Sequence[Metric]) -> Candidate:  # fmt: skip
+def candidate(
+    trial: Trial,
+    default: Trial | None,
+    comparisons: Sequence[Comparison],
+    objective: Objective,
+    facts: ModelFacts,
+    objections: Sequence[str],
+    metrics: Sequence[Metric],
+) -> Candidate:
     """Return a measured trial with its evidence. default: the trial of the default, None where it was not measured."""
     ratio, found, changes, aim = None, None, 0, objective.aim
     if default is not None:

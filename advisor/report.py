@@ -82,20 +82,37 @@ def probe_payload(machines: Sequence[Machine], chosen: Machine, availability: Se
     """Return what `advisor probe` found, as JSON values."""
     return {
         "devices": [
-            {"device": m.user_device, "uuid": m.uuid, "free_bytes": m.free_bytes, "problem": m.problem, "remedy": m.remedy,
-             "environment": {"key": m.environment.key, **m.environment.payload}} for m in machines
+            {
+                "device": m.user_device,
+                "uuid": m.uuid,
+                "free_bytes": m.free_bytes,
+                "problem": m.problem,
+                "remedy": m.remedy,
+                "environment": {"key": m.environment.key, **m.environment.payload},
+            }
+            for m in machines
         ],
         "chosen": chosen.user_device,
         "choices": [
-            {"knob": a.knob, "choice": a.choice, "available": a.reason is None,
-             "rule": a.reason.rule if a.reason else None, "reason": a.reason.text if a.reason else None,
-             "remedy": a.reason.remedy if a.reason else None} for a in availability
+            {
+                "knob": a.knob,
+                "choice": a.choice,
+                "available": a.reason is None,
+                "rule": a.reason.rule if a.reason else None,
+                "reason": a.reason.text if a.reason else None,
+                "remedy": a.reason.remedy if a.reason else None,
+            }
+            for a in availability
         ],
-    }  # fmt: skip
+    }
 
 
-def probe_text(machines: Sequence[Machine], chosen: Machine, availability: Sequence[Availability],
-               ceilings: Mapping[str, float] | None = None) -> Group:  # fmt: skip
+def probe_text(
+    machines: Sequence[Machine],
+    chosen: Machine,
+    availability: Sequence[Availability],
+    ceilings: Mapping[str, float] | None = None,
+) -> Group:
     """Return the same for people: devices, versions, ceilings where measured, every choice with its reason and remedy."""
     parts: list[Any] = []
     for m in machines:
@@ -176,7 +193,7 @@ def _headline(recommendation: Recommendation) -> str:
         Conclusion.UNCONFIRMED: f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]",
         Conclusion.UNSEARCHED: f"keep the default, {words}, for now: {little} {better}",
         Conclusion.DEFAULT: f"keep the default, {words}: [bold]nothing measured is {better}[/]",
-    }  # fmt: skip
+    }
     return kept[recommendation.verdict]
 
 
@@ -368,12 +385,25 @@ def _runners_up(recommendation: Recommendation) -> Table:
 def _pareto(recommendation: Recommendation) -> Table:
     metrics = _columns(recommendation)
     heads = [head(metric) for metric in metrics]
-    table = Table("no other beats it in speed, memory and quality", "× default", *heads, "against the reference", "tier",
-                  box=None, pad_edge=False, header_style="bold")  # fmt: skip
+    table = Table(
+        "no other beats it in speed, memory and quality",
+        "× default",
+        *heads,
+        "against the reference",
+        "tier",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for candidate in recommendation.pareto:
         quality, tier = candidate.trial.quality, tier_of(candidate.configuration.items(), recommendation.facts)
-        table.add_row(escape(str(candidate.configuration)), _ratio_words(candidate), *_cells(candidate, metrics),
-                      quality_words(quality).partition(", top-1")[0] if quality else "–", str(tier))  # fmt: skip
+        table.add_row(
+            escape(str(candidate.configuration)),
+            _ratio_words(candidate),
+            *_cells(candidate, metrics),
+            quality_words(quality).partition(", top-1")[0] if quality else "–",
+            str(tier),
+        )
     return table
 
 

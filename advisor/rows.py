@@ -156,50 +156,76 @@ def trial_values(trial: Trial) -> dict[str, Any]:
     if trial.outcome is Outcome.RUNNING:
         raise ValueError(f"trial {trial.number} is still running")
     return {
-        "phase": trial.phase, "block": trial.block, "outcome": str(trial.outcome), "reason": plain(trial.reason),
-        "finished_at": now(), "reading": as_json(dict(trial.reading)),
+        "phase": trial.phase,
+        "block": trial.block,
+        "outcome": str(trial.outcome),
+        "reason": plain(trial.reason),
+        "finished_at": now(),
+        "reading": as_json(dict(trial.reading)),
         "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
         "device_uuid": plain(trial.device_uuid) or None,
         **{name: _finite(name, getattr(trial, name)) for name in FIGURES},
-    }  # fmt: skip
+    }
 
 
 def answer_values(answer: Answer) -> dict[str, Any]:
     """Return the columns of an answer, but for its configuration's id."""
     return {
-        "verdict": answer.verdict, "ratio": _finite("ratio", answer.ratio), "low": _finite("low", answer.low),
-        "high": _finite("high", answer.high), "blocks": answer.blocks, "tried": answer.tried,
-        "admissible": answer.admissible, "why": as_json(list(answer.why)), "made_at": answer.made_at or now(),
+        "verdict": answer.verdict,
+        "ratio": _finite("ratio", answer.ratio),
+        "low": _finite("low", answer.low),
+        "high": _finite("high", answer.high),
+        "blocks": answer.blocks,
+        "tried": answer.tried,
+        "admissible": answer.admissible,
+        "why": as_json(list(answer.why)),
+        "made_at": answer.made_at or now(),
         "method": answer.method,
-    }  # fmt: skip
+    }
 
 
 def measurement_values(measurement: Measurement) -> dict[str, Any]:
     """Return a measurement's columns, statistics too."""
     low, high = measurement.interval
     return {
-        "metric": measurement.metric, "unit": measurement.unit, "phase": measurement.phase, "statistic": STATISTIC,
-        "samples": as_json(list(measurement.samples)), "n": len(measurement.samples),
-        "median": measurement.median, "low": low, "high": high, "device_state": as_json(dict(measurement.device_state)),
-    }  # fmt: skip
+        "metric": measurement.metric,
+        "unit": measurement.unit,
+        "phase": measurement.phase,
+        "statistic": STATISTIC,
+        "samples": as_json(list(measurement.samples)),
+        "n": len(measurement.samples),
+        "median": measurement.median,
+        "low": low,
+        "high": high,
+        "device_state": as_json(dict(measurement.device_state)),
+    }
 
 
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison's columns, statistics too."""
     low, high = comparison.interval
     return {
-        "ratio": _finite("ratio", comparison.ratio), "low": _finite("low", low), "high": _finite("high", high),
-        "block_ratios": as_json(list(comparison.block_ratios)), "blocks": len(comparison.block_ratios),
-        "verdict": comparison.verdict, "made_at": now(), "planned": comparison.planned,
-    }  # fmt: skip
+        "ratio": _finite("ratio", comparison.ratio),
+        "low": _finite("low", low),
+        "high": _finite("high", high),
+        "block_ratios": as_json(list(comparison.block_ratios)),
+        "blocks": len(comparison.block_ratios),
+        "verdict": comparison.verdict,
+        "made_at": now(),
+        "planned": comparison.planned,
+    }
 
 
 def refusal_values(reason: Reason) -> dict[str, Any]:
     """Return a refusal's columns."""
     return {
-        "subject": reason.subject, "about": reason.about, "rule": reason.rule, "verdict": str(reason.verdict),
-        "reason": plain(reason.text), "remedy": plain(reason.remedy),
-    }  # fmt: skip
+        "subject": reason.subject,
+        "about": reason.about,
+        "rule": reason.rule,
+        "verdict": str(reason.verdict),
+        "reason": plain(reason.text),
+        "remedy": plain(reason.remedy),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ rows to nouns
@@ -432,9 +458,13 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
 
 #: What is looked at in a stored reading: see `advisor.knobs.choice.Reading`.
 _READ = {
-    "attention": test_of("Mapping[str, str]"), "dtypes": test_of("Mapping[str, int]"), "linears": test_of("Mapping[str, int]"),
-    "operators": test_of("tuple[str, ...]"), "inputs": test_of("Mapping[str, Any]"), "own": test_of("Mapping[str, Any]"),
-}  # fmt: skip
+    "attention": test_of("Mapping[str, str]"),
+    "dtypes": test_of("Mapping[str, int]"),
+    "linears": test_of("Mapping[str, int]"),
+    "operators": test_of("tuple[str, ...]"),
+    "inputs": test_of("Mapping[str, Any]"),
+    "own": test_of("Mapping[str, Any]"),
+}
 
 
 def check_reading(payload: Any) -> None:
@@ -472,9 +502,12 @@ def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
 _COLUMNS = {
     **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
     **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
-    "number": is_whole, "attempts": is_whole, "reason": is_text, "phase": matches("[a-z]{1,20}"),
+    "number": is_whole,
+    "attempts": is_whole,
+    "reason": is_text,
+    "phase": matches("[a-z]{1,20}"),
     "device_uuid": test_of("str | None"),
-}  # fmt: skip
+}
 
 
 def _trial(row: Row[*tuple[Any, ...]], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:

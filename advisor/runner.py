@@ -127,8 +127,10 @@ class LocalRunner:
         try:
             self._lock = open_lock(path)
         except OSError as error:
-            raise AdvisorError(f"the device's lock {path} can't be opened: {error.strerror}",
-                               "remove it, or name another folder in ADVISOR_LOCK_DIR") from None  # fmt: skip
+            raise AdvisorError(
+                f"the device's lock {path} can't be opened: {error.strerror}",
+                "remove it, or name another folder in ADVISOR_LOCK_DIR",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -169,8 +171,11 @@ class LocalRunner:
                         return result
                 except (ValueError, TypeError, KeyError, RecursionError):
                     text = line[:200].decode(errors="replace")
-                    return {"outcome": Outcome.RUNTIME_ERROR, "reason": f"the worker sent what is no message: {text!r}",
-                            "transient": True}  # fmt: skip
+                    return {
+                        "outcome": Outcome.RUNTIME_ERROR,
+                        "reason": f"the worker sent what is no message: {text!r}",
+                        "transient": True,
+                    }
                 self.listener(message)
         return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
 

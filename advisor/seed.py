@@ -218,15 +218,18 @@ class CaseResult:
             "case": {"longest": self.case.longest, "padding": self.case.padding, "batch": self.case.batch},
             "study": self.study,
             "configurations": {
-                role: {"configuration": configuration.spelled, "tokens_per_s": self.tokens_per_s(role),
-                       "why_not": self.why_not(role)}
+                role: {
+                    "configuration": configuration.spelled,
+                    "tokens_per_s": self.tokens_per_s(role),
+                    "why_not": self.why_not(role),
+                }
                 for role, configuration in self.roles.items()
             },
             "ratios": {name: ratio.payload if ratio else None for name, ratio in pairs.items()},
             "verdict": self.verdict,
             "default_kernels": list(self.kernels),
             "attention_share": self.attention_share,
-        }  # fmt: skip
+        }
 
     def _confirmed(self, role: str) -> dict[int, Trial]:
         """Return the trials of a role's configuration by the block of the confirmation in which it ran as itself."""
@@ -248,8 +251,10 @@ def machine_for(device: str | None, threads: int = 1, *, own: bool = True) -> Ma
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)
     if not machine.environment.is_cuda and device is None:
-        raise BadInput("the advice is about GPUs, and there is none here that torch can use",
-                       "advisor probe says why; --device cpu with --model and --case tries the command out")  # fmt: skip
+        raise BadInput(
+            "the advice is about GPUs, and there is none here that torch can use",
+            "advisor probe says why; --device cpu with --model and --case tries the command out",
+        )
     if not machine.environment.is_cuda and own:
         raise BadInput("the advice's own cases need a GPU", "on a CPU give --model and --case")
     return machine
@@ -294,10 +299,19 @@ def _measured(case: Case, job: Job, store: Store, runner: Runner, listen: Listen
     config = job.source.config
     multi_query = config.get("multi_query") is True and not config.get("new_decoder_architecture")
     return CaseResult(
-        case, study, job.source.name, record.environment, job.workload, facts, roles, verdict,
-        tuple(store.trials(study, full=True)), tuple(store.refusals(study)), multi_query or facts.kv_heads == 1,
+        case,
+        study,
+        job.source.name,
+        record.environment,
+        job.workload,
+        facts,
+        roles,
+        verdict,
+        tuple(store.trials(study, full=True)),
+        tuple(store.refusals(study)),
+        multi_query or facts.kv_heads == 1,
         job.budget.blocks,
-    )  # fmt: skip
+    )
 
 
 def _label(result: CaseResult, configuration: Configuration) -> str:
@@ -390,8 +404,10 @@ def _why(results: Sequence[CaseResult]) -> str:
         f"flash_attention_2 takes away {max(0.0, 100 - 100 / ratio.value):.0f} % of eager's time"
         for result, ratio in found
     )
-    return (f"Why: {shares}. Eager attention writes every score to memory and reads it back, which costs far more time "
-            "than its operations and grows with the square of the length.")  # fmt: skip
+    return (
+        f"Why: {shares}. Eager attention writes every score to memory and reads it back, which costs far more time "
+        "than its operations and grows with the square of the length."
+    )
 
 
 def _default_words(results: Sequence[CaseResult]) -> str:
@@ -441,9 +457,11 @@ def chart(results: Sequence[CaseResult], model: str) -> str:
         [f"{result.case.batch} × {result.case}" for result in results],
         ["eager, padded", f"the default ({defaults})", "flash_attention_2, padded", "recommended"],
         [[ratio.value if ratio else None for ratio in row] for row in ratios],
-        [[ratio.interval if ratio and role != _EAGER else None for ratio in row]
-         for role, row in zip(ROLES, ratios, strict=True)],
+        [
+            [ratio.interval if ratio and role != _EAGER else None for ratio in row]
+            for role, row in zip(ROLES, ratios, strict=True)
+        ],
         "times the speed of eager attention, padded (useful tokens/s)",
         f"{results[0].environment}. Last logits; error bars: 95 % over {blocks} blocks of fresh processes. "
         "Measured by advisor reproduce-seed.",
-    )  # fmt: skip
+    )

@@ -24,15 +24,38 @@ TEXTS = ("content", "document", "passage", "sentence", "article", "body", "abstr
 
 #: What is looked for, and where it is looked for: retrieval and sentence pairs.
 QUERIES = ("query", "anchor", "question", "question1", "sentence1", "premise", "sentence_a", "text1")
-PASSAGES = ("passage", "passages", "document", "documents", "positive", "positives", "pos", "negative", "negatives", "neg",
-            "question2", "sentence2", "hypothesis", "sentence_b", "text2")  # fmt: skip
+PASSAGES = (
+    "passage",
+    "passages",
+    "document",
+    "documents",
+    "positive",
+    "positives",
+    "pos",
+    "negative",
+    "negatives",
+    "neg",
+    "question2",
+    "sentence2",
+    "hypothesis",
+    "sentence_b",
+    "text2",
+)
 
 #: Keys of data that was made into tokens already.
 TOKENS = ("input_ids", "token_ids")
 
 #: What ShareGPT calls who speaks.
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-             "function_call": "assistant", "observation": "tool", "function": "tool"}  # fmt: skip
+_SPEAKERS = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
 
 
 class Sent(StrEnum):

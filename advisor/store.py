@@ -124,8 +124,17 @@ class Store:
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
 
-    def close_study(self, study_id: int, state: str, *, owner: str | None = None, end: SearchEnd | None = None,
-                    ran: bool = True, budget: Budget | None = None, is_alive: IsAlive = owner_is_alive) -> None:  # fmt: skip
+    def close_study(
+        self,
+        study_id: int,
+        state: str,
+        *,
+        owner: str | None = None,
+        end: SearchEnd | None = None,
+        ran: bool = True,
+        budget: Budget | None = None,
+        is_alive: IsAlive = owner_is_alive,
+    ) -> None:
         """Say how the study ended: "done" or "interrupted", and its search. ran: whether a trial was run since it was opened.
 
         Where none was, the study stays measured when it was. budget: the one that this is about, where it is not the last.
@@ -298,9 +307,16 @@ class Store:
             return claims.still_taken(connection, study_id, numbers, is_alive)
 
     def claim(
-        self, study_id: int, step: Step, owner: str, *, seen: int | None = None, lease_s: float = LEASE_S,
-        began_at: datetime | None = None, is_alive: IsAlive = owner_is_alive,
-    ) -> tuple[int, ...] | None:  # fmt: skip
+        self,
+        study_id: int,
+        step: Step,
+        owner: str,
+        *,
+        seen: int | None = None,
+        lease_s: float = LEASE_S,
+        began_at: datetime | None = None,
+        is_alive: IsAlive = owner_is_alive,
+    ) -> tuple[int, ...] | None:
         """Let `owner` have a step: return the numbers of the trials that it runs from now on, or None where it lost.
 
         A new trial is begun unless its configuration runs already, a block unless there is one of its number or a later one,

@@ -21,8 +21,10 @@ _LAYER_KINDS = ("layer_types", "layers_block_type", "block_types", "hybrid_layer
 _STATE = re.compile(r"A_log|dt_bias|time_decay|recurrent_param|igate_preact|fgate_preact|decay.*|.*_decay|a_log|r_k")
 
 #: Entries whose whole number is a length at which attention changes.
-_WINDOWS = re.compile(r"(attention_)?(sliding_)?window(_size|s)?|local_attention|attention_chunk_size|index_topk"
-                      r"|local_window(_size)?|sliding_window_size|local_radius")  # fmt: skip
+_WINDOWS = re.compile(
+    r"(attention_)?(sliding_)?window(_size|s)?|local_attention|attention_chunk_size|index_topk"
+    r"|local_window(_size)?|sliding_window_size|local_radius"
+)
 
 #: Modules of learned or tabulated positions, by the last parts of their names; not of boxes, images, or distances.
 _POSITIONS = re.compile(
@@ -83,8 +85,11 @@ def windows_of(config: Any) -> tuple[int, ...]:
             found |= {n for n in values if type(n) is int and 0 < n < _NO_LIMIT}
     for rope in ropes(entries):
         if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope", "su"):
-            found.add(rope.get("original_max_position_embeddings") or entries.get("original_max_position_embeddings")
-                      or entries.get("max_position_embeddings"))  # fmt: skip
+            found.add(
+                rope.get("original_max_position_embeddings")
+                or entries.get("original_max_position_embeddings")
+                or entries.get("max_position_embeddings")
+            )
     if entries.get("attention_type") == "block_sparse":  # BigBird attends to all below this length
         found.add((5 + 2 * entries.get("num_random_blocks", 3)) * entries.get("block_size", 64))
     return tuple(sorted(n for n in found if type(n) is int and 0 < n < _NO_LIMIT))

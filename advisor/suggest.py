@@ -181,19 +181,32 @@ class Recommendation:
             "command": self.command,
             "way_out": self.way_out,
             "refusals": [
-                {"subject": r.subject, "about": r.about, "rule": r.rule, "verdict": str(r.verdict), "reason": r.text,
-                 "remedy": r.remedy} for r in self.refusals
+                {
+                    "subject": r.subject,
+                    "about": r.about,
+                    "rule": r.rule,
+                    "verdict": str(r.verdict),
+                    "reason": r.text,
+                    "remedy": r.remedy,
+                }
+                for r in self.refusals
             ],
             "failures": [
                 {"trial": t.number, "configuration": t.requested.spelled, "outcome": str(t.outcome), "reason": t.reason}
                 for t in self.failures
             ],
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
 
 
-def suggest(store: Store, source: ModelSource, workload: Workload, objective: Objective, here: Environment,
-            on: str | None = None) -> Recommendation:  # fmt: skip
+def suggest(
+    store: Store,
+    source: ModelSource,
+    workload: Workload,
+    objective: Objective,
+    here: Environment,
+    on: str | None = None,
+) -> Recommendation:
     """Return the recommendation for a model, a workload and an objective on an environment.
 
     on: a key's beginning or a part of the device's name; without it `here`, and where `here` is a CPU that nothing was
@@ -210,8 +223,15 @@ def suggest(store: Store, source: ModelSource, workload: Workload, objective: Ob
     return recommend(store, source, study, objective, (*notes, *more))
 
 
-def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: Objective,
-              notes: Sequence[str] = (), *, space: Space | None = None) -> Recommendation:  # fmt: skip
+def recommend(
+    store: Store,
+    source: ModelSource,
+    study: StudyRecord,
+    objective: Objective,
+    notes: Sequence[str] = (),
+    *,
+    space: Space | None = None,
+) -> Recommendation:
     """Return what a study's rows recommend under an objective. space: the study's, where the caller has built it already.
 
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
@@ -238,8 +258,15 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
     chosen, verdict = _conclude(evidence, look)
     tried = _tried(study, trials)
     found = Recommendation(
-        source, study, objective, facts, chosen, evidence.default, verdict,
-        tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration), refusals,
+        source,
+        study,
+        objective,
+        facts,
+        chosen,
+        evidence.default,
+        verdict,
+        tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration),
+        refusals,
         failures=tuple(t for t in trials if t.outcome.is_failure),
         notes=(*notes, *_notes(study, source, objective, chosen, evidence.default)),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
@@ -253,7 +280,7 @@ def recommend(store: Store, source: ModelSource, study: StudyRecord, objective: 
         look=look,
         why=_why_stopped(study, tried),
         command=_going_on(source, study, objective),
-    )  # fmt: skip
+    )
     return replace(found, way_out=_way_out(found))
 
 
@@ -271,8 +298,9 @@ class _Evidence:
     may_be: Callable[[Trial], bool]
 
     @classmethod
-    def of(cls, store: Store, source: ModelSource, study: StudyRecord, objective: Objective,
-           trials: Sequence[Trial]) -> _Evidence:  # fmt: skip
+    def of(
+        cls, store: Store, source: ModelSource, study: StudyRecord, objective: Objective, trials: Sequence[Trial]
+    ) -> _Evidence:
         facts, same_weights = study.facts, study.weights_digest == source.weights_digest
         assert facts is not None
         # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
@@ -462,8 +490,9 @@ def _tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
     return sum(study.objective.leaves(configuration) for configuration in tried)
 
 
-def _notes(study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate | None,
-           default: Candidate | None) -> list[str]:  # fmt: skip
+def _notes(
+    study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate | None, default: Candidate | None
+) -> list[str]:
     notes = []
     if study.state != "done":
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
@@ -505,8 +534,10 @@ def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
     """Say what the study was after where that is not what is asked."""
     notes = []
     if study.objective.metric != objective.metric:
-        notes.append(f"the study aimed at {study.objective.aim.name}: nothing is confirmed for {objective.aim.name}; "
-                     f"tune --objective {objective.aim.name} would")  # fmt: skip
+        notes.append(
+            f"the study aimed at {study.objective.aim.name}: nothing is confirmed for {objective.aim.name}; "
+            f"tune --objective {objective.aim.name} would"
+        )
     if study.objective.max_latency_s is not None and study.objective.max_latency_s != objective.max_latency_s:
         notes.append(f"the study was made for at most {study.objective.max_latency_s * 1000:g} ms a batch")
     if study.objective.only:
@@ -568,9 +599,11 @@ def _best_study(
     asked = [s for s in own if s.objective.metric == objective.metric] or own
     plain = [s for s in asked if not s.objective.ignored_rules and not s.objective.only] or asked
     wide = [
-        s for s in plain if s.objective.quality.rank >= objective.quality.rank
+        s
+        for s in plain
+        if s.objective.quality.rank >= objective.quality.rank
         and _was_as_wide(s.objective.max_memory_bytes, objective.max_memory_bytes)
-    ]  # fmt: skip
+    ]
     # A study that was done within a limit answers before one without it that has only begun.
     wide.sort(key=lambda s: (s.state != "done", not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s)))
     if wide:
@@ -664,6 +697,7 @@ def tie_set(recommendation: Recommendation) -> list[Candidate]:
     if chosen is None:
         return []
     return [
-        found for found in recommendation.runners_up
+        found
+        for found in recommendation.runners_up
         if is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie")
-    ]  # fmt: skip
+    ]

@@ -42,9 +42,24 @@ _OTHERS = (
 )
 
 _LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 
 #: Models that differ in what rules look at.
 _MODELS = (

@@ -84,35 +84,57 @@ def _moment(name: str, *, nullable: bool = False) -> Column[datetime]:
 
 
 ENVIRONMENTS = Table(
-    "environments", METADATA,
-    _id(), _text("key"), _text("payload"), _moment("first_seen"),
+    "environments",
+    METADATA,
+    _id(),
+    _text("key"),
+    _text("payload"),
+    _moment("first_seen"),
     UniqueConstraint("key"),
-)  # fmt: skip
+)
 
 #: What plain work reaches on an environment's device, matrix products and copies, as a yardstick for what models reach.
 CEILINGS = Table(
-    "ceilings", METADATA,
-    _id(), _to("environment_id", "environments"), _text("payload"), _moment("measured_at"),
+    "ceilings",
+    METADATA,
+    _id(),
+    _to("environment_id", "environments"),
+    _text("payload"),
+    _moment("measured_at"),
     UniqueConstraint("environment_id"),
-)  # fmt: skip
+)
 
 MODELS = Table(
-    "models", METADATA,
-    _id(), _text("architecture_key"), _text("weights_digest"), _text("name"), _text("facts", nullable=True),
+    "models",
+    METADATA,
+    _id(),
+    _text("architecture_key"),
+    _text("weights_digest"),
+    _text("name"),
+    _text("facts", nullable=True),
     UniqueConstraint("architecture_key", "weights_digest"),
-)  # fmt: skip
+)
 
 WORKLOADS = Table(
-    "workloads", METADATA,
-    _id(), _text("key"), _text("kind"), _text("architecture_key"), _text("payload"),
-    UniqueConstraint("key"), Index(None, "architecture_key"),
-)  # fmt: skip
+    "workloads",
+    METADATA,
+    _id(),
+    _text("key"),
+    _text("kind"),
+    _text("architecture_key"),
+    _text("payload"),
+    UniqueConstraint("key"),
+    Index(None, "architecture_key"),
+)
 
 CONFIGURATIONS = Table(
-    "configurations", METADATA,
-    _id(), _text("key"), _text("payload"),
+    "configurations",
+    METADATA,
+    _id(),
+    _text("key"),
+    _text("payload"),
     UniqueConstraint("key"),
-)  # fmt: skip
+)
 
 #: Of every knob that a writer of this database knew: the choice that a configuration has which says nothing of it, "" where
 #: there is none, and its place in a configuration that people read. What is left out means this for ever.
@@ -127,13 +149,24 @@ KNOBS = Table(
 )
 
 STUDIES = Table(
-    "studies", METADATA,
-    _id(), _to("workload_id", "workloads"), _to("environment_id", "environments"), _to("model_id", "models"),
-    _text("objective"), _text("objective_key"), _text("budget"), _number("seed"), _text("state"),
-    _moment("started_at"), _moment("finished_at", nullable=True), _number("admissible", nullable=True),
+    "studies",
+    METADATA,
+    _id(),
+    _to("workload_id", "workloads"),
+    _to("environment_id", "environments"),
+    _to("model_id", "models"),
+    _text("objective"),
+    _text("objective_key"),
+    _text("budget"),
+    _number("seed"),
+    _text("state"),
+    _moment("started_at"),
+    _moment("finished_at", nullable=True),
+    _number("admissible", nullable=True),
     _text("facts", nullable=True),
-    UniqueConstraint("workload_id", "environment_id", "model_id", "objective_key"), Index(None, "environment_id"),
-)  # fmt: skip
+    UniqueConstraint("workload_id", "environment_id", "model_id", "objective_key"),
+    Index(None, "environment_id"),
+)
 
 TRIALS = Table(
     "trials", METADATA,
@@ -150,35 +183,74 @@ TRIALS = Table(
 )  # fmt: skip
 
 MEASUREMENTS = Table(
-    "measurements", METADATA,
-    _id(), _to("trial_id", "trials"), _text("metric"), _text("unit"), _text("phase"), _text("samples"), _number("n"),
-    _figure("median"), _figure("low"), _figure("high"), _text("statistic"), _text("device_state"),
+    "measurements",
+    METADATA,
+    _id(),
+    _to("trial_id", "trials"),
+    _text("metric"),
+    _text("unit"),
+    _text("phase"),
+    _text("samples"),
+    _number("n"),
+    _figure("median"),
+    _figure("low"),
+    _figure("high"),
+    _text("statistic"),
+    _text("device_state"),
     UniqueConstraint("trial_id", "metric"),
-)  # fmt: skip
+)
 
 COMPARISONS = Table(
-    "comparisons", METADATA,
-    _id(), _to("study_id", "studies"), _to("candidate_id", "configurations"), _to("baseline_id", "configurations"),
-    _figure("ratio"), _figure("low"), _figure("high"), _text("block_ratios"), _number("blocks"), _text("verdict"),
-    _moment("made_at"), _number("planned", nullable=True),
+    "comparisons",
+    METADATA,
+    _id(),
+    _to("study_id", "studies"),
+    _to("candidate_id", "configurations"),
+    _to("baseline_id", "configurations"),
+    _figure("ratio"),
+    _figure("low"),
+    _figure("high"),
+    _text("block_ratios"),
+    _number("blocks"),
+    _text("verdict"),
+    _moment("made_at"),
+    _number("planned", nullable=True),
     UniqueConstraint("study_id", "candidate_id", "baseline_id"),
-)  # fmt: skip
+)
 
 REFUSALS = Table(
-    "refusals", METADATA,
-    _id(), _to("study_id", "studies"), _text("subject"), _text("about"), _text("rule"), _text("verdict"),
-    _text("reason"), _text("remedy"),
+    "refusals",
+    METADATA,
+    _id(),
+    _to("study_id", "studies"),
+    _text("subject"),
+    _text("about"),
+    _text("rule"),
+    _text("verdict"),
+    _text("reason"),
+    _text("remedy"),
     UniqueConstraint("study_id", "subject", "about", "rule"),
-)  # fmt: skip
+)
 
 #: What a study came to under its own objective, by `advisor.suggest`: no configuration where none is right.
 RECOMMENDATIONS = Table(
-    "recommendations", METADATA,
-    _id(), _to("study_id", "studies"), _to("configuration_id", "configurations", nullable=True), _text("verdict"),
-    _figure("ratio", nullable=True), _figure("low", nullable=True), _figure("high", nullable=True), _number("blocks"),
-    _number("tried"), _number("admissible", nullable=True), _text("why"), _moment("made_at"), _text("method"),
+    "recommendations",
+    METADATA,
+    _id(),
+    _to("study_id", "studies"),
+    _to("configuration_id", "configurations", nullable=True),
+    _text("verdict"),
+    _figure("ratio", nullable=True),
+    _figure("low", nullable=True),
+    _figure("high", nullable=True),
+    _number("blocks"),
+    _number("tried"),
+    _number("admissible", nullable=True),
+    _text("why"),
+    _moment("made_at"),
+    _text("method"),
     UniqueConstraint("study_id"),
-)  # fmt: skip
+)
 
 #: Which pieces of SQL the two databases spell differently: a JSON member as text, the batch that a configuration names, a
 #: configuration in words, its stated choices as rows, what it says of the knob k, and the longest sequence of a workload.

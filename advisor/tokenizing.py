@@ -18,9 +18,25 @@ from advisor.errors import BadInput
 from advisor.shapes import Chat, Entry, Sent, Text, clean
 
 #: The files of which a tokenizer has at least one: what transformers' own classes name (vocab_files_names), tests look.
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "spiece.model",
-         "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model", "source.spm", "prophetnet.tokenizer",
-         "vocab-src.json", "byte_maps.json", "tekken.json")  # fmt: skip
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "vocab.bpe",
+    "bpe.codes",
+    "dict.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+    "spm_char.model",
+    "source.spm",
+    "prophetnet.tokenizer",
+    "vocab-src.json",
+    "byte_maps.json",
+    "tekken.json",
+)
 
 #: Tokenizer classes that need no vocabulary: bytes or characters are their tokens.
 _WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
@@ -35,8 +51,10 @@ _CHANGES = ("add_bos_token", "add_eos_token", "add_prefix_space", "auto_map", "f
 _NEEDED = ("sentencepiece", "tiktoken", "protobuf", "mistral_common", "blobfile", "rjieba", "sacremoses", "fugashi")
 
 #: Where sentence-transformers keeps the settings of its first module.
-_SENTENCE_FILES = tuple(f"sentence_{kind}_config.json" for kind in (
-    "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"))  # fmt: skip
+_SENTENCE_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 
 #: Where a model's chat template stands, beside tokenizer_config.json.
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -140,8 +158,10 @@ class Tokenizing:
         said = str(error).lower()
         lacks = next((name for name in _NEEDED if name in said and importlib.util.find_spec(name) is None), None)
         if "auto_map" in self._settings or "trust_remote_code" in said:
-            return BadInput(f"the tokenizer of {self.name} can't be used: it needs code that comes with the model, "
-                            "and that is never run")  # fmt: skip
+            return BadInput(
+                f"the tokenizer of {self.name} can't be used: it needs code that comes with the model, "
+                "and that is never run"
+            )
         why = f"it needs {lacks}" if lacks else "its files are damaged, or of a kind that transformers does not know"
         return BadInput(
             f"the tokenizer of {self.name} can't be used: {why}",
@@ -177,9 +197,15 @@ class Tokenizing:
         from jinja2 import TemplateError
 
         try:
-            return list(tokenizer.apply_chat_template(
-                messages, tools=list(chat.tools) or None, add_generation_prompt=messages[-1]["role"] != "assistant",
-                tokenize=True, return_dict=True)["input_ids"])  # fmt: skip
+            return list(
+                tokenizer.apply_chat_template(
+                    messages,
+                    tools=list(chat.tools) or None,
+                    add_generation_prompt=messages[-1]["role"] != "assistant",
+                    tokenize=True,
+                    return_dict=True,
+                )["input_ids"]
+            )
         except TemplateError as error:
             said = clean(str(error.message or ""), 120)
             raise BadInput(f"the chat template of {self.name} refuses a chat of {_roles(chat)}: {said}") from None

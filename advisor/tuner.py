@@ -81,10 +81,21 @@ class Tuner:
         """Return the study as it is at this moment."""
         now = self.store.standing(self.study)
         return Snapshot(
-            self.job, self.facts, self.space, now.trials, now.taken(self.owner), now.comparisons, self.first, self.warm,
-            left_s=self.runner.clock.left_s, start_s=self.runner.start_s, has_ceilings=self.probed,
-            stop=None if self.end is None else self.end.stop, is_spent=self.is_spent, unfinished=self.unfinished,
-        )  # fmt: skip
+            self.job,
+            self.facts,
+            self.space,
+            now.trials,
+            now.taken(self.owner),
+            now.comparisons,
+            self.first,
+            self.warm,
+            left_s=self.runner.clock.left_s,
+            start_s=self.runner.start_s,
+            has_ceilings=self.probed,
+            stop=None if self.end is None else self.end.stop,
+            is_spent=self.is_spent,
+            unfinished=self.unfinished,
+        )
 
     def claim(self, step: Step, seen: Snapshot) -> tuple[int, ...] | None:
         """Claim a step that was chosen by a snapshot: its trials' numbers, or None where another tune was quicker."""

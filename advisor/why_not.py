@@ -103,9 +103,10 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
         return [f"{missing[0]} is no knob of this workload: --batch auto makes it one"]
     refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
     tried = [
-        _told(trial, recommendation) for trial in trials
+        _told(trial, recommendation)
+        for trial in trials
         if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
-    ]  # fmt: skip
+    ]
     untried = _untried(recommendation, trials, asked)
     found = [*_first(refusals), *_first(tried), *(untried or ())]
     if tried or untried or (found and len(asked) == 1):

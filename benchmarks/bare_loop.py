@@ -41,9 +41,12 @@ def one_round() -> float:
     for ids, mask, positions in batches:
         began = time.perf_counter()
         logits = model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device),
-            use_cache=False, logits_to_keep=1,
-        ).logits[:, -1]  # fmt: skip
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[:, -1]
         if device != "cpu":
             torch.cuda.synchronize()
         spent += time.perf_counter() - began

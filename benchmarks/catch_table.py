@@ -61,9 +61,24 @@ _HUB_ONLY = replace(
 )
 
 _LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 _BERT = replace(_LLAMA, architecture="BertForMaskedLM", model_type="bert", is_causal=False)
 
 PADDED = Forward((40, 12, 25, 9, 33, 17), 3)
@@ -288,10 +303,18 @@ def _config(folder: Path, name: str, config: Mapping[str, Any]) -> str:
 def _small(kind: str, architecture: str, **more: Any) -> dict[str, Any]:
     """Return a small configuration. Its weights are drawn wide, so that what attends to what can be seen in the output."""
     return {
-        "model_type": kind, "architectures": [architecture], "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 130,
-        "initializer_range": 0.1, "dtype": "float32", **more,
-    }  # fmt: skip
+        "model_type": kind,
+        "architectures": [architecture],
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+        "max_position_embeddings": 130,
+        "initializer_range": 0.1,
+        "dtype": "float32",
+        **more,
+    }
 
 
 def _roberta(folder: Path) -> str:
@@ -320,8 +343,15 @@ def _opt(folder: Path) -> str:
 
 
 def _modernbert(folder: Path) -> str:
-    more = {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"], "pad_token_id": 0,
-            "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+    more = {
+        "local_attention": 16,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    }
     return _config(folder, "modernbert", _small("modernbert", "ModernBertForMaskedLM", **more))
 
 
@@ -354,8 +384,11 @@ def _in_fp8(folder: Path) -> str:
     target, block = folder / "causal-fp8", 64
     target.mkdir()
     config = json.loads((SHIPPED / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic",
-                                     "weight_block_size": [block, block]}  # fmt: skip
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [block, block],
+    }
     tensors = {}
     for name, value in load_file(SHIPPED / "model.safetensors").items():
         if not name.endswith("_proj.weight"):
@@ -379,9 +412,17 @@ def _in_mxfp4(folder: Path) -> str:
 
     target = folder / "mxfp4"
     target.mkdir()
-    more = {"head_dim": 16, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "intermediate_size": 64, "sliding_window": 128, "layer_types": ["full_attention"] * 2,
-            "dtype": "bfloat16", "max_position_embeddings": 4096}  # fmt: skip
+    more = {
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 64,
+        "sliding_window": 128,
+        "layer_types": ["full_attention"] * 2,
+        "dtype": "bfloat16",
+        "max_position_embeddings": 4096,
+    }
     config = _small("gpt_oss", "GptOssForCausalLM", **more)
     torch.manual_seed(0)
     path = _config(folder, "mxfp4-plain", config)

@@ -73,8 +73,10 @@ class Cell:
         figures = label.failure or f"rms {label.rms:.1e}, maximum {label.maximum:.1e}, limit {label.limit:.1e}"
         said = "" if gate is None else f"; the gate's rms {gate.rms:.1e}"
         truth = "can't run" if label.failure else "right" if label.is_right else "wrong"
-        return (f"{self.family}, {self.layout}, {self.precision}: {truth} ({figures}; alone {self.alone:.1e}), "
-                f"{self.verdict.kind} {self.verdict.rule} {self.verdict.reason[:200]}{said}")  # fmt: skip
+        return (
+            f"{self.family}, {self.layout}, {self.precision}: {truth} ({figures}; alone {self.alone:.1e}), "
+            f"{self.verdict.kind} {self.verdict.rule} {self.verdict.reason[:200]}{said}"
+        )
 
 
 #: What can become of a cell, and its symbol.

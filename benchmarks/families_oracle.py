@@ -82,8 +82,9 @@ def _widen(model: Any) -> None:
             parameter.data.mul_(WIDEN)
 
 
-def alone(family: Family, path: Path, tokens: Sequence[torch.Tensor], dtype: str, pooling: str,
-          attention: str | None = None) -> Values:  # fmt: skip
+def alone(
+    family: Family, path: Path, tokens: Sequence[torch.Tensor], dtype: str, pooling: str, attention: str | None = None
+) -> Values:
     """Run every sequence by itself, unpadded, by a plain call of transformers' class; attention: None is its default."""
     more = {} if attention is None else {"attn_implementation": attention}
     model = class_of(family).from_pretrained(path, dtype=DTYPES[dtype], **more).eval()

@@ -36,10 +36,19 @@ class Family:
 def _family(name: str, architecture: str, output: str, kept: str, **more: Any) -> Family:
     """Return a family. The model type is the name's first word; more: entries of config.json beyond the common ones."""
     common = {
-        "model_type": name.split(maxsplit=1)[0], "architectures": [architecture], "vocab_size": IDS, "hidden_size": WIDTH,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": POSITIONS,
-        "initializer_range": 0.12, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "model_type": name.split(maxsplit=1)[0],
+        "architectures": [architecture],
+        "vocab_size": IDS,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.12,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     config = {entry: value for entry, value in {**common, **more}.items() if value is not None}
     return Family(name, config, output, kept)
 
@@ -70,23 +79,47 @@ _GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 _SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _GPT = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "n_ctx": POSITIONS}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 16,
-          "mamba_expand": 2}  # fmt: skip
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+    "mamba_expand": 2,
+}
 _LATENT = {
-    "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
-    "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 2,
-    "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4,
-}  # fmt: skip
-_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-          "layer_types": ["linear_attention", "full_attention"], **_GROUPED}  # fmt: skip
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    **_GROUPED,
+}
 
 
 def _longrope() -> dict[str, Any]:
     """Two sets of rope factors, and a switch between them below the longest sequence."""
     short, long = [1.0 + 0.1 * i for i in range(8)], [2.0 + 0.5 * i for i in range(8)]
     rope = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 10000.0}
-    return {"rope_parameters": {**rope, "original_max_position_embeddings": SWITCH},
-            "original_max_position_embeddings": SWITCH}  # fmt: skip
+    return {
+        "rope_parameters": {**rope, "original_max_position_embeddings": SWITCH},
+        "original_max_position_embeddings": SWITCH,
+    }
 
 
 DECODERS = (
@@ -288,10 +321,26 @@ CLASSIFIERS = (
     _scores("bert", "Bert", "a pooler's head"),
     _scores("roberta", "Roberta", "a head of its own", **_FROM_PAD),
     _scores("distilbert", "DistilBert", "a head of its own", dim=WIDTH, hidden_dim=128, n_layers=2, n_heads=4),
-    _scores("deberta-v2", "DebertaV2", "a pooler of its own, relative positions", relative_attention=True, position_buckets=16,
-            pos_att_type=["c2p", "p2c"], position_biased_input=False, pooler_hidden_size=WIDTH),
-    _scores("modernbert", "ModernBert", "the mean", local_attention=2 * WINDOW, cls_token_id=1, sep_token_id=2,
-            layer_types=["full_attention", "sliding_attention"], classifier_pooling="mean"),
-)  # fmt: skip
+    _scores(
+        "deberta-v2",
+        "DebertaV2",
+        "a pooler of its own, relative positions",
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["c2p", "p2c"],
+        position_biased_input=False,
+        pooler_hidden_size=WIDTH,
+    ),
+    _scores(
+        "modernbert",
+        "ModernBert",
+        "the mean",
+        local_attention=2 * WINDOW,
+        cls_token_id=1,
+        sep_token_id=2,
+        layer_types=["full_attention", "sliding_attention"],
+        classifier_pooling="mean",
+    ),
+)
 
 FAMILIES = {family.name: family for family in (*DECODERS, *ENCODERS, *CLASSIFIERS)}

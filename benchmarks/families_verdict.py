@@ -147,9 +147,14 @@ class Bench:
         effective = Configuration.of(result["effective"]) if result.get("effective") else None
         reason = str(result.get("reason") or result.get("alias") or "")
         return Trial(
-            0 if default is None else 1, configuration, effective, Outcome(result["outcome"]), reason,
-            quality=Quality.of(result.get("quality")), reading={"alias": result.get("alias")},
-        )  # fmt: skip
+            0 if default is None else 1,
+            configuration,
+            effective,
+            Outcome(result["outcome"]),
+            reason,
+            quality=Quality.of(result.get("quality")),
+            reading={"alias": result.get("alias")},
+        )
 
     def refusal(self, configuration: Configuration) -> Verdict | None:
         """Return the rule that refuses a configuration, None where it is admissible or the default."""

@@ -29,12 +29,25 @@ SHAPES = Path(__file__).parent / "shapes"
 BASE = {"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"}
 
 DECODER = [
-    ("sdpa", "padded"), ("sdpa", "packed"), ("eager", "padded"), ("flash_attention_2", "padded"),
-    ("flash_attention_2", "sorted"), ("flash_attention_2", "packed"), ("torch_varlen", "packed"),
-    ("sdpa", "packed-cached"), ("flash_attention_2", "packed-two-rows"), ("flash_attention_2", "packed-zeros-in-mask"),
-]  # fmt: skip
-ENCODER = [("sdpa", "padded"), ("sdpa", "packed"), ("flash_attention_2", "padded"), ("flash_attention_2", "packed"),
-           ("torch_varlen", "packed"), ("sdpa", "packed-no-mask")]  # fmt: skip
+    ("sdpa", "padded"),
+    ("sdpa", "packed"),
+    ("eager", "padded"),
+    ("flash_attention_2", "padded"),
+    ("flash_attention_2", "sorted"),
+    ("flash_attention_2", "packed"),
+    ("torch_varlen", "packed"),
+    ("sdpa", "packed-cached"),
+    ("flash_attention_2", "packed-two-rows"),
+    ("flash_attention_2", "packed-zeros-in-mask"),
+]
+ENCODER = [
+    ("sdpa", "padded"),
+    ("sdpa", "packed"),
+    ("flash_attention_2", "padded"),
+    ("flash_attention_2", "packed"),
+    ("torch_varlen", "packed"),
+    ("sdpa", "packed-no-mask"),
+]
 
 #: Share of the card's memory that the reference may use: a card of 24 GB instead of one of 80.
 SMALL_CARD = 24 / 80
@@ -52,9 +65,15 @@ class Bench:
         self.facts = facts_torch.read_facts(source.request, workload.needs)
         self.path = Path(tempfile.mkdtemp()) / "reference.pt"
         self.request: dict[str, Any] = {
-            "source": source.request, "facts": self.facts, "workload": workload.payload, "device": device, "uuid": "",
-            "sample": workload.sample(self.facts["windows"]), "path": str(self.path), "configuration": dict(BASE),
-        }  # fmt: skip
+            "source": source.request,
+            "facts": self.facts,
+            "workload": workload.payload,
+            "device": device,
+            "uuid": "",
+            "sample": workload.sample(self.facts["windows"]),
+            "path": str(self.path),
+            "configuration": dict(BASE),
+        }
 
     def reference(self) -> dict[str, Any]:
         """Write the reference and return what it was, with the seconds it took."""
@@ -135,8 +154,10 @@ def reference_part(device: str, *, tiny: bool) -> list[dict[str, Any]]:
     rows = []
     print("\n| workload | memory | reference | tokens | s | peak GiB |\n|---|---|---|---|---|---|", flush=True)
     source = _shape("llama-3-8b.json", tiny=tiny)
-    work = {"8 × 2048, padding 0.3": Forward(quantile_lengths(48 if tiny else 2048, 0.3, 8, 4), 8),
-            "1 × 32768": Forward((64 if tiny else 32768,), 1)}  # fmt: skip
+    work = {
+        "8 × 2048, padding 0.3": Forward(quantile_lengths(48 if tiny else 2048, 0.3, 8, 4), 8),
+        "1 × 32768": Forward((64 if tiny else 32768,), 1),
+    }
     for small in (False, True):
         for name, workload in work.items():
             if device != "cpu":
@@ -158,8 +179,16 @@ def _shape(file: str, *, tiny: bool) -> ModelSource:
     if not tiny:
         return find_model(str(SHAPES / file))
     config = json.loads((SHAPES / file).read_text())
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
-             "num_key_value_heads": 2, "vocab_size": 512, "dtype": "bfloat16"}  # fmt: skip
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "dtype": "bfloat16",
+    }
     path = Path(tempfile.mkdtemp()) / "config.json"
     path.write_text(json.dumps({**config, **{k: v for k, v in small.items() if k in config or k == "dtype"}}))
     return find_model(str(path))

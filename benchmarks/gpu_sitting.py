@@ -67,8 +67,10 @@ def row(name: str, answer: dict[str, Any]) -> str:
         if found["ratio"]
         else "–"
     )
-    return (f"| {name} | {configuration} | {answer['verdict']} | {ratio} | {found['tokens_per_s']:,.0f} "
-            f"| {answer['wall_s']:.0f} |")  # fmt: skip
+    return (
+        f"| {name} | {configuration} | {answer['verdict']} | {ratio} | {found['tokens_per_s']:,.0f} "
+        f"| {answer['wall_s']:.0f} |"
+    )
 
 
 def main() -> None:

@@ -35,9 +35,24 @@ CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "float32", 1000, 4000, 900, 2, 64, 4, 2, 16, 512, 2048,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "float32",
+    1000,
+    4000,
+    900,
+    2,
+    64,
+    4,
+    2,
+    16,
+    512,
+    2048,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 
 #: Numbers 1 to :n as a table, on both databases.
 _UP_TO = "(WITH RECURSIVE up(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM up WHERE n < {most}) SELECT n FROM up)"
@@ -66,7 +81,7 @@ def fill(url: str) -> None:
             ("trials", STUDIES * TRIALS, {"study_id": f"3 + (u.n - 1) / {TRIALS}", "number": f"(u.n - 1) % {TRIALS}"}),
             ("measurements", STUDIES * TRIALS, {"trial_id": "2 + u.n"}),
             ("recommendations", STUDIES, {"study_id": "2 + u.n"}),
-        ):  # fmt: skip
+        ):
             connection.execute(text(copies(connection, table, times, own)))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))

@@ -37,11 +37,15 @@ def advisor_rounds(source: ModelSource, workload: Forward, machine: Machine, rou
     try:
         facts = read_facts(runner, {"source": source.request, "workload": Forward((8,), 1).payload})
         request: dict[str, Any] = {
-            "op": "trial", "source": source.request, "facts": facts, "workload": workload.payload,
-            "gate": None, "measured": [],
+            "op": "trial",
+            "source": source.request,
+            "facts": facts,
+            "workload": workload.payload,
+            "gate": None,
+            "measured": [],
             "configuration": dict(Configuration.of(baseline_choices(ModelFacts.of(facts), workload))),
             "timing": {"stopping": {"least": rounds, "most": rounds, "seconds": 600.0}, "incumbent_s": None},
-        }  # fmt: skip
+        }
         result = runner.run(request, 600)
     finally:
         runner.close()

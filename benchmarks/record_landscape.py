@@ -31,9 +31,12 @@ def main() -> None:
         study = store.study(options.study)
         trials = [trial for trial in store.trials(options.study) if trial.phase == "search"]
     provenance = {
-        "command": options.command, "date": study.started_at.date().isoformat(), "advisor": __version__,
-        "driver": study.environment.driver or "", "note": options.note,
-    }  # fmt: skip
+        "command": options.command,
+        "date": study.started_at.date().isoformat(),
+        "advisor": __version__,
+        "driver": study.environment.driver or "",
+        "note": options.note,
+    }
     key = architecture_key_of(json.loads(options.config.read_text()))
     found = Landscape.of_study(study, trials, architecture_key=key, provenance=provenance)
     options.file.write_text(found.text, encoding="utf-8")

@@ -95,9 +95,12 @@ def measured(shape: Path, database: Path, **flags: Any) -> tuple[Recommendation,
 def keep(found: Recommendation, trials: list[Trial], shape: Path, file: Path) -> None:
     """Write an exhaustive measurement as a landscape."""
     provenance = {
-        "command": found.command, "date": found.study.started_at.date().isoformat(), "advisor": __version__,
-        "driver": found.study.environment.driver or "", "note": f"exhaustive, a trial within {TIMEOUT}",
-    }  # fmt: skip
+        "command": found.command,
+        "date": found.study.started_at.date().isoformat(),
+        "advisor": __version__,
+        "driver": found.study.environment.driver or "",
+        "note": f"exhaustive, a trial within {TIMEOUT}",
+    }
     key = architecture_key_of(json.loads(shape.read_text()))
     kept = Landscape.of_study(found.study, searched(trials), architecture_key=key, provenance=provenance)
     file.write_text(kept.text, encoding="utf-8")

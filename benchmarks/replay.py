@@ -254,14 +254,16 @@ def _head(field: Field, seeds: int) -> list[str]:
     rank = min(field.admissible.index(configuration) for configuration in near) + 1
     regret = f"{100 * (best / field.scores[it.baseline] - 1):.1f} %" if it.baseline in field.scores else "not usable"
     return [
-        f"## {field.name}", "",
-        f"{it.model}: {it.workload}; {it.environment}; aim: {it.objective.aim.words}.", "",
+        f"## {field.name}",
+        "",
+        f"{it.model}: {it.workload}; {it.environment}; aim: {it.objective.aim.words}.",
+        "",
         f"{len(it.trials)} configurations, {failed} failed, {aliases} ran as something else; {it.exhaustive_s:.0f} device "
         f"seconds. Within 2 % of the best, so tied with it: {len(near)} ({'; '.join(map(str, near[:4]))}"
         f"{'; …' if len(near) > 4 else ''}); the first of them is number {rank} in the order of the prior. Regret of the "
-        f"default: {regret}. {seeds} seeds."
-        + (f" Warm from: {field.warm.name}." if field.warm else ""), "",
-    ]  # fmt: skip
+        f"default: {regret}. {seeds} seeds." + (f" Warm from: {field.warm.name}." if field.warm else ""),
+        "",
+    ]
 
 
 def _table(field: Field, paths: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -298,10 +300,13 @@ def _goals(field: Field, paths: Mapping[str, Sequence[Run]]) -> list[str]:
     share = fmean(path.to_near_best_s <= SHARE * whole for path in paths["ours"])
     ratio = median(p.to_near_best_s for p in paths["random"]) / median(p.to_near_best_s for p in paths["ours"])
     tied = [
-        name for name in paths
-        if name != "ours" and 1 / (1 + TIE_ZONE)
-        <= median(p.to_near_best_s for p in paths[name]) / median(p.to_near_best_s for p in paths["ours"]) <= 1 + TIE_ZONE
-    ]  # fmt: skip
+        name
+        for name in paths
+        if name != "ours"
+        and 1 / (1 + TIE_ZONE)
+        <= median(p.to_near_best_s for p in paths[name]) / median(p.to_near_best_s for p in paths["ours"])
+        <= 1 + TIE_ZONE
+    ]
     near = "Within 2 % of the best in ≥ 95 % of seeds at ≤ 25 % of the exhaustive seconds"
     return [
         f"* {near}: **{'met' if share >= 0.95 else 'not met'}** ({share:.0%}).",

@@ -240,9 +240,20 @@ CASES = (
     *(Case((ratio,), noise) for ratio in (1.0, 1.02) for noise in _NOISES),
     *(Case((ratio,) * 3, noise) for ratio in (1.0, 1.02) for noise in _NOISES),
     *(Case((ratio,), noise) for ratio, noise in ((1.05, 0.005), (1.05, 0.02), (1.1, 0.05), (1.2, 0.05), (1.5, 0.3))),
-    *(Case((ratio,), noise, **beside) for beside in ({"drift": 0.03}, {"disturbed": 1 / 3})
-      for ratio, noise in ((1.0, 0.005), (1.0, 0.3), (1.02, 0.3), (1.05, 0.005), (1.5, 0.005), (1.5, 0.3), (3.0, 0.005))),
-)  # fmt: skip
+    *(
+        Case((ratio,), noise, **beside)
+        for beside in ({"drift": 0.03}, {"disturbed": 1 / 3})
+        for ratio, noise in (
+            (1.0, 0.005),
+            (1.0, 0.3),
+            (1.02, 0.3),
+            (1.05, 0.005),
+            (1.5, 0.005),
+            (1.5, 0.3),
+            (3.0, 0.005),
+        )
+    ),
+)
 
 #: Those again, had each of three rivals a third of the error.
 SHARED = (Case((1.0,) * 3, 0.3), Case((1.02,) * 3, 0.3), Case((1.05,), 0.005), Case((1.05,), 0.02), Case((1.5,), 0.3))

@@ -57,9 +57,24 @@ WORKLOAD = Forward((64, 48, 32, 16), 2)
 FLAGS = ["--device", "cpu", "--lengths", "64,48,32,16", "--batch", "2"]
 
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "float32", 2_100_000, 8_400_000, 1_500_000, 4, 256, 8, 2, 32, 2048, 2048,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "float32",
+    2_100_000,
+    8_400_000,
+    1_500_000,
+    4,
+    256,
+    8,
+    2,
+    32,
+    2048,
+    2048,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 CHOSEN = DEFAULT.replaced(packing="sorted")
 
@@ -88,11 +103,20 @@ def fill(url: str) -> None:
 def _trial(number: int, configuration: Configuration, speed: float) -> Trial:
     samples = tuple(speed + index / 7 for index in range(20))
     return Trial(
-        number, configuration, configuration, Outcome.OK, load_s=1.0, first_call_s=0.1, measure_s=2.0, wall_s=4.0,
-        peak_bytes=2**29, weight_bytes=2**23, reading={"operators": ["aten::something"] * 300},
+        number,
+        configuration,
+        configuration,
+        Outcome.OK,
+        load_s=1.0,
+        first_call_s=0.1,
+        measure_s=2.0,
+        wall_s=4.0,
+        peak_bytes=2**29,
+        weight_bytes=2**23,
+        reading={"operators": ["aten::something"] * 300},
         quality=Quality(1e-6, 1e-5, 1e-9, 1.0, 64, 1.0, reference="fp32, eager, one sequence at a time"),
         measurements=(Measurement("tokens_per_s", "tokens/s", samples), Measurement("round_s", "s", samples)),
-    )  # fmt: skip
+    )
 
 
 def _reason(number: int) -> Reason:

@@ -39,9 +39,24 @@ ASKED: dict[str, Any] = {"lengths": [8, 5, 7, 3], "batch": 2, "device": "cpu"}
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "float32", 2_100_000, 8_400_000, 1_500_000, 4, 256, 8, 2, 32, 2048, 2048,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "float32",
+    2_100_000,
+    8_400_000,
+    1_500_000,
+    4,
+    256,
+    8,
+    2,
+    32,
+    2048,
+    2048,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 
 
 @pytest.fixture
@@ -58,8 +73,14 @@ def here() -> Environment:
     return probe.machine("cpu").environment
 
 
-def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, where: Environment | None = None,
-           lengths: tuple[int, ...] = (8, 5, 7, 3)) -> None:  # fmt: skip
+def stored(
+    url: str,
+    best: Configuration = PACKED,
+    *,
+    batch: int | None = 2,
+    where: Environment | None = None,
+    lengths: tuple[int, ...] = (8, 5, 7, 3),
+) -> None:
     """Write a study in which one configuration was confirmed to be faster than the default."""
     source, default = find_model(str(MODEL)), DEFAULT if batch else DEFAULT.replaced(batch="1")
     with Store.open(url, write=True) as store:
@@ -69,8 +90,20 @@ def stored(url: str, best: Configuration = PACKED, *, batch: int | None = 2, whe
             number = store.claim(study, Search(configuration), "a:1:1")[0]
             quality = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager")
             measured = (Measurement("tokens_per_s", "tokens/s", (speed, speed * 1.01)),)
-            store.finish_trial(study, Trial(number, configuration, configuration, Outcome.OK, peak_bytes=2**30,
-                                            weight_bytes=2**23, quality=quality, measurements=measured), "a:1:1")  # fmt: skip
+            store.finish_trial(
+                study,
+                Trial(
+                    number,
+                    configuration,
+                    configuration,
+                    Outcome.OK,
+                    peak_bytes=2**30,
+                    weight_bytes=2**23,
+                    quality=quality,
+                    measurements=measured,
+                ),
+                "a:1:1",
+            )
         store.save_comparisons(study, [Comparison(best.key, default.key, (1.5, 1.51, 1.49))])
         store.close_study(study, "done")
 
@@ -129,18 +162,36 @@ def test_every_public_function_shows_how_it_is_called() -> None:
 
 def test_keyword_arguments_mean_what_flags_mean() -> None:
     """Python's values and the command line's texts make the same objective, lengths and batch."""
-    options = api._parsed("suggest", Path("model"), {
-        "lengths": (9, 4, 2), "batch": 3, "max_memory": 2**30, "max_latency": 0.08, "quality": Tier.EIGHT_BIT,
-        "only": {"attention": ["sdpa", "eager"], "precision": "fp32"}, "ignore_rule": ["P1", "A4"], "objective": "latency",
-        "allow_unjudged": True, "allow_pickle": False, "padding": None,
-    }, api.SuggestFlags)  # fmt: skip
+    options = api._parsed(
+        "suggest",
+        Path("model"),
+        {
+            "lengths": (9, 4, 2),
+            "batch": 3,
+            "max_memory": 2**30,
+            "max_latency": 0.08,
+            "quality": Tier.EIGHT_BIT,
+            "only": {"attention": ["sdpa", "eager"], "precision": "fp32"},
+            "ignore_rule": ["P1", "A4"],
+            "objective": "latency",
+            "allow_unjudged": True,
+            "allow_pickle": False,
+            "padding": None,
+        },
+        api.SuggestFlags,
+    )
 
     assert (options.model, options.batch, options.allow_pickle) == ("model", 3, False)
     assert lengths_of(options) == (9, 4, 2)
     assert objective_of(options) == Objective(
-        Tier.EIGHT_BIT, 2**30, allow_unjudged=True, ignored_rules=("A4", "P1"), metric="slowest_batch_s",
-        max_latency_s=0.08, only=(("attention", ("eager", "sdpa")), ("precision", ("fp32",))),
-    )  # fmt: skip
+        Tier.EIGHT_BIT,
+        2**30,
+        allow_unjudged=True,
+        ignored_rules=("A4", "P1"),
+        metric="slowest_batch_s",
+        max_latency_s=0.08,
+        only=(("attention", ("eager", "sdpa")), ("precision", ("fp32",))),
+    )
     assert lengths_of(api._parsed("suggest", "m", {"lengths": [7]}, api.Flags)) == (7,)
     assert lengths_of(
         api._parsed("suggest", "m", {"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}, api.Flags)
@@ -250,9 +301,16 @@ def test_what_was_stored_of_a_whole_file_is_found(url: str, tmp_path: Path, batc
 
 @pytest.mark.parametrize(
     "flags",
-    [{"batch": 100_000}, {"batches": 10**9}, {"lengths": 10**9}, {"batch": 10**12, "padding": 0}, {"lengths": [10**10]},
-     {"lengths_from": "a.txt", "batches": 10**9}, {"lengths_from": "a.txt", "batch": 100_000}],
-)  # fmt: skip
+    [
+        {"batch": 100_000},
+        {"batches": 10**9},
+        {"lengths": 10**9},
+        {"batch": 10**12, "padding": 0},
+        {"lengths": [10**10]},
+        {"lengths_from": "a.txt", "batches": 10**9},
+        {"lengths_from": "a.txt", "batch": 100_000},
+    ],
+)
 def test_absurd_sizes_are_refused_before_anything_is_made_of_them(flags: dict[str, Any]) -> None:
     """A list that nothing works through in a sitting is refused in a line, at once: no list of its size is made."""
     began = time.process_time()
@@ -278,7 +336,7 @@ OUTPUTS = {
     "unsaid decoder": ({"model_type": "bert", "is_decoder": True}, "last-logits"),
     "classifier": ({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}, "scores"),
     "causal classifier": ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "scores"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OUTPUTS)
@@ -372,8 +430,22 @@ def test_a_tune_in_python_is_the_commands(url: str, tmp_path: Path, capsys: pyte
     assert {"study", "start", "trial"} <= set(events)
     assert (tuned.configuration, tuned.verdict) == (DEFAULT, "default")
     assert tuned.payload == advisor.suggest(MODEL, **flags, only=only).payload
-    words = ["--lengths-from", str(file), "--batch", "2", "--device", "cpu", "--quality", "exact",
-             "--only", "packing=padded", "--fix", "attention=sdpa", "--format", "json"]  # fmt: skip
+    words = [
+        "--lengths-from",
+        str(file),
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+        "--quality",
+        "exact",
+        "--only",
+        "packing=padded",
+        "--fix",
+        "attention=sdpa",
+        "--format",
+        "json",
+    ]
     assert run(["suggest", str(MODEL), *words]) == 0
     assert json.loads(capsys.readouterr().out)["study"] == tuned.study.id
     with pytest.raises(BadInput, match="a CPU has none"):

@@ -33,7 +33,7 @@ from transformers import (
     MistralForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
-)  # fmt: skip
+)
 
 from advisor.configuration import Configuration
 from advisor.environment import PACKAGES, Environment
@@ -77,11 +77,26 @@ MACHINES = {
 }
 
 LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=8_030_261_248,
-    parameter_bytes=16_060_522_496, linear_parameters=7_504_658_432, layers=32, hidden_size=4096, heads=32, kv_heads=8,
-    head_dim=128, vocabulary=128256, max_positions=131072, supports_sdpa=True, supports_flash=True, supports_flex=True,
-    switches_attention=True, default_attention="sdpa", layer_types=("full_attention",),
-)  # fmt: skip
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    checkpoint_dtype="bfloat16",
+    parameters=8_030_261_248,
+    parameter_bytes=16_060_522_496,
+    linear_parameters=7_504_658_432,
+    layers=32,
+    hidden_size=4096,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocabulary=128256,
+    max_positions=131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    supports_flex=True,
+    switches_attention=True,
+    default_attention="sdpa",
+    layer_types=("full_attention",),
+)
 BERT = replace(LLAMA, architecture="BertModel", model_type="bert", is_causal=False, fused_encoder=True, head_dim=64)
 MODELS = {
     "llama": LLAMA,
@@ -282,9 +297,13 @@ def test_a_reason_names_the_other_choice_and_the_command() -> None:
 def test_flash_tells_sequences_apart() -> None:
     """FlashAttention in any form keeps packed sequences apart without a mask; nothing else does."""
     assert {name for name in CHOICES if CHOICES[name].traits.tells_apart} == {
-        "flash_attention_2", "flash_attention_3", "flash_attention_4", "hub-flash-attn2", "hub-vllm-flash-attn3",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+        "hub-flash-attn2",
+        "hub-vllm-flash-attn3",
         "torch_varlen",
-    }  # fmt: skip
+    }
 
 
 # What a profile shows. On a GPU the names are those of torch's operators and of the packages' kernels.
@@ -292,8 +311,12 @@ def test_flash_tells_sequences_apart() -> None:
 SOFTMAX = ["aten::linear", "aten::bmm", "aten::softmax", "aten::_softmax"]
 CUDA = ["aten::linear", "cudaLaunchKernel", "sm90_xmma_gemm_bf16bf16"]
 SDPA = [*CUDA, "aten::scaled_dot_product_attention"]
-SDPA_FLASH = [*SDPA, "aten::_scaled_dot_product_flash_attention", "aten::_flash_attention_forward",
-              "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits>"]  # fmt: skip
+SDPA_FLASH = [
+    *SDPA,
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_flash_attention_forward",
+    "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits>",
+]
 SDPA_CUDNN = [*SDPA, "aten::_scaled_dot_product_cudnn_attention", "cudnn_generated_fort_native_sdpa_sm90_flash_fprop"]
 SDPA_EFFICIENT = [*SDPA, "aten::_scaled_dot_product_efficient_attention", "fmha_cutlassF_bf16_aligned_64x128_rf_sm80"]
 SDPA_MATH = [*SDPA, "aten::_scaled_dot_product_attention_math", "aten::_safe_softmax"]
@@ -326,8 +349,9 @@ def reading(
     implementation: str, operators: Sequence[str], allowed: Sequence[str] = ALL, automatic: Sequence[str] = ()
 ) -> Reading:
     """Return what a worker would have read."""
-    return Reading({"": implementation}, {"bfloat16": 1}, {"Linear": 1}, operators, {}, sdp_kernels=allowed,
-                   automatic=automatic)  # fmt: skip
+    return Reading(
+        {"": implementation}, {"bfloat16": 1}, {"Linear": 1}, operators, {}, sdp_kernels=allowed, automatic=automatic
+    )
 
 
 def what_ran(read: Reading) -> str:
@@ -345,12 +369,21 @@ READINGS: list[tuple[str, Reading, str, set[str]]] = [
     ("sdpa, cudnn", reading("sdpa", SDPA_CUDNN), "sdpa", {"sdpa", "sdpa-cudnn"}),
     ("sdpa, efficient", reading("sdpa", SDPA_EFFICIENT), "sdpa", {"sdpa", "sdpa-efficient"}),
     ("held to flash", reading("sdpa", SDPA_FLASH, ["flash"], SDPA_CUDNN), "sdpa-flash", {"sdpa", "sdpa-flash"}),
-    ("held to efficient", reading("sdpa", SDPA_EFFICIENT, ["efficient"], SDPA_CUDNN), "sdpa-efficient",
-     {"sdpa", "sdpa-efficient"}),
+    (
+        "held to efficient",
+        reading("sdpa", SDPA_EFFICIENT, ["efficient"], SDPA_CUDNN),
+        "sdpa-efficient",
+        {"sdpa", "sdpa-efficient"},
+    ),
     ("held to cudnn", reading("sdpa", SDPA_CUDNN, ["cudnn"], SDPA_EFFICIENT), "sdpa-cudnn", {"sdpa", "sdpa-cudnn"}),
     ("held to math", reading("sdpa", SDPA_MATH, ["math"], SDPA_FLASH), "sdpa-math", {"sdpa", "sdpa-math"}),
     ("math without a name", reading("sdpa", SDPA, ["math"], SDPA_FLASH), "sdpa-math", {"sdpa", "sdpa-math"}),
-    ("held to what is picked anyway", reading("sdpa", SDPA_CUDNN, ["cudnn"], SDPA_CUDNN), "sdpa", {"sdpa", "sdpa-cudnn"}),
+    (
+        "held to what is picked anyway",
+        reading("sdpa", SDPA_CUDNN, ["cudnn"], SDPA_CUDNN),
+        "sdpa",
+        {"sdpa", "sdpa-cudnn"},
+    ),
     ("two kernels allowed", reading("sdpa", SDPA_FLASH, ["flash", "math"], SDPA_CUDNN), "sdpa", {"sdpa", "sdpa-flash"}),
     ("flash-attn", reading("flash_attention_2", FLASH_2), "flash_attention_2", {"flash_attention_2"}),
     ("flash-attn-3", reading("flash_attention_3", FLASH_3), "flash_attention_3", {"flash_attention_3"}),
@@ -362,7 +395,7 @@ READINGS: list[tuple[str, Reading, str, set[str]]] = [
     ("flex on a CPU", reading("flex_attention", FLEX_CPU), "flex_attention", {"flex_attention"}),
     ("fused layers", reading("sdpa", FUSED), "bettertransformer", {"bettertransformer"}),
     ("fused layers over sdpa", reading("sdpa", [*FUSED, *SDPA_EFFICIENT]), "bettertransformer", {"bettertransformer"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("read", "ran", "proven"), [case[1:] for case in READINGS], ids=[case[0] for case in READINGS])
@@ -479,9 +512,15 @@ def test_flex_attention_is_proven_on_a_cpu() -> None:
 
 
 def attended(  # noqa: PLR0917
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts_q: torch.Tensor, starts_k: torch.Tensor,
-    left: int, right: int, scale: float | None,
-) -> torch.Tensor:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts_q: torch.Tensor,
+    starts_k: torch.Tensor,
+    left: int,
+    right: int,
+    scale: float | None,
+) -> torch.Tensor:
     """Attend sequence by sequence with a window, aligned at the end as FlashAttention does; [tokens, heads, head size]."""
     groups, size = query.shape[1] // key.shape[1], query.shape[2]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -497,26 +536,54 @@ def attended(  # noqa: PLR0917
 
 
 def varlen_2_10(  # noqa: PLR0917
-    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, is_causal: bool = False,
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seq_q: Any,
+    cu_seq_k: Any,
+    max_q: int,
+    max_k: int,
+    is_causal: bool = False,
     return_aux: Any = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Stand in for torch 2.10's function."""
     return attended(query, key, value, cu_seq_q, cu_seq_k, -1, 0 if is_causal else -1, None)
 
 
 def varlen_2_11(
-    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *, return_aux: Any = None,
-    scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
-) -> torch.Tensor:  # fmt: skip
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seq_q: Any,
+    cu_seq_k: Any,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
     """Stand in for torch 2.11's function."""
     return attended(query, key, value, cu_seq_q, cu_seq_k, *window_size, scale)
 
 
 def varlen_2_13(
-    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *, return_aux: Any = None,
-    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False, seqused_k: Any = None,
-    block_table: Any = None, num_splits: int | None = None,
-) -> torch.Tensor:  # fmt: skip
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seq_q: Any,
+    cu_seq_k: Any,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Any = None,
+    block_table: Any = None,
+    num_splits: int | None = None,
+) -> torch.Tensor:
     """Stand in for torch 2.12's and 2.13's function, which refuses fewer key heads unless told of them."""
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert max_q == int(cu_seq_q.diff().max())
@@ -570,12 +637,21 @@ def packed() -> dict[str, Any]:
     return {
         "input_ids": torch.cat(sequences())[None],
         "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None],
-        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(LENGTHS), "max_length_k": max(LENGTHS),
-    }  # fmt: skip
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(LENGTHS),
+        "max_length_k": max(LENGTHS),
+    }
 
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-         "initializer_range": 0.3}  # fmt: skip
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.3,
+}
 
 
 def llama() -> Any:
@@ -796,8 +872,14 @@ def test_a_gpu_runs_and_proves_it(name: str, kernels: Callable[[Sequence[str]], 
     if (absent := choice.unavailable(environment)) is not None:
         pytest.skip(absent.text)
     torch.manual_seed(0)
-    settings = {"vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "intermediate_size": 256, "initializer_range": 0.05}  # fmt: skip
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "initializer_range": 0.05,
+    }
     model: Any = (
         BertModel(BertConfig(**settings))
         if name == "bettertransformer"

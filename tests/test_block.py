@@ -31,9 +31,24 @@ TURNS = {"least": 3, "most": 4, "turn_s": 0.01}
 
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
 LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 
 DEFAULT = Configuration.of({**FP32, "precision": "bf16"})
 PACKED = DEFAULT.replaced(packing="packed")
@@ -154,10 +169,17 @@ def facts(runner: LocalRunner) -> ModelFacts:
 def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False, parts: int = 1) -> dict[str, Any]:
     """Return a request for a block of these, each given by what differs from fp32."""
     return {
-        "op": "block", "source": find_model(str(CAUSAL)).request, "facts": facts.payload,
-        "workload": WORKLOAD.payload, "contestants": [{**FP32, **choices} for choices in contestants], "seed": 1,
-        "turns": TURNS, "in_turn": in_turn, "parts": parts, "configuration": {**FP32, **contestants[0]},
-    }  # fmt: skip
+        "op": "block",
+        "source": find_model(str(CAUSAL)).request,
+        "facts": facts.payload,
+        "workload": WORKLOAD.payload,
+        "contestants": [{**FP32, **choices} for choices in contestants],
+        "seed": 1,
+        "turns": TURNS,
+        "in_turn": in_turn,
+        "parts": parts,
+        "configuration": {**FP32, **contestants[0]},
+    }
 
 
 def test_all_contestants_are_timed_in_one_process(runner: LocalRunner, facts: ModelFacts) -> None:

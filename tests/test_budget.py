@@ -39,20 +39,46 @@ from advisor.workloads.forward import Forward
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
-H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
-                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+H200 = Environment(
+    "cuda",
+    "NVIDIA H200",
+    (9, 0),
+    150 * 10**9,
+    "580.95.05",
+    "13.0",
+    packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
+)
 LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
 
 #: What is tried beside the default is sorted and packed, and nothing else.
-ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),
-        ("quantization", ("none",)))  # fmt: skip
+ONLY = (
+    ("attention", ("sdpa",)),
+    ("packing", ("packed", "padded", "sorted")),
+    ("precision", ("bf16",)),
+    ("quantization", ("none",)),
+)
 
 #: Of so much free memory two of the three fit in the share that may be used: the pads' tokens are too much.
 TIGHT_BYTES = 17_777_780_000
@@ -120,10 +146,18 @@ class Device:
         quality = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference=gate["reference"]).payload if gate else None
         rounds = {"wall_s": [wall_s * f for f in (0.999, 1, 1.001)] * 3, "gpu_s": [0.0] * 9, "slowest_s": [wall_s] * 9}
         return {
-            "outcome": Outcome.OK, "reason": "", "effective": dict(configuration), "load_s": 1.0, "first_call_s": 1.0,
-            "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality, "alias": "",
-            "reading": {}, "rounds": {**rounds, "states": [], "discarded": []},
-        }  # fmt: skip
+            "outcome": Outcome.OK,
+            "reason": "",
+            "effective": dict(configuration),
+            "load_s": 1.0,
+            "first_call_s": 1.0,
+            "peak_bytes": 2**30,
+            "weight_bytes": 2**30,
+            "quality": quality,
+            "alias": "",
+            "reading": {},
+            "rounds": {**rounds, "states": [], "discarded": []},
+        }
 
     def restart(self) -> None:
         """Begin another process."""
@@ -140,8 +174,9 @@ class Place:
     store: Store
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def tune(self, device: Device, budget: Budget, *, stop_at: int | None = None, stop_on: str = "",
-             **more: Any) -> Recommendation:  # fmt: skip
+    def tune(
+        self, device: Device, budget: Budget, *, stop_at: int | None = None, stop_on: str = "", **more: Any
+    ) -> Recommendation:
         """Tune within a budget; interrupted when the confirmation's run number stop_at begins, or on the event stop_on."""
         objective = more.pop("objective", Objective(Tier.EXACT, only=ONLY))
         machine = Machine(H200, "host", device.uuid, 0, more.pop("free_bytes", 140 * 10**9))
@@ -392,12 +427,18 @@ def test_a_block_pairs_one_device() -> None:
     """Runs of one number on two GPUs are two halves; what failed, or ran as something else, is none."""
     aim = METRICS["tokens_per_s"]
     trials = [
-        confirmed(DEFAULT, 1, 100.0), confirmed(PACKED, 1, 150.0),
-        confirmed(DEFAULT, 2, 100.0), confirmed(PACKED, 2, 300.0, "GPU-2"),
-        confirmed(DEFAULT, 3, 100.0), confirmed(PACKED, 3, 500.0, effective=SORTED),
-        confirmed(DEFAULT, 4, 100.0), confirmed(PACKED, 4, 500.0, outcome=Outcome.CUT),
-        confirmed(DEFAULT, 5, 100.0), confirmed(DEFAULT, 5, 200.0, "GPU-2"), confirmed(PACKED, 5, 320.0, "GPU-2"),
-    ]  # fmt: skip
+        confirmed(DEFAULT, 1, 100.0),
+        confirmed(PACKED, 1, 150.0),
+        confirmed(DEFAULT, 2, 100.0),
+        confirmed(PACKED, 2, 300.0, "GPU-2"),
+        confirmed(DEFAULT, 3, 100.0),
+        confirmed(PACKED, 3, 500.0, effective=SORTED),
+        confirmed(DEFAULT, 4, 100.0),
+        confirmed(PACKED, 4, 500.0, outcome=Outcome.CUT),
+        confirmed(DEFAULT, 5, 100.0),
+        confirmed(DEFAULT, 5, 200.0, "GPU-2"),
+        confirmed(PACKED, 5, 320.0, "GPU-2"),
+    ]
     assert block_ratios(trials, PACKED, DEFAULT, aim) == [1.5, 1.6]
 
 
@@ -491,11 +532,30 @@ def test_a_real_tune_keeps_its_budget(tmp_path: Path, budget_s: int) -> None:
     """With a choice that sleeps for ten minutes among the first: it ends in time, answers, and calls nothing a failure."""
     url = f"sqlite:///{tmp_path}/advisor.db"
     environment = {
-        **os.environ, "ADVISOR_DATABASE_URL": url, "ADVISOR_LOCK_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
-        "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",
-               "--quality", "exact", "--budget", f"{budget_s}s", "--device", "cpu"]  # fmt: skip
+        **os.environ,
+        "ADVISOR_DATABASE_URL": url,
+        "ADVISOR_LOCK_DIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "ADVISOR_PLUGINS": "odd_choices",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "advisor",
+        "tune",
+        str(CAUSAL),
+        "--lengths",
+        "16,16",
+        "--batch",
+        "2",
+        "--quality",
+        "exact",
+        "--budget",
+        f"{budget_s}s",
+        "--device",
+        "cpu",
+    ]
     began = time.monotonic()
     subprocess.run([*command[:3], "--help"], cwd=ROOT, env=environment, capture_output=True, check=True)
     start_s = time.monotonic() - began

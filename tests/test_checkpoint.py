@@ -166,13 +166,22 @@ def test_suggest_refuses_a_broken_model_too(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("", "no such file"), ("./nothing", "no such file"), ("/nothing/at/all", "no such file"),
-        ("nothing.json", "no such file"), ("a b/c", "no such file"), ("x/y/z", "no such file"),
-        ("two\nlines", "no such file"), ("~nobody-of-that-name/model", "no such file"),
-        ("a--b", "no hub id"), ("a..b/c", "no hub id"), ("x" * 97, "no hub id"), ("org/" + "x" * 300, "advisor: "),
-        ("org/unknown", "HF_HUB_OFFLINE is set"), ("weights.bin", "is a file, but no config.json"),
+        ("", "no such file"),
+        ("./nothing", "no such file"),
+        ("/nothing/at/all", "no such file"),
+        ("nothing.json", "no such file"),
+        ("a b/c", "no such file"),
+        ("x/y/z", "no such file"),
+        ("two\nlines", "no such file"),
+        ("~nobody-of-that-name/model", "no such file"),
+        ("a--b", "no hub id"),
+        ("a..b/c", "no hub id"),
+        ("x" * 97, "no hub id"),
+        ("org/" + "x" * 300, "advisor: "),
+        ("org/unknown", "HF_HUB_OFFLINE is set"),
+        ("weights.bin", "is a file, but no config.json"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_is_no_model_is_told_in_one_line(
     tmp_path: Path, told: Callable[..., str], name: str, words: str
 ) -> None:
@@ -280,8 +289,12 @@ def test_a_model_in_the_cache_is_found_offline(tmp_path: Path) -> None:
     cached(tmp_path, {"model.safetensors": WHOLE})
     done = subprocess.run(
         [sys.executable, "-m", "advisor", "suggest", "org/model", "--lengths", "8", "--padding", "0"],
-        capture_output=True, text=True, env=environment(tmp_path), check=False, timeout=240,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        check=False,
+        timeout=240,
+    )
 
     assert done.returncode == 3, done.stderr
     assert "no database" in done.stderr
@@ -336,11 +349,15 @@ def test_known_kinds_of_models_need_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "limit"),
     [
-        ({"max_position_embeddings": 8}, 8), ({"n_positions": 4}, 4), ({"max_sequence_length": 2}, 2), ({}, None),
-        ({"text_config": {"max_position_embeddings": 6}}, 6), ({"text_config": ["x"]}, None),
+        ({"max_position_embeddings": 8}, 8),
+        ({"n_positions": 4}, 4),
+        ({"max_sequence_length": 2}, 2),
+        ({}, None),
+        ({"text_config": {"max_position_embeddings": 6}}, 6),
+        ({"text_config": ["x"]}, None),
         ({"max_position_embeddings": "many"}, None),
     ],
-)  # fmt: skip
+)
 def test_positions_are_read_where_they_are_declared(config: dict[str, object], limit: int | None) -> None:
     """The longest sequence is found under every name that models use, and nothing is guessed."""
     assert max_positions(config) == limit

@@ -191,7 +191,10 @@ BAD = {
     "memory empty": (["tune", MODEL, "--max-memory", ""], "not ''"),
     "payback nonsense": (["tune", MODEL, "--payback", "soon"], "--payback must be a duration"),
     "payback of a number of trials": (["tune", MODEL, "--payback", "1h", "--trials", "3"], "--payback ends a search"),
-    "payback of memory": (["tune", MODEL, "--payback", "1h", "--objective", "memory"], "--payback weighs time against time"),
+    "payback of memory": (
+        ["tune", MODEL, "--payback", "1h", "--objective", "memory"],
+        "--payback weighs time against time",
+    ),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
     "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be a duration"),
     "budget empty": (["tune", MODEL, "--budget", ""], "--budget must be a duration"),
@@ -204,11 +207,16 @@ BAD = {
     "unknown format": (["tune", MODEL, "--format", "xml"], "--format: invalid choice: 'xml'"),
     "no rule's id": (["tune", MODEL, "--ignore-rule", "nonsense"], "--ignore-rule takes a rule's id such as P1"),
     "another command's flag": (
-        ["suggest", MODEL, "--trials", "3"], "unrecognized arguments: --trials 3 (see advisor suggest --help)"
+        ["suggest", MODEL, "--trials", "3"],
+        "unrecognized arguments: --trials 3 (see advisor suggest --help)",
     ),
-    "unknown rule": (["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"], "there is no rule 'P99' (nearest: P19; "),
+    "unknown rule": (
+        ["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"],
+        "there is no rule 'P99' (nearest: P19; ",
+    ),
     "unknown rule, asked": (
-        ["suggest", MODEL, "--ignore-rule", "Z9"], "no rule 'Z9' (nearest: A9; advisor tune MODEL --dry-run names the rules"
+        ["suggest", MODEL, "--ignore-rule", "Z9"],
+        "no rule 'Z9' (nearest: A9; advisor tune MODEL --dry-run names the rules",
     ),
     "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
     "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),
@@ -219,7 +227,7 @@ BAD = {
     "suggest threads 0": (["suggest", MODEL, "--threads", "0"], "--threads must be"),
     "probe of a tpu": (["probe", "--device", "tpu"], "--device must be"),
     "db action": (["db", "frobnicate"], "invalid choice: 'frobnicate'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -246,10 +254,16 @@ def test_bad_input_is_told_by_the_whole_process(process: Command, tmp_path: Path
 TOLD = {
     "batch in words": (["tune", MODEL, "--batch", "some"], "--batch: must be a whole number or auto, not 'some'"),
     "batch auto of no batches": (["tune", MODEL, "--batch", "auto", "--batches", "0"], "must be at least 1, not 0"),
-    "lengths twice": (["tune", MODEL, "--lengths-from", "a.txt", "--lengths", "8"], "goes without --lengths and --padding"),
+    "lengths twice": (
+        ["tune", MODEL, "--lengths-from", "a.txt", "--lengths", "8"],
+        "goes without --lengths and --padding",
+    ),
     "file and padding": (["suggest", MODEL, "--lengths-from", "a.txt", "--padding", "0.3"], "goes without --lengths"),
     "file and batch 0": (["suggest", MODEL, "--lengths-from", "a.txt", "--batch", "0"], "must be at least 1, not 0"),
-    "file and batches 0": (["suggest", MODEL, "--lengths-from", "a.txt", "--batches", "0"], "must be at least 1, not 0"),
+    "file and batches 0": (
+        ["suggest", MODEL, "--lengths-from", "a.txt", "--batches", "0"],
+        "must be at least 1, not 0",
+    ),
     "no file": (["tune", MODEL, "--device", "cpu", "--lengths-from", "./a.txt"], "./a.txt: No such file or directory"),
     "no kind of file": (["suggest", MODEL, "--lengths-from", "a.parquet"], "a .txt file has one text a line"),
     "file without tokenizer": (["suggest", f"{MODEL}/config.json", "--lengths-from", "./a.txt"], "has no tokenizer"),
@@ -262,20 +276,25 @@ TOLD = {
     "only empty": (["tune", MODEL, "--only", "attention="], "not 'attention='"),
     "only a comma": (["tune", MODEL, "--only", "attention=sdpa,"], "not 'attention=sdpa,'"),
     "only of no knob": (["suggest", MODEL, "--only", "colour=red"], "there is no knob 'colour' (there are attention,"),
-    "only of no choice": (["suggest", MODEL, "--only", "precision=bf17"], "precision has no choice 'bf17' (it has fp32,"),
+    "only of no choice": (
+        ["suggest", MODEL, "--only", "precision=bf17"],
+        "precision has no choice 'bf17' (it has fp32,",
+    ),
     "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
     "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
     "fix of two": (["tune", MODEL, "--fix", "precision=fp32,bf16"], "--fix takes KNOB=CHOICE, not"),
     "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be at least 0, not -1"),
     "exhaustive and trials": (["tune", MODEL, "--exhaustive", "--trials", "3"], "--exhaustive measures all there is"),
-    "dry run's script": (["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--format", "python"],
-                         "--dry-run measures nothing"),
+    "dry run's script": (
+        ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--format", "python"],
+        "--dry-run measures nothing",
+    ),
     "dry run beyond": (["tune", MODEL, "--device", "cpu", "--lengths", "4096", "--dry-run"], "beyond the model's 2048"),
     "ceilings of a tpu": (["probe", "--ceilings", "--device", "tpu"], "--device must be"),
     "probe threads 0": (["probe", "--threads", "0"], "--threads must be at least 1"),
     "nothing to import": (["import"], "FILE"),
     "nothing to show": (["show"], "ID"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TOLD)
@@ -321,9 +340,18 @@ def test_one_objective_has_one_spelling() -> None:
 
 def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
     """A budget in time is the default, and what an hour's work pays for; what is asked for takes their place, or bounds it."""
-    budgets = [budget_of(build_parser().parse_args(["tune", MODEL, *words.split()])) for words in (
-        "", "--trials 3", "--exhaustive", "--exhaustive --budget 2h --blocks 5", "--budget 2m", "--payback 8h",
-        "--budget 2m --payback 30m")]  # fmt: skip
+    budgets = [
+        budget_of(build_parser().parse_args(["tune", MODEL, *words.split()]))
+        for words in (
+            "",
+            "--trials 3",
+            "--exhaustive",
+            "--exhaustive --budget 2h --blocks 5",
+            "--budget 2m",
+            "--payback 8h",
+            "--budget 2m --payback 30m",
+        )
+    ]
 
     assert budgets == [
         Budget(600.0, payback_s=3600.0),
@@ -522,10 +550,18 @@ def stored(
             number = store.claim(study, Search(configuration), "a:1:1")[0]
             store.finish_trial(study, trial_of(number, configuration, speed, **more), "a:1:1")
         store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, ratios)])
-        store.save_refusals(study, [
-            Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on NVIDIA GPUs only", "use a GPU",
-                   subject="attention=flash_attention_2"),
-        ])  # fmt: skip
+        store.save_refusals(
+            study,
+            [
+                Reason(
+                    "A18",
+                    Verdict.INVALID,
+                    "FlashAttention-2 runs on NVIDIA GPUs only",
+                    "use a GPU",
+                    subject="attention=flash_attention_2",
+                ),
+            ],
+        )
         store.close_study(study, "done")
     return url
 
@@ -694,8 +730,11 @@ def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.Capture
     closed(url, [trial_of(0, DEFAULT, 1000.0), trial_of(1, SORTED, 900.0)], SearchEnd(Stop.BUDGET, 9, None, (), 2))
     status, text, _ = said(capsys, "--why-not", "fp16")
     assert status == 0
-    assert re.search(r"precision=fp16: \d+ admissible configurations with it were never tried; first of them .*"
-                     r"To go on: advisor tune", text)  # fmt: skip
+    assert re.search(
+        r"precision=fp16: \d+ admissible configurations with it were never tried; first of them .*"
+        r"To go on: advisor tune",
+        text,
+    )
     status, text, _ = said(capsys, "--max-memory", "300MiB")
     assert status == 3
     assert (
@@ -790,10 +829,14 @@ def on_terminal(arguments: list[str], variables: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["probe", "--device", "cpu"], *([*SUGGEST, "--format", form] for form in ("text", "json", "python")),
-     [*SUGGEST, "--why-not", "eager"]],
+    [
+        ["--help"],
+        ["probe", "--device", "cpu"],
+        *([*SUGGEST, "--format", form] for form in ("text", "json", "python")),
+        [*SUGGEST, "--why-not", "eager"],
+    ],
     ids=["help", "probe", "text", "json", "python", "why-not"],
-)  # fmt: skip
+)
 def test_a_pipe_closed_early_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
     """`advisor … | head -1`, or a reader that is gone at once, gives no traceback and status 0."""
     url = stored(f"sqlite:///{tmp_path}/advisor.db")
@@ -801,9 +844,12 @@ def test_a_pipe_closed_early_is_no_error(tmp_path: Path, arguments: list[str]) -
     os.close(reader)
     done = subprocess.run(
         [sys.executable, "-m", "advisor", *arguments],
-        stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
         env=environment(tmp_path, ADVISOR_DATABASE_URL=url),
-    )  # fmt: skip
+    )
     os.close(writer)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -841,12 +887,18 @@ def test_a_terminal_without_these_characters_gets_others(process: Command, tmp_p
 @pytest.mark.parametrize(
     ("metric", "value", "words"),
     [
-        ("tokens_per_s", 12345.6, "12,346 tokens/s"), ("sequences_per_s", 99.6, "100 texts/s"),
-        ("slowest_batch_s", 0.0123, "12.3 ms"), ("slowest_batch_s", 2.5, "2.50 s"), ("peak_bytes", 3 * 2**30, "3.0 GiB"),
-        ("peak_bytes", 388 * 2**20, "388 MiB"), ("peak_bytes", 40 * 2**10, "40 KiB"), ("peak_bytes", 7, "7 bytes"),
-        ("joules_per_token", 0.00031, "0.31 J per 1,000 tokens"), ("tokens_per_s", None, "–"),
+        ("tokens_per_s", 12345.6, "12,346 tokens/s"),
+        ("sequences_per_s", 99.6, "100 texts/s"),
+        ("slowest_batch_s", 0.0123, "12.3 ms"),
+        ("slowest_batch_s", 2.5, "2.50 s"),
+        ("peak_bytes", 3 * 2**30, "3.0 GiB"),
+        ("peak_bytes", 388 * 2**20, "388 MiB"),
+        ("peak_bytes", 40 * 2**10, "40 KiB"),
+        ("peak_bytes", 7, "7 bytes"),
+        ("joules_per_token", 0.00031, "0.31 J per 1,000 tokens"),
+        ("tokens_per_s", None, "–"),
     ],
-)  # fmt: skip
+)
 def test_figures_have_the_units_people_use(metric: str, value: float | None, words: str) -> None:
     """Every metric is told in a unit of its own, whatever it is stored in."""
     assert figure(metric, value) == words
@@ -863,16 +915,34 @@ def test_times_and_rates_are_rounded() -> None:
 def test_what_is_refused_for_one_reason_is_one_row() -> None:
     """Choices with one reason share a row, also where only a number differs; duplicates and what the caller left out are last."""
     wrong = Reason("P1", Verdict.WRONG, "documents attend across", "call it otherwise", subject="packing=packed-cached")
-    rows = report.refusal_rows([
-        Reason("U0", Verdict.INVALID, "left out by --only or --fix precision=fp32", subject="precision=bf16"),
-        Reason("A18", Verdict.INVALID, "FlashAttention-2 runs on GPUs only", "use a GPU", subject="attention=flash_attention_2"),
-        Reason("A18", Verdict.INVALID, "FlashAttention-3 runs on GPUs only", "use a GPU", subject="attention=flash_attention_3"),
-        Reason("P17", Verdict.ALIAS, "it is the same work as packed", subject="packing=packed-2d-mask"),
-        Reason("P14", Verdict.ALIAS, "without pads it is the same", subject="packing=packed"),
-        Reason("E1", Verdict.ALIAS, "asked for sdpa-flash, but math ran", subject="attention=sdpa-flash"),
-        wrong, replace(wrong, about="attention=eager"),
-        *(Reason("M1", Verdict.INVALID, f"needs at least {n}.5 GiB", subject=f"precision=fp{n}") for n in range(32, 60)),
-    ])  # fmt: skip
+    rows = report.refusal_rows(
+        [
+            Reason("U0", Verdict.INVALID, "left out by --only or --fix precision=fp32", subject="precision=bf16"),
+            Reason(
+                "A18",
+                Verdict.INVALID,
+                "FlashAttention-2 runs on GPUs only",
+                "use a GPU",
+                subject="attention=flash_attention_2",
+            ),
+            Reason(
+                "A18",
+                Verdict.INVALID,
+                "FlashAttention-3 runs on GPUs only",
+                "use a GPU",
+                subject="attention=flash_attention_3",
+            ),
+            Reason("P17", Verdict.ALIAS, "it is the same work as packed", subject="packing=packed-2d-mask"),
+            Reason("P14", Verdict.ALIAS, "without pads it is the same", subject="packing=packed"),
+            Reason("E1", Verdict.ALIAS, "asked for sdpa-flash, but math ran", subject="attention=sdpa-flash"),
+            wrong,
+            replace(wrong, about="attention=eager"),
+            *(
+                Reason("M1", Verdict.INVALID, f"needs at least {n}.5 GiB", subject=f"precision=fp{n}")
+                for n in range(32, 60)
+            ),
+        ]
+    )
 
     assert rows[:4] == [
         ("attention=flash_attention_2, flash_attention_3", "A18", "FlashAttention-2 runs on GPUs only → use a GPU"),
@@ -899,9 +969,10 @@ def answered(
             number = store.claim(study, Search(configuration), "a:1:1")[0]
             trial = trial_of(number, configuration, speed, peak_bytes=peak)
             more = (
-                Measurement("slowest_batch_s", "s", (16 / speed,)), Measurement("joules_per_token", "J/token", (3.1e-4,)),
+                Measurement("slowest_batch_s", "s", (16 / speed,)),
+                Measurement("joules_per_token", "J/token", (3.1e-4,)),
                 Measurement("sequences_per_s", "sequences/s", (speed / 8,)),
-            )  # fmt: skip
+            )
             store.finish_trial(study, replace(trial, measurements=(*trial.measurements, *more)), "a:1:1")
         store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.52, 1.49))])
         store.close_study(study, "done")
@@ -1065,9 +1136,7 @@ def start_up(bench: ModuleType, url: str) -> dict[str, float]:
     _, times = bench.process_s([bench.__file__, "--processor-time", "--look-up", url], url, clock)
     first, *later = json.loads(times)
     assert "sdpa · fp32 · sorted: 1.50 × the default" in text
-    return {
-        "bare": bare, "--help": told, "suggest": answered, "first look-up": first, "later look-up": median(later)
-    }  # fmt: skip
+    return {"bare": bare, "--help": told, "suggest": answered, "first look-up": first, "later look-up": median(later)}
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="an installed package comes without its benchmarks")

@@ -25,8 +25,15 @@ from advisor.workloads.forward import Forward  # noqa: E402
 
 BASE = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 LENGTHS = (7, 19, 5, 33, 12, 8, 9, 30, 3, 21, 11, 14)
-SHAPE = {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
-         "max_position_embeddings": 64, "initializer_range": 0.15}  # fmt: skip
+SHAPE = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.15,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +71,23 @@ def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFact
         workload = Forward(LENGTHS, size, output)
         base = BASE if size is not None else BASE.replaced(batch="1")
         request = {
-            "source": source.request, "facts": facts_torch.read_facts(source.request, Forward((8,), 1, output).needs),
-            "workload": workload.payload, "sample": workload.sample(), "device": "cpu", "uuid": "cpu",
-            "path": str(folder / f"{model}-{output}-{size}.pt"), "measured": [],
+            "source": source.request,
+            "facts": facts_torch.read_facts(source.request, Forward((8,), 1, output).needs),
+            "workload": workload.payload,
+            "sample": workload.sample(),
+            "device": "cpu",
+            "uuid": "cpu",
+            "path": str(folder / f"{model}-{output}-{size}.pt"),
+            "measured": [],
             "configuration": dict(base.replaced(attention="eager")),
             "timing": {"stopping": {"least": 2, "most": 2}, "incumbent_s": None},
-        }  # fmt: skip
+        }
         worker.write_reference(worker.Session(lambda _: None), request)
         return request
 
-    def run(model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None,
-            **choices: str) -> dict[str, Any]:  # fmt: skip
+    def run(
+        model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None, **choices: str
+    ) -> dict[str, Any]:
         base, request = BASE if size is not None else BASE.replaced(batch="1"), prepared(model, output, size)
         session = worker.Session(lambda _: None)
         gate = {"path": request["path"], "default": None, "is_default": False, "reference": "fp32", "known": {}}
@@ -101,9 +114,13 @@ def test_encoders_are_right_in_every_batching(
 
 @pytest.mark.parametrize(
     ("model", "packing"),
-    [("bert", "packed-no-mask"), ("bert", "packed-2d-mask"), ("roberta", "packed-no-mask"),
-     ("roberta", "packed-positions-from-0")],
-)  # fmt: skip
+    [
+        ("bert", "packed-no-mask"),
+        ("bert", "packed-2d-mask"),
+        ("roberta", "packed-no-mask"),
+        ("roberta", "packed-positions-from-0"),
+    ],
+)
 @pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
 def test_wrong_packing_of_encoders_is_caught(
     judged: Callable[..., dict[str, Any]], model: str, output: str, packing: str

@@ -44,9 +44,24 @@ WORKLOAD = Forward((512, 128, 256, 64), 2)
 ALICES, ROOTS = str(Path("/", "home", "alice")), str(Path("/", "root"))
 SOURCE = ModelSource(f"{ALICES}/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
-    True, True, True, "sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    7 * 10**9,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    True,
+    True,
+    True,
+    "sdpa",
+)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, FLASH = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="flash_attention_2")
 WIDE, NARROW = Objective(quality=Tier.FOUR_BIT, metric="slowest_batch_s"), Objective(quality=Tier.DTYPE)
@@ -55,14 +70,19 @@ WIDE, NARROW = Objective(quality=Tier.FOUR_BIT, metric="slowest_batch_s"), Objec
 def measured(number: int, configuration: Configuration, speed: float, **more: Any) -> Trial:
     """Return a trial with every field filled."""
     known: dict[str, Any] = {
-        "load_s": 1.5, "first_call_s": 0.1 + 0.2, "measure_s": 3.0, "wall_s": 5.125, "peak_bytes": 2**40,
-        "weight_bytes": 2**33, "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
+        "load_s": 1.5,
+        "first_call_s": 0.1 + 0.2,
+        "measure_s": 3.0,
+        "wall_s": 5.125,
+        "peak_bytes": 2**40,
+        "weight_bytes": 2**33,
+        "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
         "quality": Quality(0.01, 0.5, 0.002, 0.99, 380, 1.01, reference="fp32, eager", top10=0.9),
         "measurements": (
             Measurement("tokens_per_s", "tokens/s", (speed, speed * 1.01, speed * 0.99), "search", {"load_1min": 0.5}),
             Measurement("slowest_batch_s", "s", (10 / speed, 1 / 3)),
         ),
-    }  # fmt: skip
+    }
     return Trial(number, configuration, configuration, Outcome.OK, **{**known, **more})
 
 
@@ -82,10 +102,15 @@ def filled(store: Store) -> list[int]:
     failed = Trial(begun(store, first, FLASH), FLASH, None, Outcome.LOAD_FAILED, reason)
     store.finish_trial(first, failed, "alices-desk:1:1")
     store.save_comparisons(first, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.51, 1.49), planned=9)])
-    store.save_refusals(first, [
-        Reason("A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"),
-        Reason("A4", Verdict.INVALID, "not here", "", "", "attention=flash_attention_3"),
-    ])  # fmt: skip
+    store.save_refusals(
+        first,
+        [
+            Reason(
+                "A4", Verdict.WRONG, "masks are ignored", "use sdpa", "packing=padded", "attention=flash_attention_2"
+            ),
+            Reason("A4", Verdict.INVALID, "not here", "", "", "attention=flash_attention_3"),
+        ],
+    )
     second = store.open_study(SOURCE, WORKLOAD, H200, NARROW, Budget(None, 3), seed=0)
     taken(store, second, DEFAULT)
     own = DEFAULT.replaced(precision="fp32")
@@ -305,9 +330,16 @@ def test_nobody_is_named(origin: Store) -> None:
 
 @pytest.mark.parametrize(
     ("name", "public"),
-    [("org/model", "org/model"), ("gpt2", "gpt2"), ("./here/m", "m"), ("~/m/", "m"), ("a/b/c.json", "c.json"),
-     ("C:\\models\\m", "m"), ("/m", "m")],
-)  # fmt: skip
+    [
+        ("org/model", "org/model"),
+        ("gpt2", "gpt2"),
+        ("./here/m", "m"),
+        ("~/m/", "m"),
+        ("a/b/c.json", "c.json"),
+        ("C:\\models\\m", "m"),
+        ("/m", "m"),
+    ],
+)
 def test_of_a_path_only_its_end_is_exported(store: Store, name: str, public: str) -> None:
     """A name on the Hub stays, a path loses its directories."""
     store.open_study(replace(SOURCE, name=name), WORKLOAD, H200, WIDE, Budget(1.0), seed=0)
@@ -319,8 +351,10 @@ def test_of_a_path_only_its_end_is_exported(store: Store, name: str, public: str
 
 def damages(lines: list[str]) -> dict[str, tuple[int, str]]:
     """Return what can be wrong with a line: its index and what it was changed to."""
-    at = {name: place(lines, name) for name in ("environment", "ceilings", "model", "workload", "study", "trial",
-                                                "comparison", "refusal")}  # fmt: skip
+    at = {
+        name: place(lines, name)
+        for name in ("environment", "ceilings", "model", "workload", "study", "trial", "comparison", "refusal")
+    }
     trial, study = json.loads(lines[at["trial"]]), json.loads(lines[at["study"]])
     sample = trial["measurements"][0]
     wrong = {
@@ -366,7 +400,7 @@ def damages(lines: list[str]) -> dict[str, tuple[int, str]]:
         "verdict": ("refusal", changed(lines[at["refusal"]], verdict="NO")),
         "refusal twice": ("refusal", lines[at["refusal"] + 1]),
         "deep": ("ceilings", '{"object":' + "[" * 100_000),
-    }  # fmt: skip
+    }
     return {name: (at[thing], line) for name, (thing, line) in wrong.items()}
 
 
@@ -417,8 +451,11 @@ def test_a_knob_of_a_later_version_can_arrive(store: Store, elsewhere: Store) ->
     """A study whose configurations have a knob that this version does not know is taken as it is."""
     study = filled(store)[0]
     later = Configuration.of({**store.trials(study)[0].requested, "a_later_knob": "x"})
-    store.finish_trial(study, replace(store.trials(study, full=True)[0], number=begun(store, study, later), requested=later,
-                                      effective=later), "alices-desk:1:1")  # fmt: skip
+    store.finish_trial(
+        study,
+        replace(store.trials(study, full=True)[0], number=begun(store, study, later), requested=later, effective=later),
+        "alices-desk:1:1",
+    )
     lines = list(export_lines(store))
 
     import_lines(elsewhere, lines)
@@ -518,8 +555,16 @@ def test_random_damage_never_breaks_a_database(store: Store, tmp_path: Path, dat
     assert told.startswith("line")
     for view in ("v_trials", "v_recommendations", "v_refusals"):
         _rows(url, f"SELECT * FROM {view}")
-    assert import_lines(store, again).new.keys() <= {"studies", "trials", "comparisons", "refusals", "models", "workloads",
-                                                     "environments", "ceilings"}  # fmt: skip
+    assert import_lines(store, again).new.keys() <= {
+        "studies",
+        "trials",
+        "comparisons",
+        "refusals",
+        "models",
+        "workloads",
+        "environments",
+        "ceilings",
+    }
     (tmp_path / "damaged.db").unlink()
 
 

@@ -29,20 +29,56 @@ from advisor.workloads.forward import Forward, default_output, refuse_unpooled  
 pytestmark = pytest.mark.usefixtures("one_thread", "offline")
 
 #: A small shape under the names that most classes use.
-SHAPE = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
-         "max_position_embeddings": 64}  # fmt: skip
+SHAPE = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 GQA = {**SHAPE, "num_key_value_heads": 2}
 GPT2 = {"vocab_size": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
 MOE = {**GQA, "num_local_experts": 8, "num_experts_per_tok": 2}
-FALCON_H1 = {**GQA, "head_dim": 16, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
-             "mamba_chunk_size": 16}  # fmt: skip
-ZAMBA2 = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 128,
-          "mamba_d_state": 16, "n_mamba_heads": 8, "mamba_headdim": 16, "mamba_ngroups": 1, "num_mem_blocks": 1,
-          "layers_block_type": ["mamba", "hybrid"] * 3, "chunk_size": 16}  # fmt: skip
-GEMMA4 = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32, "sliding_window": 16, "max_position_embeddings": 64,
-          "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 16,
-          "vocab_size_per_layer_input": 256, "num_kv_shared_layers": 0}  # fmt: skip
+FALCON_H1 = {
+    **GQA,
+    "head_dim": 16,
+    "mamba_d_ssm": 128,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+ZAMBA2 = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "mamba_d_state": 16,
+    "n_mamba_heads": 8,
+    "mamba_headdim": 16,
+    "mamba_ngroups": 1,
+    "num_mem_blocks": 1,
+    "layers_block_type": ["mamba", "hybrid"] * 3,
+    "chunk_size": 16,
+}
+GEMMA4 = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 16,
+    "max_position_embeddings": 64,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 256,
+    "num_kv_shared_layers": 0,
+}
 
 
 def written(folder: Path, kind: str, **entries: Any) -> ModelSource:
@@ -70,8 +106,12 @@ def read(tmp_path: Path) -> Callable[..., ModelFacts]:
 @pytest.mark.parametrize(
     ("config", "pooling", "problem"),
     [
-        ({"pooling_mode": "cls"}, "cls", ""), ({"pooling_mode": ["cls"]}, "cls", ""), ({"pooling_mode": "mean"}, "mean", ""),
-        ({"pooling_mode": "lasttoken"}, "last", ""), ({"pooling_mode_lasttoken": True}, "last", ""), ({}, "mean", ""),
+        ({"pooling_mode": "cls"}, "cls", ""),
+        ({"pooling_mode": ["cls"]}, "cls", ""),
+        ({"pooling_mode": "mean"}, "mean", ""),
+        ({"pooling_mode": "lasttoken"}, "last", ""),
+        ({"pooling_mode_lasttoken": True}, "last", ""),
+        ({}, "mean", ""),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls", ""),
         ({"pooling_mode": "max"}, None, "pooling by max is not served"),
         ({"pooling_mode": "mean_sqrt_len_tokens"}, None, "pooling by mean_sqrt_len_tokens is not served"),
@@ -84,7 +124,7 @@ def read(tmp_path: Path) -> Callable[..., ModelFacts]:
         ({"pooling_mode": "cls", "include_prompt": False}, None, "leaves the prompt's tokens out"),
         ([1], None, "holds no settings"),
     ],
-)  # fmt: skip
+)
 def test_every_way_of_pooling_is_read_or_named(tmp_path: Path, config: Any, pooling: str | None, problem: str) -> None:
     """What sentence-transformers wrote before and since 5.4 is understood; what is not served is said, never taken for mean."""
     (tmp_path / "1_Pooling").mkdir()
@@ -98,8 +138,10 @@ def test_every_way_of_pooling_is_read_or_named(tmp_path: Path, config: Any, pool
 
 def modules(folder: Path, *listed: tuple[str, str], **configs: Any) -> None:
     """Write a modules.json of kinds and paths, and the configs of modules by path."""
-    entries = [{"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-               for n, (kind, path) in enumerate(listed)]  # fmt: skip
+    entries = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(listed)
+    ]
     (folder / "modules.json").write_text(json.dumps(entries))
     for path, config in configs.items():
         (folder / path).mkdir(parents=True, exist_ok=True)
@@ -115,8 +157,13 @@ def test_modules_json_says_where_the_pooling_is_and_what_follows(tmp_path: Path)
         ("Dropout", "d"),
         ("Normalize", "3_Normalize"),
     ]
-    modules(tmp_path, *listed, own={"pooling_mode": "cls"}, **{"1_Pooling": {"pooling_mode": "mean"}},
-            **{"2_Dense": {"activation_function": "torch.nn.modules.activation.Tanh"}})  # fmt: skip
+    modules(
+        tmp_path,
+        *listed,
+        own={"pooling_mode": "cls"},
+        **{"1_Pooling": {"pooling_mode": "mean"}},
+        **{"2_Dense": {"activation_function": "torch.nn.modules.activation.Tanh"}},
+    )
     assert "has no model.safetensors" in read_beside(tmp_path)["problem"]
     (tmp_path / "2_Dense" / "model.safetensors").touch()
 
@@ -129,11 +176,16 @@ def test_modules_json_says_where_the_pooling_is_and_what_follows(tmp_path: Path)
     assert read_beside(tmp_path) == expected
 
 
-@pytest.mark.parametrize("listed", [
-    [("Transformer", ""), ("Pooling", "p"), ("WeightedLayerPooling", "w")], [("Router", ""), ("Pooling", "p")],
-    [("Transformer", ""), ("CNN", "c"), ("Pooling", "p")], [("MLMTransformer", ""), ("SpladePooling", "p")],
-    [("Transformer", "")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [("Transformer", ""), ("Pooling", "p"), ("WeightedLayerPooling", "w")],
+        [("Router", ""), ("Pooling", "p")],
+        [("Transformer", ""), ("CNN", "c"), ("Pooling", "p")],
+        [("MLMTransformer", ""), ("SpladePooling", "p")],
+        [("Transformer", "")],
+    ],
+)
 def test_modules_that_are_not_served_are_said(tmp_path: Path, listed: list[tuple[str, str]]) -> None:
     """An embedding that other modules make is refused for `pooled`, and only for that."""
     modules(tmp_path, *listed, p={"pooling_mode": "cls"})
@@ -220,16 +272,25 @@ def test_what_the_key_leaves_out_is_the_models_own(tmp_path: Path) -> None:
         ("deberta-v2", {**SHAPE, "relative_attention": True, "position_biased_input": False}, None),
         ("deberta-v2", {**SHAPE, "relative_attention": True, "position_biased_input": True}, 64),
         ("bloom", {"vocab_size": 256, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 32}, None),
-        ("falcon", {**SHAPE, "alibi": True}, None), ("falcon", {**SHAPE, "alibi": False}, 64), ("bert", SHAPE, 64),
-        ("roberta", SHAPE, 62), ("gpt2", GPT2, 64),
-        ("opt", {**SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64}, 64), ("nystromformer", SHAPE, 64),
-        ("llama", GQA, 64), ("llama", {**GQA, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 256),
+        ("falcon", {**SHAPE, "alibi": True}, None),
+        ("falcon", {**SHAPE, "alibi": False}, 64),
+        ("bert", SHAPE, 64),
+        ("roberta", SHAPE, 62),
+        ("gpt2", GPT2, 64),
+        ("opt", {**SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64}, 64),
+        ("nystromformer", SHAPE, 64),
+        ("llama", GQA, 64),
+        ("llama", {**GQA, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 256),
         ("llama", {**GQA, "rope_scaling": {"type": "linear", "factor": 2.0}}, 128),
-        ("qwen2", {**GQA, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
+        (
+            "qwen2",
+            {**GQA, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+            256,
+        ),
         ("llama", {**GQA, "max_position_embeddings": 10**12}, None),
         ("jamba", {**GQA, "num_experts": 2, "num_experts_per_tok": 1, "use_mamba_kernels": False}, None),
     ],
-)  # fmt: skip
+)
 def test_limits_are_true(
     read: Callable[..., ModelFacts], tmp_path: Path, kind: str, entries: dict[str, Any], limit: int | None
 ) -> None:
@@ -251,10 +312,17 @@ def test_sentinels_are_no_limits(value: Any, limit: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "entries", "row"),
-    [("bert", SHAPE, None), ("fnet", SHAPE, 64), ("convbert", SHAPE, 64), ("deberta-v2", SHAPE, 64), ("big_bird", SHAPE, 64),
-     ("roformer", SHAPE, 64), ("llama", GQA, None),
-     ("gpt2", GPT2, None)],
-)  # fmt: skip
+    [
+        ("bert", SHAPE, None),
+        ("fnet", SHAPE, 64),
+        ("convbert", SHAPE, 64),
+        ("deberta-v2", SHAPE, 64),
+        ("big_bird", SHAPE, 64),
+        ("roformer", SHAPE, 64),
+        ("llama", GQA, None),
+        ("gpt2", GPT2, None),
+    ],
+)
 def test_rows_are_bounded_by_buffers(
     read: Callable[..., ModelFacts], kind: str, entries: dict[str, Any], row: int | None
 ) -> None:
@@ -262,20 +330,38 @@ def test_rows_are_bounded_by_buffers(
     assert read(kind, "hidden", **entries).max_row == row
 
 
-OPT = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128,
-       "word_embed_proj_dim": 64, "max_position_embeddings": 64}  # fmt: skip
+OPT = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 128,
+    "word_embed_proj_dim": 64,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "output", "entries", "packed"),
-    [("llama", "last-logits", GQA, ""), ("falcon", "last-logits", {**SHAPE, "alibi": False}, ""),
-     ("opt", "last-logits", OPT, "wrong"), ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64}, "wrong"),
-     ("xglm", "last-logits", {"vocab_size": 256, "d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, "wrong"),
-     ("bert", "hidden", SHAPE, ""), ("roberta", "pooled", {**SHAPE, "max_position_embeddings": 66}, ""),
-     ("bert", "scores", SHAPE, ""),
-     ("esm", "hidden", {**SHAPE, "pad_token_id": 1}, "raises"),
-     ("deberta", "hidden", SHAPE, "raises"), ("longformer", "hidden", {**SHAPE, "attention_window": [16, 16]}, "raises")],
-)  # fmt: skip
+    [
+        ("llama", "last-logits", GQA, ""),
+        ("falcon", "last-logits", {**SHAPE, "alibi": False}, ""),
+        ("opt", "last-logits", OPT, "wrong"),
+        ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64}, "wrong"),
+        (
+            "xglm",
+            "last-logits",
+            {"vocab_size": 256, "d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4},
+            "wrong",
+        ),
+        ("bert", "hidden", SHAPE, ""),
+        ("roberta", "pooled", {**SHAPE, "max_position_embeddings": 66}, ""),
+        ("bert", "scores", SHAPE, ""),
+        ("esm", "hidden", {**SHAPE, "pad_token_id": 1}, "raises"),
+        ("deberta", "hidden", SHAPE, "raises"),
+        ("longformer", "hidden", {**SHAPE, "attention_window": [16, 16]}, "raises"),
+    ],
+)
 def test_a_packed_row_is_asked_of_a_small_copy(
     read: Callable[..., ModelFacts], kind: str, output: str, entries: dict[str, Any], packed: str
 ) -> None:
@@ -302,13 +388,15 @@ def test_of_a_large_model_the_mask_is_asked(
     ("kind", "entries", "expected"),
     [
         ("gemma4_text", GEMMA4, {"head_dim": 32, "windows": (16,), "recurrent": False}),
-        ("falcon_h1", FALCON_H1, {"recurrent": True}), ("mamba", {"vocab_size": 256, "hidden_size": 64}, {"recurrent": True}),
-        ("mixtral", MOE, {"experts": 8, "recurrent": False}), ("llama", GQA, {"experts": 0, "windows": ()}),
+        ("falcon_h1", FALCON_H1, {"recurrent": True}),
+        ("mamba", {"vocab_size": 256, "hidden_size": 64}, {"recurrent": True}),
+        ("mixtral", MOE, {"experts": 8, "recurrent": False}),
+        ("llama", GQA, {"experts": 0, "windows": ()}),
         ("mistral", {**GQA, "sliding_window": 32}, {"windows": (32,)}),
         ("qwen2", {**GQA, "sliding_window": 32, "use_sliding_window": False}, {"windows": ()}),
         ("llama", {**GQA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"windows": (64,)}),
     ],
-)  # fmt: skip
+)
 def test_structure(
     read: Callable[..., ModelFacts], kind: str, entries: dict[str, Any], expected: dict[str, Any]
 ) -> None:
@@ -319,11 +407,20 @@ def test_structure(
 
 
 COUNTED = {
-    "llama": GQA, "gpt2": GPT2, "albert": {**SHAPE, "embedding_size": 32}, "bert": SHAPE, "deberta-v2": SHAPE, "mixtral": MOE,
-    "zamba2": ZAMBA2, "falcon": SHAPE, "opt": {**SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64}, "mpnet": SHAPE,
+    "llama": GQA,
+    "gpt2": GPT2,
+    "albert": {**SHAPE, "embedding_size": 32},
+    "bert": SHAPE,
+    "deberta-v2": SHAPE,
+    "mixtral": MOE,
+    "zamba2": ZAMBA2,
+    "falcon": SHAPE,
+    "opt": {**SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64},
+    "mpnet": SHAPE,
     "qwen3_moe": {**GQA, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
-    "gpt_neox": SHAPE, "bloom": {"vocab_size": 256, "hidden_size": 64, "n_layer": 2, "n_head": 4},
-}  # fmt: skip
+    "gpt_neox": SHAPE,
+    "bloom": {"vocab_size": 256, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+}
 
 
 @pytest.mark.parametrize("kind", COUNTED)
@@ -443,7 +540,7 @@ def test_a_hub_kernel_is_not_loaded_on_a_configs_word(tmp_path: Path, asked: Any
         ("llama", {**GQA, "num_attention_heads": 5}, "can't build a llama model|can't build such a model|does not run"),
         ("dpr", {**SHAPE, "architectures": ["DPRQuestionEncoder"]}, "gives no hidden states"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_run_on_ids_is_refused(
     read: Callable[..., ModelFacts], kind: str, entries: dict[str, Any], words: str
 ) -> None:
@@ -452,8 +549,16 @@ def test_what_does_not_run_on_ids_is_refused(
         read(kind, "pooled", **entries)
 
 
-@pytest.mark.parametrize("head", ["BertForTokenClassification", "RobertaForQuestionAnswering", "BertForMultipleChoice",
-                                  "BertForNextSentencePrediction", "ViTForImageClassification"])  # fmt: skip
+@pytest.mark.parametrize(
+    "head",
+    [
+        "BertForTokenClassification",
+        "RobertaForQuestionAnswering",
+        "BertForMultipleChoice",
+        "BertForNextSentencePrediction",
+        "ViTForImageClassification",
+    ],
+)
 def test_heads_that_are_not_served_are_refused(head: str) -> None:
     """Such a model is not measured as an embedding; its body is where the user asks for hidden states."""
     with pytest.raises(BadInput, match=f"{head}, and advisor does not run that head"):
@@ -466,11 +571,16 @@ def test_heads_that_are_not_served_are_refused(head: str) -> None:
         ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "is an adapter"),
         ({"adapter_config.json": "{}", "config.json": '{"model_type": "llama"}'}, "is an adapter"),
         ({"model.gguf": "GGUF", "config.json": '{"model_type": "llama"}'}, "as GGUF alone"),
-        ({"modules.json": '[{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]',
-          "0_Transformer/config.json": "{}"}, "with its transformer in 0_Transformer"),
+        (
+            {
+                "modules.json": '[{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]',
+                "0_Transformer/config.json": "{}",
+            },
+            "with its transformer in 0_Transformer",
+        ),
         ({"modules.json": '[{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]'}, "StaticEmbedding"),
     ],
-)  # fmt: skip
+)
 def test_other_forms_of_models_are_named(tmp_path: Path, files: dict[str, str], words: str) -> None:
     """An adapter, GGUF and a folder of modules are told as what they are, with what to do."""
     for name, text in files.items():
@@ -497,8 +607,16 @@ def test_an_old_folders_transformer_finds_its_pooling(tmp_path: Path) -> None:
 def test_facts_of_an_earlier_version_are_read(read: Callable[..., ModelFacts]) -> None:
     """Stored facts that lack what this version reads have defaults that refuse nothing."""
     payload = read("llama", "last-logits", **GQA).payload
-    new = ("experts", "recurrent", "windows", "takes_positions", "max_row",
-           "active_linear_parameters", "attention_width", "after_pooling")  # fmt: skip
+    new = (
+        "experts",
+        "recurrent",
+        "windows",
+        "takes_positions",
+        "max_row",
+        "active_linear_parameters",
+        "attention_width",
+        "after_pooling",
+    )
     old = ModelFacts.of({name: value for name, value in payload.items() if name not in new})
 
     assert (old.experts, old.recurrent, old.windows, old.max_row, old.after_pooling) == (0, False, (), None, ())

@@ -63,8 +63,11 @@ def _quietly(one_thread: None, offline: None) -> None:
 def test_the_oracle_knows_what_is_right(name: str) -> None:
     """The labels are what reading the classes says: the oracle can say both right and wrong."""
     found = {cell.layout for cell in cells(name) if cell.precision == "fp32" and not cell.label.failure}
-    labelled = {cell.layout for cell in cells(name) if cell.layout in found and not cell.label.is_right
-                and cell.precision == "fp32"}  # fmt: skip
+    labelled = {
+        cell.layout
+        for cell in cells(name)
+        if cell.layout in found and not cell.label.is_right and cell.precision == "fp32"
+    }
 
     assert labelled == set(KINDS[name].split())
     assert {"padded", "sorted"} <= found

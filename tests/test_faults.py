@@ -277,11 +277,31 @@ class Command:
         self.url, self.log = f"sqlite:///{folder}/{name}.db", folder / f"{name}.log"
         self.mark = f"ADVISOR_TEST={self.url}"
         environment = {
-            **os.environ, "ADVISOR_LOCK_DIR": str(folder), "ADVISOR_DATABASE_URL": self.url, "HF_HUB_OFFLINE": "1",
-            "ADVISOR_TEST": self.url, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "advisor", "tune", str(CAUSAL), "--lengths", "16,16", "--batch", "2",
-                   "--quality", "exact", "--trials", "9", "--device", "cpu"]  # fmt: skip
+            **os.environ,
+            "ADVISOR_LOCK_DIR": str(folder),
+            "ADVISOR_DATABASE_URL": self.url,
+            "HF_HUB_OFFLINE": "1",
+            "ADVISOR_TEST": self.url,
+            "ADVISOR_PLUGINS": "odd_choices",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'faults'}",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "advisor",
+            "tune",
+            str(CAUSAL),
+            "--lengths",
+            "16,16",
+            "--batch",
+            "2",
+            "--quality",
+            "exact",
+            "--trials",
+            "9",
+            "--device",
+            "cpu",
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

@@ -43,9 +43,10 @@ FACTS = ModelFacts(
 
 CODE = "__import__('os').system('touch pwned')"
 TEXTS = [
-    f"0){CODE}#\n{CODE}\n'\n{CODE}\n\"\"\"\n{CODE}\n\\\"\"\"\n{CODE}\n(", f"pwned or {CODE}",
+    f'0){CODE}#\n{CODE}\n\'\n{CODE}\n"""\n{CODE}\n\\"""\n{CODE}\n(',
+    f"pwned or {CODE}",
     "\x1b]0;pwned\x07\x1b[2J\x9b31m\r\u202epwned\u2066\u2028\u200f\x00",
-]  # fmt: skip
+]
 OTHERS: list[Any] = [-1, 2**62, True, None, "", [CODE], {CODE: CODE}, "NaN", "1e999"]
 #: What a column is besides.
 MORE: list[Any] = [10**30, 1e308, 0, [], {}, [[[]]], "Infinity", "-0.5", "x" * 100_000]
@@ -62,21 +63,40 @@ FORMS = {
     "show": ["show", "1.1"],
     "show json": ["show", "1.1", "--format", "json"],
     "export": ["export"],
-}  # fmt: skip
+}
 
 
 def measured(number: int, configuration: Configuration, speed: float) -> Trial:
     """Return a right trial with every kind of figure, reading and device state."""
     state = {"after_each_round": [{"clock_mhz": 2000.0, "load_1min": 1.0}], "discarded": ["the GPU was slowed down"]}
-    figures = (Measurement("tokens_per_s", "tokens/s", (speed, speed + 1, speed + 2), "search", state),
-               Measurement("round_s", "s", (1.0, 1.0)), Measurement("slowest_batch_s", "s", (0.5, 0.5)))  # fmt: skip
-    reading = {"attention": {"": "sdpa"}, "dtypes": {"float32": 1000}, "linears": {"Linear": 9}, "operators": ["aten::mm"],
-               "inputs": {"rows": 2, "mask": "2D"}}  # fmt: skip
+    figures = (
+        Measurement("tokens_per_s", "tokens/s", (speed, speed + 1, speed + 2), "search", state),
+        Measurement("round_s", "s", (1.0, 1.0)),
+        Measurement("slowest_batch_s", "s", (0.5, 0.5)),
+    )
+    reading = {
+        "attention": {"": "sdpa"},
+        "dtypes": {"float32": 1000},
+        "linears": {"Linear": 9},
+        "operators": ["aten::mm"],
+        "inputs": {"rows": 2, "mask": "2D"},
+    }
     return Trial(
-        number, configuration, configuration, Outcome.OK, "said", load_s=1.0, first_call_s=0.5, measure_s=2.0, wall_s=4.0,
-        peak_bytes=2**30, weight_bytes=2**20, reading=reading, measurements=figures,
+        number,
+        configuration,
+        configuration,
+        Outcome.OK,
+        "said",
+        load_s=1.0,
+        first_call_s=0.5,
+        measure_s=2.0,
+        wall_s=4.0,
+        peak_bytes=2**30,
+        weight_bytes=2**20,
+        reading=reading,
+        measurements=figures,
         quality=Quality(1e-5, 1e-4, 1e-9, 1.0, 64, 1.0, reference="fp32, eager", top10=None, cosine=None),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +229,11 @@ def one_look() -> Iterator[None]:
 def columns() -> list[tuple[str, str]]:
     """Return every column of every table but ids: those that say which row belongs to which are no payload."""
     return [
-        (table.name, column.name) for table in tables.METADATA.sorted_tables for column in table.columns
+        (table.name, column.name)
+        for table in tables.METADATA.sorted_tables
+        for column in table.columns
         if column.name != "id" and not column.foreign_keys
-    ]  # fmt: skip
+    ]
 
 
 def asked(path: tuple[Any, ...]) -> list[tuple[Any, str]]:

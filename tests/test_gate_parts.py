@@ -29,8 +29,15 @@ from advisor.workloads.forward import Forward  # noqa: E402
 
 LENGTHS = (7, 19, 5, 33, 12, 25, 8, 16)
 BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
-SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 64, "initializer_range": 0.15}  # fmt: skip
+SIZES = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.15,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -99,10 +106,15 @@ class Bench:
         workload = Forward(lengths, batch, output)
         self.session = Session(lambda _: None)
         self.request: dict[str, Any] = {
-            "source": source.request, "facts": self.facts, "workload": workload.payload, "device": "cpu", "uuid": "cpu",
-            "sample": workload.sample(self.facts["windows"]), "path": str(folder / "reference.pt"),
+            "source": source.request,
+            "facts": self.facts,
+            "workload": workload.payload,
+            "device": "cpu",
+            "uuid": "cpu",
+            "sample": workload.sample(self.facts["windows"]),
+            "path": str(folder / "reference.pt"),
             "configuration": dict(BASE.replaced(precision=precision)),
-        }  # fmt: skip
+        }
         self.reference = figures_torch.write_reference(self.session, self.request)
 
     def figures(self, more: dict[str, Any] | None = None, **choices: str) -> Quality:
@@ -129,8 +141,16 @@ class Bench:
 
 
 @pytest.mark.parametrize("packing", ["padded", "sorted", "packed"])
-@pytest.mark.parametrize(("model", "output"), [("llama", "last-logits"), ("llama", "all-logits"), ("mistral", "hidden"),
-                                               ("bert", "pooled"), ("roberta", "hidden")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "output"),
+    [
+        ("llama", "last-logits"),
+        ("llama", "all-logits"),
+        ("mistral", "hidden"),
+        ("bert", "pooled"),
+        ("roberta", "hidden"),
+    ],
+)
 def test_right_layouts_do_not_move_by_a_bit(
     models: dict[str, Any], tmp_path: Path, model: str, output: str, packing: str
 ) -> None:
@@ -148,10 +168,15 @@ def test_right_layouts_do_not_move_by_a_bit(
 
 @pytest.mark.parametrize(
     ("model", "output", "packing"),
-    [("llama", "last-logits", "packed-cached"), ("llama", "last-logits", "packed-2d-mask"),
-     ("llama", "all-logits", "packed-cu-seq-lens-only"), ("llama", "last-logits", "packed-two-rows"),
-     ("bert", "pooled", "packed-no-mask"), ("bert", "hidden", "packed-2d-mask")],
-)  # fmt: skip
+    [
+        ("llama", "last-logits", "packed-cached"),
+        ("llama", "last-logits", "packed-2d-mask"),
+        ("llama", "all-logits", "packed-cu-seq-lens-only"),
+        ("llama", "last-logits", "packed-two-rows"),
+        ("bert", "pooled", "packed-no-mask"),
+        ("bert", "hidden", "packed-2d-mask"),
+    ],
+)
 def test_documents_that_read_one_another_are_caught_in_bf16(
     models: dict[str, Any], tmp_path: Path, model: str, output: str, packing: str
 ) -> None:
@@ -198,9 +223,13 @@ def test_pads_that_are_found_by_their_id_are_probed_by_their_vectors(models: dic
 
 @pytest.mark.parametrize(
     ("model", "output", "lengths"),
-    [("recurrent_gemma", "last-logits", (60, 300, 120, 250)), ("recurrent_gemma", "hidden", (60, 300, 120, 250)),
-     ("mobilebert", "pooled", (8, 64, 20, 61)), ("bart", "last-logits", LENGTHS)],
-)  # fmt: skip
+    [
+        ("recurrent_gemma", "last-logits", (60, 300, 120, 250)),
+        ("recurrent_gemma", "hidden", (60, 300, 120, 250)),
+        ("mobilebert", "pooled", (8, 64, 20, 61)),
+        ("bart", "last-logits", LENGTHS),
+    ],
+)
 def test_right_ones_that_look_at_pads_or_count_them_are_right(
     models: dict[str, Any], tmp_path: Path, model: str, output: str, lengths: tuple[int, ...]
 ) -> None:

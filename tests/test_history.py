@@ -35,9 +35,24 @@ FLAGS = ["--lengths", "8,6", "--batch", "2", "--device", "cpu"]
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 SORTED, EAGER = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="eager")
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "float32", 2_100_000, 8_400_000, 1_500_000, 4, 256, 8, 2, 32, 2048, 2048,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "float32",
+    2_100_000,
+    8_400_000,
+    1_500_000,
+    4,
+    256,
+    8,
+    2,
+    32,
+    2048,
+    2048,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 
 #: Wide enough for whatever this machine does with two sequences of eight tokens.
 ANY_SPEED = (0.1, 0.2, 2000.0, 1e8, 2e8)
@@ -59,8 +74,10 @@ def here() -> Environment:
 
 def trial(configuration: Configuration, samples: tuple[float, ...] = (), **more: Any) -> Trial:
     """Return a trial, not numbered yet: of these speeds in tokens/s, or failed where there are none."""
-    state = {"after_each_round": [{"clock_mhz": 2000.0, "load_1min": 1.5}, {"clock_mhz": 2500.0, "load_1min": 0.5}],
-             "discarded": ["another process came to the GPU (pid 7)"]}  # fmt: skip
+    state = {
+        "after_each_round": [{"clock_mhz": 2000.0, "load_1min": 1.5}, {"clock_mhz": 2500.0, "load_1min": 0.5}],
+        "discarded": ["another process came to the GPU (pid 7)"],
+    }
     known: dict[str, Any] = {"outcome": Outcome.OK, "peak_bytes": 2**30, "weight_bytes": 2**23, "wall_s": 4.0}
     if samples:
         known["measurements"] = (
@@ -69,8 +86,13 @@ def trial(configuration: Configuration, samples: tuple[float, ...] = (), **more:
             Measurement("slowest_batch_s", "s", tuple(14 / sample for sample in samples)),
         )
         known["quality"] = Quality(1e-6, 1e-5, 1e-9, 1.0, 16, 1.0, reference="fp32, eager, one sequence at a time")
-        known["reading"] = {"attention": {"": "sdpa"}, "dtypes": {"float32": 2_100_000}, "linears": {"Linear": 29},
-                            "operators": [f"aten::operator_{n}" for n in range(40)], "inputs": {"rows": 2}}  # fmt: skip
+        known["reading"] = {
+            "attention": {"": "sdpa"},
+            "dtypes": {"float32": 2_100_000},
+            "linears": {"Linear": 29},
+            "operators": [f"aten::operator_{n}" for n in range(40)],
+            "inputs": {"rows": 2},
+        }
     else:
         known |= {"outcome": Outcome.TIMEOUT, "reason": "no result after 600 s"}
     known["effective"] = configuration if samples else None
@@ -90,8 +112,12 @@ def claimed(store: Store, study: int, trials: list[Trial]) -> Iterator[int]:
 def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
     """Write a study with these trials in order and return its id."""
     known: dict[str, Any] = {
-        "source": find_model(MODEL), "workload": WORKLOAD, "environment": here(), "objective": Objective(), **nouns,
-    }  # fmt: skip
+        "source": find_model(MODEL),
+        "workload": WORKLOAD,
+        "environment": here(),
+        "objective": Objective(),
+        **nouns,
+    }
     with Store.open(url, write=True) as store:
         study = store.open_study(**known, budget=Budget(60.0), seed=0)
         store.save_facts(known["source"], FACTS)
@@ -103,9 +129,12 @@ def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
 
 
 TRIALS = [
-    trial(DEFAULT, (1000.0, 990.0, 1010.0)), trial(SORTED, (1500.0, 1490.0, 1510.0)), trial(EAGER),
-    trial(DEFAULT, (2000.0,), phase="confirm", block=1), trial(SORTED, (2500.0,), phase="confirm", block=1),
-]  # fmt: skip
+    trial(DEFAULT, (1000.0, 990.0, 1010.0)),
+    trial(SORTED, (1500.0, 1490.0, 1510.0)),
+    trial(EAGER),
+    trial(DEFAULT, (2000.0,), phase="confirm", block=1),
+    trial(SORTED, (2500.0,), phase="confirm", block=1),
+]
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
@@ -134,8 +163,7 @@ def test_trials_are_listed_newest_study_first(url: str, capsys: pytest.CaptureFi
     assert [each["study"] for each in found] == [second, first]
     assert text.index(f"study {second} ·") < text.index(f"study {first} ·")
     (sorted_line,) = [line for line in text.splitlines() if line.startswith(f"{first}.1 ")]
-    assert sorted_line.split() == [f"{first}.1", "sdpa", "·", "fp32", "·", "sorted", "search",
-                                   "ok", "1,500", "1.50"]  # fmt: skip
+    assert sorted_line.split() == [f"{first}.1", "sdpa", "·", "fp32", "·", "sorted", "search", "ok", "1,500", "1.50"]
     assert f"{first}.2 eager · fp32 search timeout – –" in " ".join(text.split())
     # The blocks' own default is twice as fast as the search's.
     assert [each["ratio"] for each in found[1]["trials"]] == pytest.approx([1.25, 1.0, None, 1.5, 1.0])
@@ -197,11 +225,21 @@ def test_a_trial_is_shown_whole(url: str, capsys: pytest.CaptureFixture[str]) ->
     found = as_json(capsys, "show", f"{study}.1")
 
     for words in (
-        "requested", "attention sdpa, precision fp32, packing sorted",
-        "1,500 tokens/s (1,490 to 1,510, 3 samples)", "peak 1.0 GiB, weights 8 MiB", "rms 1.0e-06",
-        "aten::operator_0", "and 28 more", "2000 to 2500", "0.5 to 1.5", "1: another process came to the GPU (pid 7)",
-        "--lengths 8 --padding 0.12", "2,100,000 float32", str(here()), here().key,
-    ):  # fmt: skip
+        "requested",
+        "attention sdpa, precision fp32, packing sorted",
+        "1,500 tokens/s (1,490 to 1,510, 3 samples)",
+        "peak 1.0 GiB, weights 8 MiB",
+        "rms 1.0e-06",
+        "aten::operator_0",
+        "and 28 more",
+        "2000 to 2500",
+        "0.5 to 1.5",
+        "1: another process came to the GPU (pid 7)",
+        "--lengths 8 --padding 0.12",
+        "2,100,000 float32",
+        str(here()),
+        here().key,
+    ):
         assert words in " ".join(text.split()), words
     assert "aten::operator_30" not in text
     assert len(found["trial"]["reading"]["operators"]) == 40
@@ -222,8 +260,10 @@ def test_what_failed_and_what_was_taken_over_is_shown(url: str, capsys: pytest.C
 
 def test_gauges_are_told_as_ranges() -> None:
     """Figures of all rounds become a range, words are listed, and what could not be seen is left out."""
-    states = [{"power_w": 300.0, "clock_event_reasons": ["idle"], "foreign_processes": "not observable", "energy_j": 1.0},
-              {"power_w": 700.5, "clock_event_reasons": [], "foreign_processes": "not observable", "energy_j": 2.0}]  # fmt: skip
+    states = [
+        {"power_w": 300.0, "clock_event_reasons": ["idle"], "foreign_processes": "not observable", "energy_j": 1.0},
+        {"power_w": 700.5, "clock_event_reasons": [], "foreign_processes": "not observable", "energy_j": 2.0},
+    ]
     measured = Measurement("round_s", "s", (1.0, 1.0), device_state={"after_each_round": states, "discarded": []})
 
     assert device_words(measured) == {"power w": "300 to 700.5", "clock event reasons": "idle; none"}
@@ -320,7 +360,10 @@ def test_another_environment_is_refused(url: str, capsys: pytest.CaptureFixture[
 
 #: Command lines about trials that can't be done with this database, and words of the line they give.
 WRONG = {
-    "no id": (["show", "seven"], "a trial's id is STUDY.NUMBER, for example 3.7, not 'seven' (advisor trials lists them)"),
+    "no id": (
+        ["show", "seven"],
+        "a trial's id is STUDY.NUMBER, for example 3.7, not 'seven' (advisor trials lists them)",
+    ),
     "half an id": (["show", "7"], "not '7'"),
     "an id of more": (["reproduce", "1.2.3"], "not '1.2.3'"),
     "no such study": (["show", "77.0"], "there is no study 77 (advisor trials lists them)"),
@@ -339,17 +382,22 @@ WRONG = {
     "import of nothing": (["import", "./nowhere"], "./nowhere can't be read: No such file or directory"),
     "import of a directory": (["import", "/"], "/ can't be read: Is a directory"),
     "show as python": (["show", "1.0", "--format", "python"], "--format: invalid choice: 'python'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_can_not_be_done_is_told_in_one_line(url: str, capsys: pytest.CaptureFixture[str], case: str) -> None:
     """Unknown ids, trials that can't be run again, and files that are none end with status 2 and one line."""
     arguments, words = WRONG[case]
-    studied(url, [
-        trial(DEFAULT, ANY_SPEED), trial(SORTED, (1.0,), outcome=Outcome.PRUNED),
-        trial(SORTED, (1.0,), outcome=Outcome.WRONG_OUTPUT), trial(SORTED, outcome=Outcome.RUNNING),
-    ])  # fmt: skip
+    studied(
+        url,
+        [
+            trial(DEFAULT, ANY_SPEED),
+            trial(SORTED, (1.0,), outcome=Outcome.PRUNED),
+            trial(SORTED, (1.0,), outcome=Outcome.WRONG_OUTPUT),
+            trial(SORTED, outcome=Outcome.RUNNING),
+        ],
+    )
     assert run(arguments) == 2
     streams = capsys.readouterr()
 

@@ -29,10 +29,24 @@ from advisor.objective import Objective, Tier
 from advisor.trial import Outcome, Quality, Trial
 
 LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=1000, parameter_bytes=2000,
-    linear_parameters=900, layers=2, hidden_size=64, heads=4, kv_heads=4, head_dim=16, vocabulary=256, max_positions=64,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    checkpoint_dtype="bfloat16",
+    parameters=1000,
+    parameter_bytes=2000,
+    linear_parameters=900,
+    layers=2,
+    hidden_size=64,
+    heads=4,
+    kv_heads=4,
+    head_dim=16,
+    vocabulary=256,
+    max_positions=64,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 MIXTRAL = replace(LLAMA, architecture="MixtralForCausalLM", model_type="mixtral", experts=8)
 FP32_LLAMA = replace(LLAMA, checkpoint_dtype="float32")
 
@@ -44,8 +58,15 @@ def figures(rms: float, kl: float | None = None, **more: object) -> Quality:
     return Quality(rms, rms * 5, kl, **{"top1": None, "positions": 64, "reference": REFERENCE, **more})
 
 
-def trial(quality: Quality | None, *, precision: str = "bf16", quantization: str = "none", packing: str = "padded",
-          attention: str = "sdpa", outcome: Outcome = Outcome.OK) -> Trial:  # fmt: skip
+def trial(
+    quality: Quality | None,
+    *,
+    precision: str = "bf16",
+    quantization: str = "none",
+    packing: str = "padded",
+    attention: str = "sdpa",
+    outcome: Outcome = Outcome.OK,
+) -> Trial:
     """Return a trial that ran and was timed."""
     ran = Configuration.of(
         {"attention": attention, "precision": precision, "quantization": quantization, "packing": packing}
@@ -124,8 +145,13 @@ def test_what_reads_its_pads_by_design_is_right_where_they_are_neutral() -> None
         said(figures(0.0, 0.0, pads=3.5e-3, layout=1e-8, layout_pads=3.4e-3)) == ()
     )  # in a long text it weighs little
     assert said(figures(0.0, 0.0, **read, layout_pads=0.5), facts=MIXTRAL) != ()  # others go to other experts
-    for more in ({"layout_pads": 0.0}, {"layout_pads": None}, {"layout_pads": 1e-3}, {"layout_pads": 0.5, "layout": 0.2},
-                 {"layout_pads": 0.5, "layout": None}):  # fmt: skip
+    for more in (
+        {"layout_pads": 0.0},
+        {"layout_pads": None},
+        {"layout_pads": 1e-3},
+        {"layout_pads": 0.5, "layout": 0.2},
+        {"layout_pads": 0.5, "layout": None},
+    ):
         assert "reads its pads" in said(figures(0.0, 0.0, **{**read, **more}))[0]
 
 
@@ -167,10 +193,13 @@ def test_every_limit_of_a_lossy_tier_is_one(tier: Tier) -> None:
     good = figures(0.5, limits.kl, top1=limits.top1, perplexity_ratio=limits.perplexity_ratio)
     embedding = figures(0.5, cosine=limits.cosine, top10=limits.top10)
     broken = [
-        replace(good, kl=limits.kl * 1.01), replace(good, top1=limits.top1 * 0.99),
-        replace(good, perplexity_ratio=limits.perplexity_ratio * 1.01), replace(embedding, cosine=limits.cosine * 0.99),
-        replace(embedding, top10=limits.top10 * 0.99), figures(limits.rms * 1.01),
-    ]  # fmt: skip
+        replace(good, kl=limits.kl * 1.01),
+        replace(good, top1=limits.top1 * 0.99),
+        replace(good, perplexity_ratio=limits.perplexity_ratio * 1.01),
+        replace(embedding, cosine=limits.cosine * 0.99),
+        replace(embedding, top10=limits.top10 * 0.99),
+        figures(limits.rms * 1.01),
+    ]
     ran = {
         Tier.DTYPE: {"precision": "bf16"},
         Tier.EIGHT_BIT: {"quantization": "int8"},

@@ -35,11 +35,24 @@ SHIPPED = ROOT / "tests" / "landscapes"
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
 FREE_BYTES = 130 * 2**30
 FACTS = ModelFacts(
-    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=1_236_000_000,
-    parameter_bytes=2_472_000_000, linear_parameters=1_235_000_000, layers=16, hidden_size=2048, heads=32, kv_heads=8,
-    head_dim=64, vocabulary=128256, max_positions=8192, supports_sdpa=True, supports_flash=True, switches_attention=True,
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    checkpoint_dtype="bfloat16",
+    parameters=1_236_000_000,
+    parameter_bytes=2_472_000_000,
+    linear_parameters=1_235_000_000,
+    layers=16,
+    hidden_size=2048,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    vocabulary=128256,
+    max_positions=8192,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
     default_attention="sdpa",
-)  # fmt: skip
+)
 WORKLOAD = Forward((512, 100, 300, 40, 512, 200, 30, 350), 4)
 OBJECTIVE = Objective(quality=Tier.EXACT)
 QUALITY = Quality(rms=0.06, maximum=0.4, kl=0.003, top1=0.99, positions=400, reference="fp32, eager")
@@ -59,8 +72,17 @@ def made(seed: int = 0) -> Landscape:
         round_s = 0.2 * relative * math.exp(sum(factors[item] for item in c.over(KNOBS)))
         samples = tuple(round_s * math.exp(drawn.gauss(0, 0.005)) for _ in range(10))
         trials.append(timed(number, c, samples))
-    return Landscape("made/up", "0123456789abcdef", FACTS, WORKLOAD, H200, OBJECTIVE, space.baseline, tuple(trials),
-                     {"command": "none: made up by a test"})  # fmt: skip
+    return Landscape(
+        "made/up",
+        "0123456789abcdef",
+        FACTS,
+        WORKLOAD,
+        H200,
+        OBJECTIVE,
+        space.baseline,
+        tuple(trials),
+        {"command": "none: made up by a test"},
+    )
 
 
 def timed(number: int, configuration: Configuration, samples: tuple[float, ...], **other: object) -> Trial:
@@ -70,9 +92,18 @@ def timed(number: int, configuration: Configuration, samples: tuple[float, ...],
         Measurement("slowest_batch_s", "s", tuple(s * 0.6 for s in samples)),
         Measurement("tokens_per_s", "tokens/s", tuple(WORKLOAD.tokens / s for s in samples)),
     )
-    values = {"effective": configuration, "wall_s": 12 + 15 * samples[0], "load_s": 3.5, "first_call_s": samples[0] * 2,
-              "measure_s": sum(samples), "peak_bytes": 3 * 2**30, "weight_bytes": 2_472_000_000, "quality": QUALITY,
-              "measurements": measurements, **other}  # fmt: skip
+    values = {
+        "effective": configuration,
+        "wall_s": 12 + 15 * samples[0],
+        "load_s": 3.5,
+        "first_call_s": samples[0] * 2,
+        "measure_s": sum(samples),
+        "peak_bytes": 3 * 2**30,
+        "weight_bytes": 2_472_000_000,
+        "quality": QUALITY,
+        "measurements": measurements,
+        **other,
+    }
     return Trial(number=number, requested=configuration, outcome=Outcome.OK, **values)  # type: ignore[arg-type]
 
 
@@ -104,11 +135,16 @@ def test_folder_without_landscapes_is_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", '{"format": 2}', '{"format": 1}', json.dumps({**LANDSCAPE.payload, "rows": [{}]}),
-     json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"][1:]}),
-     json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"] * 2})],
+    [
+        "{",
+        '{"format": 2}',
+        '{"format": 1}',
+        json.dumps({**LANDSCAPE.payload, "rows": [{}]}),
+        json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"][1:]}),
+        json.dumps({**LANDSCAPE.payload, "rows": LANDSCAPE.payload["rows"] * 2}),
+    ],
     ids=["no JSON", "another format", "nothing in it", "an empty row", "no default", "everything twice"],
-)  # fmt: skip
+)
 def test_broken_file_is_named(tmp_path: Path, text: str) -> None:
     """What is no landscape is refused with one line that names the file."""
     (tmp_path / "bad.json").write_text(text)
@@ -127,8 +163,15 @@ def test_study_becomes_a_landscape() -> None:
         model_name, facts, workload, environment, objective = "made/up", FACTS, WORKLOAD, H200, OBJECTIVE
 
     default, second, third = (trial.requested for trial in LANDSCAPE.trials[:3])
-    pretended = replace(LANDSCAPE.trials[2], number=4, effective=default, quality=None, peak_bytes=None, reused_from=0,
-                        reason="asked for one, but the other ran")  # fmt: skip
+    pretended = replace(
+        LANDSCAPE.trials[2],
+        number=4,
+        effective=default,
+        quality=None,
+        peak_bytes=None,
+        reused_from=0,
+        reason="asked for one, but the other ran",
+    )
     trials = [
         replace(LANDSCAPE.trials[0], reading={"long": "evidence"}),
         Trial(1, second, None, Outcome.RUNTIME_ERROR, reason="for a moment", wall_s=5.0),
@@ -140,8 +183,10 @@ def test_study_becomes_a_landscape() -> None:
     found = Landscape.of_study(Record(), trials, architecture_key="key", provenance={"date": "today"})
 
     assert [(t.number, t.requested, t.outcome) for t in found.trials] == [
-        (0, default, Outcome.OK), (1, second, Outcome.OK), (2, third, Outcome.OK)
-    ]  # fmt: skip
+        (0, default, Outcome.OK),
+        (1, second, Outcome.OK),
+        (2, third, Outcome.OK),
+    ]
     assert found.baseline == default
     assert found.trials[0].reading == {}
     assert found.trials[2].quality == QUALITY

@@ -26,8 +26,10 @@ ROOT = Path(__file__).parents[1]
 
 #: What a worker is asked where only its process matters.
 FACTS: dict[str, Any] = {
-    "op": "facts", "source": find_model(str(ROOT / "tests" / "models" / "causal")).request, "workload": Forward((8,), 1).payload,
-}  # fmt: skip
+    "op": "facts",
+    "source": find_model(str(ROOT / "tests" / "models" / "causal")).request,
+    "workload": Forward((8,), 1).payload,
+}
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 

@@ -54,10 +54,14 @@ FILES: dict[str, tuple[str, str, str | bytes]] = {
     "blank lines": ("a.txt", "", "\n\n".join([*TEXTS, ""])),
     "strings": ("a.jsonl", "", rows(*TEXTS)),
     "prompts": ("a.jsonl", "", rows(*({"id": 1, "prompt": text} for text in TEXTS))),
-    "every entry": ("a.jsonl", "", rows({"text": TEXTS[0]}, {"prompt": TEXTS[1]}, {"content": TEXTS[2]}, {"input": TEXTS[3]})),
+    "every entry": (
+        "a.jsonl",
+        "",
+        rows({"text": TEXTS[0]}, {"prompt": TEXTS[1]}, {"content": TEXTS[2]}, {"input": TEXTS[3]}),
+    ),
     "a table": ("a.csv", ":text", "id,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(TEXTS))),
     "an upper-case name": ("a.TXT", "", "\n".join(TEXTS)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -153,7 +157,9 @@ def test_what_was_stored_before_samples_is_looked_for(tmp_path: Path, source: Mo
     everything = lengths_from(file, source, 2048).lengths
 
     assert list(earlier(file, source, 2048, 64, first=True)) == [
-        ("the whole file", everything), ("the first 64 texts of the file", everything[:64])]  # fmt: skip
+        ("the whole file", everything),
+        ("the first 64 texts of the file", everything[:64]),
+    ]
     assert [words for words, _ in earlier(file, source, 2048, 64, first=False)] == ["the whole file"]
     assert list(earlier(file, source, 2048, 300, first=True)) == []
 
@@ -196,17 +202,27 @@ BROKEN: dict[str, tuple[str, str, str | bytes | None, str]] = {
     "an object without text": ("a.jsonl", "", '{"words": 1}\n', "line 1: no key of it holds a text: words"),
     "a null": ("a.jsonl", "", '{"text": null}\n', "has no text"),
     "an empty chat": ("a.jsonl", "", "[]\n", "has no text"),
-    "a chat with a picture": ("a.jsonl", "", '[{"content": [{"type": "image_url"}]}]\n', "line 1: a message holds a part"),
+    "a chat with a picture": (
+        "a.jsonl",
+        "",
+        '[{"content": [{"type": "image_url"}]}]\n',
+        "line 1: a message holds a part",
+    ),
     "no text": ("a.txt", "", b"good\n\xff\xfe\n", "line 2: this is no UTF-8 text"),
     "no text in JSON": ("a.jsonl", "", b'"good"\n"\xff"\n', "line 2: this is no UTF-8 text"),
     "no text in a table": ("a.csv", ":a", b"a\ngood\n\xff\n", "line 3: this is no UTF-8 text"),
-    "no column named": ("a.csv", "", "a,b\n1,2\n", "line 2: which of its keys is the text? a, b (name one as FILE:KEY)"),
+    "no column named": (
+        "a.csv",
+        "",
+        "a,b\n1,2\n",
+        "line 2: which of its keys is the text? a, b (name one as FILE:KEY)",
+    ),
     "another column": ("a.csv", ":c", "a,b\n1,2\n", "has no column 'c' (its columns: a, b)"),
     "an empty table": ("a.csv", ":a", "", "it is empty"),
     "a table of a head": ("a.csv", ":a", "a,b\n", "has no text"),
     "a short row": ("a.csv", ":b", "a,b\n1,2\n3\n", "line 3: there is no column 'b'"),
     "an open quote": ("a.csv", ":b", 'a,b\n1,"2\n', "line 2: unexpected end"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

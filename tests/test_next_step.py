@@ -21,18 +21,44 @@ from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
 from advisor.workloads.forward import Forward
 
-H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
-                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+H200 = Environment(
+    "cuda",
+    "NVIDIA H200",
+    (9, 0),
+    150 * 10**9,
+    "580.95.05",
+    "13.0",
+    packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
+)
 LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
-ONLY = (("attention", ("sdpa",)), ("packing", ("packed", "padded", "sorted")), ("precision", ("bf16",)),
-        ("quantization", ("none",)))  # fmt: skip
+ONLY = (
+    ("attention", ("sdpa",)),
+    ("packing", ("packed", "padded", "sorted")),
+    ("precision", ("bf16",)),
+    ("quantization", ("none",)),
+)
 OBJECTIVE = Objective(Tier.EXACT, only=ONLY)
 JOB = Job(SOURCE, WORKLOAD, OBJECTIVE, Budget(), Machine(H200, "host", "GPU-1", 0, 140 * 10**9))
 SPACE = build_space(LLAMA, WORKLOAD, H200, OBJECTIVE, 140 * 10**9)

@@ -272,8 +272,11 @@ def test_tiers_and_outcomes_are_ordered() -> None:
     assert Tier.worst(Tier.DTYPE, Tier.FOUR_BIT, Tier.EXACT) == Tier.FOUR_BIT
     assert [tier.rank for tier in Tier] == [0, 1, 2, 3]
     assert {outcome for outcome in Outcome if not outcome.is_failure} == {
-        Outcome.RUNNING, Outcome.OK, Outcome.PRUNED, Outcome.CUT,
-    }  # fmt: skip
+        Outcome.RUNNING,
+        Outcome.OK,
+        Outcome.PRUNED,
+        Outcome.CUT,
+    }
 
 
 def test_errors_are_one_line() -> None:

@@ -15,8 +15,15 @@ import pytest
 
 from advisor.cli import run
 
-SMALL = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 64, "initializer_range": 0.12}  # fmt: skip
+SMALL = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.12,
+}
 
 SHORT = ["--lengths", "48", "--padding", "0.4", "--batch", "4", "--batches", "2", "--device", "cpu", "--blocks", "0"]
 
@@ -66,9 +73,19 @@ def test_a_batch_of_one_is_right_where_padding_is_not(tuned: Callable[..., Any])
 
 def test_decoders_without_positions_are_padded_on_the_right(tuned: Callable[..., Any]) -> None:
     """BART's decoder counts positions itself: padded on the right it is exact, and so it is padded."""
-    config = {"model_type": "bart", "architectures": ["BartForCausalLM"], "vocab_size": 300, "d_model": 64, "decoder_layers": 2,
-              "decoder_attention_heads": 4, "decoder_ffn_dim": 128, "max_position_embeddings": 256, "is_decoder": True,
-              "is_encoder_decoder": False, "init_std": 0.12}  # fmt: skip
+    config = {
+        "model_type": "bart",
+        "architectures": ["BartForCausalLM"],
+        "vocab_size": 300,
+        "d_model": 64,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 128,
+        "max_position_embeddings": 256,
+        "is_decoder": True,
+        "is_encoder_decoder": False,
+        "init_std": 0.12,
+    }
     status, answer = tuned(config, "--trials", "1")
 
     assert status == 0
@@ -78,8 +95,13 @@ def test_decoders_without_positions_are_padded_on_the_right(tuned: Callable[...,
 
 def test_a_leak_is_caught_however_little_it_weighs(tuned: Callable[..., Any]) -> None:
     """BioGPT drawn at 0.02: packed documents read one another, by less than bf16 rounds. It is never offered."""
-    config = {**SMALL, "model_type": "biogpt", "architectures": ["BioGptForCausalLM"], "initializer_range": 0.02,
-              "dtype": "bfloat16"}  # fmt: skip
+    config = {
+        **SMALL,
+        "model_type": "biogpt",
+        "architectures": ["BioGptForCausalLM"],
+        "initializer_range": 0.02,
+        "dtype": "bfloat16",
+    }
     only = ["--only", "attention=sdpa", "--only", "packing=packed", "--only", "precision=bf16", "--ignore-rule", "P22"]
     _, answer = tuned(config, "--trials", "2", "--objective", "memory", "--quality", "exact", *only)
 
@@ -91,9 +113,20 @@ def test_a_leak_is_caught_however_little_it_weighs(tuned: Callable[..., Any]) ->
 @pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), -1])
 def test_long_texts_at_the_end_of_a_list_are_judged(tuned: Callable[..., Any], order: int) -> None:
     """ModernBERT packed loses its window beyond it: wrong wherever in the list the long texts are, by rule or by the gate."""
-    config = {**SMALL, "model_type": "modernbert", "architectures": ["ModernBertModel"], "num_hidden_layers": 4,
-              "max_position_embeddings": 128, "local_attention": 32, "global_attn_every_n_layers": 2, "pad_token_id": 0,
-              "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    config = {
+        **SMALL,
+        "model_type": "modernbert",
+        "architectures": ["ModernBertModel"],
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 128,
+        "local_attention": 32,
+        "global_attn_every_n_layers": 2,
+        "pad_token_id": 0,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     lengths = ([14, 15, 16, 16] * 40 + [80, 96] * 8)[::order]
     work = ["--lengths", ",".join(map(str, lengths)), "--batch", "16", "--device", "cpu", "--blocks", "0"]
     only = ["--only", "attention=sdpa", "--only", "packing=packed,padded", "--ignore-rule", "P24"]
@@ -106,9 +139,18 @@ def test_long_texts_at_the_end_of_a_list_are_judged(tuned: Callable[..., Any], o
 
 def test_rounding_that_sends_tokens_to_other_experts_is_not_called_wrong(tuned: Callable[..., Any]) -> None:
     """A mixture of experts in bf16 is off by more than dense models are, in every right configuration alike."""
-    config = {**SMALL, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_hidden_layers": 8,
-              "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None,
-              "initializer_range": 0.15, "dtype": "bfloat16"}  # fmt: skip
+    config = {
+        **SMALL,
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+        "initializer_range": 0.15,
+        "dtype": "bfloat16",
+    }
     only = ["--only", "attention=sdpa,eager", "--only", "precision=bf16", "--only", "packing=padded,sorted"]
     status, answer = tuned(config, "--trials", "4", "--quality", "exact", *only)
 
@@ -126,9 +168,18 @@ def test_rounding_that_sends_tokens_to_other_experts_is_not_called_wrong(tuned: 
 def test_fp32_is_within_a_reference_in_fp32(tuned: Callable[..., Any]) -> None:
     """A checkpoint's quantisation does not make its reference coarser: fp32 is nearest to right, and is not called wrong."""
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [32, 32]}
-    config = {**SMALL, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_key_value_heads": 2,
-              "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "dtype": "bfloat16",
-              "quantization_config": fp8}  # fmt: skip
+    config = {
+        **SMALL,
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "dtype": "bfloat16",
+        "quantization_config": fp8,
+    }
     only = ["--only", "attention=eager", "--only", "packing=padded"]
     _, answer = tuned(config, "--trials", "3", "--quality", "exact", *only)
 

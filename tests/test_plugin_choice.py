@@ -159,9 +159,15 @@ LOSSY = [*FLAGS[:-1], "8bit"]
 
 #: What is left to be tried beside the default.
 ONLY = [
-    "--only", "attention=sdpa,made-up-backend", "--only", "quantization=none,made-up-8bit", "--only", "packing=padded",
-    "--only", "precision=fp32",
-]  # fmt: skip
+    "--only",
+    "attention=sdpa,made-up-backend",
+    "--only",
+    "quantization=none,made-up-8bit",
+    "--only",
+    "packing=padded",
+    "--only",
+    "precision=fp32",
+]
 
 SCHEME, BACKEND = "made-up-8bit", "made-up-backend"
 

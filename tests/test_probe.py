@@ -216,9 +216,16 @@ def test_two_gpus(on: Answers) -> None:
     environment = found[0]["environment"]
     packages = environment.pop("packages")
     assert environment == {
-        "device": "cuda", "device_name": "NVIDIA H200", "compute_capability": [9, 0], "memory_bytes": 150754820096,
-        "driver": "580.95.05", "cuda": "13.0", "mig_profile": None, "power_limit_w": 700, "threads": 0,
-    }  # fmt: skip
+        "device": "cuda",
+        "device_name": "NVIDIA H200",
+        "compute_capability": [9, 0],
+        "memory_bytes": 150754820096,
+        "driver": "580.95.05",
+        "cuda": "13.0",
+        "mig_profile": None,
+        "power_limit_w": 700,
+        "threads": 0,
+    }
     assert packages["torch"] == "2.11.0+cu130"
     assert found[0]["free_bytes"] == 150754820096 - 500000000
     assert {machine["problem"] for machine in found} == {""}
@@ -286,8 +293,12 @@ def test_an_nvml_that_refuses(on: Answers) -> None:
     (machine,) = on("[asdict(m) for m in probe.machines()[:-1]]", FAKE_NVML="refuses")
 
     assert {name for name, value in gpu.items() if value is None} == {
-        "compute_capability", "memory_bytes", "free_bytes", "power_limit_w", "mig_profile",
-    }  # fmt: skip
+        "compute_capability",
+        "memory_bytes",
+        "free_bytes",
+        "power_limit_w",
+        "mig_profile",
+    }
     assert set(reading.values()) == {NOT_OBSERVABLE}
     assert machine["environment"]["memory_bytes"] > 0
 
@@ -325,9 +336,13 @@ def test_gauges_of_a_gpu(on: Answers) -> None:
     reading = on("Gauges('GPU-bbbb1111').read()", FAKE_NVML="h200x2", FAKE_EVENTS="0x44")
 
     assert {name: value for name, value in reading.items() if name != "foreign_processes"} == {
-        "sm_clock_mhz": 1980, "memory_clock_mhz": 3201, "temperature_c": 41, "power_w": 123.456, "energy_j": 5000.0,
+        "sm_clock_mhz": 1980,
+        "memory_clock_mhz": 3201,
+        "temperature_c": 41,
+        "power_w": 123.456,
+        "energy_j": 5000.0,
         "clock_event_reasons": ["sw_power_cap", "hw_thermal_slowdown"],
-    }  # fmt: skip
+    }
 
 
 def test_gauges_on_an_older_driver(on: Answers) -> None:
@@ -473,5 +488,6 @@ def test_hidden_gpus(on: Answers) -> None:
     """A GPU's index is the one that torch will give it, and hidden GPUs are refused by what hides them."""
     assert on(MACHINES, FAKE_NVML="h200x2", CUDA_VISIBLE_DEVICES="1") == [[0, "GPU-bbbb1111", "", ""]]
     assert on("[len(probe.machines()), refused('cuda')]", FAKE_NVML="h200x2", CUDA_VISIBLE_DEVICES="") == [
-        1, "cuda: CUDA_VISIBLE_DEVICES= hides this machine's GPUs",
-    ]  # fmt: skip
+        1,
+        "cuda: CUDA_VISIBLE_DEVICES= hides this machine's GPUs",
+    ]

@@ -22,11 +22,25 @@ GOLDEN = Path(__file__).parent / "environments"
 MACHINES = {path.stem: Environment.of(json.loads(path.read_text())) for path in sorted(GOLDEN.glob("*.json"))}
 
 LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=8_030_261_248,
-    parameter_bytes=16_060_522_496, linear_parameters=7_504_658_432, layers=32, hidden_size=4096, heads=32, kv_heads=8,
-    head_dim=128, vocabulary=128256, max_positions=131072, supports_sdpa=True, supports_flash=True,
-    switches_attention=True, default_attention="sdpa", layer_types=("full_attention",),
-)  # fmt: skip
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    checkpoint_dtype="bfloat16",
+    parameters=8_030_261_248,
+    parameter_bytes=16_060_522_496,
+    linear_parameters=7_504_658_432,
+    layers=32,
+    hidden_size=4096,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocabulary=128256,
+    max_positions=131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+    layer_types=("full_attention",),
+)
 
 MODELS = {
     "llama": LLAMA,
@@ -178,7 +192,7 @@ ADMISSIBLE = [
     ("a100-mig-1g.10gb", "llama", "padded", FLASH | {"packing": "packed"}),
     ("cpu", "llama", "padded", {}),
     ("cpu", "llama-fp32", "padded", {"precision": "fp32", "packing": "packed"}),
-]  # fmt: skip
+]
 
 
 def situation(machine: str, model: str, workload: str, choices: dict[str, str]) -> Situation:

@@ -43,10 +43,24 @@ DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantizat
 BLOOM = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}
 OTHERS = {
     "bloom": BLOOM,
-    "falcon": {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64},
-    "opt": {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64,
-            "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
-}  # fmt: skip
+    "falcon": {
+        "model_type": "falcon",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    },
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        "ffn_dim": 64,
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 32,
+    },
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,9 +192,14 @@ def last_lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     code = "import runpy, sys\nfor name in sys.argv[1:]:\n    runpy.run_path(f'{name}.py', run_name='__main__')\n    print('end')"
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *packings], capture_output=True, text=True, cwd=folder, check=False, timeout=240,
+        [sys.executable, "-c", code, *packings],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+        timeout=240,
         env={**variables, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     printed = done.stdout.split("end\n")[:-1]
     return {packing: text.splitlines()[-1] for packing, text in zip(packings, printed, strict=True)}
@@ -268,10 +287,25 @@ def test_a_quantised_script_quantises(path: str) -> None:
 
 
 NAMES = [
-    "it's", 'say "x"', '"""', "'''", "back\\slash", "ends in \\", 'ends in "', "two\nlines", "\\N{BULLET}", "\\u12",
-    "tab\tand\rreturn", '"""\nimport os\nos.abort()\n"""', "'); raise SystemExit('", "{braces}", "%s", "模型", "\udce9",
+    "it's",
+    'say "x"',
+    '"""',
+    "'''",
+    "back\\slash",
+    "ends in \\",
+    'ends in "',
+    "two\nlines",
+    "\\N{BULLET}",
+    "\\u12",
+    "tab\tand\rreturn",
+    '"""\nimport os\nos.abort()\n"""',
+    "'); raise SystemExit('",
+    "{braces}",
+    "%s",
+    "模型",
+    "\udce9",
     "\u2028raise SystemExit",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

@@ -122,8 +122,9 @@ def measured(number: int, configuration: Configuration, tokens_per_s: float, **o
     return Trial(number, configuration, configuration, Outcome.OK, measurements=(speed,), **other)  # type: ignore[arg-type]
 
 
-def failed(number: int, configuration: Configuration, outcome: Outcome = Outcome.RUNTIME_ERROR,
-           **other: object) -> Trial:  # fmt: skip
+def failed(
+    number: int, configuration: Configuration, outcome: Outcome = Outcome.RUNTIME_ERROR, **other: object
+) -> Trial:
     """Return a trial that nothing came of."""
     return Trial(number, configuration, None, outcome, reason="it broke", **other)  # type: ignore[arg-type]
 

@@ -34,18 +34,49 @@ TESTS = Path(__file__).parent
 H200 = Environment.of(json.loads((TESTS / "environments" / "h200.json").read_text()))
 H100 = replace(H200, device_name="NVIDIA H100 80GB HBM3", memory_bytes=85_520_809_984)
 LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM", model_type="llama", checkpoint_dtype="bfloat16", parameters=1_236_000_000,
-    parameter_bytes=2_472_000_000, linear_parameters=1_235_000_000, layers=16, hidden_size=2048, heads=32, kv_heads=8,
-    head_dim=64, vocabulary=128256, max_positions=131072, supports_sdpa=True, supports_flash=True, switches_attention=True,
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    checkpoint_dtype="bfloat16",
+    parameters=1_236_000_000,
+    parameter_bytes=2_472_000_000,
+    linear_parameters=1_235_000_000,
+    layers=16,
+    hidden_size=2048,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    vocabulary=128256,
+    max_positions=131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
     default_attention="sdpa",
-)  # fmt: skip
+)
 ROBERTA = ModelFacts(
-    architecture="RobertaModel", model_type="roberta", checkpoint_dtype="float32", parameters=355_000_000,
-    parameter_bytes=1_420_000_000, linear_parameters=302_000_000, layers=24, hidden_size=1024, heads=16, kv_heads=16,
-    head_dim=64, vocabulary=50265, max_positions=514, supports_sdpa=True, supports_flash=True, switches_attention=True,
-    default_attention="sdpa", accepts=("attention_mask", "position_ids", "cu_seq_lens_q"), supports_flex=True,
-    is_causal=False, position_offset=2, pooling="mean", fused_encoder=True,
-)  # fmt: skip
+    architecture="RobertaModel",
+    model_type="roberta",
+    checkpoint_dtype="float32",
+    parameters=355_000_000,
+    parameter_bytes=1_420_000_000,
+    linear_parameters=302_000_000,
+    layers=24,
+    hidden_size=1024,
+    heads=16,
+    kv_heads=16,
+    head_dim=64,
+    vocabulary=50265,
+    max_positions=514,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+    accepts=("attention_mask", "position_ids", "cu_seq_lens_q"),
+    supports_flex=True,
+    is_causal=False,
+    position_offset=2,
+    pooling="mean",
+    fused_encoder=True,
+)
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "torch_varlen")
 
 
@@ -131,13 +162,15 @@ class Made:
         pairs = {pair: drawn.gauss(0, error / 3) for pair in combinations(items, 2)}
         level = 10 ** drawn.uniform(2, 6) * space.costs[space.baseline]
         speed = {
-            c: level / space.costs[c] * math.exp(
+            c: level
+            / space.costs[c]
+            * math.exp(
                 sum(single[item] for item in c.over(KNOBS))
                 + sum(pairs[pair] for pair in combinations(sorted(c.over(KNOBS)), 2))
                 + drawn.gauss(0, 0.03)
             )
             for c in everything
-        }  # fmt: skip
+        }
         return cls(space, speed, 10 ** drawn.uniform(-3, 1))
 
     def trial(self, number: int, configuration: Configuration, seed: int) -> Trial:

@@ -33,9 +33,24 @@ ROOT = Path(__file__).parent.parent
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text(encoding="utf-8")))
 
 FALCON = ModelFacts(
-    "FalconForCausalLM", "falcon", "bfloat16", 7_217_189_760, 14_434_379_520, 6_921_420_800, 32, 4544, 71, 71, 64, 65024,
-    4096, supports_sdpa=True, supports_flash=True, switches_attention=False, default_attention="sdpa",
-)  # fmt: skip
+    "FalconForCausalLM",
+    "falcon",
+    "bfloat16",
+    7_217_189_760,
+    14_434_379_520,
+    6_921_420_800,
+    32,
+    4544,
+    71,
+    71,
+    64,
+    65024,
+    4096,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=False,
+    default_attention="sdpa",
+)
 
 SHORT, LONG = Case(256, 0.3, 64), Case(4096, 0.0, 4)
 
@@ -77,11 +92,18 @@ class MadeUp:
         seconds = [(1 + 0.01 * (self.runs[key] % 2)) / speed] * 5
         quality = {"rms": 0.01, "maximum": 0.1, "kl": 1e-4, "top1": 1.0, "positions": 1, "reference": "fp32, eager"}
         return {
-            "outcome": "ok", "reason": "", "effective": dict(configuration), "load_s": 1.0, "first_call_s": 1.0,
-            "peak_bytes": 2**30, "weight_bytes": 2**30, "quality": quality if request["gate"] else None, "alias": "",
+            "outcome": "ok",
+            "reason": "",
+            "effective": dict(configuration),
+            "load_s": 1.0,
+            "first_call_s": 1.0,
+            "peak_bytes": 2**30,
+            "weight_bytes": 2**30,
+            "quality": quality if request["gate"] else None,
+            "alias": "",
             "reading": {"operators": list(self.operators)},
             "rounds": {"wall_s": seconds, "gpu_s": seconds, "slowest_s": seconds, "states": [], "discarded": []},
-        }  # fmt: skip
+        }
 
     def restart(self) -> None:
         """Nothing is held."""

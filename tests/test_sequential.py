@@ -95,15 +95,26 @@ def test_the_simulation_decides_as_a_comparison_does(simulated: ModuleType) -> N
 @pytest.mark.parametrize(
     ("ratios", "planned", "is_open"),
     [
-        ((2.0,), 9, True), ((2.0, 2.0), 9, True), ((2.0, 2.01, 1.99), 9, False), ((0.5, 0.51, 0.5), 9, False),
+        ((2.0,), 9, True),
+        ((2.0, 2.0), 9, True),
+        ((2.0, 2.01, 1.99), 9, False),
+        ((0.5, 0.51, 0.5), 9, False),
         ((1.0, 1.001, 0.999), 9, False),  # wholly inside the tie zone
-        ((1.1, 1.3, 1.2), 9, True), ((1.1, 1.3, 1.2), 3, False), ((1.1, 1.3, 1.2, 0.9), 4, False),
-        ((1.1, 1.3, 1.2) * 3, 9, False), ((1.1, 0.9, 1.2) * 4, 9, False),
+        ((1.1, 1.3, 1.2), 9, True),
+        ((1.1, 1.3, 1.2), 3, False),
+        ((1.1, 1.3, 1.2, 0.9), 4, False),
+        ((1.1, 1.3, 1.2) * 3, 9, False),
+        ((1.1, 0.9, 1.2) * 4, 9, False),
         # Looked at once: nothing ends it but its plan, and nothing is decided by fewer blocks than three.
-        ((2.0, 2.01, 1.99), None, False), ((2.0, 2.0), None, True), ((2.0, 2.01, 1.99), 10, True),
-        ((2.0, 2.01, 1.99) * 4, 12, False), ((2.0,), 1, True), ((2.0, 2.0), 2, True), ((1.1, 1.3, 1.2), 2, False),
+        ((2.0, 2.01, 1.99), None, False),
+        ((2.0, 2.0), None, True),
+        ((2.0, 2.01, 1.99), 10, True),
+        ((2.0, 2.01, 1.99) * 4, 12, False),
+        ((2.0,), 1, True),
+        ((2.0, 2.0), 2, True),
+        ((1.1, 1.3, 1.2), 2, False),
     ],
-)  # fmt: skip
+)
 def test_a_comparison_is_open_while_a_block_could_decide_it(
     ratios: tuple[float, ...], planned: int | None, is_open: bool
 ) -> None:

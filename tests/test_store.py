@@ -57,9 +57,26 @@ WORKLOAD = Forward((128, 64, 96, 32), 2)
 OBJECTIVE = Objective(quality=Tier.EIGHT_BIT, max_memory_bytes=10**11, ignored_rules=("A4", "P1"))
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama", "hidden_size": 64}, "trained", "d1", True)
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 1000, 2000, 900, 2, 64, 4, 2, 16, 512, 2048, True, True, True, "sdpa",
-    layer_types=("full", "sliding"), sliding_window=128,
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    1000,
+    2000,
+    900,
+    2,
+    64,
+    4,
+    2,
+    16,
+    512,
+    2048,
+    True,
+    True,
+    True,
+    "sdpa",
+    layer_types=("full", "sliding"),
+    sliding_window=128,
+)
 BASELINE = Configuration.of({"attention": "sdpa", "precision": "float32", "quantization": "none", "packing": "padded"})
 FASTER = BASELINE.replaced(precision="bfloat16")
 FASTEST = BASELINE.replaced(precision="bfloat16", attention="flash_attention_2")
@@ -86,12 +103,18 @@ def measured(number: int, requested: Configuration = BASELINE, **other: Any) -> 
     speed = Measurement("tokens_per_s", "tokens/s", samples, "search", {"clock": "not observable"})
     memory = Measurement("peak_bytes", "bytes", (2.0**33,))
     known: dict[str, Any] = {
-        "outcome": Outcome.OK, "reason": "ran as asked",
-        "load_s": 1.5, "first_call_s": 0.25, "measure_s": 3.0, "wall_s": 5.125,
-        "peak_bytes": 2**40, "weight_bytes": 2**33, "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
+        "outcome": Outcome.OK,
+        "reason": "ran as asked",
+        "load_s": 1.5,
+        "first_call_s": 0.25,
+        "measure_s": 3.0,
+        "wall_s": 5.125,
+        "peak_bytes": 2**40,
+        "weight_bytes": 2**33,
+        "reading": {"operators": ["aten::mm"], "attention": {"": "sdpa"}},
         "quality": Quality(0.01, 0.5, 0.002, 0.99, 380, 1.01, reference="fp32, eager", neighbours=0.5),
         "measurements": (speed, memory),
-    }  # fmt: skip
+    }
     return Trial(number, requested, requested, **{**known, **other})
 
 
@@ -237,8 +260,9 @@ def test_refusals_and_comparisons_come_back(store: Store) -> None:
         Reason("P1", Verdict.INVALID, "no bfloat16 here", "", "", "precision=bfloat16"),
     ]
     comparisons = [
-        Comparison(FASTER.key, BASELINE.key, (1.5, 1.52, 1.49)), Comparison(FASTEST.key, BASELINE.key, (0.5,), planned=9),
-    ]  # fmt: skip
+        Comparison(FASTER.key, BASELINE.key, (1.5, 1.52, 1.49)),
+        Comparison(FASTEST.key, BASELINE.key, (0.5,), planned=9),
+    ]
     for _ in range(2):
         store.save_refusals(study, [*reasons, reasons[0]])
         store.save_comparisons(study, comparisons)
@@ -480,11 +504,21 @@ def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: s
     (row,) = rows(database_url, "SELECT * FROM v_recommendations")
     assert row.pop("made_at") is not None
     assert row == {
-        "study": study, "model": "org/model", "device": "NVIDIA H200",
-        "workload_key": WORKLOAD.key_for(SOURCE.architecture_key), "configuration": str(FASTEST),
-        "configuration_key": FASTEST.key, "ratio": 1.5, "low": 1.25, "high": 1.75, "verdict": "faster", "blocks": 3,
-        "tried": 2, "admissible": 12, "stale": 0,
-    }  # fmt: skip
+        "study": study,
+        "model": "org/model",
+        "device": "NVIDIA H200",
+        "workload_key": WORKLOAD.key_for(SOURCE.architecture_key),
+        "configuration": str(FASTEST),
+        "configuration_key": FASTEST.key,
+        "ratio": 1.5,
+        "low": 1.25,
+        "high": 1.75,
+        "verdict": "faster",
+        "blocks": 3,
+        "tried": 2,
+        "admissible": 12,
+        "stale": 0,
+    }
     names = "study, model, device, workload_key, configuration, configuration_key, ratio, low, high, verdict, blocks, "
     assert ", ".join(row).startswith(names), "columns of before keep their places"
 
@@ -546,10 +580,17 @@ def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
     store.save_refusals(study, [Reason("P1", Verdict.INVALID, "no", "do", "", "precision=bfloat16")])
     assert rows(database_url, "SELECT * FROM v_refusals") == [
         {
-            "study": study, "model": "org/model", "device": "NVIDIA H200", "subject": "precision=bfloat16", "about": "",
-            "rule": "P1", "verdict": "INVALID", "reason": "no", "remedy": "do",
+            "study": study,
+            "model": "org/model",
+            "device": "NVIDIA H200",
+            "subject": "precision=bfloat16",
+            "about": "",
+            "rule": "P1",
+            "verdict": "INVALID",
+            "reason": "no",
+            "remedy": "do",
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_the_migrations_make_what_tables_says(database_url: str) -> None:
@@ -665,8 +706,9 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
     before = everything(url)
     assert "older advisor (revision 0001) (advisor db upgrade)" in complaint(url, write=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ADVISOR_DATABASE_URL": url}
-    told = subprocess.run([sys.executable, "-m", "advisor", "db", "upgrade"], capture_output=True, text=True,
-                          env=environment, check=True)  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-m", "advisor", "db", "upgrade"], capture_output=True, text=True, env=environment, check=True
+    )
     assert told.stdout.endswith(f"is at revision {tables.HEAD}\n")
     after = everything(url)
     assert after.pop("ceilings") == []

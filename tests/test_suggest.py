@@ -41,9 +41,24 @@ OLDER = replace(H200, driver="570.00")
 
 WORKLOAD = Forward((512, 128, 256, 64), 2)
 FACTS = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 7 * 10**9, 32, 4096, 32, 8, 128, 128256, 131072,
-    True, True, True, "sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    7 * 10**9,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    True,
+    True,
+    True,
+    "sdpa",
+)
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 TUNED = replace(SOURCE, name="org/tuned", weights_digest="d2")
 DRAWN = replace(SOURCE, name="model.json", weights="random", weights_digest="random:0")
@@ -500,13 +515,18 @@ def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "spelled",
-    ["eager · bf16 · nf4", "eager · bf16 · nf4 · padded", "eager · padded · bf16 · nf4", "eager,bf16,nf4,padded",
-     "packing=padded attention=eager quantization=nf4 precision=bf16",
-     "attention eager, precision bf16, quantization nf4, packing padded",
-     "precision=bf16 quantization=nf4 (attention=eager packing=padded)",
-     "precision=bf16 quantization=nf4 with attention=eager packing=padded"],
+    [
+        "eager · bf16 · nf4",
+        "eager · bf16 · nf4 · padded",
+        "eager · padded · bf16 · nf4",
+        "eager,bf16,nf4,padded",
+        "packing=padded attention=eager quantization=nf4 precision=bf16",
+        "attention eager, precision bf16, quantization nf4, packing padded",
+        "precision=bf16 quantization=nf4 (attention=eager packing=padded)",
+        "precision=bf16 quantization=nf4 with attention=eager packing=padded",
+    ],
     ids=["text", "text of before", "SQL of before", "commas", "spelled", "show", "refused", "error"],
-)  # fmt: skip
+)
 def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
     """Whatever the order of its words and what stands between them."""
     assert choices_in(spelled) == {
@@ -666,10 +686,13 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
 @pytest.mark.parametrize(
     ("budget", "stop", "status"),
     [
-        (Budget(60.0), Stop.BUDGET, 3), (Budget(None, 1), Stop.TRIALS, 0), (Budget(10.0, 5), Stop.BUDGET, 3),
-        (Budget(60.0, blocks=0), Stop.BUDGET, 3), (Budget(None, 1), Stop.INTERRUPTED, 3),
+        (Budget(60.0), Stop.BUDGET, 3),
+        (Budget(None, 1), Stop.TRIALS, 0),
+        (Budget(10.0, 5), Stop.BUDGET, 3),
+        (Budget(60.0, blocks=0), Stop.BUDGET, 3),
+        (Budget(None, 1), Stop.INTERRUPTED, 3),
     ],
-)  # fmt: skip
+)
 def test_what_was_asked_for_is_no_fault(store: Store, budget: Budget, stop: Stop, status: int) -> None:
     """With --trials a search that is short is what was asked for, unless it was cut before; it is called so all the same."""
     studied(store, [attempt(DEFAULT, 1000)], stop=stop, left=UNTRIED, chance=None, budget=budget)
@@ -695,8 +718,14 @@ def test_blocks_that_were_not_asked_for_are_not_missed(store: Store, blocks: int
 def test_conclusions_have_one_list() -> None:
     """The words of text, JSON and SQL, and their statuses."""
     assert {str(each): each.exit_status for each in Conclusion} == {
-        "faster": 0, "tie": 0, "default": 0, "slower-but-right": 0, "unconfirmed": 3, "unsearched": 3, "none-right": 4,
-    }  # fmt: skip
+        "faster": 0,
+        "tie": 0,
+        "default": 0,
+        "slower-but-right": 0,
+        "unconfirmed": 3,
+        "unsearched": 3,
+        "none-right": 4,
+    }
 
 
 def test_what_was_cut_counts_as_untried(store: Store) -> None:
@@ -735,8 +764,11 @@ def test_among_ties_the_lower_end_decides_then_simplicity(store: Store) -> None:
         attempt(FP16, 1150),
     ]
     blocks = {
-        SORTED: (1.19, 1.19, 1.1901), PACKED: (1.20, 1.26, 1.15), FLASH: (1.19, 1.1901, 1.19), FP16: (1.05, 1.06, 1.05),
-    }  # fmt: skip
+        SORTED: (1.19, 1.19, 1.1901),
+        PACKED: (1.20, 1.26, 1.15),
+        FLASH: (1.19, 1.1901, 1.19),
+        FP16: (1.05, 1.06, 1.05),
+    }
     study = studied(store, attempts, blocks)
     found, trials = answer(store), store.trials(study)
 
@@ -754,9 +786,13 @@ def test_the_order_is_one(pairs: list[tuple[float, float]]) -> None:
     """However ratios lie: the faster first, each once, nobody above one that is clearly better, whatever order they come in."""
     candidates = [
         Candidate(
-            replace(attempt(c, 1000 + n), number=n), 1.0, Comparison(c.key, "d", (r, r * (1 + d), r * (1 + d / 2))), changes=n
-        ) for n, (c, (r, d)) in enumerate(zip(_CANDIDATES, pairs, strict=False))
-    ]  # fmt: skip
+            replace(attempt(c, 1000 + n), number=n),
+            1.0,
+            Comparison(c.key, "d", (r, r * (1 + d), r * (1 + d / 2))),
+            changes=n,
+        )
+        for n, (c, (r, d)) in enumerate(zip(_CANDIDATES, pairs, strict=False))
+    ]
     ordered = ranked(candidates, ANY.aim)
 
     assert ordered == ranked(list(reversed(candidates)), ANY.aim)

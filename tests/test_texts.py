@@ -17,8 +17,12 @@ from advisor.shapes import Sent
 
 MODELS = Path(__file__).parent / "models"
 LONG = "Explain in detail how rivers carve valleys over thousands of years, and why the shape of a valley changes."
-CHAT = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "2+2?"}]  # fmt: skip
+CHAT = [
+    {"role": "system", "content": "You are helpful."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "2+2?"},
+]
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
@@ -116,8 +120,11 @@ def test_the_whole_of_a_row_is_counted_and_said(tmp_path: Path, causal: ModelSou
 
 def test_null_content_beside_a_tool_call_is_a_chat(tmp_path: Path, causal: ModelSource, chatty: ModelSource) -> None:
     """A turn that calls a tool has no content: what it calls counts, and with a template what the template makes of it."""
-    chat = [CHAT[1], {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "tool_call_id": "1", "content": "Sunny"}]  # fmt: skip
+    chat = [
+        CHAT[1],
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "Sunny"},
+    ]
     file, tokenizer = written(tmp_path, "a.jsonl", {"messages": chat}), tokenizer_of(chatty)
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
 
@@ -155,7 +162,10 @@ def test_shapes_may_change_from_row_to_row(tmp_path: Path, causal: ModelSource) 
 
 #: Rows that are refused, and words of the one line.
 REFUSED: dict[str, tuple[Any, str]] = {
-    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "image"),
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        "image",
+    ),
     "two unknown texts": ({"alpha": "a b", "beta": "c d"}, "alpha, beta"),
     "two answers": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen and rejected"),
     "tokens": ({"input_ids": [1, 2, 3]}, "input_ids holds token ids"),
@@ -164,7 +174,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a number for a text": ({"text": 5}, "text is a number"),
     "messages of strings": ({"messages": ["a", "b"]}, "messages"),
     "a query and a passage for a decoder": ({"query": "a", "passage": "b"}, "query, passage"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -250,8 +260,10 @@ def test_sentence_transformers_prompts_and_limit(tmp_path: Path) -> None:
     """The default prompt stands before every text, which is lowered and cut as the folder says; both are told."""
     folder = tmp_path / "st"
     shutil.copytree(MODELS / "encoder", folder)
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-               {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": True}))
     prompts = {"prompts": {"q": "search query: ", "document": "passage: "}, "default_prompt_name": "q"}

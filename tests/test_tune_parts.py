@@ -27,12 +27,34 @@ from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
-H200 = Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0",
-                   packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"})  # fmt: skip
+H200 = Environment(
+    "cuda",
+    "NVIDIA H200",
+    (9, 0),
+    150 * 10**9,
+    "580.95.05",
+    "13.0",
+    packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
+)
 LLAMA = ModelFacts(
-    "LlamaForCausalLM", "llama", "bfloat16", 8 * 10**9, 16 * 10**9, 75 * 10**8, 32, 4096, 32, 8, 128, 128256, 131072,
-    supports_sdpa=True, supports_flash=True, switches_attention=True, default_attention="sdpa",
-)  # fmt: skip
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "random", "random:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)
 BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
@@ -42,8 +64,9 @@ def trial(requested: Configuration, outcome: Outcome = Outcome.OK, **values: Any
     """Return a search trial that was measured, right, and has these metrics."""
     metrics = tuple(Measurement(name, "unit", (value,)) for name, value in values.items() if name != "peak_bytes")
     quality = Quality(0.0, 0.0, 0.0, 1.0, 10, reference="fp32, eager")
-    return Trial(0, requested, requested, outcome, quality=quality, measurements=metrics,
-                 peak_bytes=values.get("peak_bytes"))  # fmt: skip
+    return Trial(
+        0, requested, requested, outcome, quality=quality, measurements=metrics, peak_bytes=values.get("peak_bytes")
+    )
 
 
 def job(facts: ModelFacts, memory_bytes: int) -> Job:
@@ -184,8 +207,14 @@ def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
 
 def test_rounds_become_the_metrics_of_their_workload() -> None:
     """Speeds are of useful tokens; embeddings have sequences a second too; energy is there where it was read."""
-    rounds = {"wall_s": [2.0, 4.0], "gpu_s": [0.0, 0.0], "slowest_s": [1.5, 3.0], "states": [], "discarded": [],
-              "joules": 48.0}  # fmt: skip
+    rounds = {
+        "wall_s": [2.0, 4.0],
+        "gpu_s": [0.0, 0.0],
+        "slowest_s": [1.5, 3.0],
+        "states": [],
+        "discarded": [],
+        "joules": 48.0,
+    }
     found = {m.metric: m for m in measurements_of(Forward((64, 32), 2, "pooled"), rounds, "search")}
 
     assert found["tokens_per_s"].samples == (48.0, 24.0)

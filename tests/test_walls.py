@@ -97,6 +97,19 @@ def files() -> list[Path]:
     return sorted(ADVISOR.rglob("*.py"))
 
 
+def test_the_formatter_is_seldom_told_to_look_away() -> None:
+    """At most 20 statements of the repository are kept as they were typed: long tables of figures and of cases."""
+    told = [
+        f"{file.name}:{number}"
+        for folder in ("advisor", "benchmarks", "migrations", "tests")
+        for file in sorted((ADVISOR.parent / folder).rglob("*.py"))
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if line.rstrip().endswith("# fmt:" + " skip")
+    ]
+
+    assert len(told) <= 20, told
+
+
 def test_nobody_asks_for_a_choice_or_a_kind_by_name() -> None:
     """No text in the code equals the name of a choice, a kind, or a kind's metric or output outside its file: they are asked."""
     assert [found for file in files() for found in named(file)] == []
@@ -145,13 +158,21 @@ def test_what_work_is_comes_without_torch() -> None:
 def test_a_name_out_of_place_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: a comparison, a prefix, a keyword and a table that name a choice are all found."""
     file = tmp_path / "odd.py"
-    file.write_text('"""sdpa"""\nif a == "sdpa" or b.startswith("packed"):\n    f(attention="eager", q="none", n="1")\n'
-                    'T = {"int8": 1.0, "forward": 2, "tokens_per_s": 3, "embed": 4}\n')  # fmt: skip
+    file.write_text(
+        '"""sdpa"""\nif a == "sdpa" or b.startswith("packed"):\n    f(attention="eager", q="none", n="1")\n'
+        'T = {"int8": 1.0, "forward": 2, "tokens_per_s": 3, "embed": 4}\n'
+    )
     monkeypatch.setattr(f"{__name__}.ADVISOR", tmp_path)
 
     assert sorted(name for _, _, name in named(file)) == [
-        "eager", "embed", "forward", "int8", "packed", "sdpa", "tokens_per_s",
-    ]  # fmt: skip
+        "eager",
+        "embed",
+        "forward",
+        "int8",
+        "packed",
+        "sdpa",
+        "tokens_per_s",
+    ]
 
 
 def test_traits_of_a_configuration_are_those_of_its_choices() -> None:

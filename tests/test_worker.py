@@ -168,9 +168,14 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
     environment = {**os.environ, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{FAULTS}"}
     source = find_model(str(CAUSAL)).request
     with subprocess.Popen(
-        [sys.executable, "-m", "advisor.worker"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    ) as worker:  # fmt: skip
+        [sys.executable, "-m", "advisor.worker"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as worker:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None

@@ -56,29 +56,64 @@ class Generation:
 
 
 _FLASH_2 = Generation(
-    "flash_attention_2", "flash_attention_2", "the flash-attn package; tells packed sequences apart without a mask", 2,
-    "flash-attn", (8, 0), (7.0, 7.0), (8, 9), (2, 3, 3), "pip install flash-attn --no-build-isolation",
+    "flash_attention_2",
+    "flash_attention_2",
+    "the flash-attn package; tells packed sequences apart without a mask",
+    2,
+    "flash-attn",
+    (8, 0),
+    (7.0, 7.0),
+    (8, 9),
+    (2, 3, 3),
+    "pip install flash-attn --no-build-isolation",
     hub="hub-flash-attn2",
-)  # fmt: skip
+)
 _FLASH_3 = Generation(
-    "flash_attention_3", "flash_attention_3", "the flash-attn-3 package, made for Hopper GPUs", 3,
-    "flash-attn-3", (8, 0), (10.0, 6.0), (9,),
+    "flash_attention_3",
+    "flash_attention_3",
+    "the flash-attn-3 package, made for Hopper GPUs",
+    3,
+    "flash-attn-3",
+    (8, 0),
+    (10.0, 6.0),
+    (9,),
     install="pip install flash-attn-3 --find-links https://download.pytorch.org/whl/flash-attn-3/",
     hub="hub-vllm-flash-attn3",
-)  # fmt: skip
+)
 _FLASH_4 = Generation(
-    "flash_attention_4", "flash_attention_4", "the flash-attn-4 package, made for Hopper and Blackwell GPUs", 4,
-    "flash-attn-4", (9, 0), (10.0, 9.0), (10, 11), install="pip install --pre flash-attn-4",
-    hub="kernels-community/flash-attn4", sinks=True,
-)  # fmt: skip
+    "flash_attention_4",
+    "flash_attention_4",
+    "the flash-attn-4 package, made for Hopper and Blackwell GPUs",
+    4,
+    "flash-attn-4",
+    (9, 0),
+    (10.0, 9.0),
+    (10, 11),
+    install="pip install --pre flash-attn-4",
+    hub="kernels-community/flash-attn4",
+    sinks=True,
+)
 _HUB_2 = Generation(
-    "hub-flash-attn2", "kernels-community/flash-attn2", "FlashAttention-2 from the Hub, fetched by the package kernels", 2,
-    None, (8, 0), (6.9, 6.9), (8, 9),
-)  # fmt: skip
+    "hub-flash-attn2",
+    "kernels-community/flash-attn2",
+    "FlashAttention-2 from the Hub, fetched by the package kernels",
+    2,
+    None,
+    (8, 0),
+    (6.9, 6.9),
+    (8, 9),
+)
 _HUB_3 = Generation(
-    "hub-vllm-flash-attn3", "kernels-community/vllm-flash-attn3", "vLLM's FlashAttention-3 from the Hub, fetched by the "
-    "package kernels", 3, None, (8, 0), (9.9, 5.9), (9,), sinks=True,
-)  # fmt: skip
+    "hub-vllm-flash-attn3",
+    "kernels-community/vllm-flash-attn3",
+    "vLLM's FlashAttention-3 from the Hub, fetched by the package kernels",
+    3,
+    None,
+    (8, 0),
+    (9.9, 5.9),
+    (9,),
+    sinks=True,
+)
 
 GENERATIONS = (_FLASH_2, _FLASH_3, _FLASH_4, _HUB_2, _HUB_3)
 

@@ -45,8 +45,17 @@ def attend(  # noqa: PLR0913  (what a kernel is told)
         }
         first = key.shape[0] - query.shape[0]
         return torch.cat([_attend(query[o : o + step], key, value, first + o, **options) for o in offsets])
-    return _attend(query, key, value, key.shape[0] - query.shape[0], scale=scale, causal=causal, window=window,
-                   softcap=softcap, sinks=sinks)  # fmt: skip
+    return _attend(
+        query,
+        key,
+        value,
+        key.shape[0] - query.shape[0],
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+    )
 
 
 def _attend(  # noqa: PLR0913  (as above; first: where the first query stands among the keys)

@@ -13,19 +13,33 @@ import torch
 #: Kinds of models whose fused layers gave the same hidden states as their own. Names of parts do not tell a kind of attention
 #: apart: canine, mra and yoso have the parts of bert and came out wrong, or not at all.
 _CHECKED = (
-    "bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roc_bert", "splinter",
+    "bert",
+    "bert-generation",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "roberta",
+    "roc_bert",
+    "splinter",
     "xlm-roberta",
-)  # fmt: skip
+)
 
 #: The parameters of a layer that torch's fused encoder layer can stand for; one more or one fewer, and it is another kind.
 _ENCODER_LAYER = frozenset(
     f"{part}.{kind}"
     for part in (
-        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-        "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+        "intermediate.dense",
+        "output.dense",
+        "output.LayerNorm",
     )
     for kind in ("weight", "bias")
-)  # fmt: skip
+)
 
 
 def varlen_attention(  # noqa: PLR0913, PLR0917  (the arguments that transformers hands to every implementation)
@@ -111,19 +125,35 @@ def fuse_encoder(model: Any) -> Any:
             parts = [
                 torch.cat([own.query.weight, own.key.weight, own.value.weight]),
                 torch.cat([own.query.bias, own.key.bias, own.value.bias]),
-                after.dense.weight, after.dense.bias, after.LayerNorm.weight, after.LayerNorm.bias,
-                last.LayerNorm.weight, last.LayerNorm.bias, feed.dense.weight, feed.dense.bias,
-                last.dense.weight, last.dense.bias,
-            ]  # fmt: skip
+                after.dense.weight,
+                after.dense.bias,
+                after.LayerNorm.weight,
+                after.LayerNorm.bias,
+                last.LayerNorm.weight,
+                last.LayerNorm.bias,
+                feed.dense.weight,
+                feed.dense.bias,
+                last.dense.weight,
+                last.dense.bias,
+            ]
             detached = [torch.nn.Parameter(part.detach(), requires_grad=False) for part in parts]
             self.parts = torch.nn.ParameterList(detached)
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             qkv, qkv_bias, out, out_bias, *rest = self.parts
             return torch._transformer_encoder_layer_fwd(
-                states, config.hidden_size, config.num_attention_heads, qkv, qkv_bias, out, out_bias,
-                config.hidden_act == "gelu", False, config.layer_norm_eps, *rest,
-            )  # fmt: skip
+                states,
+                config.hidden_size,
+                config.num_attention_heads,
+                qkv,
+                qkv_bias,
+                out,
+                out_bias,
+                config.hidden_act == "gelu",
+                False,
+                config.layer_norm_eps,
+                *rest,
+            )
 
     class FusedEncoder(torch.nn.Module):
         def __init__(self, layers: Any) -> None:
@@ -133,8 +163,9 @@ def fuse_encoder(model: Any) -> Any:
                 layers[number] = FusedLayer(layer)
 
         @torch.no_grad()
-        def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                    *_: Any, **__: Any) -> Any:  # fmt: skip
+        def forward(
+            self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
+        ) -> Any:
             shape = hidden_states.shape
             if attention_mask is not None:
                 kept = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0

@@ -130,8 +130,15 @@ def _padded_only(situation: Situation) -> list[Reason]:
 
 
 def _choice(name: str, before: str, rate: float) -> Choice:
-    return Choice("attention", name, "breaks, for tests", why_not=_padded_only, before=(before,),
-                  load=lambda _: {"attn_implementation": repr(name)}, rates=lambda _: {Term.ATTENTION: rate})  # fmt: skip
+    return Choice(
+        "attention",
+        name,
+        "breaks, for tests",
+        why_not=_padded_only,
+        before=(before,),
+        load=lambda _: {"attn_implementation": repr(name)},
+        rates=lambda _: {Term.ATTENTION: rate},
+    )
 
 
 #: The missing imports come first in the order of the search, one after the other.

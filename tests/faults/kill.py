@@ -82,9 +82,12 @@ class Victim:
     def start(self) -> subprocess.Popen[bytes]:
         """Start it once more."""
         environment = {
-            **os.environ, "ADVISOR_DATABASE_URL": self.url, "ADVISOR_LOCK_DIR": str(self.folder),
-            "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
+            **os.environ,
+            "ADVISOR_DATABASE_URL": self.url,
+            "ADVISOR_LOCK_DIR": str(self.folder),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         environment.pop("ADVISOR_PLUGINS", None)
         lengths = f"{48 + self.study},4,4,4,6,4,{48 + self.study},4"
         command = [
@@ -126,9 +129,11 @@ class Victim:
         with self.reading() as connection:
             if connection is None:
                 return "ok"
-            empty = connection.execute(text(
-                "SELECT study_id, number FROM trials WHERE outcome = 'ok' AND id NOT IN (SELECT trial_id FROM measurements)"
-            ))  # fmt: skip
+            empty = connection.execute(
+                text(
+                    "SELECT study_id, number FROM trials WHERE outcome = 'ok' AND id NOT IN (SELECT trial_id FROM measurements)"
+                )
+            )
             found = [f"trial {number} of study {study} is ok, and has no measurement" for study, number in empty]
             if not self.is_server:
                 found += [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
@@ -147,10 +152,15 @@ class Victim:
                 continue
         if self.is_server:
             with self.engine.connect() as connection:
-                found += [f"session {pid} ({state})" for pid, state in connection.execute(text(
-                    "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-                ))]  # fmt: skip
+                found += [
+                    f"session {pid} ({state})"
+                    for pid, state in connection.execute(
+                        text(
+                            "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() "
+                            "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                        )
+                    )
+                ]
         return found
 
     def log_state(self) -> object:

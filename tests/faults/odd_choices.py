@@ -46,8 +46,15 @@ def _slow_proof(reading: Reading) -> str | None:
 
 def _choice(name: str, rate: float, **more: Any) -> Choice:
     before = f"import odd_choices; odd_choices.register({name!r})"
-    return Choice("attention", name, "odd, for tests", before=(before,), rates=lambda _: {Term.ATTENTION: rate},
-                  load=lambda _: {"attn_implementation": repr(name)}, **more)  # fmt: skip
+    return Choice(
+        "attention",
+        name,
+        "odd, for tests",
+        before=(before,),
+        rates=lambda _: {Term.ATTENTION: rate},
+        load=lambda _: {"attn_implementation": repr(name)},
+        **more,
+    )
 
 
 #: The sleeper and the pretender come first in the order of the search, the sluggish one last.

@@ -71,8 +71,12 @@ def tune_alone(options: argparse.Namespace) -> None:
             if request["op"] not in ("trial", "block") or timeout_s == math.inf:  # a contestant of a block
                 return super().run(request, timeout_s)
             asked = request["contestants"] if request["op"] == "block" else [request["configuration"]]
-            words = {"pid": os.getpid(), "op": request["op"], "seed": request.get("seed"),
-                     "asked": [Configuration.of(choices).key for choices in asked]}  # fmt: skip
+            words = {
+                "pid": os.getpid(),
+                "op": request["op"],
+                "seed": request.get("seed"),
+                "asked": [Configuration.of(choices).key for choices in asked],
+            }
             os.write(log, (json.dumps({**words, "is": "begun"}) + "\n").encode())
             result = super().run(request, timeout_s)
             time.sleep(options.run_s * len(asked))
@@ -114,11 +118,24 @@ class Tunes:
         """Start the tune of a place, with the device that is there."""
         options = self.options
         command = [
-            sys.executable, str(Path(__file__)), "--alone", "--database", options.database, "--log", str(self.log),
-            "--device", f"GPU-{place}", "--seed", str(options.seed + place), "--run-s", str(options.run_s),
-            "--blocks", str(options.blocks), *(["--trials", str(options.trials)] if options.trials else []),
+            sys.executable,
+            str(Path(__file__)),
+            "--alone",
+            "--database",
+            options.database,
+            "--log",
+            str(self.log),
+            "--device",
+            f"GPU-{place}",
+            "--seed",
+            str(options.seed + place),
+            "--run-s",
+            str(options.run_s),
+            "--blocks",
+            str(options.blocks),
+            *(["--trials", str(options.trials)] if options.trials else []),
             *(["--search"] if options.search else []),
-        ]  # fmt: skip
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder)}
         with (self.folder / "words").open("ab") as words:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=words, stderr=words)
@@ -277,9 +294,11 @@ def main() -> int:
         print(f"FAILED: {problem}", file=sys.stderr)
     again = sum(t.attempts > 1 or t.outcome == "cut" for t in tunes.finished.values())
     searched = sum(t.phase == "search" for t in tunes.finished.values())
-    print(f"{options.tunes} tunes, {tunes.killed} kills amid {again} runs: {searched} trials of the search, "
-          f"{len(tunes.finished) - searched} of the confirmation in {time.monotonic() - began:.1f} s; "
-          f"{len(tunes.problems)} problems")  # fmt: skip
+    print(
+        f"{options.tunes} tunes, {tunes.killed} kills amid {again} runs: {searched} trials of the search, "
+        f"{len(tunes.finished) - searched} of the confirmation in {time.monotonic() - began:.1f} s; "
+        f"{len(tunes.problems)} problems"
+    )
     return 1 if tunes.problems else 0
 
 

@@ -47,7 +47,15 @@ def _proof(reading: Reading) -> str | None:
 
 
 CHOICES = [
-    Choice("attention", "made-up", "in 64 bit, at leisure", "https://example.org/made-up", why_not=_why_not,
-           load=lambda _: {"attn_implementation": "'made-up'"}, before=("import made_up\nmade_up.register()",),
-           proof=_proof, rates=lambda _: {Term.ATTENTION: 1e6}),
-]  # fmt: skip
+    Choice(
+        "attention",
+        "made-up",
+        "in 64 bit, at leisure",
+        "https://example.org/made-up",
+        why_not=_why_not,
+        load=lambda _: {"attn_implementation": "'made-up'"},
+        before=("import made_up\nmade_up.register()",),
+        proof=_proof,
+        rates=lambda _: {Term.ATTENTION: 1e6},
+    ),
+]
