@@ -147,11 +147,13 @@ def loaded(request: Mapping[str, Any], configuration: Configuration, names: dict
     names: what the choices' lines may use, see :func:`advisor.facts_torch.statements`.
     """
     workload, source, device = workload_of(request["workload"]), request["source"], request["device"]
-    model = facts_torch.load(source, configuration, device, workload.needs, names)
     prepared = kind_of(workload).preparation(workload, ModelFacts.of(request["facts"]), source, device)
-    own = {name: function_of(module, name) for module, name in prepared.functions} | {"model": model}
-    for line in prepared.statements:
-        exec(line, own)  # noqa: S102  (our own lines: the ones that the suggestion prints)
+    own = {name: function_of(module, name) for module, name in prepared.functions}
+    # Weights that are made in inference mode can't be given other data for a while, as the gate does in fp32.
+    with torch.inference_mode(False), torch.no_grad():
+        own["model"] = facts_torch.load(source, configuration, device, workload.needs, names)
+        for line in prepared.statements:
+            exec(line, own)  # noqa: S102  (our own lines: the ones that the suggestion prints)
     return own["model"]
 
 

@@ -120,14 +120,14 @@ class Bench:
     def figures(self, more: dict[str, Any] | None = None, **choices: str) -> Quality:
         """Return the figures of the base configuration with these choices."""
         configuration = BASE.replaced(**choices)
-        self.session.load(self.request, configuration)
         gate = {
             "path": self.request["path"],
             "reference": self.reference["words"],
             "default": None,
             "known": more or {},
         }
-        with torch.inference_mode():
+        with torch.inference_mode():  # as a trial does
+            self.session.load(self.request, configuration)
             return figures_torch.figures_of(self.session, {**self.request, "gate": gate}, configuration)[0]
 
     def wrong(self, **choices: str) -> str:
@@ -164,6 +164,22 @@ def test_right_layouts_do_not_move_by_a_bit(
     assert found.probe_void == ""
     assert found.layout is not None
     assert found.layout < LAYOUT_LIMIT
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("attention", ["sdpa", "bettertransformer"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_layout_of_a_model_that_a_trial_loaded_is_looked_at(
+    models: dict[str, Any], tmp_path: Path, attention: str, precision: str
+) -> None:
+    """Weights that came in inference mode could not be widened: fp16 and fused layers passed for what can't be looked at."""
+    bench = Bench(models["bert"], "pooled", tmp_path)
+    bench.session.unload()  # the reference loaded it outside a trial
+    found = bench.figures(attention=attention, precision=precision, packing="sorted")
+
+    assert found.layout is not None, found.layout_words
+    assert found.layout < LAYOUT_LIMIT
+    assert not any(parameter.is_inference() for parameter in bench.session.model.parameters())
 
 
 @pytest.mark.parametrize(
