@@ -176,10 +176,11 @@ def told(
     effective = Configuration.of(result["effective"]) if result.get("effective") else None
     rounds = result.get("rounds")
     measurements = measurements_of(seen.job.workload, rounds, phase) if rounds else ()
-    reused = None
+    quality, reused = Quality.of(result.get("quality")), None
     if rounds is None and effective is not None and Outcome(result["outcome"]) is Outcome.OK:
         source = next(t for t in seen.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
         measurements, reused = source.measurements, source.number
+        quality = quality or (replace(source.quality, gate_s=0.0) if source.quality is not None else None)
     return Trial(
         number=number,
         requested=configuration,
@@ -193,7 +194,7 @@ def told(
         measure_s=sum(rounds["wall_s"]) if rounds else None,
         peak_bytes=result.get("peak_bytes"),
         weight_bytes=result.get("weight_bytes"),
-        quality=Quality.of(result.get("quality")),
+        quality=quality,
         reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}, "method": METHOD},
         reused_from=reused,
         measurements=measurements,

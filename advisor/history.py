@@ -450,11 +450,10 @@ def reason_payload(reason: Reason) -> dict[str, str]:
 
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
     """Read the model's facts and return what a tune would try. Nothing is measured and nothing is stored."""
-    from advisor.opening import facts_for, refuse_nothing_left, refuse_too_large
-    from advisor.space import build_space
+    from advisor.opening import facts_for, job_space, refuse_nothing_left, refuse_too_large
 
     facts = facts_for(job, runner)
-    space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    space = job_space(job, facts)
     refuse_too_large(job, facts, space)
     refuse_nothing_left(job, space)
     return Plan(job, space, trial_s)

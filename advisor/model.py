@@ -85,6 +85,11 @@ def first_position(config: Mapping[str, Any]) -> int:
     return pad + 1 if isinstance(pad, int) else 0
 
 
+def is_drawn(weights_digest: str) -> bool:
+    """Whether a digest is of weights that are drawn at random, "random:<seed>"."""
+    return weights_digest.startswith("random:")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model found: `name` as the user wrote it, `path` a directory or a config.json, weights "trained" or "random".

@@ -41,7 +41,7 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
     listen({"event": "stage", "stage": "reading the model"})
     bounded = Bounded(runner, Clock(job.budget.seconds, now, now() if job.began is None else job.began))
     facts = _facts_in_time(job, bounded)
-    space = build_space(facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    space = job_space(job, facts)
     refuse_nothing_left(job, space)
     earlier = {each.id: each for each in _studies_of_this_work(job, store)}
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
@@ -64,6 +64,12 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
         finally:
             _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
         keep_answer(store, study, space=space)
+
+
+def job_space(job: Job, facts: ModelFacts) -> Space:
+    """Return the space of a job, with the memory that is free now."""
+    where = (facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    return build_space(*where, drawn=job.source.has_random_weights)
 
 
 def _facts_in_time(job: Job, runner: Bounded) -> ModelFacts:

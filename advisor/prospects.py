@@ -14,6 +14,7 @@ from advisor.configuration import Configuration
 from advisor.cost import predicted_bytes
 from advisor.errors import BadInput
 from advisor.knobs import Situation, unknown
+from advisor.model import is_drawn
 from advisor.objective import Objective
 from advisor.rows import StudyRecord
 from advisor.space import Space, build_space
@@ -58,7 +59,8 @@ def space_of(study: StudyRecord, objective: Objective) -> Space | None:
     if study.facts is None:
         return None
     try:
-        return build_space(study.facts, study.workload, study.environment, objective, study.environment.memory_bytes)
+        where = (study.facts, study.workload, study.environment, objective, study.environment.memory_bytes)
+        return build_space(*where, drawn=is_drawn(study.weights_digest))
     except BadInput:  # its default has what this version can't measure
         return None
 

@@ -17,7 +17,7 @@ from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.model import ModelFacts
-from advisor.objective import Objective
+from advisor.objective import Objective, Tier
 from advisor.terminal import gib
 from advisor.workloads import Workload
 
@@ -46,9 +46,18 @@ class Space:
 
 
 def build_space(
-    facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective, free_bytes: int
+    facts: ModelFacts,
+    workload: Workload,
+    environment: Environment,
+    objective: Objective,
+    free_bytes: int,
+    *,
+    drawn: bool = False,
 ) -> Space:
-    """Ask every choice about every combination and return the space. free_bytes: of the device, now."""
+    """Ask every choice about every combination and return the space. free_bytes: of the device, now.
+
+    drawn: whether the weights are drawn at random, so that no lossy choice can be judged (rule T0).
+    """
     baseline = Configuration.of(baseline_choices(facts, workload))
     unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
     if unknown:
@@ -56,7 +65,8 @@ def build_space(
     _refuse_unturned(workload, objective, baseline)
     slowest = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
     admissible: dict[Configuration, float] = {}
-    alone = _refused_alone(facts, workload, environment, objective)
+    unjudged = drawn and not objective.allow_unjudged
+    alone = _refused_alone(facts, workload, environment, objective, unjudged=unjudged)
     refusals = {(r.subject, r.about, r.rule): r for r in alone}
     warnings: dict[tuple[str, str, str], Reason] = {}
     for configuration in _combinations(workload, {reason.subject for reason in alone}):
@@ -102,21 +112,25 @@ def _combinations(workload: Workload, without: AbstractSet[str]) -> Iterable[Con
 
 
 def _refused_alone(
-    facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective
+    facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective, *, unjudged: bool
 ) -> list[Reason]:
     """Return the first reason of every choice that is refused whatever the others are: no combination with it is looked at."""
     found = []
     for knob in knobs_for(workload).values():
         for choice in knob.choices.values():
-            reasons = [choice.unavailable(environment), *_outside(knob.name, choice.name, facts, objective)]
+            outside = _outside(knob.name, choice.name, facts, objective, unjudged=unjudged)
+            reasons = [choice.unavailable(environment), *outside]
             refusing = (r for r in reasons if r is not None and _refuses(r, objective))
             if (reason := next(refusing, None)) is not None:
                 found.append(replace(reason, subject=f"{knob.name}={choice.name}"))
     return found
 
 
-def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> list[Reason]:
-    """Refuse what the caller left out with --only or --fix, and what the objective's quality tier leaves out."""
+def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective, *, unjudged: bool) -> list[Reason]:
+    """Refuse what the caller left out with --only or --fix, and what the objective's quality tier leaves out.
+
+    unjudged: whether no lossy choice can be judged here, nor may be recommended so: then no time is spent on it.
+    """
     reasons = [
         Reason("U0", Verdict.INVALID, f"left out by --only or --fix {fixed}={','.join(names)}")
         for fixed, names in objective.only
@@ -126,6 +140,9 @@ def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective) -> l
     if tier.rank > objective.quality.rank:
         text = f"its tier is {tier}, and {objective.quality} was asked for"
         reasons.append(Reason("T0", Verdict.INVALID, text, f"--quality {tier}"))
+    elif unjudged and tier is not Tier.EXACT:
+        text = "these weights are drawn at random: what it costs them says nothing of trained ones"
+        reasons.append(Reason("T0", Verdict.INVALID, text, "trained weights, or --allow-unjudged"))
     return reasons
 
 

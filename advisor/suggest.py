@@ -26,7 +26,7 @@ from advisor.knobs import Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.method import METHOD
 from advisor.metrics import is_energy
-from advisor.model import ModelFacts, ModelSource
+from advisor.model import ModelFacts, ModelSource, is_drawn
 from advisor.objective import Objective
 from advisor.prospects import Prospects, needed_bytes, prospects_of, searched, space_of, stored_prospects
 from advisor.ranking import Candidate, candidate, is_tied, pareto, ranked
@@ -439,7 +439,7 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     """
     made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
     digest = study.weights_digest
-    weights = "random" if digest.startswith("random:") else "trained"
+    weights = "random" if is_drawn(digest) else "trained"
     own = ModelSource(study.model_name, "", {}, weights, digest, has_tokenizer=False)
     try:
         found = recommend(store, own, study, study.objective, space=space)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from advisor import attempt
 from advisor.answer import Stop
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
@@ -267,3 +268,15 @@ def test_time_is_set_aside_for_the_blocks_that_are_needed_yet() -> None:
     done = seen(*ALL[:2], *block(1), *block(2), *block(3), **compared(1.5, 1.5, 1.5), left_s=45.0)
     assert next_step(done) == Search(SORTED)
     assert next_step(replace(lacking, left_s=math.inf)) == Search(SORTED)
+
+
+def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
+    """Asked for another configuration, but one that was measured ran: its speed counts, and that it was right does too."""
+    there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5)))
+    result = {"outcome": "ok", "effective": dict(PACKED), "alias": "asked for sorted, but packed ran", "rounds": None}
+
+    trial = attempt.told(there, SORTED, 2, "search", None, result)
+
+    assert (trial.requested, trial.ran, trial.reused_from) == (SORTED, PACKED, 1)
+    assert trial.value("tokens_per_s") == 150.0
+    assert trial.quality == GOOD  # and no second was spent on it

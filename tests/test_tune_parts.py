@@ -87,6 +87,20 @@ def test_everything_is_measured_with_few_loads() -> None:
     assert sum(a != b for a, b in pairwise(weights)) == len(set(weights)) - 1
 
 
+def test_nothing_is_spent_on_what_drawn_weights_leave_unjudged() -> None:
+    """Rule T0: weights drawn at random say nothing of what a lossy choice costs, so that it could never be recommended."""
+    where = (LLAMA, WORKLOAD, H200)
+    trained = build_space(*where, Objective(), 140 * 10**9)
+    drawn = build_space(*where, Objective(), 140 * 10**9, drawn=True)
+    asked = build_space(*where, Objective(allow_unjudged=True), 140 * 10**9, drawn=True)
+
+    (refusal,) = (r for r in drawn.refusals if r.subject == "precision=fp16" and r.rule == "T0")
+    assert "drawn at random" in refusal.text
+    assert "--allow-unjudged" in str(refusal.remedy)
+    assert {c["precision"] for c in set(trained.admissible) - set(drawn.admissible)} == {"fp16", "tf32"}
+    assert set(asked.admissible) == set(trained.admissible) > set(drawn.admissible)
+
+
 def test_a_batch_that_ran_out_of_memory_rules_larger_ones_out() -> None:
     """Rule M2: with everything else the same, a batch larger than one that did not fit is not tried; others are."""
     sizes = [
