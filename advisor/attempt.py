@@ -195,7 +195,12 @@ def told(
         peak_bytes=result.get("peak_bytes"),
         weight_bytes=result.get("weight_bytes"),
         quality=quality,
-        reading={**(result.get("reading") or {}), "gate_s": result.get("gate_s") or {}, "method": METHOD},
+        reading={
+            **(result.get("reading") or {}),
+            **({"busy": rounds["busy"]} if rounds and rounds.get("busy") is not None else {}),
+            "gate_s": result.get("gate_s") or {},
+            "method": METHOD,
+        },
         reused_from=reused,
         measurements=measurements,
         device_uuid=seen.job.machine.uuid,

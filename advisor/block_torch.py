@@ -249,7 +249,7 @@ class _Block:
             contestant.energy.add(before, state.get("energy_j"), len(part) / len(contestant.ready.calls))
         contestant.pieces.append(one)
         if len(contestant.pieces) == self.parts:
-            wall_s, gpu_s, slowest_s = zip(*contestant.pieces, strict=True)
+            wall_s, gpu_s, slowest_s, _ = zip(*contestant.pieces, strict=True)
             contestant.rounds.add(Round(sum(wall_s), sum(gpu_s), max(slowest_s)), state)
             self._tell(contestant)
 

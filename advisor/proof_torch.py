@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,15 +14,26 @@ from advisor.session_torch import Session, runtime_of, synchronize
 from advisor.workloads import Call
 
 
-def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
-    """Run one call under the profiler and return the names of the operators, and kernels, that were launched."""
+class Profiled(NamedTuple):
+    """What a profiled call launched: the names of its operators and kernels, and the seconds its kernels took together."""
+
+    names: list[str]
+    kernel_s: float
+
+
+def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> Profiled:
+    """Run one call under the profiler and return what it launched. kernels: whether a GPU's are looked at."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if kernels and request["device"].startswith("cuda"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
         runtime_of(request).run(session.model, call, request["device"])
         synchronize(request["device"])
-    return sorted({event.key[:200] for event in profile.key_averages()})
+    events = profile.key_averages()
+    # A kernel's seconds are told of who launched it too.
+    on_gpu = (event for event in events if event.device_type.name == "CUDA")
+    kernel_s = sum(event.self_device_time_total for event in on_gpu) / 1e6
+    return Profiled(sorted({event.key[:200] for event in events}), kernel_s)
 
 
 def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
@@ -35,7 +46,7 @@ def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *,
         return []
     facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
     try:
-        return profiled(session, call, request, kernels=kernels)
+        return profiled(session, call, request, kernels=kernels).names
     finally:
         facts_torch.allow_kernels(allowed)
 
@@ -53,12 +64,13 @@ def read_effective(
     call, batching = calls[0], session.batching(request, configuration)
     order = [number for c in calls for number in c.sequences]
     lengths = [n for c in calls for n in c.lengths]
+    launched = profiled(session, call, request, kernels=kernels)
     by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
     return Reading(
         attention=facts_torch.attention_of(session.model),
         dtypes=facts_torch.dtypes_of(session.model),
         linears=facts_torch.linears_of(session.model),
-        operators=profiled(session, call, request, kernels=kernels),
+        operators=launched.names,
         inputs=inputs_of(call.arguments, batching, by_length=by_length),
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=facts_torch.weight_bytes_of(session.model),
@@ -67,6 +79,7 @@ def read_effective(
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(request["facts"].get("prequantized")),
         one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),
+        kernel_s=launched.kernel_s,
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
 

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -26,6 +26,13 @@ MOST_WARMING = 10
 
 #: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
 ENERGY_WINDOW_S = 2.0
+
+#: A GPU that computes for less than this share of the time waits for the CPU that launches its kernels; whose speed changes from
+#: second to second: on an H100's host rounds of 60 ms agreed within 2 % and were 45 ms long a second later.
+LAUNCH_BOUND_SHARE = 0.8
+
+#: Such work is timed for so many rounds at least, and seconds at most.
+LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 3.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
@@ -58,13 +65,26 @@ class Stopping:
         precise = (high - low) / 2 <= self.width * median(samples)
         return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
 
+    def longer(self) -> Stopping:
+        """Return when the timing of work ends that waits for its launches."""
+        return replace(
+            self,
+            least=max(self.least, LAUNCH_BOUND_ROUNDS),
+            most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
+            seconds=max(self.seconds, LAUNCH_BOUND_S),
+        )
+
 
 class Round(NamedTuple):
-    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch."""
+    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch.
+
+    first_s: wall seconds of the batch that is the first of the list, whenever it was run; 0.0 where it was not.
+    """
 
     wall_s: float
     gpu_s: float
     slowest_s: float
+    first_s: float = 0.0
 
 
 class NotFinite(Exception):
@@ -83,7 +103,7 @@ def timed_round(
 
     Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
     """
-    wall_s = gpu_s = slowest_s = 0.0
+    wall_s = gpu_s = slowest_s = first_s = 0.0
     on_gpu = device.startswith("cuda")
     for number in order:
         call = calls[number]
@@ -98,12 +118,13 @@ def timed_round(
             torch.cuda.synchronize(device)
         batch_s = time.perf_counter() - began
         wall_s, slowest_s = wall_s + batch_s, max(slowest_s, batch_s)
+        first_s = batch_s if number == 0 else first_s
         if on_gpu:
             gpu_s += start.elapsed_time(end) / 1000
         if look and not torch.isfinite(values).all():
             raise NotFinite(f"the output of batch {number + 1} of {len(calls)} holds NaN or infinity")
         del values
-    return Round(wall_s, gpu_s, slowest_s)
+    return Round(wall_s, gpu_s, slowest_s, first_s)
 
 
 @dataclass
@@ -111,6 +132,7 @@ class Rounds:
     """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
     joules: a round, by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    busy: the share of the time for which the GPU computed, by the kernels of the profiled batch; None where none were seen.
     """
 
     wall_s: list[float]
@@ -120,6 +142,7 @@ class Rounds:
     discarded: list[str]
     pruned: str = ""
     joules: float | None = None
+    busy: float | None = None
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
@@ -141,12 +164,18 @@ class Timing:
     caches do not make two rounds slow.
     """
 
-    def __init__(self, session: Session, calls: Sequence[Call], request: Mapping[str, Any]) -> None:
-        """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far."""
+    def __init__(
+        self, session: Session, calls: Sequence[Call], request: Mapping[str, Any], kernel_s: float = 0.0
+    ) -> None:
+        """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far.
+
+        kernel_s: what the kernels of the first call take on a GPU together, 0.0 where that is not known.
+        """
         self._session, self._calls, self._request = session, calls, request
         self._device, self._runtime, timing = request["device"], runtime_of(request), request["timing"]
         self._stopping, self._incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
         self._rounds, self._is_warm, self._all_s = Rounds([], [], [], [], []), False, list[float]()
+        self._kernel_s, self._first_s = kernel_s, list[float]()
 
     def slow(self) -> Rounds | None:
         """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
@@ -172,7 +201,9 @@ class Timing:
                 self._take(gauges, look=look)
                 if self._rounds.pruned:
                     return self._rounds
-                if self._is_warm and self._stopping.reached(self._rounds.wall_s):
+                waits = self._rounds.busy is not None and self._rounds.busy < LAUNCH_BOUND_SHARE
+                stopping = self._stopping.longer() if waits else self._stopping
+                if self._is_warm and stopping.reached(self._rounds.wall_s):
                     break
             if self._device.startswith("cuda") and self._request["timing"].get("energy", True):
                 order = list(range(len(self._calls)))
@@ -193,6 +224,8 @@ class Timing:
         found, state = take_round(gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds)
         self._rounds.add(found, state)
         self._all_s.append(found.wall_s)
+        self._first_s.append(found.first_s)
+        self._rounds.busy = busy_share(self._kernel_s, self._first_s)
         if not self._is_warm and (is_warm := _is_warm(self._all_s)):
             self._is_warm = is_warm
             self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
@@ -232,6 +265,14 @@ def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
         rounds += 1
     after = gauges.read().get("energy_j")
     return (after - before) / rounds if isinstance(after, float) and after > before else None
+
+
+def busy_share(kernel_s: float, batch_s: Sequence[float]) -> float | None:
+    """Return the share of a batch's wall seconds for which the GPU computes; None where no kernel was seen.
+
+    kernel_s: what the batch's kernels take together; batch_s: what the batch took, each time it was run.
+    """
+    return min(1.0, kernel_s / median(batch_s)) if kernel_s > 0 and batch_s and median(batch_s) > 0 else None
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:

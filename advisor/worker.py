@@ -92,7 +92,7 @@ def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {**ready.found, "texts": tokens_torch.words_of(request)}
         if result["alias"] and ready.effective.key in request["measured"]:
             return {**result, "outcome": Outcome.OK, "rounds": None}
-        timing, found = Timing(session, ready.calls, request), ""
+        timing, found = Timing(session, ready.calls, request, ready.reading.kernel_s), ""
         reset_peak(device)
         try:
             slow = timing.slow()

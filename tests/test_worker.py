@@ -29,6 +29,7 @@ from advisor.timing_torch import (
     Stopping,
     _clearly_slower,
     _is_warm,
+    busy_share,
 )
 from advisor.trial import Outcome
 from advisor.worker import _finite
@@ -254,6 +255,25 @@ def test_stopping_of_a_search_trial() -> None:
     assert not rule.reached([0.8, 1.0])
     assert rule.reached([0.8, 1.0, 0.8, 0.9])
     assert rule.reached([8.0, 9.0])
+
+
+def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
+    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to three seconds of them."""
+    rule = Stopping().longer()
+
+    assert not rule.reached([0.06] * 9)
+    assert rule.reached([0.06] * 10)
+    assert not rule.reached([0.06, 0.045] * 20)
+    assert rule.reached([0.06, 0.045] * 29)
+    assert rule.reached([4.0, 4.4])  # long rounds as before
+
+
+def test_how_busy_a_gpu_is_says_the_batch_that_was_profiled() -> None:
+    """The kernels of a batch over what it takes; nothing is said where no kernel was seen, and no more than all of the time."""
+    assert busy_share(0.002, [0.010, 0.008, 0.016]) == 0.2
+    assert busy_share(0.012, [0.010]) == 1.0
+    assert busy_share(0.0, [0.010]) is None
+    assert busy_share(0.002, []) is None
 
 
 def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
