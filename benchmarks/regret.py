@@ -3,8 +3,11 @@
     python benchmarks/regret.py OUT [CASE …]
 
 OUT: a folder; each case leaves NAME.json there, a landscape of the exhaustive measurement that `tests/landscapes` can take.
-Prints a Markdown row a case: the regret of what the tune recommends, by the exhaustive figures of both, and the seconds of its
-search after the default's trial over those of the exhaustive one. What compiles for longer than TIMEOUT is left out of both.
+Prints a Markdown row a case: the regret of what the tune recommends and the seconds of its search after the default's trial
+over those of the exhaustive one. Regret is the ratio over the default that the exhaustive tune confirmed, over the one that the
+tune confirmed, 1 for the default itself, less 1; they tie where the intervals of both overlap. Of a case whose rounds scatter,
+the best of many search trials is the luckiest, so that their figures are no measure. What compiles for longer than TIMEOUT is
+left out of both.
 """
 
 from __future__ import annotations
@@ -19,11 +22,10 @@ from typing import Any
 
 import advisor
 from advisor import __version__
-from advisor.confirm import score_interval
-from advisor.judge import objections
 from advisor.landscape import Landscape
 from advisor.model import architecture_key_of
 from advisor.prospects import searched
+from advisor.ranking import Candidate
 from advisor.store import Store
 from advisor.suggest import Recommendation
 from advisor.trial import Trial
@@ -46,9 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def main(arguments: Sequence[str]) -> int:
     """Run the cases, padded by 40 % and not."""
     out, wanted = Path(arguments[0]), arguments[1:] or list(CASES)
-    print(
-        "| case | padding | space | best | recommended | regret | tie by interval | search / exhaustive (s) | took (s) |"
-    )
+    print("| case | padding | space | best of all | recommended | regret | tie | search / exhaustive (s) | took (s) |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in wanted:
         shape, work = CASES[name]
@@ -63,25 +63,37 @@ def row(name: str, shape: Path, work: dict[str, Any], out: Path) -> str:
     began = time.monotonic()
     tuned, its_trials = measured(shape, out / f"{stem}-tuned.db", **work)
     took_s = time.monotonic() - began
-    whole, all_trials = measured(shape, out / f"{stem}.db", exhaustive=True, blocks=0, timeout=TIMEOUT, **work)
+    whole, all_trials = measured(shape, out / f"{stem}.db", exhaustive=True, timeout=TIMEOUT, **work)
     keep(whole, all_trials, shape, out / f"{stem}.json")
-    aim = whole.objective.aim
-    default = whole.default.trial if whole.default is not None else None
-    usable = [t for t in searched(all_trials) if not objections(t, default, whole.objective, whole.facts)]
-    best = max(usable, key=lambda trial: trial.score(aim))
-    chosen = tuned.chosen.configuration if tuned.chosen is not None else None
-    held = next((trial for trial in usable if trial.ran == chosen), None)
-    if held is None:
-        return (
-            f"| {name} | {work['padding']:g} | {whole.admissible} | {best.ran} | {chosen}: not measured there | | | | |"
-        )
-    regret = best.score(aim) / held.score(aim) - 1
-    is_tie = score_interval(held, aim)[1] >= score_interval(best, aim)[0]
+    best, held = whole.chosen, tuned.chosen
+    if best is None or held is None or best.ratio is None or held.ratio is None:
+        return f"| {name} | {work['padding']:g} | {whole.admissible} | {whole.verdict} | {tuned.verdict} | | | | |"
+    regret = 0.0 if best.configuration == held.configuration else best.ratio / held.ratio - 1
+    is_tie = not regret or interval_of(held)[1] >= interval_of(best)[0]
     spent_s, whole_s = (sum(t.wall_s or 0.0 for t in searched(each)[1:]) for each in (its_trials, all_trials))
-    return (
-        f"| {name} | {work['padding']:g} | {whole.admissible} | {best.ran} | {held.ran}, {tuned.verdict} | {regret:.1%} | "
-        f"{'yes' if is_tie else 'no'} | {spent_s:.0f} / {whole_s:.0f} = {spent_s / whole_s:.0%} | {took_s:.0f} |"
-    )
+    cells = [
+        name,
+        f"{work['padding']:g}",
+        whole.admissible,
+        told(best),
+        f"{told(held)}, {tuned.verdict}",
+        f"{regret:.1%}",
+        "yes" if is_tie else "no",
+        f"{spent_s:.0f} / {whole_s:.0f} = {spent_s / whole_s:.0%}",
+        f"{took_s:.0f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def interval_of(found: Candidate) -> tuple[float, float]:
+    """Return the interval of a confirmed ratio over the default; 1 for the default itself."""
+    return (1.0, 1.0) if found.is_default or found.comparison is None else found.comparison.interval
+
+
+def told(found: Candidate) -> str:
+    """Return a configuration with its confirmed ratio."""
+    low, high = interval_of(found)
+    return f"{found.configuration} {found.ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 def measured(shape: Path, database: Path, **flags: Any) -> tuple[Recommendation, list[Trial]]:
