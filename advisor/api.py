@@ -27,8 +27,8 @@ from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Worklo
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.history import Plan, Reproduction
+    from advisor.recommendation import Recommendation
     from advisor.store import Store
-    from advisor.suggest import Recommendation
     from advisor.tuning import Job
 
 #: How long a device may take to show what it reaches, in seconds.

@@ -26,7 +26,7 @@ from advisor.terminal import in_a_line, printable_json
 
 if TYPE_CHECKING:
     from advisor.progress import Progress
-    from advisor.suggest import Recommendation
+    from advisor.recommendation import Recommendation
     from advisor.tuning import Job
 
 
@@ -367,7 +367,7 @@ def _db(options: argparse.Namespace) -> int:
     from advisor.store import Store, database_path, default_url, shown_url, upgrade
 
     if options.action == "upgrade":
-        from advisor.suggest import keep_answers
+        from advisor.kept_answers import keep_answers
 
         revision = upgrade(default_url())
         with Store.open(default_url(), write=True) as store:

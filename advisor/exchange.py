@@ -26,13 +26,13 @@ from advisor.checked import is_text, shortened, test_of
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
 from advisor.environment import Environment
 from advisor.errors import BadInput
+from advisor.kept_answers import keep_answers
 from advisor.knobs import Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
 from advisor.parcel import Link, Parcel, study_key
 from advisor.store import STATES, Store
-from advisor.suggest import keep_answers
 from advisor.trial import Outcome, Quality
 from advisor.workloads import workload_of
 

@@ -15,9 +15,10 @@ from advisor.configuration import Configuration
 from advisor.device import NOT_OBSERVABLE
 from advisor.environment import Environment
 from advisor.errors import BadInput, DamagedRow, NotMeasured
-from advisor.knobs import HAVE_PLUGIN, Reason, tier_of, unknown
+from advisor.knobs import HAVE_PLUGIN, tier_of, unknown
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelSource
+from advisor.recommendation import reason_payload
 from advisor.runner import Runner, read_facts
 from advisor.store import Store, StudyRecord
 from advisor.trial import Outcome, Quality, Trial
@@ -434,18 +435,6 @@ class Plan:
             "trial_s": self.trial_s,
             "seconds": self.seconds,
         }
-
-
-def reason_payload(reason: Reason) -> dict[str, str]:
-    """Return a rule's reason as JSON values."""
-    return {
-        "subject": reason.subject,
-        "about": reason.about,
-        "rule": reason.rule,
-        "verdict": str(reason.verdict),
-        "reason": reason.text,
-        "remedy": reason.remedy,
-    }
 
 
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:

@@ -12,6 +12,7 @@ from advisor.configuration import Configuration
 from advisor.confirmation import comparisons_now
 from advisor.cost import costs_of, weight_bytes
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.kept_answers import keep_answer
 from advisor.knobs import Verdict, is_whole, unknown
 from advisor.leftovers import working_folder
 from advisor.model import ModelFacts
@@ -23,7 +24,6 @@ from advisor.runner import Runner, read_facts
 from advisor.search import surprises
 from advisor.space import MEMORY_SHARE, Space, build_space
 from advisor.store import Store
-from advisor.suggest import keep_answer
 from advisor.terminal import gib
 from advisor.tuner import Tuner, heartbeat, own_name
 from advisor.tuning import Job, Listener

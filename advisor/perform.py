@@ -10,10 +10,10 @@ from advisor.answer import SearchEnd, Stop
 from advisor.attempt import cut, search_trial
 from advisor.block import run_block
 from advisor.clock import BudgetSpent
+from advisor.kept_answers import keep_answer
 from advisor.next_step import not_beyond_memory
 from advisor.prospects import prospects_of, searched
 from advisor.step import Baseline, Compare, Confirm, Discard, EndSearch, Probe, Search, Step, Wait
-from advisor.suggest import keep_answer
 from advisor.tuner import Found, Tuner
 from advisor.tuning import INTERRUPTED, Snapshot
 

@@ -75,6 +75,22 @@ def stored_prospects(study: StudyRecord, trials: Sequence[Trial], objective: Obj
     return Prospects(end.left, end.chance, end.promising, pays=end.stop is not Stop.PAYBACK)
 
 
+def prospects_left(
+    study: StudyRecord,
+    trials: Sequence[Trial],
+    objective: Objective,
+    usable: Callable[[Trial], bool],
+    default: Trial | None,
+    space: Space | None = None,
+) -> Prospects:
+    """Return what is left as the study's own search stored it, else of its space, built anew where `space` is None."""
+    stored = stored_prospects(study, trials, objective)
+    if stored is not None:
+        return stored
+    built = space if space is not None else space_of(study, objective)
+    return Prospects() if built is None else prospects_of(built, trials, objective, usable, default)
+
+
 def prospects_of(
     space: Space,
     trials: Sequence[Trial],

@@ -24,8 +24,8 @@ from advisor.objective import Objective
 from advisor.probe import Availability
 from advisor.prospects import needed_bytes
 from advisor.ranking import Candidate
+from advisor.recommendation import Recommendation, tie_set
 from advisor.script import batching_words, loading_lines
-from advisor.suggest import Recommendation, tie_set
 from advisor.terminal import gib, printable
 from advisor.trial import Quality, Trial
 from advisor.workloads import kind_of

@@ -14,13 +14,13 @@ from advisor.claims import BEAT_S
 from advisor.clock import Bounded
 from advisor.configuration import Configuration
 from advisor.errors import StoreError
+from advisor.kept_answers import keep_answer
 from advisor.knobs import Reason
 from advisor.leftovers import owner
 from advisor.model import ModelFacts
 from advisor.space import Space
 from advisor.step import Step
 from advisor.store import Store
-from advisor.suggest import keep_answer
 from advisor.trial import Trial
 from advisor.tuning import Job, Listener, Snapshot
 

@@ -13,7 +13,7 @@ from advisor.judge import is_judged
 from advisor.knobs import GENERIC, KNOBS, Reason, always
 from advisor.prospects import prospects_of, space_of
 from advisor.ranking import Candidate, why_behind
-from advisor.suggest import Recommendation
+from advisor.recommendation import Recommendation
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 

@@ -18,13 +18,13 @@ from sqlalchemy import create_engine, text
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.history import listed
+from advisor.kept_answers import keep_answer
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.place import with_driver
 from advisor.step import Search
 from advisor.store import Store
-from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
 

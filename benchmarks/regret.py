@@ -26,8 +26,8 @@ from advisor.landscape import Landscape
 from advisor.model import architecture_key_of
 from advisor.prospects import searched
 from advisor.ranking import Candidate
+from advisor.recommendation import Recommendation
 from advisor.store import Store
-from advisor.suggest import Recommendation
 from advisor.trial import Trial
 
 SHAPES = Path(__file__).parent / "shapes"

@@ -29,9 +29,10 @@ from advisor.measurement import Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
+from advisor.recommendation import Recommendation
 from advisor.runner import LocalRunner
 from advisor.store import Store
-from advisor.suggest import Recommendation, recommend
+from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job, tune
 from advisor.workloads.forward import Forward

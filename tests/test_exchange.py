@@ -27,13 +27,14 @@ from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput, NotMeasured
 from advisor.exchange import FORMAT, LINE_MOST, Imported, bounded_lines, export_lines, import_lines
+from advisor.kept_answers import keep_answers
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.step import Search
 from advisor.store import Store
-from advisor.suggest import keep_answers, suggest
+from advisor.suggest import suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
 

@@ -29,11 +29,12 @@ from advisor.knobs import KNOBS, register
 from advisor.model import ModelFacts
 from advisor.next_step import FAILURES_IN_A_ROW, in_common
 from advisor.objective import Budget, Objective, Tier
+from advisor.recommendation import Recommendation
 from advisor.runner import LocalRunner, read_facts
 from advisor.space import build_space
 from advisor.step import Search
 from advisor.store import Store
-from advisor.suggest import Recommendation, recommend
+from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, carried_out, tune
 from advisor.tuner import Tuner

@@ -23,13 +23,13 @@ import pytest
 from advisor import checkpoint, cli, probe, script, tables
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
+from advisor.kept_answers import keep_answer
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective
 from advisor.step import Confirm, Search
 from advisor.store import Store
-from advisor.suggest import keep_answer
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
 

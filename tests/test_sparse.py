@@ -20,6 +20,7 @@ from advisor.errors import BadInput, StoreError
 from advisor.gate import known_figures, layout_request
 from advisor.history import trial_payload
 from advisor.judge import GATE_VERSION, objections
+from advisor.kept_answers import keep_answer
 from advisor.knobs import (
     KNOBS,
     Choice,
@@ -38,11 +39,12 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.opening import _warm
 from advisor.place import place_of
+from advisor.recommendation import Recommendation
 from advisor.search import Knowledge
 from advisor.space import build_space
 from advisor.step import Search
 from advisor.store import Store
-from advisor.suggest import Recommendation, keep_answer, suggest
+from advisor.suggest import suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
 from advisor.why_not import choices_in

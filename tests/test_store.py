@@ -39,15 +39,16 @@ from advisor.answer import NONE_RIGHT, Answer, SearchEnd, Stop
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
+from advisor.kept_answers import keep_answer, keep_answers
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement
+from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.place import with_driver
 from advisor.step import Confirm, Search
 from advisor.store import Store, default_url, shown_url, upgrade
-from advisor.suggest import METHOD, keep_answer, keep_answers
 from advisor.trial import Outcome, Quality, Trial
 from advisor.workloads.forward import Forward
 

@@ -21,16 +21,18 @@ from advisor.answer import Conclusion, Prospect, SearchEnd, Stop
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.kept_answers import keep_answer
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import TIE_ZONE, Comparison, Measurement
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
 from advisor.ranking import Candidate, ranked
+from advisor.recommendation import Recommendation, tie_set
 from advisor.report import print_recommendation
 from advisor.step import Search
 from advisor.store import Store
-from advisor.suggest import Recommendation, keep_answer, recommend, suggest, tie_set
+from advisor.suggest import recommend, suggest
 from advisor.trial import Outcome, Quality, Trial
 from advisor.why_not import choices_in, why_not
 from advisor.workloads.forward import Forward

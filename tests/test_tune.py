@@ -24,10 +24,11 @@ from advisor.cli import run
 from advisor.knobs import KNOBS, Reason, register
 from advisor.leftovers import owner, owner_is_alive
 from advisor.objective import Budget, Objective, Tier
+from advisor.recommendation import Recommendation
 from advisor.runner import LocalRunner
 from advisor.space import Space
 from advisor.store import Store, StudyRecord
-from advisor.suggest import Recommendation, recommend
+from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
 from advisor.workloads.forward import Forward
