@@ -132,7 +132,9 @@ def _say_waiting(event: Mapping[str, Any]) -> None:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from advisor import probe, report
+    from advisor import probe
+    from advisor.console import console
+    from advisor.probe_report import probe_payload, probe_text
 
     threads = threads_of(options)
     machines = probe.machines(threads)
@@ -144,10 +146,10 @@ def _probe(options: argparse.Namespace) -> int:
         ceilings = ceilings_of(chosen, _say_waiting)
     availability = probe.availability(chosen.environment)
     if options.format == "json":
-        payload = report.probe_payload(machines, chosen, availability)
+        payload = probe_payload(machines, chosen, availability)
         print(_json({**payload, "ceilings": ceilings} if options.ceilings else payload))
     else:
-        report.console(stderr=False).print(report.probe_text(machines, chosen, availability, ceilings))
+        console(stderr=False).print(probe_text(machines, chosen, availability, ceilings))
     return 0
 
 
@@ -206,6 +208,7 @@ def _suggest(options: argparse.Namespace) -> int:
 def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> int:
     """Print a recommendation, JSON and Python on stdout alone, text for people; return the status of what it says."""
     from advisor import report
+    from advisor.headline import summary
     from advisor.script import script_for
 
     status = recommendation.exit_status
@@ -218,7 +221,7 @@ def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr
     elif form == "text":
         report.print_recommendation(recommendation, device, stderr=to_stderr, pareto=pareto)
     if status and form != "text":
-        print(f"advisor: {report.summary(recommendation)}", file=sys.stderr)
+        print(f"advisor: {summary(recommendation)}", file=sys.stderr)
     return status
 
 

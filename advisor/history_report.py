@@ -5,13 +5,15 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from advisor.candidate_tables import quality_words
 from advisor.configuration import Configuration
+from advisor.console import console
 from advisor.history import Listed, Plan, Reproduction, device_words, is_reused, words_of
 from advisor.measurement import Measurement
 from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
-from advisor.report import console, duration, quality_words, refused_table
+from advisor.refused import refused_table
 from advisor.store import StudyRecord
-from advisor.terminal import gib
+from advisor.terminal import duration, gib
 from advisor.trial import Outcome, Trial
 
 #: Configurations that a dry run lists.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
+from advisor.console import SafeConsole
 from advisor.ledger import Ledger
 from advisor.metrics import figure
-from advisor.report import SafeConsole, duration, percent
+from advisor.terminal import duration, percent
 from advisor.trial import Outcome, Trial
 
 if TYPE_CHECKING:

@@ -45,3 +45,15 @@ def gib(count: float | None) -> str:
         if count >= size:
             return f"{count / size:.1f} GiB" if unit == "GiB" else f"{count / size:.0f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with a decimal where it is small."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"

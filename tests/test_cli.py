@@ -43,6 +43,7 @@ from advisor.arguments import (
 from advisor.checkpoint import find_model
 from advisor.cli import run
 from advisor.configuration import Configuration
+from advisor.console import console
 from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs.choice import Reason, Verdict
@@ -50,11 +51,14 @@ from advisor.measurement import Comparison, Measurement
 from advisor.metrics import figure
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.probe_report import probe_text, rate
 from advisor.progress import Progress
+from advisor.refused import refusal_rows
 from advisor.space import Space
 from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import recommend
+from advisor.terminal import duration
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tune import Job
 from advisor.workloads.flags import lengths_of
@@ -906,16 +910,16 @@ def test_figures_have_the_units_people_use(metric: str, value: float | None, wor
 
 def test_times_and_rates_are_rounded() -> None:
     """Time spans are told in seconds, minutes or hours; rates with the prefix that fits."""
-    assert [report.duration(seconds) for seconds in (5.2, 89, 600, 7200)] == ["5 s", "89 s", "10 min", "2.0 h"]
-    assert report.rate("matmul_bf16_per_s", 6.9e14) == "690 TFLOP/s"
-    assert report.rate("matmul_fp32_per_s", 9.5e10) == "95 GFLOP/s"
-    assert report.rate("copy_bytes_per_s", 4.1e12) == "4.1 TB/s"
+    assert [duration(seconds) for seconds in (5.2, 89, 600, 7200)] == ["5 s", "89 s", "10 min", "2.0 h"]
+    assert rate("matmul_bf16_per_s", 6.9e14) == "690 TFLOP/s"
+    assert rate("matmul_fp32_per_s", 9.5e10) == "95 GFLOP/s"
+    assert rate("copy_bytes_per_s", 4.1e12) == "4.1 TB/s"
 
 
 def test_what_is_refused_for_one_reason_is_one_row() -> None:
     """Choices with one reason share a row, also where only a number differs; duplicates and what the caller left out are last."""
     wrong = Reason("P1", Verdict.WRONG, "documents attend across", "call it otherwise", subject="packing=packed-cached")
-    rows = report.refusal_rows(
+    rows = refusal_rows(
         [
             Reason("U0", Verdict.INVALID, "left out by --only or --fix precision=fp32", subject="precision=bf16"),
             Reason(
@@ -1068,7 +1072,7 @@ def test_ceilings_are_shown_with_their_units(capsys: pytest.CaptureFixture[str])
     """What a device reaches is told by precision, and copies in bytes."""
     machine = probe.machine("cpu")
     ceilings = {"matmul_bf16_per_s": 6.9e14, "copy_bytes_per_s": 4.1e12}
-    report.console(stderr=False).print(report.probe_text([machine], machine, [], ceilings))
+    console(stderr=False).print(probe_text([machine], machine, [], ceilings))
     text = " ".join(capsys.readouterr().out.split())
 
     assert "what cpu reaches at best matrix products in bf16 690 TFLOP/s copies, read plus written 4.1 TB/s" in text
