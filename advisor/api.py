@@ -26,8 +26,9 @@ from advisor.objective import Objective
 from advisor.workloads import DEALT, DEFAULT_BATCHES, DEFAULT_KIND, Head, Workload, kind_of
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
-    from advisor.history import Plan, Reproduction
+    from advisor.plan import Plan
     from advisor.recommendation import Recommendation
+    from advisor.reproduction import Reproduction
     from advisor.store import Store
     from advisor.tuning import Job
 
@@ -387,7 +388,7 @@ def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
 
 def planned(job: Job, listen: Listener) -> Plan:
     """Return what a tune would try. The model's facts are read, nothing is measured, and nothing is written."""
-    from advisor.history import plan, usual_trial_s
+    from advisor.plan import plan, usual_trial_s
     from advisor.runner import LocalRunner
     from advisor.store import Store, default_url
 
@@ -428,7 +429,7 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
     here and the options do not say that it should be run anyway.
     """
     trial, timeout_s = arguments.parse_trial(options.trial), arguments.parse_duration(options.timeout, "--timeout")
-    from advisor import history, probe
+    from advisor import history, probe, reproduction
     from advisor.checkpoint import find_model
     from advisor.runner import LocalRunner
     from advisor.script import refuse_unprintable
@@ -436,14 +437,14 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
 
     with Store.open(default_url(), write=False) as store:
         study, old = history.stored_trial(store, *trial)
-    history.refuse_unrepeatable(old)
+    reproduction.refuse_unrepeatable(old)
     if options.format == "python":
         refuse_unprintable(old.requested)
     device = options.device or (None if study.environment.is_cuda else "cpu")
     machine = probe.machine(device, study.environment.threads or 1)
     source = find_model(options.model or study.model_name, allow_pickle=options.allow_pickle, download=False)
-    history.refuse_other_work(study, source)
-    differences = history.differences(study, source, machine.environment)
+    reproduction.refuse_other_work(study, source)
+    differences = reproduction.differences(study, source, machine.environment)
     if differences and not options.anyway:
         raise BadInput(
             f"this is not what trial {options.trial} ran under: {'; '.join(differences)}", "--anyway runs it"
@@ -452,10 +453,10 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
         raise BadInput(machine.problem, machine.remedy)
     runner = LocalRunner(machine, listen)
     try:
-        new = history.run_again(study, old, source, runner, timeout_s)
+        new = reproduction.run_again(study, old, source, runner, timeout_s)
     finally:
         runner.close()
-    return history.Reproduction(study, old, new, tuple(differences)), source, machine
+    return reproduction.Reproduction(study, old, new, tuple(differences)), source, machine
 
 
 # ------------------------------------------------------------------------------------------- keyword arguments to flags

@@ -8,13 +8,16 @@ from rich.table import Table
 from advisor.candidate_tables import quality_words
 from advisor.configuration import Configuration
 from advisor.console import console
-from advisor.history import Listed, Plan, Reproduction, device_words, is_reused, words_of
+from advisor.history import Listed, is_reused
 from advisor.measurement import Measurement
 from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
+from advisor.plan import Plan
 from advisor.refused import refused_table
+from advisor.reproduction import Reproduction
 from advisor.store import StudyRecord
 from advisor.terminal import duration, gib
 from advisor.trial import Outcome, Trial
+from advisor.trial_words import device_words, words_of
 
 #: Configurations that a dry run lists.
 _SHOWN = 20

@@ -18,14 +18,17 @@ from advisor.cli import _say_waiting, run
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.exchange import export_lines
-from advisor.history import Reproduction, device_words, differences, listed, usual_trial_s, words_of
+from advisor.history import listed
 from advisor.measurement import Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective
+from advisor.plan import usual_trial_s
+from advisor.reproduction import Reproduction, differences
 from advisor.step import Confirm, Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
+from advisor.trial_words import device_words, words_of
 from advisor.workloads.forward import Forward
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
