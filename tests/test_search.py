@@ -480,7 +480,7 @@ def test_seed_picks_among_equals_alone() -> None:
 
 def test_another_optuna_sampler_would_see_the_same_study() -> None:
     """The engine is Optuna's: a knob alone is never sampled, and logging is left quiet."""
-    from advisor.search import PosteriorSampler
+    from advisor.sampler import PosteriorSampler
 
     assert issubclass(PosteriorSampler, optuna.samplers.BaseSampler)
     sampler = PosteriorSampler(None, {}, random.Random(0))  # type: ignore[arg-type]
