@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from advisor.judge import limits_of, objections
+from advisor.limits import limits_of
 from advisor.metrics import Metric, is_energy
 from advisor.model import ModelSource
+from advisor.objections import objections
 from advisor.objective import Objective
 from advisor.prospects import searched
 from advisor.ranking import Candidate, candidate, ranked

@@ -19,8 +19,9 @@ import torch
 from advisor import facts_torch, fp32_torch, gate_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.gate_torch import Looked
-from advisor.judge import GATE_VERSION, depends_on_batch, layout_limit
+from advisor.judge import GATE_VERSION, depends_on_batch
 from advisor.knobs import choice_of, choices_of, reference_choices, traits_of
+from advisor.limits import layout_limit
 from advisor.model import ModelFacts
 from advisor.session_torch import Session, loaded, runtime_of
 from advisor.trial import Quality

@@ -11,9 +11,10 @@ from typing import Any
 from advisor.answer import Stop
 from advisor.configuration import Configuration
 from advisor.environment import Machine
-from advisor.judge import limits_of, objections
+from advisor.limits import limits_of
 from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
+from advisor.objections import objections
 from advisor.objective import Budget, Objective
 from advisor.space import Space
 from advisor.trial import Outcome, Trial, default_of

@@ -37,8 +37,9 @@ from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
 from advisor.errors import AdvisorError
-from advisor.judge import LAYOUT_LIMIT, wrong
+from advisor.judge import wrong
 from advisor.knobs import KNOBS, Choice, baseline_choices, register
+from advisor.limits import LAYOUT_LIMIT
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.opening import facts_for

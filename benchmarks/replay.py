@@ -33,9 +33,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.configuration import Configuration, stated
 from advisor.cost import costs_of
-from advisor.judge import objections
 from advisor.landscape import Landscape, read_landscapes
 from advisor.measurement import TIE_ZONE
+from advisor.objections import objections
 from advisor.search import CHANCE, Knowledge, surprises
 from advisor.trial import Outcome, Trial
 

@@ -20,7 +20,7 @@ import pytest
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.errors import NothingAdmissible
-from advisor.judge import LAYOUT_LIMIT
+from advisor.limits import LAYOUT_LIMIT
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import LocalRunner
 from advisor.store import Store

@@ -20,8 +20,9 @@ from advisor import facts_torch, figures_torch, fp32_torch, gate_torch  # noqa: 
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.gate import figures_found, known_figures, layout_request  # noqa: E402
-from advisor.judge import GATE_VERSION, LAYOUT_LIMIT, wrong  # noqa: E402
+from advisor.judge import GATE_VERSION, wrong  # noqa: E402
 from advisor.knobs.attention_fp32_torch import flash_in_fp32  # noqa: E402
+from advisor.limits import LAYOUT_LIMIT  # noqa: E402
 from advisor.model import ModelFacts  # noqa: E402
 from advisor.session_torch import Session  # noqa: E402
 from advisor.trial import Outcome, Quality, Trial  # noqa: E402

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from advisor.configuration import Configuration
-from advisor.judge import (
+from advisor.judge import tier_reached, wrong
+from advisor.knobs import KNOBS, choice_of
+from advisor.limits import (
     COARSE,
     FACTOR,
     FLOORS,
@@ -18,13 +20,10 @@ from advisor.judge import (
     MOST,
     MOST_WITH_EXPERTS,
     exact_limits,
-    objections,
-    tier_reached,
-    wrong,
 )
-from advisor.knobs import KNOBS, choice_of
 from advisor.measurement import Measurement
 from advisor.model import ModelFacts
+from advisor.objections import objections
 from advisor.objective import Objective, Tier
 from advisor.trial import Outcome, Quality, Trial
 

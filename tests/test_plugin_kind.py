@@ -408,7 +408,8 @@ def test_what_a_model_can_not_do_is_refused_by_its_facts(kind: ModuleType) -> No
 def test_its_limits_are_its_own(kind: ModuleType) -> None:
     """What four bits may cost is what the kind says, what it does not say is as with other work, and others keep theirs."""
     from advisor.configuration import Configuration
-    from advisor.judge import LIMITS, limits_of, objections
+    from advisor.limits import LIMITS, limits_of
+    from advisor.objections import objections
     from advisor.objective import Objective, Tier
     from advisor.support import _LLAMA
     from advisor.trial import Outcome, Quality, Trial

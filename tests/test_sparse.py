@@ -19,7 +19,7 @@ from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, StoreError
 from advisor.gate import known_figures, layout_request
 from advisor.history import trial_payload
-from advisor.judge import GATE_VERSION, objections
+from advisor.judge import GATE_VERSION
 from advisor.kept_answers import keep_answer
 from advisor.knobs import (
     KNOBS,
@@ -36,6 +36,7 @@ from advisor.knobs import (
 from advisor.measurement import Comparison, Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
+from advisor.objections import objections
 from advisor.objective import Budget, Objective, Tier
 from advisor.opening import _warm
 from advisor.place import place_of

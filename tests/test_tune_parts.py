@@ -15,11 +15,11 @@ from advisor.configuration import Configuration
 from advisor.cost import costs_of, useful_operations
 from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
-from advisor.judge import objections
 from advisor.measurement import Measurement
 from advisor.metrics import METRICS
 from advisor.model import ModelFacts, ModelSource
 from advisor.next_step import next_of_all, not_beyond_memory
+from advisor.objections import objections
 from advisor.objective import Budget, Objective, Tier
 from advisor.opening import refuse_too_large
 from advisor.space import build_space

@@ -70,7 +70,7 @@ class Kind:
     is to give them; parse(options, source, lengths): the workload, refused with BadInput where the model's files say that it
     can't be: both raise what is wrong in a line.
     examples: workloads that differ in what rules look at, for the table of choices. limits: what a lossy tier may cost, by
-    tier, where that is other than with other work (`advisor.judge.LIMITS`).
+    tier, where that is other than with other work (`advisor.limits.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
     preparation(workload, facts, source, device): what is done with the model first, source as `ModelSource.request` has it.
