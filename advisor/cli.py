@@ -284,7 +284,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _reproduce_seed(options: argparse.Namespace) -> int:
-    from advisor import seed
+    from advisor import reproduce_seed, seed, seed_report
     from advisor.api import open_to_write
     from advisor.checkpoint import find_model
     from advisor.declared import refuse_unknown
@@ -295,10 +295,12 @@ def _reproduce_seed(options: argparse.Namespace) -> int:
     timeout_s, svg = parse_duration(options.timeout, "--timeout"), Path(options.svg) if options.svg else None
     if svg is not None and not svg.parent.is_dir():
         raise BadInput(f"--svg: there is no directory {svg.parent}")
-    machine = seed.machine_for(options.device, threads_of(options), own=options.model is None or not options.case)
+    machine = reproduce_seed.machine_for(
+        options.device, threads_of(options), own=options.model is None or not options.case
+    )
     source = find_model(options.model or str(seed.FALCON), allow_pickle=options.allow_pickle)
     refuse_unknown(source)
-    make_job = seed.jobs(source, machine, budget, options.batches, timeout_s)
+    make_job = reproduce_seed.jobs(source, machine, budget, options.batches, timeout_s)
     prepared, results = [(case, make_job(case)) for case in cases], []
     stored = 0
     with open_to_write() as store:
@@ -306,14 +308,16 @@ def _reproduce_seed(options: argparse.Namespace) -> int:
             with Progress(job) as progress, _counting(progress, stored):
                 runner = LocalRunner(machine, progress.hear)
                 try:
-                    results += seed.reproduce([case], make_job, store, runner, progress.hear)
+                    results += reproduce_seed.reproduce([case], make_job, store, runner, progress.hear)
                 finally:
                     runner.close()
             stored += progress.done
     if svg is not None:
-        svg.write_text(seed.chart(results, options.model or "Falcon-7B's shape"), encoding="utf-8")
+        svg.write_text(seed_report.chart(results, options.model or "Falcon-7B's shape"), encoding="utf-8")
     print(
-        _json(seed.payload(results)) if options.format == "json" else f"{seed.table(results)}\n{seed.verdict(results)}"
+        _json(seed_report.payload(results))
+        if options.format == "json"
+        else f"{seed_report.table(results)}\n{seed_report.verdict(results)}"
     )
     return 0
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from advisor import probe, seed
+from advisor import probe, reproduce_seed, seed, seed_report
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
 from advisor.environment import Environment, Machine
@@ -25,7 +25,8 @@ from advisor.landscape import one_by_one
 from advisor.model import ModelFacts
 from advisor.objective import Budget
 from advisor.runner import LocalRunner
-from advisor.seed import Case, CaseResult
+from advisor.seed import Case
+from advisor.seed_result import CaseResult
 from advisor.store import Store
 from advisor.workloads.forward import Forward
 
@@ -119,9 +120,9 @@ def reproduced(
     machine = Machine(environment, "host", "GPU-made-up", 0, 140 * 10**9)
     source = find_model(str(seed.FALCON))
 
-    job = seed.jobs(source, machine, Budget(trials=8), batches=2)
+    job = reproduce_seed.jobs(source, machine, Budget(trials=8), batches=2)
     with Store.open(f"sqlite:///{folder}/advisor.db", write=True) as store:
-        return seed.reproduce(cases, job, store, runner, lambda _: None)
+        return reproduce_seed.reproduce(cases, job, store, runner, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_the_claim_is_confirmed_in_blocks(results: list[CaseResult]) -> None:
 
 def test_the_words_follow_the_figures(results: list[CaseResult]) -> None:
     """A small gain at 256 tokens holds, twice at 4096 is beaten, and the default's math kernel is named with the reason."""
-    words = " ".join(seed.verdict(results).split())
+    words = " ".join(seed_report.verdict(results).split())
 
     for said in (
         r"256 tokens, 30 % padding: flash_attention_2 is 1\.11 × as fast as eager attention \(1",
@@ -172,7 +173,7 @@ def test_other_figures_give_other_words(tmp_path: Path) -> None:
     """Where flash_attention_2 gains nothing and sdpa is fused, nothing of the other story is told."""
     speeds = {4096: {"eager": 1.0, "sdpa": 1.5, "flash_attention_2": 0.8}}
     runner = MadeUp(speeds, operators=("aten::_scaled_dot_product_cudnn_attention",))
-    words = " ".join(seed.verdict(reproduced(tmp_path, runner, (LONG,))).split())
+    words = " ".join(seed_report.verdict(reproduced(tmp_path, runner, (LONG,))).split())
 
     assert "flash_attention_2 is 0.80 × as fast as eager attention" in words
     assert "The advice promised up to twice as fast: it is less." in words
@@ -183,7 +184,7 @@ def test_other_figures_give_other_words(tmp_path: Path) -> None:
 
 def test_the_text_fits_a_terminal(results: list[CaseResult]) -> None:
     """No line is longer than 80 columns; every configuration has its speed and its ratio."""
-    text = f"{seed.table(results)}\n{seed.verdict(results)}"
+    text = f"{seed_report.table(results)}\n{seed_report.verdict(results)}"
 
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"^  eager · padded +[\d,]+   1\.00$", text, re.MULTILINE)
@@ -193,19 +194,19 @@ def test_the_text_fits_a_terminal(results: list[CaseResult]) -> None:
 
 def test_json_and_chart_hold_the_same_figures(results: list[CaseResult]) -> None:
     """The payload is JSON with every ratio; the chart is XML with a group for every case."""
-    payload = json.loads(json.dumps(seed.payload(results), allow_nan=False))
-    texts = [text.text for text in ET.fromstring(seed.chart(results, "Falcon-7B's shape")).iter() if text.text]
+    payload = json.loads(json.dumps(seed_report.payload(results), allow_nan=False))
+    texts = [text.text for text in ET.fromstring(seed_report.chart(results, "Falcon-7B's shape")).iter() if text.text]
 
     assert payload["cases"][1]["ratios"]["flash_attention_2 over eager"]["ratio"] == pytest.approx(3.66, rel=0.01)
     assert payload["cases"][1]["default_kernels"] == ["math"]
-    assert payload["words"] == seed.verdict(results)
+    assert payload["words"] == seed_report.verdict(results)
     assert f"{payload['cases'][1]['ratios']['flash_attention_2 over eager']['ratio']:.2f}" in texts
 
 
 def test_going_on_measures_nothing_twice(tmp_path: Path) -> None:
     """The same call again gives the same figures without another trial."""
     first, again = MadeUp(SPEEDS), MadeUp(SPEEDS)
-    before, after = (seed.payload(reproduced(tmp_path, runner, (LONG,))) for runner in (first, again))
+    before, after = (seed_report.payload(reproduced(tmp_path, runner, (LONG,))) for runner in (first, again))
 
     assert before == after
     assert sum(first.runs.values()) > 12
@@ -221,9 +222,9 @@ def test_what_fails_is_said(tmp_path: Path) -> None:
     assert failed[0].why_not("flash_attention_2") == "runtime_error: made up to fail"
     assert refused[0].why_not("flash_attention_2").startswith("rule A1")
     for found in (failed, refused):
-        assert "the claim can't be judged here" in seed.verdict(found).replace("\n", " ")
-        assert max(map(len, seed.table(found).splitlines())) <= 80
-        ET.fromstring(seed.chart(found, "Falcon"))
+        assert "the claim can't be judged here" in seed_report.verdict(found).replace("\n", " ")
+        assert max(map(len, seed_report.table(found).splitlines())) <= 80
+        ET.fromstring(seed_report.chart(found, "Falcon"))
 
 
 @pytest.mark.parametrize("text", ["4096:0", "a:0:4", "4096:0:4:1", ""])
@@ -251,23 +252,26 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "machines", lambda threads: [cpu])
     for own in (True, False):
         with pytest.raises(BadInput, match="the advice is about GPUs, and there is none here") as told:
-            seed.machine_for(None, own=own)
+            reproduce_seed.machine_for(None, own=own)
         assert "--device cpu" in str(told.value)
     with pytest.raises(BadInput, match="need a GPU"):
-        seed.machine_for("cpu")
-    assert not seed.machine_for("cpu", own=False).environment.is_cuda
+        reproduce_seed.machine_for("cpu")
+    assert not reproduce_seed.machine_for("cpu", own=False).environment.is_cuda
 
 
 def test_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With real workers: one block decides nothing, the kernel is read, and FlashAttention is refused by its rule."""
     monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    machine, source = seed.machine_for("cpu", own=False), find_model(str(ROOT / "tests" / "models" / "causal"))
+    machine, source = (
+        reproduce_seed.machine_for("cpu", own=False),
+        find_model(str(ROOT / "tests" / "models" / "causal")),
+    )
     runner = LocalRunner(machine)
-    job = seed.jobs(source, machine, Budget(trials=2, blocks=1), batches=1)
+    job = reproduce_seed.jobs(source, machine, Budget(trials=2, blocks=1), batches=1)
     with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=True) as store:
         try:
-            (result,) = seed.reproduce([Case(24, 0.3, 4)], job, store, runner, lambda _: None)
+            (result,) = reproduce_seed.reproduce([Case(24, 0.3, 4)], job, store, runner, lambda _: None)
         finally:
             runner.close()
     ratio = result.ratio("default", "eager")
