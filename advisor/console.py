@@ -1,4 +1,4 @@
-"""The console that everything for people goes through: nothing is sent to it that would steer the terminal but rich's own."""
+"""A console for people: nothing is sent to the terminal that would steer it but rich's own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Text for terminals: what would steer one, or turn the reading direction, is shown as its escape, never sent.
 
-Names, reasons and readings come from files and databases that anybody may have written.
+Names, reasons and readings come from files and databases that anybody may have written. Sizes, times and shares in words, too.
 """
 
 from __future__ import annotations
