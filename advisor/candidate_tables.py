@@ -19,13 +19,8 @@ from advisor.workloads import kind_of
 
 def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     """Return what was measured of what is recommended: speed, what else was asked about, memory and quality, a line each."""
-    trial = chosen.trial
-    parts = []
-    kind, workload, objective = (
-        kind_of(recommendation.study.workload),
-        recommendation.study.workload,
-        recommendation.objective,
-    )
+    trial, workload, objective = chosen.trial, recommendation.study.workload, recommendation.objective
+    kind, parts = kind_of(workload), []
     if speed := trial.measurement(kind.speed.metric):
         low, high = speed.interval
         beside = (metric for metric in kind.measured(workload) if not metric.name)
