@@ -72,6 +72,9 @@ EAGER, DEFAULT, FLASH, RECOMMENDED = ROLES
 #: The comparisons that say what the claim is worth.
 PAIRS = ((FLASH, EAGER), (FLASH, DEFAULT), (DEFAULT, EAGER), (RECOMMENDED, EAGER), (RECOMMENDED, DEFAULT))
 
+#: The figure that is compared, as JSON calls it.
+SPEED = "tokens_per_s"
+
 #: The kernel of PyTorch's own attention that is no fused one.
 MATH = "math"
 

@@ -13,7 +13,7 @@ from advisor.environment import Environment
 from advisor.knobs import KNOBS, Reason
 from advisor.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.model import ModelFacts
-from advisor.seed import DEFAULT, PAIRS, Case, kernels_of
+from advisor.seed import DEFAULT, PAIRS, SPEED, Case, kernels_of
 from advisor.trial import Outcome, Trial
 from advisor.workloads import Workload
 
@@ -137,7 +137,7 @@ class CaseResult:
             "configurations": {
                 role: {
                     "configuration": configuration.spelled,
-                    "tokens_per_s": self.tokens_per_s(role),
+                    SPEED: self.tokens_per_s(role),
                     "why_not": self.why_not(role),
                 }
                 for role, configuration in self.roles.items()
