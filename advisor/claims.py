@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Text, func, insert, select, type_coerce, update
 
-from advisor import rows
+from advisor import answers, keyed_rows, rows, trial_rows
 from advisor.configuration import Configuration
 from advisor.errors import StoreError
 from advisor.leftovers import owner_is_alive
@@ -84,8 +84,8 @@ class Standing:
 
 def standing(connection: Connection, study_id: int) -> Standing:
     """Return how a study stands. Raises DamagedRow where a row of it can't be understood."""
-    read = rows.trials(connection, "t.study_id = :study", full=False, study=study_id)
-    compared = rows.comparisons(connection, study_id)
+    read = trial_rows.trials(connection, "t.study_id = :study", full=False, study=study_id)
+    compared = answers.comparisons(connection, study_id)
     return Standing(tuple(trial for _, trial in read), _holders(connection, study_id), tuple(compared))
 
 
@@ -150,7 +150,7 @@ def _begun(
     first = 0 if last is None else int(last) + 1
     if claim.seen is not None and first != claim.seen:
         return None
-    ids = rows.configuration_ids(connection, *configurations)
+    ids = keyed_rows.configuration_ids(connection, *configurations)
     is_taken = (
         (TRIALS.c.phase == "search") & (TRIALS.c.outcome == "running") & TRIALS.c.requested_id.in_(ids.values())
         if block is None

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, TextIO
 
-from advisor import rows
+from advisor import environments, rows, trial_rows
 from advisor.answer import SearchEnd
 from advisor.checked import is_text, shortened, test_of
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
@@ -31,7 +31,8 @@ from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
 from advisor.parcel import Link, Parcel, study_key
-from advisor.store import STATES, Store
+from advisor.store import Store
+from advisor.study_record import STATES
 from advisor.suggest import keep_answers
 from advisor.trial import Outcome, Quality
 from advisor.workloads import workload_of
@@ -279,7 +280,7 @@ class _Reading:
         self.environments[values["key"]] = values
 
     def _take_ceilings(self, values: Values) -> None:
-        rows.check_ceilings(values["payload"])
+        environments.check_ceilings(values["payload"])
         self.ceilings[values.pop("environment")] = values
 
     def _take_model(self, values: Values) -> None:
@@ -405,15 +406,15 @@ def _check_trial(values: Values) -> None:
         if values[side] is not None:
             _configuration(values[side])
     Quality.of(values["quality"])
-    rows.check_columns(values)
-    rows.check_reading(values["reading"] or {})
+    trial_rows.check_columns(values)
+    trial_rows.check_reading(values["reading"] or {})
     for each in values["measurements"]:
         _shaped("measurement", each)
         if len(each["samples"]) > SAMPLES_MOST:
             raise BadInput(f"a measurement of {len(each['samples']):,} samples, and at most {SAMPLES_MOST:,} are taken")
         if not all(map(_is_number, each["samples"])):
             raise BadInput("samples are numbers")
-        rows.check_device_state(each["metric"], each["device_state"])
+        trial_rows.check_device_state(each["metric"], each["device_state"])
         Measurement(**{**each, "samples": tuple(each["samples"])})
     if len({each["metric"] for each in values["measurements"]}) < len(values["measurements"]):
         raise BadInput("a metric comes twice")

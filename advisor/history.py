@@ -19,7 +19,8 @@ from advisor.knobs import HAVE_PLUGIN, Reason, tier_of, unknown
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelSource
 from advisor.runner import Runner, read_facts
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome, Quality, Trial
 
 if TYPE_CHECKING:  # tune brings Optuna

@@ -10,7 +10,7 @@ from advisor.history import Listed, Plan, Reproduction, device_words, is_reused,
 from advisor.measurement import Measurement
 from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
 from advisor.report import console, duration, quality_words, refused_table
-from advisor.store import StudyRecord
+from advisor.study_record import StudyRecord
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial
 

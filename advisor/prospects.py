@@ -15,8 +15,8 @@ from advisor.cost import predicted_bytes
 from advisor.errors import BadInput
 from advisor.knobs import Situation, unknown
 from advisor.objective import Objective
-from advisor.rows import StudyRecord
 from advisor.space import Space, build_space
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome, Trial
 
 #: How many are named.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
-from advisor import claims, rows
+from advisor import answers, claims, environments, keyed_rows, rows, studies, trial_rows
 from advisor.answer import Answer, SearchEnd
 from advisor.checked import parsed
 from advisor.claims import LEASE_S, Claim, IsAlive, Standing
@@ -28,8 +28,8 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
 from advisor.place import database_path, default_url, shown_url
-from advisor.rows import STATES, StudyRecord
 from advisor.step import Step
+from advisor.study_record import STATES, StudyRecord
 from advisor.tables import (
     CEILINGS,
     COMPARISONS,
@@ -45,7 +45,7 @@ from advisor.tables import (
 from advisor.trial import Trial
 from advisor.workloads import Workload
 
-__all__ = ["STATES", "Link", "Parcel", "Store", "StudyRecord", "database_path", "default_url", "shown_url", "upgrade"]
+__all__ = ["Store", "database_path", "default_url", "shown_url", "upgrade"]
 
 # A table's second role in a query. Made once: an alias costs more time than the query it is used in.
 _MINE = STUDIES.alias("mine")
@@ -113,13 +113,13 @@ class Store:
         aim = rows.as_json(objective.payload)
         with self._database.writing() as connection:
             key = {
-                "workload_id": rows.workload_id(connection, workload, source.architecture_key),
-                "environment_id": rows.environment_id(connection, environment),
-                "model_id": rows.model_id(connection, source),
+                "workload_id": keyed_rows.workload_id(connection, workload, source.architecture_key),
+                "environment_id": keyed_rows.environment_id(connection, environment),
+                "model_id": keyed_rows.model_id(connection, source),
                 "objective_key": key_of(objective.payload),
             }
             more = {"objective": aim, "seed": seed, "started_at": rows.now(), "budget": "{}", "state": "running"}
-            study_id = rows.found_or_made(connection, STUDIES, key, more)
+            study_id = keyed_rows.found_or_made(connection, STUDIES, key, more)
             running = {"state": "running", "budget": rows.as_json(budget.payload)}
             connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
         return study_id
@@ -161,15 +161,15 @@ class Store:
         """Return the studies of this workload on this architecture, newest first."""
         where = "m.architecture_key = :architecture AND w.key = :workload"
         with self._database.reading() as connection:
-            return rows.studies(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
+            return studies.read(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
 
     def studies(self, architecture_key: str | None = None) -> list[StudyRecord]:
         """Return all studies, or all of one architecture, whatever the workload, newest first."""
         with self._database.reading() as connection:
             if architecture_key is None:
-                return rows.studies(connection, "1 = 1", self.damaged)
+                return studies.read(connection, "1 = 1", self.damaged)
             where = "m.architecture_key = :architecture"
-            return rows.studies(connection, where, self.damaged, architecture=architecture_key)
+            return studies.read(connection, where, self.damaged, architecture=architecture_key)
 
     def studies_page(
         self, architecture_key: str | None, study_id: int | None, first: int, most: int
@@ -191,12 +191,12 @@ class Store:
             if not ids:
                 return None
             listed = ", ".join(str(int(each)) for each in ids)
-            return rows.studies(connection, f"s.id IN ({listed})", self.damaged)
+            return studies.read(connection, f"s.id IN ({listed})", self.damaged)
 
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""
         with self._database.reading() as connection:
-            found = rows.studies(connection, "s.id = :study", study=study_id)
+            found = studies.read(connection, "s.id = :study", study=study_id)
         if not found:
             raise NotMeasured(f"there is no study {study_id}")
         return found[0]
@@ -215,7 +215,7 @@ class Store:
 
         def read(row: Any) -> tuple[str, Environment]:
             with rows.in_row("environments", row.id):
-                return row.key, rows.environment_of(row.payload)
+                return row.key, keyed_rows.environment_of(row.payload)
 
         return rows.readable(read, found, self.damaged)
 
@@ -225,7 +225,7 @@ class Store:
         """Store what a worker read of the model, and that a study was made with it: another output has another class."""
         payload = rows.as_json(facts.payload)
         with self._database.writing() as connection:
-            model_id = rows.model_id(connection, source)
+            model_id = keyed_rows.model_id(connection, source)
             connection.execute(update(MODELS).where(MODELS.c.id == model_id).values(facts=payload))
             if study_id is not None:
                 connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(facts=payload))
@@ -234,14 +234,14 @@ class Store:
         """Store what plain work reached in an environment just now, instead of what was stored."""
         values = {"payload": rows.as_json(dict(payload)), "measured_at": rows.now()}
         with self._database.writing() as connection:
-            key = {"environment_id": rows.environment_id(connection, environment)}
-            row_id = rows.found_or_made(connection, CEILINGS, key, values)
+            key = {"environment_id": keyed_rows.environment_id(connection, environment)}
+            row_id = keyed_rows.found_or_made(connection, CEILINGS, key, values)
             connection.execute(update(CEILINGS).where(CEILINGS.c.id == row_id).values(values))
 
     def ceilings(self, environment_key: str) -> dict[str, float] | None:
         """Return what plain work reached in an environment, or None where that was not measured."""
         with self._database.reading() as connection:
-            return rows.ceilings(connection, environment_key, self.damaged)
+            return environments.ceilings(connection, environment_key, self.damaged)
 
     # -------------------------------------------------------------------------------------------------------- trials
 
@@ -252,7 +252,9 @@ class Store:
         """
         where, damage = "t.study_id = :study", self.damaged if readable else None
         with self._database.reading() as connection:
-            return [trial for _, trial in rows.trials(connection, where, full=full, damage=damage, study=study_id)]
+            return [
+                trial for _, trial in trial_rows.trials(connection, where, full=full, damage=damage, study=study_id)
+            ]
 
     def page(self, study_id: int, below: int | None, most: int, *, failed: bool = False) -> Page:
         """Return the study's newest trials whose numbers are below one, or failures alone, `most` at most.
@@ -274,7 +276,7 @@ class Store:
             if not found:
                 return Page((), None)
             span = {"study": study_id, "low": found[-1], "high": found[0]}
-            read = rows.trials(connection, where, full=False, damage=self.damaged, **span)
+            read = trial_rows.trials(connection, where, full=False, damage=self.damaged, **span)
         return Page(tuple(trial for _, trial in reversed(read)), found[-1])
 
     def default_trials(self, study_id: int) -> list[Trial]:
@@ -282,14 +284,14 @@ class Store:
         first = "(SELECT o.requested_id FROM trials o WHERE o.study_id = :study AND o.number = 0)"
         where = f"t.study_id = :study AND t.requested_id = {first} AND t.outcome = 'ok'"
         with self._database.reading() as connection:
-            read = rows.trials(connection, where, full=False, damage=self.damaged, study=study_id)
+            read = trial_rows.trials(connection, where, full=False, damage=self.damaged, study=study_id)
         return [trial for _, trial in read]
 
     def trial(self, study_id: int, number: int) -> Trial:
         """Return one trial with its reading and device states. Raises NotMeasured where there is none of this number."""
         where = "t.study_id = :study AND t.number = :number"
         with self._database.reading() as connection:
-            found = rows.trials(connection, where, full=True, study=study_id, number=number)
+            found = trial_rows.trials(connection, where, full=True, study=study_id, number=number)
         if not found:
             raise NotMeasured(f"study {study_id} has no trial {number}")
         return found[0][1]
@@ -340,11 +342,14 @@ class Store:
         are; without it `trial.reused_from` is a number in this study. The attempts stored are never fewer than the claims.
         Raises ValueError for figures that are not finite, StoreError where the trial was never begun.
         """
-        values, measured = rows.trial_values(trial), [rows.measurement_values(m) for m in trial.measurements]
+        values, measured = (
+            trial_rows.trial_values(trial),
+            [trial_rows.measurement_values(m) for m in trial.measurements],
+        )
         mine = (TRIALS.c.study_id == study_id, TRIALS.c.number == trial.number)
         columns = (TRIALS.c.id, TRIALS.c.attempts, TRIALS.c.owner, TRIALS.c.outcome)
         with self._database.writing() as connection:
-            ids = rows.configuration_ids(connection, trial.requested, trial.effective)
+            ids = keyed_rows.configuration_ids(connection, trial.requested, trial.effective)
             begun = connection.execute(select(*columns).where(*mine).with_for_update()).one_or_none()
             if begun is None:
                 raise StoreError(f"study {study_id} has no trial {trial.number}")
@@ -385,7 +390,11 @@ class Store:
         with self._database.reading() as connection:
             found = connection.execute(statement).scalar()
             where = "t.id = :trial"
-            read = [] if found is None else rows.trials(connection, where, full=True, damage=self.damaged, trial=found)
+            read = (
+                []
+                if found is None
+                else trial_rows.trials(connection, where, full=True, damage=self.damaged, trial=found)
+            )
             return read[0] if read else None
 
     # --------------------------------------------------------------------------------------- comparisons and refusals
@@ -393,7 +402,7 @@ class Store:
     def save_comparisons(self, study_id: int, comparisons: Sequence[Comparison]) -> None:
         """Store these as the study's comparisons, instead of what was stored. Raises StoreError for an unknown key."""
         keys = {key for comparison in comparisons for key in (comparison.candidate, comparison.baseline)}
-        values = [{"study_id": study_id, **rows.comparison_values(comparison)} for comparison in comparisons]
+        values = [{"study_id": study_id, **answers.comparison_values(comparison)} for comparison in comparisons]
         known = select(CONFIGURATIONS.c.key, CONFIGURATIONS.c.id).where(CONFIGURATIONS.c.key.in_(keys))
         with self._database.writing() as connection:
             claims.lock(connection, study_id)
@@ -409,7 +418,7 @@ class Store:
     def comparisons(self, study_id: int) -> list[Comparison]:
         """Return the study's comparisons in the order they were saved."""
         with self._database.reading() as connection:
-            return rows.comparisons(connection, study_id)
+            return answers.comparisons(connection, study_id)
 
     def save_refusals(
         self, study_id: int, reasons: Iterable[Reason], admissible: int | None = None, *, beside: str = ""
@@ -421,9 +430,9 @@ class Store:
         """
         with self._database.writing() as connection:
             claims.lock(connection, study_id)
-            kept = [reason for reason in rows.refusals(connection, study_id) if reason.rule == beside]
+            kept = [reason for reason in answers.refusals(connection, study_id) if reason.rule == beside]
             values = {
-                (r.subject, r.about, r.rule): {"study_id": study_id, **rows.refusal_values(r)}
+                (r.subject, r.about, r.rule): {"study_id": study_id, **answers.refusal_values(r)}
                 for r in (*reasons, *kept)
             }
             connection.execute(delete(REFUSALS).where(REFUSALS.c.study_id == study_id))
@@ -435,29 +444,31 @@ class Store:
     def add_refusal(self, study_id: int, reason: Reason) -> None:
         """Store one more refusal, unless there is one of its subject, about and rule."""
         with self._database.writing() as connection:
-            rows.insert_unless_there(connection, REFUSALS, {"study_id": study_id, **rows.refusal_values(reason)})
+            keyed_rows.insert_unless_there(
+                connection, REFUSALS, {"study_id": study_id, **answers.refusal_values(reason)}
+            )
 
     def refusals(self, study_id: int) -> list[Reason]:
         """Return the study's refusals in the order they were saved."""
         with self._database.reading() as connection:
-            return rows.refusals(connection, study_id)
+            return answers.refusals(connection, study_id)
 
     # --------------------------------------------------------------------------------------------------------- answers
 
     def save_answer(self, study_id: int, answer: Answer) -> None:
         """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows."""
-        values = rows.answer_values(answer)
+        values = answers.answer_values(answer)
         with self._database.writing() as connection:
-            ids = rows.configuration_ids(connection, answer.configuration)
+            ids = keyed_rows.configuration_ids(connection, answer.configuration)
             values["configuration_id"] = None if answer.configuration is None else ids[answer.configuration]
-            rows.insert_unless_there(connection, RECOMMENDATIONS, {"study_id": study_id, **values})
+            keyed_rows.insert_unless_there(connection, RECOMMENDATIONS, {"study_id": study_id, **values})
             older = (RECOMMENDATIONS.c.study_id == study_id, RECOMMENDATIONS.c.made_at <= values["made_at"])
             connection.execute(update(RECOMMENDATIONS).where(*older).values(values))
 
     def answer(self, study_id: int) -> Answer | None:
         """Return what is stored as a study's answer, or None where nothing is."""
         with self._database.reading() as connection:
-            return rows.answer(connection, study_id)
+            return answers.answer(connection, study_id)
 
     def unanswered(self, method: str) -> list[int]:
         """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""

@@ -32,7 +32,8 @@ from advisor.prospects import Prospects, needed_bytes, prospects_of, searched, s
 from advisor.ranking import Candidate, candidate, is_tied, pareto, ranked
 from advisor.rows import now
 from advisor.space import Space
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.terminal import gib
 from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Head, Workload, kind_of

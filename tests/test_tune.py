@@ -26,7 +26,8 @@ from advisor.leftovers import owner, owner_is_alive
 from advisor.objective import Budget, Objective, Tier
 from advisor.runner import LocalRunner
 from advisor.space import Space
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.suggest import Recommendation, recommend
 from advisor.trial import Outcome, Trial
 from advisor.tune import Job, tune
