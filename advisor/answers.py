@@ -1,17 +1,24 @@
-"""What a study came to, in the database: its comparisons, its refusals and its answer, to columns and back."""
+"""What a study came to, in the database: its comparisons, its refusals and its answer, stored and read back.
+
+For `advisor.store`: functions that take a connection, inside its transaction.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, delete, exists, insert, select, text, update
 
 from advisor.answer import Answer
 from advisor.checked import is_text, matches, parsed, test_of
-from advisor.keyed_rows import configuration_of
+from advisor.errors import StoreError
+from advisor.keyed_rows import configuration_ids, configuration_of, insert_unless_there
 from advisor.knobs import Reason, Verdict
 from advisor.measurement import Comparison
 from advisor.rows import are_samples, as_json, finite, in_row, moment, now, plain, readable, refuse
+from advisor.studies import lock
+from advisor.tables import COMPARISONS, CONFIGURATIONS, RECOMMENDATIONS, REFUSALS, STUDIES
 
 
 def answer_values(answer: Answer) -> dict[str, Any]:
@@ -45,7 +52,7 @@ def comparison_values(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def refusal_values(reason: Reason) -> dict[str, Any]:
+def _refusal_values(reason: Reason) -> dict[str, Any]:
     """Return a refusal's columns."""
     return {
         "subject": reason.subject,
@@ -55,6 +62,65 @@ def refusal_values(reason: Reason) -> dict[str, Any]:
         "reason": plain(reason.text),
         "remedy": plain(reason.remedy),
     }
+
+
+def replace_comparisons(
+    connection: Connection, study_id: int, comparisons: Sequence[Comparison], columns: Sequence[dict[str, Any]]
+) -> None:
+    """Store these as a study's comparisons, instead of what was stored. Raises StoreError for an unknown key.
+
+    columns: of each from :func:`comparison_values`, whose statistics take time that no lock should be held for.
+    """
+    keys = {key for comparison in comparisons for key in (comparison.candidate, comparison.baseline)}
+    known = select(CONFIGURATIONS.c.key, CONFIGURATIONS.c.id).where(CONFIGURATIONS.c.key.in_(keys))
+    lock(connection, study_id)
+    ids = {row.key: row.id for row in connection.execute(known)}
+    if missing := keys - set(ids):
+        raise StoreError(f"compared, but not stored: configuration {', '.join(sorted(missing))}")
+    connection.execute(delete(COMPARISONS).where(COMPARISONS.c.study_id == study_id))
+    values = [
+        {**each, "study_id": study_id, "candidate_id": ids[one.candidate], "baseline_id": ids[one.baseline]}
+        for one, each in zip(comparisons, columns, strict=True)
+    ]
+    if values:
+        connection.execute(insert(COMPARISONS), values)
+
+
+def replace_refusals(
+    connection: Connection, study_id: int, reasons: Iterable[Reason], admissible: int | None, beside: str
+) -> None:
+    """Store these as a study's refusals, instead of what was stored: see :meth:`advisor.store.Store.save_refusals`."""
+    lock(connection, study_id)
+    kept = [reason for reason in refusals(connection, study_id) if reason.rule == beside]
+    values = {(r.subject, r.about, r.rule): {"study_id": study_id, **_refusal_values(r)} for r in (*reasons, *kept)}
+    connection.execute(delete(REFUSALS).where(REFUSALS.c.study_id == study_id))
+    if values:
+        connection.execute(insert(REFUSALS), list(values.values()))
+    if admissible is not None:
+        connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(admissible=admissible))
+
+
+def add_refusal(connection: Connection, study_id: int, reason: Reason) -> None:
+    """Store one more refusal, unless there is one of its subject, about and rule."""
+    insert_unless_there(connection, REFUSALS, {"study_id": study_id, **_refusal_values(reason)})
+
+
+def save_answer(connection: Connection, study_id: int, answer: Answer, columns: Mapping[str, Any]) -> None:
+    """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows.
+
+    columns: from :func:`answer_values`, made before anybody was waited for: the moment of the rows is in them.
+    """
+    ids = configuration_ids(connection, answer.configuration)
+    values = {**columns, "configuration_id": None if answer.configuration is None else ids[answer.configuration]}
+    insert_unless_there(connection, RECOMMENDATIONS, {"study_id": study_id, **values})
+    older = (RECOMMENDATIONS.c.study_id == study_id, RECOMMENDATIONS.c.made_at <= values["made_at"])
+    connection.execute(update(RECOMMENDATIONS).where(*older).values(values))
+
+
+def unanswered(connection: Connection, method: str) -> list[int]:
+    """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
+    made = exists().where(RECOMMENDATIONS.c.study_id == STUDIES.c.id, RECOMMENDATIONS.c.method == method)
+    return list(connection.execute(select(STUDIES.c.id).where(~made).order_by(STUDIES.c.id)).scalars())
 
 
 # Composing these takes SQLAlchemy longer, the first time in a process, than all else that suggest looks up: they are text.

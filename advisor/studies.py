@@ -1,20 +1,101 @@
-"""Studies in the database: read back as records."""
+"""Studies in the database: opened, closed, locked and told of their models, and read back as records.
+
+For `advisor.store`: functions that take a connection, inside its transaction.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, Row, TextClause, select, text, update
 
 from advisor.answer import SearchEnd
 from advisor.checked import is_text, is_whole, parsed
-from advisor.keyed_rows import environment_of
-from advisor.model import ModelFacts
+from advisor.configuration import key_of
+from advisor.environment import Environment
+from advisor.errors import StoreError
+from advisor.keyed_rows import environment_id, environment_of, found_or_made, model_id, workload_id
+from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
-from advisor.rows import in_row, moment, readable, refuse
+from advisor.rows import as_json, in_row, moment, now, readable, refuse
 from advisor.study_record import STATES, StudyRecord
-from advisor.workloads import workload_of
+from advisor.tables import MODELS, STUDIES
+from advisor.workloads import Workload, workload_of
+
+
+def opened(
+    connection: Connection,
+    source: ModelSource,
+    workload: Workload,
+    environment: Environment,
+    objective: Objective,
+    budget: Budget,
+    seed: int,
+) -> int:
+    """Return the id of a study, found or made, which runs from now on: see :meth:`advisor.store.Store.open_study`."""
+    key = {
+        "workload_id": workload_id(connection, workload, source.architecture_key),
+        "environment_id": environment_id(connection, environment),
+        "model_id": model_id(connection, source),
+        "objective_key": key_of(objective.payload),
+    }
+    aim = as_json(objective.payload)
+    more = {"objective": aim, "seed": seed, "started_at": now(), "budget": "{}", "state": "running"}
+    study_id = found_or_made(connection, STUDIES, key, more)
+    running = {"state": "running", "budget": as_json(budget.payload)}
+    connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(running))
+    return study_id
+
+
+def close(
+    connection: Connection, study_id: int, state: str, *, end: SearchEnd | None, ran: bool, budget: Budget | None
+) -> None:
+    """Say how a study ended, or that it runs still: see :meth:`advisor.store.Store.close_study`. Raises StoreError."""
+    mine = STUDIES.c.id == study_id
+    before = connection.execute(select(STUDIES.c.budget, STUDIES.c.finished_at).where(mine)).one_or_none()
+    if before is None:
+        raise StoreError(f"there is no study {study_id}")
+    kept = None if ran else before.finished_at
+    values = {"state": state, "finished_at": None if state == "running" else kept or now()}
+    if end is not None and not _knew_more(parsed(before.budget), end):  # beside the budget that it is about
+        about = parsed(before.budget) if budget is None else budget.payload
+        values["budget"] = as_json({**about, "end": end.payload})
+    connection.execute(update(STUDIES).where(mine).values(values))
+
+
+def _knew_more(stored: Any, end: SearchEnd) -> bool:
+    """Whether the end that is stored beside a budget knew of more trials: another tune of the study ended before this one."""
+    before = SearchEnd.of(stored.get("end")) if isinstance(stored, dict) else None
+    return before is not None and before.tried > end.tried
+
+
+def lock(connection: Connection, study_id: int) -> None:
+    """Let nobody else begin, take over, end or replace anything of a study until this transaction is over."""
+    if connection.execute(select(STUDIES.c.id).where(STUDIES.c.id == study_id).with_for_update()).scalar() is None:
+        raise StoreError(f"there is no study {study_id}")
+
+
+def save_facts(connection: Connection, source: ModelSource, facts: ModelFacts, study_id: int | None) -> None:
+    """Store what was read of a model, and that a study was made with it, where one is named."""
+    payload = as_json(facts.payload)
+    row_id = model_id(connection, source)
+    connection.execute(update(MODELS).where(MODELS.c.id == row_id).values(facts=payload))
+    if study_id is not None:
+        connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(facts=payload))
+
+
+def listed(
+    connection: Connection, architecture_key: str | None, study_id: int | None, first: int, most: int
+) -> list[int]:
+    """Return the ids of `most` studies from the `first` on, newest first: all, or those of an architecture, or one."""
+    wanted = select(STUDIES.c.id).order_by(STUDIES.c.started_at.desc(), STUDIES.c.id.desc()).limit(most).offset(first)
+    if architecture_key is not None:
+        wanted = wanted.join(MODELS, MODELS.c.id == STUDIES.c.model_id)
+        wanted = wanted.where(MODELS.c.architecture_key == architecture_key)
+    if study_id is not None:
+        wanted = wanted.where(STUDIES.c.id == study_id)
+    return list(connection.execute(wanted).scalars())
 
 
 @lru_cache(maxsize=64)
