@@ -49,6 +49,7 @@ from advisor.step import Confirm, Search
 from advisor.store import Store, default_url, shown_url, upgrade
 from advisor.suggest import METHOD, keep_answer, keep_answers
 from advisor.trial import Outcome, Quality, Trial
+from advisor.views import views
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -594,7 +595,7 @@ def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
 
 
 def test_the_migrations_make_what_tables_says(database_url: str) -> None:
-    """A database that the migrations made has the tables, indexes and views of advisor.tables, and its HEAD."""
+    """What the migrations made has the tables and indexes of advisor.tables, its HEAD, and the views of advisor.views."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     scripts = ScriptDirectory.from_config(config)
@@ -604,7 +605,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
-        expected = tables.views(engine.dialect.name)
+        expected = views(engine.dialect.name)
         assert set(inspect(connection).get_view_names()) == set(expected)
         for name, body in expected.items():
             connection.execute(text(f"CREATE VIEW again_{name} AS {body}"))
