@@ -136,11 +136,7 @@ class Store:
         Those that can't be understood are passed over.
         """
         with self._database.reading() as connection:
-            ids = studies.listed(connection, architecture_key, study_id, first, most)
-            if not ids:
-                return None
-            listed = ", ".join(str(int(each)) for each in ids)
-            return studies.read(connection, f"s.id IN ({listed})", self.damaged)
+            return studies.page(connection, architecture_key, study_id, first, most, self.damaged)
 
     def study(self, study_id: int) -> StudyRecord:
         """Return one study. Raises NotMeasured where there is none of this id."""

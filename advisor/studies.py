@@ -85,17 +85,21 @@ def save_facts(connection: Connection, source: ModelSource, facts: ModelFacts, s
         connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(facts=payload))
 
 
-def listed(
-    connection: Connection, architecture_key: str | None, study_id: int | None, first: int, most: int
-) -> list[int]:
-    """Return the ids of `most` studies from the `first` on, newest first: all, or those of an architecture, or one."""
+def page(
+    connection: Connection, architecture_key: str | None, study_id: int | None, first: int, most: int, damage: list[str]
+) -> list[StudyRecord] | None:
+    """Return `most` studies from the `first` on: see :meth:`advisor.store.Store.studies_page`. damage: see :func:`readable`."""
     wanted = select(STUDIES.c.id).order_by(STUDIES.c.started_at.desc(), STUDIES.c.id.desc()).limit(most).offset(first)
     if architecture_key is not None:
         wanted = wanted.join(MODELS, MODELS.c.id == STUDIES.c.model_id)
         wanted = wanted.where(MODELS.c.architecture_key == architecture_key)
     if study_id is not None:
         wanted = wanted.where(STUDIES.c.id == study_id)
-    return list(connection.execute(wanted).scalars())
+    ids = list(connection.execute(wanted).scalars())
+    if not ids:
+        return None
+    listed = ", ".join(str(int(each)) for each in ids)
+    return read(connection, f"s.id IN ({listed})", damage)
 
 
 @lru_cache(maxsize=64)
