@@ -363,7 +363,8 @@ def job_of(options: Namespace) -> tuple[Job, tuple[str, ...]]:
 
 def open_to_write() -> Store:
     """Open the database to write to. Raises StoreError for a read-only file: SQLite in WAL mode says so only at a row."""
-    from advisor.store import Store, database_path, default_url
+    from advisor.place import database_path, default_url
+    from advisor.store import Store
 
     path = database_path(default_url())
     if path is not None and path.exists() and not os.access(path, os.W_OK):
@@ -388,9 +389,10 @@ def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
 
 def planned(job: Job, listen: Listener) -> Plan:
     """Return what a tune would try. The model's facts are read, nothing is measured, and nothing is written."""
+    from advisor.place import default_url
     from advisor.plan import plan, usual_trial_s
     from advisor.runner import LocalRunner
-    from advisor.store import Store, default_url
+    from advisor.store import Store
 
     try:
         with Store.open(default_url(), write=False) as store:
@@ -431,9 +433,10 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
     trial, timeout_s = arguments.parse_trial(options.trial), arguments.parse_duration(options.timeout, "--timeout")
     from advisor import history, probe, reproduction
     from advisor.checkpoint import find_model
+    from advisor.place import default_url
     from advisor.runner import LocalRunner
     from advisor.script import refuse_unprintable
-    from advisor.store import Store, default_url
+    from advisor.store import Store
 
     with Store.open(default_url(), write=False) as store:
         study, old = history.stored_trial(store, *trial)
@@ -463,7 +466,8 @@ def reproduced(options: Namespace, listen: Listener) -> tuple[Reproduction, Mode
 
 
 def _suggested(model: str | os.PathLike[str], flags: Mapping[str, Any], known: type) -> tuple[Recommendation, Machine]:
-    from advisor.store import Store, default_url
+    from advisor.place import default_url
+    from advisor.store import Store
 
     options = _parsed("suggest", model, flags, known)
     asked = asked_of(options, to_measure=False)

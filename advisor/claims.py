@@ -16,13 +16,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Text, func, insert, select, type_coerce, update
 
-from advisor import rows
+from advisor import answers, keyed_rows, rows, studies, trial_rows
 from advisor.configuration import Configuration
-from advisor.errors import StoreError
 from advisor.leftovers import owner_is_alive
 from advisor.measurement import Comparison
 from advisor.step import Confirm, Discard, Search, Step
-from advisor.tables import STUDIES, TRIALS
+from advisor.tables import TRIALS
 from advisor.trial import Outcome, Trial
 
 #: A tune that has said nothing for so long is taken for gone (seconds), and how often one says that it is there.
@@ -84,8 +83,8 @@ class Standing:
 
 def standing(connection: Connection, study_id: int) -> Standing:
     """Return how a study stands. Raises DamagedRow where a row of it can't be understood."""
-    read = rows.trials(connection, "t.study_id = :study", full=False, study=study_id)
-    compared = rows.comparisons(connection, study_id)
+    read = trial_rows.trials(connection, "t.study_id = :study", full=False, study=study_id)
+    compared = answers.comparisons(connection, study_id)
     return Standing(tuple(trial for _, trial in read), _holders(connection, study_id), tuple(compared))
 
 
@@ -120,7 +119,7 @@ def claimed(
     connection: Connection, study_id: int, step: Step, claim: Claim, is_alive: IsAlive
 ) -> tuple[int, ...] | None:
     """Return the numbers of the trials that the owner runs from now on, none for a step that runs none; None for the loser."""
-    lock(connection, study_id)
+    studies.lock(connection, study_id)
     if isinstance(step, Discard) or (isinstance(step, Search) and step.number is not None):
         assert step.number is not None
         return _taken_over(connection, study_id, step.number, claim, is_alive)
@@ -129,12 +128,6 @@ def claimed(
     if isinstance(step, Confirm):
         return _begun(connection, study_id, step.contestants, claim, block=step.block)
     return ()
-
-
-def lock(connection: Connection, study_id: int) -> None:
-    """Let nobody else begin, take over, end or replace anything of a study until this transaction is over."""
-    if connection.execute(select(STUDIES.c.id).where(STUDIES.c.id == study_id).with_for_update()).scalar() is None:
-        raise StoreError(f"there is no study {study_id}")
 
 
 def _begun(
@@ -150,7 +143,7 @@ def _begun(
     first = 0 if last is None else int(last) + 1
     if claim.seen is not None and first != claim.seen:
         return None
-    ids = rows.configuration_ids(connection, *configurations)
+    ids = keyed_rows.configuration_ids(connection, *configurations)
     is_taken = (
         (TRIALS.c.phase == "search") & (TRIALS.c.outcome == "running") & TRIALS.c.requested_id.in_(ids.values())
         if block is None
@@ -201,7 +194,7 @@ def kept(connection: Connection, study_id: int, owner: str, lease_s: float) -> N
 
 def let_go(connection: Connection, study_id: int, owner: str, is_alive: IsAlive) -> bool:
     """Let go of all that a tune holds: what it still runs is left behind. Return whether another one is at work on the study."""
-    lock(connection, study_id)
+    studies.lock(connection, study_id)
     held = (TRIALS.c.study_id == study_id, TRIALS.c.owner == owner)
     connection.execute(update(TRIALS).where(*held).values(lease=None))
     connection.execute(update(TRIALS).where(*held, TRIALS.c.outcome == "running").values(owner=None))

@@ -186,7 +186,8 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 @_without_collection()
 def _suggest(options: argparse.Namespace) -> int:
     from advisor.api import answered, asked_of
-    from advisor.store import Store, default_url
+    from advisor.place import default_url
+    from advisor.store import Store
     from advisor.why_not import choices_in, spelled, why_not
 
     about = options.why_not
@@ -232,7 +233,8 @@ def _trials(options: argparse.Namespace) -> int:
     from advisor.checkpoint import find_model
     from advisor.history import listed
     from advisor.history_report import print_trials
-    from advisor.store import Store, default_url
+    from advisor.place import default_url
+    from advisor.store import Store
 
     key = None
     if options.model is not None:
@@ -254,7 +256,8 @@ def _trials(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from advisor.history import stored_trial, study_payload, trial_payload
     from advisor.history_report import print_trial
-    from advisor.store import Store, default_url
+    from advisor.place import default_url
+    from advisor.store import Store
 
     number = parse_trial(options.trial)
     with Store.open(default_url(), write=False) as store:
@@ -327,7 +330,8 @@ def _reproduce_seed(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from advisor.exchange import export_lines
-    from advisor.store import Store, default_url
+    from advisor.place import default_url
+    from advisor.store import Store
 
     with Store.open(default_url(), write=False) as store:
         for study in options.study or ():
@@ -371,7 +375,9 @@ def _opened(file: str) -> Iterator[TextIO]:
 
 
 def _db(options: argparse.Namespace) -> int:
-    from advisor.store import Store, database_path, default_url, shown_url, upgrade
+    from advisor.database import upgrade
+    from advisor.place import database_path, default_url, shown_url
+    from advisor.store import Store
 
     if options.action == "upgrade":
         from advisor.kept_answers import keep_answers

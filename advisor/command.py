@@ -8,7 +8,7 @@ import shlex
 from advisor.environment import Environment
 from advisor.model import ModelSource
 from advisor.objective import Objective
-from advisor.rows import StudyRecord
+from advisor.study_record import StudyRecord
 from advisor.workloads import Workload, kind_of
 
 #: A tune without --budget takes so long (arguments.DEFAULT_BUDGET): what goes on with one that did says how much longer.

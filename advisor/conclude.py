@@ -12,8 +12,8 @@ from advisor.measurement import TIE_ZONE
 from advisor.objective import Objective
 from advisor.prospects import Prospects, space_of
 from advisor.ranking import Candidate
-from advisor.rows import StudyRecord
 from advisor.space import Space
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome, Trial
 
 

@@ -22,7 +22,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.knobs import KNOBS
 from advisor.place import file_of, make_directory, network_of, place_of, shown
-from advisor.tables import HEAD, REVISIONS, views
+from advisor.tables import HEAD, REVISIONS
+from advisor.views import views
 
 #: How long a writer waits for another one on SQLite, in seconds.
 LOCK_WAIT_S = 10

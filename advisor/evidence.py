@@ -12,8 +12,8 @@ from advisor.objections import objections
 from advisor.objective import Objective
 from advisor.prospects import searched
 from advisor.ranking import Candidate, candidate, ranked
-from advisor.rows import StudyRecord
 from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.trial import Trial, default_of
 from advisor.workloads import kind_of
 

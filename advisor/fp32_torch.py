@@ -18,6 +18,9 @@ import torch
 
 from advisor.memory import free_memory_bytes
 
+#: What torch and Python raise where memory ends.
+NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
 #: Scores of one chunk of queries take this much at most (bytes), where all of them would take more.
 SCORES_BYTES = 2**30
 

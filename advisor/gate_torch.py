@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from advisor.fp32_torch import Settings
+from advisor.tokens_torch import special_ids
 from advisor.workloads import Call, Runtime, shape_class
 
 #: The independence probe runs the smallest batch of so many shape classes of the list.
@@ -121,6 +122,11 @@ class Ids:
         other = self.ordinary[drawn]
         other = torch.where(other == ids, self.ordinary[(drawn + 1) % len(self.ordinary)], other)
         return torch.where(torch.isin(ids, self.special), ids, other)
+
+
+def ids_of(model: Any, request: Mapping[str, Any]) -> Ids:
+    """Return the ids that contents can be changed to: neither what the model's configuration names nor its tokenizer."""
+    return Ids.of(int(request["facts"]["vocabulary"]), named_ids(model) | special_ids(request))
 
 
 def _inside(call: Call) -> torch.Tensor:

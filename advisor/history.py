@@ -12,7 +12,8 @@ from typing import Any
 
 from advisor.errors import BadInput, DamagedRow, NotMeasured
 from advisor.knobs import tier_of, unknown
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.trial import Trial
 from advisor.trial_words import device_words
 

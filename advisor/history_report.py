@@ -14,7 +14,7 @@ from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, he
 from advisor.plan import Plan
 from advisor.refused import refused_table
 from advisor.reproduction import Reproduction
-from advisor.store import StudyRecord
+from advisor.study_record import StudyRecord
 from advisor.terminal import duration, gib
 from advisor.trial import Outcome, Trial
 from advisor.trial_words import device_words, words_of

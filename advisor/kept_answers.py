@@ -15,7 +15,8 @@ from advisor.method import METHOD
 from advisor.model import ModelSource, is_drawn
 from advisor.rows import now
 from advisor.space import Space
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.suggest import recommend
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advisor.entry import Chat, Entry, Sent, names
 from advisor.errors import BadInput
 from advisor.model import ModelSource
-from advisor.shapes import Chat, Entry, Sent, names
 from advisor.texts import HINT, Source, digest_of, index_of, read, source_of
 from advisor.tokenizing import Tokenizing
 

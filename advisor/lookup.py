@@ -9,8 +9,8 @@ from advisor.environment import Environment
 from advisor.errors import DamagedRow, NotMeasured
 from advisor.model import ModelSource
 from advisor.objective import Objective
-from advisor.rows import StudyRecord
 from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.terminal import gib
 from advisor.workloads import Workload, kind_of
 

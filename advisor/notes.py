@@ -8,7 +8,7 @@ from advisor.judge import depends, is_judged
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
 from advisor.ranking import Candidate
-from advisor.rows import StudyRecord
+from advisor.study_record import StudyRecord
 
 
 def notes_of(

@@ -19,11 +19,11 @@ from advisor.model import ModelFacts
 from advisor.patience import PatientStore
 from advisor.perform import end_search
 from advisor.prospects import searched
-from advisor.rows import StudyRecord
 from advisor.runner import Runner, read_facts
 from advisor.search import surprises
 from advisor.space import MEMORY_SHARE, Space, build_space
 from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.terminal import gib
 from advisor.tuner import Tuner, heartbeat, own_name
 from advisor.tuning import Job, Listener

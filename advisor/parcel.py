@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, Text, insert, select, type_coerce, update
 
-from advisor import rows
+from advisor import answers, keyed_rows, rows, trial_rows
 from advisor.checked import Malformed, parsed
 from advisor.configuration import Configuration, canonical_json, key_of
 from advisor.errors import NotMeasured
@@ -232,7 +232,7 @@ def _carried(row: Values) -> Values:
 def statistics_of(parcel: Parcel) -> list[tuple[int, Values]]:
     """Return a trial's number and a measurement's columns for each; it takes time, which no lock should be held for."""
     return [
-        (row["number"], rows.measurement_values(Measurement(**{**each, "samples": tuple(each["samples"])})))
+        (row["number"], trial_rows.measurement_values(Measurement(**{**each, "samples": tuple(each["samples"])})))
         for row in parcel.trials
         for each in row["measurements"]
     ]
@@ -246,8 +246,8 @@ def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[
     new: Counter[str] = Counter()
 
     def put(table: Table, values: Values, *key: str) -> int:
-        new[table.name] += rows.insert_unless_there(connection, table, _stored(values))
-        row_id = rows.found(connection, table, {name: values[name] for name in key})
+        new[table.name] += keyed_rows.insert_unless_there(connection, table, _stored(values))
+        row_id = keyed_rows.found(connection, table, {name: values[name] for name in key})
         assert row_id is not None
         return row_id
 
@@ -262,7 +262,7 @@ def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[
     about = {"workload_id": workload, "environment_id": environment, "model_id": model}
     study = put(STUDIES, {**parcel.study, **about}, *about, "objective_key")
     if new["studies"]:
-        ids = rows.configuration_ids(connection, *_all_configurations(parcel))
+        ids = keyed_rows.configuration_ids(connection, *_all_configurations(parcel))
         _unpack_trials(connection, parcel.trials, study, ids)
         numbers = select(TRIALS.c.number, TRIALS.c.id).where(TRIALS.c.study_id == study)
         trial_ids = {row.number: row.id for row in connection.execute(numbers)}
@@ -310,7 +310,7 @@ def _unpack_trials(
 
 
 def _compared(row: Values, study: int, ids: Mapping[Configuration, int]) -> Values:
-    statistics = rows.comparison_values(Comparison("", "", tuple(row["block_ratios"]), row["planned"]))
+    statistics = answers.comparison_values(Comparison("", "", tuple(row["block_ratios"]), row["planned"]))
     sides = {f"{side}_id": ids[Configuration.of(row[side])] for side in ("candidate", "baseline")}
     return {**statistics, **sides, "study_id": study, "made_at": row["made_at"]}
 

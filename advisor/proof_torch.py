@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from advisor import facts_torch
+from advisor import readback_torch, switches_torch
 from advisor.configuration import Configuration, stated
 from advisor.knobs import KNOBS, Batching, Reading, choice_of
 from advisor.session_torch import Session, runtime_of, synchronize
@@ -41,14 +41,14 @@ def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *,
 
     A pinned kernel that is the one torch picks by itself is no configuration of its own.
     """
-    allowed = facts_torch.allowed_kernels()
+    allowed = switches_torch.allowed_kernels()
     if len(allowed) == 4:
         return []
-    facts_torch.allow_kernels(("flash", "efficient", "cudnn", "math"))
+    switches_torch.allow_kernels(switches_torch.KERNELS)
     try:
         return profiled(session, call, request, kernels=kernels).names
     finally:
-        facts_torch.allow_kernels(allowed)
+        switches_torch.allow_kernels(allowed)
 
 
 def read_effective(
@@ -67,14 +67,14 @@ def read_effective(
     launched = profiled(session, call, request, kernels=kernels)
     by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
     return Reading(
-        attention=facts_torch.attention_of(session.model),
-        dtypes=facts_torch.dtypes_of(session.model),
-        linears=facts_torch.linears_of(session.model),
+        attention=readback_torch.attention_of(session.model),
+        dtypes=readback_torch.dtypes_of(session.model),
+        linears=readback_torch.linears_of(session.model),
         operators=launched.names,
         inputs=inputs_of(call.arguments, batching, by_length=by_length),
         float32_matmul=torch.get_float32_matmul_precision(),
-        weight_bytes=facts_torch.weight_bytes_of(session.model),
-        sdp_kernels=facts_torch.allowed_kernels(),
+        weight_bytes=readback_torch.weight_bytes_of(session.model),
+        sdp_kernels=switches_torch.allowed_kernels(),
         automatic=picked_by_torch(session, call, request, kernels=kernels),
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(request["facts"].get("prequantized")),

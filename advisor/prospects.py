@@ -16,8 +16,8 @@ from advisor.errors import BadInput
 from advisor.knobs import Situation, unknown
 from advisor.model import is_drawn
 from advisor.objective import Objective
-from advisor.rows import StudyRecord
 from advisor.space import Space, build_space
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome, Trial
 
 #: How many are named.

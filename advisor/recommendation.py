@@ -15,7 +15,7 @@ from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Objective
 from advisor.prospects import Prospects, needed_bytes
 from advisor.ranking import Candidate, is_tied
-from advisor.rows import StudyRecord
+from advisor.study_record import StudyRecord
 from advisor.trial import Trial
 from advisor.workloads import kind_of
 

@@ -14,7 +14,7 @@ from advisor.knobs import HAVE_PLUGIN, unknown
 from advisor.measurement import TIE_ZONE
 from advisor.model import ModelSource
 from advisor.runner import Runner, read_facts
-from advisor.store import StudyRecord
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome, Quality, Trial
 
 

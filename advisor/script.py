@@ -219,7 +219,7 @@ def _collate_arguments(collation: Collation, facts: ModelFacts) -> list[str]:
     return [text for name in collation.given for text in spelled[name]]
 
 
-#: What batches are padded with: the id that was judged, see `advisor.facts_torch.pad_token_of`.
+#: What batches are padded with: the id that was judged, see `advisor.call_torch.pad_token_of`.
 _PADS_WITH = 'max(getattr(model.config, "pad_token_id", None) or 0, 0)'
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from advisor import facts_torch, fp32_torch, tokens_torch
+from advisor import call_torch, fp32_torch, load_torch, tokens_torch
 from advisor.configuration import Configuration
 from advisor.knobs import Batching, call_arguments, choices_of, collate, function_of, traits_of, weights_of
 from advisor.model import ModelFacts
@@ -57,7 +57,7 @@ class Session:
         """
         self.stage("load")
         began, choices = time.perf_counter(), choices_of(configuration)
-        self.names = names = facts_torch.statements(choices)
+        self.names = names = load_torch.statements(choices)
         key = weights_key(request, configuration)
         if self.loaded_as != key:
             self.unload()
@@ -65,7 +65,7 @@ class Session:
             self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
         elif configuration["attention"] != self.loaded_attention:
-            arguments = facts_torch.arguments_of(choices, configuration, names)
+            arguments = load_torch.arguments_of(choices, configuration, names)
             self.model.set_attn_implementation(arguments["attn_implementation"])
         self.loaded_attention = configuration["attention"]
         synchronize(request["device"])
@@ -88,7 +88,7 @@ class Session:
         """Return what a batch must be made for."""
         facts = ModelFacts.of(request["facts"])
         return Batching(
-            facts_torch.pad_token_of(self.model),
+            call_torch.pad_token_of(self.model),
             causal=facts.is_causal,
             first_position=facts.position_offset,
             apart=traits_of(configuration).tells_apart,
@@ -122,8 +122,8 @@ class Session:
 
         def laid_out(sequences: Sequence[torch.Tensor]) -> tuple[dict[str, Any], Sequence[tuple[int, int, int]]]:
             arguments, places = collate(configuration, sequences, batching)
-            own = facts_torch.evaluated(call_arguments(configuration), self.names)
-            return facts_torch.accepted(arguments, accepts) | own, places
+            own = load_torch.evaluated(call_arguments(configuration), self.names)
+            return call_torch.accepted(arguments, accepts) | own, places
 
         return runtime_of(request).calls(tokens, batches, laid_out)
 
@@ -144,14 +144,14 @@ def runtime_of(request: Mapping[str, Any]) -> Runtime:
 def loaded(request: Mapping[str, Any], configuration: Configuration, names: dict[str, Any]) -> Any:
     """Load the model of a request as a configuration says, and do with it what its kind of work does first.
 
-    names: what the choices' lines may use, see :func:`advisor.facts_torch.statements`.
+    names: what the choices' lines may use, see :func:`advisor.load_torch.statements`.
     """
     workload, source, device = workload_of(request["workload"]), request["source"], request["device"]
     prepared = kind_of(workload).preparation(workload, ModelFacts.of(request["facts"]), source, device)
     own = {name: function_of(module, name) for module, name in prepared.functions}
     # Weights that are made in inference mode can't be given other data for a while, as the gate does in fp32.
     with torch.inference_mode(False), torch.no_grad():
-        own["model"] = facts_torch.load(source, configuration, device, workload.needs, names)
+        own["model"] = load_torch.load(source, configuration, device, workload.needs, names)
         for line in prepared.statements:
             exec(line, own)  # noqa: S102  (our own lines: the ones that the suggestion prints)
     return own["model"]

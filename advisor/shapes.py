@@ -6,11 +6,12 @@ Whatever is left over is named, so that a person sees what did not count.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
+
+from advisor.chats import is_chat, messages_of, turns_of
+from advisor.entry import Chat, Entry, Sent, Text, Unreadable, clean, list_in, names
 
 #: Where a chat's turns stand.
 CHATS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
@@ -45,63 +46,6 @@ PASSAGES = (
 #: Keys of data that was made into tokens already.
 TOKENS = ("input_ids", "token_ids")
 
-#: What ShareGPT calls who speaks.
-_SPEAKERS = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
-
-
-class Sent(StrEnum):
-    """How a model is sent the texts of a row that belong together, a query and its documents.
-
-    APART: each on its own, as sentence-transformers sends what it embeds; PAIRED: two by two, for a score; PLAIN: not known.
-    """
-
-    APART = "apart"
-    PAIRED = "paired"
-    PLAIN = "plain"
-
-
-class Unreadable(ValueError):
-    """A row that can't be counted whole: its text says why, in words that follow "line N: "."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """One text. pair: the second of two that are sent together; part: "query" or "document" where the row tells."""
-
-    text: str
-    pair: str | None = None
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class Chat:
-    """Turns, as transformers' chat templates take them, and the tools that are offered in it."""
-
-    messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Any, ...] = ()
-
-    @property
-    def joined(self) -> str:
-        """The contents alone, a line each: what is counted for a model without a template. What a tool is called with counts."""
-        lines = [json.dumps(tool, ensure_ascii=False) for tool in self.tools]
-        for message in self.messages:
-            if message["content"] is not None:
-                lines.append(message["content"])
-            lines += [json.dumps(call, ensure_ascii=False) for call in _listed(message.get("tool_calls"))]
-        return "\n".join(lines)
-
-
-Entry = Text | Chat
-
 
 @dataclass(frozen=True)
 class Found:
@@ -114,7 +58,7 @@ class Found:
 
 def rows_of(value: Any) -> list[Any]:
     """Return the rows of a value of JSON: those of an array, a chat or anything else as the one that it is."""
-    return [value] if not isinstance(value, list) or _is_chat(value) else value
+    return [value] if not isinstance(value, list) or is_chat(value) else value
 
 
 def found_in(value: Any, column: str, sent: Sent) -> Found:
@@ -132,8 +76,8 @@ def found_in(value: Any, column: str, sent: Sent) -> Found:
         return Found((), "null")
     if isinstance(value, str):
         return Found((Text(value),), "a string")
-    if isinstance(value, list) and _is_chat(value):
-        return Found((Chat(_messages(value)),), "messages")
+    if isinstance(value, list) and is_chat(value):
+        return Found((Chat(messages_of(value)),), "messages")
     if not isinstance(value, dict):
         raise Unreadable(
             "neither a string nor an object with text, prompt, instruction, question, messages or their like"
@@ -147,7 +91,7 @@ def _of_column(row: Mapping[str, Any], column: str, sent: Sent) -> Found:
         value = str(value)
     if isinstance(value, str) or value is None:
         return Found(() if value is None else (Text(value),), column, unread)
-    if isinstance(value, list) and not _is_chat(value):
+    if isinstance(value, list) and not is_chat(value):
         raise Unreadable(f"{column} holds a list that is no chat")
     found = found_in(value, "", sent)
     return Found(found.entries, column if isinstance(value, list) else f"{column}.{found.read}", unread)
@@ -175,15 +119,15 @@ _Read = tuple[tuple[Entry, ...], tuple[str, ...], str]
 
 def _chat(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     """Read a chat, with a system text and tools that stand beside it."""
-    name = next((name for name in CHATS if _turns(values.get(name), name)), None)
+    name = next((name for name in CHATS if turns_of(values.get(name), name)), None)
     used: tuple[str, ...]
     if name is not None:
-        turns, used = _messages(_listed(values[name])), (name,)
-    elif name := next((name for name in ("prompt", "input") if _is_chat(values.get(name))), None):
-        turns, used = _messages(values[name]), (name,)
+        turns, used = messages_of(list_in(values[name])), (name,)
+    elif name := next((name for name in ("prompt", "input") if is_chat(values.get(name))), None):
+        turns, used = messages_of(values[name]), (name,)
         for more in ANSWERS:
-            if _is_chat(values.get(more)):
-                turns, used = turns + _messages(values[more]), (*used, more)
+            if is_chat(values.get(more)):
+                turns, used = turns + messages_of(values[more]), (*used, more)
                 break
     else:
         return None
@@ -193,7 +137,7 @@ def _chat(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     if system and turns[0]["role"] != "system":
         turns, used = ({"role": "system", "content": values[system]}, *turns), (system, *used)
     for key in ("tools", "functions"):
-        if offered := _listed(values.get(key)):
+        if offered := list_in(values.get(key)):
             tools = tuple({"type": "function", "function": tool} if key == "functions" else tool for tool in offered)
             return (Chat(turns, tools),), (*used, key), ""
     return (Chat(turns),), used, ""
@@ -212,7 +156,7 @@ def _preference(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     if (
         values.get("chosen") is None
         or values.get("rejected") is None
-        or any(_listed(values.get(name)) for name in CHATS)
+        or any(list_in(values.get(name)) for name in CHATS)
     ):
         return None
     raise Unreadable("chosen and rejected are two answers to one request (name one as FILE:chosen)")
@@ -272,71 +216,10 @@ def _read_alone(values: Mapping[str, Any], name: str, sent: Sent) -> _Read | Non
         return None if any(isinstance(other, (str, list, dict)) for other in values.values()) else ((), (name,), "")
     if isinstance(value, str):
         return (Text(value),), (name,), ""
-    if isinstance(value, dict) or _is_chat(value):
+    if isinstance(value, dict) or is_chat(value):
         return found_in(value, "", sent).entries, (name,), ""
     kind = "a number" if isinstance(value, (int, float)) else "a list"
     raise Unreadable(f"{name} is {kind}, not a text")
-
-
-# -------------------------------------------------------------------------------------------------------------- chats
-
-
-def _is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns: objects that say who speaks, or at least hold a content."""
-    turns = value if isinstance(value, list) and value else [None]
-    return all(
-        isinstance(turn, dict) and ({"role", "from"} & turn.keys() or turn.keys() == {"content"}) for turn in turns
-    )
-
-
-def _turns(value: Any, name: str) -> list[Any]:
-    """Return the turns of a chat, which a table spells as JSON in a cell; none where it is no chat. Raises Unreadable."""
-    listed = _listed(value)
-    if isinstance(value, list) and listed and not _is_chat(listed):
-        raise Unreadable(f"{name} is no chat: a turn is an object with role and content, or from and value")
-    return listed if _is_chat(listed) else []
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return []
-    return value if isinstance(value, list) else []
-
-
-def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Return turns with role and content, ShareGPT's too. Raises Unreadable where one holds more than text."""
-    found = []
-    for turn in turns:
-        said = str(turn.get("role") or turn.get("from") or "user")
-        role = said if "role" in turn else _SPEAKERS.get(said.lower(), said.lower())
-        content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
-        rest = {key: value for key, value in turn.items() if key not in ("from", "value", "text")}
-        found.append({**rest, "role": role, "content": _content(content)})
-    return tuple(found)
-
-
-def _content(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (int, float)):
-        return str(value)
-    parts = value if isinstance(value, list) else [value]
-    return "\n".join(_part(part) for part in parts)
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    kind = str(part.get("type") or ", ".join(part)) if isinstance(part, dict) else type(part).__name__
-    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text").endswith("text"):
-        return str(part["text"])
-    raise Unreadable(f"a message holds a part that is no text ({clean(kind)}), and only text is counted and run")
-
-
-# ---------------------------------------------------------------------------------------------------------- small things
 
 
 def _is_part(value: Any) -> bool:
@@ -350,13 +233,3 @@ def _strings(value: Any) -> list[str]:
 
 def _others(values: Mapping[str, Any], used: Sequence[str]) -> bool:
     return any(isinstance(value, str) for name, value in values.items() if name not in used)
-
-
-def names(keys: Collection[str]) -> str:
-    """Return keys as they may be printed, eight of them at most."""
-    return ", ".join(clean(key) for key in list(keys)[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-
-
-def clean(name: str, most: int = 40) -> str:
-    """Return a name as it may be printed: somebody else's file spells it."""
-    return "".join(c if c.isprintable() else "?" for c in str(name)[:most])

@@ -21,7 +21,8 @@ from advisor.prospects import Prospects, prospects_left
 from advisor.ranking import pareto
 from advisor.recommendation import Recommendation
 from advisor.space import Space
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.trial import Outcome
 from advisor.workloads import Head, Workload, kind_of
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from advisor.entry import Sent, Unreadable, names
 from advisor.errors import BadInput
-from advisor.shapes import CHATS, Found, Sent, Unreadable, found_in, names, rows_of
+from advisor.shapes import CHATS, Found, found_in, rows_of
 
 #: How a name ends, and what the file is.
 KINDS = {".txt": "lines", ".jsonl": "rows", ".ndjson": "rows", ".json": "document", ".csv": "table", ".tsv": "table"}

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from advisor.entry import Chat, Entry, Sent, Text, clean
 from advisor.errors import BadInput
-from advisor.shapes import Chat, Entry, Sent, Text, clean
 
 #: The files of which a tokenizer has at least one: what transformers' own classes name (vocab_files_names), tests look.
 FILES = (

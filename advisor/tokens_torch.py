@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from advisor.entry import Sent
 from advisor.errors import BadInput
 from advisor.lengths import entries_of, refuse_beyond
-from advisor.shapes import Sent
 from advisor.tokenizing import Tokenizing
 from advisor.workloads import Workload, workload_of
 

@@ -85,7 +85,7 @@ class Quality:
 
     @property
     def lacks_layout(self) -> bool:
-        """Whether the layout was to be looked at and could not be: see `advisor.figures_torch.look_at_layout`."""
+        """Whether the layout was to be looked at and could not be: see `advisor.layout_torch.look_at_layout`."""
         return self.layout is None and self.layout_words.startswith("not looked at")
 
     @property

@@ -41,15 +41,16 @@ if __name__ == "__main__":
 
 import torch
 
-from advisor import ceilings_torch, facts_torch, tokens_torch
+from advisor import ceilings_torch, facts_torch, switches_torch, tokens_torch
 from advisor.block_torch import run_block
 from advisor.configuration import Configuration
 from advisor.errors import AdvisorError
-from advisor.figures_torch import figures_of, layout_of, write_reference
+from advisor.figures_torch import figures_of, layout_of
 from advisor.judge import wrong
 from advisor.knobs import share_words
 from advisor.model import ModelFacts
 from advisor.ready_torch import make_ready, peak_bytes, reset_peak
+from advisor.reference_torch import write_reference
 from advisor.session_torch import Session
 from advisor.timing_torch import NotFinite, Timing
 from advisor.trial import Outcome, Quality, Trial
@@ -206,9 +207,11 @@ def main() -> None:
     send({"event": "ready", "pid": os.getpid()})
     compiled = 0
     for request in _requests():
-        if compiled != facts_torch.compiled_frames():  # else there is nothing to forget, and the first reset takes 3 s
-            facts_torch.forget_compiled()
-            compiled = facts_torch.compiled_frames()
+        if (
+            compiled != switches_torch.compiled_frames()
+        ):  # else there is nothing to forget, and the first reset takes 3 s
+            switches_torch.forget_compiled()
+            compiled = switches_torch.compiled_frames()
         try:
             result = _OPERATIONS[request["op"]](session, request)
         except Exception as error:  # noqa: BLE001  (whatever a trial raises is its outcome)

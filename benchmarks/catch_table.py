@@ -48,7 +48,8 @@ from advisor.space import build_space
 from advisor.store import Store
 from advisor.support import MACHINES
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"

@@ -67,7 +67,7 @@ class InProcess:
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002 - nobody waits
         """Run a request as the worker does; what it raises is its outcome."""
         message = json.loads(json.dumps({**request, "id": 0, "device": "cpu", "uuid": ""}))
-        worker.facts_torch.forget_compiled()
+        worker.switches_torch.forget_compiled()
         try:
             with patch.object(timing_torch, "_is_warm", bool):  # after one round: times are not looked at
                 result = worker._OPERATIONS[request["op"]](self.session, message)

@@ -77,10 +77,10 @@ class Bench:
 
     def reference(self) -> dict[str, Any]:
         """Write the reference and return what it was, with the seconds it took."""
-        from advisor import figures_torch
+        from advisor import reference_torch
 
         began = time.perf_counter()
-        found = figures_torch.write_reference(self.session, self.request)
+        found = reference_torch.write_reference(self.session, self.request)
         tokens = Forward.of(self.request["workload"]).of_sequences(self.request["sample"]).tokens
         return {**found, "s": time.perf_counter() - began, "tokens": tokens}
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from advisor import __version__
 from advisor.landscape import Landscape
 from advisor.model import architecture_key_of
-from advisor.store import Store, default_url
+from advisor.place import default_url
+from advisor.store import Store
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ from advisor.runner import LocalRunner
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

@@ -60,7 +60,7 @@ from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.terminal import duration
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job
+from advisor.tuning import Job
 from advisor.workloads.flags import lengths_of
 from advisor.workloads.forward import Forward
 

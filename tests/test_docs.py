@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from advisor import support, tables
-from advisor.cli import build_parser
+from advisor import support
+from advisor.arguments import build_parser
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS, rule_ids
+from advisor.views import views
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -126,6 +127,6 @@ def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
     (commands,) = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
 
     assert [name for name in commands if f"advisor {name}" not in readme] == []
-    assert [name for name in tables.views("sqlite") if f"`{name}`" not in readme] == []
+    assert [name for name in views("sqlite") if f"`{name}`" not in readme] == []
     statuses = [kind.exit_status for kind in (BadInput, NotMeasured, NothingAdmissible)]
     assert [status for status in statuses if f"\n| {status} |" not in readme] == []

@@ -26,7 +26,9 @@ from sqlalchemy import create_engine, text
 from advisor.configuration import Configuration, canonical_json
 from advisor.environment import Environment
 from advisor.errors import BadInput, NotMeasured
-from advisor.exchange import FORMAT, LINE_MOST, Imported, bounded_lines, export_lines, import_lines
+from advisor.exchange import Imported, bounded_lines, export_lines, import_lines
+from advisor.exchange_format import FORMAT
+from advisor.exchange_reader import LINE_MOST
 from advisor.kept_answers import keep_answers
 from advisor.knobs.choice import Reason, Verdict
 from advisor.measurement import Comparison, Measurement

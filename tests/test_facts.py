@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import facts_torch, packed_torch  # noqa: E402
+from advisor import config_torch, facts_torch, load_torch, packed_torch  # noqa: E402
 from advisor.beside import read_beside  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
@@ -221,7 +221,7 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
     configuration = Configuration.of(base)
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
     request = {"source": source.request, "workload": workload.payload, "facts": facts.payload, "device": "cpu"}
-    model = loaded(request, configuration, facts_torch.statements(choices))
+    model = loaded(request, configuration, load_torch.statements(choices))
     runtime = runtime_of(request)
     with torch.inference_mode():
         for place, tokens in enumerate(names["sequences"]):
@@ -432,7 +432,7 @@ def test_useful_operations_are_never_more_than_torch_counts(
 
     facts, tokens = read(kind, "all-logits", **COUNTED[kind]), 48
     source = find_model(str(tmp_path / "config.json"))
-    config = facts_torch.config_of(source.request)
+    config = config_torch.config_of(source.request)
     moe = {"experts_implementation": "eager"} if facts.experts else {}  # the counter sees no grouped products
     model = getattr(transformers, facts.logits_class).from_config(config, attn_implementation="eager", **moe).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -497,7 +497,7 @@ def test_a_quantised_config_without_weights_is_drawn_unquantised_and_says_so(tmp
 
     assert (facts["prequantized"], facts["checkpoint_dtype"]) == (None, "bfloat16")
     assert any("UNQUANTISED" in note for note in notes_on(source))
-    assert not hasattr(facts_torch.config_of(source.request), "quantization_config")
+    assert not hasattr(config_torch.config_of(source.request), "quantization_config")
 
 
 def test_code_that_a_model_brings_is_noted_or_refused(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ from advisor.step import Search
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, carried_out, tune
+from advisor.tune import carried_out, tune
 from advisor.tuner import Tuner
+from advisor.tuning import Job
 from advisor.worker import TEXT_LIMIT
 from advisor.workloads.forward import Forward
 

@@ -26,7 +26,8 @@ from advisor.runner import LocalRunner
 from advisor.store import Store
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import facts_torch, figures_torch, fp32_torch, gate_torch  # noqa: E402
+from advisor import facts_torch, figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
 from advisor.gate import figures_found, known_figures, layout_request  # noqa: E402
@@ -116,7 +116,7 @@ class Bench:
             "path": str(folder / "reference.pt"),
             "configuration": dict(BASE.replaced(precision=precision)),
         }
-        self.reference = figures_torch.write_reference(self.session, self.request)
+        self.reference = reference_torch.write_reference(self.session, self.request)
 
     def figures(self, more: dict[str, Any] | None = None, **choices: str) -> Quality:
         """Return the figures of the base configuration with these choices."""
@@ -330,7 +330,7 @@ def test_a_token_that_rounding_sends_to_another_expert_is_no_fault_of_the_layout
         router.register_forward_hook(flip)
 
     assert (bench.figures().layout or 1.0) < LAYOUT_LIMIT
-    monkeypatch.setattr(figures_torch, "_ATTEMPTS_WITH_EXPERTS", 1)
+    monkeypatch.setattr(layout_torch, "_ATTEMPTS_WITH_EXPERTS", 1)
     assert (bench.figures().layout or 0.0) > 10 * LAYOUT_LIMIT
     monkeypatch.undo()
     assert "layout is wrong" in bench.wrong(packing="packed-cached")

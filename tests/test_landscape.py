@@ -27,7 +27,8 @@ from advisor.objective import Budget, Objective, Tier
 from advisor.space import build_space
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

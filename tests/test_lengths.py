@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from advisor.checkpoint import find_model
+from advisor.entry import Chat, Sent
 from advisor.errors import BadInput
 from advisor.lengths import earlier, entries_of, lengths_from, sampled
 from advisor.model import ModelSource
-from advisor.shapes import Chat, Sent
 from advisor.texts import index_of, read, source_of
 
 MODEL = str(Path(__file__).parent / "models" / "causal")

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from advisor import place
+from advisor.database import upgrade
 from advisor.errors import BadInput
 from advisor.place import database_path, place_of, shown_url
-from advisor.store import Store, upgrade
+from advisor.store import Store
 
 
 @pytest.fixture

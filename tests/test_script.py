@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import advisor as package  # noqa: E402
-from advisor import facts_torch, probe  # noqa: E402
+from advisor import facts_torch, load_torch, probe, readback_torch  # noqa: E402
 from advisor import script as scripts  # noqa: E402
 from advisor.checkpoint import find_model  # noqa: E402
 from advisor.configuration import Configuration  # noqa: E402
@@ -263,9 +263,9 @@ def test_random_weights_are_those_that_were_measured(precision: str) -> None:
     source = find_model(str(CAUSAL / "config.json"))
     configuration = DEFAULT.replaced(precision=precision)
     drawn = namespace_of(shipped(configuration, source=source))["model"]
-    names = facts_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
+    names = load_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
     state = torch.get_rng_state()
-    measured = facts_torch.load(source.request, configuration, "cpu", WORKLOAD.needs, names)
+    measured = load_torch.load(source.request, configuration, "cpu", WORKLOAD.needs, names)
     assert torch.equal(torch.get_rng_state(), state)
 
     assert drawn.dtype == measured.dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])
@@ -282,7 +282,7 @@ def test_a_quantised_script_quantises(path: str) -> None:
     source = find_model(str(CAUSAL / path))
     names = namespace_of(shipped(DEFAULT.replaced(quantization="nf4"), source=source))
 
-    assert "Linear4bit:nf4" in facts_torch.linears_of(names["model"])
+    assert "Linear4bit:nf4" in readback_torch.linears_of(names["model"])
     assert all(torch.isfinite(result).all() for result in in_order(names))
 
 

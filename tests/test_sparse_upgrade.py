@@ -17,11 +17,12 @@ from sqlalchemy import create_engine, insert, inspect, text
 import advisor as package
 from advisor import tables
 from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
+from advisor.database import upgrade
 from advisor.errors import BadInput
 from advisor.exchange import export_lines, import_lines
 from advisor.knobs import KNOBS
 from advisor.place import with_driver
-from advisor.store import Store, upgrade
+from advisor.store import Store
 
 ROOT = Path(package.__file__).parent.parent
 DUMPS = [dump for dump in sorted((Path(__file__).parent / "databases").glob("*.sql")) if dump.stem < "0005"]

@@ -37,6 +37,7 @@ from sqlalchemy import create_engine, event, insert, inspect, select, text
 from advisor import database, tables
 from advisor.answer import NONE_RIGHT, Answer, SearchEnd, Stop
 from advisor.configuration import Configuration, canonical_json
+from advisor.database import upgrade
 from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
 from advisor.kept_answers import keep_answer, keep_answers
@@ -46,10 +47,11 @@ from advisor.measurement import Comparison, Measurement
 from advisor.method import METHOD
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective, Tier
-from advisor.place import with_driver
+from advisor.place import default_url, shown_url, with_driver
 from advisor.step import Confirm, Search
-from advisor.store import Store, default_url, shown_url, upgrade
+from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
+from advisor.views import views
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -595,7 +597,7 @@ def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
 
 
 def test_the_migrations_make_what_tables_says(database_url: str) -> None:
-    """A database that the migrations made has the tables, indexes and views of advisor.tables, and its HEAD."""
+    """What the migrations made has the tables and indexes of advisor.tables, its HEAD, and the views of advisor.views."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     scripts = ScriptDirectory.from_config(config)
@@ -605,7 +607,7 @@ def test_the_migrations_make_what_tables_says(database_url: str) -> None:
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
-        expected = tables.views(engine.dialect.name)
+        expected = views(engine.dialect.name)
         assert set(inspect(connection).get_view_names()) == set(expected)
         for name, body in expected.items():
             connection.execute(text(f"CREATE VIEW again_{name} AS {body}"))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from advisor.checkpoint import find_model
+from advisor.entry import Sent
 from advisor.errors import BadInput
 from advisor.lengths import Lengths, lengths_from
 from advisor.model import ModelSource
-from advisor.shapes import Sent
 
 MODELS = Path(__file__).parent / "models"
 LONG = "Explain in detail how rivers carve valleys over thousands of years, and why the shape of a valley changes."

@@ -30,7 +30,8 @@ from advisor.place import with_driver
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "faults" / "together.py"

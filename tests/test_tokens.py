@@ -14,16 +14,17 @@ import pytest
 from advisor import probe
 from advisor.checkpoint import find_model
 from advisor.configuration import Configuration
+from advisor.entry import Sent
 from advisor.errors import AdvisorError, BadInput
 from advisor.lengths import lengths_from
 from advisor.model import ModelSource
 from advisor.objective import Budget, Objective
 from advisor.runner import LocalRunner
-from advisor.shapes import Sent
 from advisor.store import Store
 from advisor.tokenizing import FILES, has_tokenizer
 from advisor.trial import Outcome
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 tokens_torch = pytest.importorskip("advisor.tokens_torch")

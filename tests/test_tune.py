@@ -27,10 +27,12 @@ from advisor.objective import Budget, Objective, Tier
 from advisor.recommendation import Recommendation
 from advisor.runner import LocalRunner
 from advisor.space import Space
-from advisor.store import Store, StudyRecord
+from advisor.store import Store
+from advisor.study_record import StudyRecord
 from advisor.suggest import recommend
 from advisor.trial import Outcome, Trial
-from advisor.tune import Job, tune
+from advisor.tune import tune
+from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

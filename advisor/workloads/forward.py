@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.declared import architectures, is_encoder, refuse_unpadded, unserved_head
+from advisor.entry import Sent
 from advisor.errors import BadInput
 from advisor.metrics import MEMORY, Gauge, Metric, rate_of, seconds
 from advisor.model import ModelFacts, ModelSource
-from advisor.shapes import Sent
 from advisor.workloads.flags import add_list_flags
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.runtime import Runtime

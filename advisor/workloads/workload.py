@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Self
 
 from advisor.checked import Test, checked
 from advisor.configuration import key_of
+from advisor.entry import Sent
 from advisor.errors import BadInput
 from advisor.model import ModelFacts
-from advisor.shapes import Sent
 from advisor.workloads.quantiles import DEALT, list_flags
 
 #: What two workloads of different kinds are apart at least: further than any two of one kind (see :meth:`Workload.distance`).

@@ -58,7 +58,8 @@ def tune_alone(options: argparse.Namespace) -> None:
     from advisor.model import ModelSource
     from advisor.objective import Budget
     from advisor.store import Store
-    from advisor.tune import Job, tune
+    from advisor.tune import tune
+    from advisor.tuning import Job
 
     landscape = Landscape.of(json.loads(LANDSCAPE.read_text(encoding="utf-8")))
     log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

@@ -1,0 +1,66 @@
+"""What can be read of a model once it is loaded: its attention, its dtypes, its linear layers, and the bytes of its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+
+def attention_of(model: Any) -> dict[str, str]:
+    """Return the implementation of attention of the configuration and of all its sub-configurations."""
+    found = {"": str(model.config._attn_implementation)}
+    for name in getattr(model.config, "sub_configs", {}):
+        part = getattr(model.config, name, None)
+        if part is not None and getattr(part, "_attn_implementation", None):
+            found[name] = str(part._attn_implementation)
+    return found
+
+
+def dtypes_of(model: Any) -> dict[str, int]:
+    """Return how many floating-point parameters have each dtype."""
+    counts: Counter[str] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return dict(counts)
+
+
+def linears_of(model: Any) -> dict[str, int]:
+    """Return how many linear layers there are of each class; bitsandbytes' with their type, threshold, and "double"."""
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        # Experts in mxfp4 are layers of their own kind, without in_features.
+        if isinstance(module, torch.nn.Linear) or hasattr(module, "in_features") or "Mxfp4" in type(module).__name__:
+            counts[type(module).__name__ + _settings(module)] += 1
+    return dict(counts)
+
+
+def _settings(module: Any) -> str:
+    kind = getattr(module.weight, "quant_type", None) if hasattr(module, "weight") else None
+    if kind:
+        return f":{kind}" + (":double" if getattr(module.weight.quant_state, "nested", False) else "")
+    threshold = getattr(getattr(module, "state", None), "threshold", None)
+    return "" if threshold is None else f":{float(threshold)}"
+
+
+def weight_bytes_of(model: Any) -> int:
+    """Return the bytes that parameters and buffers really take, shared storage once, quantisation state included."""
+    storages: dict[int, int] = {}
+    for tensor in _tensors(model):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(model: Any) -> list[torch.Tensor]:
+    found = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        for state in (getattr(weight, "quant_state", None), getattr(weight, "CB", None), getattr(weight, "SCB", None)):
+            if torch.is_tensor(state):
+                found.append(state)
+            elif state is not None:
+                found += [value for value in vars(state).values() if torch.is_tensor(value)]
+    return [tensor for tensor in found if tensor.device.type != "meta"]

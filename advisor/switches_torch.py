@@ -1,0 +1,44 @@
+"""What torch keeps for a whole process: the kernels that attention may use, and what was compiled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+#: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.
+_KERNEL_SWITCHES = {
+    "flash": (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.flash_sdp_enabled),
+    "efficient": (torch.backends.cuda.enable_mem_efficient_sdp, torch.backends.cuda.mem_efficient_sdp_enabled),
+    "cudnn": (torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled),
+    "math": (torch.backends.cuda.enable_math_sdp, torch.backends.cuda.math_sdp_enabled),
+}
+
+#: Their names.
+KERNELS = tuple(_KERNEL_SWITCHES)
+
+
+def allowed_kernels() -> tuple[str, ...]:
+    """Return the kernels that torch's scaled_dot_product_attention may use."""
+    return tuple(name for name, (_, is_allowed) in _KERNEL_SWITCHES.items() if is_allowed())  # type: ignore[no-untyped-call]
+
+
+def allow_kernels(names: Sequence[str]) -> None:
+    """Allow these kernels and no others."""
+    for name, (allow, _) in _KERNEL_SWITCHES.items():
+        allow(name in names)
+
+
+def compiled_frames() -> int:
+    """Return how many frames torch has compiled, or tried to, in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["frames"]["total"])
+
+
+def forget_compiled() -> None:
+    """Forget what torch compiled: its cache is per function, and the ninth variant of flex_attention would run uncompiled."""
+    torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
