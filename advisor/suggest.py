@@ -37,7 +37,7 @@ from advisor.terminal import gib
 from advisor.trial import Outcome, Trial, default_of
 from advisor.workloads import Head, Workload, kind_of
 
-#: A tune without --budget takes so long (arguments.DEFAULT_BUDGET): what goes on with one that did says how much longer.
+#: A tune without --budget takes so long (options.DEFAULT_BUDGET): what goes on with one that did says how much longer.
 LONG_BUDGET_S = 600.0
 
 

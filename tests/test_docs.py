@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from advisor import support, tables
-from advisor.cli import build_parser
+from advisor.arguments import build_parser
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS, rule_ids
 
