@@ -149,8 +149,9 @@ def _question(verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any]
 
 
 def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind) -> None:
-    common = {name for each in (known, *known.__mro__) for name in getattr(each, "__annotations__", {})}
-    names = common - {option.name for option in DEFAULT_KIND.options} | {option.name for option in kind.options}
+    names = set(known.__annotations__) - {option.name for option in DEFAULT_KIND.options} | {
+        option.name for option in kind.options
+    }
     for name in sorted(flags.keys() - names):
         near = get_close_matches(name, sorted(names), n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""

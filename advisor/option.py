@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.reading import read_switch, read_text
+from advisor.reading import read_switch, read_text, shown
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Option:
         if given is None:
             return None
         if self.choices and given not in self.choices:
-            raise BadInput(f"{named(self.name)} must be one of {', '.join(self.choices)}, not {given!r}")
+            raise BadInput(f"{named(self.name)} must be one of {', '.join(self.choices)}, not {shown(given)}")
         return self.read(given, self.name)
 
 

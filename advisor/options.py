@@ -9,7 +9,7 @@ from typing import Any
 from advisor.errors import BadInput, named
 from advisor.objective import Budget, Tier
 from advisor.option import Option, switch
-from advisor.reading import read_count, read_duration, read_latency, read_size, read_texts, read_whole
+from advisor.reading import read_count, read_duration, read_latency, read_size, read_texts, read_whole, shown
 from advisor.workloads import Kind
 
 DEFAULT_BUDGET = "10m"
@@ -31,7 +31,9 @@ def _read_restrictions(value: Any, name: str) -> tuple[Restriction, ...]:
 def _read_choices(value: Mapping[Any, Any], names: Any, name: str) -> tuple[str, ...]:
     choices = read_texts(names.split(",") if isinstance(names, str) else names, name)
     if not choices or not all(choices):
-        raise BadInput(f"{named(name)} takes choices by knob such as {{'precision': ['fp32', 'tf32']}}, not {value!r}")
+        raise BadInput(
+            f"{named(name)} takes choices by knob such as {{'precision': ['fp32', 'tf32']}}, not {shown(value)}"
+        )
     return tuple(sorted(set(choices)))
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, SupportsFloat, SupportsIndex
 
+from advisor.checked import shortened
 from advisor.errors import BadInput, named
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -18,10 +19,15 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _LATENCIES = {"ms": 1e-3, "s": 1.0}
 
 
+def shown(value: Any) -> str:
+    """Return a value for an error's line: a text as Python spells it, anything else in a few words."""
+    return repr(value) if isinstance(value, str) else shortened(value)
+
+
 def read_text(value: Any, name: str) -> str:
     """Return a text. Raises BadInput."""
     if not isinstance(value, str):
-        raise BadInput(f"{named(name)} must be a text, not {value!r}")
+        raise BadInput(f"{named(name)} must be a text, not {shown(value)}")
     return value
 
 
@@ -29,14 +35,14 @@ def read_texts(value: Any, name: str) -> tuple[str, ...]:
     """Return texts, of one or of several. Raises BadInput."""
     several = [value] if isinstance(value, str) else value
     if not isinstance(several, Iterable):
-        raise BadInput(f"{named(name)} must be a text or several, not {value!r}")
+        raise BadInput(f"{named(name)} must be a text or several, not {shown(value)}")
     return tuple(read_text(each, name) for each in several)
 
 
 def read_switch(value: Any, name: str) -> bool:
     """Return True or False. Raises BadInput."""
     if not isinstance(value, bool):
-        raise BadInput(f"{named(name)} must be True or False, not {value!r}")
+        raise BadInput(f"{named(name)} must be True or False, not {shown(value)}")
     return value
 
 
@@ -56,7 +62,7 @@ def read_whole(value: Any, name: str) -> int:
     try:
         return whole(value)
     except ValueError:
-        raise BadInput(f"{named(name)} must be a whole number, not {value!r}") from None
+        raise BadInput(f"{named(name)} must be a whole number, not {shown(value)}") from None
 
 
 def read_count(value: Any, name: str) -> int:
@@ -74,14 +80,14 @@ def read_number(value: Any, name: str) -> float:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise BadInput(f"{named(name)} must be a number, not {value!r}")
+    raise BadInput(f"{named(name)} must be a number, not {shown(value)}")
 
 
 def read_size(value: Any, name: str) -> int:
     """Return bytes, of a size such as 24GiB or 500MB or of a number of bytes. Raises BadInput."""
     number, unit = _quantity(value, r"([A-Za-z]*)")
     if unit.upper() not in _SIZES or number == 0:
-        raise BadInput(f"{named(name)} must be a size such as 24GiB, not {value!r}")
+        raise BadInput(f"{named(name)} must be a size such as 24GiB, not {shown(value)}")
     if not unit and number < 2**20:
         few = str(value).strip()
         raise BadInput(f"{named(name)} {few} is so many bytes", f"write {few}GiB or {few}MiB")
@@ -92,7 +98,7 @@ def read_duration(value: Any, name: str) -> float:
     """Return seconds, of a duration such as 90s, 10m or 2h or of a number of seconds. Raises BadInput."""
     number, unit = _quantity(value, "([smh]?)")
     if number == 0:
-        raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {value!r}")
+        raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {shown(value)}")
     return number * _SECONDS[unit]
 
 
@@ -100,7 +106,7 @@ def read_latency(value: Any, name: str) -> float:
     """Return seconds, of a time such as 80ms or 0.5s or of a number of seconds. Raises BadInput."""
     number, unit = _quantity(value, "(ms|s)", "s")
     if number == 0:
-        raise BadInput(f"{named(name)} must be a time such as 80ms or 0.5s, not {value!r}")
+        raise BadInput(f"{named(name)} must be a time such as 80ms or 0.5s, not {shown(value)}")
     return number * _LATENCIES[unit]
 
 

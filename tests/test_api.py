@@ -26,11 +26,13 @@ from advisor.lengths import lengths_from
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.options import EFFORT, ON, PLACE, objective_options
 from advisor.question import effort_of, question_of
 from advisor.resolve import resolve
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
+from advisor.workloads import DEFAULT_KIND
 from advisor.workloads.forward import Forward, default_output
 
 ROOT = Path(advisor.__file__).parent.parent
@@ -296,6 +298,15 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
         TypeError, match=r"suggest\(\) got an unexpected keyword argument 'max_memry': did you mean 'max_memory'"
     ):
         advisor.suggest(MODEL, max_memry=1)
+
+
+def test_keywords_are_the_options_that_are_declared() -> None:
+    """What the functions' signatures name is what the flags are made of, but --fix, which is another spelling of only."""
+    shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
+    taken = {api.Flags: shared, api.SuggestFlags: (*shared, ON), api.TuneFlags: (*shared, *EFFORT)}
+
+    for flags, options in taken.items():
+        assert flags.__annotations__.keys() == {"workload", *(option.name for option in options)} - {"fix"}
 
 
 # --------------------------------------------------------------------------------------------------------------- suggest

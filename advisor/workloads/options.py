@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.errors import BadInput, named
 from advisor.option import Option
-from advisor.reading import read_number, read_whole, whole
+from advisor.reading import read_number, read_whole, shown, whole
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, generated_or_listed, read_lengths, refuse_absurd
 
 #: What `advisor tune MODEL` measures when no workload is given.
@@ -28,14 +28,14 @@ def _read_batch(value: Any, name: str) -> int | None:
     try:
         return None if isinstance(value, str) and value == "auto" else whole(value)
     except ValueError:
-        raise BadInput(f"{named(name)} must be a whole number or auto, not {value!r}") from None
+        raise BadInput(f"{named(name)} must be a whole number or auto, not {shown(value)}") from None
 
 
 def _read_path(value: Any, name: str) -> str:
     try:
         return os.fsdecode(value)
     except TypeError:
-        raise BadInput(f"{named(name)} must be a path, not {value!r}") from None
+        raise BadInput(f"{named(name)} must be a path, not {shown(value)}") from None
 
 
 #: The options of a list of sequences and of its batches. batch is None where it is tuned too.

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from advisor.checked import shortened
 from advisor.errors import BadInput, named
-from advisor.reading import whole
+from advisor.reading import shown, whole
 
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8
@@ -93,8 +92,7 @@ def read_lengths(value: Any, name: str) -> int | tuple[int, ...]:
     except ValueError:
         lengths = []
     if not lengths:
-        text = repr(value) if isinstance(value, str) else shortened(value)
-        raise BadInput(f"{named(name)} must be a whole number or a list like 128,256,96, not {text}")
+        raise BadInput(f"{named(name)} must be a whole number or a list like 128,256,96, not {shown(value)}")
     if min(lengths) < 1:
         raise BadInput(f"{named(name)} must be at least 1, not {min(lengths)}")
     return tuple(lengths) if is_list else lengths[0]
