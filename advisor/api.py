@@ -143,15 +143,13 @@ def _question(verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any]
     """Return what keyword arguments ask. Raises TypeError for one that the function does not take, BadInput."""
     _refuse_unknown(verb, flags, known, kind_of(flags))
     name = os.fspath(model)
-    return question_of(
-        f"./{name}" if name.startswith("-") else name, flags
-    )  # the command that an answer prints is pasted
+    # A name like a flag would be one in the command that an answer prints.
+    return question_of(f"./{name}" if name.startswith("-") else name, flags)
 
 
 def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind) -> None:
-    names = set(known.__annotations__) - {option.name for option in DEFAULT_KIND.options} | {
-        option.name for option in kind.options
-    }
+    others = {option.name for option in DEFAULT_KIND.options}
+    names = known.__annotations__.keys() - others | {option.name for option in kind.options}
     for name in sorted(flags.keys() - names):
         near = get_close_matches(name, sorted(names), n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""
