@@ -17,7 +17,8 @@ from types import ModuleType
 
 TYPE_CHECKING = False  # typing's own would be imported for it: half of this package's time
 if TYPE_CHECKING:
-    from advisor.api import Ready, load, suggest, tune
+    from advisor.api import load, suggest, tune
+    from advisor.loading import Ready
 
 __all__ = ["Ready", "__version__", "load", "suggest", "tune"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.beside import kinds_of_modules, read_beside, transformer_folder
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.model import ModelSource
 from advisor.tokenizing import has_tokenizer
 
@@ -147,7 +147,7 @@ def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
         if files and stem.endswith(".bin") and not allow_pickle:
             raise BadInput(
                 f"{name} has only pickle weights, which can run code when loaded",
-                "convert them to safetensors, or pass --allow-pickle if you trust them",
+                f"convert them to safetensors, or pass {named('allow_pickle')} if you trust them",
             )
         if files:
             return files

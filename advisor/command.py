@@ -11,7 +11,7 @@ from advisor.objective import Objective
 from advisor.study_record import StudyRecord
 from advisor.workloads import Workload, kind_of
 
-#: A tune without --budget takes so long (arguments.DEFAULT_BUDGET): what goes on with one that did says how much longer.
+#: A tune without --budget takes so long (options.DEFAULT_BUDGET): what goes on with one that did says how much longer.
 LONG_BUDGET_S = 600.0
 
 

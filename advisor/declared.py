@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.model import ModelSource, first_position
 
 #: The ends of class names whose heads advisor does not run.
@@ -188,7 +188,7 @@ def refuse_unpadded(name: str, *, pads: bool, batch: int | None) -> None:
     """
     if not pads and batch != 1:
         text = f"{name} finds the end of a sequence by its pad token, and its config.json names none"
-        raise BadInput(text, "--batch 1, or set pad_token_id there")
+        raise BadInput(text, f"{named('batch', 1)}, or set pad_token_id there")
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:

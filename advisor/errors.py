@@ -8,18 +8,47 @@
     ├── NotMeasured             exit status 3: nothing stored answers the question
     └── NothingAdmissible       exit status 4: every configuration was refused, failed or was wrong
 
+What a user asked for is :func:`named` in these texts, and the face that shows them spells it: a flag, or a keyword of Python.
 What happens to a *trial* is not an exception but data: see :class:`advisor.trial.Outcome`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+#: A name in an error's text: as a flag, and as a keyword.
+_NAMED = re.compile("\x02([^\x1f]*)\x1f([^\x03]*)\x03")
+
+
+def named(name: str, value: object = None) -> str:
+    """Return what an error's text names an option by: `--max-memory` on the command line, `max_memory` in Python.
+
+    value: what it is, or is to be given: `--output hidden`, `output='hidden'`.
+    """
+    flag = "--" + name.replace("_", "-")
+    return f"\x02{flag}\x1f{name}\x03" if value is None else f"\x02{flag} {value}\x1f{name}={value!r}\x03"
+
+
+@contextmanager
+def spelled_for_python() -> Iterator[None]:
+    """Have the expected failures of these lines name keywords instead of flags. Also a decorator."""
+    try:
+        yield
+    except AdvisorError as error:
+        error.names_keywords = True
+        raise
 
 
 class AdvisorError(Exception):
-    """An expected failure: its text is one line for a person, `hint` says what to do next."""
+    """An expected failure: its text is one line for a person, `hint` says what to do next.
+
+    names_keywords: whether options are named as Python spells them; else as the command line does.
+    """
 
     exit_status = 2
+    names_keywords = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         """Keep the line and what to do next."""
@@ -28,8 +57,8 @@ class AdvisorError(Exception):
 
     def __str__(self) -> str:
         """Return the line and the hint as one line of text."""
-        message = " ".join(str(self.args[0]).split())
-        return f"{message} ({self.hint})" if self.hint else message
+        text = f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
+        return " ".join(_NAMED.sub(r"\2" if self.names_keywords else r"\1", text).split())
 
 
 class BadInput(AdvisorError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.entry import Chat, Entry, Sent, names
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.model import ModelSource
 from advisor.texts import HINT, Source, digest_of, index_of, read, source_of
 from advisor.tokenizing import Tokenizing
@@ -249,7 +249,8 @@ def refuse_beyond(name: str, largest: int, vocabulary: int | None) -> None:
 def _tokenizing(source: ModelSource, sent: Sent) -> Tokenizing:
     if not source.has_tokenizer:
         raise BadInput(
-            f"{source.name} has no tokenizer, so texts can't be counted in its tokens", "give --lengths instead"
+            f"{source.name} has no tokenizer, so texts can't be counted in its tokens",
+            f"give {named('lengths')} instead",
         )
     return Tokenizing(source.name, source.path, sent)
 

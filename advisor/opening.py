@@ -11,7 +11,7 @@ from advisor.clock import Bounded, BudgetSpent, Clock
 from advisor.configuration import Configuration
 from advisor.confirmation import comparisons_now
 from advisor.cost import costs_of, weight_bytes
-from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named
 from advisor.kept_answers import keep_answer
 from advisor.knobs import Verdict, is_whole, unknown
 from advisor.leftovers import working_folder
@@ -77,7 +77,7 @@ def _facts_in_time(job: Job, runner: Bounded) -> ModelFacts:
         return facts_for(job, runner)
     except BudgetSpent:
         text = f"nothing was measured: the budget of {runner.clock.seconds:.0f} s was spent before the model was read"
-        raise NotMeasured(text, "a longer --budget") from None
+        raise NotMeasured(text, f"a longer {named('budget')}") from None
 
 
 def _tell(job: Job, store: Store, study: int, facts: ModelFacts, space: Space, listen: Listener) -> None:
@@ -130,7 +130,7 @@ def facts_for(job: Job, runner: Runner) -> ModelFacts:
     facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": job.workload.payload}))
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
-        raise BadInput(f"--lengths {longest} is beyond the model's {most - facts.position_offset} positions")
+        raise BadInput(f"{named('lengths')} {longest} is beyond the model's {most - facts.position_offset} positions")
     kind_of(job.workload).refuse(job.workload, facts, job.source.name)
     return facts
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from advisor import device
 from advisor.device import Gpu
 from advisor.environment import PACKAGES, Environment, Machine
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.knobs import KNOBS, Reason
 from advisor.memory import free_memory_bytes, total_memory_bytes
 
@@ -83,7 +83,7 @@ def machine(wanted: str | None = None, threads: int = 1) -> Machine:
         return next((gpu for gpu in gpus if not gpu.problem), cpu)
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", wanted)
     if not match:
-        raise BadInput(f"--device must be cpu, cuda or cuda:<number>, not {wanted!r}")
+        raise BadInput(f"{named('device')} must be cpu, cuda or cuda:<number>, not {wanted!r}")
     if wanted == "cpu":
         chosen = cpu
     else:

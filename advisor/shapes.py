@@ -12,6 +12,7 @@ from typing import Any
 
 from advisor.chats import is_chat, messages_of, turns_of
 from advisor.entry import Chat, Entry, Sent, Text, Unreadable, clean, list_in, names
+from advisor.errors import named
 
 #: Where a chat's turns stand.
 CHATS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
@@ -148,7 +149,7 @@ def _tokens(values: Mapping[str, Any], sent: Sent) -> _Read | None:
     name = next((name for name in TOKENS if isinstance(values.get(name), list)), None)
     if name is None or any(isinstance(value, str) for value in values.values()):
         return None
-    raise Unreadable(f"{name} holds token ids, not text: give their numbers to --lengths")
+    raise Unreadable(f"{name} holds token ids, not text: give their numbers to {named('lengths')}")
 
 
 def _preference(values: Mapping[str, Any], sent: Sent) -> _Read | None:

@@ -14,7 +14,7 @@ from itertools import product
 from advisor.configuration import Configuration
 from advisor.cost import costs_of, predicted_bytes, predicted_cost
 from advisor.environment import Environment
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.model import ModelFacts
 from advisor.objective import Objective, Tier
@@ -95,8 +95,9 @@ def _refuse_unturned(workload: Workload, objective: Objective, baseline: Configu
     turned = knobs_for(workload)
     for knob, names in objective.only:
         if knob not in turned and baseline.get(knob) not in names:
-            text = f"--only {knob}={','.join(names)}: the knob {knob} can't be turned for this work"
-            raise BadInput(text if knob in KNOBS else f"there is no knob {knob}, which --only names", "leave it out")
+            text = f"{named('only')} {knob}={','.join(names)}: the knob {knob} can't be turned for this work"
+            nowhere = f"there is no knob {knob}, which {named('only')} names"
+            raise BadInput(text if knob in KNOBS else nowhere, "leave it out")
 
 
 def _refuses(reason: Reason, objective: Objective) -> bool:

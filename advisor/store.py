@@ -16,7 +16,7 @@ from advisor import answers, claims, environments, rows, studies, trial_rows, tr
 from advisor.answer import Answer, SearchEnd
 from advisor.claims import LEASE_S, Claim, IsAlive, Standing
 from advisor.configuration import Configuration
-from advisor.database import Database, upgrade
+from advisor.database import Database
 from advisor.environment import Environment
 from advisor.errors import NotMeasured
 from advisor.knobs import Reason
@@ -25,14 +25,11 @@ from advisor.measurement import Comparison
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Budget, Objective
 from advisor.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
-from advisor.place import database_path, default_url, shown_url
 from advisor.step import Step
 from advisor.study_record import STATES, StudyRecord
 from advisor.trial import Trial
 from advisor.trials import Page
 from advisor.workloads import Workload
-
-__all__ = ["Store", "database_path", "default_url", "shown_url", "upgrade"]
 
 
 class Store:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from advisor.entry import Sent, Unreadable, names
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.shapes import CHATS, Found, found_in, rows_of
 
 #: How a name ends, and what the file is.
@@ -76,12 +76,12 @@ def source_of(file: str) -> Source:
     if Path(file).suffix.lower() not in KINDS and (cut := file.rpartition(":"))[0]:
         path, column = (cut[0], cut[2]) if Path(cut[0]).suffix.lower() in KINDS else (file, "")
     if path.lower().endswith(_COMPRESSED):
-        raise BadInput(f"--lengths-from can't read {path!r}: it is compressed", "decompress it first")
+        raise BadInput(f"{named('lengths_from')} can't read {path!r}: it is compressed", "decompress it first")
     kind = KINDS.get(Path(path).suffix.lower())
     if kind is None:
-        raise BadInput(f"--lengths-from can't read {file!r}", HINT)
+        raise BadInput(f"{named('lengths_from')} can't read {file!r}", HINT)
     if column and kind == "lines":
-        raise BadInput(f"--lengths-from {file}: a .txt file has no columns", HINT)
+        raise BadInput(f"{named('lengths_from')} {file}: a .txt file has no columns", HINT)
     return Source(str(Path(path).expanduser().absolute()) if path.startswith("~") else path, kind, column)
 
 
@@ -141,7 +141,7 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
     path = Path(source.path)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise BadInput(f"--lengths-from {source.path}: it is no regular file, and is read twice")
+            raise BadInput(f"{named('lengths_from')} {source.path}: it is no regular file, and is read twice")
         with path.open("rb") as stream:
             head = stream.read(4)
             if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
@@ -149,7 +149,7 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
             stream.seek(3 if head[:3] == b"\xef\xbb\xbf" else 0)
             yield stream
     except OSError as error:
-        raise BadInput(f"--lengths-from {source.path}: {error.strerror}") from None
+        raise BadInput(f"{named('lengths_from')} {source.path}: {error.strerror}") from None
 
 
 def _lines(source: Source, stream: BinaryIO) -> Iterator[bytes]:

@@ -15,21 +15,24 @@ import pytest
 
 import advisor
 from advisor import api, probe
-from advisor.arguments import build_parser, objective_of
+from advisor.arguments import build_parser
 from advisor.checkpoint import find_model
 from advisor.cli import run
 from advisor.configuration import Configuration
 from advisor.declared import is_encoder, max_positions
 from advisor.environment import Environment
-from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named, spelled_for_python
 from advisor.lengths import lengths_from
 from advisor.measurement import Comparison, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
+from advisor.options import EFFORT, ON, PLACE, objective_options
+from advisor.question import effort_of, question_of
+from advisor.resolve import resolve
 from advisor.step import Search
 from advisor.store import Store
 from advisor.trial import Outcome, Quality, Trial
-from advisor.workloads.flags import lengths_of
+from advisor.workloads import DEFAULT_KIND
 from advisor.workloads.forward import Forward, default_output
 
 ROOT = Path(advisor.__file__).parent.parent
@@ -162,28 +165,29 @@ def test_every_public_function_shows_how_it_is_called() -> None:
 
 def test_keyword_arguments_mean_what_flags_mean() -> None:
     """Python's values and the command line's texts make the same objective, lengths and batch."""
-    options = api._parsed(
-        "suggest",
-        Path("model"),
-        {
-            "lengths": (9, 4, 2),
-            "batch": 3,
-            "max_memory": 2**30,
-            "max_latency": 0.08,
-            "quality": Tier.EIGHT_BIT,
-            "only": {"attention": ["sdpa", "eager"], "precision": "fp32"},
-            "ignore_rule": ["P1", "A4"],
-            "objective": "latency",
-            "allow_unjudged": True,
-            "allow_pickle": False,
-            "padding": None,
-        },
-        api.SuggestFlags,
+    flags: dict[str, Any] = {
+        "lengths": (9, 4, 2),
+        "batch": 3,
+        "max_memory": 2**30,
+        "max_latency": 0.08,
+        "quality": Tier.EIGHT_BIT,
+        "only": {"attention": ["sdpa", "eager"], "precision": "fp32"},
+        "ignore_rule": ["P1", "A4"],
+        "objective": "latency",
+        "allow_unjudged": True,
+        "allow_pickle": False,
+        "padding": None,
+    }
+    words = (
+        "--lengths 9,4,2 --batch 3 --max-memory 1GiB --max-latency 80ms --quality 8bit --only attention=sdpa,eager "
+        "--fix precision=fp32 --ignore-rule P1 --ignore-rule A4 --objective latency --allow-unjudged"
     )
+    asked = api._question("suggest", Path("model"), flags, api.SuggestFlags)
+    typed = build_parser().parse_args(["suggest", "model", *words.split()])
 
-    assert (options.model, options.batch, options.allow_pickle) == ("model", 3, False)
-    assert lengths_of(options) == (9, 4, 2)
-    assert objective_of(options) == Objective(
+    assert asked == question_of("model", vars(typed))
+    assert (asked.model, asked.asked["batch"], asked.allow_pickle, asked.lengths) == ("model", 3, False, (9, 4, 2))
+    assert asked.objective == Objective(
         Tier.EIGHT_BIT,
         2**30,
         allow_unjudged=True,
@@ -192,40 +196,97 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
         max_latency_s=0.08,
         only=(("attention", ("eager", "sdpa")), ("precision", ("fp32",))),
     )
-    assert lengths_of(api._parsed("suggest", "m", {"lengths": [7]}, api.Flags)) == (7,)
-    assert lengths_of(
-        api._parsed("suggest", "m", {"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}, api.Flags)
-    ) == (4, 4)
-    with pytest.raises(BadInput, match="no rule 'P99'"):
-        objective_of(api._parsed("suggest", "m", {"ignore_rule": "P99"}, api.Flags))
-    tune = api._parsed("tune", "m", {"budget": 90.0, "trials": 3, "exhaustive": True, "batch": "auto"}, api.TuneFlags)
-    same = build_parser().parse_args(["tune", "m", "--budget=90.000000", "--trials=3", "--exhaustive", "--batch=auto"])
-    assert vars(tune) == vars(same)
+    assert lengths_of({"lengths": [7]}) == (7,)
+    assert lengths_of({"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}) == (4, 4)
+    tune = {"budget": 90.0, "trials": 3, "batch": "auto", "timeout": "2m"}
+    same = ["tune", "m", "--budget=90.000000", "--trials=3", "--batch=auto", "--timeout=120"]
+    assert effort_of(tune, Objective()) == effort_of(vars(build_parser().parse_args(same)), Objective())
+    assert api._question("tune", "-m", tune, api.TuneFlags).model == "./-m"
+
+
+def lengths_of(flags: dict[str, Any]) -> tuple[int, ...] | None:
+    """Return the lengths that keyword arguments name."""
+    return api._question("suggest", "m", flags, api.Flags).lengths
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"lengths": -1}, "--lengths must be at least 1, not -1"),
-        ({"lengths": []}, "--lengths must be a whole number or a list"),
-        ({"lengths": "many"}, "not 'many'"),
-        ({"quality": "best"}, "--quality: invalid choice: 'best'"),
-        ({"batch": "some"}, "must be a whole number or auto, not 'some'"),
-        ({"only": {"attention": "nonsense"}}, "attention has no choice 'nonsense'"),
-        ({"max_memory": "lots"}, "--max-memory must be a size"),
-        ({"max_latency": "soon"}, "--max-latency must be a time"),
-        ({"lengths_from": "nowhere.txt"}, "No such file or directory"),
-        ({"lengths_from": "a.txt", "padding": 0.3}, "--lengths-from goes without"),
-        ({"device": "tpu"}, "--device must be cpu"),
+        ({"lengths": -1}, "lengths must be at least 1, not -1"),
+        ({"lengths": []}, "lengths must be a whole number or a list like 128,256,96, not []"),
+        ({"lengths": [8, 2.5]}, "lengths must be a whole number or a list like 128,256,96, not [8, 2.5]"),
+        ({"lengths": "many"}, "lengths must be a whole number or a list like 128,256,96, not 'many'"),
+        ({"lengths": 4096}, "lengths 4096 is beyond the model's 2048 positions"),
+        ({"padding": 1}, "padding must be at least 0 and below 1, not 1"),
+        ({"padding": "some"}, "padding must be a number, not 'some'"),
+        ({"padding": 0.9, "batch": 2}, "padding 0.9 can't be met with batch 2 and lengths 512: 0.50 can"),
+        ({"quality": "best"}, "quality must be one of exact, dtype, 8bit, 4bit, not 'best'"),
+        ({"objective": "beauty"}, "objective must be one of throughput, "),
+        ({"output": "poems"}, "output must be one of last-logits, "),
+        ({"batch": "some"}, "batch must be a whole number or auto, not 'some'"),
+        ({"batch": 0}, "batch and batches must be at least 1, not 0"),
+        ({"batch": 100_000}, "(batch times batches may be 100,000 at most)"),
+        ({"only": {"attention": "nonsense"}}, "only: attention has no choice 'nonsense'"),
+        ({"only": {"attention": []}}, "only takes choices by knob such as {'precision': ['fp32', 'tf32']}, not"),
+        ({"only": {"batch": "8"}}, "only: batch is a knob with batch='auto' alone"),
+        ({"only": 5}, "only must be a text or several, not 5"),
+        ({"max_memory": "lots"}, "max_memory must be a size such as 24GiB, not 'lots'"),
+        ({"max_memory": -1}, "max_memory must be a size such as 24GiB, not -1"),
+        ({"max_memory": 24}, "max_memory 24 is so many bytes (write 24GiB or 24MiB)"),
+        ({"max_memory": True}, "max_memory must be a size such as 24GiB, not True"),
+        ({"max_latency": "soon"}, "max_latency must be a time such as 80ms or 0.5s, not 'soon'"),
+        ({"max_latency": float("nan")}, "max_latency must be a time such as 80ms or 0.5s, not nan"),
+        ({"ignore_rule": "P99"}, "ignore_rule takes a rule's id such as P1, and there is no rule 'P99'"),
+        ({"allow_pickle": "yes"}, "allow_pickle must be True or False, not 'yes'"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"threads": "two"}, "threads must be a whole number, not 'two'"),
+        ({"lengths_from": "nowhere.txt"}, "lengths_from nowhere.txt: No such file or directory"),
+        ({"lengths_from": 5}, "lengths_from must be a path, not 5"),
+        ({"lengths_from": "a.txt", "padding": 0.3}, "lengths_from goes without lengths and padding: "),
+        ({"device": "tpu"}, "device must be cpu, cuda or cuda:<number>, not 'tpu'"),
+        ({"device": 0}, "device must be a text, not 0"),
+        ({"workload": "poetry"}, "workload: there is no kind of work 'poetry'"),
     ],
 )
 def test_what_can_not_be_meant_is_bad_input(url: str, flags: dict[str, Any], words: str) -> None:
-    """A value that the command line would refuse is BadInput here, in the same words."""
+    """A value that the command line would refuse is BadInput here, in a line that names the keyword and no flag."""
     with pytest.raises(BadInput) as told:
         advisor.suggest(MODEL, **flags)
 
     assert words in str(told.value)
     assert "\n" not in str(told.value)
+    assert "--" not in str(told.value).replace("advisor tune MODEL --dry-run", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"trials": 0}, "trials must be at least 1, not 0"),
+        ({"blocks": -1}, "blocks must be at least 0, not -1"),
+        ({"budget": "soon"}, "budget must be a duration such as 90s, 10m or 2h, not 'soon'"),
+        ({"timeout": 0}, "timeout must be a duration such as 90s, 10m or 2h, not 0"),
+        ({"exhaustive": True, "trials": 3}, "exhaustive measures all there is: leave trials out"),
+        ({"payback": 60, "trials": 3}, "payback ends a search, and trials and exhaustive say how far it goes"),
+        ({"payback": "1h", "objective": "memory"}, "payback weighs time against time, and objective memory is none"),
+        ({"device": "cpu", "objective": "energy"}, "objective energy: energy is read from the GPU's counter"),
+    ],
+)
+def test_what_a_tune_can_not_mean_names_the_keyword(url: str, flags: dict[str, Any], words: str) -> None:
+    """The same of what tune takes beside: nothing is measured, and the line names keywords."""
+    with pytest.raises(BadInput) as told:
+        advisor.tune(MODEL, **flags)
+
+    assert str(told.value).startswith(words)
+
+
+def test_the_face_spells_what_was_asked_for() -> None:
+    """One error names a flag on the command line and a keyword in Python, in its line and in its hint."""
+    error = BadInput(f"{named('max_memory')} must be more", f"{named('output', 'hidden')} needs less")
+    assert str(error) == "--max-memory must be more (--output hidden needs less)"
+    with pytest.raises(BadInput) as told, spelled_for_python():
+        raise error
+
+    assert str(told.value) == "max_memory must be more (output='hidden' needs less)"
 
 
 def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
@@ -233,6 +294,19 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
     for verb, flag in ((api.suggest, "budget"), (api.load, "on"), (api.tune, "on"), (api.suggest, "format")):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{flag}'"):
             verb(str(MODEL), **{flag: "x"})  # type: ignore[operator]
+    with pytest.raises(
+        TypeError, match=r"suggest\(\) got an unexpected keyword argument 'max_memry': did you mean 'max_memory'"
+    ):
+        advisor.suggest(MODEL, max_memry=1)
+
+
+def test_keywords_are_the_options_that_are_declared() -> None:
+    """What the functions' signatures name is what the flags are made of, but --fix, which is another spelling of only."""
+    shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
+    taken = {api.Flags: shared, api.SuggestFlags: (*shared, ON), api.TuneFlags: (*shared, *EFFORT)}
+
+    for flags, options in taken.items():
+        assert flags.__annotations__.keys() == {"workload", *(option.name for option in options)} - {"fix"}
 
 
 # --------------------------------------------------------------------------------------------------------------- suggest
@@ -272,9 +346,8 @@ def test_the_missing_command_names_the_file(url: str, tmp_path: Path) -> None:
 def test_what_was_cut_is_in_the_notes(url: str, tmp_path: Path) -> None:
     """Texts beyond the model's positions are cut, and the recommendation says so."""
     (tmp_path / "a.txt").write_text("word " * 5000 + "\nshort\n")
-    asked = api.asked_of(
-        api._parsed("suggest", MODEL, {"lengths_from": tmp_path / "a.txt"}, api.Flags), to_measure=False
-    )
+    question = api._question("suggest", MODEL, {"lengths_from": tmp_path / "a.txt"}, api.Flags)
+    asked = resolve(question, to_measure=False)
 
     assert asked.workload.lengths[0] == 2048
     assert asked.notes == (
@@ -315,7 +388,7 @@ def test_absurd_sizes_are_refused_before_anything_is_made_of_them(flags: dict[st
     """A list that nothing works through in a sitting is refused in a line, at once: no list of its size is made."""
     began = time.process_time()
     with pytest.raises(BadInput, match="too many to be measured"):
-        lengths_of(api._parsed("suggest", MODEL, flags, api.Flags))
+        lengths_of(flags)
 
     assert time.process_time() - began < 1
 
@@ -352,10 +425,10 @@ def test_an_encoder_is_not_asked_for_a_next_token(url: str, tmp_path: Path) -> N
     """Where the user insists on last logits of an encoder, one line says what else there is."""
     file = tmp_path / "bert.json"
     file.write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}))
-    with pytest.raises(BadInput, match=r"is an encoder .bert. and predicts no next token .leave --output out"):
+    with pytest.raises(BadInput, match=r"is an encoder .bert. and predicts no next token .leave output out"):
         advisor.suggest(file, output="last-logits", device="cpu")
 
-    asked = api.asked_of(api._parsed("suggest", file, {}, api.Flags), to_measure=False)
+    asked = resolve(api._question("suggest", file, {}, api.Flags), to_measure=False)
     assert (asked.workload.output, asked.workload.kind) == ("pooled", "embed")
 
 

@@ -31,15 +31,7 @@ from sqlalchemy import create_engine, text
 import advisor as package
 from advisor import probe, report
 from advisor.answer import Prospect, SearchEnd, Stop
-from advisor.arguments import (
-    budget_of,
-    build_parser,
-    objective_of,
-    parse_duration,
-    parse_latency,
-    parse_size,
-    parse_trial,
-)
+from advisor.arguments import build_parser
 from advisor.checkpoint import find_model
 from advisor.cli import run
 from advisor.configuration import Configuration
@@ -53,6 +45,8 @@ from advisor.model import ModelFacts
 from advisor.objective import Budget, Objective, Tier
 from advisor.probe_report import probe_text, rate
 from advisor.progress import Progress
+from advisor.question import Question, effort_of, question_of
+from advisor.reading import read_duration, read_latency, read_size, read_trial
 from advisor.refused import refusal_rows
 from advisor.space import Space
 from advisor.step import Search
@@ -61,7 +55,6 @@ from advisor.suggest import recommend
 from advisor.terminal import duration
 from advisor.trial import Outcome, Quality, Trial
 from advisor.tuning import Job
-from advisor.workloads.flags import lengths_of
 from advisor.workloads.forward import Forward
 
 ROOT = Path(package.__file__).parent.parent
@@ -322,12 +315,18 @@ def test_what_is_wrong_is_told_in_one_line(
 @pytest.mark.parametrize(("text", "seconds"), [("80ms", 0.08), ("0.5s", 0.5), ("2 s", 2.0)])
 def test_latencies_are_read(text: str, seconds: float) -> None:
     """A latency has a number and a unit, for milliseconds and seconds are both usual."""
-    assert parse_latency(text) == pytest.approx(seconds)
+    assert read_latency(text, "max_latency") == pytest.approx(seconds)
 
 
 def test_ids_are_read() -> None:
     """A trial's id is its study and its number in it."""
-    assert parse_trial("3.17") == (3, 17)
+    assert read_trial("3.17") == (3, 17)
+
+
+def question_in(words: list[str]) -> Question:
+    """Return what a command line asks."""
+    options = build_parser().parse_args(words)
+    return question_of(options.model, vars(options))
 
 
 def test_one_objective_has_one_spelling() -> None:
@@ -336,7 +335,7 @@ def test_one_objective_has_one_spelling() -> None:
         ["--only", "precision=fp32,bf16", "--fix", "attention=sdpa"],
         ["--only", "attention=sdpa", "--only", "precision=bf16,fp32,bf16"],
     )
-    first, second = (objective_of(build_parser().parse_args(["suggest", MODEL, *words])) for words in spellings)
+    first, second = (question_in(["suggest", MODEL, *words]).objective for words in spellings)
 
     assert first == second
     assert first.only == (("attention", ("sdpa",)), ("precision", ("bf16", "fp32")))
@@ -345,7 +344,7 @@ def test_one_objective_has_one_spelling() -> None:
 def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
     """A budget in time is the default, and what an hour's work pays for; what is asked for takes their place, or bounds it."""
     budgets = [
-        budget_of(build_parser().parse_args(["tune", MODEL, *words.split()]))
+        effort_of(vars(build_parser().parse_args(["tune", MODEL, *words.split()])), Objective()).budget
         for words in (
             "",
             "--trials 3",
@@ -374,15 +373,15 @@ def test_ten_minutes_are_spent_unless_something_else_bounds_it() -> None:
 )
 def test_sizes_are_read(size: str, count: int) -> None:
     """A size has a number and, in any case of letters, a decimal or a binary unit."""
-    assert parse_size(size) == count
+    assert read_size(size, "max_memory") == count
 
 
 @pytest.mark.parametrize(("duration", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
 def test_durations_are_read(duration: str, seconds: float) -> None:
     """A duration has a number and, if it is not in seconds, a unit."""
-    assert parse_duration(duration) == seconds
+    assert read_duration(duration, "timeout") == seconds
     with pytest.raises(BadInput, match="--timeout"):
-        parse_duration(f"{duration}x", "--timeout")
+        read_duration(f"{duration}x", "timeout")
 
 
 # --------------------------------------------------------------------------------------------------------- databases
@@ -606,11 +605,10 @@ def command_in(line: str) -> tuple[Forward, Objective, int]:
     """Read the command that a line ends with as the command line does."""
     words = shlex.split(line.partition("To measure it: ")[2].rstrip().removesuffix(")"))
     assert words[:1] == ["advisor"]
-    options = build_parser().parse_args(words[1:])
-    assert (options.command, Path(options.model).name) == ("tune", "causal")
-    lengths = lengths_of(options)
-    assert lengths is not None
-    return Forward(lengths, options.batch, options.output), objective_of(options), options.threads
+    asked = question_in(words[1:])
+    assert (words[1], Path(asked.model).name) == ("tune", "causal")
+    assert asked.lengths is not None
+    return Forward(asked.lengths, asked.asked["batch"], asked.asked["output"]), asked.objective, asked.threads
 
 
 def test_the_command_measures_what_was_asked(advisor: Command, tmp_path: Path) -> None:

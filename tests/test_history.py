@@ -14,7 +14,8 @@ import pytest
 
 from advisor import history, probe
 from advisor.checkpoint import find_model
-from advisor.cli import _say_waiting, run
+from advisor.cli import run
+from advisor.commands import _say_waiting
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.exchange import export_lines

@@ -20,7 +20,7 @@ from advisor.objective import Objective, Tier
 from advisor.trial import Outcome
 from advisor.workloads import workload_of
 from advisor.workloads.forward import OUTPUTS, Forward
-from advisor.workloads.quantiles import DEFAULT_BATCHES, parse_lengths, quantile_lengths
+from advisor.workloads.quantiles import DEFAULT_BATCHES, generated_or_listed, quantile_lengths, read_lengths
 
 CHOICES = {"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"}
 STATED = {"attention": "sdpa", "precision": "bf16"}
@@ -197,7 +197,8 @@ def lengths_of(flags: str) -> tuple[tuple[int, ...], int, str]:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--batches", type=int, default=DEFAULT_BATCHES)
     read = parser.parse_args(flags.split())
-    return parse_lengths(read.lengths, read.padding, read.batch, read.batches), read.batch, read.output
+    lengths = read_lengths(read.lengths, "lengths")
+    return generated_or_listed(lengths, read.padding, read.batch, read.batches), read.batch, read.output
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40).map(tuple), st.integers(1, 12), st.sampled_from(OUTPUTS))
@@ -240,7 +241,7 @@ def test_flags_of_generated_lengths_are_short(longest: int, percent: int, batch:
 def test_bad_lengths_are_named(text: str, padding: float | None) -> None:
     """Lengths and paddings that are none are refused with the flag that they came from."""
     with pytest.raises(BadInput, match=r"--lengths|--padding"):
-        parse_lengths(text, padding, 4, 8)
+        generated_or_listed(read_lengths(text, "lengths"), padding, 4, 8)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=30).map(tuple), st.integers(1, 9), st.booleans())

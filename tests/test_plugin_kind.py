@@ -258,13 +258,18 @@ try:
     advisor.suggest({MODEL!r}, workload="likelihoods")
 except advisor.errors.BadInput as error:
     print(error)
+try:
+    advisor.suggest({MODEL!r}, workload="likelihood", of_tokens="most")
+except advisor.errors.BadInput as error:
+    print(error)
 """
-    numbers, keyword, unknown = run("-c", code).stdout.splitlines()
+    numbers, keyword, unknown, own = run("-c", code).stdout.splitlines()
 
     expected = alone([9, 5, 7], [torch.arange(20, 20 + n) for n in (9, 5, 7)])
     assert json.loads(numbers) == pytest.approx(expected, abs=1e-5)
     assert "unexpected keyword argument 'output'" in keyword
-    assert "likelihoods" in unknown
+    assert own == "of_tokens must be one of mean, total, not 'most'"
+    assert unknown.startswith("workload: there is no kind of work 'likelihoods'")
     assert "forward" in unknown
 
 
@@ -353,14 +358,15 @@ def test_a_kind_is_a_value_with_a_way_back(kind: ModuleType) -> None:
     """Payload and flags say all of a workload; another kind of the same list has another key, and is far from it."""
     from advisor.arguments import build_parser, kind_in
     from advisor.checkpoint import find_model
+    from advisor.question import question_of
 
     made = kind.Likelihood((9, 5, 7), 3, "total")
     words = ["tune", MODEL, *made.flags.split()]
-    options = build_parser(kind_in(words)).parse_args(words)
+    question = question_of(MODEL, vars(build_parser(kind_in(words)).parse_args(words)))
     plain = workload_of({"kind": "forward", "lengths": [9, 5, 7], "batch": 3, "output": "last-logits"})
 
     assert workload_of(made.payload) == made
-    assert kind.KINDS[0].parse(options, find_model(MODEL), kind.KINDS[0].lengths(options)) == made
+    assert question.kind.parse(question.asked, find_model(MODEL), question.lengths) == made
     assert kind_of(made) is kind.KINDS[0]
     assert made.key_for("a") != plain.key_for("a")
     assert made.distance(plain) == plain.distance(made) >= 100

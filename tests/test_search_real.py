@@ -18,13 +18,14 @@ from statistics import fmean, median
 
 import pytest
 
-from advisor.arguments import DEFAULT_PAYBACK, parse_duration
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.knobs import KNOBS
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.model import ModelFacts
 from advisor.objective import Objective
+from advisor.options import DEFAULT_PAYBACK
+from advisor.reading import read_duration
 from advisor.search import CHANCE, LEAST_TRIALS, PAYBACK, UNLIKELY, End, Knowledge
 from advisor.space import Space, build_space
 from advisor.trial import Outcome, Trial
@@ -228,7 +229,7 @@ def test_what_an_hour_of_work_pays_for_is_enough() -> None:
     regrets, shorter = [], 0
     for seed in range(24):
         made = Made.of(seed, (0.1, 0.2, 0.4)[seed // 2 % 3])
-        trials, _ = made.searched(seed, parse_duration(DEFAULT_PAYBACK))
+        trials, _ = made.searched(seed, read_duration(DEFAULT_PAYBACK, "payback"))
         regrets.append(made.regret(trials))
         shorter += len(trials) < len(made.searched(seed)[0])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor import metrics
 from advisor.checked import Malformed, shortened
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.workloads import forward
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
@@ -85,7 +85,7 @@ def kind_named(name: str) -> Kind:
     """Return the kind of a name. Raises BadInput."""
     found = next((kind for kind in KINDS.values() if kind.name == name), None)
     if found is None:
-        raise BadInput(f"--workload: there is no kind of work {name!r}", f"there are {', '.join(names())}")
+        raise BadInput(f"{named('workload')}: there is no kind of work {name!r}", f"there are {', '.join(names())}")
     return found
 
 

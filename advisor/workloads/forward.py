@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from advisor.declared import architectures, is_encoder, refuse_unpadded, unserved_head
 from advisor.entry import Sent
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.metrics import MEMORY, Gauge, Metric, rate_of, seconds
 from advisor.model import ModelFacts, ModelSource
-from advisor.workloads.flags import add_list_flags
+from advisor.option import Option
 from advisor.workloads.kind import Kind, Preparation, Running
+from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.workload import Head, Needs, Workload
 
@@ -56,7 +56,7 @@ class Forward(Workload):
         """Refuse what is not a workload."""
         super().__post_init__()
         if self.output not in OUTPUTS:
-            raise BadInput(f"--output must be one of {', '.join(OUTPUTS)}, not {self.output!r}")
+            raise BadInput(f"{named('output')} must be one of {', '.join(OUTPUTS)}, not {self.output!r}")
 
     @property
     def kind(self) -> str:
@@ -161,21 +161,20 @@ METRICS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------- flags and the model
+# ------------------------------------------------------------------------------------------------- options and the model
 
 
-def _add_flags(parser: ArgumentParser) -> None:
-    add_list_flags(parser)
-    parser.add_argument(
-        "--output", choices=OUTPUTS, help="what is asked of the model (default: what its class is made for)"
-    )
+_OPTIONS = (
+    *LIST_OPTIONS,
+    Option("output", "what is asked of the model (default: what its class is made for)", choices=OUTPUTS),
+)
 
 
-def _parse(options: Namespace, source: ModelSource, lengths: tuple[int, ...]) -> Forward:
-    output = options.output or default_output(source.config, source.name)
+def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ...]) -> Forward:
+    output = asked["output"] or default_output(source.config, source.name)
     refuse_unpooled(source, output)
-    refuse_output(source.name, source.config, output, options.batch)
-    return Forward(lengths, options.batch, output)
+    refuse_output(source.name, source.config, output, asked["batch"])
+    return Forward(lengths, asked["batch"], output)
 
 
 def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
@@ -188,7 +187,7 @@ def default_output(config: Mapping[str, Any], name: str = "the model") -> str:
     if unserved := unserved_head(config):
         raise BadInput(
             f"{name} is a {unserved}, and advisor does not run that head",
-            "--output hidden measures the model without it",
+            f"{named('output', HIDDEN)} measures the model without it",
         )
     if any(each.endswith("ForSequenceClassification") for each in names):
         return SCORES
@@ -202,7 +201,8 @@ def refuse_unpooled(source: ModelSource, output: str) -> None:
     """Raise BadInput where what is beside the weights makes an embedding that advisor can't give."""
     if output == EMBEDDINGS and source.beside.get("problem"):
         raise BadInput(
-            f"{source.name}: {source.beside['problem']}", "--output hidden measures the model without pooling"
+            f"{source.name}: {source.beside['problem']}",
+            f"{named('output', HIDDEN)} measures the model without pooling",
         )
 
 
@@ -216,8 +216,8 @@ def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int 
     refuse_unpadded(name, pads=not needs_pads or text.get("pad_token_id", 0) is not None, batch=batch)
     if output == LAST and is_encoder(config):
         raise BadInput(
-            f"--output last-logits: {name} is an encoder ({config['model_type']}) and predicts no next token",
-            "leave --output out, or ask for pooled, scores, hidden or all-logits",
+            f"{named('output', LAST)}: {name} is an encoder ({config['model_type']}) and predicts no next token",
+            f"leave {named('output')} out, or ask for pooled, scores, hidden or all-logits",
         )
 
 
@@ -278,5 +278,5 @@ KIND = Kind(
     runtime=_runtime,
     examples=_EXAMPLES,
     preparation=_preparation,
-    add_flags=_add_flags,
+    options=_OPTIONS,
 )

@@ -1,11 +1,10 @@
-"""Kind: the face of a kind of work. Its name, flags and metrics, what it asks of a model, and how the worker runs it.
+"""Kind: the face of a kind of work. Its name, options and metrics, what it asks of a model, and how the worker runs it.
 
 Nothing here needs torch: a kind says by a function of its own where its part with tensors is, and that imports inside itself.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,8 @@ from advisor.declared import refuse_unpadded
 from advisor.metrics import Metric
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Limits, Tier
-from advisor.workloads.flags import add_list_flags, lengths_of
+from advisor.option import Option
+from advisor.workloads.options import LIST_OPTIONS, lengths_of
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.workload import Workload
 
@@ -66,9 +66,9 @@ class Kind:
 
     name: what `--workload` calls it; summary: what it is, for `--help`; stored_as: the words that its workloads are stored by.
     workload: their class. metrics: what is measured, what is made the best of by default first.
-    add_flags(parser): its flags beside those of every command; lengths(options): the lengths that they name, None where a file
-    is to give them; parse(options, source, lengths): the workload, refused with BadInput where the model's files say that it
-    can't be: both raise what is wrong in a line.
+    options: what may be asked of it by name, beside what may be of all work: flags and keywords. lengths(asked): the lengths that
+    their values, by name, stand for, None where the file of `lengths_from` is to give them; parse(asked, source, lengths): the
+    workload, refused with BadInput where the model's files say that it can't be: both raise what is wrong in a line.
     examples: workloads that differ in what rules look at, for the table of choices. limits: what a lossy tier may cost, by
     tier, where that is other than with other work (`advisor.limits.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
@@ -81,15 +81,15 @@ class Kind:
     stored_as: tuple[str, ...]
     workload: type[Workload]
     metrics: tuple[Metric, ...]
-    parse: Callable[[Namespace, ModelSource, tuple[int, ...]], Workload]
+    parse: Callable[[Mapping[str, Any], ModelSource, tuple[int, ...]], Workload]
     running: Callable[[Workload, ModelFacts], Running]
     runtime: Callable[[Workload, ModelFacts], Runtime]
     refuse: Callable[[Workload, ModelFacts, str], None] = _refuse_unpadded
     examples: tuple[Workload, ...] = ()
     limits: Mapping[Tier, Limits] = field(default_factory=dict, hash=False)
     preparation: Callable[[Workload, ModelFacts, Mapping[str, Any], str], Preparation] = _unprepared
-    add_flags: Callable[[ArgumentParser], None] = add_list_flags
-    lengths: Callable[[Namespace], tuple[int, ...] | None] = lengths_of
+    options: tuple[Option, ...] = LIST_OPTIONS
+    lengths: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lengths_of
 
     def measured(self, workload: Workload) -> tuple[Metric, ...]:
         """Return the metrics that mean something of a workload."""
@@ -113,10 +113,3 @@ class Kind:
     def useful(self, workload: Workload) -> float:
         """Return how much of what its speed counts is in one pass over the list."""
         return self.speed.samples(workload, {"wall_s": [1.0]})[0]
-
-    @property
-    def keywords(self) -> frozenset[str]:
-        """The names of its flags as Python's keyword arguments."""
-        parser = ArgumentParser(add_help=False)
-        self.add_flags(parser)
-        return frozenset(action.dest for action in parser._actions)

@@ -1,12 +1,14 @@
-"""Lists of lengths: made of the longest, the padding and the batch, read from a flag, and written as flags again."""
+"""Lists of lengths: made of the longest, the padding and the batch, read as they are given, and written as flags again."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
+from advisor.reading import shown, whole
 
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8
@@ -27,11 +29,11 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
     list does: with one full sequence a batch, padding stays below 1 − 1/batch.
     """
     if longest < 1:
-        raise BadInput(f"--lengths must be at least 1, not {longest}")
+        raise BadInput(f"{named('lengths')} must be at least 1, not {longest}")
     if not 0 <= padding < 1:
-        raise BadInput(f"--padding must be at least 0 and below 1, not {padding:g}")
+        raise BadInput(f"{named('padding')} must be at least 0 and below 1, not {padding:g}")
     if batch < 1 or batches < 1:
-        raise BadInput(f"--batch and --batches must be at least 1, not {min(batch, batches)}")
+        raise BadInput(f"{named('batch')} and {named('batches')} must be at least 1, not {min(batch, batches)}")
     refuse_absurd(batch * batches, longest)
     if padding == 0:
         return (longest,) * (batch * batches)
@@ -46,7 +48,8 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
     reached = 1 - sum(lengths) / padded
     if abs(reached - padding) > 0.02:
         raise BadInput(
-            f"--padding {padding:g} can't be met with --batch {batch} and --lengths {longest}: {reached:.2f} can"
+            f"{named('padding')} {padding:g} can't be met with {named('batch')} {batch} and "
+            f"{named('lengths')} {longest}: {reached:.2f} can"
         )
     return lengths
 
@@ -56,12 +59,12 @@ def refuse_absurd(sequences: int, longest: int = 1) -> None:
     if sequences > MOST_SEQUENCES:
         raise BadInput(
             f"{sequences:,} sequences are too many to be measured",
-            f"--batch times --batches may be {MOST_SEQUENCES:,} at most",
+            f"{named('batch')} times {named('batches')} may be {MOST_SEQUENCES:,} at most",
         )
     if sequences * longest > MOST_TOKENS:
         raise BadInput(
             f"{sequences:,} sequences of up to {longest:,} tokens are too many to be measured",
-            f"--batch times --batches times --lengths may be {MOST_TOKENS:,} at most",
+            f"{named('batch')} times {named('batches')} times {named('lengths')} may be {MOST_TOKENS:,} at most",
         )
 
 
@@ -80,23 +83,31 @@ def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int
     return tuple(dealt)
 
 
-def parse_lengths(text: str, padding: float | None, batch: int, batches: int) -> tuple[int, ...]:
-    """Read --lengths: one number (the longest, spread by --padding) or a list with commas ("5," is a list of one).
-
-    Raises BadInput with the offending value.
-    """
+def read_lengths(value: Any, name: str) -> int | tuple[int, ...]:
+    """Return the longest length, of one number, or every length, of several ("5," is a list of one). Raises BadInput."""
+    parts = value.removesuffix(",").split(",") if isinstance(value, str) else value
+    is_list = "," in value if isinstance(value, str) else isinstance(value, Iterable)
     try:
-        values: Sequence[int] = [int(part) for part in text.removesuffix(",").split(",")]
+        lengths = [whole(part) for part in parts] if isinstance(parts, Iterable) else [whole(value)]
     except ValueError:
-        raise BadInput(f"--lengths must be a whole number or a list like 128,256,96, not {text!r}") from None
-    if min(values) < 1:
-        raise BadInput(f"--lengths must be at least 1, not {min(values)}")
-    if len(values) == 1 and not text.endswith(","):
-        return quantile_lengths(values[0], padding or 0.0, batch, batches)
+        lengths = []
+    if not lengths:
+        raise BadInput(f"{named(name)} must be a whole number or a list like 128,256,96, not {shown(value)}")
+    if min(lengths) < 1:
+        raise BadInput(f"{named(name)} must be at least 1, not {min(lengths)}")
+    return tuple(lengths) if is_list else lengths[0]
+
+
+def generated_or_listed(
+    lengths: int | tuple[int, ...], padding: float | None, batch: int, batches: int
+) -> tuple[int, ...]:
+    """Return the lengths of a list: of the longest, spread by the padding, or as they are listed. Raises BadInput."""
+    if isinstance(lengths, int):
+        return quantile_lengths(lengths, padding or 0.0, batch, batches)
     if padding is not None:
-        raise BadInput("--padding goes with one number for --lengths; a list has the padding it has")
-    refuse_absurd(max(len(values), batch), max(values))
-    return tuple(values)
+        raise BadInput(f"{named('padding')} goes with one number for {named('lengths')}; a list has the padding it has")
+    refuse_absurd(max(len(lengths), batch), max(lengths))
+    return lengths
 
 
 def list_flags(lengths: Sequence[int], batch: int | None, padding: float) -> str:

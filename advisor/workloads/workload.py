@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 from advisor.checked import Test, checked
 from advisor.configuration import key_of
 from advisor.entry import Sent
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.model import ModelFacts
 from advisor.workloads.quantiles import DEALT, list_flags
 
@@ -121,9 +121,9 @@ class Workload(ABC):
     def __post_init__(self) -> None:
         """Refuse what is not a workload."""
         if self.batch is not None and self.batch < 1:
-            raise BadInput(f"--batch must be at least 1, not {self.batch}")
+            raise BadInput(f"{named('batch')} must be at least 1, not {self.batch}")
         if not self.lengths or min(self.lengths) < 1:
-            raise BadInput("--lengths must be at least 1 token each")
+            raise BadInput(f"{named('lengths')} must be at least 1 token each")
 
     # ----------------------------------------------------------------------------------------------- what a kind says
 

@@ -6,17 +6,17 @@ of a text is not, and the time that a text takes in the slowest batch.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advisor.errors import BadInput
+from advisor.errors import BadInput, named
 from advisor.metrics import MEMORY, Metric, rate_of, seconds
 from advisor.model import ModelFacts, ModelSource
 from advisor.objective import Limits, Tier
+from advisor.option import Option
 from advisor.workloads import Head, Kind, Needs, Running, Runtime, Workload
-from advisor.workloads.flags import add_list_flags
+from advisor.workloads.options import LIST_OPTIONS
 
 NAME = "likelihood"
 
@@ -34,9 +34,11 @@ class Likelihood(Workload):
         """Refuse what is not a workload."""
         super().__post_init__()
         if min(self.lengths) < 2:
-            raise BadInput("--lengths must be at least 2 tokens each: the first token of a text is not scored")
+            raise BadInput(
+                f"{named('lengths')} must be at least 2 tokens each: the first token of a text is not scored"
+            )
         if self.of_tokens not in SUMS:
-            raise BadInput(f"--of-tokens must be one of {', '.join(SUMS)}, not {self.of_tokens!r}")
+            raise BadInput(f"{named('of_tokens')} must be one of {', '.join(SUMS)}, not {self.of_tokens!r}")
 
     @property
     def kind(self) -> str:
@@ -158,15 +160,14 @@ METRICS = (
 )
 
 
-def _add_flags(parser: ArgumentParser) -> None:
-    add_list_flags(parser)
-    parser.add_argument(
-        "--of-tokens", choices=SUMS, default=SUMS[0], help="what is made of a text's tokens (default: %(default)s)"
-    )
+OPTIONS = (
+    *LIST_OPTIONS,
+    Option("of_tokens", "what is made of a text's tokens (default: %(default)s)", default=SUMS[0], choices=SUMS),
+)
 
 
-def _parse(options: Namespace, source: ModelSource, lengths: tuple[int, ...]) -> Likelihood:
-    return Likelihood(lengths, options.batch, options.of_tokens)
+def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ...]) -> Likelihood:
+    return Likelihood(lengths, asked["batch"], asked["of_tokens"])
 
 
 KINDS = [
@@ -180,7 +181,7 @@ KINDS = [
         running=_running,
         runtime=_runtime,
         examples=(Likelihood((64, 32, 48, 16), 2),),
-        add_flags=_add_flags,
+        options=OPTIONS,
         limits={Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.02, 0.95, 0.8, 0.25)},
     )
 ]
