@@ -122,6 +122,21 @@ class Knowledge:
         fresh, told = self.fresh, self._told
         return work_s * float(self._model(fresh).promises(told).max()) if told.seconds else math.inf
 
+    def worth(self, work_s: float) -> Knowledge:
+        """Return the same with those untried ones alone that are expected to save, of so much work, what they cost.
+
+        Where that is none, with those that are expected to cost no more than a trial has by now. All while nothing shows how
+        wrong predictions are.
+        """
+        fresh, told = self.fresh, self._told
+        expected = expected_seconds(fresh, told.seconds) if fresh else None
+        if expected is None or not told.shows_errors or math.isinf(told.best):
+            return self
+        saved_per_s, longest_s = work_s * self._model(fresh).promises(told), max(spent for _, spent in told.seconds)
+        paying = [c for c, each in zip(fresh, saved_per_s, strict=True) if each >= 1]
+        short = [c for c, each_s in zip(fresh, expected, strict=True) if each_s <= longest_s]
+        return replace(self, admissible=paying or short or fresh)
+
     def within(self, seconds: float) -> Knowledge:
         """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""
         fresh, told = self.fresh, self._told

@@ -18,6 +18,7 @@ from statistics import fmean, median
 
 import pytest
 
+from advisor import posterior
 from advisor.configuration import Configuration
 from advisor.environment import Environment
 from advisor.knobs import KNOBS
@@ -245,3 +246,33 @@ def test_a_search_ends_when_it_no_longer_pays() -> None:
     assert (end.reason, len(least)) == (PAYBACK, LEAST_TRIALS)
     assert end.chance > CHANCE
     assert made.searched(0, 1e12) == made.searched(0)
+
+
+def test_an_hour_of_work_pays_for_no_minutes_of_compiling() -> None:
+    """Recorded on an H100, Qwen2.5-1.5B 8 × 2048, padding 0.4: flex_attention was compiled for more than 100 s as the fifth.
+
+    FlashAttention was 1.80 times as fast by then: what it could still have been better by was not worth the wait.
+    """
+    facts = replace(LLAMA, supports_flex=True)
+    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, Objective(), 78 * 2**30, drawn=True)
+    measured = {  # tokens/s, seconds of the trial
+        space.baseline: (72_573, 10.0),
+        space.baseline.replaced(attention="flash_attention_2", packing="packed"): (130_460, 3.6),
+        space.baseline.replaced(attention="torch_varlen", packing="packed"): (129_814, 4.4),
+        space.baseline.replaced(packing="sorted"): (112_221, 9.4),
+    }
+    trials = [timed(n, each, *figures) for n, (each, figures) in enumerate(measured.items())]
+    compiled = [c for c in space.admissible if c["attention"] == "flex_attention"]
+    known, work_s = Knowledge(space.admissible, trials, costs=space.costs), read_duration(DEFAULT_PAYBACK, "payback")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posterior, "COMPILE_S", 10.0)
+        assert set(known.worth(work_s).admissible) & set(compiled)  # a few seconds would be well spent
+    while (end := known.ending(work_s)) is None:
+        following = known.worth(work_s).ask(0)
+        assert following is not None
+        assert following not in compiled
+        trials.append(timed(len(trials), following, 72_573 * space.costs[space.baseline] / space.costs[following], 6.0))
+        known = replace(known, trials=trials)
+
+    assert end.reason in (PAYBACK, UNLIKELY)
+    assert len(trials) <= 8

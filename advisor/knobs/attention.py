@@ -57,7 +57,7 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
 def _flex_rate(situation: Situation) -> float:
     if not situation.environment.is_cuda:
         return 0.5  # it is not slow once compiled, but compiles again and again: late in the order
-    # With pads far slower than sdpa's padded batches: tests/landscapes' BERT-base asks for 0.2 to 0.3. Else about three quarters of
+    # With pads far slower than sdpa's padded batches: tests/landscapes' BERT-base asks for 0.2 to 0.3. Else three quarters of
     # FlashAttention's rate: a packed 8B prefill of 8 × 2048 took 343 ms on an H200, with FlashAttention-2 324 to 334.
     return 0.25 if has_pads(situation) else 5.0
 
