@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from advisor.knobs import tier_of
+from advisor.measurement import LAUNCH_BOUND_SHARE
 from advisor.metrics import PEAK, Gauge, Metric, head, without_unit
 from advisor.objective import Objective
 from advisor.ranking import Candidate
@@ -33,6 +34,10 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     ]
     parts += [", ".join(shown)] if shown else []
     parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
+    if trial.busy is not None and trial.busy < LAUNCH_BOUND_SHARE:
+        parts.append(
+            f"the GPU computes {trial.busy:.0%} of the time and waits for launches else: this was timed for longer"
+        )
     parts.append(f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}")
     if trial.quality:
         parts.append(f"{quality_words(trial.quality)} against {trial.quality.reference}")

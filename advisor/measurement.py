@@ -18,6 +18,10 @@ STATISTIC = "median/order-statistics/1"
 #: A ratio must be clear of 1 by this much to be called faster or slower (measurement.md, B.3: δ = 2 %).
 TIE_ZONE = 0.02
 
+#: A GPU that computes for less than this share of the time waits for the CPU that launches its kernels, whose speed changes from
+#: second to second: on an H100's host rounds of 60 ms agreed within 2 % and were 45 ms long a second later.
+LAUNCH_BOUND_SHARE = 0.8
+
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
 LEAST_BLOCKS = 3
 

@@ -89,6 +89,7 @@ class Candidate:
             "weight_bytes": self.trial.weight_bytes,
             "load_s": self.trial.load_s,
             "first_call_s": self.trial.first_call_s,
+            "busy": self.trial.busy,
             "quality": {**quality.payload, "failures": list(self.wrong), "judged": judged} if quality else None,
         }
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from advisor.device import Gauges, disturbed
-from advisor.measurement import interval_of_median
+from advisor.measurement import LAUNCH_BOUND_SHARE, interval_of_median
 from advisor.session_torch import Session, runtime_of
 from advisor.workloads import Call, Runtime
 
@@ -27,11 +27,7 @@ MOST_WARMING = 10
 #: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
 ENERGY_WINDOW_S = 2.0
 
-#: A GPU that computes for less than this share of the time waits for the CPU that launches its kernels; whose speed changes from
-#: second to second: on an H100's host rounds of 60 ms agreed within 2 % and were 45 ms long a second later.
-LAUNCH_BOUND_SHARE = 0.8
-
-#: Such work is timed for so many rounds at least, and seconds at most.
+#: Work that waits for its launches is timed for so many rounds at least, and seconds at most.
 LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 3.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).

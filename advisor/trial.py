@@ -175,6 +175,12 @@ class Trial:
         return 1.0 / value if aim.less_is_better else float(value)
 
     @property
+    def busy(self) -> float | None:
+        """The share of a batch's time for which the GPU computed; None where that was not seen, or is no share."""
+        found = self.reading.get("busy")
+        return float(found) if isinstance(found, (int, float)) and 0 < found <= 1 else None
+
+    @property
     def ran(self) -> Configuration:
         """What the figures count for: the effective configuration, or the requested one where nothing ran."""
         return self.requested if self.effective is None else self.effective
