@@ -13,7 +13,7 @@ from advisor.judge import wrong
 from advisor.knobs import Reason, Verdict
 from advisor.measurement import Measurement
 from advisor.method import METHOD
-from advisor.metrics import GPU_ROUND, ROUND, Gauge
+from advisor.metrics import GPU_BUSY, GPU_ROUND, ROUND, Gauge
 from advisor.trial import FP32, Outcome, Quality, Trial
 from advisor.tuner import Found, Tuner
 from advisor.tuning import BUDGET_ENDED, Snapshot
@@ -197,7 +197,6 @@ def told(
         quality=quality,
         reading={
             **(result.get("reading") or {}),
-            **({"busy": rounds["busy"]} if rounds and rounds.get("busy") is not None else {}),
             "gate_s": result.get("gate_s") or {},
             "method": METHOD,
         },
@@ -219,6 +218,8 @@ def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -
             found.append(Measurement(metric.metric, metric.unit, samples, phase))
     if any(rounds["gpu_s"]):
         found.append(Measurement(GPU_ROUND, "s", tuple(rounds["gpu_s"]), phase))
+    if rounds.get("busy"):
+        found.append(Measurement(GPU_BUSY, "share", (rounds["busy"],), phase))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from advisor.configuration import Configuration
 from advisor.console import console
 from advisor.history import Listed, is_reused
 from advisor.measurement import Measurement
-from advisor.metrics import GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
+from advisor.metrics import GPU_BUSY, GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
 from advisor.plan import Plan
 from advisor.refused import refused_table
 from advisor.reproduction import Reproduction
@@ -23,7 +23,7 @@ from advisor.trial_words import device_words, words_of
 _SHOWN = 20
 
 #: What seconds that every kind of work has are called.
-_NAMES = {ROUND: "a round", GPU_ROUND: "a round by CUDA's clock"}
+_NAMES = {ROUND: "a round", GPU_ROUND: "a round by CUDA's clock", GPU_BUSY: "the GPU computes"}
 
 #: A trial's times, in the order in which they are spent.
 _TIMES = ("load_s", "first_call_s", "measure_s", "wall_s")

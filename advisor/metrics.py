@@ -15,6 +15,9 @@ from advisor.terminal import gib
 #: The seconds of a round by the wall clock and by CUDA's: every kind of work has them, and no objective is made of them.
 ROUND, GPU_ROUND = "round_s", "gpu_round_s"
 
+#: The share of the time for which a GPU computed, by the kernels of the batch that was profiled.
+GPU_BUSY = "gpu_busy"
+
 #: The peak of memory, which a trial has beside its measurements.
 PEAK = "peak_bytes"
 
@@ -118,6 +121,8 @@ def figure(metric: str, value: float | None) -> str:
         return "–"
     if metric in METRICS:
         return METRICS[metric].show(value)
+    if metric == GPU_BUSY:
+        return f"{value:.0%} of the time"
     return gib(value) if metric.endswith("_bytes") else seconds(value) if metric.endswith("_s") else f"{value:g}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from advisor.checked import checked
 from advisor.configuration import Configuration
 from advisor.measurement import Measurement
-from advisor.metrics import PEAK, Metric
+from advisor.metrics import GPU_BUSY, PEAK, Metric
 
 
 class Outcome(StrEnum):
@@ -176,9 +176,8 @@ class Trial:
 
     @property
     def busy(self) -> float | None:
-        """The share of a batch's time for which the GPU computed; None where that was not seen, or is no share."""
-        found = self.reading.get("busy")
-        return float(found) if isinstance(found, (int, float)) and 0 < found <= 1 else None
+        """The share of the time for which the GPU computed; None where that was not seen."""
+        return self.value(GPU_BUSY)
 
     @property
     def ran(self) -> Configuration:

@@ -14,13 +14,12 @@ _SHOWN = 12
 
 def words_of(reading: Mapping[str, Any]) -> dict[str, str]:
     """Return a stored reading in words by what they are about; operators are shortened."""
-    names, busy = list(reading.get("operators", ())), reading.get("busy")
+    names = list(reading.get("operators", ()))
     shown = {
         "attention": ", ".join(f"{part or 'model'} {name}" for part, name in reading.get("attention", {}).items()),
         "parameters": ", ".join(f"{count:,} {dtype}" for dtype, count in reading.get("dtypes", {}).items()),
         "linear layers": ", ".join(f"{count} {name}" for name, count in reading.get("linears", {}).items()),
         "called with": ", ".join(f"{name} {value}" for name, value in reading.get("inputs", {}).items()),
-        "GPU": f"computes {busy:.0%} of the time" if isinstance(busy, float) else "",
         "operators": ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""),
     }
     return {name: words for name, words in shown.items() if words}
