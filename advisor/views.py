@@ -50,6 +50,7 @@ def views(dialect: str) -> dict[str, str]:
         "v_recommendations": _recommendations,
         "v_refusals": _refusals,
         "v_trial_choices": _trial_choices,
+        "v_measurements": _measurements,
     }
     return {name: body(dialect) for name, body in made.items()}
 
@@ -134,6 +135,14 @@ def _refusals(dialect: str) -> str:
   x.subject AS subject, x.about AS about, x.rule AS rule, x.verdict AS verdict, x.reason AS reason, x.remedy AS remedy
 FROM {_STUDY}
   JOIN refusals x ON x.study_id = s.id"""  # noqa: S608
+
+
+def _measurements(_: str) -> str:
+    """One row a figure that was measured of a trial, whatever the kind of work: no new metric changes this view."""
+    return """SELECT t.study_id AS study, t.number AS number, t.phase AS phase, t.block AS block, t.outcome AS outcome,
+  x.metric AS metric, x.unit AS unit, x.n AS n, x.median AS median, x.low AS low, x.high AS high
+FROM trials t
+  JOIN measurements x ON x.trial_id = t.id"""
 
 
 def _trial_choices(dialect: str) -> str:

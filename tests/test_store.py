@@ -1191,3 +1191,21 @@ def second_process(verb: str, url: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     second_process(*sys.argv[1:])
+
+
+def test_every_figure_is_a_row(database_url: str) -> None:
+    """v_measurements: a row a figure of each trial, with its unit and interval, of metrics that no column is named after too."""
+    with Store.open(database_url, write=True) as store:
+        study = opened(store)
+        found = (Measurement("tokens_per_s", "tokens/s", (1.0, 2.0, 3.0)), Measurement("made_up", "things", (7.0,)))
+        number = ran(store, study, measurements=found).number
+    engine = create_engine(with_driver(database_url))
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT * FROM v_measurements ORDER BY metric")).mappings().all()
+    engine.dispose()
+
+    assert [(row["study"], row["number"], row["metric"], row["unit"], row["n"], row["median"]) for row in rows] == [
+        (study, number, "made_up", "things", 1, 7.0),
+        (study, number, "tokens_per_s", "tokens/s", 3, 2.0),
+    ]
+    assert rows[1]["low"] <= 2.0 <= rows[1]["high"]
