@@ -29,7 +29,8 @@ _ROUNDING = 1e-9
 class Told:
     """What the study's trials say: log values (less is better), seconds that trials took, what is running, what failed.
 
-    best, holder: the least log value of what may be recommended, and what has it; infinite and None where there is none.
+    noises: the standard deviation of each value. best, holder: the least log value of what may be
+    recommended, and what has it; infinite and None where there is none.
     """
 
     values: tuple[tuple[Configuration, float], ...]
@@ -38,6 +39,7 @@ class Told:
     failed: tuple[Configuration, ...]
     best: float
     holder: Configuration | None
+    noises: tuple[float, ...] = ()
 
     @property
     def shows_errors(self) -> bool:
@@ -61,7 +63,9 @@ class Acquisition:
 
     def beliefs(self, told: Told, candidates: Sequence[Configuration] | None = None) -> list[Belief]:
         """Return what is believed of the candidates, or of others."""
-        return Posterior(self._costs, self._warm, told.values, told.running).beliefs(candidates or self.candidates)
+        return Posterior(self._costs, self._warm, told.values, told.running, told.noises).beliefs(
+            candidates or self.candidates
+        )
 
     def promises(self, told: Told) -> Array:
         """Return what each candidate promises: the expected improvement per second, times the chance that it runs.

@@ -37,6 +37,10 @@ TRANSFERS = (0.0, 0.5, 0.9)
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
 
+#: The same of work that waits for its launches: on an H100's host the same configuration of MiniLM, 8 × 64 tokens, was measured
+#: as fast as 1.00 and 1.57 in eight fresh processes within two minutes, which scatter by 14 %.
+LAUNCH_BOUND_NOISE = 0.14
+
 #: What compilation adds to a trial (seconds) before any was seen: flex_attention took 8 to more than 500 on an H100, most of it
 #: for the mask of a packed row of odd length, and a search that expected 120 waited longer than it could save.
 COMPILE_S = 300.0
@@ -65,13 +69,14 @@ class Posterior:
     """What is known, and what follows for configurations that were not measured. Log values: less is better.
 
     costs: predicted, in any unit, less is better; warm: log values on another workload, in any unit; rows: log values
-    measured here; running: what is measured at this moment.
+    measured here; noises: the standard deviation of each, NOISE where none are named; running: what is measured at this moment.
     """
 
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     warm: Rows = ()
     rows: Rows = ()
     running: Sequence[Configuration] = ()
+    noises: Sequence[float] = ()
 
     def beliefs(self, candidates: Sequence[Configuration]) -> list[Belief]:
         """Return the hypotheses of these candidates; their weights add up to 1.
@@ -80,8 +85,11 @@ class Posterior:
         """
         here, warm = [c for c, _ in self.rows], [c for c, _ in self.warm]
         knobs = stated([*here, *warm, *self.running, *candidates])
-        known = _Known.of(here, warm, candidates, knobs)
-        sure = _Known.of([*here, *self.running], warm, candidates, knobs) if self.running else known
+        noises = [*(self.noises or [NOISE] * len(here)), *[NOISE] * len(warm)]
+        known = _Known.of(here, warm, candidates, knobs, noises)
+        if self.running:
+            noises[len(here) : len(here)] = [NOISE] * len(self.running)
+        sure = _Known.of([*here, *self.running], warm, candidates, knobs, noises) if self.running else known
         prior, errors = self._prior(candidates), self._errors()
         found = []
         for scale in SCALES:
@@ -110,13 +118,14 @@ class _Known:
     """Configurations with values, here and elsewhere, and how they go with one another and with candidates.
 
     among: [observed, observed], across: [candidates, observed], the covariances of errors of the usual size. here: which of the
-    observed are of this workload: [observed].
+    observed are of this workload, noises: the standard deviations of their values: [observed].
     """
 
     among: Array
     across: Array
     alone: float
     here: npt.NDArray[np.bool_]
+    noises: Array
 
     @classmethod
     def of(
@@ -125,16 +134,18 @@ class _Known:
         elsewhere: Sequence[Configuration],
         candidates: Sequence[Configuration],
         knobs: Sequence[str],
+        noises: Sequence[float],
     ) -> _Known:
         observed = [*here, *elsewhere]
         alone = float(kernel(candidates[:1], candidates[:1], knobs)[0, 0]) if candidates else 0.0
         is_here = np.arange(len(observed)) < len(here)
-        return cls(kernel(observed, observed, knobs), kernel(candidates, observed, knobs), alone, is_here)
+        among, across = kernel(observed, observed, knobs), kernel(candidates, observed, knobs)
+        return cls(among, across, alone, is_here, np.array(noises, dtype=float))
 
     def fit(self, scale: float, transfer: float) -> _Fit:
         """Return the process where errors are `scale` times as large, and correlate by `transfer` with the other workload's."""
         same = self.here[:, None] == self.here[None, :]
-        among = scale**2 * self.among * np.where(same, 1.0, transfer) + NOISE**2 * np.eye(len(self.here))
+        among = scale**2 * self.among * np.where(same, 1.0, transfer) + np.diag(self.noises**2)
         across = scale**2 * self.across * np.where(self.here, 1.0, transfer)
         # A level of its own for each workload that has values; candidates are on the level of this one.
         levels = [side for side in (self.here, ~self.here) if side.any()]

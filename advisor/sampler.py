@@ -20,7 +20,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.acquisition import Acquisition, Told
 from advisor.configuration import Configuration, stated
+from advisor.measurement import LAUNCH_BOUND_SHARE
 from advisor.metrics import Metric
+from advisor.posterior import LAUNCH_BOUND_NOISE, NOISE
 from advisor.trial import Outcome, Trial
 
 #: Whether a trial that ran may be recommended.
@@ -85,7 +87,7 @@ class PosteriorSampler(BaseSampler):
 
 def _told_of(trials: Iterable[FrozenTrial]) -> Told:
     """Read Optuna's trials."""
-    values, seconds, running, failed = [], [], [], []
+    values, seconds, running, failed, noises = [], [], [], [], []
     best, holder = math.inf, None
     for trial in trials:
         configuration = Configuration.of({knob: str(choice) for knob, choice in trial.params.items()})
@@ -95,11 +97,12 @@ def _told_of(trials: Iterable[FrozenTrial]) -> Told:
             failed.append(configuration)
         else:
             values.append((configuration, trial.value))
+            noises.append(trial.user_attrs["noise"])
             if trial.user_attrs["counts"] and trial.value < best:
                 best, holder = trial.value, configuration
         if trial.user_attrs.get("seconds"):
             seconds.append((configuration, trial.user_attrs["seconds"]))
-    return Told(tuple(values), tuple(seconds), tuple(running), tuple(failed), best, holder)
+    return Told(tuple(values), tuple(seconds), tuple(running), tuple(failed), best, holder, tuple(noises))
 
 
 def _frozen(
@@ -125,10 +128,12 @@ def _frozen(
         return [told(trial.requested, TrialState.FAIL, **seconds)]
     counts = trial.outcome is Outcome.OK and (usable is None or usable(trial))
     value = -math.log(score)
+    waits = aim.is_of_time and trial.busy is not None and trial.busy < LAUNCH_BOUND_SHARE
+    words = {"counts": counts, "noise": LAUNCH_BOUND_NOISE if waits else NOISE}
     if trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED):
-        return [told(trial.ran, TrialState.COMPLETE, value, counts=counts, **seconds)]
+        return [told(trial.ran, TrialState.COMPLETE, value, **words, **seconds)]
     return [
-        told(trial.ran, TrialState.COMPLETE, value, counts=counts),
+        told(trial.ran, TrialState.COMPLETE, value, **words),
         told(trial.requested, TrialState.FAIL, **seconds),
     ]
 

@@ -28,7 +28,7 @@ MOST_WARMING = 10
 ENERGY_WINDOW_S = 2.0
 
 #: Work that waits for its launches is timed for so many rounds at least, and seconds at most.
-LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 3.0
+LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 2.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5

@@ -17,8 +17,8 @@ import pytest
 from advisor.configuration import Configuration, stated
 from advisor.measurement import TIE_ZONE, Measurement
 from advisor.metrics import METRICS
+from advisor.posterior import LAUNCH_BOUND_NOISE, SCALES, Posterior, kernel
 from advisor.posterior import NOISE as NOISE_OF_MODEL
-from advisor.posterior import SCALES, Posterior, kernel
 from advisor.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
 from advisor.trial import Outcome, Trial
 
@@ -679,3 +679,22 @@ def test_what_runs_shrinks_doubts_and_changes_no_weight() -> None:
         assert one.mean == pytest.approx(other.mean)
         assert (other.deviation <= one.deviation * (1 + 1e-9)).all()
         assert other.deviation[1] < 0.5 * one.deviation[1]
+
+
+def test_figures_of_work_that_waits_for_its_launches_are_trusted_less() -> None:
+    """Where the GPU computes for 5 % of the time the same figures move the belief by less, and leave more doubt; not memory's."""
+    trials = [measured(number, c, 1000.0 * 1.3**number) for number, c in enumerate(SPACE[:12:2])]
+    waiting = [replace(t, measurements=(*t.measurements, Measurement("gpu_busy", "share", (0.05,)))) for t in trials]
+    told, doubted = (Knowledge(SPACE, each)._told for each in (trials, waiting))
+    usual, careful = (
+        Posterior(dict.fromkeys(SPACE, OPERATIONS), rows=each.values, noises=each.noises).beliefs(SPACE)[
+            SCALES.index(1.0)
+        ]
+        for each in (told, doubted)
+    )
+
+    assert told.noises == (NOISE_OF_MODEL,) * 6
+    assert doubted.noises == (LAUNCH_BOUND_NOISE,) * 6
+    assert (careful.deviation > usual.deviation).all()
+    assert np.ptp(careful.mean) < np.ptp(usual.mean)
+    assert Knowledge(SPACE, waiting, METRICS["peak_bytes"])._told.noises == ()

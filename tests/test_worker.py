@@ -258,13 +258,13 @@ def test_stopping_of_a_search_trial() -> None:
 
 
 def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
-    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to three seconds of them."""
+    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to two seconds of them."""
     rule = Stopping().longer()
 
     assert not rule.reached([0.06] * 9)
     assert rule.reached([0.06] * 10)
-    assert not rule.reached([0.06, 0.045] * 20)
-    assert rule.reached([0.06, 0.045] * 29)
+    assert not rule.reached([0.06, 0.045] * 19)
+    assert rule.reached([0.06, 0.045] * 20)
     assert rule.reached([4.0, 4.4])  # long rounds as before
 
 
