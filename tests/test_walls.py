@@ -97,6 +97,22 @@ def files() -> list[Path]:
     return sorted(ADVISOR.rglob("*.py"))
 
 
+def test_every_module_can_be_read_at_once() -> None:
+    """No module has more than 350 lines, and the two that say how a tune and an answer come about fit a screen."""
+    lines = {file.relative_to(ADVISOR).as_posix(): file.read_text(encoding="utf-8").count("\n") for file in files()}
+    functions = {
+        node.name: (node.end_lineno or node.lineno) - node.lineno + 1
+        for file in files()
+        if file.name in ("tune.py", "suggest.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+    assert {name: count for name, count in lines.items() if count > 350} == {}
+    assert {name: count for name, count in lines.items() if name.endswith("tune.py") and count > 60} == {}
+    assert {name: count for name, count in functions.items() if count > 60} == {}
+
+
 def test_the_formatter_is_seldom_told_to_look_away() -> None:
     """At most 20 statements of the repository are kept as they were typed: long tables of figures and of cases."""
     told = [
