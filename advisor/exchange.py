@@ -23,7 +23,6 @@ from advisor.configuration import IMPLIED, canonical_json
 from advisor.errors import BadInput
 from advisor.exchange_format import FORMAT, LATER, PARTS
 from advisor.exchange_reader import LINE_MOST, Reading
-from advisor.kept_answers import keep_answers
 from advisor.parcel import Parcel
 from advisor.store import Store
 
@@ -109,6 +108,8 @@ def bounded_lines(stream: TextIO) -> Iterator[str]:
 def import_lines(store: Store, lines: Iterable[str]) -> Imported:
     """Store what `export_lines` wrote, study by study; what is here already stays as it is. Doing it twice adds nothing.
 
+    What a study that came comes to is not in the lines: `keep_answers` makes it.
+
     Raises BadInput with the number of the line that can't be understood: whole studies before it are stored, and nothing of
     the one it belongs to.
     """
@@ -125,7 +126,6 @@ def import_lines(store: Store, lines: Iterable[str]) -> Imported:
             reading.links += parcel.links
             reading.new += store.unpack(parcel)
     store.link(reading.links)
-    keep_answers(store)
     return Imported(+reading.new, reading.read - reading.new)
 
 

@@ -74,6 +74,7 @@ def _export(options: argparse.Namespace, _: float) -> int:
 
 def _import(options: argparse.Namespace, _: float) -> int:
     from advisor.exchange import bounded_lines, import_lines
+    from advisor.kept_answers import keep_answers
     from advisor.verbs import open_to_write
 
     with _opened(options.file) as lines, open_to_write() as store:
@@ -81,6 +82,7 @@ def _import(options: argparse.Namespace, _: float) -> int:
             done = import_lines(store, bounded_lines(lines))
         except BadInput as error:
             raise BadInput(f"{options.file}, {error}", "whole studies before it are stored") from None
+        keep_answers(store)
     counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
     print(f"new here: {counts or 'nothing'}; known already: {sum(done.known.values())} rows")
     return 0
