@@ -10,7 +10,7 @@ _BEGAN = time.monotonic()
 def main() -> None:
     """Run the command line and exit with its status; an interrupt while it is being imported is one too."""
     try:
-        from advisor.cli import run
+        from advisor.faces.cli import run
     except KeyboardInterrupt:
         sys.stderr.write("advisor: interrupted\n")
         sys.exit(130)

@@ -9,7 +9,7 @@
     └── NothingAdmissible       exit status 4: every configuration was refused, failed or was wrong
 
 What a user asked for is :func:`named` in these texts, and the face that shows them spells it: a flag, or a keyword of Python.
-What happens to a *trial* is not an exception but data: see :class:`advisor.trial.Outcome`.
+What happens to a *trial* is not an exception but data: see :class:`advisor.nouns.trial.Outcome`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -18,24 +18,32 @@ ROOT = Path(__file__).parents[1]
 _HEAD = """# Where what is
 
 Drawn by `python benchmarks/architecture.py --write docs/architecture.md` from the first line of every module. Imports point
-downward only (`[tool.importlinter]` in pyproject.toml); what ends in `_torch.py` is loaded by the worker alone.
-
+downward only (`[tool.importlinter]` in pyproject.toml): a folder imports those below it on this page. What ends in `_torch.py` is
+loaded by the worker alone.
 """
 
 
 def drawn(package: Path = ROOT / "advisor") -> str:
-    """Return the page: every module of the package, a folder after its files."""
-    return f"{_HEAD}```\n{package.name}/\n" + "\n".join(_lines(package, 1)) + "\n```\n"
+    """Return the page: the package's own files, then each folder's in the order in which they may import each other."""
+    return _HEAD + "".join(_part(package, folder) for folder in (package, *_folders(package)))
 
 
-def _lines(folder: Path, depth: int) -> Iterator[str]:
-    files = sorted(path for path in folder.glob("*.py"))
-    width = max((len(file.name) for file in files), default=0)
-    for file in files:
-        yield f"{'  ' * depth}{file.name:{width}}  {phrase_of(file)}"
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))):
-        yield f"{'  ' * depth}{inner.name}/"
-        yield from _lines(inner, depth + 1)
+def _folders(package: Path) -> list[Path]:
+    """Return the package's folders from the top down, as the contract has them. Raises ValueError for one it lacks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (layers,) = (each["layers"] for each in contracts if each.get("containers") == [package.name])
+    order = [name for layer in layers for name in layer.split(" | ")]
+    folders = [file.parent for file in package.rglob("__init__.py") if file.parent != package]
+    return sorted(folders, key=lambda folder: (order.index(folder.relative_to(package).parts[0]), folder))
+
+
+def _part(package: Path, folder: Path) -> str:
+    files = sorted(file for file in folder.glob("*.py") if file.name != "__init__.py")
+    width = max(len(file.name) for file in files)
+    lines = "\n".join(f"  {file.name:{width}}  {phrase_of(file)}" for file in files)
+    name = folder.relative_to(package.parent).as_posix()
+    return f"\n## {name}/\n\n{phrase_of(folder / '__init__.py')}.\n\n```\n{lines}\n```\n"
 
 
 def phrase_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""How often does the numerics gate reject what is right? The figures behind `advisor.limits.FLOORS`.
+"""How often does the numerics gate reject what is right? The figures behind `advisor.quality.limits.FLOORS`.
 
 Every exact configuration, {eager, sdpa} × {padded, sorted, packed}, is run through the gate on many workloads, by the
 very worker that a tune uses. All of them compute the same function, so every rejection is a false one. Printed are the
@@ -28,14 +28,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
 from advisor.knobs import KNOBS, traits_of
-from advisor.limits import FACTOR, FLOORS, KL_FACTOR, exact_limits
-from advisor.model import ModelFacts, ModelSource
-from advisor.runner import LocalRunner, read_facts
-from advisor.trial import Quality
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.trial import Quality
+from advisor.quality.limits import FACTOR, FLOORS, KL_FACTOR, exact_limits
 from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
@@ -276,7 +276,7 @@ def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], second
     print(
         f"limit: {FACTOR:g} × the default's rms error and {KL_FACTOR:g} × its KL, at least the floor; without logits fp32's"
     )
-    print("(advisor.limits.exact_limits)")
+    print("(advisor.quality.limits.exact_limits)")
     print_table("exact configurations, all right", right, "rejected")
     rms = [judged.quality.rms for judged in right if judged.quality]
     kl = [judged.quality.kl for judged in right if judged.quality and judged.quality.kl is not None]

@@ -32,24 +32,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.environment import Environment, Machine
 from advisor.errors import AdvisorError
-from advisor.judge import wrong
 from advisor.knobs import KNOBS, Choice, baseline_choices, register
-from advisor.limits import LAYOUT_LIMIT
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective, Tier
-from advisor.opening import facts_for
-from advisor.runner import LocalRunner, Runner
-from advisor.space import build_space
-from advisor.store import Store
-from advisor.support import MACHINES
-from advisor.trial import Outcome, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner, Runner
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.judge import wrong
+from advisor.quality.limits import LAYOUT_LIMIT
+from advisor.search.space import build_space
+from advisor.show.support import MACHINES
+from advisor.storage.store import Store
+from advisor.study.opening import facts_for
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"

@@ -31,8 +31,8 @@ from families_oracle import BF16_FACTOR, TOLERANCE, Label, alone, draw, errors, 
 from families_table import BATCH, FAMILIES, LENGTHS
 from families_verdict import LAYOUTS, PRECISIONS, Bench, Verdict, verdict_of
 
-from advisor import probe
 from advisor.errors import AdvisorError
+from advisor.machine import probe
 
 #: This share of what is right and measured may be rejected.
 MOST_REJECTED = 0.01

@@ -17,20 +17,20 @@ from unittest.mock import patch
 import torch
 from families_table import BATCH, LENGTHS, Family
 
-from advisor import timing_torch, worker
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.environment import Machine
 from advisor.errors import AdvisorError
-from advisor.judge import wrong
 from advisor.knobs import KNOBS, baseline_choices
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective, Tier
-from advisor.opening import facts_for
-from advisor.session_torch import Session, runtime_of
-from advisor.space import build_space
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tuning import Job
+from advisor.measure import timing_torch, worker
+from advisor.measure.session_torch import Session, runtime_of
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.judge import wrong
+from advisor.search.space import build_space
+from advisor.study.opening import facts_for
+from advisor.study.tuning import Job
 from advisor.workloads import Call, Runtime
 from advisor.workloads.forward import Forward
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.judge import wrong
-from advisor.model import ModelFacts, ModelSource
-from advisor.trial import Outcome, Quality, Trial
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.judge import wrong
 from advisor.workloads.forward import Forward
 from advisor.workloads.quantiles import quantile_lengths
 
@@ -58,8 +58,8 @@ class Bench:
 
     def __init__(self, source: ModelSource, workload: Forward, device: str) -> None:
         """Read the facts."""
-        from advisor import facts_torch
-        from advisor.session_torch import Session
+        from advisor.measure.session_torch import Session
+        from advisor.networks import facts_torch
 
         self.session = Session(lambda _: None)
         self.facts = facts_torch.read_facts(source.request, workload.needs)
@@ -77,7 +77,7 @@ class Bench:
 
     def reference(self) -> dict[str, Any]:
         """Write the reference and return what it was, with the seconds it took."""
-        from advisor import reference_torch
+        from advisor.measure import reference_torch
 
         began = time.perf_counter()
         found = reference_torch.write_reference(self.session, self.request)
@@ -88,7 +88,7 @@ class Bench:
         """Return the figures of a configuration, the seconds of their parts, and what is wrong with it."""
         import torch
 
-        from advisor import figures_torch
+        from advisor.measure import figures_torch
 
         ran = Configuration.of({**BASE, **choices})
         self.session.load(self.request, ran)

@@ -15,17 +15,17 @@ from statistics import median
 
 from sqlalchemy import create_engine, text
 
-from advisor.configuration import Configuration
-from advisor.environment import Environment
-from advisor.history import listed
-from advisor.kept_answers import keep_answer
-from advisor.measurement import Measurement
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.place import with_driver
-from advisor.step import Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
+from advisor.advice.kept_answers import keep_answer
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.place import with_driver
+from advisor.storage.store import Store
+from advisor.study.history import listed
 from advisor.workloads.forward import Forward
 
 STUDIES, TRIALS = 25_000, 40

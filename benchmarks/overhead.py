@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.environment import Machine
 from advisor.knobs import baseline_choices
-from advisor.measurement import Comparison
-from advisor.model import ModelFacts, ModelSource
-from advisor.runner import LocalRunner, read_facts
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Machine
+from advisor.nouns.measurement import Comparison
+from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.workloads.forward import Forward
 from advisor.workloads.quantiles import quantile_lengths
 

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 from advisor import __version__
-from advisor.landscape import Landscape
-from advisor.model import architecture_key_of
-from advisor.place import default_url
-from advisor.store import Store
+from advisor.measure.landscape import Landscape
+from advisor.nouns.model import architecture_key_of
+from advisor.storage.place import default_url
+from advisor.storage.store import Store
 
 
 def main() -> None:

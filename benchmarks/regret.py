@@ -22,13 +22,13 @@ from typing import Any
 
 import advisor
 from advisor import __version__
-from advisor.landscape import Landscape
-from advisor.model import architecture_key_of
-from advisor.prospects import searched
-from advisor.ranking import Candidate
-from advisor.recommendation import Recommendation
-from advisor.store import Store
-from advisor.trial import Trial
+from advisor.advice.ranking import Candidate
+from advisor.advice.recommendation import Recommendation
+from advisor.measure.landscape import Landscape
+from advisor.nouns.model import architecture_key_of
+from advisor.nouns.trial import Trial
+from advisor.search.prospects import searched
+from advisor.storage.store import Store
 
 SHAPES = Path(__file__).parent / "shapes"
 

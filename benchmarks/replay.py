@@ -31,13 +31,13 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from advisor.configuration import Configuration, stated
-from advisor.cost import costs_of
-from advisor.landscape import Landscape, read_landscapes
-from advisor.measurement import TIE_ZONE
-from advisor.objections import objections
-from advisor.search import CHANCE, Knowledge, surprises
-from advisor.trial import Outcome, Trial
+from advisor.measure.landscape import Landscape, read_landscapes
+from advisor.nouns.configuration import Configuration, stated
+from advisor.nouns.measurement import TIE_ZONE
+from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.objections import objections
+from advisor.search.cost import costs_of
+from advisor.search.search import CHANCE, Knowledge, surprises
 
 #: After how many trials regret is read.
 DEPTHS = (4, 8, 16)

@@ -2,11 +2,12 @@
 
     python benchmarks/sequential.py [--only bounds|decisions] [--walks 20000000] [--paths 200000] [--seed 1]
 
-The bounds are `advisor.measurement.BOUNDS`: one-sided, for t statistics that are looked at after each block from the third on,
-so that all looks together cross by mistake in 2.5 %, of which 2.5 % · n/K is spent by block n of K (a linear spending function,
-the power family's ρ = 1; Lan & DeMets 1983, Kim & DeMets 1987; Jennison & Turnbull 2000, chapter 7). They are integrated: of
-normal values around 0, the sum over the root of the sum of squares of the first n is a Markov chain, for the next value over
-that root is Student's t with n degrees of freedom over √n, whatever came before. Random walks then count how often they cross.
+The bounds are `advisor.nouns.measurement.BOUNDS`: one-sided, for t statistics that are looked at after each block from the
+third on, so that all looks together cross by mistake in 2.5 %, of which 2.5 % · n/K is spent by block n of K (a linear spending
+function, the power family's ρ = 1; Lan & DeMets 1983, Kim & DeMets 1987; Jennison & Turnbull 2000, chapter 7). They are
+integrated: of normal values around 0, the sum over the root of the sum of squares of the first n is a Markov chain, for the next
+value over that root is Student's t with n degrees of freedom over √n, whatever came before. Random walks then count how often
+they cross.
 
 The decisions are of a model of blocks. In a block all contestants take turns in rounds, in random order; seconds of a turn are
 lognormal, a contestant's score is the median of its turns, and a block has at least 3 rounds and, up to 7, as many as it takes
@@ -26,7 +27,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.measurement import BOUNDS, LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.nouns.measurement import BOUNDS, LEAST_BLOCKS, TIE_ZONE, Comparison
 
 Floats = NDArray[np.float64]
 

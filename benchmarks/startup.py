@@ -27,17 +27,18 @@ from typing import Any
 
 from sqlalchemy import create_engine, insert, select
 
-from advisor import probe, tables
-from advisor.answer import SearchEnd, Stop
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration, canonical_json
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective
-from advisor.step import Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
+from advisor.machine import probe
+from advisor.models.checkpoint import find_model
+from advisor.nouns.answer import SearchEnd, Stop
+from advisor.nouns.configuration import Configuration, canonical_json
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage import tables
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from advisor import ledger
+from advisor.show import ledger
 
 
 class Timeline(ledger.Ledger):
@@ -39,8 +39,8 @@ SUMS: dict[str, float] = defaultdict(float)
 
 def main() -> int:
     """Run the command."""
-    from advisor import progress
-    from advisor.cli import run
+    from advisor.faces.cli import run
+    from advisor.show import progress
 
     progress.Ledger = Timeline  # type: ignore[misc]
     began = time.monotonic()

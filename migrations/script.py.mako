@@ -1,6 +1,6 @@
 """${message}.
 
-Revision ${up_revision}, after ${down_revision | comma,n}, made ${create_date}. Add it to advisor.tables.REVISIONS.
+Revision ${up_revision}, after ${down_revision | comma,n}, made ${create_date}. Add it to advisor.storage.tables.REVISIONS.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
 
     What Python itself takes half a second for is left out; both streams are read where a process writes them.
     """
-    from advisor.cli import run
+    from advisor.faces.cli import run
 
     def command(*arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         capfd.readouterr()

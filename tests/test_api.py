@@ -14,24 +14,25 @@ from typing import Any
 import pytest
 
 import advisor
-from advisor import api, probe
-from advisor.arguments import build_parser
-from advisor.checkpoint import find_model
-from advisor.cli import run
-from advisor.configuration import Configuration
-from advisor.declared import is_encoder, max_positions
-from advisor.environment import Environment
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named, spelled_for_python
-from advisor.lengths import lengths_from
-from advisor.measurement import Comparison, Measurement
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective, Tier
-from advisor.options import EFFORT, ON, PLACE, objective_options
-from advisor.question import effort_of, question_of
-from advisor.resolve import resolve
-from advisor.step import Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
+from advisor.faces import api
+from advisor.faces.arguments import build_parser
+from advisor.faces.cli import run
+from advisor.faces.options import EFFORT, ON, PLACE, objective_options
+from advisor.faces.question import effort_of, question_of
+from advisor.faces.resolve import resolve
+from advisor.machine import probe
+from advisor.models.checkpoint import find_model
+from advisor.models.declared import is_encoder, max_positions
+from advisor.models.lengths import lengths_from
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.store import Store
 from advisor.workloads import DEFAULT_KIND
 from advisor.workloads.forward import Forward, default_output
 
@@ -127,11 +128,11 @@ def test_importing_it_costs_next_to_nothing() -> None:
     ]
 
     assert min(float(each.splitlines()[0]) for each in runs) < 1
-    assert not {"torch", "sqlalchemy", "argparse", "typing", "advisor.api"} & set(runs[0].splitlines()[1].split())
+    assert not {"torch", "sqlalchemy", "argparse", "typing", "advisor.faces.api"} & set(runs[0].splitlines()[1].split())
 
 
 def test_verbs_are_functions_whatever_was_imported_before() -> None:
-    """`advisor.suggest` and `advisor.tune` can be called, also where the modules of these names were imported first."""
+    """`advisor.suggest` and `advisor.tune` are functions, also where the modules that do their work were imported first."""
     code = (
         "import advisor\n{}\n"
         "for verb in (advisor.suggest, advisor.tune, advisor.load):\n"
@@ -140,7 +141,7 @@ def test_verbs_are_functions_whatever_was_imported_before() -> None:
     )
     for before in (
         "",
-        "from advisor.suggest import recommend; import advisor.tune as t; t.Job; from advisor import suggest",
+        "from advisor.advice.suggest import recommend; import advisor.study.tune as t; t.tune; from advisor import suggest",
     ):
         lines = ["import advisor.errors", code.format(before)]
         done = subprocess.run(

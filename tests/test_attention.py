@@ -35,11 +35,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from advisor.configuration import Configuration
-from advisor.environment import PACKAGES, Environment
 from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, attention_torch, effective_choices
 from advisor.knobs.choice import Choice
-from advisor.model import ModelFacts
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import PACKAGES, Environment
+from advisor.nouns.model import ModelFacts
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
-from advisor.block_torch import Energy, Turns
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.confirm import block_s, fits_together, least_blocks, parts_for, processes, turns_for
-from advisor.device import disturbed
-from advisor.environment import Environment, Machine
-from advisor.measurement import Measurement
-from advisor.model import ModelFacts
-from advisor.runner import LocalRunner, read_facts
-from advisor.trial import Outcome, Trial
+from advisor.machine import probe
+from advisor.machine.device import disturbed
+from advisor.measure.block_torch import Energy, Turns
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Outcome, Trial
+from advisor.study.confirm import block_s, fits_together, least_blocks, parts_for, processes, turns_for
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]

@@ -18,24 +18,24 @@ from typing import Any
 
 import pytest
 
-from advisor.answer import Stop
-from advisor.clock import Bounded, BudgetSpent, Clock
-from advisor.configuration import Configuration
-from advisor.confirm import affordable, block_ratios, finalists
-from advisor.confirmation import DECIDING_SHARE
-from advisor.environment import Environment, Machine
+from advisor.advice.recommendation import Recommendation
+from advisor.advice.suggest import recommend
 from advisor.errors import NotMeasured
-from advisor.measurement import Measurement
-from advisor.metrics import METRICS
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.recommendation import Recommendation
-from advisor.runner import LocalRunner
-from advisor.store import Store
-from advisor.suggest import recommend
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.measure.runner import LocalRunner
+from advisor.nouns.answer import Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import METRICS
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.store import Store
+from advisor.study.clock import Bounded, BudgetSpent, Clock
+from advisor.study.confirm import affordable, block_ratios, finalists
+from advisor.study.confirmation import DECIDING_SHARE
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

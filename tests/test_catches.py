@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
 from advisor.knobs import KNOBS
+from advisor.machine import probe
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.chart import HEIGHT, WIDTH, _width, bar_chart
+from advisor.show.chart import HEIGHT, WIDTH, _width, bar_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import advisor
-from advisor.checkpoint import digest_of, find_model
-from advisor.declared import max_positions, refuse_unknown
 from advisor.errors import BadInput
+from advisor.models.checkpoint import digest_of, find_model
+from advisor.models.declared import max_positions, refuse_unknown
 
 ROOT = Path(advisor.__file__).parent.parent
 CAUSAL = Path(__file__).parent / "models" / "causal"
@@ -365,7 +365,7 @@ def test_positions_are_read_where_they_are_declared(config: dict[str, object], l
 
 def test_large_weights_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of weights too large to be read whole, the header, the size, evenly spaced blocks and the time written count."""
-    monkeypatch.setattr("advisor.checkpoint.WHOLE_HASH_BYTES", 1000)
+    monkeypatch.setattr("advisor.models.checkpoint.WHOLE_HASH_BYTES", 1000)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(2**22))
     before = digest_of([file])

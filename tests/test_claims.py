@@ -13,20 +13,20 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import create_engine, text
 
-from advisor.answer import SearchEnd, Stop
-from advisor.claims import LEASE_S, Holder
-from advisor.configuration import Configuration
-from advisor.environment import Environment
 from advisor.errors import DamagedRow, StoreError
-from advisor.leftovers import owner, owner_is_alive
-from advisor.measurement import Measurement
-from advisor.model import ModelSource
-from advisor.objective import Budget, Objective
-from advisor.place import with_driver
-from advisor.step import Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Wait
-from advisor.store import Store
-from advisor.trial import Outcome, Trial
-from advisor.tuner import heartbeat, own_name
+from advisor.machine.leftovers import owner, owner_is_alive
+from advisor.nouns.answer import SearchEnd, Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Wait
+from advisor.nouns.trial import Outcome, Trial
+from advisor.storage.claims import LEASE_S, Holder
+from advisor.storage.place import with_driver
+from advisor.storage.store import Store
+from advisor.study.tuner import heartbeat, own_name
 from advisor.workloads.forward import Forward
 
 CPU = Environment("cpu", "a processor", None, 2**30, threads=1)

@@ -29,32 +29,33 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import advisor as package
-from advisor import probe, report
-from advisor.answer import Prospect, SearchEnd, Stop
-from advisor.arguments import build_parser
-from advisor.checkpoint import find_model
-from advisor.cli import run
-from advisor.configuration import Configuration
-from advisor.console import console
-from advisor.environment import Environment
+from advisor.advice.suggest import recommend
 from advisor.errors import BadInput
+from advisor.faces.arguments import build_parser
+from advisor.faces.cli import run
+from advisor.faces.question import Question, effort_of, question_of
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
-from advisor.metrics import figure
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective, Tier
-from advisor.probe_report import probe_text, rate
-from advisor.progress import Progress
-from advisor.question import Question, effort_of, question_of
-from advisor.reading import read_duration, read_latency, read_size, read_trial
-from advisor.refused import refusal_rows
-from advisor.space import Space
-from advisor.step import Search
-from advisor.store import Store
-from advisor.suggest import recommend
+from advisor.machine import probe
+from advisor.models.checkpoint import find_model
+from advisor.nouns.answer import Prospect, SearchEnd, Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.metrics import figure
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.reading import read_duration, read_latency, read_size, read_trial
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.space import Space
+from advisor.show import report
+from advisor.show.console import console
+from advisor.show.probe_report import probe_text, rate
+from advisor.show.progress import Progress
+from advisor.show.refused import refusal_rows
+from advisor.storage.store import Store
+from advisor.study.tuning import Job
 from advisor.terminal import duration
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(package.__file__).parent.parent

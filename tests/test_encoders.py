@@ -13,14 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import facts_torch, worker  # noqa: E402
-from advisor.checkpoint import find_model  # noqa: E402
-from advisor.cli import run  # noqa: E402
-from advisor.configuration import Configuration  # noqa: E402
 from advisor.errors import BadInput  # noqa: E402
-from advisor.model import ModelFacts, ModelSource  # noqa: E402
-from advisor.script import script_for  # noqa: E402
-from advisor.trial import Outcome  # noqa: E402
+from advisor.faces.cli import run  # noqa: E402
+from advisor.measure import worker  # noqa: E402
+from advisor.models.checkpoint import find_model  # noqa: E402
+from advisor.networks import facts_torch  # noqa: E402
+from advisor.nouns.configuration import Configuration  # noqa: E402
+from advisor.nouns.model import ModelFacts, ModelSource  # noqa: E402
+from advisor.nouns.trial import Outcome  # noqa: E402
+from advisor.show.script import script_for  # noqa: E402
 from advisor.workloads.forward import Forward  # noqa: E402
 
 BASE = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})

@@ -23,21 +23,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from advisor.configuration import Configuration, canonical_json
-from advisor.environment import Environment
+from advisor.advice.kept_answers import keep_answers
+from advisor.advice.suggest import suggest
 from advisor.errors import BadInput, NotMeasured
-from advisor.exchange import Imported, bounded_lines, export_lines, import_lines
-from advisor.exchange_format import FORMAT
-from advisor.exchange_reader import LINE_MOST
-from advisor.kept_answers import keep_answers
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.step import Search
-from advisor.store import Store
-from advisor.suggest import suggest
-from advisor.trial import Outcome, Quality, Trial
+from advisor.nouns.configuration import Configuration, canonical_json
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.exchange import Imported, bounded_lines, export_lines, import_lines
+from advisor.storage.exchange_format import FORMAT
+from advisor.storage.exchange_reader import LINE_MOST
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"

@@ -12,17 +12,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import config_torch, facts_torch, load_torch, packed_torch  # noqa: E402
-from advisor.beside import read_beside  # noqa: E402
-from advisor.checkpoint import find_model  # noqa: E402
-from advisor.configuration import Configuration  # noqa: E402
-from advisor.cost import useful_operations  # noqa: E402
-from advisor.declared import max_positions, notes_on, refuse_foreign  # noqa: E402
 from advisor.errors import BadInput  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
-from advisor.model import ModelFacts, ModelSource  # noqa: E402
-from advisor.script import script_for  # noqa: E402
-from advisor.session_torch import loaded, runtime_of  # noqa: E402
+from advisor.measure.session_torch import loaded, runtime_of  # noqa: E402
+from advisor.models.beside import read_beside  # noqa: E402
+from advisor.models.checkpoint import find_model  # noqa: E402
+from advisor.models.declared import max_positions, notes_on, refuse_foreign  # noqa: E402
+from advisor.networks import config_torch, facts_torch, load_torch, packed_torch  # noqa: E402
+from advisor.nouns.configuration import Configuration  # noqa: E402
+from advisor.nouns.model import ModelFacts, ModelSource  # noqa: E402
+from advisor.search.cost import useful_operations  # noqa: E402
+from advisor.show.script import script_for  # noqa: E402
 from advisor.workloads import Call  # noqa: E402
 from advisor.workloads.forward import Forward, default_output, refuse_unpooled  # noqa: E402
 

@@ -21,25 +21,25 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.clock import Bounded, Clock
-from advisor.configuration import Configuration
+from advisor.advice.recommendation import Recommendation
+from advisor.advice.suggest import recommend
 from advisor.knobs import KNOBS, register
-from advisor.model import ModelFacts
-from advisor.next_step import FAILURES_IN_A_ROW, in_common
-from advisor.objective import Budget, Objective, Tier
-from advisor.recommendation import Recommendation
-from advisor.runner import LocalRunner, read_facts
-from advisor.space import build_space
-from advisor.step import Search
-from advisor.store import Store
-from advisor.suggest import recommend
-from advisor.trial import Outcome, Trial
-from advisor.tune import carried_out, tune
-from advisor.tuner import Tuner
-from advisor.tuning import Job
-from advisor.worker import TEXT_LIMIT
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.worker import TEXT_LIMIT
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search.space import build_space
+from advisor.storage.store import Store
+from advisor.study.clock import Bounded, Clock
+from advisor.study.next_step import FAILURES_IN_A_ROW, in_common
+from advisor.study.tune import carried_out, tune
+from advisor.study.tuner import Tuner
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over
@@ -437,7 +437,7 @@ def test_tune_killed_while_its_worker_starts_leaves_none(start: Callable[[str], 
 
 _PARENT = """
 import os, signal, subprocess, sys
-worker = subprocess.Popen([sys.executable, "-m", "advisor.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker = subprocess.Popen([sys.executable, "-m", "advisor.measure.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 print(worker.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

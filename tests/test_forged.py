@@ -20,17 +20,21 @@ from typing import Any
 
 import pytest
 
-from advisor import checkpoint, cli, probe, script, tables
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.kept_answers import keep_answer
+from advisor.advice.kept_answers import keep_answer
+from advisor.faces import cli
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective
-from advisor.step import Confirm, Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
+from advisor.machine import probe
+from advisor.models import checkpoint
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Confirm, Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.show import script
+from advisor.storage import tables
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 CAUSAL = str(Path(__file__).parent / "models" / "causal")

@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
-from advisor.checkpoint import find_model
+from advisor.advice.suggest import recommend
 from advisor.errors import NothingAdmissible
-from advisor.limits import LAYOUT_LIMIT
-from advisor.objective import Budget, Objective, Tier
-from advisor.runner import LocalRunner
-from advisor.store import Store
-from advisor.suggest import recommend
-from advisor.trial import Outcome, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner
+from advisor.models.checkpoint import find_model
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.limits import LAYOUT_LIMIT
+from advisor.storage.store import Store
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 pytestmark = pytest.mark.timeout(900)  # most of it is one fixture, which a busy machine can take its time over

@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor import facts_torch, figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
-from advisor.checkpoint import find_model  # noqa: E402
-from advisor.configuration import Configuration  # noqa: E402
-from advisor.gate import figures_found, known_figures, layout_request  # noqa: E402
-from advisor.judge import GATE_VERSION, wrong  # noqa: E402
 from advisor.knobs.attention_fp32_torch import flash_in_fp32  # noqa: E402
-from advisor.limits import LAYOUT_LIMIT  # noqa: E402
-from advisor.model import ModelFacts  # noqa: E402
-from advisor.session_torch import Session  # noqa: E402
-from advisor.trial import Outcome, Quality, Trial  # noqa: E402
+from advisor.measure import figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
+from advisor.measure.gate import figures_found, known_figures, layout_request  # noqa: E402
+from advisor.measure.session_torch import Session  # noqa: E402
+from advisor.models.checkpoint import find_model  # noqa: E402
+from advisor.networks import facts_torch  # noqa: E402
+from advisor.nouns.configuration import Configuration  # noqa: E402
+from advisor.nouns.model import ModelFacts  # noqa: E402
+from advisor.nouns.trial import Outcome, Quality, Trial  # noqa: E402
+from advisor.quality.judge import GATE_VERSION, wrong  # noqa: E402
+from advisor.quality.limits import LAYOUT_LIMIT  # noqa: E402
 from advisor.workloads.forward import Forward  # noqa: E402
 
 LENGTHS = (7, 19, 5, 33, 12, 25, 8, 16)

@@ -12,24 +12,25 @@ from typing import Any
 
 import pytest
 
-from advisor import history, probe
-from advisor.checkpoint import find_model
-from advisor.cli import run
-from advisor.commands import _say_waiting
-from advisor.configuration import Configuration
-from advisor.environment import Environment
-from advisor.exchange import export_lines
-from advisor.history import listed
-from advisor.measurement import Measurement
-from advisor.metrics import METRICS
-from advisor.model import ModelFacts
-from advisor.objective import Budget, Objective
-from advisor.plan import usual_trial_s
-from advisor.reproduction import Reproduction, differences
-from advisor.step import Confirm, Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
-from advisor.trial_words import device_words, words_of
+from advisor.faces.cli import run
+from advisor.faces.commands import _say_waiting
+from advisor.machine import probe
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import METRICS
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Confirm, Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.exchange import export_lines
+from advisor.storage.store import Store
+from advisor.study import history
+from advisor.study.history import listed
+from advisor.study.plan import usual_trial_s
+from advisor.study.reproduction import Reproduction, differences
+from advisor.study.trial_words import device_words, words_of
 from advisor.workloads.forward import Forward
 
 MODEL = str(Path(__file__).parent / "models" / "causal")

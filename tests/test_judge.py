@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.configuration import Configuration
-from advisor.judge import tier_reached, wrong
 from advisor.knobs import KNOBS, choice_of
-from advisor.limits import (
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.judge import tier_reached, wrong
+from advisor.quality.limits import (
     COARSE,
     FACTOR,
     FLOORS,
@@ -21,11 +25,7 @@ from advisor.limits import (
     MOST_WITH_EXPERTS,
     exact_limits,
 )
-from advisor.measurement import Measurement
-from advisor.model import ModelFacts
-from advisor.objections import objections
-from advisor.objective import Objective, Tier
-from advisor.trial import Outcome, Quality, Trial
+from advisor.quality.objections import objections
 
 LLAMA = ModelFacts(
     architecture="LlamaForCausalLM",

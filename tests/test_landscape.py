@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from advisor.configuration import Configuration
-from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS
-from advisor.landscape import Landscape, ReplayRunner, read_landscapes
-from advisor.measurement import TIE_ZONE, Measurement
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.space import build_space
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.measure.landscape import Landscape, ReplayRunner, read_landscapes
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import TIE_ZONE, Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.space import build_space
+from advisor.storage.store import Store
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from advisor import launch, probe
-from advisor.checkpoint import find_model
-from advisor.leftovers import started
-from advisor.runner import LocalRunner
-from advisor.trial import Outcome
+from advisor.machine import probe
+from advisor.machine.leftovers import started
+from advisor.measure import launch
+from advisor.measure.runner import LocalRunner
+from advisor.models.checkpoint import find_model
+from advisor.nouns.trial import Outcome
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_what_is_not_used_any_more_is_ended(runner: LocalRunner, monkeypatch: py
 def test_a_killed_tune_leaves_neither_parent_nor_worker() -> None:
     """Kill -9 of who asks."""
     code = (
-        "from advisor import probe; from advisor.runner import LocalRunner\n"
+        "from advisor.machine import probe; from advisor.measure.runner import LocalRunner\n"
         "runner = LocalRunner(probe.machine('cpu'), lambda m: print(m['pid'], flush=True) if 'pid' in m else None)\n"
         f"runner.run({FACTS!r}, 60)\ninput()"
     )
@@ -190,7 +191,7 @@ def test_a_refused_fork_is_said_and_spawned(
     # A thread that is started while torch is imported, as some libraries do: such a process must not be forked.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, threading, time\n"
-        "if 'advisor.forkserver' in ' '.join(sys.orig_argv):\n"
+        "if 'advisor.measure.forkserver' in ' '.join(sys.orig_argv):\n"
         "    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
@@ -282,7 +283,7 @@ def test_what_no_worker_needs_is_not_imported(tmp_path: Path) -> None:
         (tmp_path / name / "__init__.py").write_text("raise ImportError('it was imported')")
     code = """
 import sys
-from advisor import forkserver
+from advisor.measure import forkserver
 forkserver._import_all()
 import transformers.generation, transformers.loss.loss_utils
 from transformers.utils import is_scipy_available, is_sklearn_available

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from advisor.checkpoint import find_model
-from advisor.entry import Chat, Sent
 from advisor.errors import BadInput
-from advisor.lengths import earlier, entries_of, lengths_from, sampled
-from advisor.model import ModelSource
-from advisor.texts import index_of, read, source_of
+from advisor.models.checkpoint import find_model
+from advisor.models.lengths import earlier, entries_of, lengths_from, sampled
+from advisor.models.texts import index_of, read, source_of
+from advisor.nouns.entry import Chat, Sent
+from advisor.nouns.model import ModelSource
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
 SECRET = "the quick brown fox jumps over the lazy dog"

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from advisor import attempt
-from advisor.answer import Stop
-from advisor.configuration import Configuration
-from advisor.environment import Environment, Machine
-from advisor.measurement import Comparison, Measurement
-from advisor.model import ModelFacts, ModelSource
-from advisor.next_step import next_step
-from advisor.objective import Budget, Objective, Tier
-from advisor.space import build_space
-from advisor.step import Baseline, Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Step, Wait
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
+from advisor.nouns.answer import Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Baseline, Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Step, Wait
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.space import build_space
+from advisor.study import attempt
+from advisor.study.next_step import next_step
+from advisor.study.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
 from advisor.workloads.forward import Forward
 
 H200 = Environment(

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from advisor.configuration import Configuration, canonical_json, key_of
-from advisor.environment import Environment
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
 from advisor.knobs import KNOBS
-from advisor.measurement import Comparison, Measurement, interval_of_median
-from advisor.objective import Objective, Tier
-from advisor.trial import Outcome
+from advisor.nouns.configuration import Configuration, canonical_json, key_of
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Comparison, Measurement, interval_of_median
+from advisor.nouns.objective import Objective, Tier
+from advisor.nouns.trial import Outcome
 from advisor.workloads import workload_of
 from advisor.workloads.forward import OUTPUTS, Forward
 from advisor.workloads.quantiles import DEFAULT_BATCHES, generated_or_listed, quantile_lengths, read_lengths

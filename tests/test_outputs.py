@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from advisor.cli import run
+from advisor.faces.cli import run
 
 SMALL = {
     "vocab_size": 256,

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-from advisor import leftovers
-from advisor.configuration import Configuration
-from advisor.environment import Environment, Machine
 from advisor.errors import AdvisorError, StoreError, Unreachable
-from advisor.leftovers import lock_folder, mark, open_lock, started, sweep, working_folder
-from advisor.model import ModelSource
-from advisor.objective import Budget, Objective
-from advisor.patience import PatientStore
-from advisor.runner import LocalRunner
-from advisor.step import Search
-from advisor.store import Store
-from advisor.trial import Outcome, Trial
+from advisor.machine import leftovers
+from advisor.machine.leftovers import lock_folder, mark, open_lock, started, sweep, working_folder
+from advisor.measure.runner import LocalRunner
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Trial
+from advisor.storage.patience import PatientStore
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
@@ -77,7 +77,7 @@ def test_a_tune_outlasts_its_server(server: Any) -> None:
 
 def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit that was made, but whose answer never came, is said again, and its rows are there once."""
-    monkeypatch.setattr("advisor.patience.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("advisor.storage.patience.FIRST_PAUSE_S", 0.01)
     with Store.open(sqlite_url, write=True) as plain:
         store = PatientStore(plain, lambda _: None)
         study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
@@ -125,7 +125,7 @@ def test_a_server_that_stays_away_is_given_up(sqlite_url: str, monkeypatch: pyte
 def test_a_folder_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders whose process is gone are removed by the next; a living one's, another's and a link stay."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "import time\nfrom advisor.leftovers import working_folder\n"
+    code = "import time\nfrom advisor.machine.leftovers import working_folder\n"
     code += "with working_folder() as folder: print(folder, flush=True); time.sleep(60)"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as other:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from advisor import place
-from advisor.database import upgrade
 from advisor.errors import BadInput
-from advisor.place import database_path, place_of, shown_url
-from advisor.store import Store
+from advisor.storage import place
+from advisor.storage.database import upgrade
+from advisor.storage.place import database_path, place_of, shown_url
+from advisor.storage.store import Store
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import advisor as package
-from advisor.configuration import Configuration
-from advisor.cost import predicted_bytes, predicted_cost
 from advisor.knobs import KNOBS, Choice, Situation, Term, register
-from advisor.measurement import Comparison
-from advisor.objective import Objective, Tier
-from advisor.space import build_space
-from advisor.store import Store
-from advisor.support import MACHINES
-from advisor.trial import Outcome
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Comparison
+from advisor.nouns.objective import Objective, Tier
+from advisor.nouns.trial import Outcome
+from advisor.search.cost import predicted_bytes, predicted_cost
+from advisor.search.space import build_space
+from advisor.show.support import MACHINES
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 pytest.importorskip("torch")
@@ -145,7 +145,7 @@ def test_it_has_its_row_in_the_support_table(run: Run) -> None:
 
     Of one workload, which takes a fifth of the time: its rule is about the model.
     """
-    code = "from advisor import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
+    code = "from advisor.show import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
     (row,) = [line for line in run("-c", code).splitlines() if "`made-up`" in line]
 
     assert "in 64 bit, at leisure" in row
@@ -280,7 +280,7 @@ def test_its_function_stands_in_the_script(lossy: int, store: Store, run: Run, t
 
 def test_they_have_their_rows_in_the_support_table(run: Run) -> None:
     """The support table has both, with tier and rules as they say themselves; of one workload, as above."""
-    code = "from advisor import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
+    code = "from advisor.show import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
     table = run("-c", code).splitlines()
     (scheme,) = [line for line in table if f"`{SCHEME}`" in line]
     (backend,) = [line for line in table if f"`{BACKEND}`" in line]

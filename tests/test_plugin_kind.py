@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 import advisor as package
-from advisor import metrics
 from advisor.errors import BadInput, DamagedRow
 from advisor.knobs import Situation, baseline_choices
-from advisor.measurement import Measurement
-from advisor.store import Store
+from advisor.nouns import metrics
+from advisor.nouns.measurement import Measurement
+from advisor.storage.store import Store
 from advisor.workloads import KINDS, UnknownKind, kind_of, register, workload_of
 
 torch = pytest.importorskip("torch")
@@ -301,7 +301,7 @@ def test_a_dry_run_and_the_table_of_choices_know_it(run: Run) -> None:
     """What would be tried is said in its words, by rules that look at its work, and the table of choices asks it too."""
     plan = run("-m", "advisor", "tune", MODEL, *OWN, *FEW, "--dry-run").stdout
     code = (
-        "from advisor import support\nsupport._WORKLOADS = [w for w in support._WORKLOADS if w.kind == 'likelihood']\n"
+        "from advisor.show import support\nsupport._WORKLOADS = [w for w in support._WORKLOADS if w.kind == 'likelihood']\n"
         "print(len(support._WORKLOADS))\nsupport.main([])"
     )
     count, *table = run("-c", code).stdout.splitlines()
@@ -356,9 +356,9 @@ def test_without_the_kind_its_rows_are_said_and_the_others_stay(
 
 def test_a_kind_is_a_value_with_a_way_back(kind: ModuleType) -> None:
     """Payload and flags say all of a workload; another kind of the same list has another key, and is far from it."""
-    from advisor.arguments import build_parser, kind_in
-    from advisor.checkpoint import find_model
-    from advisor.question import question_of
+    from advisor.faces.arguments import build_parser, kind_in
+    from advisor.faces.question import question_of
+    from advisor.models.checkpoint import find_model
 
     made = kind.Likelihood((9, 5, 7), 3, "total")
     words = ["tune", MODEL, *made.flags.split()]
@@ -383,9 +383,9 @@ def test_its_speed_is_counted_alike_in_trials_and_in_the_script(kind: ModuleType
 
 def test_its_work_is_in_the_prediction(kind: ModuleType) -> None:
     """Memory and operations are predicted of what it keeps and scores: all logits of a call, and those of scored tokens."""
-    from advisor.configuration import Configuration
-    from advisor.cost import predicted_bytes, useful_operations
-    from advisor.support import _LLAMA, MACHINES
+    from advisor.nouns.configuration import Configuration
+    from advisor.search.cost import predicted_bytes, useful_operations
+    from advisor.show.support import _LLAMA, MACHINES
 
     made = kind.Likelihood((64, 32, 48, 16), 2)
     every = workload_of({**made.payload, "kind": "forward", "output": "all-logits"})
@@ -403,7 +403,7 @@ def test_what_a_model_can_not_do_is_refused_by_its_facts(kind: ModuleType) -> No
     """Where the facts say that batches can't be padded, a kind refuses several at once, in a line that says what to do."""
     from dataclasses import replace
 
-    from advisor.support import _LLAMA
+    from advisor.show.support import _LLAMA
 
     (made,) = kind.KINDS
     with pytest.raises(BadInput, match=r"m finds the end of a sequence by its pad token.*--batch 1"):
@@ -413,12 +413,12 @@ def test_what_a_model_can_not_do_is_refused_by_its_facts(kind: ModuleType) -> No
 
 def test_its_limits_are_its_own(kind: ModuleType) -> None:
     """What four bits may cost is what the kind says, what it does not say is as with other work, and others keep theirs."""
-    from advisor.configuration import Configuration
-    from advisor.limits import LIMITS, limits_of
-    from advisor.objections import objections
-    from advisor.objective import Objective, Tier
-    from advisor.support import _LLAMA
-    from advisor.trial import Outcome, Quality, Trial
+    from advisor.nouns.configuration import Configuration
+    from advisor.nouns.objective import Objective, Tier
+    from advisor.nouns.trial import Outcome, Quality, Trial
+    from advisor.quality.limits import LIMITS, limits_of
+    from advisor.quality.objections import objections
+    from advisor.show.support import _LLAMA
 
     made = kind.Likelihood((64, 32), 2)
     every = workload_of({**made.payload, "kind": "forward", "output": "all-logits"})

@@ -17,10 +17,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import advisor as package
-from advisor.configuration import Configuration
-from advisor.measurement import Comparison
-from advisor.store import Store
-from advisor.trial import Outcome
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Comparison
+from advisor.nouns.trial import Outcome
+from advisor.storage.store import Store
 
 pytest.importorskip("torch")
 
@@ -238,7 +238,7 @@ def test_they_are_named_on_the_command_line_and_listed(tuned: int, run: Run) -> 
 
 def test_they_have_their_rows_in_the_support_table(run: Run) -> None:
     """A row a choice, with its rule and its source; of one workload, which takes a fifth of the time."""
-    code = "from advisor import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
+    code = "from advisor.show import support; support._WORKLOADS = support._WORKLOADS[:1]; support.main([])"
     table = run("-c", code).splitlines()
     (wrapped,) = [line for line in table if "`wrapped`" in line]
     (returned,) = [line for line in table if "`returned`" in line]

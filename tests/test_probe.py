@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from advisor import device, probe
-from advisor.device import NOT_OBSERVABLE, Gauges, Gpu, disturbed, event_reasons
-from advisor.environment import Environment
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS
+from advisor.machine import device, probe
+from advisor.machine.device import NOT_OBSERVABLE, Gauges, Gpu, disturbed, event_reasons
+from advisor.nouns.environment import Environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,8 +146,8 @@ def on(libraries: dict[str, Path], tmp_path: Path) -> Answers:
             )
             path.insert(0, str(package.parent))
         program = (
-            "import json, sys, os\nfrom dataclasses import asdict\nfrom advisor import device, probe\n"
-            "from advisor.device import Gauges\nfrom advisor.errors import BadInput\n"
+            "import json, sys, os\nfrom dataclasses import asdict\nfrom advisor.machine import device, probe\n"
+            "from advisor.machine.device import Gauges\nfrom advisor.errors import BadInput\n"
             "def refused(name):\n    try:\n        return probe.machine(name).user_device\n"
             "    except BadInput as error:\n        return str(error)\n"
             f"answer = {expression}\nassert 'torch' not in sys.modules\nprint(json.dumps(answer))"
@@ -180,7 +180,7 @@ def test_this_machine_has_a_cpu_and_its_gpus() -> None:
 
 def test_probing_does_not_import_torch() -> None:
     """The real, installed torch is read from its files and never imported."""
-    program = "import sys; from advisor import probe; probe.machines(); probe.packages(); print('torch' in sys.modules)"
+    program = "import sys; from advisor.machine import probe; probe.machines(); probe.packages(); print('torch' in sys.modules)"
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     ran = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
@@ -318,7 +318,7 @@ def test_why_there_is_no_gpu(on: Answers, mode: str, words: str) -> None:
 
 def test_no_driver_library(tmp_path: Path) -> None:
     """Without the driver's library the reason names it, and a file that is none is told apart."""
-    program = "from advisor import device; print(device.gpus()[1])"
+    program = "from advisor.machine import device; print(device.gpus()[1])"
 
     def reason() -> str:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(tmp_path)}

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.configuration import Configuration
-from advisor.environment import Environment
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, tier_of
-from advisor.model import ModelFacts
-from advisor.objective import Tier
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Tier
 from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"

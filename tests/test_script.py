@@ -21,15 +21,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import advisor as package  # noqa: E402
-from advisor import facts_torch, load_torch, probe, readback_torch  # noqa: E402
-from advisor import script as scripts  # noqa: E402
-from advisor.checkpoint import find_model  # noqa: E402
-from advisor.configuration import Configuration  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
-from advisor.model import ModelFacts, ModelSource  # noqa: E402
-from advisor.objective import Objective, Tier  # noqa: E402
-from advisor.script import script_for  # noqa: E402
-from advisor.space import build_space  # noqa: E402
+from advisor.machine import probe  # noqa: E402
+from advisor.models.checkpoint import find_model  # noqa: E402
+from advisor.networks import facts_torch, load_torch, readback_torch  # noqa: E402
+from advisor.nouns.configuration import Configuration  # noqa: E402
+from advisor.nouns.model import ModelFacts, ModelSource  # noqa: E402
+from advisor.nouns.objective import Objective, Tier  # noqa: E402
+from advisor.search.space import build_space  # noqa: E402
+from advisor.show import script as scripts  # noqa: E402
+from advisor.show.script import script_for  # noqa: E402
 from advisor.workloads.forward import OUTPUTS, Forward  # noqa: E402
 
 ROOT = Path(package.__file__).parent.parent

@@ -14,13 +14,13 @@ import numpy as np
 import optuna
 import pytest
 
-from advisor.configuration import Configuration, stated
-from advisor.measurement import TIE_ZONE, Measurement
-from advisor.metrics import METRICS
-from advisor.posterior import LAUNCH_BOUND_NOISE, SCALES, Posterior, kernel
-from advisor.posterior import NOISE as NOISE_OF_MODEL
-from advisor.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
-from advisor.trial import Outcome, Trial
+from advisor.nouns.configuration import Configuration, stated
+from advisor.nouns.measurement import TIE_ZONE, Measurement
+from advisor.nouns.metrics import METRICS
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search.posterior import LAUNCH_BOUND_NOISE, SCALES, Posterior, kernel
+from advisor.search.posterior import NOISE as NOISE_OF_MODEL
+from advisor.search.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
 
 #: Knob -> number of choices: 72 configurations.
 CHOICES = {"attention": 4, "packing": 3, "precision": 3, "quantization": 2}
@@ -480,7 +480,7 @@ def test_seed_picks_among_equals_alone() -> None:
 
 def test_another_optuna_sampler_would_see_the_same_study() -> None:
     """The engine is Optuna's: a knob alone is never sampled, and logging is left quiet."""
-    from advisor.sampler import PosteriorSampler
+    from advisor.search.sampler import PosteriorSampler
 
     assert issubclass(PosteriorSampler, optuna.samplers.BaseSampler)
     sampler = PosteriorSampler(None, {}, random.Random(0))  # type: ignore[arg-type]

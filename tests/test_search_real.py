@@ -18,18 +18,18 @@ from statistics import fmean, median
 
 import pytest
 
-from advisor import posterior
-from advisor.configuration import Configuration
-from advisor.environment import Environment
+from advisor.faces.options import DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
-from advisor.measurement import TIE_ZONE, Measurement
-from advisor.model import ModelFacts
-from advisor.objective import Objective
-from advisor.options import DEFAULT_PAYBACK
-from advisor.reading import read_duration
-from advisor.search import CHANCE, LEAST_TRIALS, PAYBACK, UNLIKELY, End, Knowledge
-from advisor.space import Space, build_space
-from advisor.trial import Outcome, Trial
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import TIE_ZONE, Measurement
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Objective
+from advisor.nouns.reading import read_duration
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search import posterior
+from advisor.search.search import CHANCE, LEAST_TRIALS, PAYBACK, UNLIKELY, End, Knowledge
+from advisor.search.space import Space, build_space
 from advisor.workloads.forward import Forward
 
 TESTS = Path(__file__).parent

@@ -16,18 +16,19 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from advisor import probe, reproduce_seed, seed, seed_report
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.environment import Environment, Machine
 from advisor.errors import BadInput
-from advisor.landscape import one_by_one
-from advisor.model import ModelFacts
-from advisor.objective import Budget
-from advisor.runner import LocalRunner
-from advisor.seed import Case
-from advisor.seed_result import CaseResult
-from advisor.store import Store
+from advisor.machine import probe
+from advisor.measure.landscape import one_by_one
+from advisor.measure.runner import LocalRunner
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Budget
+from advisor.seed import reproduce_seed, seed, seed_report
+from advisor.seed.seed import Case
+from advisor.seed.seed_result import CaseResult
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.measurement import BOUNDS, T_975, TIE_ZONE, Comparison
+from advisor.nouns.measurement import BOUNDS, T_975, TIE_ZONE, Comparison
 
 ROOT = Path(__file__).parent.parent
 

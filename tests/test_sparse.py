@@ -13,14 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from advisor.answer import Prospect, SearchEnd, Stop
-from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
-from advisor.environment import Environment, Machine
+from advisor.advice.kept_answers import keep_answer
+from advisor.advice.recommendation import Recommendation
+from advisor.advice.suggest import suggest
+from advisor.advice.why_not import choices_in
 from advisor.errors import BadInput, StoreError
-from advisor.gate import known_figures, layout_request
-from advisor.history import trial_payload
-from advisor.judge import GATE_VERSION
-from advisor.kept_answers import keep_answer
 from advisor.knobs import (
     KNOBS,
     Choice,
@@ -33,22 +30,25 @@ from advisor.knobs import (
     unknown,
     weights_of,
 )
-from advisor.measurement import Comparison, Measurement
-from advisor.metrics import METRICS
-from advisor.model import ModelFacts, ModelSource
-from advisor.objections import objections
-from advisor.objective import Budget, Objective, Tier
-from advisor.opening import _warm
-from advisor.place import place_of
-from advisor.recommendation import Recommendation
-from advisor.search import Knowledge
-from advisor.space import build_space
-from advisor.step import Search
-from advisor.store import Store
-from advisor.suggest import suggest
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tuning import Job
-from advisor.why_not import choices_in
+from advisor.measure.gate import known_figures, layout_request
+from advisor.nouns.answer import Prospect, SearchEnd, Stop
+from advisor.nouns.configuration import IMPLIED, Configuration, canonical_json, key_of
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.metrics import METRICS
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.judge import GATE_VERSION
+from advisor.quality.objections import objections
+from advisor.search.search import Knowledge
+from advisor.search.space import build_space
+from advisor.storage.place import place_of
+from advisor.storage.store import Store
+from advisor.study.history import trial_payload
+from advisor.study.opening import _warm
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 H200 = Environment.of(json.loads((Path(__file__).parent / "environments" / "h200.json").read_text()))

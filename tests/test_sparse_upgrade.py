@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, insert, inspect, text
 
 import advisor as package
-from advisor import tables
-from advisor.configuration import IMPLIED, Configuration, canonical_json, key_of
-from advisor.database import upgrade
 from advisor.errors import BadInput
-from advisor.exchange import export_lines, import_lines
 from advisor.knobs import KNOBS
-from advisor.place import with_driver
-from advisor.store import Store
+from advisor.nouns.configuration import IMPLIED, Configuration, canonical_json, key_of
+from advisor.storage import tables
+from advisor.storage.database import upgrade
+from advisor.storage.exchange import export_lines, import_lines
+from advisor.storage.place import with_driver
+from advisor.storage.store import Store
 
 ROOT = Path(package.__file__).parent.parent
 DUMPS = [dump for dump in sorted((Path(__file__).parent / "databases").glob("*.sql")) if dump.stem < "0005"]

@@ -34,24 +34,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, insert, inspect, select, text
 
-from advisor import database, tables
-from advisor.answer import NONE_RIGHT, Answer, SearchEnd, Stop
-from advisor.configuration import Configuration, canonical_json
-from advisor.database import upgrade
-from advisor.environment import Environment
+from advisor.advice.kept_answers import keep_answer, keep_answers
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.kept_answers import keep_answer, keep_answers
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import Comparison, Measurement
-from advisor.method import METHOD
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.place import default_url, shown_url, with_driver
-from advisor.step import Confirm, Search
-from advisor.store import Store
-from advisor.trial import Outcome, Quality, Trial
-from advisor.views import views
+from advisor.nouns.answer import NONE_RIGHT, Answer, SearchEnd, Stop
+from advisor.nouns.configuration import Configuration, canonical_json
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Confirm, Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.method import METHOD
+from advisor.storage import database, tables
+from advisor.storage.database import upgrade
+from advisor.storage.place import default_url, shown_url, with_driver
+from advisor.storage.store import Store
+from advisor.storage.views import views
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -597,7 +597,7 @@ def test_v_refusals_says_why_not(store: Store, database_url: str) -> None:
 
 
 def test_the_migrations_make_what_tables_says(database_url: str) -> None:
-    """What the migrations made has the tables and indexes of advisor.tables, its HEAD, and the views of advisor.views."""
+    """What the migrations made has the tables, the indexes and the HEAD of `tables`, and the views of `views`."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     scripts = ScriptDirectory.from_config(config)
@@ -1028,7 +1028,7 @@ def test_the_default_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_the_store_imports_neither_the_orm_nor_alembic() -> None:
     """What `advisor suggest` imports stays small."""
     code = (
-        "import sys, advisor.store; print([m for m in ('alembic', 'sqlalchemy.orm', 'torch', 'psycopg', 'platformdirs')"
+        "import sys, advisor.storage.store; print([m for m in ('alembic', 'sqlalchemy.orm', 'torch', 'psycopg', 'platformdirs')"
         " if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -17,24 +17,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from advisor.answer import Conclusion, Prospect, SearchEnd, Stop
-from advisor.configuration import Configuration
-from advisor.environment import Environment
+from advisor.advice.kept_answers import keep_answer
+from advisor.advice.ranking import Candidate, ranked
+from advisor.advice.recommendation import Recommendation, tie_set
+from advisor.advice.suggest import recommend, suggest
+from advisor.advice.why_not import choices_in, why_not
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
-from advisor.kept_answers import keep_answer
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
-from advisor.measurement import TIE_ZONE, Comparison, Measurement
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Budget, Objective, Tier
-from advisor.ranking import Candidate, ranked
-from advisor.recommendation import Recommendation, tie_set
-from advisor.report import print_recommendation
-from advisor.step import Search
-from advisor.store import Store
-from advisor.suggest import recommend, suggest
-from advisor.trial import Outcome, Quality, Trial
-from advisor.why_not import choices_in, why_not
+from advisor.nouns.answer import Conclusion, Prospect, SearchEnd, Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import TIE_ZONE, Comparison, Measurement
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.show.report import print_recommendation
+from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from advisor.checkpoint import find_model
-from advisor.entry import Sent
 from advisor.errors import BadInput
-from advisor.lengths import Lengths, lengths_from
-from advisor.model import ModelSource
+from advisor.models.checkpoint import find_model
+from advisor.models.lengths import Lengths, lengths_from
+from advisor.nouns.entry import Sent
+from advisor.nouns.model import ModelSource
 
 MODELS = Path(__file__).parent / "models"
 LONG = "Explain in detail how rivers carve valleys over thousands of years, and why the shape of a valley changes."

@@ -21,17 +21,17 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from advisor.environment import Machine
 from advisor.errors import Unreachable
-from advisor.landscape import Landscape, ReplayRunner
-from advisor.model import ModelSource
-from advisor.objective import Budget, Objective
-from advisor.place import with_driver
-from advisor.step import Search
-from advisor.store import Store
-from advisor.trial import Outcome, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.measure.landscape import Landscape, ReplayRunner
+from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Trial
+from advisor.storage.place import with_driver
+from advisor.storage.store import Store
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "faults" / "together.py"
@@ -170,7 +170,7 @@ def test_a_tune_whose_every_answer_is_lost_once_goes_the_same_way(
     job = job_on("GPU-0", exhaustive=False, trials=6)
     with Store.open(sqlite_url, write=True) as store:
         tune(job, store, ReplayRunner(landscape), lambda _: None)
-    monkeypatch.setattr("advisor.patience.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("advisor.storage.patience.FIRST_PAUSE_S", 0.0)
     for name in ("claim", "finish_trial", "save_comparisons", "close_study", "add_refusal"):
         verb, calls = getattr(Store, name), list[int]()
 

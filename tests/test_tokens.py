@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.configuration import Configuration
-from advisor.entry import Sent
 from advisor.errors import AdvisorError, BadInput
-from advisor.lengths import lengths_from
-from advisor.model import ModelSource
-from advisor.objective import Budget, Objective
-from advisor.runner import LocalRunner
-from advisor.store import Store
-from advisor.tokenizing import FILES, has_tokenizer
-from advisor.trial import Outcome
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner
+from advisor.models.checkpoint import find_model
+from advisor.models.lengths import lengths_from
+from advisor.models.tokenizing import FILES, has_tokenizer
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.entry import Sent
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.trial import Outcome
+from advisor.storage.store import Store
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
-tokens_torch = pytest.importorskip("advisor.tokens_torch")
+tokens_torch = pytest.importorskip("advisor.measure.tokens_torch")
 transformers = pytest.importorskip("transformers")
 
 MODELS = Path(__file__).parent / "models"

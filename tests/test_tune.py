@@ -18,21 +18,21 @@ from typing import Any
 
 import pytest
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.cli import run
+from advisor.advice.recommendation import Recommendation
+from advisor.advice.suggest import recommend
+from advisor.faces.cli import run
 from advisor.knobs import KNOBS, Reason, register
-from advisor.leftovers import owner, owner_is_alive
-from advisor.objective import Budget, Objective, Tier
-from advisor.recommendation import Recommendation
-from advisor.runner import LocalRunner
-from advisor.space import Space
-from advisor.store import Store
-from advisor.study_record import StudyRecord
-from advisor.suggest import recommend
-from advisor.trial import Outcome, Trial
-from advisor.tune import tune
-from advisor.tuning import Job
+from advisor.machine import probe
+from advisor.machine.leftovers import owner, owner_is_alive
+from advisor.measure.runner import LocalRunner
+from advisor.models.checkpoint import find_model
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search.space import Space
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.study.tune import tune
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent

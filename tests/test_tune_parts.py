@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.attempt import measurements_of
-from advisor.configuration import Configuration
-from advisor.cost import costs_of, useful_operations
-from advisor.environment import Environment, Machine
 from advisor.errors import BadInput, NothingAdmissible
-from advisor.measurement import Measurement
-from advisor.metrics import METRICS
-from advisor.model import ModelFacts, ModelSource
-from advisor.next_step import next_of_all, not_beyond_memory
-from advisor.objections import objections
-from advisor.objective import Budget, Objective, Tier
-from advisor.opening import refuse_too_large
-from advisor.space import build_space
-from advisor.trial import Outcome, Quality, Trial
-from advisor.tuning import Job
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import METRICS
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.objections import objections
+from advisor.search.cost import costs_of, useful_operations
+from advisor.search.space import build_space
+from advisor.study.attempt import measurements_of
+from advisor.study.next_step import next_of_all, not_beyond_memory
+from advisor.study.opening import refuse_too_large
+from advisor.study.tuning import Job
 from advisor.workloads.forward import Forward
 
 H200 = Environment(

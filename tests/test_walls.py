@@ -16,29 +16,29 @@ import pytest
 import advisor
 from advisor.knobs import GENERIC, KNOBS, Traits
 from advisor.knobs.traits import merged
-from advisor.metrics import PEAK
+from advisor.nouns.metrics import PEAK
 from advisor.workloads import KINDS
 from advisor.workloads.forward import OUTPUTS
 
 ADVISOR = Path(advisor.__file__).parent
 
 #: Files that may name what they like: the table of knobs, the table of kinds, and the project's own front page.
-FREE = ("knobs/__init__.py", "workloads/__init__.py", "seed.py")
+FREE = ("knobs/__init__.py", "workloads/__init__.py", "seed/seed.py")
 
 #: Literals that are spelled like a choice or a kind and mean something else, with the reason.
 SPELLED_ALIKE = {
-    ("trial.py", "fp32"): "the word that a stored reference begins with",
-    ("support.py", "sdpa"): "transformers' default attention of a made-up model",
-    ("support.py", "eager"): "transformers' default attention of a made-up model",
-    ("fp32_torch.py", "forward"): "the method of a torch module",
+    ("nouns/trial.py", "fp32"): "the word that a stored reference begins with",
+    ("show/support.py", "sdpa"): "transformers' default attention of a made-up model",
+    ("show/support.py", "eager"): "transformers' default attention of a made-up model",
+    ("measure/fp32_torch.py", "forward"): "the method of a torch module",
 }
 
 #: Metrics' names that are no question about a kind: faces that stay as they are whatever kinds there are.
 PUBLISHED = {
-    ("views.py", "slowest_batch_s"): "a column of v_trials",
-    ("views.py", "joules_per_token"): "a column of v_trials",
-    ("views.py", "sequences_per_s"): "a column of v_trials",
-    ("trial.py", "tokens_per_s"): "an attribute of a trial, for people who read answers in Python",
+    ("storage/views.py", "slowest_batch_s"): "a column of v_trials",
+    ("storage/views.py", "joules_per_token"): "a column of v_trials",
+    ("storage/views.py", "sequences_per_s"): "a column of v_trials",
+    ("nouns/trial.py", "tokens_per_s"): "an attribute of a trial, for people who read answers in Python",
 }
 
 
@@ -103,13 +103,13 @@ def test_every_module_can_be_read_at_once() -> None:
     functions = {
         node.name: (node.end_lineno or node.lineno) - node.lineno + 1
         for file in files()
-        if file.name in ("tune.py", "suggest.py")
+        if file.name in ("study/tune.py", "advice/suggest.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
 
     assert {name: count for name, count in lines.items() if count > 350} == {}
-    assert {name: count for name, count in lines.items() if name.endswith("tune.py") and count > 60} == {}
+    assert {name: count for name, count in lines.items() if name.endswith("study/tune.py") and count > 60} == {}
     assert {name: count for name, count in functions.items() if count > 60} == {}
 
 

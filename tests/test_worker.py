@@ -16,12 +16,9 @@ from typing import IO, Any
 
 import pytest
 
-from advisor import probe
-from advisor.checkpoint import find_model
-from advisor.environment import Machine
-from advisor.model import ModelFacts
-from advisor.runner import LocalRunner, read_facts
-from advisor.timing_torch import (
+from advisor.machine import probe
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.timing_torch import (
     EARLY_STOP_RATIO,
     EARLY_STOP_S,
     MOST_WARMING,
@@ -31,8 +28,11 @@ from advisor.timing_torch import (
     _is_warm,
     busy_share,
 )
-from advisor.trial import Outcome
-from advisor.worker import _finite
+from advisor.measure.worker import _finite
+from advisor.models.checkpoint import find_model
+from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Outcome
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -169,7 +169,7 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
     environment = {**os.environ, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{FAULTS}"}
     source = find_model(str(CAUSAL)).request
     with subprocess.Popen(
-        [sys.executable, "-m", "advisor.worker"],
+        [sys.executable, "-m", "advisor.measure.worker"],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,

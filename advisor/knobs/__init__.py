@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advisor.configuration import IMPLIED, Configuration
 from advisor.errors import BadInput
 from advisor.knobs import attention, batch, packing, precision, quantization
 from advisor.knobs.choice import (
@@ -35,8 +34,9 @@ from advisor.knobs.choice import (
 )
 from advisor.knobs.quantization import share_words
 from advisor.knobs.traits import GENERIC, Traits
-from advisor.model import ModelFacts
-from advisor.objective import Tier
+from advisor.nouns.configuration import IMPLIED, Configuration
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Tier
 from advisor.plugins import PLUGINS, register_all
 from advisor.workloads import Workload
 from advisor.workloads import register as register_kind
@@ -249,7 +249,7 @@ def rule_ids() -> list[str] | None:
 
     None where they are not all known: plugins have their own, and an installation may come without its source.
     """
-    files = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "space.py"]
+    files = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "search" / "space.py"]
     if PLUGINS or not all(file.is_file() for file in files):
         return None
     found = {rule for file in files for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}

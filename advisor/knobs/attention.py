@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advisor.environment import Environment
 from advisor.knobs import attention_flash, attention_sdpa
 from advisor.knobs.attention_common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
-from advisor.model import ModelFacts
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
 
 
 def _eager_why_not(situation: Situation) -> list[Reason]:

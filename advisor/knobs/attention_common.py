@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from advisor.configuration import Configuration
 from advisor.knobs.choice import Reading, Reason, Situation, Term, Verdict
+from advisor.nouns.configuration import Configuration
 
 TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from advisor.environment import Environment
 from advisor.knobs.attention_common import about, has_pads, is_packed, is_wide, load, ran_as, rates, wide
 from advisor.knobs.choice import Choice, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
+from advisor.nouns.environment import Environment
 
 _PACKAGES = "https://github.com/Dao-AILab/flash-attention"
 _HUB = "https://huggingface.co/docs/transformers/kernel_doc/overview"

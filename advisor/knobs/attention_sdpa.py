@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from advisor.environment import Environment
 from advisor.knobs.attention_common import (
     TRANSFORMERS,
     about,
@@ -26,6 +25,7 @@ from advisor.knobs.attention_common import (
 )
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
+from advisor.nouns.environment import Environment
 
 _TORCH = "https://pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, on_all
-from advisor.model import ModelFacts
+from advisor.nouns.model import ModelFacts
 from advisor.workloads import Workload
 
 _SOURCE = "https://huggingface.co/docs/transformers/main_classes/pipelines#pipeline-batching"

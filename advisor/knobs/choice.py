@@ -9,11 +9,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from advisor.configuration import Configuration
-from advisor.environment import Environment
 from advisor.knobs.traits import Traits, merged
-from advisor.model import ModelFacts
-from advisor.objective import Tier
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Tier
 from advisor.workloads import Workload
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from advisor.knobs.attention_common import about
 from advisor.knobs.choice import Batching, Choice, Collation, Knob, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
-from advisor.model import RECURRENT, ModelFacts
+from advisor.nouns.model import RECURRENT, ModelFacts
 from advisor.workloads import Head, Workload
 
 _SOURCE = "https://huggingface.co/blog/packing-with-FA2"
@@ -137,7 +137,7 @@ def _bool_mask_why_not(situation: Situation) -> list[Reason]:
 
 
 def _effective(reading: Reading) -> str:
-    """By how the model was called: see `advisor.proof_torch.inputs_of`."""
+    """By how the model was called: see `advisor.measure.proof_torch.inputs_of`."""
     inputs = reading.inputs
     if not inputs.get("restarting_positions"):
         if inputs.get("cu_seq_lens"):

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from advisor.environment import Environment
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, on_all
 from advisor.knobs.traits import Traits
-from advisor.model import ModelFacts
-from advisor.objective import Tier
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Tier
 
 _SOURCE = "https://pytorch.org/docs/stable/notes/numerical_accuracy.html"
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from advisor.configuration import Configuration
-from advisor.environment import Environment
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict, traits_of
 from advisor.knobs.traits import Traits
-from advisor.model import ModelFacts
-from advisor.objective import Tier
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Tier
 
 _SOURCE = "https://huggingface.co/docs/bitsandbytes"
 _IMPORTS = ("import torch", "from transformers import BitsAndBytesConfig")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advisor import metrics
-from advisor.checked import Malformed, shortened
 from advisor.errors import BadInput, named
+from advisor.nouns import metrics
+from advisor.nouns.checked import Malformed, shortened
 from advisor.workloads import forward
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths

@@ -10,7 +10,7 @@ import torch
 def after_pooling_of(folder: str, steps: Sequence[str], device: str) -> list[Callable[[torch.Tensor], torch.Tensor]]:
     """Return the functions to apply to embeddings [sequences, width] after pooling, in order, in fp32.
 
-    steps: "normalize", "dense PATH ACTIVATION" or "layer_norm PATH" (advisor.beside), paths relative to the folder.
+    steps: "normalize", "dense PATH ACTIVATION" or "layer_norm PATH" (advisor.models.beside), paths relative to the folder.
     """
     from safetensors.torch import load_file
 

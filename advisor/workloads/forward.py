@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advisor.declared import architectures, is_encoder, refuse_unpadded, unserved_head
-from advisor.entry import Sent
 from advisor.errors import BadInput, named
-from advisor.metrics import MEMORY, Gauge, Metric, rate_of, seconds
-from advisor.model import ModelFacts, ModelSource
-from advisor.option import Option
+from advisor.models.declared import architectures, is_encoder, refuse_unpadded, unserved_head
+from advisor.nouns.entry import Sent
+from advisor.nouns.metrics import MEMORY, Gauge, Metric, rate_of, seconds
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.option import Option
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from advisor.model import ModelFacts
-from advisor.trial import Quality
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Quality
 from advisor.workloads.forward import EMBEDDINGS, HIDDEN, LAST, LOGITS, SCORES
 from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.declared import refuse_unpadded
-from advisor.metrics import Metric
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Limits, Tier
-from advisor.option import Option
+from advisor.models.declared import refuse_unpadded
+from advisor.nouns.metrics import Metric
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Limits, Tier
+from advisor.nouns.option import Option
 from advisor.workloads.options import LIST_OPTIONS, lengths_of
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.workload import Workload
@@ -70,7 +70,7 @@ class Kind:
     their values, by name, stand for, None where the file of `lengths_from` is to give them; parse(asked, source, lengths): the
     workload, refused with BadInput where the model's files say that it can't be: both raise what is wrong in a line.
     examples: workloads that differ in what rules look at, for the table of choices. limits: what a lossy tier may cost, by
-    tier, where that is other than with other work (`advisor.limits.LIMITS`).
+    tier, where that is other than with other work (`advisor.quality.limits.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
     preparation(workload, facts, source, device): what is done with the model first, source as `ModelSource.request` has it.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.option import Option
-from advisor.reading import read_number, read_whole, shown, whole
+from advisor.nouns.option import Option
+from advisor.nouns.reading import read_number, read_whole, shown, whole
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, generated_or_listed, read_lengths, refuse_absurd
 
 #: What `advisor tune MODEL` measures when no workload is given.

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.reading import shown, whole
+from advisor.nouns.reading import shown, whole
 
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from advisor.trial import Quality
+from advisor.nouns.trial import Quality
 
 #: Fewer sequences than this have no standard deviation worth the name: then it is taken over what each of them has.
 LEAST_SEQUENCES = 4

@@ -16,11 +16,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
-from advisor.checked import Test, checked
-from advisor.configuration import key_of
-from advisor.entry import Sent
 from advisor.errors import BadInput, named
-from advisor.model import ModelFacts
+from advisor.nouns.checked import Test, checked
+from advisor.nouns.configuration import key_of
+from advisor.nouns.entry import Sent
+from advisor.nouns.model import ModelFacts
 from advisor.workloads.quantiles import DEALT, list_flags
 
 #: What two workloads of different kinds are apart at least: further than any two of one kind (see :meth:`Workload.distance`).
@@ -56,7 +56,7 @@ class Needs:
 
     @property
     def embeds(self) -> bool:
-        """Whether a sequence gives one embedding, as the files beside the weights say (`advisor.beside`)."""
+        """Whether a sequence gives one embedding, as the files beside the weights say (`advisor.models.beside`)."""
         return self.head is Head.NONE and self.sent is Sent.APART
 
 
@@ -85,7 +85,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """What one pass over the list takes, in numbers that `advisor.cost` makes operations and bytes of.
+    """What one pass over the list takes, in numbers that `advisor.search.cost` makes operations and bytes of.
 
     tokens: useful ones; processed: with pads, where those are computed; useful_pairs, pairs: of tokens that attend to one
     another, and of those whose scores are computed. predictions: positions whose logits are asked for. rows, columns: of the
@@ -115,7 +115,7 @@ class Workload(ABC):
     lengths: tuple[int, ...]
     batch: int | None
 
-    #: Tests of a kind's own fields that are narrower than their annotations, by field: see `advisor.checked`.
+    #: Tests of a kind's own fields that are narrower than their annotations, by field: see `advisor.nouns.checked`.
     TESTS: ClassVar[Mapping[str, Test]] = {}
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The first schema: nine tables, three views.
 
-Written out and never changed: what later versions of advisor.tables say is the business of later revisions.
+Written out and never changed: what later versions of advisor.storage.tables say is the business of later revisions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The answer of a study as a row, and the view that shows it; the device that measured a trial; indexes for many trials.
 
-Written out and never changed, like 0001. `advisor db upgrade` fills the rows: see `advisor.kept_answers.keep_answers`.
+Written out and never changed, like 0001. `advisor db upgrade` fills the rows: see `advisor.advice.kept_answers.keep_answers`.
 """
 
 from __future__ import annotations

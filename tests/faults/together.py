@@ -52,14 +52,14 @@ COMPLETE_S = 240.0
 
 def tune_alone(options: argparse.Namespace) -> None:
     """Run one tune on the landscape, in this process. A line of the log says what is run, another that it is over."""
-    from advisor.configuration import Configuration
-    from advisor.environment import Machine
-    from advisor.landscape import Landscape, ReplayRunner
-    from advisor.model import ModelSource
-    from advisor.objective import Budget
-    from advisor.store import Store
-    from advisor.tune import tune
-    from advisor.tuning import Job
+    from advisor.measure.landscape import Landscape, ReplayRunner
+    from advisor.nouns.configuration import Configuration
+    from advisor.nouns.environment import Machine
+    from advisor.nouns.model import ModelSource
+    from advisor.nouns.objective import Budget
+    from advisor.storage.store import Store
+    from advisor.study.tune import tune
+    from advisor.study.tuning import Job
 
     landscape = Landscape.of(json.loads(LANDSCAPE.read_text(encoding="utf-8")))
     log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -157,7 +157,7 @@ class Tunes:
 
     def run(self) -> None:
         """Start them all, kill as often as is asked for, and wait until each is done."""
-        from advisor.store import Store
+        from advisor.storage.store import Store
 
         chance = random.Random(self.options.seed)
         Store.open(
@@ -191,7 +191,7 @@ class Tunes:
     def trials(self) -> dict[int, Any]:
         """Return what is stored of the study."""
         from advisor.errors import NotMeasured
-        from advisor.store import Store
+        from advisor.storage.store import Store
 
         with Store.open(self.options.database, write=False) as store:
             try:
@@ -201,7 +201,7 @@ class Tunes:
 
     def check(self) -> None:
         """Check the study as a whole, and the log of what was run."""
-        from advisor.store import Store
+        from advisor.storage.store import Store
 
         trials = list(self.trials().values())
         if [t.number for t in trials] != list(range(len(trials))):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.metrics import MEMORY, Metric, rate_of, seconds
-from advisor.model import ModelFacts, ModelSource
-from advisor.objective import Limits, Tier
-from advisor.option import Option
+from advisor.nouns.metrics import MEMORY, Metric, rate_of, seconds
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Limits, Tier
+from advisor.nouns.option import Option
 from advisor.workloads import Head, Kind, Needs, Running, Runtime, Workload
 from advisor.workloads.options import LIST_OPTIONS
 

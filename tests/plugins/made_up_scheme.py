@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Term, Verdict
 from advisor.knobs.traits import Traits
-from advisor.objective import Tier
+from advisor.nouns.objective import Tier
 
 NAME = "made-up-8bit"
 

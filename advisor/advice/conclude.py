@@ -1,0 +1,100 @@
+"""What the evidence comes to: which candidate is recommended, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from advisor.advice.evidence import Evidence
+from advisor.advice.ranking import Candidate
+from advisor.errors import NothingAdmissible
+from advisor.knobs import Reason
+from advisor.nouns.answer import Conclusion
+from advisor.nouns.measurement import TIE_ZONE
+from advisor.nouns.objective import Objective
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search.prospects import Prospects, space_of
+from advisor.search.space import Space
+from advisor.storage.study_record import StudyRecord
+
+
+def conclude(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
+    """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
+
+    look: what finds out about what was never tried, asked only where that decides something, for it can take a second.
+    """
+    right, default = evidence.right, evidence.default
+    if not right:
+        return None, Conclusion.UNSEARCHED if look().left else Conclusion.NONE_RIGHT
+    if right[0].verdict == "faster":
+        return right[0], Conclusion.FASTER
+    if default is None or default.objections:
+        return right[0], _without_default(right[0], default, look)
+    if _looks_faster(right):
+        return default, Conclusion.UNCONFIRMED
+    if look().is_open:
+        return default, Conclusion.UNSEARCHED
+    return default, Conclusion.TIE if any(c.verdict == "tie" for c in right) else Conclusion.DEFAULT
+
+
+def _without_default(best: Candidate, default: Candidate | None, look: Callable[[], Prospects]) -> Conclusion:
+    """Return how sure it is that this is the best where the default may not be recommended, or could not be measured."""
+    if best.is_confirmed:
+        return Conclusion.SLOWER_BUT_RIGHT
+    if default is not None:
+        return Conclusion.UNCONFIRMED
+    return Conclusion.UNSEARCHED if look().is_open else Conclusion.SLOWER_BUT_RIGHT  # there is nothing to compare with
+
+
+def _looks_faster(right: Sequence[Candidate]) -> bool:
+    """Whether the search saw something faster than the default that was not compared with it.
+
+    What looked slower than something that was compared, and found no faster, does not count: then the search saw too much.
+    """
+    compared = max((c.search_ratio or 0.0 for c in right if c.verdict is not None), default=0.0)
+    return any((c.search_ratio or 0.0) > max(1 + TIE_ZONE, compared) for c in right if not c.is_confirmed)
+
+
+def fastest_found(evidence: Evidence, chosen: Candidate | None, verdict: Conclusion) -> Candidate | None:
+    """Return the best by the search of what may be recommended, where nothing is sure and that looks better than what is."""
+    best = max(evidence.right, key=lambda c: c.search_ratio or 0.0, default=None)
+    if best is None or chosen is None or verdict not in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
+        return None
+    return best if (best.search_ratio or 0.0) > (chosen.search_ratio or 0.0) else None
+
+
+def refuse_nothing_admissible(
+    study: StudyRecord,
+    objective: Objective,
+    evidence: Evidence,
+    trials: Sequence[Trial],
+    refusals: Sequence[Reason],
+    space: Space | None,
+) -> None:
+    """Raise NothingAdmissible with every reason where rules left nothing at all. space: the study's, built anew for None."""
+    if not _was_anything_admissible(study, objective, evidence, space):
+        raise NothingAdmissible(_every_reason(refusals, trials, evidence.outside))
+
+
+def _was_anything_admissible(study: StudyRecord, objective: Objective, evidence: Evidence, space: Space | None) -> bool:
+    """Whether rules left anything at all under an objective; a default that is wrong is no matter of rules."""
+    if evidence.default is not None and evidence.default.wrong:
+        return True
+    if space is None and study.objective.payload == objective.payload and study.admissible is not None:
+        return study.admissible > 0
+    space = space or space_of(study, objective)
+    return space is None or bool(space.admissible)
+
+
+def _every_reason(
+    refusals: Sequence[Reason], trials: Sequence[Trial], outside: Mapping[int, Sequence[str]]
+) -> list[str]:
+    texts = []
+    for trial in trials:
+        if trial.phase == "search" and trial.outcome is not Outcome.RUNNING:
+            why = (
+                ", ".join(outside[trial.number])
+                if trial.outcome is Outcome.OK
+                else f"{trial.outcome} ({trial.reason[:160]})"
+            )
+            texts.append(f"{trial.requested}: {why}")
+    return texts + [str(reason) for reason in refusals]

@@ -1,0 +1,92 @@
+"""Evidence: what a study measured, as candidates in the one order: what may be recommended, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from advisor.advice.ranking import Candidate, candidate, ranked
+from advisor.nouns.metrics import Metric, is_energy
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Objective
+from advisor.nouns.trial import Trial, default_of
+from advisor.quality.limits import limits_of
+from advisor.quality.objections import objections
+from advisor.search.prospects import searched
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.workloads import kind_of
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured, as candidates in the one order: right, what may be recommended; rejected: what may not be.
+
+    outside: by the number of a search trial, what stands against it. may_be: whether a trial may be recommended.
+    """
+
+    right: tuple[Candidate, ...]
+    rejected: tuple[Candidate, ...]
+    default: Candidate | None
+    outside: Mapping[int, Sequence[str]]
+    may_be: Callable[[Trial], bool]
+
+    @classmethod
+    def of(
+        cls, store: Store, source: ModelSource, study: StudyRecord, objective: Objective, trials: Sequence[Trial]
+    ) -> Evidence:
+        """Weigh a study's trials for a model under an objective. Its facts must be known."""
+        facts, same_weights = study.facts, study.weights_digest == source.weights_digest
+        assert facts is not None
+        # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
+        comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
+        default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
+        metrics = kind_of(study.workload).metrics
+
+        def against(trial: Trial) -> list[str]:
+            return objections(trial, default, objective, facts, same_weights=same_weights, limits=limits)
+
+        found = searched(trials)
+        outside = {trial.number: against(trial) for trial in found}
+        candidates = [
+            candidate(
+                _with_energy(trial, trials), default, comparisons, objective, facts, outside[trial.number], metrics
+            )
+            for trial in _once_each(found, outside, default, aim)
+        ]
+        order = ranked(candidates, aim)
+        return cls(
+            right=tuple(c for c in order if not c.objections),
+            rejected=tuple(c for c in order if c.objections),
+            default=next((c for c in order if c.is_default), None),
+            outside=outside,
+            may_be=lambda trial: trial.phase == "search" and not against(trial),
+        )
+
+
+def _once_each(
+    found: Sequence[Trial], outside: Mapping[int, Sequence[str]], default: Trial | None, aim: Metric
+) -> Iterable[Trial]:
+    """Return a trial of each configuration that ran, under whatever names it was asked for.
+
+    What may be recommended before what may not, then the best; the default is the very trial that everything is compared with.
+    """
+    timed = (trial for trial in found if trial.measurements)
+    by_ran = {t.ran: t for t in sorted(timed, key=lambda t: (not outside[t.number], t.score(aim)))}
+    by_ran |= {default.ran: default} if default is not None else {}
+    return by_ran.values()
+
+
+def _with_energy(trial: Trial, trials: Sequence[Trial]) -> Trial:
+    """Return a search trial with the energy that the newest block saw of it, where the search did not look."""
+    if any(is_energy(measurement.metric) for measurement in trial.measurements):
+        return trial
+    blocks = (t for t in reversed(trials) if t.phase == "confirm" and t.ran == trial.ran)
+    energy = next((m for t in blocks for m in t.measurements if is_energy(m.metric)), None)
+    return trial if energy is None else replace(trial, measurements=(*trial.measurements, energy))
+
+
+def count_tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
+    """Return how many of what --only leaves was tried: the default is measured beside it."""
+    tried = {t.requested for t in searched(trials)}
+    return sum(study.objective.leaves(configuration) for configuration in tried)

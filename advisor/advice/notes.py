@@ -1,0 +1,86 @@
+"""What a reader must know to weigh an answer, in words: what is not known, why the search stopped, and a way out."""
+
+from __future__ import annotations
+
+from advisor.advice.ranking import Candidate
+from advisor.models.declared import notes_on
+from advisor.nouns.answer import Stop
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Objective
+from advisor.quality.judge import depends, is_judged
+from advisor.storage.study_record import StudyRecord
+
+
+def notes_of(
+    study: StudyRecord, source: ModelSource, objective: Objective, chosen: Candidate | None, default: Candidate | None
+) -> list[str]:
+    """Return what a reader must know of a study to weigh what it recommends. source: the model that is asked about."""
+    notes = []
+    if study.state != "done":
+        notes.append(f"the study is {study.state}: run the same tune again to go on with it")
+    if default is None:
+        notes.append("the default could not be measured, so there is no ratio")
+    if study.weights_digest != source.weights_digest:
+        notes.append("speeds were measured with other weights of the same shapes")
+    if source.has_random_weights and "quantization_config" in source.config:
+        notes.append("random weights: quality of lossy choices is not judged")
+    elif source.has_random_weights:
+        notes.append("random weights: speed is true, quality of lossy choices is not judged")
+    notes += notes_on(source)
+    notes += _quality_notes(chosen, default)
+    if study.objective.ignored_rules:
+        notes.append(f"rules ignored: {', '.join(study.objective.ignored_rules)}")
+    if unmet := sorted(set(objective.ignored_rules) - set(study.objective.ignored_rules)):
+        notes.append(
+            f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
+        )
+    return notes + _aim_notes(study, objective)
+
+
+def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[str]:
+    """Say what of a choice's quality is not known, or can't be compared: a study is found by its lengths, not by its texts."""
+    quality = None if chosen is None else chosen.trial.quality
+    if chosen is None or quality is None:
+        return []
+    notes = [] if is_judged(quality, chosen.tier) else ["the quality of this choice was not judged"]
+    if quality.lacks_layout:
+        notes.append(f"its layout was {quality.layout_words}")
+    if default is not None and default.trial.quality is not None:
+        mine, other = (each.reference.partition(" positions, ")[2] for each in (quality, default.trial.quality))
+        if mine and other and mine != other:
+            notes.append(f"its quality is of {mine}, the default's of {other}: they are not comparable")
+    return notes
+
+
+def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
+    """Say what the study was after where that is not what is asked."""
+    notes = []
+    if study.objective.metric != objective.metric:
+        notes.append(
+            f"the study aimed at {study.objective.aim.name}: nothing is confirmed for {objective.aim.name}; "
+            f"tune --objective {objective.aim.name} would"
+        )
+    if study.objective.max_latency_s is not None and study.objective.max_latency_s != objective.max_latency_s:
+        notes.append(f"the study was made for at most {study.objective.max_latency_s * 1000:g} ms a batch")
+    if study.objective.only:
+        kept = "; ".join(f"{knob} {', '.join(names)}" for knob, names in study.objective.only)
+        notes.append(f"only this was searched: {kept}")
+    return notes
+
+
+def why_stopped(study: StudyRecord, tried: int) -> str:
+    """Return why the search stopped, as it was stored or as far as the rows tell."""
+    if study.end is not None:
+        return study.end.stop.words
+    if study.state != "done":
+        return Stop.INTERRUPTED.words if study.state == "interrupted" else "it is running"
+    return Stop.EVERYTHING.words if study.admissible is not None and tried >= study.admissible else ""
+
+
+def way_out(default: Candidate | None, facts: ModelFacts) -> str:
+    """Return how the work is done right where no configuration does it right: what reads its pads needs none."""
+    quality = default.trial.quality if default is not None else None
+    if default is None or quality is None:
+        return ""
+    reads = depends(quality, default.configuration, facts)
+    return "--batch 1, or batches of equal lengths" if reads else ""

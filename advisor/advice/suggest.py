@@ -1,0 +1,101 @@
+"""The answer, from stored trials alone: stored trials -> admissible here -> right -> ranked -> Recommendation. No torch, no GPU.
+
+The candidate with the highest confirmed ratio over the default, or the default itself where nothing is clear of a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from advisor.advice.command import going_on
+from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admissible
+from advisor.advice.evidence import Evidence, count_tried
+from advisor.advice.lookup import study_for
+from advisor.advice.notes import notes_of, way_out, why_stopped
+from advisor.advice.ranking import pareto
+from advisor.advice.recommendation import Recommendation
+from advisor.errors import NotMeasured
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Objective
+from advisor.nouns.trial import Outcome
+from advisor.search.prospects import Prospects, prospects_left
+from advisor.search.space import Space
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.workloads import Head, Workload, kind_of
+
+
+def suggest(
+    store: Store,
+    source: ModelSource,
+    workload: Workload,
+    objective: Objective,
+    here: Environment,
+    on: str | None = None,
+) -> Recommendation:
+    """Return the recommendation for a model, a workload and an objective on an environment.
+
+    on: a key's beginning or a part of the device's name; without it `here`, and where `here` is a CPU that nothing was
+    measured on, whatever environment has rows. Raises NotMeasured with the nearest that was measured, NothingAdmissible
+    with every reason.
+    """
+    study, notes = study_for(store, source, workload, objective, here, on)
+    return recommend(store, source, study, objective, notes)
+
+
+def recommend(
+    store: Store,
+    source: ModelSource,
+    study: StudyRecord,
+    objective: Objective,
+    notes: Sequence[str] = (),
+    *,
+    space: Space | None = None,
+) -> Recommendation:
+    """Return what a study's rows recommend under an objective. space: the study's, where the caller has built it already.
+
+    Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
+    """
+    trials, refusals = store.trials(study.id), tuple(store.refusals(study.id))
+    classifies = study.workload.needs.head is Head.CLASSIFICATION
+    facts = study.facts.for_source(source, classifies=classifies) if study.facts else None
+    if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
+        raise NotMeasured("the study has no finished trial yet; run the same tune again")
+    evidence = Evidence.of(store, source, study, objective, trials)
+    default = evidence.default.trial if evidence.default else None
+
+    @cache
+    def look() -> Prospects:
+        return prospects_left(study, trials, objective, evidence.may_be, default, space)
+
+    if not evidence.right and not look().left:
+        refuse_nothing_admissible(study, objective, evidence, trials, refusals, space)
+    chosen, verdict = conclude(evidence, look)
+    tried = count_tried(study, trials)
+    return Recommendation(
+        source=source,
+        study=study,
+        objective=objective,
+        facts=facts,
+        chosen=chosen,
+        default=evidence.default,
+        verdict=verdict,
+        runners_up=tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration),
+        refusals=refusals,
+        failures=tuple(t for t in trials if t.outcome.is_failure),
+        notes=(*notes, *notes_of(study, source, objective, chosen, evidence.default)),
+        pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
+        ceilings=store.ceilings(study.environment_key),
+        tried=tried,
+        admissible=study.admissible,
+        best=fastest_found(evidence, chosen, verdict),
+        rejected=evidence.rejected,
+        look=look,
+        why=why_stopped(study, tried),
+        command=going_on(source, study, objective),
+        way_out=way_out(evidence.default, facts) if chosen is None else "",
+        looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
+        spent_s=sum(t.wall_s or 0.0 for t in trials),
+    )

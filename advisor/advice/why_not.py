@@ -1,0 +1,248 @@
+"""Why what was asked about is not what is recommended: rules that refuse it, failed trials, its figures, what nobody tried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from advisor.advice.ranking import Candidate, why_behind
+from advisor.advice.recommendation import Recommendation
+from advisor.errors import BadInput
+from advisor.knobs import GENERIC, KNOBS, Reason, always
+from advisor.nouns.checked import shortened
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.judge import is_judged
+from advisor.search.prospects import prospects_of, space_of
+from advisor.terminal import gib
+
+#: How many trials and refusals of one choice are told one by one.
+MOST_LINES = 12
+
+
+def choices_in(text: str) -> dict[str, str]:
+    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
+
+    A configuration as it is printed has all knobs: those of which it says nothing have their implied choice. Else a word goes
+    to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by itself: it
+    needs its knob, or a whole configuration around it, in the order in which it is printed: between dots, or with a word for
+    every knob. Raises BadInput.
+    """
+    joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
+    words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
+    if not words:
+        raise BadInput("--why-not names no choice", "advisor probe lists them")
+    names_all = len(words) >= sum(knob.applies is always for knob in KNOBS.values())
+    if ("·" in text or names_all) and (label := _label(words)) is not None:
+        return label
+    chosen = _chosen([word for word in words if word not in GENERIC], text)
+    generic = [word for word in words if word in GENERIC]
+    if generic:
+        spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
+        raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")
+    return chosen
+
+
+def spelled(asked: Mapping[str, str]) -> str:
+    """Return what is asked about as a configuration is printed."""
+    return " · ".join(asked[knob] for knob in KNOBS if knob in asked)
+
+
+def _label(words: Sequence[str]) -> dict[str, str] | None:
+    """Return the configuration whose label these words are, implied choices too, None where they are none, or of several."""
+    needed = {name for name, knob in KNOBS.items() if knob.applies is always and not knob.implied}
+    found = [
+        dict(zip(knobs, words, strict=True))
+        for knobs in combinations(KNOBS, len(words))
+        if needed <= set(knobs) and all(map(_has_choice, knobs, words))
+    ]
+    return dict(Configuration.of(found[0]).over(KNOBS)) if len(found) == 1 else None
+
+
+def _has_choice(knob: str, name: str) -> bool:
+    return name in KNOBS[knob].choices
+
+
+def _chosen(words: Sequence[str], text: str) -> dict[str, str]:
+    """Return the choice by knob that words name. text: where they are from. Raises BadInput."""
+    chosen: dict[str, str] = {}
+    for word in sorted(words, key=lambda word: len(_knobs_of(word))):  # what only one knob has leaves the others fewer
+        name = word.rpartition("=")[2]
+        knobs = [knob for knob in _knobs_of(word) if chosen.get(knob, name) == name]
+        if not knobs:
+            what = f"a configuration has one choice of {_knobs_of(word)[0]}, and {shortened(text)} names two"
+            raise BadInput(f"--why-not: {what}", "ask for each by itself")
+        if len(knobs) > 1:
+            spelled = " or ".join(f"{knob}={word}" for knob in knobs)
+            raise BadInput(f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {spelled}")
+        chosen[knobs[0]] = name
+    return chosen
+
+
+def _knobs_of(word: str) -> list[str]:
+    """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
+    knob, _, name = word.rpartition("=")
+    if knob and knob not in KNOBS:
+        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
+    found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
+    if not found and word in KNOBS:
+        raise BadInput(f"--why-not: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
+    if not found:
+        which = f"{knob} has" if knob else "there is"
+        raise BadInput(f"--why-not: {which} no choice {shortened(name)}", "advisor probe lists them")
+    return found
+
+
+def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) -> list[str]:
+    """Return, in words, why what has a choice, or all of several, is not what is recommended. Raises BadInput: see choices_in."""
+    asked = choices_in(text)
+    if recommendation.chosen is not None and _has(recommendation.chosen.configuration, asked):
+        return [f"{spelled(asked)} is recommended{_how_sure(recommendation)}"]
+    if missing := [knob for knob in sorted(asked) if not _is_turned(knob, recommendation, trials)]:
+        return [f"{missing[0]} is no knob of this workload: --batch auto makes it one"]
+    refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
+    tried = [
+        _told(trial, recommendation)
+        for trial in trials
+        if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
+    ]
+    untried = _untried(recommendation, trials, asked)
+    found = [*_first(refusals), *_first(tried), *(untried or ())]
+    if tried or untried or (found and len(asked) == 1):
+        return found
+    last = f"no configuration with {_it(asked)} is admissible here"
+    if untried is None:
+        last = f"no configuration with {_it(asked)} was tried, and this version can't say what is admissible for this model"
+    return [*found, f"{_subject(asked)}: {last}"]
+
+
+def _has(configuration: Configuration, asked: Mapping[str, str]) -> bool:
+    return all(configuration.get(knob) == name for knob, name in asked.items())
+
+
+def _subject(asked: Mapping[str, str]) -> str:
+    """Return what is asked about as refusals spell it."""
+    return " ".join(f"{knob}={asked[knob]}" for knob in KNOBS if knob in asked)
+
+
+def _it(asked: Mapping[str, str]) -> str:
+    return "it" if len(asked) == 1 else "all of these"
+
+
+def _how_sure(recommendation: Recommendation) -> str:
+    return {3: f" for now: {recommendation.verdict}"}.get(recommendation.verdict.exit_status, "")
+
+
+def _is_turned(knob: str, recommendation: Recommendation, trials: Sequence[Trial]) -> bool:
+    """Whether the configurations of a workload have a choice of a knob."""
+    known: list[Configuration] = [trial.requested for trial in trials[:1]]
+    known += [recommendation.chosen.configuration] if recommendation.chosen is not None else []
+    return any(knob in configuration for configuration in known)
+
+
+def _fitting(recommendation: Recommendation, asked: Mapping[str, str]) -> list[Reason]:
+    """Return the refusals that hold for what has all of these choices, those that need no other choice first.
+
+    Not those of a narrower tier than the one that is asked for now.
+    """
+    wider = recommendation.objective.quality.rank > recommendation.study.objective.quality.rank
+    wanted, known = set(_subject(asked).split()), []
+    for reason in recommendation.refusals:
+        words = set(f"{reason.subject} {reason.about}".split())
+        clashes = any(word.partition("=")[0] in asked for word in words - wanted)
+        if words & wanted and not clashes and not (wider and reason.rule == "T0"):
+            known.append((len(words - wanted), reason))
+    return [reason for _, reason in sorted(known, key=lambda pair: bool(pair[0]))]
+
+
+def _refusal(reason: Reason) -> str:
+    about, remedy = f" with {reason.about}" if reason.about else "", f" → {reason.remedy}" if reason.remedy else ""
+    return f"{reason.subject}{about}: rule {reason.rule}: {reason.text}{remedy}"
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    left = len(lines) - MOST_LINES
+    return list(lines) if left <= 0 else [*lines[:MOST_LINES], f"and {left} more"]
+
+
+def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Mapping[str, str]) -> list[str] | None:
+    """Say how many admissible configurations with these choices nobody tried, the most promising of them, and what tries them.
+
+    None where it is not known what is admissible.
+    """
+    space = space_of(recommendation.study, recommendation.objective)
+    if space is None:
+        return None
+    default = recommendation.default.trial if recommendation.default is not None else None
+    numbers = {c.trial.number for c in recommendation.runners_up}
+    numbers |= {recommendation.chosen.trial.number} if recommendation.chosen is not None else set()
+    left = prospects_of(
+        space, trials, recommendation.objective, lambda trial: trial.number in numbers, default, having=asked
+    )
+    if not left.left:
+        return []
+    best = left.promising[0]
+    predicted = f", predicted {best.ratio:.2f} × the default" if best.ratio is not None else ""
+    cost = f", about {best.seconds:.0f} s" if best.seconds is not None else ""
+    many = (
+        f"1 admissible configuration with {_it(asked)} was"
+        if left.left == 1
+        else f"{left.left} admissible configurations with {_it(asked)} were"
+    )
+    text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
+    return [f"{text}. To go on: {recommendation.command}"]
+
+
+def _told(trial: Trial, recommendation: Recommendation) -> str:
+    """Say what came of a trial; nothing that contradicts the one order."""
+    head = f"trial {trial.number}, {trial.requested}:"
+    if trial.outcome is Outcome.RUNNING:
+        return f"{head} it is running, or was interrupted"
+    if not trial.measurements:
+        return f"{head} {trial.outcome}: {trial.reason}" if trial.reason else f"{head} {trial.outcome}"
+    measured = (*recommendation.runners_up, *recommendation.rejected)
+    found = next((c for c in measured if c.configuration == trial.ran), None)
+    parts = [] if trial.ran == trial.requested else [f"{trial.ran} ran"]
+    if trial.outcome is Outcome.PRUNED:
+        return f"{head} {'; '.join([*parts, trial.reason or 'stopped early'])}"
+    if found is None:  # it ran as what is recommended
+        return f"{head} {'; '.join([*parts, 'which is recommended'])}"
+    return f"{head} {'; '.join([*parts, *_figures(found, recommendation)])}"
+
+
+def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
+    """Say what a candidate's figures are, and why it comes after what is recommended."""
+    chosen, parts = recommendation.chosen, [_ratio_words(found, recommendation)]
+    quality = found.trial.quality
+    if quality is not None and quality.kl is not None:
+        parts.append(f"KL {quality.kl:.1e}" + ("" if is_judged(quality, found.tier) else ", not judged"))
+    if chosen is not None and found.trial.weight_bytes and chosen.trial.weight_bytes:
+        more = found.trial.weight_bytes - chosen.trial.weight_bytes
+        parts.append(f"weights {'+' if more > 0 else '-'}{gib(abs(more))}" if more else "")
+    if found.objections:
+        return [*(part for part in parts if part), *found.objections]
+    if chosen is not None:
+        parts.append(f"{why_behind(found, chosen)}{_recommended_words(found, chosen)}")
+    return [part for part in parts if part]
+
+
+def _ratio_words(found: Candidate, recommendation: Recommendation) -> str:
+    aim = recommendation.objective.aim
+    over = "the default" if aim.is_speed else f"the default in {aim.words}"
+    if found.is_default:
+        return "it is the default"
+    if found.comparison is None:
+        return f"≈{found.search_ratio:.2f} × {over} in the search" if found.search_ratio else ""
+    (low, high), blocks = found.comparison.interval, len(found.comparison.block_ratios)
+    interval = f" ({low:.2f}–{high:.2f})" if blocks > 1 else ""
+    how = "confirmed" if found.is_confirmed else f"in {blocks} block{'s' * (blocks > 1)}"
+    verdict = f": {found.verdict}" if found.verdict else ""
+    return f"{how} {found.comparison.ratio:.2f} × {over}{interval}{verdict}"
+
+
+def _recommended_words(found: Candidate, chosen: Candidate) -> str:
+    if not (found.is_confirmed and chosen.comparison is not None and chosen.is_confirmed):
+        return ""
+    low, high = chosen.comparison.interval
+    return f" (what is recommended: {chosen.comparison.ratio:.2f}, {low:.2f}–{high:.2f})"

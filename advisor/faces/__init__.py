@@ -1,0 +1,1 @@
+"""Faces: what is asked for, by flags and by keywords, becomes one question, and the verbs that answer it are called."""

@@ -1,0 +1,157 @@
+"""advisor in Python: `suggest`, `load` and `tune`. What the command line's verbs do, as functions.
+
+Keyword arguments are the command line's flags with underscores (`max_memory="24GiB"` is `--max-memory 24GiB`), with the same
+defaults; values are Python's own, or the texts that the command line takes. Errors are exceptions of `advisor.errors`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from advisor.errors import NothingAdmissible, NotMeasured, spelled_for_python
+from advisor.faces.loading import Ready, loaded
+from advisor.faces.question import Question, effort_of, kind_of, question_of
+from advisor.faces.resolve import resolve
+from advisor.faces.verbs import Listener, answered, job_of, measured, open_to_write
+from advisor.nouns.environment import Machine
+from advisor.workloads import DEFAULT_KIND, Kind
+
+if TYPE_CHECKING:  # the database's driver and Optuna take time to import
+    from advisor.advice.recommendation import Recommendation
+
+
+class Flags(TypedDict, total=False):
+    """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
+
+    workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
+    max_latency: seconds or text; only: choices by knob.
+    """
+
+    workload: str
+    lengths: int | str | Sequence[int]
+    lengths_from: str | os.PathLike[str] | None
+    padding: float | None
+    batch: int | str
+    batches: int | None
+    output: str | None
+    objective: str
+    quality: str
+    max_memory: int | str | None
+    max_latency: float | str | None
+    only: Mapping[str, str | Sequence[str]]
+    ignore_rule: str | Sequence[str]
+    allow_unjudged: bool
+    allow_pickle: bool
+    device: str | None
+    threads: int
+
+
+class SuggestFlags(Flags, total=False):
+    """What suggest takes beside these: another environment than this machine's, by key or part of the device's name."""
+
+    on: str | None
+
+
+class TuneFlags(Flags, total=False):
+    """What tune takes beside these: how much may be spent (seconds or text), and the search's seed."""
+
+    budget: float | str | None
+    payback: float | str | None
+    trials: int | None
+    exhaustive: bool
+    blocks: int
+    timeout: float | str
+    seed: int
+
+
+@spelled_for_python()
+def suggest(model: str | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Recommendation:
+    """Return what stored measurements recommend for a model and a workload. Needs no GPU and no torch.
+
+    Raises NotMeasured where nothing stored answers, NothingAdmissible where nothing is left, BadInput.
+
+        >>> found = advisor.suggest("meta-llama/Llama-3.1-8B", lengths=2048, padding=0.3, batch=8)
+        >>> print(found.configuration, found.verdict)
+        flash_attention_2 · bf16 · none · packed faster
+    """
+    return _suggested("suggest", model, flags, SuggestFlags)[0]
+
+
+@spelled_for_python()
+def load(model: str | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
+    """Load a model as it is recommended for a workload on this machine, by the code that the measurement ran.
+
+    Nothing is measured: raises NotMeasured where this workload was not tuned on this machine, and what suggest raises.
+    It switches what the recommendation switches for the whole process (fp32 products, sdpa's kernels, CPU threads).
+
+        >>> ready = advisor.load("meta-llama/Llama-3.1-8B", lengths=2048, padding=0.3, batch=8)
+        >>> for batch in ready.batches(sequences):  # your own token ids
+        ...     logits = ready.results([sequences[i] for i in batch])  # [sequences in the batch, vocabulary]
+    """
+    recommendation, machine = _suggested("load", model, flags, Flags)
+    if recommendation.chosen is None:
+        raise NothingAdmissible(
+            [f"{c.configuration}: {text}" for c in recommendation.rejected for text in c.objections]
+        )
+    if recommendation.study.environment_key != machine.environment.key:
+        raise NotMeasured(
+            f"{recommendation.source.name} was tuned on {recommendation.study.environment}, not on this "
+            f"machine's {machine.user_device}",
+            "advisor.tune measures here",
+        )
+    return loaded(recommendation, machine)
+
+
+@spelled_for_python()
+def tune(
+    model: str | os.PathLike[str], *, listen: Listener | None = None, **flags: Unpack[TuneFlags]
+) -> Recommendation:
+    """Measure configurations of a model, store what was found, and return what is recommended.
+
+    The same call goes on where an interrupted one stopped. listen: is called with every event, a mapping.
+
+        >>> found = advisor.tune("meta-llama/Llama-3.1-8B", lengths_from="prompts.jsonl", batch="auto", budget="20m")
+        >>> found.chosen.trial.tokens_per_s
+        104523.6
+    """
+    began = time.monotonic()
+    question = _question("tune", model, flags, TuneFlags)
+    job, notes = job_of(question, effort_of(flags, question.objective), began)
+    with open_to_write() as store:
+        found = measured(job, store, listen or (lambda _: None))
+    return replace(found, notes=(*notes, *found.notes))
+
+
+def _suggested(
+    verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type
+) -> tuple[Recommendation, Machine]:
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+
+    question = _question(verb, model, flags, known)
+    asked = resolve(question, to_measure=False)
+    with Store.open(default_url(), write=False) as store:
+        found = answered(asked, store, question.on)
+    return replace(found, notes=(*asked.notes, *found.notes)), asked.machine
+
+
+def _question(verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type) -> Question:
+    """Return what keyword arguments ask. Raises TypeError for one that the function does not take, BadInput."""
+    _refuse_unknown(verb, flags, known, kind_of(flags))
+    name = os.fspath(model)
+    # A name like a flag would be one in the command that an answer prints.
+    return question_of(f"./{name}" if name.startswith("-") else name, flags)
+
+
+def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind) -> None:
+    others = {option.name for option in DEFAULT_KIND.options}
+    names = known.__annotations__.keys() - others | {option.name for option in kind.options}
+    for name in sorted(flags.keys() - names):
+        near = get_close_matches(name, sorted(names), n=1)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{meant}")

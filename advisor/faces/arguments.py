@@ -1,0 +1,210 @@
+"""The command line's parsers: the commands and their flags, out of the options that are declared. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from advisor.errors import BadInput
+from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
+from advisor.faces.question import know_plugins
+from advisor.nouns.option import Option
+from advisor.nouns.reading import read_switch
+from advisor.version import __version__
+from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions of advisor's own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise BadInput with argparse's words."""
+        raise BadInput(message, f"see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here, where the command is known whose help has what it takes."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+def kind_in(words: Sequence[str]) -> Kind:
+    """Return the kind of work that a command line names with --workload, the default kind where it names none that there is.
+
+    Looked for before anything is parsed: the kind says which flags there are.
+    """
+    know_plugins()
+    flag = "--workload"
+    for place, word in enumerate(words):
+        given, sign, value = word.partition("=")
+        if word == "--":
+            break
+        if len(given) > 2 and flag.startswith(given):
+            name = value if sign else "".join(words[place + 1 : place + 2])
+            return kind_named(name) if name in names() else DEFAULT_KIND
+    return DEFAULT_KIND
+
+
+def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, with the flags of one kind of work."""
+    know_plugins()
+    parser = _Parser(
+        prog="advisor",
+        description="The fastest way to run a transformers model on your GPU that is still right, with the proof.",
+    )
+    parser.add_argument("--version", action="version", version=f"advisor {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words, add in _COMMANDS:
+        add(commands.add_parser(name, help=words), kind)
+    return parser
+
+
+def _probe(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument(
+        "--ceilings",
+        action="store_true",
+        help="measure what the device reaches at best in matrix products and copies, and store it",
+    )
+    _add(parser, PLACE)
+    _add_format(parser, "text", "json")
+
+
+def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    _add_workload(parser, kind)
+    _add(parser, EFFORT)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
+    _add(parser, PLACE)
+    _add_format(parser, "text", "json", "python")
+
+
+def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    _add_workload(parser, kind)
+    parser.add_argument(
+        "--why-not",
+        metavar="CHOICE[,CHOICE…]",
+        help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
+        "is not recommended",
+    )
+    parser.add_argument(
+        "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
+    )
+    _add(parser, (ON, *PLACE))
+    _add_format(parser, "text", "json", "python")
+
+
+def _limit(text: str) -> int:
+    """Read --limit. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on, not {text!r}")
+    return int(text)
+
+
+def _trials(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
+    parser.add_argument("--study", type=int, metavar="N", help="one study alone")
+    parser.add_argument("--failed", action="store_true", help="what came to nothing alone")
+    parser.add_argument(
+        "--limit", type=_limit, default=50, metavar="N", help="the newest N trials (default: 50), 0 for all"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
+    _add_format(parser, "text", "json")
+
+
+def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
+    _add_format(parser, "text", "json")
+
+
+def _reproduce(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
+    parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
+    parser.add_argument("--anyway", action="store_true", help="although the environment or the weights differ")
+    device = replace(DEVICE, help="cuda:0, cuda:1, … or cpu (default: a GPU where it ran on one)")
+    _add(parser, (replace(TIMEOUT, help="deadline of the run (default: %(default)s)"), ALLOW_PICKLE, device))
+    _add_format(parser, "text", "json", "python")
+
+
+def _reproduce_seed(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument(
+        "--model", metavar="MODEL", help="a hub id, a directory or a config.json (default: Falcon-7B's shape)"
+    )
+    parser.add_argument(
+        "--case",
+        metavar="LENGTH:PADDING:BATCH",
+        action="append",
+        default=[],
+        help="measure this instead of the advice's three cases; repeat it",
+    )
+    _add(parser, CASE_EFFORT)
+    parser.add_argument("--svg", metavar="FILE", help="draw the figures into this file")
+    _add(parser, (ALLOW_PICKLE, *PLACE))
+    _add_format(parser, "text", "json")
+
+
+def _export(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("--study", type=int, metavar="N", action="append", help="one study; repeat it (default: all)")
+
+
+def _import(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("file", metavar="FILE", help="what advisor export wrote; - reads from stdin")
+
+
+def _db(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("action", choices=("upgrade", "url", "path"))
+
+
+_COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], None]]] = (
+    ("probe", "what this machine can do, what it cannot, why, and how to get it", _probe),
+    ("tune", "measure configurations of a model and find the fastest that is right", _tune),
+    ("suggest", "answer from what was measured; needs no GPU", _suggest),
+    ("trials", "list what was measured", _trials),
+    ("show", "all that is known of one trial", _show),
+    ("reproduce", "run a stored trial again and compare", _reproduce),
+    (
+        "reproduce-seed",
+        "measure the advice that advisor grew from on this GPU, and say what it is worth",
+        _reproduce_seed,
+    ),
+    ("export", "write studies to stdout, for another database", _export),
+    ("import", "add studies that another database exported", _import),
+    ("db", "the database: upgrade it, show its URL or its path", _db),
+)
+
+
+def _add_format(parser: argparse.ArgumentParser, *forms: str) -> None:
+    parser.add_argument("--format", choices=forms, default=forms[0])
+
+
+def _add_workload(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
+    )
+    parser.add_argument(
+        "--workload",
+        choices=names(),
+        default=kind.name,
+        help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
+        "--workload NAME --help lists (default: %(default)s)",
+    )
+    _add(parser, (*kind.options, *objective_options(kind)))
+
+
+def _add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add options as flags: what their values mean is not looked at here, but for words that can't be numbers."""
+    for option in options:
+        if option.read is read_switch:
+            parser.add_argument(option.flag, action="store_true", help=option.help)
+        elif option.repeats:
+            parser.add_argument(option.flag, metavar=option.metavar, action="append", default=[], help=option.help)
+        else:
+            parser.add_argument(
+                option.flag,
+                type=option.word,
+                choices=option.choices or None,
+                default=option.default,
+                metavar=option.metavar,
+                help=option.help,
+            )

@@ -1,0 +1,111 @@
+"""Ready: a model loaded as it is recommended, and how to call it as it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import BadInput
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelFacts
+from advisor.workloads import Head, Workload, kind_of
+
+if TYPE_CHECKING:  # the database's driver takes time to import
+    from advisor.advice.recommendation import Recommendation
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model, loaded as recommended, and how to call it as it was measured.
+
+    model: the torch module, in evaluation mode, on `device`; batch: how many sequences it was measured with at once.
+    """
+
+    model: Any = field(repr=False)
+    recommendation: Recommendation = field(repr=False)
+    device: str
+    batch: int
+    _session: Any = field(repr=False)
+    _request: Mapping[str, Any] = field(repr=False)
+
+    def collate(self, sequences: Iterable[Any]) -> dict[str, Any]:
+        """Return the arguments of `model(**arguments)` for a batch of token ids, on the device: padded, or in one row.
+
+        sequences: lists or 1-D tensors of whole numbers, none of them empty. Where the last logits are asked for, those of
+        every sequence's end alone are computed, in the order of the sequences, as far as the model's class can. Raises
+        BadInput for scores of a packed row, which only :meth:`results` can read.
+        """
+        call = self._call(sequences)
+        if call.is_packed and self._workload.needs.head is Head.CLASSIFICATION:
+            raise BadInput("model(**arguments) gives one score a row, and these sequences share one", "use results()")
+        return dict(self._runtime.arguments(call).on(self.device))
+
+    def results(self, sequences: Iterable[Any]) -> Any:
+        """Run a batch and return what was asked for, a row a sequence: its last logits, its embedding or its scores.
+
+        Hidden states and all logits come as the model gives them, [rows, columns, width].
+        """
+        import torch
+
+        with torch.inference_mode():
+            return self._runtime.run(self.model, self._call(sequences), self.device)
+
+    def batches(self, sequences: Sequence[Any]) -> list[list[int]]:
+        """Return, batch by batch, the places in `sequences` of those to run together: by length where that was measured."""
+        lengths = tuple(len(sequence) for sequence in sequences)
+        if not lengths:
+            return []
+        from advisor.knobs import traits_of
+
+        by_length = traits_of(self._configuration).by_length
+        work = replace(self._workload, lengths=lengths, batch=self.batch)
+        return [list(batch) for batch in work.batches(by_length=by_length)]
+
+    @property
+    def _configuration(self) -> Configuration:
+        chosen = self.recommendation.chosen
+        assert chosen is not None  # nothing else is loaded
+        return chosen.configuration
+
+    @property
+    def _workload(self) -> Workload:
+        return self.recommendation.study.workload
+
+    @property
+    def _runtime(self) -> Any:
+        from advisor.measure import session_torch
+
+        return session_torch.runtime_of(self._request)
+
+    def _call(self, sequences: Iterable[Any]) -> Any:
+        """Return the worker's call for a batch."""
+        import torch
+
+        tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
+        if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
+            raise BadInput("a batch is one or more lists of token ids, none of them empty")
+        (call,) = self._session.calls_of(self._request, self._configuration, tensors, [range(len(tensors))])
+        return call
+
+
+def loaded(recommendation: Recommendation, machine: Machine) -> Ready:
+    """Load what is recommended through the worker's own session: the lines that were measured. Raises BadInput."""
+    import torch
+
+    from advisor.measure import session_torch
+    from advisor.networks import facts_torch
+
+    assert recommendation.chosen is not None
+    configuration, source = recommendation.chosen.configuration, recommendation.source.request
+    workload = recommendation.study.workload.under(configuration)
+    # Read anew: stored facts can be those of a class that gives another output.
+    facts = facts_torch.read_facts(source, workload.needs)
+    kind_of(workload).refuse(workload, ModelFacts.of(facts), recommendation.source.name)
+    request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
+    if not machine.environment.is_cuda:
+        torch.set_num_threads(machine.environment.threads or 1)
+    session = session_torch.Session(lambda _: None)
+    session.load(request, configuration)
+    return Ready(session.model, recommendation, machine.user_device, workload.size, session, request)

@@ -1,0 +1,144 @@
+"""The options of all work: what may be asked of the objective, the search and the machine. A kind of work adds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from advisor.errors import BadInput, named
+from advisor.nouns.objective import Budget, Tier
+from advisor.nouns.option import Option, switch
+from advisor.nouns.reading import read_count, read_duration, read_latency, read_size, read_texts, read_whole, shown
+from advisor.workloads import Kind
+
+DEFAULT_BUDGET = "10m"
+
+#: So much work is to pay for a search that nobody bounds. On made-up landscapes a quarter of it ended too early in 5 of 80.
+DEFAULT_PAYBACK = "1h"
+
+#: A knob and what is left of its choices, with the name of the option that says so.
+Restriction = tuple[str, str, tuple[str, ...]]
+
+
+def _read_restrictions(value: Any, name: str) -> tuple[Restriction, ...]:
+    """Return what a mapping of choices by knob says, or texts such as attention=sdpa,eager. Raises BadInput."""
+    if isinstance(value, Mapping):
+        return tuple((name, str(knob), _read_choices(value, names, name)) for knob, names in value.items())
+    return tuple(_read_restriction(text, name, "KNOB=CHOICE[,CHOICE…]") for text in read_texts(value, name))
+
+
+def _read_choices(value: Mapping[Any, Any], names: Any, name: str) -> tuple[str, ...]:
+    choices = read_texts(names.split(",") if isinstance(names, str) else names, name)
+    if not choices or not all(choices):
+        raise BadInput(
+            f"{named(name)} takes choices by knob such as {{'precision': ['fp32', 'tf32']}}, not {shown(value)}"
+        )
+    return tuple(sorted(set(choices)))
+
+
+def _read_restriction(text: str, name: str, form: str) -> Restriction:
+    knob, sign, listed = text.partition("=")
+    choices = tuple(sorted(set(listed.split(","))))
+    if not sign or not all(choices) or (len(choices) > 1 and "," not in form):
+        raise BadInput(f"{named(name)} takes {form}, not {text!r}")
+    return name, knob, choices
+
+
+def _read_fixed(value: Any, name: str) -> tuple[Restriction, ...]:
+    return tuple(_read_restriction(text, name, "KNOB=CHOICE") for text in read_texts(value, name))
+
+
+def objective_options(kind: Kind) -> tuple[Option, ...]:
+    """Return the options that say what is wanted of a kind of work."""
+    return (
+        Option(
+            "objective",
+            "what to make the best of (default: %(default)s)",
+            default=kind.aim.name,
+            choices=tuple(kind.objectives),
+        ),
+        Option(
+            "quality",
+            "the most that may be lost (default: %(default)s)",
+            default=str(Tier.DTYPE),
+            choices=tuple(str(tier) for tier in Tier),
+        ),
+        Option("max_memory", "peak memory allowed, for example 24GiB", read_size, metavar="SIZE"),
+        Option("max_latency", "time allowed to the slowest batch, for example 80ms", read_latency, metavar="TIME"),
+        Option(
+            "only",
+            "try these choices of a knob alone, beside the default",
+            _read_restrictions,
+            default=(),
+            metavar="KNOB=CHOICE[,CHOICE…]",
+            repeats=True,
+        ),
+        Option("fix", "the same with one choice", _read_fixed, default=(), metavar="KNOB=CHOICE", repeats=True),
+        Option(
+            "ignore_rule",
+            "try what a rule refuses; the gate judges it",
+            read_texts,
+            default=(),
+            metavar="ID",
+            repeats=True,
+        ),
+        switch("allow_unjudged", "recommend lossy choices although weights are random"),
+        ALLOW_PICKLE,
+    )
+
+
+ALLOW_PICKLE = switch("allow_pickle", "load pickle checkpoints, which can run code")
+
+DEVICE = Option("device", "cuda:0, cuda:1, … or cpu (default: the first usable GPU)", metavar="DEVICE")
+
+THREADS = Option("threads", "CPU threads (default: %(default)s)", read_count, default=1, metavar="N", word=int)
+
+#: Where something is run.
+PLACE = (DEVICE, THREADS)
+
+#: Where a stored answer may be from.
+ON = Option("on", "an environment's key or part of a device's name", metavar="ENVIRONMENT")
+
+_TRIALS = Option("trials", "configurations to try in the search", read_count, metavar="N", word=int)
+
+_CONFIRMED = "at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear"
+
+_BLOCKS = Option(
+    "blocks",
+    f"{_CONFIRMED}; 0 leaves it out (default: %(default)s)",
+    read_whole,
+    default=Budget().blocks,
+    metavar="N",
+    word=int,
+)
+
+TIMEOUT = Option(
+    "timeout", "deadline of one trial (default: %(default)s)", read_duration, default="10m", metavar="TIME"
+)
+
+#: How much a tune may spend, and how it searches.
+EFFORT = (
+    Option("budget", f"time to spend, for example 10m (default: {DEFAULT_BUDGET})", read_duration, metavar="TIME"),
+    Option(
+        "payback",
+        "how much work is to pay for the search: it ends where a second of it is expected to save less than "
+        f"a second of that work (default: {DEFAULT_PAYBACK} where no budget, trials or exhaustive is given)",
+        read_duration,
+        metavar="TIME",
+    ),
+    _TRIALS,
+    switch("exhaustive", "measure every admissible configuration to its end, however long it takes"),
+    _BLOCKS,
+    TIMEOUT,
+    Option("seed", "of the search's random choices (default: %(default)s)", read_whole, default=0, word=int),
+)
+
+#: How much may be spent on a case of the advice that advisor grew from.
+CASE_EFFORT = (
+    Option("budget", "time for a case (default: %(default)s)", read_duration, default=DEFAULT_BUDGET, metavar="TIME"),
+    replace(_TRIALS, help="configurations to try in the search of a case"),
+    replace(_BLOCKS, help=f"{_CONFIRMED} (default: %(default)s)"),
+    Option("batches", "batches in the list (default: %(default)s)", read_whole, default=2, metavar="N", word=int),
+    TIMEOUT,
+)

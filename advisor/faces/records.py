@@ -1,0 +1,137 @@
+"""The commands on what is stored: list it, show one trial, move studies from database to database, and say where it is."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from advisor.errors import BadInput, NotMeasured
+from advisor.faces.printing import note, print_json, print_json_line
+from advisor.nouns.reading import read_trial
+from advisor.terminal import printable_json
+
+
+def _trials(options: argparse.Namespace, _: float) -> int:
+    from advisor.models.checkpoint import find_model
+    from advisor.show.history_report import print_trials
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+    from advisor.study.history import listed
+
+    key = None
+    if options.model is not None:
+        key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
+    with Store.open(default_url(), write=False) as store:
+        shown = 0
+        for each in listed(store, key, options.study, failed=options.failed, limit=options.limit):
+            if options.format == "json":
+                print_json_line(each.payload)
+            else:
+                print_trials(each, is_next=shown > 0)
+            shown += len(each.trials)
+        note(store.damaged)
+    if shown == options.limit:
+        note([f"these are the newest {shown} trials: --limit N lists more, --limit 0 all"])
+    return 0
+
+
+def _show(options: argparse.Namespace, _: float) -> int:
+    from advisor.show.history_report import print_trial
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+    from advisor.study.history import stored_trial, study_payload, trial_payload
+
+    number = read_trial(options.trial)
+    with Store.open(default_url(), write=False) as store:
+        study, trial = stored_trial(store, *number)
+    if options.format == "json":
+        print_json({**study_payload(study), "trial": trial_payload(study, trial)})
+    else:
+        print_trial(study, trial)
+    return 0
+
+
+def _export(options: argparse.Namespace, _: float) -> int:
+    from advisor.storage.exchange import export_lines
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+
+    with Store.open(default_url(), write=False) as store:
+        for study in options.study or ():
+            try:
+                store.study(study)
+            except NotMeasured as error:
+                raise BadInput(str(error), "advisor trials lists them") from None
+        for line in export_lines(store, options.study):
+            print(printable_json(line))
+    return 0
+
+
+def _import(options: argparse.Namespace, _: float) -> int:
+    from advisor.advice.kept_answers import keep_answers
+    from advisor.faces.verbs import open_to_write
+    from advisor.storage.exchange import bounded_lines, import_lines
+
+    with _opened(options.file) as lines, open_to_write() as store:
+        try:
+            done = import_lines(store, bounded_lines(lines))
+        except BadInput as error:
+            raise BadInput(f"{options.file}, {error}", "whole studies before it are stored") from None
+        keep_answers(store)
+    counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
+    print(f"new here: {counts or 'nothing'}; known already: {sum(done.known.values())} rows")
+    return 0
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[TextIO]:
+    """Open what is to be imported, or stdin, as lines of UTF-8."""
+    if file == "-":
+        if sys.stdin is None:
+            raise BadInput("there is no stdin to read from")
+        yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")
+        return
+    try:
+        stream = Path(file).open(encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}") from None
+    with stream:
+        yield stream
+
+
+def _db(options: argparse.Namespace, _: float) -> int:
+    from advisor.storage.database import upgrade
+    from advisor.storage.place import database_path, default_url, shown_url
+    from advisor.storage.store import Store
+
+    if options.action == "upgrade":
+        from advisor.advice.kept_answers import keep_answers
+
+        revision = upgrade(default_url())
+        with Store.open(default_url(), write=True) as store:
+            keep_answers(store)  # of databases from before answers were stored, or made by older rules
+        print(f"{shown_url(default_url())} is at revision {revision}")
+    elif options.action == "url":
+        path = database_path(default_url())
+        print(f"sqlite:///{path}" if path else shown_url(default_url()))
+    else:
+        path = database_path(default_url())
+        if path is None:
+            raise BadInput("this database is no file", "advisor db url shows where it is")
+        print(path)
+    return 0
+
+
+#: What runs each of these commands, as `advisor.faces.commands.COMMANDS` has it.
+STORED: dict[str, Callable[[argparse.Namespace, float], int]] = {
+    "trials": _trials,
+    "show": _show,
+    "export": _export,
+    "import": _import,
+    "db": _db,
+}

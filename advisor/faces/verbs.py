@@ -1,0 +1,185 @@
+"""What Python and the command line do alike with a question: answer it, measure it, plan that, or run a stored trial again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
+from advisor.faces.question import Effort, Question
+from advisor.faces.resolve import Resolved, resolve
+from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelSource
+
+if TYPE_CHECKING:  # the database's driver and Optuna take time to import
+    from advisor.advice.recommendation import Recommendation
+    from advisor.storage.store import Store
+    from advisor.study.plan import Plan
+    from advisor.study.reproduction import Reproduction
+    from advisor.study.tuning import Job
+
+#: How long a device may take to show what it reaches, in seconds.
+_CEILINGS_S = 120.0
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+def answered(asked: Resolved, store: Store, on: str | None) -> Recommendation:
+    """Return what a store recommends. Raises NotMeasured with the command that would measure it, in the user's words."""
+    from advisor.advice.suggest import suggest as answer
+
+    try:
+        found = answer(store, asked.source, asked.workload, asked.objective, asked.machine.environment, on)
+        return replace(found, command=found.command.replace(asked.workload.flags, asked.flags))
+    except NotMeasured as error:
+        lacking = NotMeasured(str(error).replace(asked.workload.flags, asked.flags))
+    for words, workload in asked.earlier():
+        with suppress(NotMeasured):
+            found = answer(store, asked.source, workload, asked.objective, asked.machine.environment, on)
+            return replace(found, notes=(f"this was measured on {words}, not on a sample of it", *found.notes))
+    raise lacking
+
+
+def job_of(question: Question, effort: Effort, began: float | None = None) -> tuple[Job, tuple[str, ...]]:
+    """Return what is to be tuned, and what is to be told of its workload. Raises BadInput.
+
+    began: when the command did, by time.monotonic(); None: when it is tuned.
+    """
+    asked = resolve(question, to_measure=True)
+    from advisor.study.tuning import Job
+
+    job = Job(
+        asked.source,
+        asked.workload,
+        asked.objective,
+        effort.budget,
+        asked.machine,
+        effort.seed,
+        effort.trial_timeout_s,
+        texts=asked.texts,
+        began=began,
+        flags=asked.flags,
+    )
+    return job, asked.notes
+
+
+def open_to_write() -> Store:
+    """Open the database to write to. Raises StoreError for a read-only file: SQLite in WAL mode says so only at a row."""
+    from advisor.storage.place import database_path, default_url
+    from advisor.storage.store import Store
+
+    path = database_path(default_url())
+    if path is not None and path.exists() and not os.access(path, os.W_OK):
+        raise StoreError(f"{path} can't be written: the file or its directory is read-only")
+    return Store.open(default_url(), write=True)
+
+
+def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
+    """Tune on this machine and return what the rows just written recommend."""
+    from advisor.advice.suggest import recommend
+    from advisor.measure.runner import LocalRunner
+    from advisor.study.tune import tune as search
+
+    runner = LocalRunner(job.machine, listen)
+    try:
+        study = search(job, store, runner, listen)
+    finally:
+        runner.close()
+    found = recommend(store, job.source, store.study(study), job.objective)
+    return replace(found, command=found.command.replace(job.workload.flags, job.flags or job.workload.flags))
+
+
+def planned(job: Job, listen: Listener) -> Plan:
+    """Return what a tune would try. The model's facts are read, nothing is measured, and nothing is written."""
+    from advisor.measure.runner import LocalRunner
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+    from advisor.study.plan import plan, usual_trial_s
+
+    try:
+        with Store.open(default_url(), write=False) as store:
+            trial_s = usual_trial_s(store, job.source.architecture_key, job.machine.environment.key)
+    except NotMeasured:  # there is no database yet
+        trial_s = None
+    runner = LocalRunner(job.machine, listen)
+    try:
+        return plan(job, runner, trial_s)
+    finally:
+        runner.close()
+
+
+def ceilings_of(machine: Machine, listen: Listener) -> dict[str, float]:
+    """Measure what a device reaches at best, store it and return it: `matmul_<precision>_per_s`, `copy_bytes_per_s`."""
+    from advisor.measure.runner import LocalRunner
+
+    if machine.problem:
+        raise BadInput(machine.problem, machine.remedy)
+    with open_to_write() as store:
+        runner = LocalRunner(machine, listen)
+        try:
+            found = runner.run({"op": "ceilings"}, _CEILINGS_S)
+        finally:
+            runner.close()
+        if "outcome" in found:
+            raise AdvisorError(f"the ceilings can't be measured: {found['reason']}")
+        store.save_ceilings(machine.environment, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A stored trial that is to run again.
+
+    trial: its study's number and its own; trial_timeout_s: its deadline; model, device: where they are now, None for where they
+    were; anyway: although the environment or the weights differ; to_print: as lines to paste too.
+    """
+
+    trial: tuple[int, int]
+    trial_timeout_s: float
+    model: str | None = None
+    device: str | None = None
+    allow_pickle: bool = False
+    anyway: bool = False
+    to_print: bool = False
+
+
+def reproduced(rerun: Rerun, listen: Listener) -> tuple[Reproduction, ModelSource, Machine]:
+    """Run a stored trial again on this machine; return how it compares, the model, and the device.
+
+    Raises BadInput where the trial has no end to compare with, its model is not there, or what it ran under is not what is
+    here and it is not to be run anyway.
+    """
+    from advisor.machine import probe
+    from advisor.measure.runner import LocalRunner
+    from advisor.models.checkpoint import find_model
+    from advisor.show.script import refuse_unprintable
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+    from advisor.study import history, reproduction
+
+    with Store.open(default_url(), write=False) as store:
+        study, old = history.stored_trial(store, *rerun.trial)
+    reproduction.refuse_unrepeatable(old)
+    if rerun.to_print:
+        refuse_unprintable(old.requested)
+    device = rerun.device or (None if study.environment.is_cuda else "cpu")
+    machine = probe.machine(device, study.environment.threads or 1)
+    source = find_model(rerun.model or study.model_name, allow_pickle=rerun.allow_pickle, download=False)
+    reproduction.refuse_other_work(study, source)
+    differences = reproduction.differences(study, source, machine.environment)
+    if differences and not rerun.anyway:
+        raise BadInput(
+            f"this is not what trial {'.'.join(map(str, rerun.trial))} ran under: {'; '.join(differences)}",
+            "--anyway runs it",
+        )
+    if machine.problem:
+        raise BadInput(machine.problem, machine.remedy)
+    runner = LocalRunner(machine, listen)
+    try:
+        new = reproduction.run_again(study, old, source, runner, rerun.trial_timeout_s)
+    finally:
+        runner.close()
+    return reproduction.Reproduction(study, old, new, tuple(differences)), source, machine

@@ -1,0 +1,268 @@
+"""One block of the confirmation: contestants in one process, whose rounds alternate. Loaded by the worker alone.
+
+What drifts, the clocks, the temperature, the neighbours on the machine, then hits all of them alike. Contestants whose weights
+are equal share a loaded model; where all models do not fit, each is timed by itself, one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from advisor.machine.device import Gauges
+from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_peak
+from advisor.measure.session_torch import Session, runtime_of, weights_key
+from advisor.measure.timing_torch import Round, Rounds, take_round, timed_round
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import TIE_ZONE
+from advisor.nouns.trial import Outcome
+
+#: So many calls warm up a contestant whose rounds are long.
+_MOST_WARMING = 2
+
+
+@dataclass(frozen=True)
+class Turns:
+    """When a block ends. A turn: rounds of one contestant that take about `turn_s` together, or one; its figure is their median.
+
+    At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
+    `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
+    that long because a GPU's clock follows its load.
+    """
+
+    least: int = 3
+    most: int = 7
+    turn_s: float = 1.0
+    width: float = 0.05
+
+    def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
+        """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""
+        if len(wall_s) < self.least:
+            return False
+        if (
+            len(wall_s) >= self.most
+            or max(wall_s) * (1 + TIE_ZONE) < min(default)
+            or max(default) * (1 + TIE_ZONE) < min(wall_s)
+        ):
+            return True
+        return self._is_calm(wall_s) and self._is_calm(default)
+
+    def _is_calm(self, wall_s: Sequence[float]) -> bool:
+        return (max(wall_s) - min(wall_s)) / 2 <= self.width * median(wall_s)
+
+
+@dataclass
+class Energy:
+    """Joules over the turns of a contestant, as NVML's counter saw them.
+
+    The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is subtracted
+    for what the card draws when idle. The counter's steps are some 100 ms: turns of a second or more say a few per cent.
+    """
+
+    joules: float = 0.0
+    rounds: float = 0.0
+
+    def add(self, before: object, after: object, rounds: float) -> None:
+        """Add a turn's, where the counter could be read. rounds: how many it had, or which share of one."""
+        if isinstance(before, float) and isinstance(after, float) and after > before:
+            self.joules += after - before
+            self.rounds += rounds
+
+    @property
+    def per_round(self) -> float | None:
+        """Joules a round; None where nothing was seen."""
+        return self.joules / self.rounds if self.rounds else None
+
+
+@dataclass
+class Contestant:
+    """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early.
+
+    parts: the calls of each turn, where a round is run in parts; pieces: what was timed of them by now.
+    """
+
+    is_default: bool
+    configuration: Configuration
+    session: Session
+    energy: Energy = field(default_factory=Energy)
+    ready: Ready | None = None
+    rounds: Rounds = field(default_factory=lambda: Rounds([], [], [], [], []))
+    spent_s: float = 0.0
+    result: dict[str, Any] | None = None
+    peak: int | None = None
+    parts: list[list[int]] = field(default_factory=list)
+    pieces: list[Round] = field(default_factory=list)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The result as a trial has it."""
+        if self.result is not None:
+            return {**self.result, "spent_s": self.spent_s}
+        if self.ready is None or not self.rounds.wall_s:
+            reason = "its block was broken off"
+            return {"outcome": Outcome.CUT, "reason": reason, "transient": False, "spent_s": self.spent_s}
+        return {
+            **self.ready.found,
+            "outcome": Outcome.OK,
+            "reason": "",
+            "rounds": asdict(self.rounds),
+            "peak_bytes": self.peak,
+            "spent_s": self.spent_s,
+        }
+
+
+FailureOf = Callable[[BaseException, str], dict[str, Any]]
+
+
+def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> dict[str, Any]:
+    """Time the contestants of a block; return {"results": a result each, in their order}.
+
+    request["parts"]: in how many turns a round is run, where it is that long; else a turn has one round or more. Who fails is out
+    and the others go on, unless it was the default, request["configuration"], or the device itself that failed.
+    request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
+    energy over the turns of each.
+    """
+    block = _Block(session, request, failure_of)
+    with torch.inference_mode():
+        if request["in_turn"]:
+            for contestant in block.shuffled():
+                block.run([contestant])
+                contestant.session.unload()
+        else:
+            block.run(block.contestants)
+    return {"results": [contestant.told for contestant in block.contestants]}
+
+
+class _Block:
+    """A block being run."""
+
+    def __init__(self, session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> None:
+        self.request, self.failure_of, self.device = request, failure_of, request["device"]
+        self.turns, self.parts = Turns(**request["turns"]), int(request["parts"])
+        self.random = random.Random(request["seed"])
+        sessions: dict[Any, Session] = {}
+        self.contestants = []
+        default = Configuration.of(request["configuration"])
+        for choices in request["contestants"]:
+            configuration = Configuration.of(choices)
+            own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
+            self.contestants.append(Contestant(configuration == default, configuration, own))
+        self.stopped = False
+
+    def shuffled(self) -> list[Contestant]:
+        """Return who is still in, in random order."""
+        left = [contestant for contestant in self.contestants if contestant.result is None]
+        self.random.shuffle(left)
+        return left
+
+    def run(self, contestants: list[Contestant]) -> None:
+        """Make these ready, let each run a round that does not count, then take turns until they say enough."""
+        on_gpu = self.device.startswith("cuda")
+        for contestant in contestants:
+            self._attempt(contestant, self._make_ready)
+        with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
+            for contestant in self._left(contestants):
+                self._attempt(contestant, self._warm_up)
+            reset_peak(self.device)
+            turn = self._turn if self.parts == 1 else self._part
+            while self._goes_on(self._left(contestants)):
+                for contestant in [one for one in self.shuffled() if one in contestants]:
+                    self._attempt(contestant, lambda one: turn(one, gauges))
+        for contestant in self._left(contestants):
+            if len(contestants) == 1:
+                contestant.peak = peak_bytes(self.device)
+            contestant.rounds.joules = contestant.energy.per_round
+
+    def _goes_on(self, contestants: list[Contestant]) -> bool:
+        """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
+        if self.parts > 1:
+            return any(not one.rounds.wall_s for one in contestants)
+        default = next((one.rounds.wall_s for one in contestants if one.is_default), None)
+        rivals = [one.rounds.wall_s for one in contestants if not one.is_default] or [default or []]
+        return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
+
+    def _make_ready(self, contestant: Contestant) -> None:
+        contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=False)
+
+    def _left(self, contestants: list[Contestant]) -> list[Contestant]:
+        return [] if self.stopped else [contestant for contestant in contestants if contestant.result is None]
+
+    def _attempt(self, contestant: Contestant, step: Callable[[Contestant], object]) -> None:
+        """Take a step with a contestant; what it raises is the contestant's end."""
+        if self.stopped:
+            return
+        began = time.perf_counter()
+        try:
+            step(contestant)
+        except Exception as error:  # noqa: BLE001  (whatever a contestant raises is its outcome)
+            traceback.print_exc()
+            contestant.result = self.failure_of(error, contestant.session.last_stage)
+            self.stopped = contestant.is_default or isinstance(error, torch.AcceleratorError)
+        contestant.spent_s += time.perf_counter() - began
+
+    def _warm_up(self, contestant: Contestant) -> None:
+        """Run a round that does not count; where a round is long, the largest call and another of it."""
+        assert contestant.ready is not None
+        session, calls = contestant.session, contestant.ready.calls
+        session.load(self.request, contestant.configuration)
+        session.stage("warm-up")
+        order = list(range(len(calls)))
+        if self.parts > 1:
+            order = sorted(order, key=lambda number: -sum(calls[number].lengths))[:_MOST_WARMING]
+        timed_round(session, calls, self.device, runtime_of(self.request), order)
+
+    def _turn(self, contestant: Contestant, gauges: Gauges) -> None:
+        """Run rounds of a contestant for as long as a turn takes and keep their medians."""
+        assert contestant.ready is not None
+        found, order, state = list[Round](), list(range(len(contestant.ready.calls))), dict[str, Any]()
+        spent_s, before = 0.0, gauges.read().get("energy_j")
+        discarded = len(contestant.rounds.discarded)
+        while not found or spent_s + found[-1].wall_s / 2 < self.turns.turn_s:
+            self.random.shuffle(order)
+            one, state = self._taken(contestant, gauges, order)
+            found.append(one)
+            spent_s += one.wall_s
+        if len(contestant.rounds.discarded) == discarded:  # what was thrown away took energy too
+            contestant.energy.add(before, state.get("energy_j"), len(found))
+        contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
+        self._tell(contestant)
+
+    def _part(self, contestant: Contestant, gauges: Gauges) -> None:
+        """Run the next part of a contestant's calls; after the last one they are a round."""
+        assert contestant.ready is not None
+        if not contestant.parts:
+            order = list(range(len(contestant.ready.calls)))
+            self.random.shuffle(order)
+            contestant.parts = [order[first :: self.parts] for first in range(self.parts)]
+        part, before = contestant.parts[len(contestant.pieces)], gauges.read().get("energy_j")
+        discarded = len(contestant.rounds.discarded)
+        one, state = self._taken(contestant, gauges, part)
+        if len(contestant.rounds.discarded) == discarded:
+            contestant.energy.add(before, state.get("energy_j"), len(part) / len(contestant.ready.calls))
+        contestant.pieces.append(one)
+        if len(contestant.pieces) == self.parts:
+            wall_s, gpu_s, slowest_s, _ = zip(*contestant.pieces, strict=True)
+            contestant.rounds.add(Round(sum(wall_s), sum(gpu_s), max(slowest_s)), state)
+            self._tell(contestant)
+
+    def _taken(self, contestant: Contestant, gauges: Gauges, order: Sequence[int]) -> tuple[Round, dict[str, Any]]:
+        """Time these calls of a contestant once, undisturbed if that can be."""
+        assert contestant.ready is not None
+        session, calls, runtime = contestant.session, contestant.ready.calls, runtime_of(self.request)
+        session.load(self.request, contestant.configuration)
+        session.stage("time")
+        return take_round(
+            gauges, self.device, lambda: timed_round(session, calls, self.device, runtime, order), contestant.rounds
+        )
+
+    def _tell(self, contestant: Contestant) -> None:
+        wall_s = contestant.rounds.wall_s
+        contestant.session.send({"event": "round", "n": len(wall_s), "round_s": median(wall_s)})

@@ -1,0 +1,142 @@
+"""The figures of a loaded configuration's output: the error against the reference, the independence probe, and the layout's.
+
+What measurement.md, D describes, for one session of the worker; the parts are in `advisor.measure.gate_torch`, `reference_torch`
+and `layout_torch`. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from advisor.knobs import traits_of
+from advisor.measure import gate_torch
+from advisor.measure.gate_torch import Looked, ids_of
+from advisor.measure.layout_torch import look_at_layout
+from advisor.measure.session_torch import Session, runtime_of
+from advisor.networks.readback_torch import linears_of
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Quality
+from advisor.quality.judge import GATE_VERSION, depends_on_batch
+from advisor.workloads import Call, Workload
+
+
+def figures_of(
+    session: Session, request: Mapping[str, Any], configuration: Configuration
+) -> tuple[Quality, dict[str, float]]:
+    """Return the figures of the loaded configuration on the gate's sequences, and the seconds that their parts took.
+
+    request["gate"]: path of the reference, None where there is none, and its words; "default": figures of the default;
+    "known": figures of the probe and the layout that were found before with the same weights, layout and attention. Raises
+    ValueError where an output is not finite.
+    """
+    gate, began = request["gate"], time.perf_counter()
+    workload, tokens = session.sampled(request)
+    reference = _read(gate["path"], request, workload)
+    calls = session.calls(request, workload.under(configuration), configuration, tokens)
+    looked = Looked(
+        session.model,
+        runtime_of(request),
+        reference["distances"],
+        request["device"],
+        reference["deviation"],
+        session.settings,
+    )
+    facts = ModelFacts.of(request["facts"])
+    probed = gate_torch.to_probe(calls, facts.windows)
+    quality, kept = _compared(looked, calls, tokens, reference, request, probed)
+    seconds, found = {"error_s": time.perf_counter() - began}, dict(gate["known"])
+    if "layout" not in found and not traits_of(configuration).quantises:
+        began = time.perf_counter()
+        found |= look_at_layout(session, request, configuration)
+        seconds["layout_s"] = time.perf_counter() - began
+    if "probed" not in found:
+        began = time.perf_counter()
+        found |= _probed(session, request, looked, kept, configuration)
+        seconds["probe_s"] = time.perf_counter() - began
+    drawn = request["source"]["weights"] == "random"
+    return replace(quality, drawn=drawn, gate=GATE_VERSION, **found), seconds
+
+
+def _read(path: str | None, request: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
+    """Return the reference; without one, what the probe needs of it."""
+    if path is not None:
+        return dict(torch.load(path, weights_only=True))
+    return {"values": None, "distances": runtime_of(request).positions(workload), "deviation": 1.0}
+
+
+def _compared(
+    looked: Looked,
+    calls: Sequence[Call],
+    tokens: Sequence[torch.Tensor],
+    reference: Mapping[str, Any],
+    request: Mapping[str, Any],
+    kept: Sequence[Call],
+) -> tuple[Quality, list[tuple[Call, list[torch.Tensor]]]]:
+    """Run the gate's calls; return the figures against the reference, and the values of the calls in `kept`."""
+    default = Quality.of((request["gate"]["default"] or {}).get("quality"))
+    noise = 2 * default.rms * looked.deviation if default is not None else 0.0
+    tally = looked.runtime.tally(looked.distances, noise)
+    held = []
+    for call in calls:
+        values = looked.values(call)
+        if any(call is one for one in kept):
+            held.append((call, values))
+        for number, found in zip(call.sequences, values, strict=True):
+            truth = (reference["values"] or {}).get(str(number))
+            tally.add(tokens[number], None if truth is None else truth.to(looked.device), found)
+    words = request["gate"]["reference"]
+    is_text = request["source"]["has_tokenizer"] and request["facts"].get("is_causal", True)
+    return tally.quality(text=is_text, reference=words), held
+
+
+def _probed(
+    session: Session,
+    request: Mapping[str, Any],
+    looked: Looked,
+    calls: Sequence[tuple[Call, list[torch.Tensor]]],
+    configuration: Configuration,
+) -> dict[str, Any]:
+    """Return what the independence probe finds; nothing for arithmetic that depends on the whole batch by design."""
+    dependent = depends_on_batch(configuration) or _brought_dependence(session.model)
+    if dependent:
+        return {"probed": f"not probed: {', '.join(dependent)} depends on the whole batch by design"}
+    session.stage("independence probe")
+    return gate_torch.probe(looked, calls, ids_of(session.model, request))
+
+
+def _brought_dependence(model: Any) -> tuple[str, ...]:
+    """Return what of a checkpoint's own quantisation depends on the whole batch: LLM.int8's outlier columns do."""
+    kinds = linears_of(model)
+    is_int8 = any(name.startswith("Linear8bitLt:") and not name.endswith(":0.0") for name in kinds)
+    return ("the checkpoint's LLM.int8",) if is_int8 else ()
+
+
+def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened.
+
+    Returns {"layout", "layout_words", "layout_pads", "neighbours", "pads", …} and the seconds it took.
+    """
+    began, configuration = time.perf_counter(), Configuration.of(request["configuration"])
+    session.load(request, configuration)
+    with torch.inference_mode():
+        found = look_at_layout(session, request, configuration)
+        workload, tokens = session.sampled(request)
+        reference = _read(request["gate"]["path"], request, workload)
+        looked = Looked(
+            session.model,
+            runtime_of(request),
+            reference["distances"],
+            request["device"],
+            reference["deviation"],
+            session.settings,
+        )
+        calls = session.calls(request, workload.under(configuration), configuration, tokens)
+        chosen = gate_torch.to_probe(calls, ModelFacts.of(request["facts"]).windows)
+        found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)
+    return {**found, "layout_s": time.perf_counter() - began}

@@ -1,0 +1,123 @@
+"""What really ran: one profiled step, and what is read back of the loaded model. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from advisor.knobs import KNOBS, Batching, Reading, choice_of
+from advisor.measure.session_torch import Session, runtime_of, synchronize
+from advisor.networks import readback_torch, switches_torch
+from advisor.nouns.configuration import Configuration, stated
+from advisor.workloads import Call
+
+
+class Profiled(NamedTuple):
+    """What a profiled call launched: the names of its operators and kernels, and the seconds its kernels took together."""
+
+    names: list[str]
+    kernel_s: float
+
+
+def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> Profiled:
+    """Run one call under the profiler and return what it launched. kernels: whether a GPU's are looked at."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if kernels and request["device"].startswith("cuda"):
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        runtime_of(request).run(session.model, call, request["device"])
+        synchronize(request["device"])
+    events = profile.key_averages()
+    # A kernel's seconds are told of who launched it too.
+    on_gpu = (event for event in events if event.device_type.name == "CUDA")
+    kernel_s = sum(event.self_device_time_total for event in on_gpu) / 1e6
+    return Profiled(sorted({event.key[:200] for event in events}), kernel_s)
+
+
+def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
+    """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
+
+    A pinned kernel that is the one torch picks by itself is no configuration of its own.
+    """
+    allowed = switches_torch.allowed_kernels()
+    if len(allowed) == 4:
+        return []
+    switches_torch.allow_kernels(switches_torch.KERNELS)
+    try:
+        return profiled(session, call, request, kernels=kernels).names
+    finally:
+        switches_torch.allow_kernels(allowed)
+
+
+def read_effective(
+    session: Session,
+    calls: Sequence[Call],
+    request: Mapping[str, Any],
+    configuration: Configuration,
+    *,
+    kernels: bool = True,
+) -> Reading:
+    """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
+    session.stage("proof")
+    call, batching = calls[0], session.batching(request, configuration)
+    order = [number for c in calls for number in c.sequences]
+    lengths = [n for c in calls for n in c.lengths]
+    launched = profiled(session, call, request, kernels=kernels)
+    by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
+    return Reading(
+        attention=readback_torch.attention_of(session.model),
+        dtypes=readback_torch.dtypes_of(session.model),
+        linears=readback_torch.linears_of(session.model),
+        operators=launched.names,
+        inputs=inputs_of(call.arguments, batching, by_length=by_length),
+        float32_matmul=torch.get_float32_matmul_precision(),
+        weight_bytes=readback_torch.weight_bytes_of(session.model),
+        sdp_kernels=switches_torch.allowed_kernels(),
+        automatic=picked_by_torch(session, call, request, kernels=kernels),
+        sequences=max(len(c.sequences) for c in calls),
+        prequantized=bool(request["facts"].get("prequantized")),
+        one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),
+        kernel_s=launched.kernel_s,
+        own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
+    )
+
+
+def unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
+    """Return "" or what was asked for and did not run, with the evidence (rule E1)."""
+    texts = []
+    for knob, name in requested.over(stated([requested, effective])):
+        proof = choice_of(knob, name).proof(reading)
+        if proof is None and effective[knob] != name:
+            proof = f"{effective[knob]} ran"
+        if proof:
+            texts.append(f"asked for {knob} {name}, but {proof}")
+    return "; ".join(texts)
+
+
+def inputs_of(call: Mapping[str, Any], batching: Batching, *, by_length: bool) -> dict[str, Any]:
+    """Return how the model is called, as the proof reads it; looks at the tensors, not at the request."""
+    positions, mask = call.get("position_ids"), call.get("attention_mask")
+    restarting = positions is not None and _is_packed(positions, mask)
+    zeros = mask is not None and mask.dim() == 2 and bool((mask == 0).any())
+    return {
+        "rows": int(call["input_ids"].shape[0]),
+        "columns": int(call["input_ids"].shape[1]),
+        "mask": None if mask is None else f"{mask.dim()}d-{str(mask.dtype).removeprefix('torch.')}",
+        "mask_zeros": zeros,
+        "restarting_positions": bool(restarting),
+        "cache": bool(call.get("use_cache", True)),
+        "cu_seq_lens": "cu_seq_lens_q" in call,
+        "by_length": by_length,
+        "lacks_mask": bool(restarting and mask is None and not batching.causal and not batching.apart),
+        "from_first_position": positions is None or int(positions.min()) >= batching.first_position,
+    }
+
+
+def _is_packed(positions: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether positions fail to rise somewhere inside a row, pads aside: then several sequences share that row."""
+    falls = positions[:, 1:] <= positions[:, :-1]
+    if mask is not None and mask.dim() == 2 and mask.shape == positions.shape:
+        falls = falls & mask[:, 1:].bool() & mask[:, :-1].bool()
+    return bool(falls.any())

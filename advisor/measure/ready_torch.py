@@ -1,0 +1,76 @@
+"""A configuration made ready to be timed: loaded, called once, and read back. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advisor.knobs import Reading, effective_choices
+from advisor.measure.proof_torch import read_effective, unproven
+from advisor.measure.session_torch import Session, runtime_of
+from advisor.measure.timing_torch import timed_round
+from advisor.nouns.configuration import Configuration
+from advisor.workloads import Call, workload_of
+
+
+@dataclass
+class Ready:
+    """What can be timed: the calls of a configuration, what really runs, and what a trial stores of that.
+
+    found: load_s, first_call_s, reading, effective, weight_bytes and alias, "" or what was asked for and did not run.
+    """
+
+    configuration: Configuration
+    calls: Sequence[Call]
+    reading: Reading
+    effective: Configuration
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+def make_ready(
+    session: Session, request: Mapping[str, Any], requested: Configuration, *, kernels: bool = True
+) -> Ready:
+    """Load the model as a configuration says, call it once and read what ran. Call it under inference_mode.
+
+    kernels: whether the names of a GPU's kernels are read too, which takes seconds the first time in a process; the operators
+    that launch them are always.
+    """
+    whole = workload_of(request["workload"])
+    load_s = session.load(request, requested)
+    session.stage("first call")
+    calls = session.calls(request, whole.under(requested), requested, session.tokens(request))
+    first_call_s = timed_round(session, calls[:1], request["device"], runtime_of(request), [0]).wall_s
+    reading = read_effective(session, calls, request, requested, kernels=kernels)
+    effective = Configuration.of(effective_choices(reading, whole))
+    found = {
+        "load_s": load_s,
+        "first_call_s": first_call_s,
+        "reading": asdict(reading),
+        "effective": dict(effective),
+        "weight_bytes": reading.weight_bytes,
+        "alias": unproven(requested, effective, reading),
+    }
+    return Ready(requested, calls, reading, effective, found)
+
+
+def reset_peak(device: str) -> None:
+    """Count the peak from now on."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        # Resets VmHWM (proc(5)); where that is forbidden, the peak is the whole process's.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """Peak bytes: of tensors on the GPU, or resident in this process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)

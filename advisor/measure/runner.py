@@ -1,0 +1,268 @@
+"""Run one configuration: the seam between the search and the GPU.
+
+:class:`LocalRunner` keeps one worker process per device, speaks JSON lines with it, and holds the deadline: it sleeps in
+`select` while the worker works, and kills the worker's whole process group when time is up. A GPU is measured by one
+process at a time, under an exclusive lock named after its UUID, which the worker inherits: it is free only when both are
+gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from advisor.errors import AdvisorError
+from advisor.machine.leftovers import lock_folder, open_lock, sweep
+from advisor.measure.launch import NotReady, Process, launch, shared_environment
+from advisor.nouns.environment import Machine
+from advisor.nouns.trial import Outcome
+
+#: What a worker may write without saying anything, before it is taken for broken (bytes).
+_LINE_LIMIT = 64 * 2**20
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+class Runner(Protocol):
+    """Runs one request ("facts", "reference" or "trial") and returns its result; an outcome is always among it."""
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run it within `timeout_s` seconds."""
+
+    def restart(self) -> None:
+        """Have the next request run in a fresh process, and keep the device."""
+
+    def close(self) -> None:
+        """Free the device."""
+
+
+class DeviceTaken(Exception):
+    """Another advisor measured on the device for as long as it was waited for."""
+
+
+class LocalRunner:
+    """A worker process on this machine, started when it is first needed and replaced after any failure.
+
+    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes. start_s:
+    seconds until the last process was there: of an import where it was spawned, of a fork else.
+    """
+
+    def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
+        """Take a device; nothing is started or locked yet. listener: hears the worker's stages and rounds."""
+        self.machine, self.listener = machine, listener or (lambda _: None)
+        self._process: Process | None = None
+        self._errors: Any = None
+        self._lock: int | None = None
+        self._buffer = b""
+        self._count = 0
+        self.lock_wait_s: float | None = None
+        self.start_s = 0.0
+        self._launched_at = 0.0
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
+        self._count += 1
+        deadline = time.monotonic() + timeout_s
+        if self._process is None or self._process.poll() is not None:
+            self._kill()
+            try:
+                self._take_lock()
+                deadline = time.monotonic() + timeout_s  # only now: another advisor may have held the device for hours
+                self._start(timeout_s)
+            except DeviceTaken:
+                reason = f"another advisor measured on {self.machine.uuid} all the time"
+                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
+            except NotReady:
+                reason = f"torch and transformers were not imported after {timeout_s:.0f} s"
+                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
+        message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
+        try:
+            assert self._process is not None
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError):  # a worker that died is found by its closed channel
+                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.flush()
+            result = self._wait(deadline, timeout_s)
+        except BaseException:
+            self._kill()
+            raise
+        if Outcome(result.get("outcome", Outcome.OK)).is_failure:
+            self._kill()
+        return result
+
+    def restart(self) -> None:
+        """Stop the worker but keep the device: the next request gets a fresh process."""
+        self._kill()
+
+    def close(self) -> None:
+        """Stop the worker and free the device."""
+        self._kill()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _start(self, timeout_s: float) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
+        self._buffer = b""
+        inherited = [self._lock] if self._lock is not None else []
+        began = time.monotonic()
+        self._process = launch(environment_of(self.machine), self._errors.fileno(), inherited, self.listener, timeout_s)
+        # The import comes once: what it took is no part of what the next process will take.
+        self._launched_at = began if isinstance(self._process, subprocess.Popen) else time.monotonic()
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            return
+        # One folder for every user and session of this machine: what is locked is the GPU, not somebody's run.
+        path = lock_folder() / f"advisor-{self.machine.uuid}.lock"
+        try:
+            self._lock = open_lock(path)
+        except OSError as error:
+            raise AdvisorError(
+                f"the device's lock {path} can't be opened: {error.strerror}",
+                "remove it, or name another folder in ADVISOR_LOCK_DIR",
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sweep()  # a worker whose tune is gone may hold it
+            self.listener({"event": "stage", "stage": f"waiting: another advisor measures on {self.machine.uuid}"})
+            self._wait_for_lock()
+
+    def _wait_for_lock(self) -> None:
+        """Wait until the device is free. Raises DeviceTaken where it does not get free in time."""
+        assert self._lock is not None
+        if self.lock_wait_s is None:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            return
+        until = time.monotonic() + self.lock_wait_s
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+        os.close(self._lock)
+        self._lock = None
+        raise DeviceTaken
+
+    def _wait(self, deadline: float, timeout_s: float) -> dict[str, Any]:
+        """Sleep until the worker answers, closes its channel or the deadline passes."""
+        while (left_s := deadline - time.monotonic()) > 0:
+            lines = self._lines(left_s)
+            if lines is None:
+                return self._died()
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                    if message["event"] == "ready":
+                        self.start_s = time.monotonic() - self._launched_at
+                    if message["event"] == "done" and message["id"] == self._count:
+                        result = dict(message["result"])
+                        Outcome(result.get("outcome", Outcome.OK))
+                        return result
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    text = line[:200].decode(errors="replace")
+                    return {
+                        "outcome": Outcome.RUNTIME_ERROR,
+                        "reason": f"the worker sent what is no message: {text!r}",
+                        "transient": True,
+                    }
+                self.listener(message)
+        return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
+
+    def _lines(self, timeout_s: float) -> list[bytes] | None:
+        """Return the whole lines that came within the time, none if it passed, None once the channel is closed."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        stream = self._process.stdout.fileno()
+        if not select.select([stream], [], [], timeout_s)[0]:
+            return []
+        data = os.read(stream, 2**16)
+        if not data:
+            return None
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > _LINE_LIMIT:
+            lines.append(self._buffer)
+        return lines
+
+    def _died(self) -> dict[str, Any]:
+        """Say how the worker ended: by which signal or status, with the end of what it wrote to stderr."""
+        assert self._process is not None
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return {
+                "outcome": Outcome.RUNTIME_ERROR,
+                "reason": "the worker closed its channel and went on",
+                "transient": True,
+            }
+        tail = self._error_text()
+        if status == -signal.SIGKILL:
+            reason = "the worker was killed (SIGKILL): most likely this machine ran out of memory"
+            return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "transient": True}
+        names = {int(member): member.name for member in signal.Signals}
+        if status < 0:
+            how = f"the worker died of {names.get(-status, f'signal {-status}')}"
+        else:
+            how = f"the worker ended with status {status}"
+        started = "ImportError" not in tail and "ModuleNotFoundError" not in tail
+        outcome = Outcome.RUNTIME_ERROR if started else Outcome.LOAD_FAILED
+        return {"outcome": outcome, "reason": f"{how}: {tail}" if tail else how, "transient": started}
+
+    def _error_text(self) -> str:
+        """The last line of the worker's stderr that says something, at most 500 characters."""
+        if self._errors is None:
+            return ""
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - 4096))
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:500] if lines else ""
+
+    def _kill_group(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _kill(self) -> None:
+        """Kill the worker with all its children and wait for it."""
+        if self._process is not None:
+            self._kill_group()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with suppress(OSError):
+                        stream.close()
+        if self._errors is not None:
+            self._errors.close()
+        self._process, self._errors = None, None
+
+
+def environment_of(machine: Machine) -> dict[str, str]:
+    """Return the environment variables of a worker on a machine's device."""
+    threads = str(machine.environment.threads or 1)
+    return {
+        **shared_environment(),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # One GPU, by its UUID: the only spelling that MIG has, and no ordinal can be mistaken for another.
+        "CUDA_VISIBLE_DEVICES": machine.uuid if machine.environment.is_cuda else "",
+        "ADVISOR_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
+
+
+def read_facts(runner: Runner, request: Mapping[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
+    """Return a model's facts, or raise AdvisorError with the reason why they can't be read."""
+    result = runner.run({"op": "facts", **request}, timeout_s)
+    if "outcome" in result:
+        raise AdvisorError(f"the model can't be used: {result['reason']}")
+    return result

@@ -1,0 +1,286 @@
+"""Timing with tensors: warm up, time rounds until they say enough, read the gauges beside them. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from advisor.machine.device import Gauges, disturbed
+from advisor.measure.session_torch import Session, runtime_of
+from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, interval_of_median
+from advisor.workloads import Call, Runtime
+
+#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
+#: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
+EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
+
+#: After so many rounds that do not agree a trial counts as warm.
+MOST_WARMING = 10
+
+#: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
+ENERGY_WINDOW_S = 2.0
+
+#: Work that waits for its launches is timed for so many rounds at least, and seconds at most.
+LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 2.0
+
+#: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
+MOST_DISCARDED = 5
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When the timing of a search trial ends: rounds and seconds. It says who is to be confirmed; the blocks say who is faster.
+
+    At least `least` rounds, then until the interval's half-width is within `width` of the median, at most `most` rounds or
+    `seconds`. Where `least` rounds would outlast `seconds`, at least `least_long` rounds and at most `seconds_long`.
+    """
+
+    least: int = 2
+    most: int = 10
+    seconds: float = 1.5
+    least_long: int = 2
+    seconds_long: float = 3.0
+    width: float = 0.01
+
+    def reached(self, samples: Sequence[float]) -> bool:
+        """Whether these samples (seconds a round) are enough."""
+        n, spent = len(samples), sum(samples)
+        if n == 0:
+            return False
+        long = median(samples) * self.least > self.seconds
+        if n < (self.least_long if long else self.least):
+            return long and spent >= self.seconds_long and n >= 2
+        low, high = interval_of_median(samples)
+        precise = (high - low) / 2 <= self.width * median(samples)
+        return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
+
+    def longer(self) -> Stopping:
+        """Return when the timing of work ends that waits for its launches."""
+        return replace(
+            self,
+            least=max(self.least, LAUNCH_BOUND_ROUNDS),
+            most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
+            seconds=max(self.seconds, LAUNCH_BOUND_S),
+        )
+
+
+class Round(NamedTuple):
+    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch.
+
+    first_s: wall seconds of the batch that is the first of the list, whenever it was run; 0.0 where it was not.
+    """
+
+    wall_s: float
+    gpu_s: float
+    slowest_s: float
+    first_s: float = 0.0
+
+
+class NotFinite(Exception):
+    """A timed batch's output holds NaN or infinity."""
+
+
+def timed_round(
+    session: Session,
+    calls: Sequence[Call],
+    device: str,
+    runtime: Runtime,
+    order: Sequence[int],
+    look: bool = False,
+) -> Round:
+    """Run all batches once. look: at every output, outside the time, and raise NotFinite where one is not finite.
+
+    Wall clock runs from host tensors ready to result ready, batch by batch, as a caller who uses each result sees it.
+    """
+    wall_s = gpu_s = slowest_s = first_s = 0.0
+    on_gpu = device.startswith("cuda")
+    for number in order:
+        call = calls[number]
+        if on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began = time.perf_counter()
+        if on_gpu:
+            start.record()
+        values = runtime.run(session.model, call, device)
+        if on_gpu:
+            end.record()
+            torch.cuda.synchronize(device)
+        batch_s = time.perf_counter() - began
+        wall_s, slowest_s = wall_s + batch_s, max(slowest_s, batch_s)
+        first_s = batch_s if number == 0 else first_s
+        if on_gpu:
+            gpu_s += start.elapsed_time(end) / 1000
+        if look and not torch.isfinite(values).all():
+            raise NotFinite(f"the output of batch {number + 1} of {len(calls)} holds NaN or infinity")
+        del values
+    return Round(wall_s, gpu_s, slowest_s, first_s)
+
+
+@dataclass
+class Rounds:
+    """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
+
+    joules: a round, by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
+    busy: the share of the time for which the GPU computed, by the kernels of the profiled batch; None where none were seen.
+    """
+
+    wall_s: list[float]
+    gpu_s: list[float]
+    slowest_s: list[float]
+    states: list[dict[str, Any]]
+    discarded: list[str]
+    pruned: str = ""
+    joules: float | None = None
+    busy: float | None = None
+
+    def keep(self, last: int) -> None:
+        """Throw all away but the last ones."""
+        for figures in (self.wall_s, self.gpu_s, self.slowest_s, self.states):
+            del figures[: len(figures) - last]
+
+    def add(self, found: Round, state: dict[str, Any]) -> None:
+        """Add a round."""
+        self.wall_s.append(found.wall_s)
+        self.gpu_s.append(found.gpu_s)
+        self.slowest_s.append(found.slowest_s)
+        self.states.append(state)
+
+
+class Timing:
+    """The rounds of a search trial: a first look whether it is worth the gate's time, then as many as say enough.
+
+    Rounds before two in a row agree are warm-up and thrown away; already they can show that a trial is slow: compilation and
+    caches do not make two rounds slow.
+    """
+
+    def __init__(
+        self, session: Session, calls: Sequence[Call], request: Mapping[str, Any], kernel_s: float = 0.0
+    ) -> None:
+        """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far.
+
+        kernel_s: what the kernels of the first call take on a GPU together, 0.0 where that is not known.
+        """
+        self._session, self._calls, self._request = session, calls, request
+        self._device, self._runtime, timing = request["device"], runtime_of(request), request["timing"]
+        self._stopping, self._incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
+        self._rounds, self._is_warm, self._all_s = Rounds([], [], [], [], []), False, list[float]()
+        self._kernel_s, self._first_s = kernel_s, list[float]()
+
+    def slow(self) -> Rounds | None:
+        """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
+
+        Raises NotFinite where an output is not finite.
+        """
+        if not self._incumbent_s:
+            return None
+        self._session.stage("time")
+        with self._gauges() as gauges:
+            while len(self._all_s) < EARLY_ROUNDS:
+                self._take(gauges, look=True)
+        return self._rounds if self._rounds.pruned else None
+
+    def rounds(self, *, look: bool = True) -> Rounds:
+        """Time rounds until they settle, at least one, and on until the stopping rule is met or the trial is clearly slower.
+
+        look: at every batch's output once, and raise NotFinite where one is not finite.
+        """
+        self._session.stage("time")
+        with self._gauges() as gauges:
+            while True:
+                self._take(gauges, look=look)
+                if self._rounds.pruned:
+                    return self._rounds
+                waits = self._rounds.busy is not None and self._rounds.busy < LAUNCH_BOUND_SHARE
+                stopping = self._stopping.longer() if waits else self._stopping
+                if self._is_warm and stopping.reached(self._rounds.wall_s):
+                    break
+            if self._device.startswith("cuda") and self._request["timing"].get("energy", True):
+                order = list(range(len(self._calls)))
+                self._rounds.joules = energy_of(gauges, lambda: self._run(order))
+        return self._rounds
+
+    def _gauges(self) -> Gauges:
+        on_gpu = self._device.startswith("cuda")
+        return Gauges(self._request["uuid"] if on_gpu else None, own_pids=[os.getpid()])
+
+    def _run(self, order: Sequence[int], *, look: bool = False) -> Round:
+        return timed_round(self._session, self._calls, self._device, self._runtime, order, look)
+
+    def _take(self, gauges: Gauges, *, look: bool) -> None:
+        """Time one more round. The gate looks at a sample: that no output is NaN is seen of every batch, in the first round."""
+        order, is_first = list(range(len(self._calls))), not self._all_s
+        random.Random(len(self._all_s)).shuffle(order)
+        found, state = take_round(gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds)
+        self._rounds.add(found, state)
+        self._all_s.append(found.wall_s)
+        self._first_s.append(found.first_s)
+        self._rounds.busy = busy_share(self._kernel_s, self._first_s)
+        if not self._is_warm and (is_warm := _is_warm(self._all_s)):
+            self._is_warm = is_warm
+            self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
+        self._rounds.pruned = _clearly_slower(self._all_s, self._incumbent_s)
+        if not self._rounds.pruned:
+            self._session.send({"event": "round", "n": len(self._all_s), "round_s": median(self._all_s[-2:])})
+
+
+def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Rounds) -> tuple[Round, dict[str, Any]]:
+    """Return a round that was not disturbed, and the gauges' reading after it; what was disturbed is run again.
+
+    After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away.
+    """
+    on_gpu = device.startswith("cuda")
+    while True:
+        before = gauges.read(own_pid_expected=on_gpu)
+        found = run()
+        after = gauges.read(own_pid_expected=on_gpu)
+        why = disturbed(before, after)
+        if not why or len(rounds.discarded) >= MOST_DISCARDED:
+            return found, {**after, "disturbed": why} if why else after
+        rounds.discarded.append(why)
+        time.sleep(0.05 * 1.5 ** len(rounds.discarded))
+
+
+def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
+    """Return joules a round over whole rounds that take ENERGY_WINDOW_S together; None where NVML can't tell.
+
+    The counter, not the power reading: on an H100 that samples a quarter of the time (arXiv 2312.02741). Nothing is
+    subtracted for what the card draws when idle.
+    """
+    began, before, rounds = time.perf_counter(), gauges.read().get("energy_j"), 0
+    if not isinstance(before, float):
+        return None
+    while time.perf_counter() - began < ENERGY_WINDOW_S or rounds == 0:
+        run()
+        rounds += 1
+    after = gauges.read().get("energy_j")
+    return (after - before) / rounds if isinstance(after, float) and after > before else None
+
+
+def busy_share(kernel_s: float, batch_s: Sequence[float]) -> float | None:
+    """Return the share of a batch's wall seconds for which the GPU computes; None where no kernel was seen.
+
+    kernel_s: what the batch's kernels take together; batch_s: what the batch took, each time it was run.
+    """
+    return min(1.0, kernel_s / median(batch_s)) if kernel_s > 0 and batch_s and median(batch_s) > 0 else None
+
+
+def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
+    if not incumbent_s or len(samples) != EARLY_ROUNDS:
+        return ""
+    if min(samples) <= max(EARLY_STOP_RATIO * incumbent_s, EARLY_STOP_S):
+        return ""
+    return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
+
+
+def _is_warm(samples: Sequence[float]) -> bool:
+    """Whether the last two rounds differ by under 2 %, after half a second at least; or there were MOST_WARMING."""
+    if len(samples) >= MOST_WARMING:
+        return True
+    return len(samples) >= 2 and sum(samples) >= 0.5 and abs(samples[-1] - samples[-2]) < 0.02 * samples[-2]

@@ -1,0 +1,1 @@
+"""Models: what MODEL is, as its files say, and how texts are sent to it. No torch."""

@@ -1,0 +1,1 @@
+"""Nouns: values and their keys, with what they must be to be one. The standard library alone."""

@@ -1,0 +1,195 @@
+"""Trial: one attempt to run one configuration, its outcome and what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from advisor.nouns.checked import checked
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import GPU_BUSY, PEAK, Metric
+
+
+class Outcome(StrEnum):
+    """What became of a trial."""
+
+    RUNNING = "running"
+    OK = "ok"
+    PRUNED = "pruned"
+    TIMEOUT = "timeout"
+    LOAD_FAILED = "load_failed"
+    COMPILE_FAILED = "compile_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    RUNTIME_ERROR = "runtime_error"
+    WRONG_OUTPUT = "wrong_output"
+    #: The budget ended while it ran, or somebody interrupted it: nothing is known of the configuration.
+    CUT = "cut"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether nothing usable came of it."""
+        return self not in (Outcome.RUNNING, Outcome.OK, Outcome.PRUNED, Outcome.CUT)
+
+
+#: The word that the name of a reference begins with which was computed in fp32.
+FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The figures of a configuration's output: what they mean is said by `advisor.quality.judge`, whenever they are read.
+
+    How far it is from the reference's over `positions` of the workload (measurement.md, B.6). rms, maximum: of the
+    differences, in standard deviations (σ) of the reference's values; maximum is shown, never judged. kl: mean
+    KL(reference‖this) in nats; top1: share of positions with the same best token, ties left out; perplexity_ratio: this one's
+    perplexity over the reference's. These three are None for hidden states, the last also where the tokens are no text.
+    cosine: the smallest of any position, for hidden states and embeddings. top10: mean share of a sequence's ten nearest
+    others that stay its ten nearest, for embeddings. reference: what it was, beginning with its precision. drawn: the weights
+    were drawn at random.
+
+    What the independence probe saw (measurement.md, D), in σ: neighbours, pads: the most that a sequence's output moved when
+    only their contents changed, None where that was not probed; own: the least that it moved when its own did; repeat: the
+    most between equal runs; probe_void: why the probe could not have failed, "" where it could; probed: what was probed and
+    what was not and why, in words. layout: the rms of the sequence that is furthest from itself alone when the same call is
+    made with fp32 weights, None where that was not looked at; layout_words: with what attention, and of how many layers;
+    layout_pads: the most that a sequence's output moves there (σ) when pads get other vectors, None where there are none.
+    gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
+    gate: by which version of the gate these figures were found, "" before that was stored.
+    """
+
+    rms: float
+    maximum: float
+    kl: float | None
+    top1: float | None
+    positions: int
+    perplexity_ratio: float | None = None
+    cosine: float | None = None
+    reference: str = ""
+    top10: float | None = None
+    drawn: bool = False
+    neighbours: float | None = None
+    pads: float | None = None
+    own: float | None = None
+    repeat: float | None = None
+    probe_void: str = ""
+    probed: str = ""
+    layout: float | None = None
+    layout_words: str = ""
+    layout_pads: float | None = None
+    gate_s: float = 0.0
+    quantised: str = ""
+    gate: str = ""
+
+    @property
+    def lacks_layout(self) -> bool:
+        """Whether the layout was to be looked at and could not be: see `advisor.measure.layout_torch.look_at_layout`."""
+        return self.layout is None and self.layout_words.startswith("not looked at")
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether the independence probe looked at neighbours or pads."""
+        return self.neighbours is not None or self.pads is not None
+
+    @property
+    def is_against_fp32(self) -> bool:
+        """Whether the reference was computed in fp32: by less nobody is judged."""
+        return self.reference.partition(",")[0] == FP32
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
+        """Build it from its payload, None from None. Verdicts that earlier versions stored with the figures are left out.
+
+        Raises Malformed for a value that can't be.
+        """
+        if payload is None:
+            return None
+        if payload.keys() != _FIGURES:
+            drawn = payload.get("drawn", not payload.get("judged", True))
+            payload = {**{name: value for name, value in payload.items() if name in _FIGURES}, "drawn": drawn}
+        return cls(**checked(cls, payload))
+
+
+#: The names of all figures, which the payload of a row of this version has.
+_FIGURES = frozenset(field.name for field in fields(Quality))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt: what was asked for, what ran, what came of it.
+
+    load_s, first_call_s, measure_s: seconds to load the weights, of the first forward pass, and of the timed rounds.
+    peak_bytes: peak memory while it ran. reading: the raw evidence of what ran (see design.md, "effective").
+    device_uuid: the device that measured it, "" where that is not known (trials from elsewhere, and of before it was stored).
+    """
+
+    number: int
+    requested: Configuration
+    effective: Configuration | None
+    outcome: Outcome
+    reason: str = ""
+    phase: str = "search"
+    block: int | None = None
+    load_s: float | None = None
+    first_call_s: float | None = None
+    measure_s: float | None = None
+    wall_s: float | None = None
+    peak_bytes: int | None = None
+    weight_bytes: int | None = None
+    quality: Quality | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    reused_from: int | None = None
+    measurements: tuple[Measurement, ...] = ()
+    attempts: int = 1
+    device_uuid: str = ""
+
+    def measurement(self, metric: str) -> Measurement | None:
+        """Return the measurement of `metric`, or None."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Useful tokens per second, the median; 0.0 where nothing was timed."""
+        measured = self.measurement("tokens_per_s")
+        return measured.median if measured else 0.0
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric's median, or the peak of memory; None where it was not measured."""
+        if metric == PEAK:
+            return self.peak_bytes
+        measured = self.measurement(metric)
+        return measured.median if measured else None
+
+    def score(self, aim: Metric) -> float:
+        """Return a number that is higher the better the trial is at `aim`: the value or its inverse; 0.0 where unknown."""
+        value = self.value(aim.metric)
+        if not value:
+            return 0.0
+        return 1.0 / value if aim.less_is_better else float(value)
+
+    @property
+    def busy(self) -> float | None:
+        """The share of the time for which the GPU computed; None where that was not seen."""
+        return self.value(GPU_BUSY)
+
+    @property
+    def ran(self) -> Configuration:
+        """What the figures count for: the effective configuration, or the requested one where nothing ran."""
+        return self.requested if self.effective is None else self.effective
+
+
+def default_of(trials: Sequence[Trial]) -> Trial | None:
+    """Return the newest search trial of a study's default that ran, right or wrong: what trial 0 asked for."""
+    if not trials:
+        return None
+    asked = [t for t in trials if t.phase == "search" and t.requested == trials[0].requested]
+    return next(
+        (t for t in reversed(asked) if t.outcome in (Outcome.OK, Outcome.WRONG_OUTPUT) and t.measurements), None
+    )

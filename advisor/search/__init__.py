@@ -1,0 +1,1 @@
+"""Search: which configurations there are, what each is likely to reach, and which of them comes next."""

@@ -1,0 +1,111 @@
+"""What a configuration needs, by arithmetic alone: operations, bytes, and a number that orders configurations by speed.
+
+The work of one pass over the list is a number of operations on each term (`advisor.knobs.Term`); a choice has a rate on the
+terms that it changes. No GPU time is spent, and no torch is needed. A prior for the search, not a claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from advisor.knobs import Situation, Term, Traits, choices_of, traits_of
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.metrics import Gauge, Metric
+from advisor.nouns.model import ModelFacts
+from advisor.workloads import Head, Layout, Workload
+
+#: How much slower than a linear layer's an operation of attention is where its scores are written to memory.
+_ATTENTION = 8.0
+
+
+def costs_of(
+    configurations: Iterable[Configuration],
+    facts: ModelFacts,
+    workload: Workload,
+    environment: Environment,
+    aim: Metric,
+) -> dict[Configuration, float]:
+    """Return what arithmetic predicts of configurations at an aim: bytes where memory is, else relative time."""
+    predicted = predicted_bytes if aim.gauge is Gauge.MEMORY else predicted_cost
+    return {c: predicted(Situation(c, workload.under(c), environment, facts)) for c in configurations}
+
+
+def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
+    """Return the bytes of the weights: linear layers in the quantised size, the rest in the precision's."""
+    traits = traits_of(configuration)
+    if traits.as_stored:
+        return facts.parameter_bytes
+    rest = facts.parameters - facts.linear_parameters
+    size = traits.bytes_per_value
+    return rest * size + facts.linear_parameters * (traits.bytes_per_weight or size)
+
+
+def predicted_bytes(situation: Situation) -> float:
+    """Return the bytes that are needed for certain: weights, scores or a mask that are written, the logits asked for.
+
+    A lower bound on purpose: what it refuses can't run, and what it lets through is measured.
+    """
+    facts, traits = situation.facts, situation.traits
+    work = situation.workload.work(layout_of(traits), facts)
+    needed = weight_bytes(facts, situation.configuration)
+    if traits.writes_scores:
+        needed += 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
+    elif traits.packs and traits.builds_mask:
+        needed += work.columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
+    return needed + work.kept * facts.vocabulary * traits.bytes_per_value
+
+
+def layout_of(traits: Traits) -> Layout:
+    """Return how a configuration lays a list out."""
+    apart = traits.tells_apart or traits.masks_by_block or traits.drops_pads
+    return Layout(traits.by_length, traits.packs, pads=not (traits.packs or traits.drops_pads), apart=apart)
+
+
+def predicted_cost(situation: Situation) -> float:
+    """Return a number that orders configurations by speed: the operations of each term over the choices' rates on it.
+
+    Only the order matters. Raises ValueError for a rate on a term that there is not: it would be left out without a word.
+    """
+    work = operations(situation)
+    for choice in choices_of(situation.configuration):
+        for term, rate in choice.rates(situation).items():
+            if term not in work:
+                raise ValueError(f"{choice.knob}={choice.name} has a rate on {term!r}; there are {', '.join(work)}")
+            work[term] /= rate
+    return sum(work.values())
+
+
+def operations(situation: Situation) -> dict[Term, float]:
+    """Return the operations of a pass by term, pads and masked pairs included where they are computed.
+
+    Linear layers: 2 operations per parameter and token processed; attention: 4·T²·heads·head size per layer, halved by
+    causality only where a kernel makes use of it (that is in the rate).
+    """
+    facts = situation.facts
+    work = situation.workload.work(layout_of(situation.traits), facts)
+    return {
+        Term.LINEAR: 2.0 * (facts.active_linear_parameters or facts.linear_parameters) * work.processed * work.passes,
+        Term.ATTENTION: 4.0 * work.pairs * attention_width(facts) * _ATTENTION * work.passes,
+    }
+
+
+def attention_width(facts: ModelFacts) -> int:
+    """Return heads · head size over all layers with attention: as counted, or as all layers alike would have it."""
+    return facts.attention_width or facts.heads * facts.head_dim * facts.layers
+
+
+def useful_operations(facts: ModelFacts, workload: Workload) -> float:
+    """Return the floating-point operations that one pass over the list needs, pads and masked pairs left out.
+
+    2 per parameter of a linear layer and token; 4·heads·head size per layer and pair of tokens that attend to one another:
+    half of all pairs of a sequence under a causal mask. The output layer counts for the positions asked for alone.
+    """
+    work = workload.work(Layout(), facts)
+    pairs = work.useful_pairs / (2 if facts.is_causal else 1)
+    output = facts.vocabulary * facts.hidden_size if workload.needs.head is Head.LANGUAGE else 0
+    active = facts.active_linear_parameters or facts.linear_parameters
+    output = min(output, active)
+    body = active - output
+    linear = 2.0 * (body * work.tokens + output * work.predictions)
+    return work.passes * (linear + 4.0 * pairs * attention_width(facts))

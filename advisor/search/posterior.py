@@ -1,0 +1,247 @@
+"""What is believed of configurations that were not measured, given arithmetic's predictions and what was measured.
+
+The model: log(value) = log(predicted cost) + a level + an effect of each choice + an effect of each pair of choices + a rest,
+all but the level normal (a Gaussian process whose kernel counts shared choices; Rasmussen and Williams, "Gaussian Processes
+for Machine Learning", section 2.2). Predicted costs have no unit in common with what is measured, so nothing whatever is known
+of the level before: it is a mean with a flat prior (their section 2.7), and what else is believed does not depend on units.
+How wrong predictions are, is not known before either: several sizes of the effects are weighed by how well each explains what was
+measured, by the likelihood of its differences alone (the restricted likelihood: their equation 2.45). What was learned on
+another workload enters as a second, correlated process with a level of its own, and how much it counts is weighed in the same
+way, so that a neighbour of no use is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.knobs import traits_of
+from advisor.nouns.configuration import Configuration, stated
+
+#: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
+#: 0.35 between two configurations (measurement.md, C.3). With any of them halved or doubled, searches were as long.
+CHOICE, PAIR, REST = 0.25, 0.08, 0.04
+
+#: How many times larger or smaller than that the prediction's errors may be on this model and this GPU. Without the widest,
+#: searches where single choices were off by a factor of 2.7 ended too early in 20 of 60; with it in none, and elsewhere they
+#: were as long.
+SCALES = (0.5, 1.0, 2.0, 4.0)
+
+#: How much the errors on another workload may have to do with the errors here (correlations).
+TRANSFERS = (0.0, 0.5, 0.9)
+
+#: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
+NOISE = 0.01
+
+#: The same of work that waits for its launches: on an H100's host the same configuration of MiniLM, 8 × 64 tokens, was measured
+#: as fast as 1.00 and 1.57 in eight fresh processes within two minutes, which scatter by 14 %.
+LAUNCH_BOUND_NOISE = 0.14
+
+#: What compilation adds to a trial (seconds) before any was seen: flex_attention took 8 to more than 500 on an H100, most of it
+#: for the mask of a packed row of odd length, and a search that expected 120 waited longer than it could save.
+COMPILE_S = 300.0
+
+#: Standard deviation of a trial's log seconds beside what its choices explain: some load the model, some find it loaded.
+_SECONDS_NOISE = 0.2
+
+Array = npt.NDArray[np.floating]
+Rows = Sequence[tuple[Configuration, float]]
+
+
+@dataclass(frozen=True)
+class Belief:
+    """One hypothesis: how likely it is, and what it says of each candidate's log value.
+
+    mean, deviation: [candidates]. Without a measurement here both are of the differences between candidates alone.
+    """
+
+    weight: float
+    mean: Array
+    deviation: Array
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known, and what follows for configurations that were not measured. Log values: less is better.
+
+    costs: predicted, in any unit, less is better; warm: log values on another workload, in any unit; rows: log values
+    measured here; noises: the standard deviation of each, NOISE where none are named; running: what is measured at this moment.
+    """
+
+    costs: Mapping[Configuration, float] = field(default_factory=dict)
+    warm: Rows = ()
+    rows: Rows = ()
+    running: Sequence[Configuration] = ()
+    noises: Sequence[float] = ()
+
+    def beliefs(self, candidates: Sequence[Configuration]) -> list[Belief]:
+        """Return the hypotheses of these candidates; their weights add up to 1.
+
+        What is running is taken to come out at its mean, whichever hypothesis holds: only the doubt shrinks.
+        """
+        here, warm = [c for c, _ in self.rows], [c for c, _ in self.warm]
+        knobs = stated([*here, *warm, *self.running, *candidates])
+        noises = [*(self.noises or [NOISE] * len(here)), *[NOISE] * len(warm)]
+        known = _Known.of(here, warm, candidates, knobs, noises)
+        if self.running:
+            noises[len(here) : len(here)] = [NOISE] * len(self.running)
+        sure = _Known.of([*here, *self.running], warm, candidates, knobs, noises) if self.running else known
+        prior, errors = self._prior(candidates), self._errors()
+        found = []
+        for scale in SCALES:
+            for transfer in TRANSFERS if self.warm else (0.0,):
+                fit = known.fit(scale, transfer)
+                deviation = fit.deviation if sure is known else sure.fit(scale, transfer).deviation
+                found.append((fit.evidence(errors), prior + fit.mean(errors), deviation))
+        most = max(evidence for evidence, _, _ in found)
+        total = sum(math.exp(evidence - most) for evidence, _, _ in found)
+        return [Belief(math.exp(evidence - most) / total, mean, deviation) for evidence, mean, deviation in found]
+
+    def _errors(self) -> Array:
+        """Return how far values are from what was predicted, here and on the other workload: [rows + warm]."""
+        here = np.array([value for _, value in self.rows]) - self._prior([c for c, _ in self.rows])
+        return np.concatenate([here, np.array([value for _, value in self.warm])])
+
+    def _prior(self, configurations: Sequence[Configuration]) -> Array:
+        """Return the logarithm of predicted costs: [configurations]. What nothing is predicted of counts as average."""
+        logs = {configuration: math.log(cost) for configuration, cost in self.costs.items()}
+        average = float(np.mean(list(logs.values()))) if logs else 0.0
+        return np.array([logs.get(configuration, average) for configuration in configurations])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Configurations with values, here and elsewhere, and how they go with one another and with candidates.
+
+    among: [observed, observed], across: [candidates, observed], the covariances of errors of the usual size. here: which of the
+    observed are of this workload, noises: the standard deviations of their values: [observed].
+    """
+
+    among: Array
+    across: Array
+    alone: float
+    here: npt.NDArray[np.bool_]
+    noises: Array
+
+    @classmethod
+    def of(
+        cls,
+        here: Sequence[Configuration],
+        elsewhere: Sequence[Configuration],
+        candidates: Sequence[Configuration],
+        knobs: Sequence[str],
+        noises: Sequence[float],
+    ) -> _Known:
+        observed = [*here, *elsewhere]
+        alone = float(kernel(candidates[:1], candidates[:1], knobs)[0, 0]) if candidates else 0.0
+        is_here = np.arange(len(observed)) < len(here)
+        among, across = kernel(observed, observed, knobs), kernel(candidates, observed, knobs)
+        return cls(among, across, alone, is_here, np.array(noises, dtype=float))
+
+    def fit(self, scale: float, transfer: float) -> _Fit:
+        """Return the process where errors are `scale` times as large, and correlate by `transfer` with the other workload's."""
+        same = self.here[:, None] == self.here[None, :]
+        among = scale**2 * self.among * np.where(same, 1.0, transfer) + np.diag(self.noises**2)
+        across = scale**2 * self.across * np.where(self.here, 1.0, transfer)
+        # A level of its own for each workload that has values; candidates are on the level of this one.
+        levels = [side for side in (self.here, ~self.here) if side.any()]
+        design = np.array(levels, dtype=float).T.reshape(len(self.here), len(levels))
+        target = np.zeros((len(across), len(levels)))
+        target[:, :1] = float(self.here.any())
+        return _Fit.of(among, across, scale**2 * self.alone, design, target)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Generalised least squares of the levels, and the process around them (Rasmussen and Williams, equations 2.41 to 2.45).
+
+    root: of the covariance, lower; basis, triangle: QR factors of the whitened design; projected: whitened covariances with the
+    candidates; target: the candidates' design; deviation: [candidates].
+    """
+
+    root: Array
+    basis: Array
+    triangle: Array
+    projected: Array
+    target: Array
+    deviation: Array
+
+    @classmethod
+    def of(cls, among: Array, across: Array, alone: float, design: Array, target: Array) -> _Fit:
+        root = np.linalg.cholesky(among)
+        white = np.linalg.solve(root, design)
+        basis, triangle = np.linalg.qr(white)
+        projected = np.linalg.solve(root, across.T)
+        doubt = np.linalg.solve(triangle.T, target.T - white.T @ projected)
+        variance = alone - (projected**2).sum(axis=0) + (doubt**2).sum(axis=0)
+        return cls(root, basis, triangle, projected, target, np.sqrt(np.maximum(variance, 1e-12)))
+
+    def mean(self, errors: Array) -> Array:
+        """Return the candidates' expected errors: [candidates]."""
+        white = np.linalg.solve(self.root, errors)
+        along = self.basis.T @ white
+        mean: Array = self.projected.T @ (white - self.basis @ along) + self.target @ np.linalg.solve(
+            self.triangle, along
+        )
+        return mean
+
+    def evidence(self, errors: Array) -> float:
+        """Return the restricted log likelihood of the errors, less what is the same for all hypotheses."""
+        white = np.linalg.solve(self.root, errors)
+        rest = white - self.basis @ (self.basis.T @ white)
+        volume = np.log(np.diag(self.root)).sum() + np.log(np.abs(np.diag(self.triangle))).sum()
+        return -0.5 * float(rest @ rest) - float(volume)
+
+
+def mean_of(beliefs: Sequence[Belief]) -> Array:
+    """Return the hypotheses' mean log values, by their weights: [candidates]."""
+    mean: Array = np.array([belief.weight for belief in beliefs]) @ np.array([belief.mean for belief in beliefs])
+    return mean
+
+
+def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Array | None:
+    """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
+
+    seconds: what trials took. None without any. Some choices cost minutes before the first round, and trials are not all
+    equally long without them. What compiles is expected to take COMPILE_S more until one that does was seen. That weights may
+    be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
+    """
+    if not seconds:
+        return None
+    observed, logs = [configuration for configuration, _ in seconds], np.log([value for _, value in seconds])
+    knobs = stated([*observed, *candidates])
+    among = kernel(observed, observed, knobs) + _SECONDS_NOISE**2 * np.eye(len(observed))
+    weights = np.linalg.solve(among, logs - logs.mean())
+    expected: Array = np.exp(
+        np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
+    )
+    if not any(_compiles(configuration) for configuration in observed):
+        expected = expected + COMPILE_S * np.array([_compiles(configuration) for configuration in candidates])
+    return expected
+
+
+def _compiles(configuration: Configuration) -> bool:
+    """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
+    return traits_of(configuration).compiles
+
+
+def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration], knobs: Sequence[str]) -> Array:
+    """Return the covariance of the errors of prediction, [rows, columns]: by how many choices, and pairs, are shared.
+
+    knobs: those in which any of the configurations at hand says something. In the others all have the implied choice, so that
+    a knob of which nobody makes use changes nothing.
+    """
+    spelled = [[configuration.over(knobs) for configuration in side] for side in (rows, columns)]
+    items = {item: n for n, item in enumerate(sorted({item for side in spelled for each in side for item in each}))}
+    marked: list[Array] = [np.zeros((len(side), len(items))) for side in (rows, columns)]
+    for side, marks in zip(spelled, marked, strict=True):
+        for number, each in enumerate(side):
+            marks[number, [items[item] for item in each]] = 1.0
+    shared: Array = marked[0] @ marked[1].T
+    union = marked[0].sum(axis=1)[:, None] + marked[1].sum(axis=1)[None, :] - shared
+    covariance: Array = CHOICE**2 * shared + PAIR**2 * shared * (shared - 1) / 2 + REST**2 * (shared == union)
+    return covariance

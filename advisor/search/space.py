@@ -1,0 +1,189 @@
+"""The space: which configurations are admissible for a workload here, what was refused and why, and which comes first.
+
+Every refusal is a choice's own (its `unavailable` and `why_not`); only "does it fit in memory" and "is it within the
+quality tier asked for" are the space's. No GPU time is spent, and no torch is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from advisor.errors import BadInput, named
+from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Objective, Tier
+from advisor.search.cost import costs_of, predicted_bytes, predicted_cost
+from advisor.terminal import gib
+from advisor.workloads import Workload
+
+#: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
+MEMORY_SHARE = 0.9
+
+#: Predicted to be this many times slower than the default, a configuration is not tried (rule S1, ours): on a GPU with
+#: tensor cores a 16-bit checkpoint in fp32 took 12.8 times as long on an H200, and two minutes to say so.
+HOPELESS = 8.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be run, likeliest first, and what may not.
+
+    admissible: configurations in the order of their predicted speed; refusals: one per rule and subject;
+    warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not. costs: what
+    arithmetic predicts of each and of the baseline, less is better (only for the order of the search).
+    """
+
+    baseline: Configuration
+    admissible: tuple[Configuration, ...]
+    refusals: tuple[Reason, ...]
+    warnings: tuple[Reason, ...]
+    costs: Mapping[Configuration, float] = field(default_factory=dict)
+
+
+def build_space(
+    facts: ModelFacts,
+    workload: Workload,
+    environment: Environment,
+    objective: Objective,
+    free_bytes: int,
+    *,
+    drawn: bool = False,
+) -> Space:
+    """Ask every choice about every combination and return the space. free_bytes: of the device, now.
+
+    drawn: whether the weights are drawn at random, so that no lossy choice can be judged (rule T0).
+    """
+    baseline = Configuration.of(baseline_choices(facts, workload))
+    unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
+    if unknown:
+        raise BadInput(f"this model's default has {', '.join(unknown)}, which advisor can't measure yet")
+    _refuse_unturned(workload, objective, baseline)
+    slowest = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
+    admissible: dict[Configuration, float] = {}
+    unjudged = drawn and not objective.allow_unjudged
+    alone = _refused_alone(facts, workload, environment, objective, unjudged=unjudged)
+    refusals = {(r.subject, r.about, r.rule): r for r in alone}
+    warnings: dict[tuple[str, str, str], Reason] = {}
+    for configuration in _combinations(workload, {reason.subject for reason in alone}):
+        situation = Situation(configuration, workload.under(configuration), environment, facts)
+        reasons = _reasons(situation, objective, free_bytes)
+        if not any(reason.verdict.refuses for reason in reasons):
+            reasons += _hopeless(situation, slowest)
+        refusing = [reason for reason in reasons if _refuses(reason, objective)]
+        for reason in refusing:
+            refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
+        if not refusing:
+            admissible[configuration] = predicted_cost(situation)
+            warnings |= {(r.subject, r.about, r.rule): r for r in reasons if not r.verdict.refuses}
+    ordered = sorted(admissible, key=lambda configuration: admissible[configuration])
+    return Space(
+        baseline=baseline,
+        admissible=tuple(ordered),
+        refusals=tuple(_telling(refusals.values(), ordered)),
+        warnings=tuple(warnings.values()),
+        costs=costs_of([baseline, *ordered], facts, workload, environment, objective.aim),
+    )
+
+
+def _refuse_unturned(workload: Workload, objective: Objective, baseline: Configuration) -> None:
+    """Raise BadInput where --only leaves of a knob that can't be turned for this work nothing that a configuration has."""
+    turned = knobs_for(workload)
+    for knob, names in objective.only:
+        if knob not in turned and baseline.get(knob) not in names:
+            text = f"{named('only')} {knob}={','.join(names)}: the knob {knob} can't be turned for this work"
+            nowhere = f"there is no knob {knob}, which {named('only')} names"
+            raise BadInput(text if knob in KNOBS else nowhere, "leave it out")
+
+
+def _refuses(reason: Reason, objective: Objective) -> bool:
+    return reason.verdict.refuses and reason.rule not in objective.ignored_rules
+
+
+def _combinations(workload: Workload, without: AbstractSet[str]) -> Iterable[Configuration]:
+    """Yield every configuration for a workload that has none of the choices in `without` ("knob=choice")."""
+    knobs = knobs_for(workload)
+    tables = ([name for name in knob.choices if f"{knob.name}={name}" not in without] for knob in knobs.values())
+    for choices in product(*tables):
+        yield Configuration.of(dict(zip(knobs, choices, strict=True)))
+
+
+def _refused_alone(
+    facts: ModelFacts, workload: Workload, environment: Environment, objective: Objective, *, unjudged: bool
+) -> list[Reason]:
+    """Return the first reason of every choice that is refused whatever the others are: no combination with it is looked at."""
+    found = []
+    for knob in knobs_for(workload).values():
+        for choice in knob.choices.values():
+            outside = _outside(knob.name, choice.name, facts, objective, unjudged=unjudged)
+            reasons = [choice.unavailable(environment), *outside]
+            refusing = (r for r in reasons if r is not None and _refuses(r, objective))
+            if (reason := next(refusing, None)) is not None:
+                found.append(replace(reason, subject=f"{knob.name}={choice.name}"))
+    return found
+
+
+def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective, *, unjudged: bool) -> list[Reason]:
+    """Refuse what the caller left out with --only or --fix, and what the objective's quality tier leaves out.
+
+    unjudged: whether no lossy choice can be judged here, nor may be recommended so: then no time is spent on it.
+    """
+    reasons = [
+        Reason("U0", Verdict.INVALID, f"left out by --only or --fix {fixed}={','.join(names)}")
+        for fixed, names in objective.only
+        if fixed == knob and name not in names
+    ]
+    tier = tier_of([(knob, name)], facts)
+    if tier.rank > objective.quality.rank:
+        text = f"its tier is {tier}, and {objective.quality} was asked for"
+        reasons.append(Reason("T0", Verdict.INVALID, text, f"--quality {tier}"))
+    elif unjudged and tier is not Tier.EXACT:
+        text = "these weights are drawn at random: what it costs them says nothing of trained ones"
+        reasons.append(Reason("T0", Verdict.INVALID, text, "trained weights, or --allow-unjudged"))
+    return reasons
+
+
+def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
+    reasons = [
+        replace(reason, subject=f"{knob}={name}")
+        for knob, name in situation.configuration.over(KNOBS)
+        for reason in choice_of(knob, name).why_not(situation)
+    ]
+    return reasons + _too_large(situation, objective, free_bytes)
+
+
+def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
+    """Refuse what arithmetic alone puts far behind the default."""
+    cost = predicted_cost(situation)
+    if cost <= slowest:
+        return []
+    text = f"predicted to be {HOPELESS * cost / slowest:.0f} times slower than the default, by operations and rates"
+    subject, about = (
+        " ".join(f"{knob}={situation.configuration[knob]}" for knob in knobs)
+        for knobs in (("precision", "quantization"), ("attention",))
+    )
+    return [Reason("S1", Verdict.INVALID, text, "--ignore-rule S1 tries it", about=about, subject=subject)]
+
+
+def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
+    limit = MEMORY_SHARE * free_bytes
+    if objective.max_memory_bytes is not None:
+        limit = min(limit, objective.max_memory_bytes)
+    needed = predicted_bytes(situation)
+    if needed <= limit:
+        return []
+    about = " ".join(f"{knob}={name}" for knob, name in situation.configuration.over(("attention", "packing")))
+    subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
+    text = f"needs at least {gib(needed)}, and {gib(limit)} may be used"
+    return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]
+
+
+def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) -> list[Reason]:
+    """Order refusals by subject, and leave out what another refusal of the same subject already says for all cases."""
+    whole = {(reason.subject, reason.rule) for reason in refusals if not reason.about}
+    kept = [reason for reason in refusals if not reason.about or (reason.subject, reason.rule) not in whole]
+    return sorted(kept, key=lambda reason: (reason.subject, reason.rule, reason.about))

@@ -1,0 +1,1 @@
+"""Seed: the advice that this project grew from, tuned and told."""

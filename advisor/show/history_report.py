@@ -1,0 +1,183 @@
+"""What people see of trials one by one: what a tune would try, the list, one of them whole, one run again."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
+from advisor.nouns.trial import Outcome, Trial
+from advisor.show.candidate_tables import quality_words
+from advisor.show.console import console
+from advisor.show.refused import refused_table
+from advisor.storage.study_record import StudyRecord
+from advisor.study.history import Listed, is_reused
+from advisor.study.plan import Plan
+from advisor.study.reproduction import Reproduction
+from advisor.study.trial_words import device_words, words_of
+from advisor.terminal import duration, gib
+
+#: Configurations that a dry run lists.
+_SHOWN = 20
+
+#: What seconds that every kind of work has are called.
+_NAMES = {ROUND: "a round", GPU_ROUND: "a round by CUDA's clock", GPU_BUSY: "the GPU computes"}
+
+#: A trial's times, in the order in which they are spent.
+_TIMES = ("load_s", "first_call_s", "measure_s", "wall_s")
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a tune would try, what is refused, and how long it would take."""
+    out, job, order = console(stderr=False), plan.job, plan.order
+    out.print(
+        f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
+    )
+    out.print(f"{len(plan.space.admissible)} configurations are admissible; likeliest first, after the default:\n")
+    for place, configuration in enumerate(order[:_SHOWN]):
+        out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
+    if len(order) > _SHOWN:
+        out.print(f"     and {len(order) - _SHOWN} more")
+    out.print()
+    if plan.space.warnings:
+        out.print("to be known of what is tried, by rule:")
+    for reason in plan.space.warnings:
+        about = f" ({reason.about})" if reason.about else ""
+        out.print(f"[yellow]{reason.rule}[/] {escape(f'{reason.subject}{about}: {reason.text}')}")
+    if plan.space.refusals:
+        out.print(refused_table(plan.space.refusals, ()))
+        out.print()
+    out.print(plan_words(plan))
+
+
+def plan_words(plan: Plan) -> str:
+    """Return how long a tune would take, in words."""
+    budget = plan.job.budget
+    bounded = f"the budget is {budget.trials} trials" if budget.trials is not None else "no budget bounds it"
+    if budget.seconds is not None:
+        bounded = f"the budget bounds it at {duration(budget.seconds)}"
+    if plan.seconds is None or plan.trial_s is None:
+        return f"time: unknown before the first trial; {bounded}"
+    runs = f"{plan.searched} configurations"
+    runs += f" and {plan.confirming} runs to confirm the best" if plan.confirming else ""
+    return f"time: about {duration(plan.seconds)} ({runs}, at {plan.trial_s:.1f} s each as measured here before); {bounded}"
+
+
+def print_trials(listed: Listed, *, is_next: bool) -> None:
+    """Print a study with its trials. is_next: another was printed before it."""
+    out = console(stderr=False)
+    study, aim = listed.study, listed.study.objective.aim
+    out.print(
+        ("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
+        f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
+        f"quality {study.objective.quality}, {study.state}"
+    )
+    table = Table(
+        "id",
+        "configuration",
+        "phase",
+        "outcome",
+        head(aim.metric),
+        "× default",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for trial in listed.trials:
+        ratio, phase = listed.ratios.get(trial.number), trial.phase
+        phase += f" {trial.block}" if trial.block is not None else ""
+        table.add_row(
+            f"{study.id}.{trial.number}",
+            escape(str(trial.requested)),
+            phase,
+            str(trial.outcome),
+            without_unit(aim.metric, trial.value(aim.metric)),
+            f"{ratio:.2f}" if ratio else "–",
+        )
+    out.print(table)
+
+
+def print_trial(study: StudyRecord, trial: Trial) -> None:
+    """Print all that is known of one trial."""
+    out = console(stderr=False)
+    table = Table.grid(padding=(0, 2))
+    flags = study.workload.flags
+    about = {
+        "requested": _spelled(trial.requested),
+        "effective": _spelled(trial.effective) if trial.effective is not None else "nothing ran",
+        "outcome": f"{trial.outcome}{f': {trial.reason}' if trial.reason else ''}",
+        "phase": f"{trial.phase}{f', block {trial.block}' if trial.block is not None else ''}, attempts {trial.attempts}",
+        "figures of": "another trial: nothing was run here" if is_reused(trial) else "",
+    }
+    about |= {_called(measurement.metric): _measured(measurement) for measurement in trial.measurements}
+    about |= {
+        "memory": f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}",
+        "time": ", ".join(
+            f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
+            for name in _TIMES
+            if (value := getattr(trial, name)) is not None
+        ),
+        "quality": f"{quality_words(trial.quality)} against {trial.quality.reference}" if trial.quality else "",
+    }
+    about |= {f"seen: {name}": words for name, words in words_of(trial.reading).items()}
+    for measurement in trial.measurements:
+        about |= {f"device: {name}": words for name, words in device_words(measurement).items()}
+    about |= {
+        "model": f"{study.model_name}, weights {study.weights_digest}",
+        "workload": flags if len(flags) < 200 else f"{study.workload} (--format json lists the lengths)",
+        "environment": f"{study.environment}, key {study.environment_key}",
+        "study": f"{study.id}, {study.started_at:%Y-%m-%d %H:%M} UTC, {study.objective.aim.words}, "
+        f"quality {study.objective.quality}, {study.state}",
+    }
+    for name, words in about.items():
+        if words:
+            table.add_row(f"[bold]{name}[/]", escape(words))
+    out.print(f"[bold]trial {study.id}.{trial.number}[/]")
+    out.print(table)
+
+
+def _spelled(configuration: Configuration) -> str:
+    return ", ".join(f"{knob} {choice}" for knob, choice in configuration.as_read.items())
+
+
+def _called(name: str) -> str:
+    """Return what a stored metric is called in the list of all that is known of a trial."""
+    metric = METRICS.get(name)
+    if metric is None:
+        return _NAMES.get(name, name)
+    return "speed" if metric.is_speed else "energy" if metric.gauge is Gauge.ENERGY else metric.head
+
+
+def _measured(measurement: Measurement) -> str:
+    low, high = (without_unit(measurement.metric, value) for value in measurement.interval)
+    return f"{figure(measurement.metric, measurement.median)} ({low} to {high}, {len(measurement.samples)} samples)"
+
+
+def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
+    """Print a trial as it was and as it is now."""
+    out, aim = console(stderr=stderr), done.study.objective.aim
+    out.print(f"[bold]trial {done.study.id}.{done.old.number}[/] · {escape(str(done.old.requested))}")
+    for text in done.differences:
+        out.print(f"  [yellow]differs:[/] {escape(text)}")
+    for name, trial in (("then", done.old), ("now", done.new)):
+        out.print(f"  {name:5s}{escape(_outcome_words(aim, trial))}")
+    if done.figures is not None and done.ratio is not None:
+        inside = "inside" if done.is_inside else "outside"
+        overlap = "overlap" if done.overlaps else "do not overlap"
+        better = "" if aim.is_speed else " in score, where more is better"
+        out.print(
+            f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
+            f"{overlap}"
+        )
+    colour = "green" if done.is_reproduced else "red"
+    out.print(f"[bold {colour}]{done.verdict}[/]{done.why}")
+
+
+def _outcome_words(aim: Metric, trial: Trial) -> str:
+    if trial.outcome is not Outcome.OK:
+        return f"{trial.outcome}: {trial.reason[:300]}"
+    measured = trial.measurement(aim.metric)
+    words = _measured(measured) if measured else figure(aim.metric, trial.value(aim.metric))
+    return words if trial.ran == trial.requested else f"{words}; what ran is {trial.ran}"

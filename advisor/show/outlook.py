@@ -1,0 +1,59 @@
+"""What is not sure of an answer yet, for people: what was found unconfirmed, what was never tried, and what to do next."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from advisor.advice.recommendation import Recommendation
+from advisor.nouns.answer import Conclusion, Prospect
+from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE
+from advisor.search.prospects import needed_bytes
+from advisor.terminal import duration, gib, percent
+
+#: How many that were never tried are shown.
+_PROMISING = 3
+
+
+def outlook(recommendation: Recommendation) -> list[str]:
+    """Return, with markup, what was found but is not sure, what was never tried, and what to do next."""
+    lines, best, left = [], recommendation.best, recommendation.prospects
+    if best is not None:
+        blocks = len(best.comparison.block_ratios) if best.comparison else 0
+        counted = f"{blocks} block{'s' * (blocks > 1)}"
+        few = f"; {counted} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
+        few = f"; after {counted} it is still open" if blocks >= LEAST_BLOCKS else few
+        ratio = f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
+        lines.append(f"fastest found, unconfirmed: {escape(str(best.configuration))}, {ratio}{few}")
+    is_sure = recommendation.verdict.exit_status == 0
+    if left.left:
+        chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
+        order = "" if is_sure else "; next to be tried, by what a second of measuring each promises:"
+        lines.append(f"never tried: {left.left}{chance}{order}")
+        lines += (
+            [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
+        )
+    if undecided := _undecided_blocks(recommendation):
+        more = f"{recommendation.command} --blocks {2 * undecided}"
+        lines.append(f"its interval is wide: more blocks may tell it from the default: [bold]{escape(more)}[/]")
+    if recommendation.way_out:
+        lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
+    elif not is_sure:
+        lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
+    return lines
+
+
+def _undecided_blocks(recommendation: Recommendation) -> int:
+    """Return how many blocks a tie was seen in whose middle is clear of the default though its interval is not, else 0."""
+    if recommendation.verdict is not Conclusion.TIE:
+        return 0
+    compared = [c.comparison for c in recommendation.runners_up if c.comparison is not None and c.is_confirmed]
+    return max((len(c.block_ratios) for c in compared if c.verdict == "tie" and c.ratio > 1 + TIE_ZONE), default=0)
+
+
+def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
+    parts = [f"predicted {prospect.ratio:.2f} × the default"] if prospect.ratio is not None else []
+    parts += [f"about {duration(prospect.seconds)} to measure"] if prospect.seconds is not None else []
+    needed = needed_bytes(recommendation.study, prospect.configuration)
+    is_about_memory = recommendation.objective.max_memory_bytes is not None
+    parts += [f"needs at least {gib(needed)}"] if needed is not None and is_about_memory else []
+    return escape(f"{prospect.configuration}{': ' if parts else ''}{', '.join(parts)}")

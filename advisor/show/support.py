@@ -1,0 +1,191 @@
+"""The support table in the README: a row per choice, asked of the choices themselves on a few machines and models.
+
+`python -m advisor.show.support` prints it, `--write README.md` puts it between the file's markers, and `--check README.md` ends
+with status 1 where the file has another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+
+from advisor.knobs import KNOBS, Choice, Situation, baseline_choices, knobs_for
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelFacts
+from advisor.workloads import KINDS
+
+BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
+
+_PACKAGES = {"torch": "2.11.0", "transformers": "5.17.0", "accelerate": "1.15.0", "bitsandbytes": "0.50.2"}
+_ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.14.0"}
+
+#: The machines that have a column, with every package that a choice can need.
+MACHINES = {
+    "NVIDIA H200": Environment("cuda", "NVIDIA H200", (9, 0), 150 * 10**9, "580.95.05", "13.0", packages=_ALL_PACKAGES),
+    "T4": Environment("cuda", "Tesla T4", (7, 5), 16 * 10**9, "580.95.05", "13.0", packages=_ALL_PACKAGES),
+    "CPU": Environment("cpu", "CPU", None, 64 * 10**9, threads=1, packages=_ALL_PACKAGES),
+}
+
+#: More machines that are asked for rules only: old, and without packages.
+_OTHERS = (
+    replace(MACHINES["NVIDIA H200"], packages={}),
+    replace(MACHINES["NVIDIA H200"], packages={**_PACKAGES, "flash-attn": "2.3.3"}),
+    replace(MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0"}),
+    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
+    replace(MACHINES["T4"], compute_capability=(7, 0)),
+    replace(MACHINES["T4"], compute_capability=(5, 2)),
+)
+
+_LLAMA = ModelFacts(
+    "LlamaForCausalLM",
+    "llama",
+    "bfloat16",
+    8 * 10**9,
+    16 * 10**9,
+    75 * 10**8,
+    32,
+    4096,
+    32,
+    8,
+    128,
+    128256,
+    131072,
+    supports_sdpa=True,
+    supports_flash=True,
+    switches_attention=True,
+    default_attention="sdpa",
+)
+
+#: Models that differ in what rules look at.
+_MODELS = (
+    _LLAMA,
+    replace(_LLAMA, checkpoint_dtype="float32"),
+    replace(_LLAMA, checkpoint_dtype="float16", head_dim=320, softcap=True),
+    replace(_LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
+    replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
+    replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
+    replace(_LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
+    replace(_LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
+    replace(_LLAMA, head_dim=192, sliding_window=16),
+    replace(
+        _LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
+    ),
+)
+
+#: The workloads that rules are asked about: examples of every kind.
+_WORKLOADS = tuple(dict.fromkeys(workload for kind in KINDS.values() for workload in kind.examples))
+
+
+def support_table() -> str:
+    """Return the table as Markdown, a row per choice in the order of the knobs, numbers last in one row; ends with a newline."""
+    heads = ["knob", "choice", "what it is", *MACHINES, "quality tier", "rules that can refuse it", "source"]
+    found = rules_of_choices()
+    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices() if choice.knob not in _sizes()]
+    rows += [_row_of_sizes([c for c in _choices() if c.knob == name], found) for name in _sizes()]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def rules_of_choices() -> dict[tuple[str, str], tuple[set[str], bool]]:
+    """Return by knob and choice the ids of the rules that refused it anywhere, and whether one did everywhere."""
+    rules: dict[tuple[str, str], set[str]] = {(choice.knob, choice.name): set() for choice in _choices()}
+    admitted = set()
+    for choice, environment in product(_choices(), (*MACHINES.values(), *_OTHERS)):
+        if (reason := choice.unavailable(environment)) is not None:
+            rules[choice.knob, choice.name].add(reason.rule)
+    for situation in _situations():
+        for knob, name in situation.configuration.over(KNOBS):
+            choice = KNOBS[knob].choices[name]
+            refusing = {reason.rule for reason in choice.why_not(situation) if reason.verdict.refuses}
+            rules[knob, name] |= refusing
+            if not refusing and choice.unavailable(situation.environment) is None:
+                admitted.add((knob, name))
+    return {key: (found, key not in admitted) for key, found in rules.items()}
+
+
+def _choices() -> list[Choice]:
+    return [choice for knob in KNOBS.values() for choice in knob.choices.values()]
+
+
+def _situations() -> Iterator[Situation]:
+    """Yield every pair of choices, the other knobs as they are by default, for every model and workload on every machine."""
+    for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:4])):
+        default = Configuration.of(baseline_choices(facts, workload))
+        for one, other in combinations(knobs_for(workload).values(), 2):
+            for first, second in product(one.choices, other.choices):
+                configuration = default.replaced(**{one.name: first, other.name: second})
+                yield Situation(configuration, workload.under(configuration), environment, facts)
+
+
+def _sizes() -> list[str]:
+    """Return the knobs whose choices are numbers."""
+    return [knob.name for knob in KNOBS.values() if all(name.isdigit() for name in knob.choices)]
+
+
+def _row_of_sizes(choices: Sequence[Choice], found: Mapping[tuple[str, str], tuple[set[str], bool]]) -> list[str]:
+    """Return one row for a knob whose choices are numbers: they differ in nothing else."""
+    rules = set().union(*(found[choice.knob, choice.name][0] for choice in choices))
+    knob, _, _, *rest = _row(choices[0], rules, all(found[choice.knob, choice.name][1] for choice in choices))
+    names = ", ".join(f"`{choice.name}`" for choice in choices)
+    return [knob, names, KNOBS[knob].summary, *rest]
+
+
+def _row(choice: Choice, rules: set[str], always: bool) -> list[str]:
+    reasons = [choice.unavailable(environment) for environment in MACHINES.values()]
+    tiers = sorted({choice.tier(facts) for facts in _MODELS}, key=lambda tier: tier.rank)
+    return [
+        choice.knob,
+        f"`{choice.name}`",
+        choice.summary,
+        *("yes" if reason is None else f"no ({reason.rule})" for reason in reasons),
+        " or ".join(map(str, tiers)),
+        ("always: " if always else "") + (", ".join(sorted(rules, key=_by_number)) or "–"),
+        f"[source]({choice.source})" if choice.source else "–",
+    ]
+
+
+def _by_number(rule: str) -> tuple[str, int]:
+    return rule[0], int(rule[1:]) if rule[1:].isdigit() else 0
+
+
+def with_table(text: str) -> str:
+    """Return a document with the table between its markers. Raises ValueError where it has not both, in order."""
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no line {BEGIN} with {END} after it")
+    return before + begin + support_table() + end + after
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, write it to a document or compare it with one; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m advisor.show.support", description="The README's support table.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--write", type=Path, metavar="FILE", help="put the table between the file's markers")
+    what.add_argument("--check", type=Path, metavar="FILE", help="status 1 where the file's table is another one")
+    options = parser.parse_args(arguments)
+    file = options.write or options.check
+    if file is None:
+        sys.stdout.write(support_table())
+        return 0
+    try:
+        text = file.read_text(encoding="utf-8")
+        wanted = with_table(text)
+        if options.write:
+            file.write_text(wanted, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{file}: {error}\n")
+        return 2
+    if options.check and text != wanted:
+        sys.stderr.write(f"{file} is not in step with the code: python -m advisor.show.support --write {file}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Storage: the database, and studies as lines for another one. The only place of SQL."""

@@ -1,0 +1,192 @@
+"""Trials as rows, with what was measured in each: to columns, and back as they were.
+
+Reading looks at every value first: what can't be understood is raised, or told, with the row that it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Row, TextClause, text
+
+from advisor.errors import DamagedRow
+from advisor.nouns.checked import Test, is_text, is_whole, matches, parsed, test_of
+from advisor.nouns.measurement import STATISTIC, Measurement
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.storage.keyed_rows import configuration_of
+from advisor.storage.rows import are_samples, as_json, finite, in_row, is_metric, now, plain, readable, refuse
+
+#: The trial's plain numbers: the same names in the noun and in the table.
+FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes")
+
+
+def trial_values(trial: Trial) -> dict[str, Any]:
+    """Return the columns of a finished trial. Raises ValueError for figures that are not finite."""
+    if trial.outcome is Outcome.RUNNING:
+        raise ValueError(f"trial {trial.number} is still running")
+    return {
+        "phase": trial.phase,
+        "block": trial.block,
+        "outcome": str(trial.outcome),
+        "reason": plain(trial.reason),
+        "finished_at": now(),
+        "reading": as_json(dict(trial.reading)),
+        "quality": as_json(trial.quality.payload) if trial.quality is not None else None,
+        "device_uuid": plain(trial.device_uuid) or None,
+        **{name: finite(name, getattr(trial, name)) for name in FIGURES},
+    }
+
+
+def measurement_values(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement's columns, statistics too."""
+    low, high = measurement.interval
+    return {
+        "metric": measurement.metric,
+        "unit": measurement.unit,
+        "phase": measurement.phase,
+        "statistic": STATISTIC,
+        "samples": as_json(list(measurement.samples)),
+        "n": len(measurement.samples),
+        "median": measurement.median,
+        "low": low,
+        "high": high,
+        "device_state": as_json(dict(measurement.device_state)),
+    }
+
+
+@cache
+def _trials_where(where: str, *, full: bool) -> TextClause:
+    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts, t.device_uuid,
+  {", ".join(f"t.{name}" for name in FIGURES)}, {"t.reading," if full else ""}
+  r.payload AS requested, f.payload AS effective, t.effective_id, o.number AS reused_from
+FROM trials t
+  LEFT JOIN configurations r ON r.id = t.requested_id
+  LEFT JOIN configurations f ON f.id = t.effective_id
+  LEFT JOIN trials o ON o.id = t.reused_from AND o.study_id = t.study_id
+WHERE {where} ORDER BY t.number""")  # noqa: S608
+
+
+@cache
+def _measurements_where(where: str, *, full: bool) -> TextClause:
+    return text(f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
+FROM measurements x JOIN trials t ON t.id = x.trial_id
+WHERE {where} ORDER BY x.id""")  # noqa: S608
+
+
+def trials(
+    connection: Connection, where: str, *, full: bool, damage: list[str] | None = None, **values: Any
+) -> list[tuple[int, Trial]]:
+    """Return row ids and trials WHERE this holds of t, by number. damage: see :func:`readable`."""
+    measured: dict[int, list[Measurement | DamagedRow]] = {}
+    for row in connection.execute(_measurements_where(where, full=full), values):
+        measured.setdefault(row.trial_id, []).append(_measurement(row, full=full))
+
+    def read(row: Row[*tuple[Any, ...]]) -> tuple[int, Trial]:
+        return row.id, _trial(row, measured.get(row.id, ()), full=full)
+
+    return readable(read, connection.execute(_trials_where(where, full=full), values).all(), damage)
+
+
+#: For a database's rows, where the same few names stand in every one.
+_is_known_metric = lru_cache(maxsize=256)(is_metric)
+
+
+_SEEN = {"after_each_round": test_of("tuple[Mapping[str, Any], ...]"), "discarded": test_of("tuple[str, ...]")}
+
+
+def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | DamagedRow:
+    """Return a measurement, or what is wrong with it: that is its trial's trouble, and raised with it."""
+    row_id, _, metric, unit, phase, stored, *seen = row  # quicker than asking the row for each
+    try:
+        with in_row("measurements", row_id):
+            samples, state = parsed(stored), parsed(seen[0]) if full else {}
+            if not _is_known_metric(metric):
+                refuse(True, "metric", metric)
+            if full:
+                _check_members(state, _SEEN)
+            if not is_text(unit):
+                refuse(True, "unit", unit)
+            if not are_samples(samples):
+                refuse(True, "samples", samples)
+            return Measurement(metric, unit, tuple(samples), phase, state)
+    except DamagedRow as error:
+        return error
+
+
+#: What is looked at in a stored reading: see `advisor.knobs.choice.Reading`.
+_READ = {
+    "attention": test_of("Mapping[str, str]"),
+    "dtypes": test_of("Mapping[str, int]"),
+    "linears": test_of("Mapping[str, int]"),
+    "operators": test_of("tuple[str, ...]"),
+    "inputs": test_of("Mapping[str, Any]"),
+    "own": test_of("Mapping[str, Any]"),
+}
+
+
+def check_reading(payload: Any) -> None:
+    """Raise Malformed for a reading that could not be read again."""
+    _check_members(payload, _READ)
+
+
+def check_columns(values: Mapping[str, Any]) -> None:
+    """Raise Malformed for plain columns of a trial that could not be read again."""
+    _check_members(values, {name: test for name, test in _COLUMNS.items() if name != "reused_from"})
+
+
+def check_device_state(metric: str, state: Any) -> None:
+    """Raise Malformed for a metric's name or its device states that could not be read again."""
+    refuse(not is_metric(metric), "metric", metric)
+    _check_members(state, _SEEN)
+
+
+def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
+    """Raise Malformed where a payload is no object, or one of its known members is of another type."""
+    refuse(not isinstance(payload, dict), "an object", payload)
+    for name, test in tests.items():
+        if name in payload and not test(payload[name]):
+            refuse(True, name, payload[name])
+
+
+#: The plain columns of a trial.
+_COLUMNS = {
+    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
+    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
+    "number": is_whole,
+    "attempts": is_whole,
+    "reason": is_text,
+    "phase": matches("[a-z]{1,20}"),
+    "device_uuid": test_of("str | None"),
+}
+
+
+def _trial(row: Row[*tuple[Any, ...]], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:
+    for each in measured:
+        if isinstance(each, DamagedRow):
+            raise each
+    found = dict(zip(row._fields, row, strict=True))  # quicker than asking the row for each
+    with in_row("trials", found["id"]):
+        for name, test in _COLUMNS.items():
+            if not test(found[name]):
+                refuse(True, name, found[name])
+        reading = parsed(found["reading"]) if full and found["reading"] is not None else {}
+        if reading:
+            _check_members(reading, _READ)
+        return Trial(
+            number=found["number"],
+            requested=configuration_of(found["requested"]),
+            effective=configuration_of(found["effective"]) if found["effective_id"] is not None else None,
+            outcome=Outcome(found["outcome"]),
+            reason=found["reason"],
+            phase=found["phase"],
+            block=found["block"],
+            quality=Quality.of(parsed(found["quality"])) if found["quality"] is not None else None,
+            reading=reading,
+            reused_from=found["reused_from"],
+            measurements=tuple(each for each in measured if isinstance(each, Measurement)),
+            attempts=found["attempts"],
+            device_uuid=found["device_uuid"] or "",
+            **{name: found[name] for name in FIGURES},
+        )

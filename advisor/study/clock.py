@@ -1,0 +1,103 @@
+"""The budget's clock: it starts with the command, and whatever runs looks at it.
+
+A run that the budget cuts has failed at nothing: :class:`BudgetSpent` is raised, and its trial is stored as cut, not as a
+timeout of its configuration.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from advisor.measure.runner import LocalRunner, Runner
+from advisor.nouns.trial import Outcome
+
+#: What no answer can do without, the model's facts, the default's trial and the block that decides, may outlast the budget by
+#: this share or so many seconds, whichever is more (the issue's promise: 1.1 × the budget, or 20 s more).
+GRACE_SHARE, GRACE_S = 0.08, 10.0
+
+
+class BudgetSpent(Exception):
+    """The budget's time ended while something ran; it was stopped."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How much of a budget is spent. began: when the command did, by `now`; seconds: of the budget, None without one."""
+
+    seconds: float | None = None
+    now: Callable[[], float] = time.monotonic
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the command began."""
+        return self.now() - self.began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left, infinite without one; negative where it is overdrawn."""
+        return float("inf") if self.seconds is None else self.seconds - self.elapsed_s
+
+    @property
+    def left_with_grace_s(self) -> float:
+        """The same for what no answer can do without."""
+        return self.left_s if self.seconds is None else self.left_s + max(GRACE_SHARE * self.seconds, GRACE_S)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget's time is spent."""
+        return self.left_s <= 0
+
+
+class Bounded:
+    """A runner within a budget. graceful: whether what runs now may use the grace.
+
+    took_s: seconds of the last request, by its operation.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock) -> None:
+        """Run in this runner, by this clock."""
+        self.runner, self.clock = runner, clock
+        self.graceful = True
+        self.took_s: dict[str, float] = {}
+
+    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget is what ends it."""
+        left_s = self._left_s
+        if left_s <= 0:
+            raise BudgetSpent
+        if isinstance(self.runner, LocalRunner):  # the wait for a device that is taken is part of the budget
+            self.runner.lock_wait_s = None if math.isinf(left_s) else left_s
+        began = self.clock.now()
+        result = self.runner.run(request, min(timeout_s, left_s))
+        took_s = self.clock.now() - began
+        self.took_s[str(request["op"])] = took_s
+        if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
+            raise BudgetSpent
+        return result
+
+    @property
+    def _left_s(self) -> float:
+        return self.clock.left_with_grace_s if self.graceful else self.clock.left_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can be run: the budget's time is spent, and the grace where what runs now may use it."""
+        return self._left_s <= 0
+
+    @property
+    def start_s(self) -> float:
+        """Seconds that a fresh process takes to be there: those that one took, not guessed."""
+        return self.runner.start_s if isinstance(self.runner, LocalRunner) else 0.0
+
+    def restart(self) -> None:
+        """Have the next request run in a fresh process, and keep the device."""
+        self.runner.restart()
+
+    def close(self) -> None:
+        """Free the device."""
+        self.runner.close()

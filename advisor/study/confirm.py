@@ -1,0 +1,193 @@
+"""The confirmation: who meets the default, in which blocks and processes, what that costs, and what the blocks say.
+
+A block belongs to one invocation of `tune` on one device: its number is never used again, so that nobody is compared with the
+default of another day or another GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from advisor.knobs import choices_of, weights_of
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Machine
+from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.nouns.metrics import Metric
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Outcome, Trial
+from advisor.workloads import Workload
+
+#: How many candidates meet the default in each block at most.
+FINALISTS = 3
+
+#: A turn on a GPU lasts at least so long (seconds), for its clock follows its load; on a CPU a shorter one tells as much.
+TURN_S = {True: 1.0, False: 0.2}
+
+#: How many turns each contestant of a block has at least and at most, `advisor.measure.block_torch.Turns`.
+TURNS = {"least": 3, "most": 7}
+
+#: A part of a long round lasts this share of a turn at least.
+PART_SHARE = 0.8
+
+#: Models that share a process may take this share of the device's free memory together.
+TOGETHER_SHARE = 0.8
+
+
+def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default_right: bool) -> list[Configuration]:
+    """Return who is to be compared with the default, the best first: all whose interval reaches that of the best.
+
+    right: the search trials that may be recommended; by their own figures for what the study aims at. The intervals are of one
+    process each, so they are widened by the tie zone: what differs from process to process they can't show. Nobody who is no
+    better than the default, where that may be recommended itself.
+    """
+    beaten = default.score(aim) if is_default_right else 0.0
+    better = sorted((t for t in right if t.ran != default.ran and t.score(aim) > beaten), key=lambda t: -t.score(aim))
+    if not better:
+        return []
+    low = score_interval(better[0], aim)[0] / (1 + TIE_ZONE)
+    near = [t.ran for t in better if score_interval(t, aim)[1] >= low]
+    return list(dict.fromkeys(near))[:FINALISTS]
+
+
+def score_interval(trial: Trial, aim: Metric) -> tuple[float, float]:
+    """Return the interval of a trial's score, which is higher the better it is; a point where it has one figure alone."""
+    measured = trial.measurement(aim.metric)
+    if measured is None:
+        return trial.score(aim), trial.score(aim)
+    low, high = measured.interval
+    return (1 / high, 1 / low) if aim.less_is_better else (low, high)
+
+
+def block_ratios(
+    trials: Iterable[Trial], candidate: Configuration, baseline: Configuration, aim: Metric
+) -> list[float]:
+    """Return the ratio of each block, by its number, in which both ran as themselves, on one device, and were seen."""
+    scores: dict[tuple[int, str], dict[Configuration, float]] = {}
+    for trial in trials:
+        is_good = trial.outcome is Outcome.OK and trial.ran == trial.requested
+        if (
+            trial.phase == "confirm"
+            and trial.block is not None
+            and is_good
+            and trial.requested in (candidate, baseline)
+        ):
+            scores.setdefault((trial.block, trial.device_uuid), {})[trial.requested] = trial.score(aim)
+    whole = (both for _, both in sorted(scores.items()) if len(both) == 2 and all(both.values()))
+    return [both[candidate] / both[baseline] for both in whole]
+
+
+def compared(
+    trials: Sequence[Trial], candidates: Iterable[Configuration], baseline: Configuration, aim: Metric, planned: int
+) -> list[Comparison]:
+    """Return what all stored blocks say of candidates; nothing of those that have none. planned: how many blocks at most."""
+    found = ((c, block_ratios(trials, c, baseline, aim)) for c in candidates)
+    return [Comparison(c.key, baseline.key, tuple(ratios), planned) for c, ratios in found if ratios]
+
+
+def contestants(trials: Iterable[Trial], baseline: Configuration) -> list[Configuration]:
+    """Return all that ever met the default in a block."""
+    met = (t.requested for t in trials if t.phase == "confirm" and t.requested != baseline)
+    return list(dict.fromkeys(met))
+
+
+def next_block(trials: Iterable[Trial]) -> int:
+    """Return a number that no block has."""
+    return max((trial.block or 0 for trial in trials if trial.phase == "confirm"), default=0) + 1
+
+
+def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: Machine, workload: Workload) -> int:
+    """Return in how many turns a round of a process's contestants is run: as many as a block has at least, or in one.
+
+    In parts where each part of everybody's lasts about a turn, by what the search saw: three rounds of some seconds each would
+    tell no more than one whose parts alternate with the others'. Not on a CPU, whose rounds scatter.
+    """
+    group, least = set(group), TURNS["least"]
+    seen = {t.ran: t.value("round_s") for t in trials if t.phase == "search" and t.ran in group}
+    shortest_s = min((seen.get(each) or 0.0 for each in group), default=0.0)
+    is_long = shortest_s >= PART_SHARE * least * TURN_S[True]
+    calls = min((len(workload.under(each).batches()) for each in group), default=0)
+    return least if machine.environment.is_cuda and calls >= least and is_long else 1
+
+
+def turns_for(machine: Machine) -> dict[str, Any]:
+    """Return when the turns of a block end on a device: the arguments of `advisor.measure.block_torch.Turns`."""
+    return {**TURNS, "turn_s": TURN_S[machine.environment.is_cuda]}
+
+
+def least_blocks(planned: int) -> int:
+    """Return how many blocks are run before the answer is looked at."""
+    return min(planned, LEAST_BLOCKS)
+
+
+def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Configuration]]:
+    """Return who of a block shares a process, the default's first.
+
+    Choices that switch something of the process can't meet others there. is_alone: everybody has a process of its own.
+    """
+    groups: dict[Any, list[Configuration]] = {}
+    for number, configuration in enumerate(order):
+        wide = tuple((c.knob, c.name) for c in choices_of(configuration) if c.traits.process_wide)
+        groups.setdefault(number if is_alone else wide, []).append(configuration)
+    return list(groups.values())
+
+
+def fits_together(
+    group: Sequence[Configuration], trials: Iterable[Trial], free_bytes: int | None, facts: ModelFacts
+) -> bool:
+    """Whether all models of a group fit beside one another: by the peaks that their search trials saw, each by itself.
+
+    Equal weights are loaded once. Unknown peaks, or unknown free memory, do not fit unless there is one model.
+    """
+    peaks: dict[Any, float] = {}
+    seen = {t.ran: t.peak_bytes for t in trials if t.phase == "search" and t.peak_bytes}
+    for configuration in group:
+        weights = weights_of(configuration, switches_attention=facts.switches_attention)
+        peaks[weights] = max(peaks.get(weights, 0.0), float(seen.get(configuration, math.inf)))
+    return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
+
+
+def block_s(
+    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any], parts: int = 1
+) -> float:
+    """Return the seconds that a block of these is expected to take.
+
+    What each took in the last block of this study, or else what the search saw: loading, the first call, a round that does
+    not count, and its turns; or where a round is run in parts, that round and a part of it. start_s: of a fresh process, which
+    each may have.
+    """
+    return sum(_contestant_s(trials, configuration, start_s, turns, parts) for configuration in order)
+
+
+def _contestant_s(
+    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any], parts: int
+) -> float:
+    walls = [
+        t.wall_s
+        for t in trials
+        if t.phase == "confirm" and t.requested == configuration and t.outcome is Outcome.OK and t.wall_s
+    ]
+    if walls:
+        return walls[-1]
+    ran = [t for t in trials if t.phase == "search" and t.ran == configuration and t.measurements]
+    load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
+    first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)
+    round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
+    if parts > 1:
+        return start_s + load_s + first_s + round_s * (1 + 1 / parts)
+    turn_s = max(float(turns["turn_s"]), round_s)
+    return start_s + load_s + first_s + round_s + int(turns["least"]) * turn_s
+
+
+def affordable(
+    rivals: Sequence[Configuration], block_s: Callable[[Sequence[Configuration]], float], left_s: float, blocks: int
+) -> tuple[list[Configuration], float]:
+    """Return as many of the best as can be confirmed in so many blocks and seconds, one at least, and what that takes.
+
+    block_s: of a block with these and the default.
+    """
+    kept = list(rivals)
+    while len(kept) > 1 and blocks * block_s(kept) > left_s:
+        kept.pop()
+    return kept, blocks * block_s(kept) if kept else 0.0

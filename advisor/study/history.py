@@ -1,0 +1,150 @@
+"""What was measured, trial by trial: listed, the newest first, and shown whole.
+
+Neither torch nor Optuna is needed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from advisor.errors import BadInput, DamagedRow, NotMeasured
+from advisor.knobs import tier_of, unknown
+from advisor.nouns.trial import Trial
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.study.trial_words import device_words
+
+#: Studies, or trials, that are held in memory at once while they are listed.
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A study and those of its trials that were asked for, each with its score over the default's.
+
+    ratios: by a trial's number; above 1 where it is better at what the study was for. A trial of the confirmation is held
+    to the default of its own block, the others to the search's.
+    """
+
+    study: StudyRecord
+    trials: tuple[Trial, ...]
+    ratios: Mapping[int, float]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The study with its trials as JSON values."""
+        return {
+            **study_payload(self.study),
+            "trials": [
+                {**trial_payload(self.study, trial), "ratio": self.ratios.get(trial.number)} for trial in self.trials
+            ],
+        }
+
+
+def listed(
+    store: Store, architecture_key: str | None = None, study: int | None = None, *, failed: bool = False, limit: int = 0
+) -> Iterator[Listed]:
+    """Yield what is stored, newest first, a page at a time: all, of one architecture, of one study, or failures alone.
+
+    limit: how many trials at most, 0 for all. A study of many trials comes in several pieces. Raises NotMeasured where there
+    is nothing, DamagedRow where nothing of it can be understood.
+    """
+    left, found = limit or None, False
+    for record in _records(store, architecture_key, study):
+        defaults, below = store.default_trials(record.id), None
+        while left is None or left > 0:
+            page = store.page(record.id, below, min(PAGE, left or PAGE), failed=failed)
+            if page.last is None:
+                break
+            below, found = page.last, found or bool(page.trials)
+            left = None if left is None else left - len(page.trials)
+            if page.trials:
+                yield Listed(record, page.trials, _ratios(record, page.trials, defaults))
+        if left == 0:
+            return
+    if not found and store.damaged:
+        raise DamagedRow(store.damaged[0])
+    if not found:
+        what = f"study {study}" if study is not None else "this model" if architecture_key else "anything"
+        raise NotMeasured(f"no {'failed ' if failed else ''}trial of {what} is stored")
+
+
+def _records(store: Store, architecture_key: str | None, study: int | None) -> Iterator[StudyRecord]:
+    """Yield studies, the newest first, without holding all of them."""
+    for first in count(0, PAGE):
+        page = store.studies_page(architecture_key, study, first, PAGE)
+        if page is None:
+            return
+        yield from page
+
+
+def _ratios(study: StudyRecord, trials: Sequence[Trial], of_default: Sequence[Trial]) -> dict[int, float]:
+    """Return every trial's score over that of the default it is to be held to."""
+    aim = study.objective.aim
+    defaults = {trial.block: trial.score(aim) for trial in of_default}
+    scores = ((trial, trial.score(aim), defaults.get(trial.block)) for trial in trials)
+    return {trial.number: score / default for trial, score, default in scores if score and default}
+
+
+def stored_trial(store: Store, study: int, number: int) -> tuple[StudyRecord, Trial]:
+    """Return a trial and its study. Raises BadInput where there is none of this id."""
+    try:
+        return store.study(study), store.trial(study, number)
+    except NotMeasured as error:
+        raise BadInput(str(error), "advisor trials lists them") from None
+
+
+def study_payload(study: StudyRecord) -> dict[str, Any]:
+    """Return what a study was about as JSON values."""
+    return {
+        "study": study.id,
+        "model": study.model_name,
+        "weights_digest": study.weights_digest,
+        "workload": study.workload.payload,
+        "flags": study.workload.flags,
+        "objective": study.objective.payload,
+        "environment": {"key": study.environment_key, **study.environment.payload},
+        "state": study.state,
+        "started_at": study.started_at.isoformat(),
+        "finished_at": study.finished_at.isoformat() if study.finished_at else None,
+    }
+
+
+def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
+    """Return a trial as JSON values; its reading and device states where they were read."""
+    return {
+        "id": f"{study.id}.{trial.number}",
+        "requested": trial.requested.spelled,
+        "effective": trial.effective.spelled if trial.effective is not None else None,
+        "phase": trial.phase,
+        "block": trial.block,
+        "outcome": str(trial.outcome),
+        "reason": trial.reason,
+        "tier": str(tier_of(trial.ran.items(), study.facts)) if study.facts and not unknown(trial.ran) else None,
+        "figures": {
+            name: getattr(trial, name)
+            for name in ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes", "attempts")
+        },
+        "measurements": [
+            {
+                "metric": m.metric,
+                "unit": m.unit,
+                "median": m.median,
+                "interval": list(m.interval),
+                "samples": list(m.samples),
+                **({"device": device_words(m)} if m.device_state else {}),
+            }
+            for m in trial.measurements
+        ],
+        "quality": trial.quality.payload if trial.quality else None,
+        "reading": dict(trial.reading),
+        "reused": is_reused(trial),
+    }
+
+
+def is_reused(trial: Trial) -> bool:
+    """Whether the figures are another trial's: of what really ran in this study, or of the same work in another one."""
+    return trial.reused_from is not None or (trial.wall_s == 0 and bool(trial.measurements))

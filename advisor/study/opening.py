@@ -1,0 +1,174 @@
+"""How a tune begins and ends: the model's facts, the space, the study in the store, and how it is left there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from advisor.advice.kept_answers import keep_answer
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named
+from advisor.knobs import Verdict, is_whole, unknown
+from advisor.machine.leftovers import working_folder
+from advisor.measure.runner import Runner, read_facts
+from advisor.nouns.answer import SearchEnd, Stop
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts
+from advisor.search.cost import costs_of, weight_bytes
+from advisor.search.prospects import searched
+from advisor.search.search import surprises
+from advisor.search.space import MEMORY_SHARE, Space, build_space
+from advisor.storage.patience import PatientStore
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.study.clock import Bounded, BudgetSpent, Clock
+from advisor.study.confirmation import comparisons_now
+from advisor.study.perform import end_search
+from advisor.study.tuner import Tuner, heartbeat, own_name
+from advisor.study.tuning import Job, Listener
+from advisor.terminal import gib
+from advisor.workloads import kind_of
+
+
+@contextmanager
+def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callable[[], float]) -> Iterator[Tuner]:
+    """Give a tune that is ready for its first step; whatever ends it, what it holds is let go and the study says how it stands.
+
+    Raises NotMeasured where the budget was spent before the model was read, BadInput and NothingAdmissible where nothing can
+    be tuned.
+    """
+    store = PatientStore(plain, listen)
+    listen({"event": "stage", "stage": "reading the model"})
+    bounded = Bounded(runner, Clock(job.budget.seconds, now, now() if job.began is None else job.began))
+    facts = _facts_in_time(job, bounded)
+    space = job_space(job, facts)
+    refuse_nothing_left(job, space)
+    earlier = {each.id: each for each in _studies_of_this_work(job, store)}
+    study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
+    name, state, tuner = own_name(), "interrupted", None
+    try:
+        _tell(job, store, study, facts, space, listen)
+        refuse_too_large(job, facts, space)
+        with working_folder() as folder, heartbeat(plain, study, name):
+            tuner = Tuner(job, store, bounded, listen, facts, space, study, Path(folder), name)
+            standing = store.standing(study)
+            tuner.first, tuner.unfinished = standing.began(name), standing.running
+            tuner.warm = _warm(job, store, facts, study)
+            tuner.probed = store.ceilings(job.machine.environment.key) is not None
+            yield tuner
+        state = "done"
+    finally:
+        try:
+            if tuner is not None:
+                _settle(tuner)
+        finally:
+            _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
+        keep_answer(store, study, space=space)
+
+
+def job_space(job: Job, facts: ModelFacts) -> Space:
+    """Return the space of a job, with the memory that is free now."""
+    where = (facts, job.workload, job.machine.environment, job.objective, job.machine.free_bytes)
+    return build_space(*where, drawn=job.source.has_random_weights)
+
+
+def _facts_in_time(job: Job, runner: Bounded) -> ModelFacts:
+    try:
+        return facts_for(job, runner)
+    except BudgetSpent:
+        text = f"nothing was measured: the budget of {runner.clock.seconds:.0f} s was spent before the model was read"
+        raise NotMeasured(text, f"a longer {named('budget')}") from None
+
+
+def _tell(job: Job, store: Store, study: int, facts: ModelFacts, space: Space, listen: Listener) -> None:
+    """Store and tell what a study is about. What earlier tunes found to run as something else stays refused."""
+    store.save_facts(job.source, facts, study)
+    store.save_refusals(study, space.refusals, len(space.admissible), beside="E1")
+    listen({"event": "study", "space": space, "trials": store.trials(study)})
+
+
+def _settle(tuner: Tuner) -> None:
+    """Have nothing of an interruption lost: the blocks that are whole are compared, and the search has an end."""
+    seen = tuner.snapshot()
+    if (found := comparisons_now(seen)) != seen.comparisons:
+        tuner.store.save_comparisons(tuner.study, found)
+    if tuner.end is None:
+        end_search(tuner, seen, Stop.INTERRUPTED)
+
+
+def _studies_of_this_work(job: Job, store: Store) -> list[StudyRecord]:
+    architecture = job.source.architecture_key
+    return store.studies_for(architecture, job.workload.key_for(architecture))
+
+
+def _close(
+    store: Store, study: int, name: str, state: str, tuner: Tuner | None, earlier: StudyRecord | None, admissible: int
+) -> None:
+    """Store how the study ended.
+
+    Where nothing was run and the search was cut, what an earlier search said of the same rows stays: cut is all that is new.
+    """
+    ran, end = (tuner.ran, tuner.end) if tuner is not None else (False, None)
+    tried = len(searched(store.trials(study)))
+    if earlier is not None and not ran and _still_holds(earlier, end, tried, admissible):
+        store.close_study(study, "done", owner=name, end=earlier.end, ran=False, budget=earlier.budget)
+    else:
+        budget = tuner.job.budget if tuner is not None else None
+        store.close_study(study, state, owner=name, end=end, ran=ran, budget=budget)
+
+
+def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admissible: int) -> bool:
+    """Whether how an earlier search ended says more than how this one did, of as many trials and configurations."""
+    before = earlier.end
+    if before is None or earlier.state != "done" or before.tried != tried or earlier.admissible != admissible:
+        return False
+    return end is None or (end.stop.is_cut and end.left == before.left)
+
+
+def facts_for(job: Job, runner: Runner) -> ModelFacts:
+    """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
+    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": job.workload.payload}))
+    longest, most = max(job.workload.lengths), facts.max_positions
+    if most is not None and longest > most - facts.position_offset:
+        raise BadInput(f"{named('lengths')} {longest} is beyond the model's {most - facts.position_offset} positions")
+    kind_of(job.workload).refuse(job.workload, facts, job.source.name)
+    return facts
+
+
+def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
+    """Raise NothingAdmissible where nothing fits on this device: before one trial after another runs out of its memory."""
+    reasons = [reason for reason in space.refusals if reason.rule == "M1"]
+    device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
+    if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
+        sizes = f"{gib(needed)}, and {device.device_name} has {gib(device.memory_bytes)}"
+        text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
+        raise NothingAdmissible([text, *map(str, reasons)])
+
+
+def refuse_nothing_left(job: Job, space: Space) -> None:
+    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it.
+
+    But where what it names would give a wrong output: then the default is the answer, with the rule that says so beside it.
+    """
+    if job.objective.only and not space.admissible:
+        asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
+        reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
+        if not any(reason.verdict is Verdict.WRONG for reason in reasons):
+            raise NothingAdmissible([f"{r}{f' → {r.remedy}' if r.remedy else ''}" for r in reasons])
+
+
+def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:
+    """Return what the nearest workload that was measured here teaches of configurations; nothing where there is none."""
+    here, aim = job.machine.environment, job.objective.aim
+    known = [
+        s
+        for s in store.studies(job.source.architecture_key)
+        if s.id != study and s.environment_key == here.key and s.workload != job.workload
+    ]
+    if not known:
+        return {}
+    nearest = min(known, key=lambda s: s.workload.distance(job.workload)).workload
+    trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
+    fitting = [t for t in trials if is_whole(t.requested, nearest)]
+    offered = [c for c in {c for t in fitting for c in (t.requested, t.ran)} if not unknown(c)]
+    return surprises(fitting, aim, costs_of(offered, facts, nearest, here, aim))
