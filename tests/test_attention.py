@@ -35,7 +35,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, attention_torch, effective_choices
+from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, effective_choices
+from advisor.knobs.attention import own_torch
 from advisor.knobs.choice import Choice
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import PACKAGES, Environment
@@ -733,14 +734,14 @@ def test_varlen_attention_refuses_what_the_kernel_does_not_compute(
     states = torch.ones(1, 4, 3, 8)
 
     with pytest.raises(ValueError, match=word):
-        attention_torch.varlen_attention(torch.nn.Module(), states, states, states, None, **arguments)
+        own_torch.varlen_attention(torch.nn.Module(), states, states, states, None, **arguments)
 
 
 def test_varlen_attention_scales_as_told(varlen_torch: str) -> None:
     """A scale unlike 1/√(head size) reaches the scores, in torch 2.10 through the query."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 8)
-    output, weights = attention_torch.varlen_attention(torch.nn.Module(), query, key, value, None, 0.7, is_causal=False)
+    output, weights = own_torch.varlen_attention(torch.nn.Module(), query, key, value, None, 0.7, is_causal=False)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.7).transpose(1, 2)
 
     assert weights is None
@@ -790,7 +791,7 @@ ENCODERS = {
 def test_fused_layers_equal_the_models_own(name: str) -> None:
     """With pads on the right and without, real tokens and heads get what sdpa gives them, and the proof is there."""
     model, call = ENCODERS[name](), right_padded()
-    assert attention_torch.is_fusable(model)
+    assert own_torch.is_fusable(model)
     size = sum(part.numel() for part in model.parameters())
     with torch.inference_mode():
         expected, full = model(**call)[0], model(call["input_ids"])[0]
@@ -844,8 +845,8 @@ def test_only_checked_encoders_are_fused() -> None:
             CanineModel(CanineConfig(**SMALL)),  # its parts have BERT's names, and it attends within blocks
         ]
 
-    assert [attention_torch.is_fusable(model) for model in can] == [True] * len(can)
-    assert [attention_torch.is_fusable(model) for model in can_not] == [False] * len(can_not)
+    assert [own_torch.is_fusable(model) for model in can] == [True] * len(can)
+    assert [own_torch.is_fusable(model) for model in can_not] == [False] * len(can_not)
 
 
 # On a GPU, whatever is installed there.

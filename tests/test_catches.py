@@ -50,7 +50,7 @@ ROWS = {row.rule: row for row in TABLE.ROWS}
 def test_every_rule_has_one_row() -> None:
     """Every WRONG and ALIAS rule of levers.md is in the table, and every one that a choice's source can give."""
     patterns = (r"""Reason\(\s*"([A-Z]\d+)",\s*Verdict\.(?:WRONG|ALIAS)""", r"""_wrong_where\("([A-Z]\d+)""")
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "advisor" / "knobs").glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "advisor" / "knobs").rglob("*.py")]
     ours = {rule for source in sources for pattern in patterns for rule in re.findall(pattern, source)}
 
     assert len(ROWS) == len(TABLE.ROWS)

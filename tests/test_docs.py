@@ -85,7 +85,7 @@ def test_every_choice_has_a_row() -> None:
 def test_every_rule_that_refuses_is_named() -> None:
     """No rule in the knobs' source that can refuse a choice is missing from the table."""
     pattern = r"""Reason\(\s*"([A-Z]\d+)",\s*Verdict\.(?:INVALID|WRONG|ALIAS)"""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "advisor" / "knobs").glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "advisor" / "knobs").rglob("*.py")]
     written = {rule for source in sources for rule in re.findall(pattern, source)}
     named = {rule for row in rows().values() for rule in re.findall(r"[A-Z]\d+", row[7])}
 

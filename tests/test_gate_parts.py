@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from advisor.knobs.attention_fp32_torch import flash_in_fp32  # noqa: E402
+from advisor.knobs.attention.fp32_torch import flash_in_fp32  # noqa: E402
 from advisor.measure import figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
 from advisor.measure.gate import figures_found, known_figures, layout_request  # noqa: E402
 from advisor.measure.session_torch import Session  # noqa: E402

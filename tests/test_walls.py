@@ -145,8 +145,12 @@ def test_the_exceptions_are_few_and_there() -> None:
 
 def test_nobody_imports_a_knobs_own_file() -> None:
     """The files in the knobs' folder are imported by the table of knobs and by one another: all others ask the table."""
-    own = {f"advisor.knobs.{file.stem}" for file in (ADVISOR / "knobs").glob("*.py") if file.stem != "__init__"}
-    outside = [file for file in files() if file.parent.name != "knobs"]
+    own = {
+        ".".join(("advisor", *file.relative_to(ADVISOR).with_suffix("").parts))
+        for file in (ADVISOR / "knobs").rglob("*.py")
+        if file.stem != "__init__"
+    }
+    outside = [file for file in files() if not file.is_relative_to(ADVISOR / "knobs")]
     found = [(file.name, name) for file in outside for name in imported(file) if name in own]
 
     assert len(own) >= 10

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import attention, batch, packing, precision, quantization
+from advisor.knobs import batch, packing, precision, quantization
+from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,
     Batching,
@@ -249,7 +250,7 @@ def rule_ids() -> list[str] | None:
 
     None where they are not all known: plugins have their own, and an installation may come without its source.
     """
-    files = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "search" / "space.py"]
+    files = [*Path(__file__).parent.rglob("*.py"), Path(__file__).parents[1] / "search" / "space.py"]
     if PLUGINS or not all(file.is_file() for file in files):
         return None
     found = {rule for file in files for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from advisor.knobs.attention_common import about
+from advisor.knobs.attention.common import about
 from advisor.knobs.choice import Batching, Choice, Collation, Knob, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.model import RECURRENT, ModelFacts

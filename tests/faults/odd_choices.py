@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from advisor.knobs.attention_common import launched_any
+from advisor.knobs.attention.common import launched_any
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Term, Verdict
 
 _SLEEP_S = {"odd-pretender": 0.0, "odd-sluggish": 0.05, "odd-asleep": 600.0}

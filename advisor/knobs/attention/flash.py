@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from advisor.knobs.attention_common import about, has_pads, is_packed, is_wide, load, ran_as, rates, wide
+from advisor.knobs.attention.common import about, has_pads, is_packed, is_wide, load, ran_as, rates, wide
 from advisor.knobs.choice import Choice, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
@@ -299,7 +299,7 @@ def _varlen_rate(situation: Situation) -> float:
 
 
 def _in_fp32(implementation: str) -> AbstractContextManager[None]:
-    from advisor.knobs.attention_fp32_torch import flash_in_fp32
+    from advisor.knobs.attention.fp32_torch import flash_in_fp32
 
     return flash_in_fp32(implementation)
 
@@ -340,7 +340,7 @@ CHOICES = (
             "from transformers import AttentionInterface",
             "from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask",
         ),
-        functions=(("advisor.knobs.attention_torch", "varlen_attention"),),
+        functions=(("advisor.knobs.attention.own_torch", "varlen_attention"),),
         proof=ran_as("varlen", "torch_varlen"),
         rates=rates(_varlen_rate),
         in_fp32=_in_fp32,

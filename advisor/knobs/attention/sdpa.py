@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from advisor.knobs.attention_common import (
+from advisor.knobs.attention.common import (
     TRANSFORMERS,
     about,
     family,

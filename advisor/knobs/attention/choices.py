@@ -1,9 +1,9 @@
-"""Attention: which implementation computes softmax(QKᵀ)V.
+"""The knob of attention with all of its choices: eager, flex_attention and torch's fused encoder layers stand here.
 
 All give the same numbers up to rounding, so the tier is exact. What differs is whether the T×T scores are written to
 memory (eager), whether pads rule the fast kernel out (sdpa: one pad and a 4D mask is built), and whether sequences can be
-told apart without a mask (FlashAttention's cu_seq_lens). The families are in files of their own: attention_sdpa and
-attention_flash; here are eager, flex_attention and torch's fused encoder layers.
+told apart without a mask (FlashAttention's cu_seq_lens). The families of sdpa and FlashAttention are in files of
+their own.
 
 Rule ids A0–A29 and B1 are levers.md's; A30 (flex_attention is compiled) and P19 are ours.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advisor.knobs import attention_flash, attention_sdpa
-from advisor.knobs.attention_common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
+from advisor.knobs.attention import flash, sdpa
+from advisor.knobs.attention.common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
@@ -104,12 +104,12 @@ def _effective(reading: Reading) -> str:
 
 def _named(implementation: str, reading: Reading) -> str:
     if implementation != "sdpa":
-        return attention_flash.NAMES.get(implementation, implementation)
-    return "bettertransformer" if family(reading) == "fused layer" else attention_sdpa.effective_sdpa(reading)
+        return flash.NAMES.get(implementation, implementation)
+    return "bettertransformer" if family(reading) == "fused layer" else sdpa.effective_sdpa(reading)
 
 
 def _facts(model: Any) -> Mapping[str, Any]:
-    from advisor.knobs.attention_torch import is_fusable
+    from advisor.knobs.attention.own_torch import is_fusable
 
     return {"fused_encoder": is_fusable(model)}
 
@@ -146,7 +146,7 @@ _FUSED = Choice(
     load=load("sdpa"),
     after=("model = fuse_encoder(model)",),
     imports=("import torch", "from typing import Any"),
-    functions=(("advisor.knobs.attention_torch", "fuse_encoder"),),
+    functions=(("advisor.knobs.attention.own_torch", "fuse_encoder"),),
     proof=ran_as("fused layer"),
     rates=rates(_fused_rate),
     traits=Traits(drops_pads=True, own_load=True),
@@ -158,9 +158,7 @@ KNOB = Knob(
     reload=False,
     default=_default,
     effective=_effective,
-    choices={
-        choice.name: choice for choice in (_EAGER, *attention_sdpa.CHOICES, *attention_flash.CHOICES, _FLEX, _FUSED)
-    },
+    choices={choice.name: choice for choice in (_EAGER, *sdpa.CHOICES, *flash.CHOICES, _FLEX, _FUSED)},
     reference=_EAGER.name,
     facts=_facts,
     place=10,
