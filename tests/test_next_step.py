@@ -272,7 +272,7 @@ def test_time_is_set_aside_for_the_blocks_that_are_needed_yet() -> None:
 
 def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
     """Asked for another configuration, but one that was measured ran: its speed counts, and that it was right does too."""
-    there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5)))
+    there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5), peak_bytes=40 * 2**30))
     result = {"outcome": "ok", "effective": dict(PACKED), "alias": "asked for sorted, but packed ran", "rounds": None}
 
     trial = attempt.told(there, SORTED, 2, "search", None, result)
@@ -280,3 +280,4 @@ def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
     assert (trial.requested, trial.ran, trial.reused_from) == (SORTED, PACKED, 1)
     assert trial.value("tokens_per_s") == 150.0
     assert trial.quality == GOOD  # and no second was spent on it
+    assert trial.peak_bytes == 40 * 2**30

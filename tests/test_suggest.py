@@ -275,6 +275,18 @@ def test_the_best_within_memory_is_recommended_without_the_default(store: Store)
     assert found.default.configuration == DEFAULT
 
 
+def test_the_memory_limit_excludes_under_any_name(store: Store) -> None:
+    """What ran under another name needs what it needs: stored without its peak, as once, or with it, it is not within a limit."""
+    large = attempt(PACKED, 1900, peak_bytes=40 * GIB)
+    named = attempt(FLASH, 1900, effective=PACKED, peak_bytes=None, reused_from=1)
+    studied(store, [attempt(DEFAULT, 1000), large, named], {PACKED: (1.9, 1.91, 1.9)})
+    bounded, free = answer(store, objective=replace(ANY, max_memory_bytes=24 * GIB)), answer(store)
+
+    assert bounded.configuration == DEFAULT
+    assert free.chosen is not None
+    assert (free.configuration, free.chosen.trial.peak_bytes) == (PACKED, 40 * GIB)
+
+
 def test_the_quality_tier_excludes(store: Store) -> None:
     """A narrower dtype needs the tier dtype, four bits need the tier 4bit; the tier is part of the answer."""
     attempts = [attempt(DEFAULT, 1000), attempt(FP16, 1400), attempt(NF4, 2000)]

@@ -265,7 +265,11 @@ def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
     assert rule.reached([0.06] * 10)
     assert not rule.reached([0.06, 0.045] * 19)
     assert rule.reached([0.06, 0.045] * 20)
-    assert rule.reached([4.0, 4.4])  # long rounds as before
+    assert not rule.reached([0.25] * 4)
+    assert rule.reached([0.25] * 5)
+    assert not rule.reached([1.0] * 2)
+    assert rule.reached([1.0] * 3)
+    assert rule.reached([4.0, 4.4])  # rounds that are long anyway
 
 
 def test_how_busy_a_gpu_is_says_the_batch_that_was_profiled() -> None:

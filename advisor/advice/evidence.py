@@ -69,10 +69,13 @@ def _once_each(
 ) -> Iterable[Trial]:
     """Return a trial of each configuration that ran, under whatever names it was asked for.
 
-    What may be recommended before what may not, then the best; the default is the very trial that everything is compared with.
+    What may be recommended before what may not, then the best, then what was run for it and not taken from another; the default
+    is the very trial that everything is compared with.
     """
     timed = (trial for trial in found if trial.measurements)
-    by_ran = {t.ran: t for t in sorted(timed, key=lambda t: (not outside[t.number], t.score(aim)))}
+    by_ran = {
+        t.ran: t for t in sorted(timed, key=lambda t: (not outside[t.number], t.score(aim), t.reused_from is None))
+    }
     by_ran |= {default.ran: default} if default is not None else {}
     return by_ran.values()
 

@@ -305,8 +305,8 @@ def _bare(trial: Trial, number: int, among: Sequence[Trial]) -> Trial:
     What ran under another name and was measured before was not judged again: it has the quality and peak of what ran.
     """
     same = next((t for t in among if t.requested == trial.ran and t.outcome is Outcome.OK and t.quality), trial)
-    if trial.reused_from is not None and trial.quality is None:
-        trial = replace(trial, quality=same.quality, peak_bytes=same.peak_bytes)
+    if trial.reused_from is not None:
+        trial = replace(trial, quality=trial.quality or same.quality, peak_bytes=trial.peak_bytes or same.peak_bytes)
     by_name = sorted(trial.measurements, key=lambda measurement: measurement.metric)  # as canonical JSON has them
     measurements = tuple(replace(m, device_state={}, phase="search") for m in by_name)
     return replace(trial, number=number, reading={}, reused_from=None, attempts=1, measurements=measurements)

@@ -30,9 +30,9 @@ def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernel
         runtime_of(request).run(session.model, call, request["device"])
         synchronize(request["device"])
     events = profile.key_averages()
-    # A kernel's seconds are told of who launched it too.
-    on_gpu = (event for event in events if event.device_type.name == "CUDA")
-    kernel_s = sum(event.self_device_time_total for event in on_gpu) / 1e6
+    # A kernel's seconds are told of who launched it too, and of what a compiler names a region of kernels.
+    on_gpu = (e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation)
+    kernel_s = sum(e.self_device_time_total for e in on_gpu) / 1e6
     return Profiled(sorted({event.key[:200] for event in events}), kernel_s)
 
 

@@ -27,7 +27,8 @@ MOST_WARMING = 10
 #: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
 ENERGY_WINDOW_S = 2.0
 
-#: Work that waits for its launches is timed for so many rounds at least, and seconds at most.
+#: Work that waits for its launches is timed for so many rounds at least, and seconds at most; where that would take longer, for
+#: half as many, or the seconds of any long trial.
 LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 2.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
@@ -66,6 +67,7 @@ class Stopping:
         return replace(
             self,
             least=max(self.least, LAUNCH_BOUND_ROUNDS),
+            least_long=max(self.least_long, LAUNCH_BOUND_ROUNDS // 2),
             most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
             seconds=max(self.seconds, LAUNCH_BOUND_S),
         )

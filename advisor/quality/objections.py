@@ -46,7 +46,7 @@ def objections(
 
 def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
     """Say what of an objective's metric and bounds a trial does not meet."""
-    found, limit, peak = [], objective.max_memory_bytes, trial.peak_bytes or 0
+    found, limit, peak = [], objective.max_memory_bytes, trial.peak_bytes
     latency, most_s = next((m for m in trial.measurements if is_latency(m.metric)), None), objective.max_latency_s
     if not trial.measurements:
         found.append("it was not timed")
@@ -59,7 +59,9 @@ def _beyond_bounds(trial: Trial, objective: Objective) -> list[str]:
             else (head(latency.metric), f"{latency.median * 1000:.1f} ms")
         )
         found.append(f"its {what} ({took}) is above the {most_s * 1000:g} ms allowed")
-    if limit is not None and peak > limit:
+    if limit is not None and trial.measurements and peak is None:
+        found.append("its peak of memory was not seen")
+    if limit is not None and peak is not None and peak > limit:
         found.append(f"its peak of {gib(peak)} is {gib(peak - limit)} above the {gib(limit)} allowed")
     return found
 

@@ -125,8 +125,8 @@ class Knowledge:
     def worth(self, work_s: float) -> Knowledge:
         """Return the same with those untried ones alone that are expected to save, of so much work, what they cost.
 
-        Where that is none, with those that are expected to cost no more than a trial has by now. All while nothing shows how
-        wrong predictions are.
+        Where that is none, with those that are expected to cost no more than a trial has by now, if any. All while nothing shows
+        how wrong predictions are.
         """
         fresh, told = self.fresh, self._told
         expected = expected_seconds(fresh, told.seconds) if fresh else None
@@ -135,7 +135,7 @@ class Knowledge:
         saved_per_s, longest_s = work_s * self._model(fresh).promises(told), max(spent for _, spent in told.seconds)
         paying = [c for c, each in zip(fresh, saved_per_s, strict=True) if each >= 1]
         short = [c for c, each_s in zip(fresh, expected, strict=True) if each_s <= longest_s]
-        return replace(self, admissible=paying or short or fresh)
+        return replace(self, admissible=paying or short)
 
     def within(self, seconds: float) -> Knowledge:
         """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""

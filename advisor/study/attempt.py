@@ -176,10 +176,10 @@ def told(
     effective = Configuration.of(result["effective"]) if result.get("effective") else None
     rounds = result.get("rounds")
     measurements = measurements_of(seen.job.workload, rounds, phase) if rounds else ()
-    quality, reused = Quality.of(result.get("quality")), None
+    quality, peak_bytes, reused = Quality.of(result.get("quality")), result.get("peak_bytes"), None
     if rounds is None and effective is not None and Outcome(result["outcome"]) is Outcome.OK:
         source = next(t for t in seen.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
-        measurements, reused = source.measurements, source.number
+        measurements, peak_bytes, reused = source.measurements, source.peak_bytes, source.number
         quality = quality or (replace(source.quality, gate_s=0.0) if source.quality is not None else None)
     return Trial(
         number=number,
@@ -192,7 +192,7 @@ def told(
         load_s=result.get("load_s"),
         first_call_s=result.get("first_call_s"),
         measure_s=sum(rounds["wall_s"]) if rounds else None,
-        peak_bytes=result.get("peak_bytes"),
+        peak_bytes=peak_bytes,
         weight_bytes=result.get("weight_bytes"),
         quality=quality,
         reading={

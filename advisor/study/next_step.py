@@ -105,7 +105,9 @@ def _following(seen: Snapshot) -> Configuration | Stop:
         return Stop.EVERYTHING
     if (available_s := _available_s(seen)) <= 0:
         return Stop.BUDGET
-    fitting = (known if payback_s is None else known.worth(payback_s)).within(available_s)
+    fitting = known.within(available_s)
+    if payback_s is not None and fitting.fresh and not (fitting := fitting.worth(payback_s)).fresh:
+        return Stop.PAYBACK
     proposal = _next_of_all(seen, fitting.admissible) if budget.exhaustive else fitting.ask(seen.job.seed)
     return proposal or Stop.BUDGET
 
