@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -70,6 +72,53 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of garbage collection: whoever unloads a model collects, 0.4 s where torch is walked."""
     gc.collect()
     gc.freeze()
+
+
+class InTurn:
+    """One Python in which commands run in turn: what it imports, and the warm parent of its workers, serve them all."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it with these variables."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "commands_in_turn.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(environment),
+        )
+
+    def run(self, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a command with these variables besides, and return how it ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"arguments": arguments, "variables": dict(variables)}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, answer["status"], answer["stdout"], answer["stderr"])
+
+    def close(self) -> None:
+        """Let it end, and what it has started."""
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def in_turn() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return what runs `-m advisor …` or `-c CODE` as Python would with these variables, one Python for all that share them.
+
+    Of a database and a device's lock a command is told anew each time.
+    """
+    kept: dict[frozenset[tuple[str, str]], InTurn] = {}
+
+    def command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        own = {name: env[name] for name in ("ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR") if name in env}
+        shared = frozenset((name, value) for name, value in env.items() if name not in own)
+        if shared not in kept:
+            kept[shared] = InTurn(dict(shared))
+        return kept[shared].run(arguments, own)
+
+    yield command
+    for python in kept.values():
+        python.close()
 
 
 @pytest.hookimpl(wrapper=True)
