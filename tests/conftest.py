@@ -21,6 +21,9 @@ from hypothesis import settings
 
 _NUMBERS = count()
 
+#: How many modules were there when they were last left out of garbage collection.
+_modules_left_out = 0
+
 settings.register_profile("advisor", deadline=None)  # how long an example takes is the machine's business
 settings.load_profile("advisor")
 
@@ -68,10 +71,17 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
     return command
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is imported by now out of garbage collection: whoever unloads a model collects, 0.4 s where torch is walked."""
-    gc.collect()
-    gc.freeze()
+def pytest_runtest_setup() -> None:
+    """Leave what is imported by now out of garbage collection: whoever unloads a model collects, 0.4 s where torch is walked.
+
+    torch names a folder for its compiler in the environment when it is first asked, which is no other environment for workers.
+    """
+    global _modules_left_out
+    if len(sys.modules) > _modules_left_out + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_left_out = len(sys.modules)
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
 
 
 class InTurn:
