@@ -1,4 +1,6 @@
-"""What tests share: locks of their own, an empty database on SQLite and one on a real PostgreSQL, which is started once."""
+"""What tests share: locks of their own, empty databases on SQLite and on a real PostgreSQL that is started once, and ways to
+run commands without a new Python for each.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,16 @@ import pytest
 from hypothesis import settings
 
 _NUMBERS = count()
+
+#: The files that take longest, most of it waiting for one fixture, the longest first.
+LONGEST = (
+    "test_faults.py",
+    "test_outputs.py",
+    "test_tune.py",
+    "test_together.py",
+    "test_plugin_kind.py",
+    "test_worker.py",
+)
 
 #: How many modules were there when they were last left out of garbage collection.
 _modules_left_out = 0
@@ -69,6 +81,11 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
         return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return command
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first: no process of several is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_runtest_setup() -> None:
