@@ -17,178 +17,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
 
-import optuna
-from optuna.distributions import CategoricalDistribution
-from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from replay_field import DEPTHS, Field, Run, Strategy, replayed
+from replay_strategies import at_random, gp, in_order, ours, tpe, warm
 
 from advisor.measure.landscape import Landscape, read_landscapes
-from advisor.nouns.configuration import Configuration, stated
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import TIE_ZONE
-from advisor.nouns.trial import Outcome, Trial
-from advisor.quality.objections import objections
-from advisor.search.cost import costs_of
-from advisor.search.search import CHANCE, Knowledge, surprises
-
-#: After how many trials regret is read.
-DEPTHS = (4, 8, 16)
+from advisor.nouns.trial import Trial
+from advisor.search.search import CHANCE
 
 #: What the goal allows: this share of the exhaustive search's device seconds (the issue's "≤ 25 %").
 SHARE = 0.25
-
-#: How many trials of the neighbour a warm start knows, about what a tune of ten minutes leaves behind.
-WARM_TRIALS = 12
-
-#: TPE as the search was before it had a model of its own: the likeliest four first, then up to so many proposals.
-TPE_STARTUP, TPE_ASKS = 4, 64
-
-Strategy = Callable[["Field", Sequence[Trial], int], Configuration | None]
-
-
-@dataclass(frozen=True)
-class Field:
-    """A landscape with what every strategy is told of it: what arithmetic predicts, and the order that follows from it."""
-
-    name: str
-    landscape: Landscape
-    warm: Field | None = None
-
-    @cached_property
-    def costs(self) -> dict[Configuration, float]:
-        """Predicted cost of each configuration, less is better."""
-        it = self.landscape
-        return costs_of(it.by_configuration, it.facts, it.workload, it.environment, it.objective.aim)
-
-    @cached_property
-    def admissible(self) -> list[Configuration]:
-        """All recorded configurations, likeliest first."""
-        return sorted(self.costs, key=lambda configuration: self.costs[configuration])
-
-    @cached_property
-    def scores(self) -> dict[Configuration, float]:
-        """What each recorded configuration that may be recommended is worth, by all its samples; more is better."""
-        aim = self.landscape.objective.aim
-        return {t.requested: t.score(aim) for t in self.landscape.trials if self.usable(t) and t.score(aim) > 0}
-
-    def usable(self, trial: Trial) -> bool:
-        """Whether a trial may be recommended."""
-        return not objections(trial, None, self.landscape.objective, self.landscape.facts)
-
-    def known(self, trials: Sequence[Trial], warm: Mapping[Configuration, float] | None = None) -> Knowledge:
-        """Return all that advisor's search goes by. warm: what it learned elsewhere."""
-        return Knowledge(self.admissible, trials, self.landscape.objective.aim, self.costs, warm or {}, self.usable)
-
-    def regret(self, trials: Sequence[Trial]) -> float:
-        """How much better the best recorded configuration is than the best of these: 0.1 is 10 %; infinite without one."""
-        held = [trial for trial in trials if self.usable(trial)]
-        if not held:
-            return math.inf
-        best = max(held, key=lambda trial: trial.score(self.landscape.objective.aim))
-        return max(self.scores.values()) / self.scores[best.requested] - 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one seed of a strategy did on a field: trials in order, regret after each, device seconds until each was over."""
-
-    trials: tuple[Trial, ...]
-    regrets: tuple[float, ...]
-    seconds: tuple[float, ...]
-
-    @property
-    def to_near_best_s(self) -> float:
-        """Device seconds until it held a configuration within the tie zone of the best."""
-        near = (s for s, regret in zip(self.seconds, self.regrets, strict=True) if regret <= TIE_ZONE)
-        return next(near, math.inf)
-
-    @property
-    def wasted(self) -> float:
-        """Share of the first trials that nothing came of."""
-        first = self.trials[: DEPTHS[-1]]
-        return fmean(t.outcome.is_failure or t.ran != t.requested for t in first)
-
-
-def replayed(field: Field, strategy: Strategy, seed: int, least: int = DEPTHS[-1]) -> Run:
-    """Run a strategy until it holds what is within the tie zone of the best, and `least` trials in any case."""
-    trials: list[Trial] = []
-    regrets: list[float] = []
-    seconds: list[float] = []
-    configuration: Configuration | None = field.landscape.baseline
-    while configuration is not None:
-        spent_s = field.landscape.seconds(configuration, trials[-1] if trials else None)
-        trials.append(replace(field.landscape.drawn(configuration, str(seed)), number=len(trials), wall_s=spent_s))
-        regrets.append(field.regret(trials))
-        seconds.append(sum(seconds[-1:]) + spent_s)
-        if len(trials) >= least and min(regrets) <= TIE_ZONE:
-            break
-        configuration = strategy(field, trials, seed)
-    return Run(tuple(trials), tuple(regrets), tuple(seconds))
-
-
-def ours(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
-    """Ask advisor's search, cold."""
-    return field.known(trials).ask(seed)
-
-
-def warm(
-    field: Field, trials: Sequence[Trial], seed: int, learned: dict[int, dict[Configuration, float]]
-) -> Configuration | None:
-    """Ask advisor's search with what it learned on the neighbour; learned: by seed, filled in when it is first needed."""
-    if seed not in learned:
-        assert field.warm is not None
-        known = replayed(field.warm, ours, seed, WARM_TRIALS).trials[:WARM_TRIALS]
-        learned[seed] = surprises(known, field.landscape.objective.aim, field.warm.costs)
-    return field.known(trials, learned[seed]).ask(seed)
-
-
-def in_order(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
-    """Take the likeliest that was not tried."""
-    seen = {trial.requested for trial in trials}
-    return next((configuration for configuration in field.admissible if configuration not in seen), None)
-
-
-def at_random(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
-    """Take any that was not tried, all alike."""
-    seen = {trial.requested for trial in trials}
-    order = random.Random(seed).sample(field.admissible, len(field.admissible))
-    return next((configuration for configuration in order if configuration not in seen), None)
-
-
-def tpe(field: Field, trials: Sequence[Trial], seed: int) -> Configuration | None:
-    """Ask Optuna's TPE, as the search did before: the likeliest first, then proposals until one was not tried yet."""
-    first = in_order(field, trials, seed)
-    if first is None or len(trials) < TPE_STARTUP:
-        return first
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    knobs = stated([*field.admissible, *(trial.requested for trial in trials)])
-    space = {knob: CategoricalDistribution(sorted({c[knob] for c in field.admissible})) for knob in knobs}
-    sampler = TPESampler(n_startup_trials=TPE_STARTUP, seed=seed + len(trials), multivariate=True, constant_liar=True)
-    study = optuna.create_study(sampler=sampler)
-    study.add_trials([_as_optunas(trial, space, field) for trial in trials])
-    fresh = set(field.admissible) - {trial.requested for trial in trials}
-    for _ in range(TPE_ASKS):
-        proposal = study.ask(dict(space))
-        configuration = Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
-        if configuration in fresh:
-            return configuration
-        study.tell(proposal, state=TrialState.FAIL)
-    return first
-
-
-def _as_optunas(trial: Trial, space: Mapping[str, CategoricalDistribution], field: Field) -> FrozenTrial:
-    score, parameters = trial.score(field.landscape.objective.aim), dict(trial.requested.over(space))
-    if score <= 0 or trial.outcome not in (Outcome.OK, Outcome.PRUNED):
-        return create_trial(state=TrialState.FAIL, params=parameters, distributions=dict(space))
-    return create_trial(params=parameters, distributions=dict(space), value=-math.log(score))
 
 
 def fields_of(landscapes: Mapping[str, Landscape]) -> list[Field]:
@@ -222,6 +70,8 @@ def main() -> int:
     if not fields:
         print(f"no landscapes in {arguments.folder}: record one with `advisor tune --exhaustive`", file=sys.stderr)
         return 0
+    if find_spec("scipy") is None:
+        print("Optuna's GPSampler is left out: it needs scipy (pip install scipy)", file=sys.stderr)
     for field in fields:
         print(report(field, range(arguments.seeds)), flush=True)
     return 0
@@ -237,6 +87,8 @@ def report(field: Field, seeds: Sequence[int]) -> str:
         "order of the prior": in_order,
         "Optuna's TPE": tpe,
     }
+    if find_spec("scipy") is not None:
+        strategies["Optuna's GPSampler"] = gp
     if field.warm is not None:
         strategies["ours, warm"] = partial(warm, learned={})
     paths = {name: [replayed(field, strategy, seed) for seed in seeds] for name, strategy in strategies.items()}

@@ -1,14 +1,19 @@
-"""What tests share: locks of their own, an empty database on SQLite and one on a real PostgreSQL, which is started once."""
+"""What tests share: locks of their own, empty databases on SQLite and on a real PostgreSQL that is started once, and ways to
+run commands without a new Python for each.
+"""
 
 from __future__ import annotations
 
 import atexit
+import gc
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +22,19 @@ import pytest
 from hypothesis import settings
 
 _NUMBERS = count()
+
+#: The files that take longest, most of it waiting for one fixture, the longest first.
+LONGEST = (
+    "test_faults.py",
+    "test_outputs.py",
+    "test_tune.py",
+    "test_together.py",
+    "test_plugin_kind.py",
+    "test_worker.py",
+)
+
+#: How many modules were there when they were last left out of garbage collection.
+_modules_left_out = 0
 
 settings.register_profile("advisor", deadline=None)  # how long an example takes is the machine's business
 settings.load_profile("advisor")
@@ -63,6 +81,71 @@ def in_process(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Co
         return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return command
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first: no process of several is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_runtest_setup() -> None:
+    """Leave what is imported by now out of garbage collection: whoever unloads a model collects, 0.4 s where torch is walked.
+
+    torch names a folder for its compiler in the environment when it is first asked, which is no other environment for workers.
+    """
+    global _modules_left_out
+    if len(sys.modules) > _modules_left_out + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_left_out = len(sys.modules)
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+
+class InTurn:
+    """One Python in which commands run in turn: what it imports, and the warm parent of its workers, serve them all."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it with these variables."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "commands_in_turn.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(environment),
+        )
+
+    def run(self, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a command with these variables besides, and return how it ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"arguments": arguments, "variables": dict(variables)}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, answer["status"], answer["stdout"], answer["stderr"])
+
+    def close(self) -> None:
+        """Let it end, and what it has started."""
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def in_turn() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return what runs `-m advisor …` or `-c CODE` as Python would with these variables, one Python for all that share them.
+
+    Of a database and a device's lock a command is told anew each time.
+    """
+    kept: dict[frozenset[tuple[str, str]], InTurn] = {}
+
+    def command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        own = {name: env[name] for name in ("ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR") if name in env}
+        shared = frozenset((name, value) for name, value in env.items() if name not in own)
+        if shared not in kept:
+            kept[shared] = InTurn(dict(shared))
+        return kept[shared].run(arguments, own)
+
+    yield command
+    for python in kept.values():
+        python.close()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -93,11 +93,11 @@ def line_of(run: Callable[[], subprocess.CompletedProcess[str]], folder: Path) -
     return done.stderr
 
 
-@pytest.fixture
-def patience_s(tmp_path: Path) -> float:
+@pytest.fixture(scope="module")
+def patience_s(tmp_path_factory: pytest.TempPathFactory) -> float:
     """Return how long a command may take that asks the hub: 5 s more than it takes offline, here and today."""
     began = time.monotonic()
-    complaint(tmp_path, "tune", "org/unknown", "--device", "cpu")
+    complaint(tmp_path_factory.mktemp("offline"), "tune", "org/unknown", "--device", "cpu")
     return 5 + 3 * (time.monotonic() - began)
 
 
@@ -155,12 +155,12 @@ def test_a_broken_model_is_told_in_one_line(tmp_path: Path, told: Callable[..., 
 
 
 @pytest.mark.parametrize("case", ["truncated", "missing shard", "pickle", "no model_type"])
-def test_suggest_refuses_a_broken_model_too(tmp_path: Path, case: str) -> None:
+def test_suggest_refuses_a_broken_model_too(tmp_path: Path, told: Callable[..., str], case: str) -> None:
     """`suggest` does not answer for a checkpoint that could not be loaded."""
     files, words = BROKEN[case]
     made(tmp_path / "model", files)
 
-    assert words in complaint(tmp_path, "suggest", "model", "--lengths", "8", "--padding", "0")
+    assert words in told("suggest", "model", "--lengths", "8", "--padding", "0")
 
 
 @pytest.mark.parametrize(

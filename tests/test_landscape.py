@@ -5,6 +5,7 @@ The landscapes made here are made up; those in tests/landscapes/ were recorded, 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -335,6 +336,9 @@ def test_benchmark_prints_its_tables(tmp_path: Path) -> None:
     assert "no landscapes" in empty.stderr
     for strategy in ("ours", "random", "order of the prior", "Optuna's TPE", "ours, warm"):
         assert done.stdout.count(f"| {strategy} |") == 2
+    with_scipy = importlib.util.find_spec("scipy") is not None
+    assert done.stdout.count("| Optuna's GPSampler |") == 2 * with_scipy
+    assert ("Optuna's GPSampler is left out: it needs scipy" in done.stderr) is not with_scipy
     assert done.stdout.count("Warm from: ") == 2
     assert done.stdout.count("met** (") == 4
 
@@ -367,7 +371,9 @@ def test_search_is_near_the_best_of_a_recording(shipped: Landscape) -> None:
     """On every recording of some size, within 2 % of the best at a quarter of the device seconds, for 19 of 20 seeds."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        from replay import SHARE, Field, ours, replayed
+        from replay import SHARE
+        from replay_field import Field, replayed
+        from replay_strategies import ours
     finally:
         sys.path.pop(0)
     shares = [

@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
+def run(place: Path, in_turn: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
     """Return what runs Python with the plugin on its path and gives back what it prints."""
     more = {
         "ADVISOR_PLUGINS": "made_up,made_up_scheme,made_up_backend",
@@ -66,10 +66,11 @@ def run(place: Path) -> Run:
     }
 
     def python(*arguments: str, **other: str) -> str:
-        command = [sys.executable, *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **more, **other}, check=False, timeout=200
-        )
+        environment, command = {**os.environ, **more, **other}, [sys.executable, *arguments]
+        if arguments[0] in ("-m", "-c"):
+            done = in_turn(*arguments, env=environment)
+        else:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=200)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
+def run(place: Path, in_turn: Run) -> Run:
     """Return what runs Python with the plugin, or without it, on one database, and gives back how that ended."""
 
     def python(*arguments: str, plugin: str = "made_up_kind", status: int = 0, database: str = "advisor.db") -> Any:
@@ -58,14 +58,11 @@ def run(place: Path) -> Run:
             "ADVISOR_DATABASE_URL": f"sqlite:///{place}/{database}",
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **more},
-            check=False,
-            timeout=200,
-        )
+        env = {**os.environ, **more}
+        if arguments[0] in ("-m", "-c"):
+            done = in_turn(*arguments, env=env)
+        else:
+            done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
         assert done.returncode == status, done.stderr[-3000:]
         return done
 

@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Run:
+def run(place: Path, in_turn: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
     """Return what runs Python with the plugins on its path, or without them, and gives back what it prints."""
     more = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "plugins")]),
@@ -80,9 +80,11 @@ def run(place: Path) -> Run:
 
     def python(*arguments: str, plugins: str = PLUGINS, status: int = 0, **other: str) -> str:
         environment = {**os.environ, **more, "ADVISOR_PLUGINS": plugins, **other}
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=200
-        )
+        if arguments[0] in ("-m", "-c") and "PYTHONPATH" not in other:
+            done = in_turn(*arguments, env=environment)
+        else:
+            command = [sys.executable, *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=200)
         assert done.returncode == status, done.stderr
         return done.stdout if not status else done.stderr
 
