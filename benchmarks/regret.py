@@ -1,17 +1,19 @@
 """What a tune by default misses: the same work tuned and measured whole, on one machine, one after the other.
 
-    python benchmarks/regret.py OUT [CASE …]
+    python benchmarks/regret.py OUT [CASE …] [--padding P]
 
-OUT: a folder; each case leaves NAME.json there, a landscape of the exhaustive measurement that `tests/landscapes` can take.
-Prints a Markdown row a case: the regret of what the tune recommends and the seconds of its search after the default's trial
-over those of the exhaustive one. Regret is the ratio over the default that the exhaustive tune confirmed, over the one that the
-tune confirmed, 1 for the default itself, less 1; they tie where the intervals of both overlap. Of a case whose rounds scatter,
-the best of many search trials is the luckiest, so that their figures are no measure. What compiles for longer than TIMEOUT is
-left out of both.
+OUT: a folder, which is made; each case leaves NAME.json there, a landscape of the exhaustive measurement that
+`tests/landscapes` can take. Prints a Markdown row a case: the regret of what the tune recommends, and the seconds of its
+search after the default's trial over those of the exhaustive one. Regret is the ratio over the default that the exhaustive
+tune confirmed, over the one that the tune confirmed, 1 for the default itself, less 1; they tie where the intervals of both
+overlap. Of a case whose rounds scatter, the best of many search trials is the luckiest, so that their figures are no
+measure. The tune is by default; what compiles for longer than TIMEOUT is left out of the exhaustive one, and a
+recommendation that it did not measure is said to be none of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -47,12 +49,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run the cases, padded by 40 % and not."""
-    out, wanted = Path(arguments[0]), arguments[1:] or list(CASES)
+    parser = argparse.ArgumentParser(description="What a tune by default misses, beside the exhaustive measurement.")
+    parser.add_argument("out", type=Path, help="a folder for databases and landscapes")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all by default: {', '.join(CASES)}")
+    parser.add_argument("--padding", type=float, action="append", help="0.4 and 0 by default; may be repeated")
+    asked = parser.parse_args(arguments)
+    if strangers := [name for name in asked.cases if name not in CASES]:
+        parser.error(f"there is no case {', '.join(strangers)}: {', '.join(CASES)}")
+    out, wanted, paddings = asked.out, asked.cases or list(CASES), asked.padding or [0.4, 0.0]
+    out.mkdir(parents=True, exist_ok=True)
     print("| case | padding | space | best of all | recommended | regret | tie | search / exhaustive (s) | took (s) |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in wanted:
         shape, work = CASES[name]
-        for padding in (0.4, 0.0):
+        for padding in paddings:
             print(row(name, SHAPES / f"{shape}.json", {**work, "padding": padding}, out), flush=True)
     return 0
 
@@ -68,6 +78,7 @@ def row(name: str, shape: Path, work: dict[str, Any], out: Path) -> str:
     best, held = whole.chosen, tuned.chosen
     if best is None or held is None or best.ratio is None or held.ratio is None:
         return f"| {name} | {work['padding']:g} | {whole.admissible} | {whole.verdict} | {tuned.verdict} | | | | |"
+    was_measured = any(trial.ran == held.configuration for trial in searched(all_trials) if trial.measurements)
     regret = 0.0 if best.configuration == held.configuration else best.ratio / held.ratio - 1
     is_tie = not regret or interval_of(held)[1] >= interval_of(best)[0]
     spent_s, whole_s = (sum(t.wall_s or 0.0 for t in searched(each)[1:]) for each in (its_trials, all_trials))
@@ -76,7 +87,7 @@ def row(name: str, shape: Path, work: dict[str, Any], out: Path) -> str:
         f"{work['padding']:g}",
         whole.admissible,
         told(best),
-        f"{told(held)}, {tuned.verdict}",
+        f"{told(held)}, {tuned.verdict}{'' if was_measured else ', not measured there'}",
         f"{regret:.1%}",
         "yes" if is_tie else "no",
         f"{spent_s:.0f} / {whole_s:.0f} = {spent_s / whole_s:.0%}",

@@ -188,7 +188,7 @@ class Made:
             known = Knowledge(self.space.admissible, trials, costs=self.space.costs)
             if (end := known.ending(payback_s)) is not None:
                 return trials, end
-            asked = known.ask(seed)
+            asked = (known if payback_s is None else known.worth(payback_s)).ask(seed)
             assert asked is not None
             trials.append(self.trial(len(trials), asked, seed))
 

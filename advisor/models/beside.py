@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: The modes that are served, by sentence-transformers' names: see :func:`advisor.workloads.forward_torch.pool`.
+#: The modes that are served, by sentence-transformers' names: see :func:`advisor.workloads.forward_torch.run_pooled`.
 MODES = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
 #: How versions before 5.4 name the modes.

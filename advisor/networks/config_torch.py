@@ -14,7 +14,7 @@ def config_of(source: Mapping[str, Any]) -> Any:
     """Return the model's configuration object, fresh: a failed load leaves its request in the one it was given.
 
     Without what asks for a hub kernel, which is code of others; and where weights are drawn, without a quantisation, whose
-    packed and scaled tensors can't be drawn. Both are told by :func:`advisor.models.checkpoint.notes_on`.
+    packed and scaled tensors can't be drawn. Both are told by :func:`advisor.models.declared.notes_on`.
     """
     config = kinds_torch.read_config(source)
     for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]:

@@ -146,9 +146,10 @@ class Knowledge:
         return replace(self, admissible=[c for c, each_s in zip(fresh, expected, strict=True) if each_s <= seconds])
 
     def promising(self, count: int, than: Configuration | None = None) -> list[Promising]:
-        """Return the `count` untried ones that promise most, the next to be tried first (but for the seed's choice of equals).
+        """Return the `count` untried ones that promise most: what is tried next, but for the seed's choice of equals.
 
-        than: what the ratios are over, the default for one; without it, the best that was measured.
+        And but for what does not pay, where that ends a search. than: what the ratios are over, the default for one; without it,
+        the best that was measured.
         """
         fresh, told = self.fresh, self._told
         if not fresh:

@@ -1,4 +1,4 @@
-"""How the database is opened, and its errors in one line. `advisor.storage.store` alone uses it.
+"""How the database is opened, and its errors in one line. Used by `advisor.storage.store`, and by the command that upgrades.
 
 SQLAlchemy Core only, and Alembic only inside `upgrade`: `advisor suggest` answers within milliseconds. What the database or
 its server does wrong becomes one StoreError with one line: no SQL, no password.

@@ -15,6 +15,7 @@ from advisor.nouns.measurement import TIE_ZONE
 from advisor.nouns.model import ModelSource
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.storage.study_record import StudyRecord
+from advisor.study.attempt import measurements_of
 from advisor.study.history import study_payload, trial_payload
 
 
@@ -176,8 +177,6 @@ def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Run
 
 def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
     """Turn a worker's result into a trial with the stored one's number."""
-    from advisor.study.attempt import measurements_of  # it brings Optuna
-
     rounds = result.get("rounds")
     return replace(
         trial,
