@@ -85,7 +85,8 @@ class Posterior:
         """
         here, warm = [c for c, _ in self.rows], [c for c, _ in self.warm]
         knobs = stated([*here, *warm, *self.running, *candidates])
-        noises = [*(self.noises or [NOISE] * len(here)), *[NOISE] * len(warm)]
+        own = [*(self.noises or [NOISE] * len(here))]
+        noises = [*own, *[max(own, default=NOISE)] * len(warm)]  # what waits for its launches here did so elsewhere
         known = _Known.of(here, warm, candidates, knobs, noises)
         if self.running:
             noises[len(here) : len(here)] = [NOISE] * len(self.running)

@@ -114,12 +114,14 @@ def _choices() -> list[Choice]:
 
 def _situations() -> Iterator[Situation]:
     """Yield every pair of choices, the other knobs as they are by default, for every model and workload on every machine."""
-    for facts, workload, environment in product(_MODELS, _WORKLOADS, (*MACHINES.values(), *_OTHERS[:4])):
+    machines = (*MACHINES.values(), *_OTHERS[:4])
+    for facts, workload in product(_MODELS, _WORKLOADS):
         default = Configuration.of(baseline_choices(facts, workload))
         for one, other in combinations(knobs_for(workload).values(), 2):
             for first, second in product(one.choices, other.choices):
                 configuration = default.replaced(**{one.name: first, other.name: second})
-                yield Situation(configuration, workload.under(configuration), environment, facts)
+                work = workload.under(configuration)
+                yield from (Situation(configuration, work, environment, facts) for environment in machines)
 
 
 def _sizes() -> list[str]:
