@@ -14,9 +14,11 @@ What happens to a *trial* is not an exception but data: see :class:`advisor.noun
 
 from __future__ import annotations
 
+import copyreg
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 #: A name in an error's text: as a flag, and as a keyword.
 _NAMED = re.compile("\x02([^\x1f]*)\x1f([^\x03]*)\x03")
@@ -59,6 +61,14 @@ class AdvisorError(Exception):
         """Return the line and the hint as one line of text."""
         text = f"{self.args[0]} ({self.hint})" if self.hint else str(self.args[0])
         return " ".join(_NAMED.sub(r"\2" if self.names_keywords else r"\1", text).split())
+
+    def __repr__(self) -> str:
+        """Return its class and its text as it is shown."""
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have it copied and pickled as it stands: the arguments of a subclass's __init__ are not the line's."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class BadInput(AdvisorError):

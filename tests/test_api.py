@@ -7,11 +7,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import advisor
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named, spelled_for_python
@@ -30,6 +34,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.option import TAKEN
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.storage.store import Store
@@ -247,6 +252,27 @@ def lengths_of(flags: dict[str, Any]) -> tuple[int, ...] | None:
         ({"device": "tpu"}, "device must be cpu, cuda or cuda:<number>, not 'tpu'"),
         ({"device": 0}, "device must be a text, not 0"),
         ({"workload": "poetry"}, "workload: there is no kind of work 'poetry'"),
+        ({"workload": np.array(["a", "b"])}, "workload must be a text, not array("),
+        ({"max_memory": 10**400}, "max_memory must be a size such as 24GiB, not 1000"),
+        ({"max_memory": 10**5000}, "max_memory must be a size such as 24GiB, not a value of the type int"),
+        ({"max_latency": 10**400}, "max_latency must be a time such as 80ms or 0.5s, not 1000"),
+        ({"max_memory": np.array([1, 2])}, "max_memory must be a size such as 24GiB, not array([1, 2])"),
+        ({"batch": np.array([1, 2])}, "batch must be a whole number or auto, not array([1, 2])"),
+        ({"max_memory": torch.tensor([1, 2])}, "max_memory must be a size such as 24GiB, not tensor([1, 2])"),
+        ({"batch": torch.tensor([1, 2])}, "batch must be a whole number or auto, not tensor([1, 2])"),
+        ({"batch": torch.tensor([3.5])}, "batch must be a whole number or auto, not tensor([3.5"),
+        ({"batch": torch.tensor(3, device="meta")}, "batch must be a whole number or auto, not tensor("),
+        ({"padding": torch.tensor([0.1, 0.2])}, "padding must be a number, not tensor("),
+        ({"padding": 10**400}, "padding must be a number, not 1000"),
+        ({"batch": Fraction(10**400, 3)}, "batch must be a whole number or auto, not Fraction("),
+        ({"batch": b"96"}, "batch must be a whole number or auto, not b'96'"),
+        ({"lengths": b"96"}, "lengths must be a whole number or a list like 128,256,96, not b'96'"),
+        ({"lengths": {96: 2}}, "lengths must be a whole number or a list like 128,256,96, not {96: 2}"),
+        ({"lengths": np.array(96.5)}, "lengths must be a whole number or a list like 128,256,96, not array(96.5)"),
+        ({"quality": np.array(["exact", "8bit"])}, "quality must be one of exact, dtype, 8bit, 4bit, not array("),
+        ({"ignore_rule": np.array("P1")}, "ignore_rule must be a text or several, not array('P1'"),
+        ({"only": {"batch": 2.5}, "batch": "auto"}, "only: a choice of 'batch' must be a text, not 2.5"),
+        ({"only": {"batch": [7]}, "batch": "auto"}, "only: batch has no choice '7'"),
     ],
 )
 def test_what_can_not_be_meant_is_bad_input(url: str, flags: dict[str, Any], words: str) -> None:
@@ -280,6 +306,31 @@ def test_what_a_tune_can_not_mean_names_the_keyword(url: str, flags: dict[str, A
     assert str(told.value).startswith(words)
 
 
+@pytest.mark.parametrize("made", [np.array, torch.tensor, np.int64, np.float32])
+def test_an_array_without_axes_is_a_number(made: Callable[[int], Any]) -> None:
+    """What NumPy and torch make of one number is taken as that number, as lengths, as bytes and as seconds."""
+    asked = api._question(
+        "suggest",
+        "m",
+        {"lengths": made(96), "batch": made(2), "max_memory": made(2**30), "max_latency": made(2)},
+        api.Flags,
+    )
+
+    assert (max(asked.lengths or ()), asked.asked["batch"]) == (96, 2)
+    assert (asked.objective.max_memory_bytes, asked.objective.max_latency_s) == (2**30, 2)
+
+
+def test_what_people_have_in_hand_is_taken(url: str) -> None:
+    """A torch.device is a device, numbers are choices of the batch, and a path may be bytes."""
+    only = {"batch": [16, 8], "attention": "sdpa"}
+    given = {"device": torch.device("cpu"), "batch": "auto", "only": only}
+    asked = api._question("suggest", b"models/causal", given, api.SuggestFlags)  # type: ignore[arg-type]
+
+    assert (asked.model, asked.device) == ("models/causal", "cpu")
+    assert asked.objective.only == (("attention", ("sdpa",)), ("batch", ("16", "8")))
+    assert api._question("suggest", "m", {"device": torch.device("cuda", 1)}, api.Flags).device == "cuda:1"
+
+
 def test_the_face_spells_what_was_asked_for() -> None:
     """One error names a flag on the command line and a keyword in Python, in its line and in its hint."""
     error = BadInput(f"{named('max_memory')} must be more", f"{named('output', 'hidden')} needs less")
@@ -288,6 +339,21 @@ def test_the_face_spells_what_was_asked_for() -> None:
         raise error
 
     assert str(told.value) == "max_memory must be more (output='hidden' needs less)"
+    assert repr(told.value) == "BadInput(\"max_memory must be more (output='hidden' needs less)\")"
+
+
+def test_reasons_name_keywords_in_python() -> None:
+    """What refuses each configuration is stored in words that name flags: an error out of Python has its keywords instead."""
+    stored = ("a: ran is outside --only", "--ignore-rule A30 tries it", "--quality 8bit", "pip install --upgrade torch")
+    with pytest.raises(NothingAdmissible) as told, api._in_python():
+        raise NothingAdmissible(stored)
+
+    assert told.value.reasons == (
+        "a: ran is outside only",
+        "ignore_rule A30 tries it",
+        "quality 8bit",
+        "pip install --upgrade torch",
+    )
 
 
 def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
@@ -299,6 +365,8 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
         TypeError, match=r"suggest\(\) got an unexpected keyword argument 'max_memry': did you mean 'max_memory'"
     ):
         advisor.suggest(MODEL, max_memry=1)
+    with pytest.raises(TypeError, match=r"tune\(\) got an unexpected keyword argument 'fix': did you mean 'only'"):
+        advisor.tune(MODEL, fix="attention=sdpa")
 
 
 def test_keywords_are_the_options_that_are_declared() -> None:
@@ -308,6 +376,19 @@ def test_keywords_are_the_options_that_are_declared() -> None:
 
     for flags, options in taken.items():
         assert flags.__annotations__.keys() == {"workload", *(option.name for option in options)} - {"fix"}
+
+
+def test_names_that_all_work_takes_are_no_kinds_own() -> None:
+    """What is refused as the name of a kind's own option is all that commands and functions take beside such options."""
+    own = {option.name for option in DEFAULT_KIND.options}
+    parsers = build_parser()._subparsers
+    assert parsers is not None
+    commands = parsers._group_actions[0].choices
+    assert isinstance(commands, dict)
+    flags = {action.dest for verb in ("tune", "suggest") for action in commands[verb]._actions}
+    keywords = {name for verb in (api.tune, api.suggest, api.load) for name in inspect.signature(verb).parameters}
+
+    assert flags | keywords - {"flags"} | {"command", "version"} == TAKEN | own
 
 
 # --------------------------------------------------------------------------------------------------------------- suggest

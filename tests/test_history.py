@@ -382,7 +382,10 @@ WRONG = {
     "no device": (["reproduce", "1.0", "--device", "tpu"], "--device must be"),
     "no model there": (["reproduce", "1.0", "--model", "./nowhere"], "no such file or directory"),
     "trials of nothing": (["trials", "./nowhere"], "no such file or directory"),
-    "trials of words": (["trials", "--study", "one"], "--study: invalid int value"),
+    "trials of words": (
+        ["trials", "--study", "one"],
+        "--study: a study's number, as advisor trials lists them, not 'one'",
+    ),
     "export of no study": (["export", "--study", "77"], "there is no study 77"),
     "import of nothing": (["import", "./nowhere"], "./nowhere can't be read: No such file or directory"),
     "import of a directory": (["import", "/"], "/ can't be read: Is a directory"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import random
 from statistics import median
 
@@ -11,14 +12,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, named
 from advisor.knobs import KNOBS
 from advisor.nouns.configuration import Configuration, canonical_json, key_of
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement, interval_of_median
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Outcome
-from advisor.workloads import workload_of
+from advisor.workloads import UnknownKind, workload_of
 from advisor.workloads.forward import OUTPUTS, Forward
 from advisor.workloads.quantiles import DEFAULT_BATCHES, generated_or_listed, quantile_lengths, read_lengths
 
@@ -278,6 +279,21 @@ def test_tiers_and_outcomes_are_ordered() -> None:
         Outcome.PRUNED,
         Outcome.CUT,
     }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BadInput(named("seed"), "less"), NotMeasured("nothing"), NothingAdmissible(["a", "b"]), UnknownKind("poetry")],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_are_pickled_and_shown_as_they_are_told(error: AdvisorError) -> None:
+    """A pickled error says what it said, spelled for the same face, and its repr has that text and no control characters."""
+    error.names_keywords = True
+    again = pickle.loads(pickle.dumps(error))
+
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+    assert repr(again) == f"{type(error).__name__}({str(error)!r})"
+    assert repr(again).isprintable()
 
 
 def test_errors_are_one_line() -> None:

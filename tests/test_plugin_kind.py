@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +25,9 @@ from advisor.errors import BadInput, DamagedRow
 from advisor.knobs import Situation, baseline_choices
 from advisor.nouns import metrics
 from advisor.nouns.measurement import Measurement
+from advisor.nouns.option import Option
 from advisor.storage.store import Store
-from advisor.workloads import KINDS, UnknownKind, kind_of, register, workload_of
+from advisor.workloads import DEFAULT_KIND, KINDS, UnknownKind, kind_of, register, workload_of
 
 torch = pytest.importorskip("torch")
 
@@ -307,6 +309,28 @@ def test_a_dry_run_and_the_table_of_choices_know_it(run: Run) -> None:
     assert re.search(r"sdpa · fp32 · (none · )?packed", plan)
     assert count == "1"
     assert any("`sdpa`" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["seed"], "'seed', and all work has one already"),
+        (["format"], "'format', and all work has one already"),
+        (["model"], "'model', and all work has one already"),
+        (["why_not"], "'why_not', and all work has one already"),
+        (["twice", "twice"], "'twice', and its own has one already"),
+        (["of-tokens"], "'of-tokens', which can be no keyword in Python"),
+        (["class"], "'class', which can be no keyword in Python"),
+    ],
+)
+def test_an_option_of_a_taken_name_is_refused(names: list[str], words: str) -> None:
+    """A kind whose option can't be told from another's is refused when it is registered, and nothing of it is known."""
+    options = tuple(Option(name, "what it is") for name in names)
+    odd = replace(DEFAULT_KIND, name="odd", stored_as=("odd",), options=options)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        register(odd)
+
+    assert "odd" not in KINDS
 
 
 # ------------------------------------------------------------------------------------------ databases, and without it

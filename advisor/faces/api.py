@@ -7,8 +7,10 @@ defaults; values are Python's own, or the texts that the command line takes. Err
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -19,7 +21,7 @@ from advisor.faces.question import Question, effort_of, kind_of, question_of
 from advisor.faces.resolve import resolve
 from advisor.faces.verbs import Listener, answered, job_of, measured, open_to_write
 from advisor.nouns.environment import Machine
-from advisor.workloads import DEFAULT_KIND, Kind
+from advisor.workloads import DEFAULT_KIND, KINDS, Kind
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.advice.recommendation import Recommendation
@@ -29,7 +31,7 @@ class Flags(TypedDict, total=False):
     """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
 
     workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
-    max_latency: seconds or text; only: choices by knob.
+    max_latency: seconds or text; only: choices by knob; device: its name, or a torch.device.
     """
 
     workload: str
@@ -43,11 +45,11 @@ class Flags(TypedDict, total=False):
     quality: str
     max_memory: int | str | None
     max_latency: float | str | None
-    only: Mapping[str, str | Sequence[str]]
+    only: Mapping[str, str | int | Sequence[str | int]]
     ignore_rule: str | Sequence[str]
     allow_unjudged: bool
     allow_pickle: bool
-    device: str | None
+    device: object
     threads: int
 
 
@@ -69,8 +71,31 @@ class TuneFlags(Flags, total=False):
     seed: int
 
 
-@spelled_for_python()
-def suggest(model: str | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Recommendation:
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Have expected failures name keywords instead of flags, and so the stored words of what refuses each configuration."""
+    try:
+        with spelled_for_python():
+            yield
+    except NothingAdmissible as error:
+        error.reasons = tuple(map(_with_keywords, error.reasons))
+        raise
+
+
+def _with_keywords(text: str) -> str:
+    """Return a text whose flags, where a function takes them, are spelled as its keywords: `max_memory`, `only`."""
+    own = (option.name for kind in KINDS.values() for option in kind.options)
+    taken = {*TuneFlags.__annotations__, *SuggestFlags.__annotations__, *own}
+
+    def keyword(match: re.Match[str]) -> str:
+        name = match[1].replace("-", "_")
+        return name if name in taken else match[0]
+
+    return re.sub(r"(?<![\w-])--([a-z][a-z-]*)", keyword, text)
+
+
+@_in_python()
+def suggest(model: str | bytes | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Recommendation:
     """Return what stored measurements recommend for a model and a workload. Needs no GPU and no torch.
 
     Raises NotMeasured where nothing stored answers, NothingAdmissible where nothing is left, BadInput.
@@ -82,8 +107,8 @@ def suggest(model: str | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Rec
     return _suggested("suggest", model, flags, SuggestFlags)[0]
 
 
-@spelled_for_python()
-def load(model: str | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
+@_in_python()
+def load(model: str | bytes | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
     """Load a model as it is recommended for a workload on this machine, by the code that the measurement ran.
 
     Nothing is measured: raises NotMeasured where this workload was not tuned on this machine, and what suggest raises.
@@ -107,9 +132,9 @@ def load(model: str | os.PathLike[str], **flags: Unpack[Flags]) -> Ready:
     return loaded(recommendation, machine)
 
 
-@spelled_for_python()
+@_in_python()
 def tune(
-    model: str | os.PathLike[str], *, listen: Listener | None = None, **flags: Unpack[TuneFlags]
+    model: str | bytes | os.PathLike[str], *, listen: Listener | None = None, **flags: Unpack[TuneFlags]
 ) -> Recommendation:
     """Measure configurations of a model, store what was found, and return what is recommended.
 
@@ -128,7 +153,7 @@ def tune(
 
 
 def _suggested(
-    verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type
+    verb: str, model: str | bytes | os.PathLike[str], flags: Mapping[str, Any], known: type
 ) -> tuple[Recommendation, Machine]:
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
@@ -140,10 +165,10 @@ def _suggested(
     return replace(found, notes=(*asked.notes, *found.notes)), asked.machine
 
 
-def _question(verb: str, model: str | os.PathLike[str], flags: Mapping[str, Any], known: type) -> Question:
+def _question(verb: str, model: str | bytes | os.PathLike[str], flags: Mapping[str, Any], known: type) -> Question:
     """Return what keyword arguments ask. Raises TypeError for one that the function does not take, BadInput."""
     _refuse_unknown(verb, flags, known, kind_of(flags))
-    name = os.fspath(model)
+    name = os.fsdecode(model)
     # A name like a flag would be one in the command that an answer prints.
     return question_of(f"./{name}" if name.startswith("-") else name, flags)
 
@@ -152,6 +177,6 @@ def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind
     others = {option.name for option in DEFAULT_KIND.options}
     names = known.__annotations__.keys() - others | {option.name for option in kind.options}
     for name in sorted(flags.keys() - names):
-        near = get_close_matches(name, sorted(names), n=1)
+        near = ["only"] if name == "fix" else get_close_matches(name, sorted(names), n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{meant}")

@@ -11,7 +11,7 @@ from advisor.errors import BadInput
 from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
 from advisor.faces.question import know_plugins
 from advisor.nouns.option import Option
-from advisor.nouns.reading import read_switch
+from advisor.nouns.reading import read_switch, shown
 from advisor.version import __version__
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
@@ -102,9 +102,16 @@ def _limit(text: str) -> int:
     return int(text)
 
 
+def _study(text: str) -> int:
+    """Read --study. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"a study's number, as advisor trials lists them, not {shown(text)}")
+    return int(text)
+
+
 def _trials(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
-    parser.add_argument("--study", type=int, metavar="N", help="one study alone")
+    parser.add_argument("--study", type=_study, metavar="N", help="one study alone")
     parser.add_argument("--failed", action="store_true", help="what came to nothing alone")
     parser.add_argument(
         "--limit", type=_limit, default=50, metavar="N", help="the newest N trials (default: 50), 0 for all"
@@ -145,7 +152,9 @@ def _reproduce_seed(parser: argparse.ArgumentParser, _: Kind) -> None:
 
 
 def _export(parser: argparse.ArgumentParser, _: Kind) -> None:
-    parser.add_argument("--study", type=int, metavar="N", action="append", help="one study; repeat it (default: all)")
+    parser.add_argument(
+        "--study", type=_study, metavar="N", action="append", help="one study; repeat it (default: all)"
+    )
 
 
 def _import(parser: argparse.ArgumentParser, _: Kind) -> None:

@@ -7,9 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.errors import BadInput, named
+from advisor.nouns.environment import THREADS_MOST
 from advisor.nouns.objective import Budget, Tier
 from advisor.nouns.option import Option, switch
-from advisor.nouns.reading import read_count, read_duration, read_latency, read_size, read_texts, read_whole, shown
+from advisor.nouns.reading import (
+    is_listed,
+    read_count,
+    read_duration,
+    read_latency,
+    read_size,
+    read_text,
+    read_texts,
+    read_whole,
+    shown,
+    whole,
+)
 from advisor.workloads import Kind
 
 DEFAULT_BUDGET = "10m"
@@ -24,17 +36,26 @@ Restriction = tuple[str, str, tuple[str, ...]]
 def _read_restrictions(value: Any, name: str) -> tuple[Restriction, ...]:
     """Return what a mapping of choices by knob says, or texts such as attention=sdpa,eager. Raises BadInput."""
     if isinstance(value, Mapping):
-        return tuple((name, str(knob), _read_choices(value, names, name)) for knob, names in value.items())
+        return tuple((name, str(knob), _read_choices(value, knob, name)) for knob in value)
     return tuple(_read_restriction(text, name, "KNOB=CHOICE[,CHOICE…]") for text in read_texts(value, name))
 
 
-def _read_choices(value: Mapping[Any, Any], names: Any, name: str) -> tuple[str, ...]:
-    choices = read_texts(names.split(",") if isinstance(names, str) else names, name)
+def _read_choices(value: Mapping[Any, Any], knob: Any, name: str) -> tuple[str, ...]:
+    given = value[knob].split(",") if isinstance(value[knob], str) else value[knob]
+    choices = [_read_choice(each, knob, name) for each in (given if is_listed(given) else [given])]
     if not choices or not all(choices):
         raise BadInput(
             f"{named(name)} takes choices by knob such as {{'precision': ['fp32', 'tf32']}}, not {shown(value)}"
         )
     return tuple(sorted(set(choices)))
+
+
+def _read_choice(value: Any, knob: Any, name: str) -> str:
+    """Return the text of a choice, which may be a number: batch has some. Raises BadInput."""
+    try:
+        return value if isinstance(value, str) else str(whole(value))
+    except ValueError:
+        raise BadInput(f"{named(name)}: a choice of {shown(knob)} must be a text, not {shown(value)}") from None
 
 
 def _read_restriction(text: str, name: str, form: str) -> Restriction:
@@ -90,9 +111,23 @@ def objective_options(kind: Kind) -> tuple[Option, ...]:
 
 ALLOW_PICKLE = switch("allow_pickle", "load pickle checkpoints, which can run code")
 
-DEVICE = Option("device", "cuda:0, cuda:1, … or cpu (default: the first usable GPU)", metavar="DEVICE")
 
-THREADS = Option("threads", "CPU threads (default: %(default)s)", read_count, default=1, metavar="N", word=int)
+def _read_device(value: Any, name: str) -> str:
+    """Return a device's name, of a torch.device too. Raises BadInput."""
+    is_torchs = (type(value).__module__, type(value).__name__) == ("torch", "device")
+    return str(value) if is_torchs else read_text(value, name)
+
+
+def _read_threads(value: Any, name: str) -> int:
+    number = read_count(value, name)
+    if number > THREADS_MOST:
+        raise BadInput(f"{named(name)} must be at most {THREADS_MOST}, not {number}")
+    return number
+
+
+DEVICE = Option("device", "cuda:0, cuda:1, … or cpu (default: the first usable GPU)", _read_device, metavar="DEVICE")
+
+THREADS = Option("threads", "CPU threads (default: %(default)s)", _read_threads, default=1, metavar="N", word=int)
 
 #: Where something is run.
 PLACE = (DEVICE, THREADS)

@@ -13,7 +13,7 @@ from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK, EFFORT, ON, P
 from advisor.nouns.checked import shortened
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.option import values_of
-from advisor.nouns.reading import read_duration
+from advisor.nouns.reading import read_duration, read_text
 from advisor.plugins import PLUGINS
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named
 
@@ -57,7 +57,7 @@ def kind_of(given: Mapping[str, Any]) -> Kind:
     """Return the kind of work that is asked for by name, the default kind where none is. Raises BadInput."""
     know_plugins()
     name = given.get("workload")
-    return DEFAULT_KIND if name is None else kind_named(name)
+    return DEFAULT_KIND if name is None else kind_named(read_text(name, "workload"))
 
 
 def question_of(model: str, given: Mapping[str, Any]) -> Question:

@@ -23,6 +23,9 @@ PACKAGES = (
     "torchao",
 )
 
+#: CPU threads of an environment at most.
+THREADS_MOST = 2**16 - 1
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -61,7 +64,7 @@ class Environment:
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Environment:
         """Build one from its payload. Raises Malformed for a value that can't be."""
-        values = checked(cls, payload, {"device": matches("cuda|cpu"), "threads": lambda count: count < 2**16})
+        values = checked(cls, payload, {"device": matches("cuda|cpu"), "threads": lambda count: count <= THREADS_MOST})
         values["compute_capability"] = values.get("compute_capability") or None
         return cls(**values)
 

@@ -9,6 +9,41 @@ from typing import Any
 from advisor.errors import BadInput, named
 from advisor.nouns.reading import read_switch, read_text, shown
 
+#: Names that a kind of work gives no option of its own: what the commands and the functions of Python take for all work.
+TAKEN = frozenset(
+    [
+        "allow_pickle",
+        "allow_unjudged",
+        "blocks",
+        "budget",
+        "command",
+        "device",
+        "dry_run",
+        "exhaustive",
+        "fix",
+        "format",
+        "help",
+        "ignore_rule",
+        "listen",
+        "max_latency",
+        "max_memory",
+        "model",
+        "objective",
+        "on",
+        "only",
+        "pareto",
+        "payback",
+        "quality",
+        "seed",
+        "threads",
+        "timeout",
+        "trials",
+        "version",
+        "why_not",
+        "workload",
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -40,7 +75,7 @@ class Option:
         given = self.default if given is None else given
         if given is None:
             return None
-        if self.choices and given not in self.choices:
+        if self.choices and not (isinstance(given, str) and given in self.choices):
             raise BadInput(f"{named(self.name)} must be one of {', '.join(self.choices)}, not {shown(given)}")
         return self.read(given, self.name)
 

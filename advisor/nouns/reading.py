@@ -8,20 +8,31 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat, SupportsIndex
 
 from advisor.errors import BadInput, named
-from advisor.nouns.checked import shortened
+from advisor.nouns.checked import WHOLE_MOST, shortened
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _LATENCIES = {"ms": 1e-3, "s": 1.0}
 
+#: More than these is a slip of the keyboard: bytes of a size, and seconds of a duration.
+_MOST_BYTES, _MOST_S = 1024 * 2**40, 8760 * 3600
+
+#: Whole numbers that are asked for are below this, and so are their negatives: it is what an exported study may say.
+_ASKED_MOST = 2**31
+
 
 def shown(value: Any) -> str:
-    """Return a value for an error's line: a text as Python spells it, anything else in a few words."""
-    return repr(value) if isinstance(value, str) else shortened(value)
+    """Return a value for an error's line: a text as Python spells it, anything else and a long text in a few words."""
+    if isinstance(value, str) and len(value) <= 60:
+        return repr(value)
+    try:
+        return shortened(value)
+    except ValueError:  # Python spells no whole number of more than some thousand digits
+        return f"a value of the type {type(value).__name__}"
 
 
 def read_text(value: Any, name: str) -> str:
@@ -34,7 +45,7 @@ def read_text(value: Any, name: str) -> str:
 def read_texts(value: Any, name: str) -> tuple[str, ...]:
     """Return texts, of one or of several. Raises BadInput."""
     several = [value] if isinstance(value, str) else value
-    if not isinstance(several, Iterable):
+    if not is_listed(several):
         raise BadInput(f"{named(name)} must be a text or several, not {shown(value)}")
     return tuple(read_text(each, name) for each in several)
 
@@ -46,23 +57,63 @@ def read_switch(value: Any, name: str) -> bool:
     return value
 
 
+def is_listed(value: Any) -> bool:
+    """Whether a value lists others, as a list or an array does: a text, bytes, a mapping and an array without axes do not."""
+    return (
+        isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping)) and _axes(value) != ()
+    )
+
+
+def _axes(value: Any) -> Any:
+    """Return the shape of an array or a tensor, None for what is neither."""
+    return getattr(value, "shape", None)
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number, of an array or a tensor without axes Python's own one. Raises ValueError for what is none."""
+    try:
+        number = value.item() if _axes(value) == () else value
+    except (AttributeError, TypeError, RuntimeError):  # torch's, for a tensor that has no data
+        raise ValueError(type(value)) from None
+    if isinstance(number, bool) or _axes(number) is not None or not isinstance(number, (SupportsIndex, SupportsFloat)):
+        raise ValueError(type(value))
+    return number
+
+
+def _float(number: Any) -> float:
+    """Return a number as a float. Raises ValueError for one that is too large."""
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(type(number)) from None
+
+
+def _integer(value: Any) -> int:
+    number = int(value) if isinstance(value, str) else _scalar(value)
+    if isinstance(number, SupportsIndex):
+        return operator.index(number)
+    if (real := _float(number)).is_integer():
+        return int(real)
+    raise ValueError(type(value))
+
+
 def whole(value: Any) -> int:
-    """Return a whole number, of a text or of a number that is one. Raises ValueError."""
-    if isinstance(value, str):
-        return int(value)
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-        return operator.index(value)
-    if isinstance(value, SupportsFloat) and not isinstance(value, bool) and float(value).is_integer():
-        return int(float(value))
-    raise ValueError(value)
+    """Return a whole number that a database holds, of a text or of a number that is one. Raises ValueError."""
+    number = _integer(value)
+    if abs(number) >= WHOLE_MOST:
+        raise ValueError(type(value))
+    return number
 
 
 def read_whole(value: Any, name: str) -> int:
     """Return a whole number. Raises BadInput."""
     try:
-        return whole(value)
+        number = _integer(value)
     except ValueError:
         raise BadInput(f"{named(name)} must be a whole number, not {shown(value)}") from None
+    if abs(number) >= _ASKED_MOST:
+        raise BadInput(f"{named(name)} must be a whole number below {_ASKED_MOST}, not {shown(value)}")
+    return number
 
 
 def read_count(value: Any, name: str) -> int:
@@ -75,12 +126,10 @@ def read_count(value: Any, name: str) -> int:
 
 def read_number(value: Any, name: str) -> float:
     """Return a number. Raises BadInput."""
-    if not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise BadInput(f"{named(name)} must be a number, not {shown(value)}")
+    try:
+        return _float(value if isinstance(value, str) else _scalar(value))
+    except ValueError:
+        raise BadInput(f"{named(name)} must be a number, not {shown(value)}") from None
 
 
 def read_size(value: Any, name: str) -> int:
@@ -91,7 +140,10 @@ def read_size(value: Any, name: str) -> int:
     if not unit and number < 2**20:
         few = str(value).strip()
         raise BadInput(f"{named(name)} {few} is so many bytes", f"write {few}GiB or {few}MiB")
-    return int(number * _SIZES[unit.upper()])
+    found = number * _SIZES[unit.upper()]
+    if not 1 <= found <= _MOST_BYTES:
+        raise BadInput(f"{named(name)} must be from 1B to {_MOST_BYTES >> 40}TiB, not {shown(value)}")
+    return int(found)
 
 
 def read_duration(value: Any, name: str) -> float:
@@ -99,7 +151,7 @@ def read_duration(value: Any, name: str) -> float:
     number, unit = _quantity(value, "([smh]?)")
     if number == 0:
         raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {shown(value)}")
-    return number * _SECONDS[unit]
+    return _bearable(number * _SECONDS[unit], value, name, f"{_MOST_S // 3600}h")
 
 
 def read_latency(value: Any, name: str) -> float:
@@ -107,18 +159,26 @@ def read_latency(value: Any, name: str) -> float:
     number, unit = _quantity(value, "(ms|s)", "s")
     if number == 0:
         raise BadInput(f"{named(name)} must be a time such as 80ms or 0.5s, not {shown(value)}")
-    return number * _LATENCIES[unit]
+    return _bearable(number * _LATENCIES[unit], value, name, f"{_MOST_S}s")
+
+
+def _bearable(seconds: float, value: Any, name: str, most: str) -> float:
+    if seconds > _MOST_S:
+        raise BadInput(f"{named(name)} must be at most {most}, not {shown(value)}")
+    return seconds
 
 
 def _quantity(value: Any, units: str, own: str = "") -> tuple[float, str]:
     """Return a positive number and its unit, 0 where a value is none. own: the unit of a bare number that is no text."""
     if isinstance(value, str):
         match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{units}", value.strip())
-        return (float(match[1]), match[2]) if match else (0.0, own)
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        return 0.0, own
-    number = float(value)
-    return (number if math.isfinite(number) and number > 0 else 0.0), own
+        number, unit = (float(match[1]), match[2]) if match else (0.0, own)
+    else:
+        try:
+            number, unit = _float(_scalar(value)), own
+        except ValueError:
+            number, unit = 0.0, own
+    return (number if math.isfinite(number) and number > 0 else 0.0), unit
 
 
 def read_trial(text: str) -> tuple[int, int]:

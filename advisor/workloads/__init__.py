@@ -6,11 +6,13 @@ Further kinds come from the modules named in ADVISOR_PLUGINS: the KINDS of each 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 from advisor.errors import BadInput, named
 from advisor.nouns import metrics
 from advisor.nouns.checked import Malformed, shortened
+from advisor.nouns.option import TAKEN
 from advisor.workloads import forward
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
@@ -63,7 +65,10 @@ class UnknownKind(Malformed):
 
 
 def register(kind: Kind) -> None:
-    """Add a kind and its metrics. Raises ValueError for a name, a stored word or a metric that means something else already."""
+    """Add a kind and its metrics.
+
+    Raises ValueError for a name, a stored word, a metric or an option that means something else already.
+    """
     for word in {kind.name, *kind.stored_as}:
         if word in KINDS or word in names():
             raise ValueError(f"there is a kind of work {word!r} already")
@@ -71,9 +76,25 @@ def register(kind: Kind) -> None:
         raise ValueError(
             f"the kind of work {kind.name!r} needs a word that it is stored by, an objective, and one metric that is its speed"
         )
+    _refuse_options(kind)
     for metric in kind.metrics:
         metrics.register(metric)
     KINDS.update(dict.fromkeys(kind.stored_as, kind))
+
+
+def _refuse_options(kind: Kind) -> None:
+    """Raise ValueError for an option that can be no keyword or flag, or whose name is another's."""
+    seen: set[str] = set()
+    for option in kind.options:
+        name = option.name
+        if not name.isidentifier() or name.startswith("_") or iskeyword(name):
+            raise ValueError(
+                f"the kind of work {kind.name!r} has an option {name!r}, which can be no keyword in Python"
+            )
+        if name in TAKEN or name in seen:
+            whose = "all work" if name in TAKEN else "its own"
+            raise ValueError(f"the kind of work {kind.name!r} has an option {name!r}, and {whose} has one already")
+        seen.add(name)
 
 
 def names() -> list[str]:

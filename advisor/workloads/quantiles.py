@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.nouns.reading import shown, whole
+from advisor.nouns.reading import is_listed, shown, whole
 
 #: How many batches a list of generated lengths has.
 DEFAULT_BATCHES = 8
@@ -86,9 +86,9 @@ def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int
 def read_lengths(value: Any, name: str) -> int | tuple[int, ...]:
     """Return the longest length, of one number, or every length, of several ("5," is a list of one). Raises BadInput."""
     parts = value.removesuffix(",").split(",") if isinstance(value, str) else value
-    is_list = "," in value if isinstance(value, str) else isinstance(value, Iterable)
+    is_list = "," in value if isinstance(value, str) else is_listed(value)
     try:
-        lengths = [whole(part) for part in parts] if isinstance(parts, Iterable) else [whole(value)]
+        lengths = [whole(part) for part in parts] if is_listed(parts) else [whole(value)]
     except ValueError:
         lengths = []
     if not lengths:
