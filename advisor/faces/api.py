@@ -102,7 +102,7 @@ def suggest(model: str | bytes | os.PathLike[str], **flags: Unpack[SuggestFlags]
 
         >>> found = advisor.suggest("meta-llama/Llama-3.1-8B", lengths=2048, padding=0.3, batch=8)
         >>> print(found.configuration, found.verdict)
-        flash_attention_2 · bf16 · none · packed faster
+        flash_attention_2 · bf16 · packed faster
     """
     return _suggested("suggest", model, flags, SuggestFlags)[0]
 
