@@ -45,7 +45,7 @@ from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.limits import LAYOUT_LIMIT
 from advisor.search.space import build_space
-from advisor.show.support import MACHINES
+from advisor.show.support import LLAMA, MACHINES
 from advisor.storage.store import Store
 from advisor.study.opening import facts_for
 from advisor.study.tune import tune
@@ -62,26 +62,7 @@ _HUB_ONLY = replace(
     _H200, packages={"torch": "2.11.0", "transformers": "5.17.0", "kernels": "0.16.1", "triton": "3.6.0"}
 )
 
-_LLAMA = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    75 * 10**8,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
-_BERT = replace(_LLAMA, architecture="BertForMaskedLM", model_type="bert", is_causal=False)
+_BERT = replace(LLAMA, architecture="BertForMaskedLM", model_type="bert", is_causal=False)
 
 PADDED = Forward((40, 12, 25, 9, 33, 17), 3)
 EVEN = Forward((24,) * 6, 3)
@@ -102,7 +83,7 @@ class Asked:
 
     choices: Mapping[str, str]
     environment: Environment = _CPU
-    facts: ModelFacts = _LLAMA
+    facts: ModelFacts = LLAMA
     workload: Forward = PADDED
     rule: str = ""
 
@@ -168,14 +149,14 @@ ROWS = (
                 Forced("causal-bf16", _packed("packed-zeros-in-mask", "flash_attention_2"), device="cuda"))),
     Row("P8", "packed, positions from 0 where the model's start at padding_idx + 1",
         asked=(Asked(_packed("packed-positions-from-0"), facts=replace(_BERT, position_offset=2)),
-               Asked(_packed("packed-positions-from-0"), facts=replace(_LLAMA, position_offset=2))),
+               Asked(_packed("packed-positions-from-0"), facts=replace(LLAMA, position_offset=2))),
         forced=(Forced("roberta", _packed("packed-positions-from-0")),)),
     Row("P14", "packed, where the list has no pads",
         asked=(Asked(_packed("packed"), workload=EVEN),), forced=(Forced("causal-even", _packed("packed"), "same"),)),
     Row("P15", "packed, with a 4D bool mask, eager",
         asked=(Asked(_packed("packed-bool-mask", "eager")),), forced=(Forced("causal", _packed("packed-bool-mask", "eager")),)),
     Row("P16", "packed, with ALiBi",
-        asked=(Asked(_packed("packed", "eager"), facts=replace(_LLAMA, alibi=True)),),
+        asked=(Asked(_packed("packed", "eager"), facts=replace(LLAMA, alibi=True)),),
         forced=(Forced("bloom", _packed("packed", "eager")),)),
     Row("P17", "packed in another form that gives the same work",
         asked=(Asked(_packed("packed-bool-mask")), Asked(_packed("packed-two-rows")),
@@ -193,7 +174,7 @@ ROWS = (
                 *(Forced(f"encoder-{bench}", _packed("packed-no-mask"))
                   for bench in ("hidden", "pooled", "bf16-hidden", "bf16-pooled")))),
     Row("P22", "packed, where a small copy of the class does not keep sequences apart (OPT), sdpa or eager",
-        asked=(Asked(_packed("packed"), facts=replace(_LLAMA, packed_row="wrong")),
+        asked=(Asked(_packed("packed"), facts=replace(LLAMA, packed_row="wrong")),
                Asked(_packed("packed"), facts=replace(_BERT, packed_row="wrong"))),
         forced=(Forced("opt", _packed("packed")), Forced("opt", _packed("packed", "eager")))),
     Row("P24", "packed, on an encoder with windows (ModernBERT), sdpa or eager",
@@ -203,13 +184,13 @@ ROWS = (
         asked=(Asked({"batch": "16"}, workload=ANY_BATCH),), forced=(Forced("causal-any", {"batch": "16"}, "proof"),)),
     Row("G1", "padding on the right in generate()", elsewhere=_GENERATION),
     Row("A14", "attention sinks, FlashAttention-2",
-        asked=(Asked(_FLASH, _H200, replace(_LLAMA, model_type="gpt_oss", head_dim=64)),),
+        asked=(Asked(_FLASH, _H200, replace(LLAMA, model_type="gpt_oss", head_dim=64)),),
         unforced="needs the kernels that transformers replaces it by, from the hub; what read them back would be E1's proof"),
     Row("A15", "FlashAttention-3 or 4 with dropout", elsewhere="training: forward drops nothing out"),
     Row("A19", "FlashAttention asked for, its package absent, kernels from the hub usable",
         asked=(Asked(_FLASH, _HUB_ONLY),), unforced="needs kernels from the hub and its network, on a GPU"),
     Row("A23", "set_attn_implementation on a class that does not follow it",
-        asked=(Asked({"attention": "torch_varlen", "packing": "packed"}, _H200, replace(_LLAMA, switches_attention=False)),),
+        asked=(Asked({"attention": "torch_varlen", "packing": "packed"}, _H200, replace(LLAMA, switches_attention=False)),),
         forced=(Forced("falcon-trusted", {}, "proof"),)),
     Row("A24", "chunks longer than one token after others, pads on the right", elsewhere="generation: no cache to go on from"),
     Row("A29", "a kernel of sdpa pinned that is the automatic one",
@@ -217,18 +198,18 @@ ROWS = (
         forced=(Forced("causal-even", {"attention": "sdpa-flash"}, "proof", "cpu", ("A25",)),)),
     Row("Q6", "bitsandbytes with a static cache", elsewhere=_GENERATION),
     Row("Q7", "an fp8 checkpoint below compute capability 8.9", warned=True, runs="no: it runs, with a warning",
-        asked=(Asked({"quantization": "checkpoint"}, _CPU, replace(_LLAMA, prequantized="fp8")),),
+        asked=(Asked({"quantization": "checkpoint"}, _CPU, replace(LLAMA, prequantized="fp8")),),
         forced=(Forced("fp8", {}, "proof", "cpu"),)),
     Row("Q11", "torchao int4, a layer not divisible by the group", unnamed="torchao",
         unforced="no choice quantises with torchao"),
     Row("Q13", "an mxfp4 checkpoint without its kernels", warned=True, runs="no: it runs, with a warning",
-        asked=(Asked({"quantization": "checkpoint"}, _CPU, replace(_LLAMA, prequantized="mxfp4")),),
+        asked=(Asked({"quantization": "checkpoint"}, _CPU, replace(LLAMA, prequantized="mxfp4")),),
         forced=(Forced("mxfp4", {}, "proof", "cpu"),)),
     Row("Q15", "an AWQ checkpoint in bf16",
-        asked=(Asked({"quantization": "checkpoint", "precision": "bf16"}, _H200, replace(_LLAMA, prequantized="awq")),),
+        asked=(Asked({"quantization": "checkpoint", "precision": "bf16"}, _H200, replace(LLAMA, prequantized="awq")),),
         unforced="needs gptqmodel and a GPU"),
     Row("Q22", "quantised, where the model has no linear layer",
-        asked=(Asked({"quantization": "int8"}, _H200, replace(_LLAMA, linear_parameters=0)),),
+        asked=(Asked({"quantization": "int8"}, _H200, replace(LLAMA, linear_parameters=0)),),
         unforced="no small model without linear layers is at hand"),
     Row("C1", "FlashAttention with a static cache and fullgraph", elsewhere=_GENERATION),
     Row("C2", "compiled, with layers offloaded", elsewhere=_GENERATION),

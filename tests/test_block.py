@@ -20,6 +20,7 @@ from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
+from advisor.show.support import LLAMA
 from advisor.study.confirm import block_s, fits_together, least_blocks, parts_for, processes, turns_for
 from advisor.workloads.forward import Forward
 
@@ -30,25 +31,6 @@ FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packi
 TURNS = {"least": 3, "most": 4, "turn_s": 0.01}
 
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
-LLAMA = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    75 * 10**8,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
 
 DEFAULT = Configuration.of({**FP32, "precision": "bf16"})
 PACKED = DEFAULT.replaced(packing="packed")

@@ -27,9 +27,10 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.show.support import LLAMA
 from advisor.storage.store import Store
 from advisor.study.clock import Bounded, BudgetSpent, Clock
 from advisor.study.confirm import affordable, block_ratios, finalists
@@ -49,25 +50,6 @@ H200 = Environment(
     "580.95.05",
     "13.0",
     packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
-)
-LLAMA = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    75 * 10**8,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
 )
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)

@@ -12,11 +12,12 @@ from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Baseline, Compare, Confirm, Discard, Done, EndSearch, Probe, Search, Step, Wait
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import build_space
+from advisor.show.support import LLAMA
 from advisor.study import attempt
 from advisor.study.next_step import next_step
 from advisor.study.tuning import BUDGET_ENDED, INTERRUPTED, Job, Snapshot
@@ -30,25 +31,6 @@ H200 = Environment(
     "580.95.05",
     "13.0",
     packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
-)
-LLAMA = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    75 * 10**8,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
 )
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)

@@ -21,6 +21,7 @@ from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.objections import objections
 from advisor.search.cost import costs_of, useful_operations
 from advisor.search.space import build_space
+from advisor.show.support import LLAMA
 from advisor.study.attempt import measurements_of
 from advisor.study.next_step import next_of_all, not_beyond_memory
 from advisor.study.opening import refuse_too_large
@@ -35,25 +36,6 @@ H200 = Environment(
     "580.95.05",
     "13.0",
     packages={"torch": "2.11.0", "transformers": "5.17.0", "flash-attn": "2.8.3"},
-)
-LLAMA = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    75 * 10**8,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
 )
 SOURCE = ModelSource("llama", "/nowhere", {"model_type": "llama"}, "random", "random:0", has_tokenizer=False)
 WORKLOAD = Forward((64, 32, 48, 16), 2)

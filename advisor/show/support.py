@@ -41,7 +41,8 @@ _OTHERS = (
     replace(MACHINES["T4"], compute_capability=(5, 2)),
 )
 
-_LLAMA = ModelFacts(
+#: What is known of Llama-3-8B, as an example of a model.
+LLAMA = ModelFacts(
     "LlamaForCausalLM",
     "llama",
     "bfloat16",
@@ -63,17 +64,17 @@ _LLAMA = ModelFacts(
 
 #: Models that differ in what rules look at.
 _MODELS = (
-    _LLAMA,
-    replace(_LLAMA, checkpoint_dtype="float32"),
-    replace(_LLAMA, checkpoint_dtype="float16", head_dim=320, softcap=True),
-    replace(_LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
-    replace(_LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
-    replace(_LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
-    replace(_LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
-    replace(_LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
-    replace(_LLAMA, head_dim=192, sliding_window=16),
+    LLAMA,
+    replace(LLAMA, checkpoint_dtype="float32"),
+    replace(LLAMA, checkpoint_dtype="float16", head_dim=320, softcap=True),
+    replace(LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
+    replace(LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
+    replace(LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
+    replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
+    replace(LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
+    replace(LLAMA, head_dim=192, sliding_window=16),
     replace(
-        _LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
+        LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
     ),
 )
 
