@@ -290,6 +290,18 @@ def test_time_is_set_aside_where_something_is_to_be_confirmed(place: Place) -> N
     assert found.share_tried < 1
 
 
+def test_a_trial_takes_nothing_of_what_is_set_aside(place: Place) -> None:
+    """One that would last for ten minutes is cut in time for what was found to be confirmed, and is no failure."""
+    device = Device({PACKED: 150.0}, trial_s=lambda c: 600.0 if c not in (DEFAULT, PACKED) else 10.0)
+    found = place.tune(device, Budget(120.0))
+
+    assert (found.verdict, found.configuration) == ("faster", PACKED)
+    assert place.why == Stop.BUDGET.words
+    (cut,) = (trial for trial in place.store.trials(1) if trial.outcome is Outcome.CUT)
+    assert 10.0 < (cut.wall_s or 0.0) < 90.0
+    assert device.time_s - 1000.0 <= 120.0 * 1.1
+
+
 @pytest.mark.parametrize(
     ("budget", "why"),
     [(Budget(None, 2), Stop.TRIALS), (Budget(600.0), Stop.EVERYTHING), (Budget(25.0), Stop.BUDGET)],

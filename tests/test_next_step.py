@@ -252,6 +252,16 @@ def test_time_is_set_aside_for_the_blocks_that_are_needed_yet() -> None:
     assert next_step(replace(lacking, left_s=math.inf)) == Search(SORTED)
 
 
+def test_a_trial_may_take_what_is_not_set_aside() -> None:
+    """All that is left where nothing is to be confirmed, else what the blocks leave of it."""
+    found, nothing = seen(*ALL[:2], left_s=200.0), seen(ran(DEFAULT), ran(PACKED, 90.0), left_s=200.0)
+    steps = next_step(found), next_step(nothing)
+
+    assert [getattr(step, "configuration", None) for step in steps] == [SORTED, SORTED]
+    assert 0 < getattr(steps[0], "most_s", 0.0) < 200.0
+    assert getattr(steps[1], "most_s", 0.0) == math.inf
+
+
 def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
     """Asked for another configuration, but one that was measured ran: its speed counts, and that it was right does too."""
     there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5), peak_bytes=40 * 2**30))

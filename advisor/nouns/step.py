@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
@@ -19,10 +20,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Search:
-    """Measure a configuration. number: of the trial that somebody left behind and that is run again, None for a new one."""
+    """Measure a configuration. number: of the trial that somebody left behind and that is run again, None for a new one.
+
+    most_s: seconds that it may take: the rest of the budget is set aside for the confirmation.
+    """
 
     configuration: Configuration
     number: int | None = None
+    most_s: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True)

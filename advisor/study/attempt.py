@@ -14,7 +14,7 @@ from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Quality, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
-from advisor.study.clock import BudgetSpent
+from advisor.study.clock import BudgetSpent, ShareSpent
 from advisor.study.tuner import Found, Tuner
 from advisor.study.tuning import BUDGET_ENDED, Snapshot
 from advisor.workloads import Workload, kind_of
@@ -37,8 +37,9 @@ def search_trial(tuner: Tuner, seen: Snapshot, configuration: Configuration, num
 
     try:
         result, attempts = attempt(tuner, first, lambda: tuner.runner.run(request, tuner.timeout_s))
-    except BudgetSpent:
-        tuner.is_spent = True
+    except BudgetSpent as spent:
+        tuner.share_spent = isinstance(spent, ShareSpent)
+        tuner.is_spent = not tuner.share_spent
         wall_s = tuner.runner.clock.now() - began
         return Found(cut(seen, configuration, number, "search", None, BUDGET_ENDED, wall_s))
     tuner.ran = True

@@ -24,6 +24,10 @@ class BudgetSpent(Exception):
     """The budget's time ended while something ran; it was stopped."""
 
 
+class ShareSpent(BudgetSpent):
+    """What of the budget was there for it ended while something ran; the rest is set aside, and is there."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """How much of a budget is spent. began: when the command did, by `now`; seconds: of the budget, None without one."""
@@ -54,7 +58,7 @@ class Clock:
 
 
 class Bounded:
-    """A runner within a budget. graceful: whether what runs now may use the grace.
+    """A runner within a budget. graceful: whether what runs now may use the grace; share: what it may use of the budget.
 
     took_s: seconds of the last request, by its operation.
     """
@@ -63,13 +67,15 @@ class Bounded:
         """Run in this runner, by this clock."""
         self.runner, self.clock = runner, clock
         self.graceful = True
+        self.share = Clock(None, clock.now)
         self.took_s: dict[str, float] = {}
 
     def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget is what ends it."""
-        left_s = self._left_s
+        """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget, or its share, ends it."""
+        left_s = min(self._left_s, self.share.left_s)
+        spent = ShareSpent if self.share.left_s < self._left_s else BudgetSpent
         if left_s <= 0:
-            raise BudgetSpent
+            raise spent
         if isinstance(self.runner, LocalRunner):  # the wait for a device that is taken is part of the budget
             self.runner.lock_wait_s = None if math.isinf(left_s) else left_s
         began = self.clock.now()
@@ -77,8 +83,12 @@ class Bounded:
         took_s = self.clock.now() - began
         self.took_s[str(request["op"])] = took_s
         if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
-            raise BudgetSpent
+            raise spent
         return result
+
+    def allow(self, seconds: float) -> None:
+        """Let what runs from now on take so many seconds of the budget at most, all that is left where they are infinite."""
+        self.share = Clock(None if math.isinf(seconds) else seconds, self.clock.now, self.clock.now())
 
     @property
     def _left_s(self) -> float:

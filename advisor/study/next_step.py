@@ -54,14 +54,14 @@ def _search_step(seen: Snapshot) -> Step:
     """Try the default, what must be, then what promises most, until there is a reason to stop."""
     if not seen.has_ceilings and seen.left_s >= CEILINGS_LEFT_S:
         return Probe()
-    if seen.is_spent:
+    if seen.is_spent or seen.share_spent:
         return EndSearch(Stop.BUDGET)
     if (must_be := _must_be(seen)) is not None:
         return must_be
     if text := in_common(seen.searched):
         return EndSearch(Stop.FAILURES, text)
     following = _following(seen)
-    return _end(seen, following) if isinstance(following, Stop) else Search(following)
+    return _end(seen, following) if isinstance(following, Stop) else Search(following, most_s=_available_s(seen))
 
 
 def _must_be(seen: Snapshot) -> Step | None:

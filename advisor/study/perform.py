@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ def perform(tuner: Tuner, seen: Snapshot, step: Step, numbers: Sequence[int]) ->
     """
     # What no answer can do without may outlast the budget; what comes after it can wait for the next tune.
     tuner.runner.graceful = isinstance(step, Baseline) or (isinstance(step, Confirm) and step.decides)
+    tuner.runner.allow(step.most_s if isinstance(step, Search) else math.inf)
     if not isinstance(step, Wait):
         tuner.is_waiting = False
     match step:

@@ -55,7 +55,8 @@ class Tuner:
 
     first, unfinished, warm: see `Snapshot`. reference: in words, what this tune's outputs are held to, "" before it was written.
     probed: whether the device's ceilings were tried for. ran: whether anything was run. is_spent: whether the budget ended a
-    run. end: how its search ended. is_waiting: whether it was said that others are waited for.
+    run; share_spent: whether what is there of it for the search did. end: how its search ended. is_waiting: whether it was said
+    that others are waited for.
     """
 
     job: Job
@@ -73,6 +74,7 @@ class Tuner:
     probed: bool = True
     ran: bool = False
     is_spent: bool = False
+    share_spent: bool = False
     unfinished: frozenset[int] = frozenset()
     end: SearchEnd | None = None
     is_waiting: bool = False
@@ -94,6 +96,7 @@ class Tuner:
             has_ceilings=self.probed,
             stop=None if self.end is None else self.end.stop,
             is_spent=self.is_spent,
+            share_spent=self.share_spent,
             unfinished=self.unfinished,
         )
 

@@ -58,7 +58,8 @@ class Snapshot:
     number that the first trial had of those who were at work when this tune began: what failed before it is tried again, for
     a failure may have been the moment's (someone else's memory, a busy machine) and is not cached for ever. warm: what another
     workload teaches. left_s: seconds of the budget, start_s: of a fresh process. has_ceilings: whether the device's are known
-    or were tried for. stop: why this tune's search ended, None while it goes on. is_spent: whether the budget ended a run.
+    or were tried for. stop: why this tune's search ended, None while it goes on. is_spent: whether the budget ended a run,
+    share_spent: whether what is there of it for the search did, while the rest is set aside for the confirmation.
     unfinished: the numbers of earlier trials that ran, or were left behind, when this tune began: what came of them is of now.
     """
 
@@ -75,6 +76,7 @@ class Snapshot:
     has_ceilings: bool = True
     stop: Stop | None = None
     is_spent: bool = False
+    share_spent: bool = False
     unfinished: frozenset[int] = frozenset()
 
     @cached_property
