@@ -31,7 +31,7 @@ def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernel
         synchronize(request["device"])
     events = profile.key_averages()
     # A kernel's seconds are told of who launched it too, and of what a compiler names a region of kernels.
-    on_gpu = (e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation)
+    on_gpu = (e for e in events if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False))
     kernel_s = sum(e.self_device_time_total for e in on_gpu) / 1e6
     return Profiled(sorted({event.key[:200] for event in events}), kernel_s)
 
