@@ -19,7 +19,7 @@ STATISTIC = "median/order-statistics/1"
 TIE_ZONE = 0.02
 
 #: A GPU that computes for less than this share of the time waits for the CPU that launches its kernels, whose speed changes from
-#: second to second: on an H100's host rounds of 60 ms agreed within 2 % and were 45 ms long a second later.
+#: moment to moment: on an H100's host the rounds of one trial went from 40 to 60 ms within half a second.
 LAUNCH_BOUND_SHARE = 0.8
 
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
