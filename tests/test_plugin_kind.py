@@ -406,30 +406,30 @@ def test_its_work_is_in_the_prediction(kind: ModuleType) -> None:
     """Memory and operations are predicted of what it keeps and scores: all logits of a call, and those of scored tokens."""
     from advisor.nouns.configuration import Configuration
     from advisor.search.cost import predicted_bytes, useful_operations
-    from advisor.show.support import _LLAMA, MACHINES
+    from advisor.show.support import LLAMA, MACHINES
 
     made = kind.Likelihood((64, 32, 48, 16), 2)
     every = workload_of({**made.payload, "kind": "forward", "output": "all-logits"})
     last = workload_of({**made.payload, "kind": "forward", "output": "last-logits"})
-    default = Configuration.of(baseline_choices(_LLAMA, made))
+    default = Configuration.of(baseline_choices(LLAMA, made))
 
     def needed(workload: Any) -> float:
-        return predicted_bytes(Situation(default, workload, MACHINES["CPU"], _LLAMA))
+        return predicted_bytes(Situation(default, workload, MACHINES["CPU"], LLAMA))
 
     assert needed(made) == needed(every) > needed(last)
-    assert useful_operations(_LLAMA, last) < useful_operations(_LLAMA, made) < useful_operations(_LLAMA, every)
+    assert useful_operations(LLAMA, last) < useful_operations(LLAMA, made) < useful_operations(LLAMA, every)
 
 
 def test_what_a_model_can_not_do_is_refused_by_its_facts(kind: ModuleType) -> None:
     """Where the facts say that batches can't be padded, a kind refuses several at once, in a line that says what to do."""
     from dataclasses import replace
 
-    from advisor.show.support import _LLAMA
+    from advisor.show.support import LLAMA
 
     (made,) = kind.KINDS
     with pytest.raises(BadInput, match=r"m finds the end of a sequence by its pad token.*--batch 1"):
-        made.refuse(kind.Likelihood((9, 5), 2), replace(_LLAMA, pads=False), "m")
-    made.refuse(kind.Likelihood((9, 5), 1), replace(_LLAMA, pads=False), "m")
+        made.refuse(kind.Likelihood((9, 5), 2), replace(LLAMA, pads=False), "m")
+    made.refuse(kind.Likelihood((9, 5), 1), replace(LLAMA, pads=False), "m")
 
 
 def test_its_limits_are_its_own(kind: ModuleType) -> None:
@@ -439,7 +439,7 @@ def test_its_limits_are_its_own(kind: ModuleType) -> None:
     from advisor.nouns.trial import Outcome, Quality, Trial
     from advisor.quality.limits import LIMITS, limits_of
     from advisor.quality.objections import objections
-    from advisor.show.support import _LLAMA
+    from advisor.show.support import LLAMA
 
     made = kind.Likelihood((64, 32), 2)
     every = workload_of({**made.payload, "kind": "forward", "output": "all-logits"})
@@ -451,8 +451,8 @@ def test_its_limits_are_its_own(kind: ModuleType) -> None:
 
     assert limits_of(every) == LIMITS
     assert limits_of(made)[Tier.EIGHT_BIT] == LIMITS[Tier.EIGHT_BIT]
-    assert objections(trial, None, objective, _LLAMA, limits=limits_of(every)) == []
-    (text,) = objections(trial, None, objective, _LLAMA, limits=limits_of(made))
+    assert objections(trial, None, objective, LLAMA, limits=limits_of(every)) == []
+    (text,) = objections(trial, None, objective, LLAMA, limits=limits_of(made))
     assert "perplexity × 1.0250 > 1.02" in text
 
 
