@@ -364,9 +364,9 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
     with pytest.raises(
         TypeError, match=r"suggest\(\) got an unexpected keyword argument 'max_memry': did you mean 'max_memory'"
     ):
-        advisor.suggest(MODEL, max_memry=1)
+        advisor.suggest(MODEL, max_memry=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"tune\(\) got an unexpected keyword argument 'fix': did you mean 'only'"):
-        advisor.tune(MODEL, fix="attention=sdpa")
+        advisor.tune(MODEL, fix="attention=sdpa")  # type: ignore[call-arg]
 
 
 def test_keywords_are_the_options_that_are_declared() -> None:
@@ -554,7 +554,8 @@ def test_a_model_is_loaded_as_recommended(url: str, best: Configuration) -> None
     if best["packing"] == "sorted":
         assert [len(sequences[i]) for batch in batches for i in batch] == [9, 6, 4, 3, 2]
     assert repr(ready) == f"Ready(device='cpu', batch={ready.batch})"
-    for nothing in ([], [[]], [[[1]]]):
+    nothings: list[list[Any]] = [[], [[]], [[[1]]]]
+    for nothing in nothings:
         with pytest.raises(BadInput, match="none of them empty"):
             ready.collate(nothing)
 

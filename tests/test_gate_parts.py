@@ -310,7 +310,7 @@ def test_a_token_that_rounding_sends_to_another_expert_is_no_fault_of_the_layout
     """One pair of tokens goes elsewhere in batches: with other contents nothing does. A leak is there with any contents."""
     bench = Bench(models["mixtral"], "hidden", tmp_path)
     _, tokens = bench.session.sampled(bench.request)
-    pair, flipped = tokens[3][10:12], []
+    pair, flipped = tokens[3][10:12], list[Any]()
     bench.session.load(bench.request, BASE)
 
     def watch(_: Any, arguments: Any, more: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def test_a_lost_answer_does_no_harm(sqlite_url: str, monkeypatch: pytest.MonkeyP
         store = PatientStore(plain, lambda _: None)
         study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
         for name in ("claim", "finish_trial"):
-            verb, lost = getattr(Store, name), []
+            verb, lost = getattr(Store, name), list[int]()
 
             def loses(self: Store, *arguments: Any, verb: Any = verb, lost: list[int] = lost, **more: Any) -> Any:
                 found = verb(self, *arguments, **more)
