@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 
 from advisor.machine import probe
 from advisor.measure.runner import LocalRunner, read_facts
@@ -31,6 +32,7 @@ from advisor.measure.timing_torch import (
 from advisor.measure.worker import _finite
 from advisor.models.checkpoint import find_model
 from advisor.nouns.environment import Machine
+from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome
 from advisor.workloads.forward import Forward
@@ -38,6 +40,7 @@ from advisor.workloads.forward import Forward
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 FAULTS = ROOT / "tests" / "faults"
+SHAPES = ROOT / "benchmarks" / "shapes"
 WORKLOAD = Forward((16, 6, 12, 4), 2)
 FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
 
@@ -278,6 +281,28 @@ def test_how_busy_a_gpu_is_says_the_batch_that_was_profiled() -> None:
     assert busy_share(0.012, [0.010]) == 1.0
     assert busy_share(0.0, [0.010]) is None
     assert busy_share(0.002, []) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("model", "workload", "waits"),
+    [(CAUSAL, Forward((64,) * 8, 8), True), (SHAPES / "bert-base.json", Forward((256,) * 128, 64, "hidden"), False)],
+    ids=["tiny", "bert-base"],
+)
+def test_a_gpu_that_waits_for_its_launches_is_seen(model: Path, workload: Forward, waits: bool) -> None:
+    """The shipped model leaves an H100 idle most of the time; BERT-base at 64 x 256 does not."""
+    runner = LocalRunner(probe.machine(None))
+    try:
+        source = find_model(str(model)).request
+        facts = ModelFacts.of(read_facts(runner, {"source": source, "workload": workload.payload}))
+        work = {"workload": workload.payload, "gate_workload": workload.payload}
+        found = runner.run({**trial_request(facts, precision="bf16"), "source": source, **work}, 120)
+        busy = found["rounds"]["busy"]
+        assert (busy < LAUNCH_BOUND_SHARE) == waits, busy
+    finally:
+        runner.close()
 
 
 def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
