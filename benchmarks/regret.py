@@ -73,6 +73,7 @@ def row(name: str, shape: Path, work: dict[str, Any], out: Path) -> str:
     began = time.monotonic()
     tuned, its_trials = measured(shape, out / f"{stem}-tuned.db", **work)
     took_s = time.monotonic() - began
+    print(f"{stem}: tuned in {took_s:.0f} s, {tuned.verdict}: {tuned.configuration}", file=sys.stderr, flush=True)
     whole, all_trials = measured(shape, out / f"{stem}.db", exhaustive=True, timeout=TIMEOUT, **work)
     keep(whole, all_trials, shape, out / f"{stem}.json")
     best, held = whole.chosen, tuned.chosen
