@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_models import SMALL
 
 import advisor
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named, spelled_for_python
@@ -32,7 +33,6 @@ from advisor.models.lengths import lengths_from
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.option import TAKEN
 from advisor.nouns.step import Search
@@ -47,25 +47,7 @@ ASKED: dict[str, Any] = {"lengths": [8, 5, 7, 3], "batch": 2, "device": "cpu"}
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 SORTED, PACKED = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(packing="packed")
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "float32",
-    2_100_000,
-    8_400_000,
-    1_500_000,
-    4,
-    256,
-    8,
-    2,
-    32,
-    2048,
-    2048,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
+FACTS = SMALL
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_models import LLAMA_8B
 from torch.nn.attention import varlen
 from transformers import (
     AutoModelForCausalLM,
@@ -40,7 +41,6 @@ from advisor.knobs.attention import own_torch
 from advisor.knobs.choice import Choice
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import PACKAGES, Environment
-from advisor.nouns.model import ModelFacts
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -77,27 +77,7 @@ MACHINES = {
     "no-triton": machine("h200", triton=None),
 }
 
-LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    checkpoint_dtype="bfloat16",
-    parameters=8_030_261_248,
-    parameter_bytes=16_060_522_496,
-    linear_parameters=7_504_658_432,
-    layers=32,
-    hidden_size=4096,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    vocabulary=128256,
-    max_positions=131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    supports_flex=True,
-    switches_attention=True,
-    default_attention="sdpa",
-    layer_types=("full_attention",),
-)
+LLAMA = replace(LLAMA_8B, supports_flex=True)
 BERT = replace(LLAMA, architecture="BertModel", model_type="bert", is_causal=False, fused_encoder=True, head_dim=64)
 MODELS = {
     "llama": LLAMA,

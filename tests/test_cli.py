@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_models import SMALL
 from sqlalchemy import create_engine, text
 
 import advisor as package
@@ -42,7 +43,6 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement
 from advisor.nouns.metrics import figure
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.reading import read_duration, read_latency, read_size, read_trial
 from advisor.nouns.step import Search
@@ -71,25 +71,7 @@ SORTED, EAGER, BF16 = (
     DEFAULT.replaced(attention="eager"),
     DEFAULT.replaced(precision="bf16"),
 )
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "float32",
-    2_100_000,
-    8_400_000,
-    1_500_000,
-    4,
-    256,
-    8,
-    2,
-    32,
-    2048,
-    2048,
-    True,
-    True,
-    True,
-    "sdpa",
-)
+FACTS = SMALL
 
 Done = subprocess.CompletedProcess[str]
 Command = Callable[..., Done]

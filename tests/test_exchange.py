@@ -30,10 +30,11 @@ from advisor.knobs.choice import Reason, Verdict
 from advisor.nouns.configuration import Configuration, canonical_json
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.show.support import LLAMA
 from advisor.storage.exchange import Imported, bounded_lines, export_lines, import_lines
 from advisor.storage.exchange_format import FORMAT
 from advisor.storage.exchange_reader import LINE_MOST
@@ -46,25 +47,7 @@ WORKLOAD = Forward((512, 128, 256, 64), 2)
 #: Made-up homes, which must not leave in an export: a person's and the administrator's.
 ALICES, ROOTS = str(Path("/", "home", "alice")), str(Path("/", "root"))
 SOURCE = ModelSource(f"{ALICES}/models/llama", "/x", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    7 * 10**9,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    True,
-    True,
-    True,
-    "sdpa",
-)
+FACTS = LLAMA
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization": "none", "packing": "padded"})
 SORTED, FLASH = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="flash_attention_2")
 WIDE, NARROW = Objective(quality=Tier.FOUR_BIT, metric="slowest_batch_s"), Objective(quality=Tier.DTYPE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_models import SMALL
 
 from advisor.faces.cli import run
 from advisor.faces.commands import _say_waiting
@@ -20,7 +21,6 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.step import Confirm, Search
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -39,25 +39,7 @@ FLAGS = ["--lengths", "8,6", "--batch", "2", "--device", "cpu"]
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 SORTED, EAGER = DEFAULT.replaced(packing="sorted"), DEFAULT.replaced(attention="eager")
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "float32",
-    2_100_000,
-    8_400_000,
-    1_500_000,
-    4,
-    256,
-    8,
-    2,
-    32,
-    2048,
-    2048,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
+FACTS = SMALL
 
 #: Wide enough for whatever this machine does with two sequences of eight tokens.
 ANY_SPEED = (0.1, 0.2, 2000.0, 1e8, 2e8)

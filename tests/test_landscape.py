@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_models import LLAMA_1B
 
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS
@@ -36,25 +37,7 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "tests" / "landscapes"
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
 FREE_BYTES = 130 * 2**30
-FACTS = ModelFacts(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    checkpoint_dtype="bfloat16",
-    parameters=1_236_000_000,
-    parameter_bytes=2_472_000_000,
-    linear_parameters=1_235_000_000,
-    layers=16,
-    hidden_size=2048,
-    heads=32,
-    kv_heads=8,
-    head_dim=64,
-    vocabulary=128256,
-    max_positions=8192,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
+FACTS = replace(LLAMA_1B, max_positions=8192)
 WORKLOAD = Forward((512, 100, 300, 40, 512, 200, 30, 350), 4)
 OBJECTIVE = Objective(quality=Tier.EXACT)
 QUALITY = Quality(rms=0.06, maximum=0.4, kl=0.003, top1=0.99, positions=400, reference="fp32, eager")

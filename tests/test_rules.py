@@ -10,37 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_models import LLAMA_8B
 
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, tier_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
 from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"
 MACHINES = {path.stem: Environment.of(json.loads(path.read_text())) for path in sorted(GOLDEN.glob("*.json"))}
 
-LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    checkpoint_dtype="bfloat16",
-    parameters=8_030_261_248,
-    parameter_bytes=16_060_522_496,
-    linear_parameters=7_504_658_432,
-    layers=32,
-    hidden_size=4096,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    vocabulary=128256,
-    max_positions=131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-    layer_types=("full_attention",),
-)
+LLAMA = LLAMA_8B
 
 MODELS = {
     "llama": LLAMA,

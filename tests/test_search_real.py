@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import pytest
+from made_models import LLAMA_1B
 
 from advisor.faces.options import DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
@@ -35,25 +36,7 @@ from advisor.workloads.forward import Forward
 TESTS = Path(__file__).parent
 H200 = Environment.of(json.loads((TESTS / "environments" / "h200.json").read_text()))
 H100 = replace(H200, device_name="NVIDIA H100 80GB HBM3", memory_bytes=85_520_809_984)
-LLAMA = ModelFacts(
-    architecture="LlamaForCausalLM",
-    model_type="llama",
-    checkpoint_dtype="bfloat16",
-    parameters=1_236_000_000,
-    parameter_bytes=2_472_000_000,
-    linear_parameters=1_235_000_000,
-    layers=16,
-    hidden_size=2048,
-    heads=32,
-    kv_heads=8,
-    head_dim=64,
-    vocabulary=128256,
-    max_positions=131072,
-    supports_sdpa=True,
-    supports_flash=True,
-    switches_attention=True,
-    default_attention="sdpa",
-)
+LLAMA = LLAMA_1B
 ROBERTA = ModelFacts(
     architecture="RobertaModel",
     model_type="roberta",

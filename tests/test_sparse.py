@@ -36,7 +36,7 @@ from advisor.nouns.configuration import IMPLIED, Configuration, canonical_json, 
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Comparison, Measurement
 from advisor.nouns.metrics import METRICS
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -44,6 +44,7 @@ from advisor.quality.judge import GATE_VERSION
 from advisor.quality.objections import objections
 from advisor.search.search import Knowledge
 from advisor.search.space import build_space
+from advisor.show.support import LLAMA
 from advisor.storage.place import place_of
 from advisor.storage.store import Store
 from advisor.study.history import trial_payload
@@ -53,25 +54,7 @@ from advisor.workloads.forward import Forward
 
 H200 = Environment.of(json.loads((Path(__file__).parent / "environments" / "h200.json").read_text()))
 WORKLOAD, ANY = Forward((512, 128, 256, 64), 2), Objective(quality=Tier.FOUR_BIT)
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    7 * 10**9,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    True,
-    True,
-    True,
-    "sdpa",
-)
+FACTS = LLAMA
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "bf16"})

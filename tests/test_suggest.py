@@ -29,11 +29,12 @@ from advisor.nouns.answer import Conclusion, Prospect, SearchEnd, Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import TIE_ZONE, Comparison, Measurement
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.show.report import print_recommendation
+from advisor.show.support import LLAMA
 from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
@@ -42,25 +43,7 @@ H200, T4, LAPTOP = (Environment.of(json.loads((GOLDEN / f"{name}.json").read_tex
 OLDER = replace(H200, driver="570.00")
 
 WORKLOAD = Forward((512, 128, 256, 64), 2)
-FACTS = ModelFacts(
-    "LlamaForCausalLM",
-    "llama",
-    "bfloat16",
-    8 * 10**9,
-    16 * 10**9,
-    7 * 10**9,
-    32,
-    4096,
-    32,
-    8,
-    128,
-    128256,
-    131072,
-    True,
-    True,
-    True,
-    "sdpa",
-)
+FACTS = LLAMA
 SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
 TUNED = replace(SOURCE, name="org/tuned", weights_digest="d2")
 DRAWN = replace(SOURCE, name="model.json", weights="random", weights_digest="random:0")
