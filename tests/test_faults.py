@@ -407,6 +407,23 @@ def test_interrupted_before_the_first_trial_it_says_so(start: Callable[[str], Co
     assert line.endswith(f"advisor tune {CAUSAL} --lengths 16,16 --batch 2 --quality exact --trials 9 --device cpu")
 
 
+def test_interrupted_while_a_class_is_being_defined_it_ends_with_its_status(tmp_path: Path) -> None:
+    """Ctrl-C inside code made from text (a dataclass being defined) ends with status 130 as well, not by the signal."""
+    (tmp_path / "interrupting.py").write_text("exec('import signal; signal.raise_signal(signal.SIGINT)')\n")
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "advisor", "rules"],
+        env={**os.environ, "ADVISOR_PLUGINS": "interrupting", "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "advisor: interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_tune_leaves_no_worker(start: Callable[[str], Command]) -> None:
