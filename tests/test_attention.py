@@ -100,6 +100,7 @@ MODELS = {
 WORKLOADS = {
     "padded": Forward((64, 32, 48, 16), 2),
     "even": Forward((64, 64, 64, 64), 2),
+    "one of two even": Forward((64, 64, 48, 16), 2),
     "pairs": Forward((64, 32, 64, 32), 2),
     "short": Forward((16, 16), 2),
 }
@@ -166,6 +167,9 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("A25", Verdict.INVALID, "sdpa-flash", ("h200", "sliding", "even", {}), ("h200", "sliding", "short", {})),
     ("A25", Verdict.INVALID, "sdpa-efficient", ("cpu", "llama", "even", {}), ("h200", "llama", "padded", {})),
     ("A25", Verdict.INVALID, "sdpa-efficient", ("t4", "llama", "even", {}), ("t4", "llama", "padded", {"precision": "fp16"})),
+    ("A25", Verdict.INVALID, "sdpa-efficient", ("h200", "llama", "one of two even", {}),
+     ("h200", "llama", "one of two even", {"packing": "packed"})),
+    ("A25", Verdict.INVALID, "sdpa-efficient", ("h200", "llama", "pairs", {"packing": "sorted"}), ("h200", "llama", "pairs", {})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("cpu", "llama", "even", {}), ("h200", "llama", "padded", {})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("t4", "llama", "even", {}), ("h200", "llama", "even", {})),
     ("A27", Verdict.INVALID, "sdpa-cudnn", ("h200", "head-100", "even", {}), ("h200", "llama", "even", {})),

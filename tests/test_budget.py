@@ -464,9 +464,11 @@ def test_everybody_who_reaches_the_best_is_compared(name: str) -> None:
 def test_the_best_are_confirmed_where_there_is_no_time_for_all() -> None:
     """Finalists are left out from the end until the rest can be confirmed; the best is tried for in any case."""
     rivals = [PACKED, SORTED, DEFAULT.replaced(attention="eager")]
-    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 95.0, 3) == (rivals[:2], 90.0)
-    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 10.0, 3) == (rivals[:1], 60.0)
-    assert affordable([], lambda _: 10.0, 10.0, 3) == ([], 0.0)
+    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 95.0, [3, 3, 3]) == (rivals[:2], 90.0)
+    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 10.0, [3, 3, 3]) == (rivals[:1], 60.0)
+    assert affordable(rivals, lambda kept: 10.0 * (1 + len(kept)), 35.0, [1, 1, 3]) == (rivals[:2], 30.0)
+    assert affordable(rivals[:1], lambda _: 20.0, 90.0, [-1]) == (rivals[:1], 20.0)
+    assert affordable([], lambda _: 10.0, 10.0, []) == ([], 0.0)
 
 
 # ------------------------------------------------------------------------------------------------ from one study to another

@@ -116,6 +116,10 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "no time": (seen(ran(DEFAULT), left_s=0.0), EndSearch(Stop.BUDGET)),
     "the budget ended a trial": (seen(ran(DEFAULT), is_spent=True), EndSearch(Stop.BUDGET)),
     "time for the confirmation alone": (seen(*ALL[:2], left_s=36.0), EndSearch(Stop.BUDGET)),
+    "time for the confirmation, its last block a little late": (
+        seen(*ALL[:2], left_s=30.0, seconds=100.0), EndSearch(Stop.BUDGET)),
+    "no time for the confirmation, but for a trial": (seen(*ALL[:2], left_s=20.0, seconds=100.0), Search(SORTED)),
+    "no time for the confirmation, nor for a trial": (seen(*ALL[:2], left_s=5.0, seconds=100.0), EndSearch(Stop.BUDGET)),
     "the search is over": (seen(*ALL, **OVER), Confirm(1, (DEFAULT, PACKED))),
     "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
@@ -127,6 +131,9 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "one block": (seen(*ALL, *block(1), **OVER, **compared(1.5)), Confirm(2, (DEFAULT, PACKED))),
     "two blocks, and the third a little late": (
         seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=15.0),
+        Confirm(3, (DEFAULT, PACKED), decides=True)),
+    "two blocks of the best, none of who is near it, and the third a little late": (
+        seen(*ALL[:2], ran(SORTED, 149.0), *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=15.0),
         Confirm(3, (DEFAULT, PACKED), decides=True)),
     "two blocks, and the third too late": (
         seen(*ALL, *block(1), *block(2), **OVER, **compared(1.5, 1.5), seconds=100.0, left_s=11.0), NO_TIME),

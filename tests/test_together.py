@@ -167,9 +167,9 @@ def test_a_tune_whose_every_answer_is_lost_once_goes_the_same_way(
     sqlite_url: str, tmp_path: Path, job_on: Callable[..., Job], landscape: Landscape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each claim and each end of a trial is made twice, for its answer never came: the rows are those of a tune without that."""
-    job = job_on("GPU-0", exhaustive=False, trials=6)
+    job = job_on("GPU-0", exhaustive=False, trials=6)  # with a clock that stands: what is next depends on what trials took
     with Store.open(sqlite_url, write=True) as store:
-        tune(job, store, ReplayRunner(landscape), lambda _: None)
+        tune(job, store, ReplayRunner(landscape), lambda _: None, now=lambda: 0.0)
     monkeypatch.setattr("advisor.storage.patience.FIRST_PAUSE_S", 0.0)
     for name in ("claim", "finish_trial", "save_comparisons", "close_study", "add_refusal"):
         verb, calls = getattr(Store, name), list[int]()
@@ -184,7 +184,7 @@ def test_a_tune_whose_every_answer_is_lost_once_goes_the_same_way(
         monkeypatch.setattr(Store, name, loses)
     other = f"sqlite:///{tmp_path}/other.db"
     with Store.open(other, write=True) as store:
-        tune(job, store, ReplayRunner(landscape), lambda _: None)
+        tune(job, store, ReplayRunner(landscape), lambda _: None, now=lambda: 0.0)
     assert {trial.phase for trial in stored(other)} == {"search", "confirm"}
     assert summary(stored(other)) == summary(stored(sqlite_url))
 

@@ -181,13 +181,18 @@ def _contestant_s(
 
 
 def affordable(
-    rivals: Sequence[Configuration], block_s: Callable[[Sequence[Configuration]], float], left_s: float, blocks: int
+    rivals: Sequence[Configuration],
+    block_s: Callable[[Sequence[Configuration]], float],
+    left_s: float,
+    lacking: Sequence[int],
 ) -> tuple[list[Configuration], float]:
-    """Return as many of the best as can be confirmed in so many blocks and seconds, one at least, and what that takes.
+    """Return as many of the best as can be confirmed in so many seconds, one at least, and what that takes.
 
-    block_s: of a block with these and the default.
+    block_s: of a block with these and the default; lacking: how many blocks each needs yet, one where they say enough.
     """
-    kept = list(rivals)
-    while len(kept) > 1 and blocks * block_s(kept) > left_s:
-        kept.pop()
-    return kept, blocks * block_s(kept) if kept else 0.0
+    for count in range(len(rivals), 0, -1):
+        kept = list(rivals[:count])
+        needed_s = max([1, *lacking[:count]]) * block_s(kept)
+        if count == 1 or needed_s <= left_s:
+            return kept, needed_s
+    return [], 0.0

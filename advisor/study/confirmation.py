@@ -43,8 +43,8 @@ def confirmation_step(seen: Snapshot) -> Step:
         if wanted.theirs and seen.left_s > 0 and not seen.is_spent:
             return Wait(wanted.theirs)
         return Done(_silence(seen))
-    left_s = seen.left_s + (DECIDING_SHARE * (seen.job.budget.seconds or 0.0) if wanted.decides else 0.0)
-    rivals, _ = affordable(wanted.rivals, partial(_block_s, seen), left_s, wanted.blocks)
+    left_s = left_to_confirm_s(seen) if wanted.decides else seen.left_s
+    rivals, _ = affordable(wanted.rivals, partial(_block_s, seen), left_s, wanted.lacking)
     if seen.is_spent or _block_s(seen, rivals) > left_s:
         return Done("the budget has no time for another block")
     everybody = tuple(dict.fromkeys([seen.baseline, *rivals, *_must_be(seen)]))
@@ -54,7 +54,12 @@ def confirmation_step(seen: Snapshot) -> Step:
 def confirmation_s(seen: Snapshot) -> float:
     """Return the seconds that the confirmation is expected to take of what is left; 0 where there is nothing to confirm."""
     wanted = _Wanted.of(seen)
-    return affordable(wanted.rivals, partial(_block_s, seen), seen.left_s, wanted.blocks)[1] if wanted.rivals else 0.0
+    return affordable(wanted.rivals, partial(_block_s, seen), seen.left_s, wanted.lacking)[1] if wanted.rivals else 0.0
+
+
+def left_to_confirm_s(seen: Snapshot) -> float:
+    """Return the seconds that are left for a confirmation whose last block decides: that one may outlast the budget a little."""
+    return seen.left_s + DECIDING_SHARE * (seen.job.budget.seconds or 0.0)
 
 
 def comparisons_now(seen: Snapshot) -> tuple[Comparison, ...]:
@@ -90,14 +95,17 @@ def _compared(seen: Snapshot, candidates: Iterable[Configuration]) -> list[Compa
 class _Wanted:
     """Who is to meet the default in another block, the best first; and what is waited for before it is known of the others.
 
-    blocks: how many are needed at least; theirs: the numbers of trials of blocks that other tunes run; decides: whether one
-    block is what somebody's answer lacks.
+    lacking: how many blocks each of them needs yet at least; theirs: the numbers of trials of blocks that other tunes run.
     """
 
     rivals: list[Configuration]
-    blocks: int
+    lacking: list[int]
     theirs: tuple[int, ...]
-    decides: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether one block is what the answer about the best of them lacks."""
+        return self.lacking[:1] == [1]
 
     @classmethod
     def of(cls, seen: Snapshot) -> _Wanted:
@@ -116,7 +124,7 @@ class _Wanted:
                 continue
             rivals.append(rival)
             lacking.append(least - run)
-        return cls(rivals, max([1, *lacking]), tuple(theirs), decides=max(lacking, default=0) == 1)
+        return cls(rivals, lacking, tuple(theirs))
 
 
 def _goes_on(comparison: Comparison, blocks: int) -> bool:

@@ -18,7 +18,7 @@ from advisor.nouns.step import Baseline, Discard, EndSearch, Probe, Search, Step
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import searched
 from advisor.search.search import PAYBACK, UNLIKELY, Knowledge
-from advisor.study.confirmation import confirmation_s, confirmation_step
+from advisor.study.confirmation import confirmation_s, confirmation_step, left_to_confirm_s
 from advisor.study.tuning import Snapshot
 
 #: This many failures in a row end a study: a loop that counts completed trials alone once ran 1,350 failures.
@@ -105,7 +105,7 @@ def _following(seen: Snapshot) -> Configuration | Stop:
         return Stop.EVERYTHING
     if (available_s := _available_s(seen)) <= 0:
         return Stop.BUDGET
-    fitting = known.within(available_s)
+    fitting = known.within(min(available_s, seen.left_s))  # what the budget would cut is not begun
     if payback_s is not None and fitting.fresh and not (fitting := fitting.worth(payback_s)).fresh:
         return Stop.PAYBACK
     proposal = _next_of_all(seen, fitting.admissible) if budget.exhaustive else fitting.ask(seen.job.seed)
@@ -167,7 +167,7 @@ def _available_s(seen: Snapshot) -> float:
     the budget cuts has cost nothing.
     """
     aside_s = 0.0 if math.isinf(seen.left_s) else confirmation_s(seen)
-    is_free = not aside_s or aside_s > seen.left_s
+    is_free = not aside_s or aside_s > left_to_confirm_s(seen)
     return (math.inf if seen.left_s > 0 else 0.0) if is_free else seen.left_s - aside_s
 
 

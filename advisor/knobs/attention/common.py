@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from advisor.knobs.choice import Reading, Reason, Situation, Term, Verdict
 from advisor.nouns.configuration import Configuration
+from advisor.workloads import Workload
 
 TRANSFORMERS = "https://huggingface.co/docs/transformers/attention_interface"
 
@@ -26,6 +28,17 @@ def has_pads(situation: Situation) -> bool:
     """Whether a batch has pads, and so a 2D mask with zeros."""
     workload, traits = situation.workload, situation.traits
     return not traits.packs and workload.padded_tokens(by_length=traits.by_length) > workload.tokens
+
+
+def lacks_pads_somewhere(situation: Situation) -> bool:
+    """Whether a batch has no pads, and is not packed: transformers gives it no mask."""
+    return not situation.traits.packs and _has_even_batch(situation.workload, by_length=situation.traits.by_length)
+
+
+@lru_cache(maxsize=64)
+def _has_even_batch(workload: Workload, *, by_length: bool) -> bool:
+    lengths = workload.lengths
+    return any(len({lengths[i] for i in batch}) == 1 for batch in workload.batches(by_length=by_length))
 
 
 def is_packed(situation: Situation) -> bool:

@@ -16,6 +16,7 @@ from advisor.knobs.attention.common import (
     has_pads,
     is_packed,
     is_wide,
+    lacks_pads_somewhere,
     launched_any,
     load,
     needs_mask,
@@ -142,9 +143,9 @@ def _efficient_why_not(situation: Situation) -> list[Reason]:
     if situation.traits.dtype == "bfloat16" and (situation.environment.compute_capability or (8, 0)) < (8, 0):
         text = "sdpa's efficient kernel has bf16 from compute capability 8.0 on"
         reasons.append(Reason("A25", Verdict.INVALID, text, "choose fp16", about=about(situation, "precision")))
-    facts, needs_mask = situation.facts, has_pads(situation) or is_packed(situation)
-    if facts.kv_heads != facts.heads and not needs_mask:
-        # Seen on an H200: transformers repeats grouped heads only where there is a mask, else torch is to do it.
+    facts = situation.facts
+    if facts.kv_heads != facts.heads and lacks_pads_somewhere(situation):
+        # Seen on an H200 and an H100: transformers repeats grouped heads only where there is a mask, else torch is to do it.
         text = "sdpa's efficient kernel takes no grouped heads without a mask"
         reasons.append(Reason("A25", Verdict.INVALID, text, "choose sdpa", about=about(situation, "packing")))
     return reasons
