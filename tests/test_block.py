@@ -17,11 +17,12 @@ from advisor.measure.runner import LocalRunner, read_facts
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
-from advisor.nouns.measurement import Measurement
+from advisor.nouns.measurement import PAIRED_TURNS, Measurement
+from advisor.nouns.metrics import GPU_BUSY, METRICS
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.support import LLAMA
-from advisor.study.confirm import block_s, fits_together, least_blocks, parts_for, processes, turns_for
+from advisor.study.confirm import block_ratios, block_s, fits_together, least_blocks, parts_for, processes, turns_for
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json")
 DEFAULT = Configuration.of({**FP32, "precision": "bf16"})
 PACKED = DEFAULT.replaced(packing="packed")
 FP16 = DEFAULT.replaced(precision="fp16")
+GPU, TOKENS = Machine(H200, "host", "GPU-1", 0, 10**9), METRICS["tokens_per_s"]
 TF32 = DEFAULT.replaced(precision="tf32")
 
 
@@ -74,12 +76,64 @@ def test_a_class_that_does_not_switch_attention_has_weights_for_each() -> None:
 
 def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
     """Loading, the first call, a round that does not count, and three turns of about a second each on a GPU."""
-    turns = turns_for(Machine(H200, "host", "GPU-1", 0, 10**9))
+    turns = turns_for(GPU, [DEFAULT], [], TOKENS)
     searched = [seen(DEFAULT, 1, load_s=2.0, first_call_s=0.5), seen(PACKED, 1, load_s=0.0, first_call_s=0.25)]
     confirmed = [replace(seen(PACKED, 1), phase="confirm", block=1, wall_s=9.0)]
 
     assert block_s(searched, [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.75)
     assert block_s([*searched, *confirmed], [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
+
+
+def waiting(configuration: Configuration, round_s: float, busy: float | None = 0.05) -> Trial:
+    """Return a search trial of work for whose launches the GPU waits, or does not."""
+    measured = [Measurement("round_s", "s", (round_s,))]
+    measured += [Measurement(GPU_BUSY, "share", (busy,))] if busy is not None else []
+    return replace(seen(configuration, 1), measurements=tuple(measured))
+
+
+@pytest.mark.parametrize(
+    ("trials", "least", "most", "turn_s"),
+    [
+        pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04)], 15, 35, 0.2, id="short rounds"),
+        pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.3)], 10, 23, 0.3, id="longer rounds: one is a turn"),
+        pytest.param([waiting(DEFAULT, 0.9), waiting(PACKED, 1.4)], 3, 7, 1.0, id="long rounds"),
+        pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04, 0.9)], 3, 7, 1.0, id="one keeps the GPU busy"),
+        pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04, None)], 3, 7, 1.0, id="one was not seen to wait"),
+        pytest.param([waiting(DEFAULT, 0.05)], 3, 7, 1.0, id="one was not measured"),
+    ],
+)
+def test_who_waits_for_launches_takes_short_turns(trials: list[Trial], least: int, most: int, turn_s: float) -> None:
+    """The CPU's speed changes within a second, so their turns are as short as a round allows, and as many as take as long."""
+    turns = turns_for(GPU, [DEFAULT, PACKED], trials, TOKENS)
+    assert (turns["least"], turns["most"], turns["turn_s"]) == (least, most, turn_s)
+    assert turns["paired"] == (least >= PAIRED_TURNS)
+    assert turns_for(GPU, [DEFAULT, PACKED], trials, METRICS["peak_bytes"])["turn_s"] == 1.0
+
+
+def test_short_turns_are_compared_one_by_one() -> None:
+    """A CPU that is twice as fast for half of the time hides nothing: the turns' ratios agree, and end the block."""
+    turns, slow = Turns(least=8, most=20, turn_s=0.2, paired=True), [1.0, 2.0] * 4
+    faster, same = [s / 1.2 for s in slow], [s * 1.005 for s in slow]
+    noisy = [s * f for s, f in zip(slow, (0.8, 1.3, 0.9, 1.2, 0.7, 1.4, 1.0, 1.0), strict=True)]
+
+    assert not turns.reached(slow[:7], faster[:7])
+    assert turns.reached(slow, faster)
+    assert turns.reached(slow, same)
+    assert not turns.reached(slow, noisy)
+    assert turns.reached(slow * 3, noisy * 3)  # as many as there may be
+
+    def of(configuration: Configuration, wall_s: list[float], block: int | None = 1) -> Trial:
+        speeds = Measurement("tokens_per_s", "tokens/s", tuple(100 / s for s in wall_s))
+        return Trial(1, configuration, configuration, Outcome.OK, phase="confirm", block=block, measurements=(speeds,))
+
+    lucky = [*faster[:3], 1.0, *faster[4:]]  # one fast moment more, and the median is another
+    default, packed = of(DEFAULT, slow), of(PACKED, lucky)
+    assert packed.times(default, TOKENS) == pytest.approx(1.2)
+    assert block_ratios([default, packed], PACKED, DEFAULT, TOKENS) == [packed.times(default, TOKENS)]
+    assert packed.times(replace(default, block=2), TOKENS) == pytest.approx(
+        1.6, rel=0.1
+    )  # not beside it: the medians' ratio
+    assert of(PACKED, lucky[1:]).times(of(DEFAULT, slow[1:]), TOKENS) == 2.0  # fewer turns are long ones
 
 
 def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
@@ -226,7 +280,7 @@ def test_a_round_is_run_in_parts_where_it_is_long_for_everybody() -> None:
     assert parts(4.2, 2.6, cpu) == 1
     assert parts(4.2, 2.6, work=Forward((64,) * 4, 2)) == 1
     assert parts_for(both, [], gpu, work) == 1
-    turns = turns_for(gpu)
+    turns = turns_for(gpu, [DEFAULT], [], TOKENS)
     searched = [
         replace(seen(DEFAULT, 1), load_s=2.0, first_call_s=0.5, measurements=(Measurement("round_s", "s", (3.0,)),))
     ]

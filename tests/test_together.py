@@ -167,7 +167,9 @@ def test_a_tune_whose_every_answer_is_lost_once_goes_the_same_way(
     sqlite_url: str, tmp_path: Path, job_on: Callable[..., Job], landscape: Landscape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each claim and each end of a trial is made twice, for its answer never came: the rows are those of a tune without that."""
-    job = job_on("GPU-0", exhaustive=False, trials=6)  # with a clock that stands: what is next depends on what trials took
+    job = job_on(
+        "GPU-0", exhaustive=False, trials=6
+    )  # with a clock that stands: what is next depends on what trials took
     with Store.open(sqlite_url, write=True) as store:
         tune(job, store, ReplayRunner(landscape), lambda _: None, now=lambda: 0.0)
     monkeypatch.setattr("advisor.storage.patience.FIRST_PAUSE_S", 0.0)

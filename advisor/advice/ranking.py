@@ -117,7 +117,7 @@ def candidate(
     """Return a measured trial with its evidence. default: the trial of the default, None where it was not measured."""
     ratio, found, changes, aim = None, None, 0, objective.aim
     if default is not None:
-        ratio = trial.score(aim) / default.score(aim) if default.score(aim) and trial.score(aim) else None
+        ratio = trial.times(default, aim) or None
         keys = (trial.ran.key, default.ran.key)
         found = next((c for c in comparisons if (c.candidate, c.baseline) == keys), None)
         knobs = stated([trial.ran, default.ran])

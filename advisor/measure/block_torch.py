@@ -22,7 +22,7 @@ from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_pea
 from advisor.measure.session_torch import Session, runtime_of, weights_key
 from advisor.measure.timing_torch import Round, Rounds, take_round, timed_round
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import TIE_ZONE
+from advisor.nouns.measurement import TIE_ZONE, interval_of_median
 from advisor.nouns.trial import Outcome
 
 #: So many calls warm up a contestant whose rounds are long.
@@ -35,18 +35,23 @@ class Turns:
 
     At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
     `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
-    that long because a GPU's clock follows its load.
+    that long because a GPU's clock follows its load. paired: turns are short and many, and compared one by one
+    (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or no wider than it.
     """
 
     least: int = 3
     most: int = 7
     turn_s: float = 1.0
     width: float = 0.05
+    paired: bool = False
 
     def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
         """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""
         if len(wall_s) < self.least:
             return False
+        if self.paired and len(default) == len(wall_s) < self.most:
+            low, high = interval_of_median([a / b for a, b in zip(default, wall_s, strict=True)])
+            return low > 1 + TIE_ZONE or high < 1 - TIE_ZONE or (high - low) / 2 <= TIE_ZONE
         if (
             len(wall_s) >= self.most
             or max(wall_s) * (1 + TIE_ZONE) < min(default)

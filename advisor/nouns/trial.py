@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from statistics import median
 from typing import Any
 
 from advisor.nouns.checked import checked
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import Measurement
+from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, PAIRED_TURNS, Measurement
 from advisor.nouns.metrics import GPU_BUSY, PEAK, Metric
 
 
@@ -174,10 +175,29 @@ class Trial:
             return 0.0
         return 1.0 / value if aim.less_is_better else float(value)
 
+    def times(self, other: Trial, aim: Metric) -> float:
+        """Return how many times better than another trial this one is at `aim`; 0.0 where one of them is not known.
+
+        The ratio of their medians; where they alternated in a block for PAIRED_TURNS and more, the median of the turns' ratios.
+        """
+        mine, theirs = self.measurement(aim.metric), other.measurement(aim.metric)
+        in_one_block = self.block is not None and (self.block, self.device_uuid) == (other.block, other.device_uuid)
+        if mine and theirs and in_one_block and PAIRED_TURNS <= len(mine.samples) == len(theirs.samples):
+            ratio = (
+                median(a / b for a, b in zip(mine.samples, theirs.samples, strict=True)) if all(theirs.samples) else 0.0
+            )
+            return 1 / ratio if aim.less_is_better and ratio else ratio
+        return self.score(aim) / other.score(aim) if other.score(aim) else 0.0
+
     @property
     def busy(self) -> float | None:
         """The share of the time for which the GPU computed; None where that was not seen."""
         return self.value(GPU_BUSY)
+
+    @property
+    def is_launch_bound(self) -> bool:
+        """Whether the GPU was seen to wait for the CPU that launches its kernels."""
+        return self.busy is not None and self.busy < LAUNCH_BOUND_SHARE
 
     @property
     def ran(self) -> Configuration:

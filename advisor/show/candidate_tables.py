@@ -10,7 +10,6 @@ from rich.table import Table
 from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation, tie_set
 from advisor.knobs import tier_of
-from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.nouns.metrics import PEAK, Gauge, Metric, head, without_unit
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Quality
@@ -34,7 +33,7 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     ]
     parts += [", ".join(shown)] if shown else []
     parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
-    if trial.busy is not None and trial.busy < LAUNCH_BOUND_SHARE:
+    if trial.is_launch_bound:
         parts.append(
             f"the GPU computes {trial.busy:.0%} of the time and waits for launches else: this was timed for longer"
         )

@@ -93,7 +93,7 @@ def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> Mapp
         "op": "block",
         "contestants": [dict(each) for each in group],
         "seed": seen.job.seed * 1000 + block,
-        "turns": turns_for(machine),
+        "turns": turns_for(machine, group, seen.trials, seen.job.objective.aim),
         "parts": parts_for(group, seen.trials, machine, seen.job.workload),
         "in_turn": not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
     }

@@ -13,8 +13,8 @@ from typing import Any
 from advisor.knobs import choices_of, weights_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
-from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
-from advisor.nouns.metrics import Metric
+from advisor.nouns.measurement import LEAST_BLOCKS, PAIRED_TURNS, TIE_ZONE, Comparison
+from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
 from advisor.workloads import Workload
@@ -27,6 +27,9 @@ TURN_S = {True: 1.0, False: 0.2}
 
 #: How many turns each contestant of a block has at least and at most, `advisor.measure.block_torch.Turns`.
 TURNS = {"least": 3, "most": 7}
+
+#: So short may a turn on a GPU be where nobody keeps it busy: what counts is the CPU's speed, and that changes within a second.
+SHORTEST_TURN_S = 0.2
 
 #: A part of a long round lasts this share of a turn at least.
 PART_SHARE = 0.8
@@ -64,7 +67,7 @@ def block_ratios(
     trials: Iterable[Trial], candidate: Configuration, baseline: Configuration, aim: Metric
 ) -> list[float]:
     """Return the ratio of each block, by its number, in which both ran as themselves, on one device, and were seen."""
-    scores: dict[tuple[int, str], dict[Configuration, float]] = {}
+    blocks: dict[tuple[int, str], dict[Configuration, Trial]] = {}
     for trial in trials:
         is_good = trial.outcome is Outcome.OK and trial.ran == trial.requested
         if (
@@ -73,9 +76,9 @@ def block_ratios(
             and is_good
             and trial.requested in (candidate, baseline)
         ):
-            scores.setdefault((trial.block, trial.device_uuid), {})[trial.requested] = trial.score(aim)
-    whole = (both for _, both in sorted(scores.items()) if len(both) == 2 and all(both.values()))
-    return [both[candidate] / both[baseline] for both in whole]
+            blocks.setdefault((trial.block, trial.device_uuid), {})[trial.requested] = trial
+    whole = (both for _, both in sorted(blocks.items(), key=lambda item: item[0]) if len(both) == 2)
+    return [ratio for both in whole if (ratio := both[candidate].times(both[baseline], aim))]
 
 
 def compared(
@@ -111,9 +114,25 @@ def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: 
     return least if machine.environment.is_cuda and calls >= least and is_long else 1
 
 
-def turns_for(machine: Machine) -> dict[str, Any]:
-    """Return when the turns of a block end on a device: the arguments of `advisor.measure.block_torch.Turns`."""
-    return {**TURNS, "turn_s": TURN_S[machine.environment.is_cuda]}
+def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence[Trial], aim: Metric) -> dict[str, Any]:
+    """Return when the turns of a block end on a device: the arguments of `advisor.measure.block_torch.Turns`.
+
+    Where time counts and everybody of the group waits for the CPU that launches their kernels, turns are shorter, down to one
+    round, and as many more: they take as long together.
+    """
+    turn_s, ran = TURN_S[machine.environment.is_cuda], [_searched(trials, each) for each in group]
+    waits = aim.is_of_time and all(trial is not None and trial.is_launch_bound for trial in ran)
+    if not machine.environment.is_cuda or not waits:
+        return {**TURNS, "turn_s": turn_s, "paired": False}
+    longest_s = max(trial.value(ROUND) or 0.0 for trial in ran if trial is not None)
+    short_s = min(max(SHORTEST_TURN_S, longest_s), turn_s)
+    counts = {name: max(count, round(count * turn_s / short_s)) for name, count in TURNS.items()}
+    return {**counts, "turn_s": short_s, "paired": counts["least"] >= PAIRED_TURNS}
+
+
+def _searched(trials: Iterable[Trial], configuration: Configuration) -> Trial | None:
+    """Return the search trial that timed a configuration; None where there is none."""
+    return next((t for t in trials if t.phase == "search" and t.ran == configuration and t.measurements), None)
 
 
 def least_blocks(planned: int) -> int:

@@ -138,7 +138,8 @@ def _block_s(seen: Snapshot, rivals: Sequence[Configuration]) -> float:
     """Return the seconds that a block of these and the default is expected to take."""
     machine, everybody = seen.job.machine, [seen.baseline, *rivals]
     parts = parts_for(everybody, seen.trials, machine, seen.job.workload)
-    return block_s(seen.trials, everybody, seen.start_s, turns_for(machine), parts)
+    turns = turns_for(machine, everybody, seen.trials, seen.job.objective.aim)
+    return block_s(seen.trials, everybody, seen.start_s, turns, parts)
 
 
 def _rivals(seen: Snapshot) -> list[Configuration]:

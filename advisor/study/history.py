@@ -84,9 +84,9 @@ def _records(store: Store, architecture_key: str | None, study: int | None) -> I
 def _ratios(study: StudyRecord, trials: Sequence[Trial], of_default: Sequence[Trial]) -> dict[int, float]:
     """Return every trial's score over that of the default it is to be held to."""
     aim = study.objective.aim
-    defaults = {trial.block: trial.score(aim) for trial in of_default}
-    scores = ((trial, trial.score(aim), defaults.get(trial.block)) for trial in trials)
-    return {trial.number: score / default for trial, score, default in scores if score and default}
+    defaults = {trial.block: trial for trial in of_default}
+    pairs = ((trial, defaults.get(trial.block)) for trial in trials)
+    return {trial.number: ratio for trial, default in pairs if default and (ratio := trial.times(default, aim))}
 
 
 def stored_trial(store: Store, study: int, number: int) -> tuple[StudyRecord, Trial]:

@@ -40,9 +40,7 @@ class Reproduction:
     @property
     def ratio(self) -> float | None:
         """The new score over the old one."""
-        aim = self.study.objective.aim
-        scores = self.new.score(aim), self.old.score(aim)
-        return scores[0] / scores[1] if all(scores) else None
+        return self.new.times(self.old, self.study.objective.aim) or None
 
     @property
     def is_inside(self) -> bool:
