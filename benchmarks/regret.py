@@ -32,7 +32,8 @@ from advisor.nouns.trial import Trial
 from advisor.search.prospects import searched
 from advisor.storage.store import Store
 
-SHAPES = Path(__file__).parent / "shapes"
+#: As the rows and the landscapes name them: from where the command is given.
+SHAPES = Path(os.path.relpath(Path(__file__).parent / "shapes"))
 
 #: Deadline of a trial.
 TIMEOUT = "40s"

@@ -26,7 +26,7 @@ from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import METRICS
+from advisor.nouns.metrics import GPU_BUSY, METRICS
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -459,6 +459,24 @@ def test_everybody_who_reaches_the_best_is_compared(name: str) -> None:
     assert finalists(slow, default, aim, is_default_right=False) == others[:1]
     equal = [scored(other, 1.5) for other in others]
     assert len(finalists([default, *equal], default, aim, is_default_right=True)) == 3
+
+
+def test_who_waits_for_launches_may_be_better_than_it_was_seen_to_be() -> None:
+    """Figures of one process scatter by 15 % from another's: who is that near the best is compared too."""
+    aim, others = METRICS["tokens_per_s"], [DEFAULT.replaced(attention=f"a{n}") for n in range(3)]
+
+    def timed(configuration: Configuration, value: float, busy: float) -> Trial:
+        speeds = Measurement("tokens_per_s", "tokens/s", (value * 0.99, value, value * 1.01))
+        return Trial(
+            0, configuration, configuration, Outcome.OK, measurements=(speeds, Measurement(GPU_BUSY, "share", (busy,)))
+        )
+
+    def compared_with_default(busy: float) -> list[Configuration]:
+        trials = [timed(each, value, busy) for each, value in zip(others, (1.19, 1.07, 1.01), strict=True)]
+        return finalists(trials, timed(DEFAULT, 1.0, busy), aim, is_default_right=True)
+
+    assert compared_with_default(0.05) == others[:2]
+    assert compared_with_default(0.95) == others[:1]
 
 
 def test_the_best_are_confirmed_where_there_is_no_time_for_all() -> None:

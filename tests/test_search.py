@@ -15,11 +15,11 @@ import optuna
 import pytest
 
 from advisor.nouns.configuration import Configuration, stated
-from advisor.nouns.measurement import TIE_ZONE, Measurement
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, TIE_ZONE, Measurement
 from advisor.nouns.metrics import METRICS
 from advisor.nouns.trial import Outcome, Trial
-from advisor.search.posterior import LAUNCH_BOUND_NOISE, SCALES, Posterior, kernel
 from advisor.search.posterior import NOISE as NOISE_OF_MODEL
+from advisor.search.posterior import SCALES, Posterior, kernel
 from advisor.search.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
 
 #: Knob -> number of choices: 72 configurations.

@@ -22,6 +22,10 @@ TIE_ZONE = 0.02
 #: moment to moment: on an H100's host the rounds of one trial went from 40 to 60 ms within half a second.
 LAUNCH_BOUND_SHARE = 0.8
 
+#: Standard deviation of the logarithm of such work's figures: MiniLM, 8 × 64 tokens, ran at 40,443 to 63,407 tokens/s by its
+#: default in eight fresh processes one after the other on an H100, which scatter by 15 %.
+LAUNCH_BOUND_NOISE = 0.15
+
 #: Contestants of a block that took so many turns each are compared turn by turn: work that waits for its launches takes as
 #: many short ones, for the CPU's speed may change between two and halve a median. GPU-bound work takes fewer and longer ones.
 PAIRED_TURNS = 8

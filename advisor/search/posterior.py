@@ -37,10 +37,6 @@ TRANSFERS = (0.0, 0.5, 0.9)
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
 
-#: The same of work that waits for its launches: MiniLM, 8 × 64 tokens, ran at 40,443 to 63,407 tokens/s by its default in eight
-#: fresh processes one after the other on an H100, which scatter by 15 %.
-LAUNCH_BOUND_NOISE = 0.15
-
 #: What compilation adds to a trial (seconds) before any was seen: flex_attention took 8 to 230 and more on an H100, most of it
 #: for the mask of a packed row of odd length, and a search that expected 120 waited longer than it could save.
 COMPILE_S = 300.0

@@ -19,10 +19,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.nouns.configuration import Configuration, stated
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE
 from advisor.nouns.metrics import Metric
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.acquisition import Acquisition, Told
-from advisor.search.posterior import LAUNCH_BOUND_NOISE, NOISE
+from advisor.search.posterior import NOISE
 
 #: Whether a trial that ran may be recommended.
 Usable = Callable[[Trial], bool]

@@ -13,7 +13,7 @@ from typing import Any
 from advisor.knobs import choices_of, weights_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
-from advisor.nouns.measurement import LEAST_BLOCKS, PAIRED_TURNS, TIE_ZONE, Comparison
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LEAST_BLOCKS, PAIRED_TURNS, TIE_ZONE, Comparison
 from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
@@ -42,14 +42,15 @@ def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default
     """Return who is to be compared with the default, the best first: all whose interval reaches that of the best.
 
     right: the search trials that may be recommended; by their own figures for what the study aims at. The intervals are of one
-    process each, so they are widened by the tie zone: what differs from process to process they can't show. Nobody who is no
-    better than the default, where that may be recommended itself.
+    process each, so they are widened by the tie zone, or by the scatter of work that waits for its launches: what differs from
+    process to process they can't show. Nobody who is no better than the default, where that may be recommended itself.
     """
     beaten = default.score(aim) if is_default_right else 0.0
     better = sorted((t for t in right if t.ran != default.ran and t.score(aim) > beaten), key=lambda t: -t.score(aim))
     if not better:
         return []
-    low = score_interval(better[0], aim)[0] / (1 + TIE_ZONE)
+    scatter = LAUNCH_BOUND_NOISE if aim.is_of_time and better[0].is_launch_bound else TIE_ZONE
+    low = score_interval(better[0], aim)[0] / (1 + scatter)
     near = [t.ran for t in better if score_interval(t, aim)[1] >= low]
     return list(dict.fromkeys(near))[:FINALISTS]
 
