@@ -1,6 +1,6 @@
 """What a tune by default misses: the same work tuned and measured whole, on one machine, one after the other.
 
-    python benchmarks/regret.py OUT [CASE …] [--padding P]
+    python benchmarks/regret.py OUT [CASE …] [--padding P] [--device D]
 
 OUT: a folder, which is made; each case leaves NAME.json there, a landscape of the exhaustive measurement that
 `tests/landscapes` can take. Prints a Markdown row a case: the regret of what the tune recommends, and the seconds of its
@@ -54,17 +54,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, help="a folder for databases and landscapes")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all by default: {', '.join(CASES)}")
     parser.add_argument("--padding", type=float, action="append", help="0.4 and 0 by default; may be repeated")
+    parser.add_argument("--device", help="of several GPUs; the first usable by default")
     asked = parser.parse_args(arguments)
     if strangers := [name for name in asked.cases if name not in CASES]:
         parser.error(f"there is no case {', '.join(strangers)}: {', '.join(CASES)}")
     out, wanted, paddings = asked.out, asked.cases or list(CASES), asked.padding or [0.4, 0.0]
+    device = {"device": asked.device} if asked.device else {}
     out.mkdir(parents=True, exist_ok=True)
     print("| case | padding | space | best of all | recommended | regret | tie | search / exhaustive (s) | took (s) |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in wanted:
         shape, work = CASES[name]
         for padding in paddings:
-            print(row(name, SHAPES / f"{shape}.json", {**work, "padding": padding}, out), flush=True)
+            print(row(name, SHAPES / f"{shape}.json", {**work, **device, "padding": padding}, out), flush=True)
     return 0
 
 
