@@ -7,10 +7,11 @@ default of another day or another GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from advisor.knobs import choices_of, weights_of
+from advisor.measure.stopping import Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
@@ -24,9 +25,6 @@ FINALISTS = 3
 
 #: A turn on a GPU lasts at least so long (seconds), for its clock follows its load; on a CPU a shorter one tells as much.
 TURN_S = {True: 1.0, False: 0.2}
-
-#: How many turns each contestant of a block has at least and at most, `advisor.measure.block_torch.Turns`.
-TURNS = {"least": 3, "most": 7}
 
 #: A part of a long round lasts this share of a turn at least.
 PART_SHARE = 0.8
@@ -103,7 +101,7 @@ def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: 
     In parts where each part of everybody's lasts about a turn, by what the search saw: three rounds of some seconds each would
     tell no more than one whose parts alternate with the others'. Not on a CPU, whose rounds scatter.
     """
-    group, least = set(group), TURNS["least"]
+    group, least = set(group), Turns.least
     seen = {t.ran: t.value("round_s") for t in trials if t.phase == "search" and t.ran in group}
     shortest_s = min((seen.get(each) or 0.0 for each in group), default=0.0)
     is_long = shortest_s >= PART_SHARE * least * TURN_S[True]
@@ -111,9 +109,9 @@ def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: 
     return least if machine.environment.is_cuda and calls >= least and is_long else 1
 
 
-def turns_for(machine: Machine) -> dict[str, Any]:
-    """Return when the turns of a block end on a device: the arguments of `advisor.measure.block_torch.Turns`."""
-    return {**TURNS, "turn_s": TURN_S[machine.environment.is_cuda]}
+def turns_for(machine: Machine) -> Turns:
+    """Return when the turns of a block end on a device."""
+    return Turns(turn_s=TURN_S[machine.environment.is_cuda])
 
 
 def least_blocks(planned: int) -> int:
@@ -149,7 +147,7 @@ def fits_together(
 
 
 def block_s(
-    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any], parts: int = 1
+    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Turns, parts: int = 1
 ) -> float:
     """Return the seconds that a block of these is expected to take.
 
@@ -161,7 +159,7 @@ def block_s(
 
 
 def _contestant_s(
-    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any], parts: int
+    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Turns, parts: int
 ) -> float:
     walls = [
         t.wall_s
@@ -176,8 +174,8 @@ def _contestant_s(
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
     if parts > 1:
         return start_s + load_s + first_s + round_s * (1 + 1 / parts)
-    turn_s = max(float(turns["turn_s"]), round_s)
-    return start_s + load_s + first_s + round_s + int(turns["least"]) * turn_s
+    turn_s = max(turns.turn_s, round_s)
+    return start_s + load_s + first_s + round_s + turns.least * turn_s
 
 
 def affordable(
