@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from advisor.knobs import KNOBS, traits_of
 from advisor.machine import probe
+from advisor.measure.messages import Failure, Gate, Ran, ReferenceAsked, Subject, Timing, TrialAsked, TrialDone
 from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.stopping import Stopping
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts, ModelSource
@@ -52,7 +53,7 @@ WRONG = ("packed-cached", "packed-2d-mask", "packed-cu-seq-lens-only", "packed-b
 CHUNK = 10
 
 #: One round is enough: the gate is what is looked at.
-ONE_ROUND = {"least": 1, "most": 1, "seconds": 0.01, "least_long": 1, "seconds_long": 0.01}
+ONE_ROUND = Stopping(least=1, most=1, seconds=0.01, least_long=1, seconds_long=0.01)
 
 DEADLINE_S = 300.0
 
@@ -70,7 +71,7 @@ class Judged:
     reason: str
 
 
-class Gate:
+class Gated:
     """A model in one worker, whose gate is asked about configurations; the weights stay loaded from one to the next."""
 
     def __init__(self, runner: LocalRunner, source: ModelSource, folder: Path) -> None:
@@ -84,9 +85,7 @@ class Gate:
     @cache  # noqa: B019 - there is one gate in a process
     def facts_for(self, output: str) -> ModelFacts:
         """Read the facts of the class that gives an output, as a tune does."""
-        return ModelFacts.of(
-            read_facts(self.runner, {"source": self.source.request, "workload": Forward((8,), 1, output).payload})
-        )
+        return read_facts(self.runner, self.source, Forward((8,), 1, output))
 
     def configuration(self, attention: str, packing: str) -> Configuration:
         """Return a configuration in the checkpoint's own precision."""
@@ -98,18 +97,15 @@ class Gate:
         """What transformers does when told nothing."""
         return self.configuration(self.facts.default_attention, "padded")
 
-    def request(self, workload: Forward, configuration: Configuration) -> dict[str, Any]:
+    def subject(self, workload: Forward, configuration: Configuration) -> Subject:
         """Return what is the same in every request."""
-        return {
-            "source": self.source.request,
-            "facts": self.facts_for(workload.output).payload,
-            "workload": workload.payload,
-            "sample": tuple(range(len(workload.lengths))),
-            "configuration": dict(configuration),
-            "gate": None,
-            "measured": [],
-            "timing": {"stopping": ONE_ROUND, "incumbent_s": None},
-        }
+        return Subject(
+            source=self.source.files,
+            facts=self.facts_for(workload.output),
+            workload=workload,
+            sample=tuple(range(len(workload.lengths))),
+            configuration=configuration,
+        )
 
     def _reference(self, workload: Forward) -> Path:
         return self.folder / f"{workload.key_for('')}.pt"
@@ -118,9 +114,9 @@ class Gate:
         """Write the reference: fp32, eager, one sequence at a time."""
         path = self._reference(workload)
         fp32 = self.configuration("eager", "padded").replaced(precision="fp32")
-        result = self.runner.run({**self.request(workload, fp32), "op": "reference", "path": str(path)}, DEADLINE_S)
-        if "outcome" in result:
-            raise SystemExit(f"no reference: {result['reason']}")
+        answer = self.runner.run(ReferenceAsked.of(self.subject(workload, fp32), path=str(path)), DEADLINE_S)
+        if isinstance(answer, Failure):
+            raise SystemExit(f"no reference: {answer.reason}")
 
     def forget(self, workload: Forward) -> None:
         """Remove the reference."""
@@ -130,24 +126,22 @@ class Gate:
         """Run one configuration through the worker's gate."""
         key, is_baseline = workload.key_for(""), configuration == self.baseline
         baseline = self.baselines.get(key)
-        given = {"configuration": dict(self.baseline), "quality": baseline.payload} if baseline is not None else None
-        gate = {
-            "path": str(self._reference(workload)),
-            "reference": "fp32, eager, one sequence at a time",
-            "default": None if is_baseline else given,
-            "is_default": is_baseline,
-            "known": {},
-        }
-        request = {**self.request(workload, configuration), "op": "trial", "gate": gate}
-        result = self.runner.run(request, DEADLINE_S)
-        quality = Quality.of(result.get("quality"))
+        given = Ran(configuration=self.baseline, quality=baseline) if baseline is not None else None
+        gate = Gate(
+            path=str(self._reference(workload)),
+            reference="fp32, eager, one sequence at a time",
+            default=None if is_baseline else given,
+            is_default=is_baseline,
+        )
+        request = TrialAsked.of(self.subject(workload, configuration), gate=gate, timing=Timing(stopping=ONE_ROUND))
+        answer = self.runner.run(request, DEADLINE_S)
+        assert isinstance(answer, (TrialDone, Failure))
+        quality = answer.quality if isinstance(answer, TrialDone) else None
         if is_baseline and quality is not None:
             self.baselines[key] = baseline = quality
         facts, from_logits = self.facts_for(workload.output), quality is not None and quality.kl is not None
         limits = exact_limits(traits_of(configuration).mantissa_bits, facts, baseline, from_logits=from_logits)
-        return Judged(
-            configuration, quality, baseline, *limits, str(result["outcome"]), str(result.get("reason") or "")
-        )
+        return Judged(configuration, quality, baseline, *limits, str(answer.outcome), answer.reason)
 
 
 def workloads(runs: int, seed: int, longest: int, outputs: Sequence[str]) -> Iterator[Forward]:
@@ -172,7 +166,7 @@ def wrong_ones(*, causal: bool) -> list[tuple[str, str]]:
     return [pair for pair in product(ATTENTION, wrong) if pair != ("sdpa", "packed-bool-mask")]
 
 
-def calibrate(gate: Gate, chosen: Sequence[Forward], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
+def calibrate(gate: Gated, chosen: Sequence[Forward], pairs: Iterable[tuple[str, str]]) -> Iterator[Judged]:
     """Judge these configurations on every workload, each after the baseline."""
     configurations = [gate.configuration(*pair) for pair in pairs]
     for start in range(0, len(chosen), CHUNK):
@@ -269,7 +263,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _report(gate: Gate, right: Sequence[Judged], wrong: Sequence[Judged], seconds: float) -> None:
+def _report(gate: Gated, right: Sequence[Judged], wrong: Sequence[Judged], seconds: float) -> None:
     floor = FLOORS[KNOBS["precision"].choices[gate.precision].traits.mantissa_bits]
     print(f"{gate.source.name} · {gate.precision} · {gate.runner.machine.environment} · {seconds:.0f} s")
     print(f"floor: rms {floor.rms:.1e}, KL {floor.kl:.1e} ({floor.origin})")
@@ -295,7 +289,7 @@ def main() -> int:
         source = find_model(cast(options.model, options.dtype, folder) if options.dtype else options.model)
         runner = LocalRunner(probe.machine(options.device))
         try:
-            gate = Gate(runner, source, folder)
+            gate = Gated(runner, source, folder)
             chosen = list(workloads(options.runs, options.seed, options.longest, gate.outputs))
             right = list(calibrate(gate, chosen, right_ones(options.attention.split(","))))
             packs = [workload for workload in chosen if workload.batch >= 3][: options.wrong]

@@ -35,6 +35,7 @@ from typing import Any
 from advisor.errors import AdvisorError
 from advisor.knobs import KNOBS, Choice, baseline_choices, register
 from advisor.machine import probe
+from advisor.measure.messages import Answer, FactsRead, Request
 from advisor.measure.runner import LocalRunner, Runner
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
@@ -430,10 +431,12 @@ class _Trusting:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Run it; facts come back changed."""
-        result = self.runner.run(request, timeout_s)
-        return {**result, "switches_attention": True} if request["op"] == "facts" else result
+        answer = self.runner.run(request, timeout_s)
+        if not isinstance(answer, FactsRead):
+            return answer
+        return FactsRead(facts=replace(answer.facts, switches_attention=True))
 
     def restart(self) -> None:
         """Pass it on."""

@@ -6,8 +6,7 @@ place that knows how a trial is asked for.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,25 @@ from families_table import BATCH, LENGTHS, Family
 from advisor.errors import AdvisorError
 from advisor.knobs import KNOBS, baseline_choices
 from advisor.measure import timing_torch, worker
+from advisor.measure.lines import encode
+from advisor.measure.messages import (
+    Answer,
+    Done,
+    Failure,
+    Gate,
+    Ran,
+    ReferenceAsked,
+    ReferenceWritten,
+    Request,
+    Subject,
+    Timing,
+    TrialAsked,
+    TrialDone,
+    Unjudged,
+    decode_event,
+)
 from advisor.measure.session_torch import Session, runtime_of
+from advisor.measure.stopping import Stopping
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
@@ -37,7 +54,7 @@ from advisor.workloads.forward import Forward
 LAYOUTS, PRECISIONS = ("padded", "sorted", "packed"), ("fp32", "bf16")
 
 #: One round is enough: the gate is what is looked at.
-ONE_ROUND = {"least": 1, "most": 1, "seconds": 0.01, "least_long": 1, "seconds_long": 0.01}
+ONE_ROUND = Stopping(least=1, most=1, seconds=0.01, least_long=1, seconds_long=0.01)
 
 
 @dataclass(frozen=True)
@@ -58,26 +75,20 @@ class InProcess:
 
     def __init__(self) -> None:
         """Hold no model yet."""
-        self.stage = "start"
-        self.session = Session(self._hear)
+        self.session = Session(lambda _: None)
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
-        self.stage = str(message.get("stage", self.stage))
-
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002 - nobody waits
+    def run(self, request: Request, timeout_s: float) -> Answer:  # noqa: ARG002 - nobody waits
         """Run a request as the worker does; what it raises is its outcome."""
-        message = json.loads(json.dumps({**request, "id": 0, "device": "cpu", "uuid": ""}))
         worker.switches_torch.forget_compiled()
-        try:
-            with patch.object(timing_torch, "_is_warm", bool):  # after one round: times are not looked at
-                result = worker._OPERATIONS[request["op"]](self.session, message)
-        except Exception as error:  # noqa: BLE001 - as in the worker
-            result = worker.failure_of(error, self.stage)
-        return json.loads(json.dumps(worker._finite(result), default=str))
+        with patch.object(timing_torch, "_is_warm", bool):  # after one round: times are not looked at
+            answer = worker.answered(self.session, encode(request))
+        event = decode_event(encode(Done(id=0, result=answer)))
+        assert isinstance(event, Done)
+        return event.result
 
     def restart(self) -> None:
         """Forget the model."""
-        self.session = Session(self._hear)
+        self.session = Session(lambda _: None)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -108,29 +119,26 @@ class Bench:
         """What transformers does when told nothing."""
         return Configuration.of(baseline_choices(self.facts, self.workload))
 
-    def request(self, configuration: Configuration) -> dict[str, Any]:
+    def subject(self, configuration: Configuration) -> Subject:
         """Return what is the same in every request."""
-        return {
-            "source": self.source.request,
-            "facts": self.facts.payload,
-            "workload": self.workload.payload,
-            "sample": self.workload.sample(self.facts.windows),
-            "texts": None,
-            "configuration": dict(configuration),
-            "gate": None,
-            "measured": [],
-            "timing": {"stopping": ONE_ROUND, "incumbent_s": None},
-            "device": "cpu",
-        }
+        return Subject(
+            source=self.source.files,
+            facts=self.facts,
+            workload=self.workload,
+            sample=self.workload.sample(self.facts.windows),
+            configuration=configuration,
+        )
 
     @cached_property
-    def reference(self) -> dict[str, Any]:
-        """What every gate begins with: where the reference is and what it is; a path of None where there is none."""
-        path = self.path.parent / f"{self.precision}.pt"
-        result = self.runner.run({**self.request(self.default), "op": "reference", "path": str(path)}, 0)
-        if "words" in result:
-            return {"path": str(path), "reference": result["words"]}
-        return {"path": None, "reference": f"none: {result.get('unjudged') or result.get('reason')}"}
+    def gate(self) -> Gate:
+        """What every output is held to: where the reference is and what it is; a path of None where there is none."""
+        path = str(self.path.parent / f"{self.precision}.pt")
+        answer = self.runner.run(ReferenceAsked.of(self.subject(self.default), path=path), 0)
+        if isinstance(answer, ReferenceWritten):
+            return Gate(path=path, reference=answer.words)
+        assert isinstance(answer, (Unjudged, Failure))
+        why = answer.why if isinstance(answer, Unjudged) else answer.reason
+        return Gate(path=None, reference=f"none: {why}")
 
     @cached_property
     def trial_of_default(self) -> Trial:
@@ -141,20 +149,16 @@ class Bench:
         """Run a trial with its gate, as tune does. default: None where this is the default."""
         given = None
         if default is not None and default.quality is not None:
-            given = {"configuration": dict(default.ran), "quality": default.quality.payload}
-        gate = {**self.reference, "default": given, "is_default": configuration == self.default, "known": {}}
-        result = self.runner.run({**self.request(configuration), "op": "trial", "gate": gate}, 0)
-        effective = Configuration.of(result["effective"]) if result.get("effective") else None
-        reason = str(result.get("reason") or result.get("alias") or "")
-        return Trial(
-            0 if default is None else 1,
-            configuration,
-            effective,
-            Outcome(result["outcome"]),
-            reason,
-            quality=Quality.of(result.get("quality")),
-            reading={"alias": result.get("alias")},
-        )
+            given = Ran(configuration=default.ran, quality=default.quality)
+        gate = self.gate.replaced(default=given, is_default=configuration == self.default)
+        asked = TrialAsked.of(self.subject(configuration), gate=gate, timing=Timing(stopping=ONE_ROUND))
+        answer, number = self.runner.run(asked, 0), 0 if default is None else 1
+        if isinstance(answer, Failure):
+            return Trial(number, configuration, None, answer.outcome, answer.reason, reading={"alias": None})
+        assert isinstance(answer, TrialDone)
+        reason, reading = answer.reason or answer.alias, {"alias": answer.alias}
+        ran = answer.effective
+        return Trial(number, configuration, ran, answer.outcome, reason, quality=answer.quality, reading=reading)
 
     def refusal(self, configuration: Configuration) -> Verdict | None:
         """Return the rule that refuses a configuration, None where it is admissible or the default."""
@@ -170,16 +174,16 @@ class Bench:
     def laid_out(self, layout: str) -> tuple[Any, list[Call], Runtime]:
         """Return the model, loaded anew, a layout's calls as a trial makes them, and what is asked of it."""
         configuration = self.default.replaced(packing=layout)
-        request, session = self.request(configuration), self.runner.session
+        subject, session = self.subject(configuration), self.runner.session
         session.unload()  # a fresh one: what a class keeps from earlier calls must not show
-        session.load(request, configuration)
-        calls = session.calls(request, self.workload.under(configuration), configuration, self.tokens)
-        return session.model, calls, runtime_of(request)
+        session.load(subject, configuration)
+        calls = session.calls(subject, self.workload.under(configuration), configuration, self.tokens)
+        return session.model, calls, runtime_of(subject)
 
     @property
     def tokens(self) -> Sequence[torch.Tensor]:
         """The tokens that a trial draws."""
-        return self.runner.session.tokens(self.request(self.default))
+        return self.runner.session.tokens(self.subject(self.default))
 
 
 def verdict_of(bench: Bench, layout: str) -> Verdict:
@@ -208,8 +212,6 @@ def _not_run(bench: Bench, trial: Trial) -> Verdict | None:
         return Verdict("failed", f"the checkpoint in {bench.precision} is loaded in {bench.default['precision']}")
     if trial.reading["alias"]:
         return Verdict("refused", trial.reason, "E1", trial.quality)
-    if bench.reference["path"] is None and trial.outcome is not Outcome.WRONG_OUTPUT:
-        return Verdict(
-            "failed", f"there is no reference in fp32: {bench.reference['reference']}", figures=trial.quality
-        )
+    if bench.gate.path is None and trial.outcome is not Outcome.WRONG_OUTPUT:
+        return Verdict("failed", f"there is no reference in fp32: {bench.gate.reference}", figures=trial.quality)
     return None

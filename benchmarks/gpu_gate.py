@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from advisor.measure.messages import Gate, Ran, ReferenceAsked, ReferenceWritten
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts, ModelSource
@@ -61,19 +62,17 @@ class Bench:
         from advisor.measure.session_torch import Session
         from advisor.networks import facts_torch
 
-        self.session = Session(lambda _: None)
-        self.facts = facts_torch.read_facts(source.request, workload.needs)
+        self.session = Session(lambda _: None, device)
+        self.facts = ModelFacts.of(facts_torch.read_facts(source.files, workload.needs))
         self.path = Path(tempfile.mkdtemp()) / "reference.pt"
-        self.request: dict[str, Any] = {
-            "source": source.request,
-            "facts": self.facts,
-            "workload": workload.payload,
-            "device": device,
-            "uuid": "",
-            "sample": workload.sample(self.facts["windows"]),
-            "path": str(self.path),
-            "configuration": dict(BASE),
-        }
+        self.request = ReferenceAsked(
+            source=source.files,
+            facts=self.facts,
+            workload=workload,
+            sample=workload.sample(self.facts.windows),
+            path=str(self.path),
+            configuration=Configuration.of(BASE),
+        )
 
     def reference(self) -> dict[str, Any]:
         """Write the reference and return what it was, with the seconds it took."""
@@ -81,8 +80,9 @@ class Bench:
 
         began = time.perf_counter()
         found = reference_torch.write_reference(self.session, self.request)
-        tokens = Forward.of(self.request["workload"]).of_sequences(self.request["sample"]).tokens
-        return {**found, "s": time.perf_counter() - began, "tokens": tokens}
+        tokens = self.request.workload.of_sequences(self.request.sample).tokens
+        said = found.fields if isinstance(found, ReferenceWritten) else {"unjudged": found.why}
+        return {**said, "s": time.perf_counter() - began, "tokens": tokens}
 
     def figures(self, choices: dict[str, str], default: Quality | None) -> tuple[Quality, dict[str, float], str]:
         """Return the figures of a configuration, the seconds of their parts, and what is wrong with it."""
@@ -92,14 +92,14 @@ class Bench:
 
         ran = Configuration.of({**BASE, **choices})
         self.session.load(self.request, ran)
-        given = None if default is None else {"configuration": BASE, "quality": default.payload}
-        gate = {"path": str(self.path), "reference": "fp32, eager", "default": given, "known": {}}
+        given = None if default is None else Ran(configuration=Configuration.of(BASE), quality=default)
+        gate = Gate(path=str(self.path), reference="fp32, eager", default=given)
         with torch.inference_mode():
-            quality, seconds = figures_torch.figures_of(self.session, {**self.request, "gate": gate}, ran)
+            quality, seconds = figures_torch.figures_of(self.session, self.request, gate, ran)
         base = Configuration.of(BASE)
         held_to = None if default is None else Trial(0, base, base, Outcome.OK, quality=default)
         found = Trial(1, ran, ran, Outcome.OK, quality=quality)
-        return quality, seconds, "; ".join(wrong(found, held_to, ModelFacts.of(self.facts)))
+        return quality, seconds, "; ".join(wrong(found, held_to, self.facts))
 
 
 def probed(name: str, bench: Bench, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:

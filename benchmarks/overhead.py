@@ -14,16 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from advisor.knobs import baseline_choices
 from advisor.machine import probe
+from advisor.measure.messages import Timing, TrialAsked, TrialDone
 from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.stopping import Stopping
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Comparison
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelSource
 from advisor.workloads.forward import Forward
 from advisor.workloads.quantiles import quantile_lengths
 
@@ -35,21 +36,20 @@ def advisor_rounds(source: ModelSource, workload: Forward, machine: Machine, rou
     """Return seconds per round as advisor's worker measures the default configuration in a fresh process."""
     runner = LocalRunner(machine)
     try:
-        facts = read_facts(runner, {"source": source.request, "workload": Forward((8,), 1).payload})
-        request: dict[str, Any] = {
-            "op": "trial",
-            "source": source.request,
-            "facts": facts,
-            "workload": workload.payload,
-            "gate": None,
-            "measured": [],
-            "configuration": dict(Configuration.of(baseline_choices(ModelFacts.of(facts), workload))),
-            "timing": {"stopping": {"least": rounds, "most": rounds, "seconds": 600.0}, "incumbent_s": None},
-        }
-        result = runner.run(request, 600)
+        facts = read_facts(runner, source, Forward((8,), 1))
+        request = TrialAsked(
+            source=source.files,
+            facts=facts,
+            workload=workload,
+            configuration=Configuration.of(baseline_choices(facts, workload)),
+            timing=Timing(stopping=Stopping(least=rounds, most=rounds, seconds=600.0)),
+        )
+        answer = runner.run(request, 600)
     finally:
         runner.close()
-    return list(result["rounds"]["wall_s"])
+    assert isinstance(answer, TrialDone)
+    assert answer.rounds is not None
+    return list(answer.rounds.wall_s)
 
 
 def bare_rounds(source: ModelSource, workload: Forward, machine: Machine, rounds: int) -> list[float]:

@@ -12,8 +12,10 @@ import pytest
 
 from advisor.machine import probe
 from advisor.machine.device import disturbed
-from advisor.measure.block_torch import Energy, Turns
+from advisor.measure.block_torch import Energy
+from advisor.measure.messages import BlockAsked, BlockDone, Failure, TrialDone
 from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.stopping import Turns
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -29,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 CAUSAL = ROOT / "tests" / "models" / "causal"
 WORKLOAD = Forward((16, 6, 12, 4), 2)
 FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
-TURNS = {"least": 3, "most": 4, "turn_s": 0.01}
+TURNS = Turns(least=3, most=4, turn_s=0.01)
 
 H200 = Environment.of(json.loads((ROOT / "tests" / "environments" / "h200.json").read_text()))
 
@@ -105,9 +107,9 @@ def waiting(configuration: Configuration, round_s: float, busy: float | None = 0
 def test_who_waits_for_launches_takes_short_turns(trials: list[Trial], least: int, most: int, turn_s: float) -> None:
     """The CPU's speed changes within a second, so their turns are as short as a round allows, and as many as take as long."""
     turns = turns_for(GPU, [DEFAULT, PACKED], trials, TOKENS)
-    assert (turns["least"], turns["most"], turns["turn_s"]) == (least, most, turn_s)
-    assert turns["paired"] == (least >= PAIRED_TURNS)
-    assert turns_for(GPU, [DEFAULT, PACKED], trials, METRICS["peak_bytes"])["turn_s"] == 1.0
+    assert (turns.least, turns.most, turns.turn_s) == (least, most, turn_s)
+    assert turns.paired == (least >= PAIRED_TURNS)
+    assert turns_for(GPU, [DEFAULT, PACKED], trials, METRICS["peak_bytes"]).turn_s == 1.0
 
 
 def test_short_turns_are_compared_one_by_one() -> None:
@@ -197,42 +199,53 @@ def runner() -> Iterator[LocalRunner]:
 @pytest.fixture(scope="module")
 def facts(runner: LocalRunner) -> ModelFacts:
     """Read the shipped model's."""
-    return ModelFacts.of(
-        read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+    return read_facts(runner, find_model(str(CAUSAL)), Forward((8,), 1))
+
+
+def block(facts: ModelFacts, *contestants: dict[str, str], **asked: Any) -> BlockAsked:
+    """Return a request for a block of these, each given by what differs from fp32."""
+    return BlockAsked(
+        source=find_model(str(CAUSAL)).files,
+        facts=facts,
+        workload=WORKLOAD,
+        contestants=tuple(Configuration.of({**FP32, **choices}) for choices in contestants),
+        seed=1,
+        turns=TURNS,
+        configuration=Configuration.of({**FP32, **contestants[0]}),
+        **asked,
     )
 
 
-def block(facts: ModelFacts, *contestants: dict[str, str], in_turn: bool = False, parts: int = 1) -> dict[str, Any]:
-    """Return a request for a block of these, each given by what differs from fp32."""
-    return {
-        "op": "block",
-        "source": find_model(str(CAUSAL)).request,
-        "facts": facts.payload,
-        "workload": WORKLOAD.payload,
-        "contestants": [{**FP32, **choices} for choices in contestants],
-        "seed": 1,
-        "turns": TURNS,
-        "in_turn": in_turn,
-        "parts": parts,
-        "configuration": {**FP32, **contestants[0]},
-    }
+def came_of(runner: LocalRunner, request: BlockAsked) -> list[TrialDone | Failure]:
+    """Run a block and return what came of its contestants; what each cost of it is known."""
+    answer = runner.run(request, 120)
+    assert isinstance(answer, BlockDone), answer
+    assert all(each.spent_s > 0 or each.came.outcome is Outcome.CUT for each in answer.results)
+    return [each.came for each in answer.results]
+
+
+def timed(runner: LocalRunner, request: BlockAsked) -> list[TrialDone]:
+    """Run a block whose contestants all come to their end, and return what came of them."""
+    found = [each for each in came_of(runner, request) if isinstance(each, TrialDone)]
+    assert [each.outcome for each in found] == [Outcome.OK] * len(request.contestants)
+    return found
 
 
 def test_all_contestants_are_timed_in_one_process(runner: LocalRunner, facts: ModelFacts) -> None:
     """Each has three turns or more, ran as itself, and what it cost of the block is known."""
     stages: list[str] = []
     runner.listener = lambda event: stages.append(str(event.get("stage", "")))
-    result = runner.run(block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}, {"precision": "bf16"}), 120)
+    request = block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}, {"precision": "bf16"})
+    results = timed(runner, request)
 
-    results = result["results"]
-    assert [found["outcome"] for found in results] == [Outcome.OK] * 4
-    assert all(3 <= len(found["rounds"]["wall_s"]) <= 4 for found in results)
-    assert [found["effective"]["attention"] for found in results] == ["sdpa", "sdpa", "eager", "sdpa"]
-    assert [found["effective"]["precision"] for found in results] == ["fp32", "fp32", "fp32", "bf16"]
-    assert all(found["spent_s"] > 0 and found["peak_bytes"] is None for found in results)
+    assert all(3 <= len(found.rounds.wall_s) <= 4 for found in results)
+    assert [found.effective["attention"] for found in results] == ["sdpa", "sdpa", "eager", "sdpa"]
+    assert [found.effective["precision"] for found in results] == ["fp32", "fp32", "fp32", "bf16"]
+    assert all(found.peak_bytes is None for found in results)
     # Weights that are equal are loaded once: fp32's and bf16's.
-    assert sum(found["load_s"] > 0.001 for found in results) <= 3
-    assert stages.count("time") == sum(len(found["rounds"]["wall_s"]) for found in results)
+    assert len([found for found in results if found.load_s > 0.001]) <= 3
+    turns = [len(found.rounds.wall_s) for found in results]
+    assert stages.count("time") == sum(turns)
 
 
 def test_turns_alternate(runner: LocalRunner, facts: ModelFacts) -> None:
@@ -249,15 +262,11 @@ def test_a_long_round_is_run_in_parts_that_alternate(runner: LocalRunner, facts:
     """Each contestant runs every batch of the list once, in three turns of its own, and they are one round."""
     stages: list[str] = []
     runner.listener = lambda event: stages.append(str(event.get("stage", "")))
-    request, work = (
-        block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=3),
-        Forward((16, 6, 12, 4) * 2, 2),
-    )
-    results = runner.run({**request, "workload": work.payload}, 120)["results"]
+    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=3)
+    results = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
 
-    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.OK]
     for found in results:
-        (wall_s,), (slowest_s,) = found["rounds"]["wall_s"], found["rounds"]["slowest_s"]
+        (wall_s,), (slowest_s,) = found.rounds.wall_s, found.rounds.slowest_s
         assert wall_s / 4 <= slowest_s < wall_s
     assert stages.count("time") == 2 * 3
 
@@ -289,22 +298,21 @@ def test_a_round_is_run_in_parts_where_it_is_long_for_everybody() -> None:
 
 def test_in_turn_each_is_alone_and_its_memory_is_seen(runner: LocalRunner, facts: ModelFacts) -> None:
     """Where all do not fit, each is loaded, timed and freed by itself."""
-    results = runner.run(block(facts, {}, {"precision": "bf16"}, in_turn=True), 120)["results"]
+    results = timed(runner, block(facts, {}, {"precision": "bf16"}, in_turn=True))
 
-    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.OK]
-    assert all(found["peak_bytes"] > 0 and len(found["rounds"]["wall_s"]) >= 3 for found in results)
+    assert all(bool(found.peak_bytes) and len(found.rounds.wall_s) >= 3 for found in results)
 
 
 def test_who_fails_is_out_and_the_others_go_on(runner: LocalRunner, facts: ModelFacts) -> None:
     """A choice that can't be loaded here fails by itself."""
-    results = runner.run(block(facts, {}, {"attention": "flash_attention_2"}, {"packing": "sorted"}), 120)["results"]
+    results = came_of(runner, block(facts, {}, {"attention": "flash_attention_2"}, {"packing": "sorted"}))
 
-    assert [found["outcome"] for found in results] == [Outcome.OK, Outcome.LOAD_FAILED, Outcome.OK]
+    assert [found.outcome for found in results] == [Outcome.OK, Outcome.LOAD_FAILED, Outcome.OK]
 
 
 def test_without_the_default_there_is_no_block(runner: LocalRunner, facts: ModelFacts) -> None:
     """Where what all are compared with fails, the others are not timed, and that is no failure of theirs."""
-    results = runner.run(block(facts, {"attention": "flash_attention_2"}, {"packing": "sorted"}), 120)["results"]
+    results = came_of(runner, block(facts, {"attention": "flash_attention_2"}, {"packing": "sorted"}))
 
-    assert [found["outcome"] for found in results] == [Outcome.LOAD_FAILED, Outcome.CUT]
-    assert results[1]["reason"] == "its block was broken off"
+    assert [found.outcome for found in results] == [Outcome.LOAD_FAILED, Outcome.CUT]
+    assert results[1].reason == "its block was broken off"

@@ -21,6 +21,23 @@ import pytest
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
 from advisor.errors import NotMeasured
+from advisor.measure.messages import (
+    Answer,
+    BlockAsked,
+    BlockDone,
+    Ceilings,
+    CeilingsAsked,
+    Contested,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    ReferenceAsked,
+    ReferenceWritten,
+    Request,
+    Rounds,
+    TrialAsked,
+    TrialDone,
+)
 from advisor.measure.runner import LocalRunner
 from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
@@ -76,7 +93,7 @@ class Device:
     """
 
     speeds: Mapping[Configuration, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[type, float] = field(default_factory=dict)
     trial_s: Callable[[Configuration], float] = lambda _: 10.0
     uuid: str = "GPU-1"
     time_s: float = 1000.0
@@ -88,60 +105,52 @@ class Device:
         """Return the time."""
         return self.time_s
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Answer a request, or be stopped at its deadline."""
-        operation = request["op"]
-        asked = (
-            request["contestants"]
-            if operation == "block"
-            else [request["configuration"]]
-            if operation == "trial"
-            else []
-        )
-        needed = (
-            sum(self._contestant_s(Configuration.of(choices)) for choices in asked) if operation == "block" else 1.0
-        )
-        needed = self.trial_s(Configuration.of(request["configuration"])) if operation == "trial" else needed
-        needed = self.seconds.get(operation, needed)
+        needed = self.seconds.get(type(request), self._needed_s(request))
         self.time_s += min(needed, timeout_s)
         if needed > timeout_s:
-            return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
-        answers = {
-            "facts": LLAMA.payload,
-            "ceilings": {},
-            "reference": {"positions": 1, "words": "fp32, eager", "texts": "random tokens"},
-        }
-        if operation in answers:
-            return dict(answers[operation])
-        if operation == "block":
-            return {"results": [self._trial({**request, "configuration": choices, "gate": None}) for choices in asked]}
+            return Failure(outcome=Outcome.TIMEOUT, reason=f"no result after {timeout_s:.0f} s", transient=True)
+        match request:
+            case FactsAsked():
+                return FactsRead(facts=LLAMA)
+            case CeilingsAsked():
+                return Ceilings(reached={})
+            case ReferenceAsked():
+                return ReferenceWritten(positions=1, words="fp32, eager", texts="random tokens")
+            case BlockAsked():
+                asked = [TrialAsked.of(request, configuration=each) for each in request.contestants]
+                return BlockDone(results=tuple(Contested(came=self._trial(each)) for each in asked))
+        assert isinstance(request, TrialAsked)
         return self._trial(request)
+
+    def _needed_s(self, request: Request) -> float:
+        """How long a request takes where nobody says otherwise."""
+        if isinstance(request, BlockAsked):
+            return sum(map(self._contestant_s, request.contestants))
+        return self.trial_s(request.configuration) if isinstance(request, TrialAsked) else 1.0
 
     def _contestant_s(self, configuration: Configuration) -> float:
         """Loading, the first call, a round that does not count, and three turns of one round."""
         return 2.0 + 4 * WORKLOAD.tokens / self.speeds.get(configuration, 100.0)
 
-    def _trial(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        configuration = Configuration.of(request["configuration"])
+    def _trial(self, request: TrialAsked) -> TrialDone:
+        configuration = request.configuration
         self.ran.append((str(configuration), self.process))
         again = sum(name == str(configuration) for name, _ in self.ran)
         wall_s = WORKLOAD.tokens / (self.speeds.get(configuration, 100.0) * (1 + 0.002 * (again % 3)))
-        gate = request["gate"]
-        quality = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference=gate["reference"]).payload if gate else None
-        rounds = {"wall_s": [wall_s * f for f in (0.999, 1, 1.001)] * 3, "gpu_s": [0.0] * 9, "slowest_s": [wall_s] * 9}
-        return {
-            "outcome": Outcome.OK,
-            "reason": "",
-            "effective": dict(configuration),
-            "load_s": 1.0,
-            "first_call_s": 1.0,
-            "peak_bytes": 2**30,
-            "weight_bytes": 2**30,
-            "quality": quality,
-            "alias": "",
-            "reading": {},
-            "rounds": {**rounds, "states": [], "discarded": []},
-        }
+        gate = request.gate
+        samples = tuple(wall_s * f for f in (0.999, 1, 1.001)) * 3
+        return TrialDone(
+            outcome=Outcome.OK,
+            effective=configuration,
+            load_s=1.0,
+            first_call_s=1.0,
+            peak_bytes=2**30,
+            weight_bytes=2**30,
+            quality=Quality(0.01, 0.1, 1e-4, 1.0, 1, reference=gate.reference) if gate else None,
+            rounds=Rounds(wall_s=samples, gpu_s=(0.0,) * 9, slowest_s=(wall_s,) * 9),
+        )
 
     def restart(self) -> None:
         """Begin another process."""
@@ -202,7 +211,7 @@ def place(sqlite_url: str) -> Iterator[Place]:
 @pytest.mark.parametrize("trial_s", [3.0, 17.0, 200.0])
 def test_a_tune_ends_with_its_budget(place: Place, budget_s: float, trial_s: float) -> None:
     """Whatever a trial takes, all of it is within a tenth more, or 20 s more; none of it is a failure of a configuration."""
-    device = Device({PACKED: 150.0}, {"facts": 6.0, "reference": 5.0, "ceilings": 4.0}, lambda _: trial_s)
+    device = Device({PACKED: 150.0}, {FactsAsked: 6.0, ReferenceAsked: 5.0, CeilingsAsked: 4.0}, lambda _: trial_s)
     began = device.time_s
     found = place.tune(device, Budget(budget_s), objective=Objective(Tier.FOUR_BIT))
 
@@ -233,7 +242,7 @@ def test_the_clock_starts_with_the_command(place: Place) -> None:
 
 def test_a_model_that_is_not_read_in_time_is_said(place: Place) -> None:
     """A load that outlasts the budget is cut, in one line with what to do; it is not measured."""
-    device = Device(seconds={"facts": 100.0})
+    device = Device(seconds={FactsAsked: 100.0})
     with pytest.raises(
         NotMeasured, match=r"the budget of 10 s was spent before the model was read \(a longer --budget\)"
     ):
@@ -242,7 +251,7 @@ def test_a_model_that_is_not_read_in_time_is_said(place: Place) -> None:
 
 def test_a_cut_default_is_no_failure(place: Place) -> None:
     """A default that the budget cut was not measured: nothing is inadmissible, and the next tune measures it."""
-    device = Device({PACKED: 150.0}, {"reference": 30.0}, lambda _: 60.0)
+    device = Device({PACKED: 150.0}, {ReferenceAsked: 30.0}, lambda _: 60.0)
     found = place.tune(device, Budget(45.0))
 
     assert (found.configuration, found.verdict, found.exit_status) == (None, "unsearched", 3)
@@ -331,7 +340,7 @@ def test_a_tune_that_measures_nothing_leaves_what_is_known(place: Place, how: st
     assert (first.why, first.exit_status) == (Stop.TRIALS.words, 0)
     measured = place.store.trials(1)
     stop_on = {"interrupted": "stopped", "interrupted at once": "study"}.get(how, "")
-    again = place.tune(Device({PACKED: 150.0}, {"facts": 9.99}), Budget(10.0), stop_on=stop_on)
+    again = place.tune(Device({PACKED: 150.0}, {FactsAsked: 9.99}), Budget(10.0), stop_on=stop_on)
 
     assert [trial for trial in place.store.trials(1) if trial.outcome is not Outcome.CUT] == measured
     assert (again.why, again.exit_status, again.verdict) == (first.why, first.exit_status, first.verdict)
@@ -344,7 +353,7 @@ def test_what_was_said_of_another_space_does_not_stay(place: Place) -> None:
     """Where more is admissible now, here by more free memory, "everything was tried" is no longer true."""
     first = place.tune(Device({PACKED: 150.0}), Budget(blocks=0), free_bytes=TIGHT_BYTES)
     assert first.why == Stop.EVERYTHING.words
-    again = place.tune(Device({PACKED: 150.0}, {"facts": 9.99}), Budget(10.0))
+    again = place.tune(Device({PACKED: 150.0}, {FactsAsked: 9.99}), Budget(10.0))
 
     assert (first.admissible or 0) < (again.admissible or 0)
     assert again.why == Stop.BUDGET.words
@@ -536,7 +545,7 @@ def test_waiting_for_a_device_is_part_of_the_budget(tmp_path: Path, monkeypatch:
         bounded.graceful = False
         began = time.monotonic()
         with pytest.raises(BudgetSpent):
-            bounded.run({"op": "facts"}, 600.0)
+            bounded.run(CeilingsAsked(), 600.0)
         runner.close()
 
     assert time.monotonic() - began < 60  # of 600
@@ -601,18 +610,19 @@ class Failing(Device):
     contestant: Configuration = DEFAULT
     whole: bool = False
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Answer as a device does, but for the one."""
-        result = super().run(request, timeout_s)
-        asked = [Configuration.of(choices) for choices in request.get("contestants", ())]
-        if self.contestant not in asked:
-            return result
-        failure = {"outcome": Outcome.RUNTIME_ERROR, "reason": "made up to fail", "transient": self.whole}
+        answer = super().run(request, timeout_s)
+        if not isinstance(request, BlockAsked) or self.contestant not in request.contestants:
+            return answer
+        failure = Failure(outcome=Outcome.RUNTIME_ERROR, reason="made up to fail", transient=self.whole)
         if self.whole:
             return failure
-        cut = {"outcome": Outcome.CUT, "reason": "its block was broken off", "transient": False}
-        others = [cut] * len(asked) if self.contestant == DEFAULT else result["results"]
-        return {"results": [failure if c == self.contestant else found for c, found in zip(asked, others, strict=True)]}
+        assert isinstance(answer, BlockDone)
+        cut = Contested(came=Failure(outcome=Outcome.CUT, reason="its block was broken off"))
+        others = [cut] * len(request.contestants) if self.contestant == DEFAULT else answer.results
+        failed, pairs = Contested(came=failure), zip(request.contestants, others, strict=True)
+        return BlockDone(results=tuple(failed if each == self.contestant else found for each, found in pairs))
 
 
 @pytest.mark.parametrize("contestant", [DEFAULT, PACKED])

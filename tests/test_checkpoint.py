@@ -330,7 +330,7 @@ def test_pickle_is_loaded_where_it_is_allowed(tmp_path: Path) -> None:
     folder = made(tmp_path / "model", {"pytorch_model.bin": b"\x80\x02", "training_args.bin": b"\x80"})
     found = find_model(str(folder), allow_pickle=True)
 
-    assert found.request["allow_pickle"]
+    assert found.files.allow_pickle
     assert found.weights_digest == digest_of([folder / "pytorch_model.bin"])
     (folder / "model.safetensors").write_bytes(WHOLE)
     assert find_model(str(folder)).weights_digest == digest_of([folder / "model.safetensors"])

@@ -16,6 +16,8 @@ transformers = pytest.importorskip("transformers")
 from advisor.errors import BadInput  # noqa: E402
 from advisor.faces.cli import run  # noqa: E402
 from advisor.measure import worker  # noqa: E402
+from advisor.measure.messages import Gate, ReferenceAsked, Timing, TrialAsked, TrialDone  # noqa: E402
+from advisor.measure.stopping import Stopping  # noqa: E402
 from advisor.models.checkpoint import find_model  # noqa: E402
 from advisor.networks import facts_torch  # noqa: E402
 from advisor.nouns.configuration import Configuration  # noqa: E402
@@ -59,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model
 
 
 @pytest.fixture(scope="module")
-def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrialDone]:
     """Give what runs one configuration in a session with the gate and returns the worker's result.
 
     The facts and the reference of a model's output are the same whatever is judged by them: each is made once.
@@ -67,33 +69,30 @@ def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("references")
 
     @cache
-    def prepared(model: str, output: str, size: int | None) -> dict[str, Any]:
+    def prepared(model: str, output: str, size: int | None) -> ReferenceAsked:
         source = models[model]
         workload = Forward(LENGTHS, size, output)
         base = BASE if size is not None else BASE.replaced(batch="1")
-        request = {
-            "source": source.request,
-            "facts": facts_torch.read_facts(source.request, Forward((8,), 1, output).needs),
-            "workload": workload.payload,
-            "sample": workload.sample(),
-            "device": "cpu",
-            "uuid": "cpu",
-            "path": str(folder / f"{model}-{output}-{size}.pt"),
-            "measured": [],
-            "configuration": dict(base.replaced(attention="eager")),
-            "timing": {"stopping": {"least": 2, "most": 2}, "incumbent_s": None},
-        }
+        request = ReferenceAsked(
+            source=source.files,
+            facts=facts_of(source, output),
+            workload=workload,
+            sample=workload.sample(),
+            path=str(folder / f"{model}-{output}-{size}.pt"),
+            configuration=base.replaced(attention="eager"),
+        )
         worker.write_reference(worker.Session(lambda _: None), request)
         return request
 
     def run(
         model: str, output: str, size: int | None = 4, more: dict[str, str] | None = None, **choices: str
-    ) -> dict[str, Any]:
+    ) -> TrialDone:
         base, request = BASE if size is not None else BASE.replaced(batch="1"), prepared(model, output, size)
         session = worker.Session(lambda _: None)
-        gate = {"path": request["path"], "default": None, "is_default": False, "reference": "fp32", "known": {}}
+        gate = Gate(path=request.path, reference="fp32")
         configuration = base.replaced(**choices, **(more or {}))
-        return worker.run_trial(session, {**request, "gate": gate, "configuration": dict(configuration)})
+        timing = Timing(stopping=Stopping(least=2, most=2))
+        return worker.run_trial(session, TrialAsked.of(request, gate=gate, timing=timing, configuration=configuration))
 
     return run
 
@@ -103,14 +102,14 @@ def judged(models: dict[str, ModelSource], tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
 @pytest.mark.parametrize("model", ["bert", "roberta"])
 def test_encoders_are_right_in_every_batching(
-    judged: Callable[..., dict[str, Any]], model: str, output: str, attention: str, packing: str
+    judged: Callable[..., TrialDone], model: str, output: str, attention: str, packing: str
 ) -> None:
     """Each sequence's hidden states, embedding or scores are those it has alone, and what was asked for is what ran."""
     result = judged(model, output, attention=attention, packing=packing)
 
-    assert result["outcome"] == Outcome.OK, (result["reason"], result.get("quality"))
-    assert result["alias"] == ""
-    assert result["quality"]["rms"] < 1e-5
+    assert result.outcome == Outcome.OK, (result.reason, result.quality)
+    assert result.alias == ""
+    assert result.quality.rms < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -124,46 +123,46 @@ def test_encoders_are_right_in_every_batching(
 )
 @pytest.mark.parametrize("output", ["hidden", "pooled", "scores"])
 def test_wrong_packing_of_encoders_is_caught(
-    judged: Callable[..., dict[str, Any]], model: str, output: str, packing: str
+    judged: Callable[..., TrialDone], model: str, output: str, packing: str
 ) -> None:
     """Rules P2, P8 and P19: what they refuse gives another output, and the gate says so for every kind of output."""
     result = judged(model, output, packing=packing)
 
-    assert result["outcome"] == Outcome.WRONG_OUTPUT
-    assert result["quality"]["rms"] > 0.1
+    assert result.outcome == Outcome.WRONG_OUTPUT
+    assert result.quality.rms > 0.1
 
 
 @pytest.mark.parametrize("packing", ["padded", "sorted"])
-def test_a_decoder_with_a_classification_head_is_right(judged: Callable[..., dict[str, Any]], packing: str) -> None:
+def test_a_decoder_with_a_classification_head_is_right(judged: Callable[..., TrialDone], packing: str) -> None:
     """A Llama with a head of two labels scores every sequence as it does alone."""
     result = judged("llama", "scores", packing=packing)
 
-    assert result["outcome"] == Outcome.OK
-    assert result["quality"]["kl"] < 1e-9
+    assert result.outcome == Outcome.OK
+    assert result.quality.kl < 1e-9
 
 
-def test_embeddings_keep_their_neighbours(judged: Callable[..., dict[str, Any]]) -> None:
+def test_embeddings_keep_their_neighbours(judged: Callable[..., TrialDone]) -> None:
     """The gate of embeddings counts the ten nearest that stay: all of a right batching's, not all of a wrong one's."""
-    right, wrong = (judged("bert", "pooled", packing=packing)["quality"] for packing in ("packed", "packed-no-mask"))
+    right, wrong = (judged("bert", "pooled", packing=packing).quality for packing in ("packed", "packed-no-mask"))
 
-    assert right["top10"] == 1.0
-    assert right["cosine"] > 0.999999
-    assert wrong["top10"] < 1.0
+    assert right.top10 == 1.0
+    assert right.cosine > 0.999999
+    assert wrong.top10 < 1.0
 
 
 @pytest.mark.parametrize("batch", ["1", "4", "16"])
-def test_batch_is_a_knob_where_it_is_left_open(judged: Callable[..., dict[str, Any]], batch: str) -> None:
+def test_batch_is_a_knob_where_it_is_left_open(judged: Callable[..., TrialDone], batch: str) -> None:
     """With --batch auto the worker forms batches of the size chosen, and reads that size back from the calls."""
     result = judged("bert", "pooled", None, {"batch": batch})
 
-    assert result["outcome"] == Outcome.OK
-    assert result["effective"]["batch"] == batch
-    assert result["reading"]["inputs"]["rows"] == min(int(batch), len(LENGTHS))
+    assert result.outcome == Outcome.OK
+    assert result.effective["batch"] == batch
+    assert result.reading["inputs"]["rows"] == min(int(batch), len(LENGTHS))
 
 
 def facts_of(source: ModelSource, output: str) -> ModelFacts:
     """Read a model's facts as the worker does."""
-    return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, output).needs))
+    return ModelFacts.of(facts_torch.read_facts(source.files, Forward((8,), 1, output).needs))
 
 
 def in_order(names: dict[str, Any]) -> list[torch.Tensor]:

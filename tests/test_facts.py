@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from advisor.errors import BadInput  # noqa: E402
 from advisor.knobs import choice_of  # noqa: E402
+from advisor.measure.messages import Subject  # noqa: E402
 from advisor.measure.session_torch import loaded, runtime_of  # noqa: E402
 from advisor.models.beside import read_beside  # noqa: E402
 from advisor.models.checkpoint import find_model  # noqa: E402
@@ -95,7 +96,7 @@ def read(tmp_path: Path) -> Callable[..., ModelFacts]:
     def facts(kind: str, output: str = "", **entries: Any) -> ModelFacts:
         source = written(tmp_path, kind, **entries)
         asked = output or default_output(source.config)
-        return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, asked).needs))
+        return ModelFacts.of(facts_torch.read_facts(source.files, Forward((8,), 1, asked).needs))
 
     return facts
 
@@ -194,7 +195,7 @@ def test_modules_that_are_not_served_are_said(tmp_path: Path, listed: list[tuple
     with pytest.raises(BadInput, match="served"):
         refuse_unpooled(source, "pooled")
     with pytest.raises(BadInput, match="served"):
-        facts_torch.read_facts(source.request, Forward((8,), 1, "pooled").needs)
+        facts_torch.read_facts(source.files, Forward((8,), 1, "pooled").needs)
     refuse_unpooled(source, "hidden")
 
 
@@ -209,7 +210,7 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
     save_file({"linear.weight": dense, "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
     save_file({"norm.weight": scale, "norm.bias": bias}, tmp_path / "3_LN" / "model.safetensors")
     source = find_model(str(tmp_path))
-    facts = ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, "pooled").needs))
+    facts = ModelFacts.of(facts_torch.read_facts(source.files, Forward((8,), 1, "pooled").needs))
     base = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
     workload = Forward((7, 12, 3), 3, "pooled")
     script = script_for(source, Configuration.of(base), workload, facts, "cpu")
@@ -220,9 +221,9 @@ def test_what_follows_the_pooling_is_measured_and_printed(tmp_path: Path) -> Non
 
     configuration = Configuration.of(base)
     choices = [choice_of(knob, name) for knob, name in configuration.items()]
-    request = {"source": source.request, "workload": workload.payload, "facts": facts.payload, "device": "cpu"}
-    model = loaded(request, configuration, load_torch.statements(choices))
-    runtime = runtime_of(request)
+    subject = Subject(source=source.files, facts=facts, workload=workload, configuration=configuration)
+    model = loaded(subject, configuration, "cpu", load_torch.statements(choices))
+    runtime = runtime_of(subject)
     with torch.inference_mode():
         for place, tokens in enumerate(names["sequences"]):
             hidden = model(input_ids=tokens[None]).last_hidden_state[0].mean(0)
@@ -239,7 +240,7 @@ def test_two_models_of_one_shape_keep_their_own_pooling(tmp_path: Path) -> None:
         (tmp_path / name / "1_Pooling").mkdir(parents=True)
         (tmp_path / name / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": name}))
     sources = {name: written(tmp_path / name, "bert", architectures=["BertModel"], **SHAPE) for name in ("mean", "cls")}
-    facts = ModelFacts.of(facts_torch.read_facts(sources["mean"].request, Forward((8,), 1, "pooled").needs))
+    facts = ModelFacts.of(facts_torch.read_facts(sources["mean"].files, Forward((8,), 1, "pooled").needs))
 
     assert sources["mean"].architecture_key == sources["cls"].architecture_key
     assert facts.for_source(sources["mean"], classifies=False).pooling == "mean"
@@ -250,10 +251,10 @@ def test_what_the_key_leaves_out_is_the_models_own(tmp_path: Path) -> None:
     """Where positions begin and whether a classifier can pad depend on pad_token_id, which is not in the key."""
     roberta = written(tmp_path / "a", "roberta", pad_token_id=1, **SHAPE)
     other = written(tmp_path / "b", "roberta", pad_token_id=0, **SHAPE)
-    facts = ModelFacts.of(facts_torch.read_facts(roberta.request, Forward((8,), 1, "pooled").needs))
+    facts = ModelFacts.of(facts_torch.read_facts(roberta.files, Forward((8,), 1, "pooled").needs))
     llama = written(tmp_path / "c", "llama", pad_token_id=0, **GQA)
     unpadded = written(tmp_path / "d", "llama", **GQA)
-    scores = ModelFacts.of(facts_torch.read_facts(llama.request, Forward((8,), 1, "scores").needs))
+    scores = ModelFacts.of(facts_torch.read_facts(llama.files, Forward((8,), 1, "scores").needs))
 
     assert roberta.architecture_key == other.architecture_key
     assert (facts.position_offset, facts.for_source(other, classifies=False).position_offset) == (2, 1)
@@ -432,7 +433,7 @@ def test_useful_operations_are_never_more_than_torch_counts(
 
     facts, tokens = read(kind, "all-logits", **COUNTED[kind]), 48
     source = find_model(str(tmp_path / "config.json"))
-    config = config_torch.config_of(source.request)
+    config = config_torch.config_of(source.files)
     moe = {"experts_implementation": "eager"} if facts.experts else {}  # the counter sees no grouped products
     model = getattr(transformers, facts.logits_class).from_config(config, attn_implementation="eager", **moe).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -475,7 +476,7 @@ def test_the_defaults_dtype_is_transformers_own(tmp_path: Path) -> None:
     source = find_model(str(tmp_path / "m"))
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "m")
 
-    facts = facts_torch.read_facts(source.request, Forward((8,), 1, "hidden").needs)
+    facts = facts_torch.read_facts(source.files, Forward((8,), 1, "hidden").needs)
     assert facts["checkpoint_dtype"] == "bfloat16" == str(loaded.config.dtype).removeprefix("torch.")
     assert source.architecture_key != find_model(str(tmp_path / "m" / "config.json")).architecture_key
 
@@ -486,18 +487,18 @@ def test_only_the_weights_that_are_loaded_count(tmp_path: Path) -> None:
     size = (tmp_path / "model.safetensors").stat().st_size
     (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
 
-    facts = facts_torch.read_facts(find_model(str(tmp_path)).request, Forward((8,), 1, "hidden").needs)
+    facts = facts_torch.read_facts(find_model(str(tmp_path)).files, Forward((8,), 1, "hidden").needs)
     assert facts["parameter_bytes"] == size
 
 
 def test_a_quantised_config_without_weights_is_drawn_unquantised_and_says_so(tmp_path: Path) -> None:
     """Nothing of a quantised checkpoint's speed is claimed where its weights were drawn in the config's dtype."""
     source = written(tmp_path, "llama", **GQA, dtype="bfloat16", quantization_config={"quant_method": "fp8"})
-    facts = facts_torch.read_facts(source.request, Forward((8,), 1, "last-logits").needs)
+    facts = facts_torch.read_facts(source.files, Forward((8,), 1, "last-logits").needs)
 
     assert (facts["prequantized"], facts["checkpoint_dtype"]) == (None, "bfloat16")
     assert any("UNQUANTISED" in note for note in notes_on(source))
-    assert not hasattr(config_torch.config_of(source.request), "quantization_config")
+    assert not hasattr(config_torch.config_of(source.files), "quantization_config")
 
 
 def test_code_that_a_model_brings_is_noted_or_refused(tmp_path: Path) -> None:
@@ -520,7 +521,7 @@ def test_a_hub_kernel_is_not_loaded_on_a_configs_word(tmp_path: Path, asked: Any
     source = written(tmp_path, "llama", _attn_implementation=asked, **GQA)
 
     assert any("code from the hub" in note for note in notes_on(source))
-    assert facts_torch.read_facts(source.request, Forward((8,), 1, "hidden").needs)["default_attention"] in (
+    assert facts_torch.read_facts(source.files, Forward((8,), 1, "hidden").needs)["default_attention"] in (
         "sdpa",
         "eager",
     )

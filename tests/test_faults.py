@@ -29,7 +29,6 @@ from advisor.measure.runner import LocalRunner, read_facts
 from advisor.measure.worker import TEXT_LIMIT
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Trial
@@ -137,7 +136,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
     """Open the study and run its faults on two devices at once: workers can share a study, and it takes half as long."""
     runner = LocalRunner(job.machine)
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": Forward((8,), 1).payload}))
+    facts = read_facts(runner, job.source, Forward((8,), 1))
     runner.close()
     environment = job.machine.environment
     space = build_space(facts, job.workload, environment, job.objective, job.machine.free_bytes)

@@ -134,7 +134,7 @@ def judged_right(place: Path, calibration: ModuleType, workloads: list[Forward])
     """Return what the gate says of every right configuration on each workload."""
     runner = LocalRunner(replace(probe.machine("cpu"), uuid="cpu-test-calibration"))
     try:
-        gate = calibration.Gate(runner, find_model(str(CAUSAL)), place)
+        gate = calibration.Gated(runner, find_model(str(CAUSAL)), place)
         return list(calibration.calibrate(gate, workloads, calibration.right_ones()))
     finally:
         runner.close()

@@ -19,6 +19,7 @@ transformers = pytest.importorskip("transformers")
 from advisor.knobs.attention.fp32_torch import flash_in_fp32  # noqa: E402
 from advisor.measure import figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
 from advisor.measure.gate import figures_found, known_figures, layout_request  # noqa: E402
+from advisor.measure.messages import Gate, ReferenceAsked, ReferenceWritten  # noqa: E402
 from advisor.measure.session_torch import Session  # noqa: E402
 from advisor.models.checkpoint import find_model  # noqa: E402
 from advisor.networks import facts_torch  # noqa: E402
@@ -104,39 +105,39 @@ class Bench:
         batch: int = 4,
     ) -> None:
         """Write the reference."""
-        self.facts = facts_torch.read_facts(source.request, Forward((8,), 1, output).needs)
+        self.facts = ModelFacts.of(facts_torch.read_facts(source.files, Forward((8,), 1, output).needs))
         workload = Forward(lengths, batch, output)
         self.session = Session(lambda _: None)
-        self.request: dict[str, Any] = {
-            "source": source.request,
-            "facts": self.facts,
-            "workload": workload.payload,
-            "device": "cpu",
-            "uuid": "cpu",
-            "sample": workload.sample(self.facts["windows"]),
-            "path": str(folder / "reference.pt"),
-            "configuration": dict(BASE.replaced(precision=precision)),
-        }
-        self.reference = reference_torch.write_reference(self.session, self.request)
+        self.request = ReferenceAsked(
+            source=source.files,
+            facts=self.facts,
+            workload=workload,
+            sample=workload.sample(self.facts.windows),
+            path=str(folder / "reference.pt"),
+            configuration=BASE.replaced(precision=precision),
+        )
+        reference = reference_torch.write_reference(self.session, self.request)
+        assert isinstance(reference, ReferenceWritten)
+        self.reference = reference
 
     def figures(self, more: dict[str, Any] | None = None, **choices: str) -> Quality:
         """Return the figures of the base configuration with these choices."""
         configuration = BASE.replaced(**choices)
-        gate = {
-            "path": self.request["path"],
-            "reference": self.reference["words"],
-            "default": None,
-            "known": more or {},
-        }
+        gate = Gate(path=self.request.path, reference=self.reference.words, known=more or {})
         with torch.inference_mode():  # as a trial does
             self.session.load(self.request, configuration)
-            return figures_torch.figures_of(self.session, {**self.request, "gate": gate}, configuration)[0]
+            return figures_torch.figures_of(self.session, self.request, gate, configuration)[0]
 
     def wrong(self, **choices: str) -> str:
         """Return what is wrong with them."""
         ran = BASE.replaced(**choices)
         trial = Trial(1, ran, ran, Outcome.OK, quality=self.figures(**choices))
-        return "; ".join(wrong(trial, None, ModelFacts.of(self.facts)))
+        return "; ".join(wrong(trial, None, self.facts))
+
+
+def without_positions(facts: ModelFacts) -> ModelFacts:
+    """Return the facts of a class that takes no positions."""
+    return replace(facts, accepts=tuple(name for name in facts.accepts if name != "position_ids"))
 
 
 # ---------------------------------------------------------------------------------------------------- independence probe
@@ -231,7 +232,7 @@ def test_a_class_that_reads_its_pads_is_said_to(models: dict[str, Any], tmp_path
 def test_pads_that_are_found_by_their_id_are_probed_by_their_vectors(models: dict[str, Any], tmp_path: Path) -> None:
     """A class that counts its positions by the pad's id takes other ids for text: the vectors of its pads are changed."""
     bench = Bench(models["roberta"], "hidden", tmp_path)
-    bench.request["facts"] = {**bench.facts, "accepts": [a for a in bench.facts["accepts"] if a != "position_ids"]}
+    bench.request = bench.request.replaced(facts=without_positions(bench.facts))
     bench.session.batching = lambda *a: replace(Session.batching(bench.session, *a), left=True)  # type: ignore[method-assign]
     found = bench.figures()
 
@@ -292,7 +293,7 @@ def test_a_kernel_that_reads_pads_in_16_bits_alone_is_caught(
 def test_left_pads_without_positions_are_the_layouts_fault(models: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is read that should not be, and yet GPT-2 is wrong where pads on its left are counted: part 1b says so."""
     bench = Bench(models["gpt2"], "last-logits", tmp_path)
-    bench.request["facts"] = {**bench.facts, "accepts": [a for a in bench.facts["accepts"] if a != "position_ids"]}
+    bench.request = bench.request.replaced(facts=without_positions(bench.facts))
     right = bench.figures()
     assert right.layout is not None
     assert right.layout < LAYOUT_LIMIT  # without positions pads go to the right, where nothing reads them
@@ -350,7 +351,7 @@ def test_an_attention_that_is_another_function_is_the_layouts_fault(models: dict
     """Falcon with ALiBi can't be switched on a loaded model, and its sdpa is not its eager: bf16's floor hides it."""
     bench = Bench(models["falcon"], "last-logits", tmp_path)
 
-    assert not bench.facts["switches_attention"]
+    assert not bench.facts.switches_attention
     assert "its layout is wrong" in bench.wrong()
     assert bench.wrong(attention="eager") == ""
 
@@ -361,9 +362,9 @@ def test_a_probe_that_can_not_fail_is_void(models: dict[str, Any], tmp_path: Pat
     bench.session.load(bench.request, BASE)
     for parameter in bench.session.model.model.embed_tokens.parameters():
         torch.nn.init.zeros_(parameter)
-    gate = {"path": None, "reference": "", "default": None, "known": {"layout": 0.0}}
+    gate = Gate(path=None, reference="", known={"layout": 0.0})
     with torch.inference_mode():
-        found, _ = figures_torch.figures_of(bench.session, {**bench.request, "gate": gate}, BASE)
+        found, _ = figures_torch.figures_of(bench.session, bench.request, gate, BASE)
 
     assert found.probe_void == "a sequence's own tokens do not move its output"
 
@@ -513,7 +514,7 @@ def test_a_large_batch_is_judged_by_some_of_its_sequences(
     """Of a batch larger than MOST_COMPARED the reference holds some; a leak between documents is caught by those all the same."""
     monkeypatch.setattr(gate_torch, "MOST_COMPARED", 4)
     bench = Bench(models["llama"], "last-logits", tmp_path, batch=8)
-    values = torch.load(bench.request["path"], weights_only=True)["values"]
+    values = torch.load(bench.request.path, weights_only=True)["values"]
 
     assert set(values) == {"0", "7", "2", "3"}  # both ends, the shortest and the longest
     assert bench.wrong(packing="packed", attention="eager") == ""
@@ -524,7 +525,7 @@ def test_a_reference_is_in_fp32_whatever_the_checkpoint(models: dict[str, Any], 
     """A checkpoint in bf16 has a reference in fp32: the fp32 configuration is within its rounding, bf16 is not."""
     bench = Bench(models["llama"], "last-logits", tmp_path)
 
-    assert bench.reference["words"].startswith("fp32, eager")
+    assert bench.reference.words.startswith("fp32, eager")
     assert bench.figures(precision="fp32").rms < 1e-5
     assert bench.figures().rms > 1e-3
 

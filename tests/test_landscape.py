@@ -20,11 +20,24 @@ from made_models import LLAMA_1B
 
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS
-from advisor.measure.landscape import Landscape, ReplayRunner, read_landscapes
+from advisor.measure.landscape import Landscape, read_landscapes
+from advisor.measure.messages import (
+    CeilingsAsked,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    Gate,
+    ReferenceAsked,
+    Subject,
+    TrialAsked,
+    TrialDone,
+    Unjudged,
+)
+from advisor.measure.replay import ReplayRunner
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import TIE_ZONE, Measurement
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelFiles, ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import build_space
@@ -210,25 +223,36 @@ def test_same_rounds_are_drawn_of_every_metric() -> None:
 # ---------------------------------------------------------------------------------------------------------- the runner
 
 
-def request(configuration: Configuration, **other: object) -> dict[str, object]:
-    """Return a trial's request, as far as a replay looks."""
-    return {"op": "trial", "configuration": dict(configuration), "gate": {"path": "here"}, "measured": [], **other}
+def subject(configuration: Configuration) -> Subject:
+    """Return what is asked about."""
+    files = ModelFiles("/nowhere", "trained", "sha256:0", allow_pickle=False, has_tokenizer=False)
+    return Subject(source=files, facts=FACTS, workload=WORKLOAD, configuration=configuration)
+
+
+def trial_of(runner: ReplayRunner, configuration: Configuration, **other: object) -> TrialDone:
+    """Ask for a trial, with the gate where nobody says otherwise, and return what came of it."""
+    asked = {"gate": Gate(path="here", reference="fp32"), **other}
+    answer = runner.run(TrialAsked.of(subject(configuration), **asked), 60)
+    assert isinstance(answer, TrialDone)
+    return answer
 
 
 def test_replay_answers_as_a_worker() -> None:
     """Facts, the reference, a trial with its rounds, quality and peak; device seconds are counted, not spent."""
     runner, trial = ReplayRunner(LANDSCAPE), LANDSCAPE.trials[1]
 
-    assert ModelFacts.of(runner.run({"op": "facts"}, 60)) == FACTS
-    assert "outcome" not in runner.run({"op": "reference", "workload": WORKLOAD.payload}, 60)
-    result = runner.run(request(trial.requested), 60)
-    assert result["outcome"] is Outcome.OK
-    assert result["effective"] == dict(trial.requested)
-    assert len(result["rounds"]["wall_s"]) == len(result["rounds"]["gpu_s"]) == 10
-    assert len(result["rounds"]["figures"]["slowest_batch_s"]) == 10
-    assert Quality.of(result["quality"]) == QUALITY
-    assert result["peak_bytes"] == trial.peak_bytes
-    assert runner.run(request(trial.requested, gate=None), 60)["quality"] is None  # as in a confirmation
+    asked = subject(trial.requested)
+    assert runner.run(FactsAsked(source=asked.source, workload=WORKLOAD), 60) == FactsRead(facts=FACTS)
+    assert isinstance(runner.run(ReferenceAsked.of(asked, path="here"), 60), Unjudged)
+    done = trial_of(runner, trial.requested)
+    assert done.outcome is Outcome.OK
+    assert done.effective == trial.requested
+    assert done.rounds is not None
+    assert len(done.rounds.wall_s) == len(done.rounds.gpu_s) == 10
+    assert len(done.rounds.figures["slowest_batch_s"]) == 10
+    assert done.quality == QUALITY
+    assert done.peak_bytes == trial.peak_bytes
+    assert trial_of(runner, trial.requested, gate=None).quality is None  # as in a confirmation
     assert runner.spent_s == pytest.approx(2 * (trial.wall_s or 0) - (trial.load_s or 0))  # they were loaded already
 
 
@@ -256,13 +280,14 @@ def test_replay_fails_as_the_device_did() -> None:
     """A failure is told with its words; what was not recorded, or is no trial, fails and says so."""
     runner = ReplayRunner(LANDSCAPE)
     broken = next(trial for trial in LANDSCAPE.trials if trial.outcome.is_failure)
-    result = runner.run(request(broken.requested), 60)
+    failure = runner.run(TrialAsked.of(subject(broken.requested)), 60)
 
-    assert (result["outcome"], result["reason"]) == (Outcome.OUT_OF_MEMORY, "it is too large")
-    assert result["rounds"] is None
+    assert failure == Failure(outcome=Outcome.OUT_OF_MEMORY, reason="it is too large")
     unknown = Configuration.of({"attention": "none of ours"})
-    for asked in (request(unknown), {"op": "ceilings"}):
-        assert runner.run(asked, 60)["outcome"] is Outcome.LOAD_FAILED
+    for asked in (TrialAsked.of(subject(unknown)), CeilingsAsked()):
+        answer = runner.run(asked, 60)
+        assert isinstance(answer, Failure)
+        assert answer.outcome is Outcome.LOAD_FAILED
     assert [trial.requested for trial in runner.ran] == [broken.requested]
 
 
@@ -273,12 +298,12 @@ def test_replay_of_what_ran_as_something_else() -> None:
     trials = (default, alias, *LANDSCAPE.trials[2:])
     runner = ReplayRunner(replace(LANDSCAPE, trials=trials))
 
-    fresh = runner.run(request(other.requested), 60)
-    known = runner.run(request(other.requested, measured=[default.requested.key]), 60)
-    assert fresh["alias"] == known["alias"] == "asked for one, but the other ran"
-    assert fresh["rounds"]
-    assert known["rounds"] is None
-    assert known["effective"] == dict(default.requested)
+    fresh = trial_of(runner, other.requested)
+    known = trial_of(runner, other.requested, measured=(default.requested.key,))
+    assert fresh.alias == known.alias == "asked for one, but the other ran"
+    assert fresh.rounds
+    assert known.rounds is None
+    assert known.effective == default.requested
 
 
 def test_tune_runs_on_a_landscape(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from advisor.machine import probe
 from advisor.machine.leftovers import started
 from advisor.measure import launch
+from advisor.measure.messages import Ceilings, CeilingsAsked, FactsAsked, FactsRead, Failure
 from advisor.measure.runner import LocalRunner
 from advisor.models.checkpoint import find_model
 from advisor.nouns.trial import Outcome
@@ -26,11 +27,7 @@ from advisor.workloads.forward import Forward
 ROOT = Path(__file__).parents[1]
 
 #: What a worker is asked where only its process matters.
-FACTS: dict[str, Any] = {
-    "op": "facts",
-    "source": find_model(str(ROOT / "tests" / "models" / "causal")).request,
-    "workload": Forward((8,), 1).payload,
-}
+FACTS = FactsAsked(source=find_model(str(ROOT / "tests" / "models" / "causal")).files, workload=Forward((8,), 1))
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 
@@ -48,6 +45,13 @@ def runner() -> Iterator[LocalRunner]:
 def pids(runner: LocalRunner) -> list[int]:
     """Return the workers that said they were ready."""
     return [each["pid"] for each in runner.heard if each["event"] == "ready"]  # type: ignore[attr-defined]
+
+
+def failure(runner: LocalRunner, timeout_s: float = 60) -> Failure:
+    """Ask for facts that can't be had, and return what came of it."""
+    answer = runner.run(FACTS, timeout_s)
+    assert isinstance(answer, Failure)
+    return answer
 
 
 def parent_of(pid: int) -> int:
@@ -70,7 +74,7 @@ def test_every_fresh_process_is_another_fork_of_one_parent(runner: LocalRunner) 
     """A fresh process costs a fork, not an import."""
     parents = set()
     for _ in range(3):
-        assert runner.run(FACTS, 60)["parameters"]
+        assert isinstance(runner.run(FACTS, 60), FactsRead)
         parents.add(parent_of(pids(runner)[-1]))
         runner.restart()
     assert len(set(pids(runner))) == 3
@@ -114,7 +118,7 @@ def test_a_killed_worker_is_an_outcome_and_the_next_is_forked_again(runner: Loca
     os.kill(killed, signal.SIGSTOP)
     os.kill(killed, signal.SIGKILL)
     assert runner._process.wait(10) == -signal.SIGKILL
-    assert runner.run(FACTS, 60)["parameters"]
+    assert isinstance(runner.run(FACTS, 60), FactsRead)
     assert pids(runner)[-1] != killed
 
 
@@ -125,7 +129,7 @@ def test_a_killed_parent_takes_its_workers_along_and_another_is_started(runner: 
     worker = pids(runner)[-1]
     os.kill(parent_of(worker), signal.SIGKILL)
     assert gone(worker)
-    assert runner.run(FACTS, 60)["parameters"]
+    assert isinstance(runner.run(FACTS, 60), FactsRead)
     assert pids(runner)[-1] != worker
 
 
@@ -136,7 +140,7 @@ def test_a_worker_whose_parent_is_killed_has_run_out_of_memory(runner: LocalRunn
     worker = pids(runner)[-1]
     os.kill(worker, signal.SIGSTOP)
     os.kill(parent_of(worker), signal.SIGKILL)
-    assert runner.run(FACTS, 60)["outcome"] in (Outcome.OUT_OF_MEMORY, Outcome.RUNTIME_ERROR)
+    assert failure(runner).outcome in (Outcome.OUT_OF_MEMORY, Outcome.RUNTIME_ERROR)
 
 
 @pytest.mark.slow
@@ -159,7 +163,7 @@ def test_a_killed_tune_leaves_neither_parent_nor_worker() -> None:
     code = (
         "from advisor.machine import probe; from advisor.measure.runner import LocalRunner\n"
         "runner = LocalRunner(probe.machine('cpu'), lambda m: print(m['pid'], flush=True) if 'pid' in m else None)\n"
-        f"runner.run({FACTS!r}, 60)\ninput()"
+        "from advisor.measure.messages import CeilingsAsked\nrunner.run(CeilingsAsked(), 60)\ninput()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     tune = subprocess.Popen(
@@ -210,9 +214,9 @@ def test_what_can_not_be_imported_is_the_workers_to_say(
     """The warm parent fails first; the worker that is spawned then says why."""
     (tmp_path / "transformers.py").write_text("raise ImportError('made to fail')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
-    result = runner.run(FACTS, 60)
-    assert result["outcome"] == Outcome.LOAD_FAILED
-    assert "made to fail" in result["reason"]
+    answer = failure(runner)
+    assert answer.outcome is Outcome.LOAD_FAILED
+    assert "made to fail" in answer.reason
 
 
 @pytest.mark.gpu
@@ -222,7 +226,9 @@ def test_twenty_forks_each_run_a_product_on_the_gpu() -> None:
     runner = LocalRunner(probe.machine(None))
     try:
         for _ in range(20):
-            assert runner.run({"op": "ceilings"}, 120)["matmul_bf16_per_s"] > 0
+            answer = runner.run(CeilingsAsked(), 120)
+            assert isinstance(answer, Ceilings)
+            assert answer.reached["matmul_bf16_per_s"] > 0
             assert isinstance(runner._process, launch.Forked)
             runner.restart()
     finally:
@@ -244,7 +250,7 @@ def test_a_start_that_is_interrupted_confuses_nobody(runner: LocalRunner, monkey
         with pytest.raises(KeyboardInterrupt):
             launch._forked(launch._parents[-1], dict(os.environ), 2, [])
     for _ in range(2):
-        assert runner.run(FACTS, 60)["parameters"]
+        assert isinstance(runner.run(FACTS, 60), FactsRead)
         assert runner._process is not None
         assert runner._process.pid == pids(runner)[-1]
         assert runner._process.poll() is None
@@ -268,12 +274,12 @@ def test_an_import_counts_into_the_deadline(runner: LocalRunner, monkeypatch: py
     """Nobody waits for an import longer than for what is asked; it goes on, and who asks again finds it done."""
     monkeypatch.setenv("ADVISOR_OF_ANOTHER_TEST", "deadline")
     began = time.monotonic()
-    result = runner.run(FACTS, 0.2)
+    answer = failure(runner, 0.2)
 
-    assert result["outcome"] == Outcome.TIMEOUT
-    assert "were not imported" in result["reason"]
+    assert answer.outcome is Outcome.TIMEOUT
+    assert "were not imported" in answer.reason
     assert time.monotonic() - began < 2
-    assert runner.run(FACTS, 120)["parameters"]
+    assert isinstance(runner.run(FACTS, 120), FactsRead)
 
 
 def test_what_no_worker_needs_is_not_imported(tmp_path: Path) -> None:

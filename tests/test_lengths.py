@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,8 @@ def test_the_rows_can_be_found_again(tmp_path: Path, source: ModelSource) -> Non
     numbers = [int(entry.text.rsplit(" ", 1)[1]) for entry in entries]
 
     assert [len(entry.text) for entry in entries] == [5 * n + 1 + len(f"end {n}") for n in numbers]
-    assert digest == found.texts["digest"]
-    json.dumps(found.texts)
+    assert digest == found.texts.digest
+    json.dumps(asdict(found.texts))
     written(tmp_path, "a.csv", table + '999,"more"\n')
     assert entries_of(found.texts, Sent.PLAIN)[1] == digest
     written(tmp_path, "a.csv", table.replace(f"end {numbers[3]}", f"eNd {numbers[3]}"))

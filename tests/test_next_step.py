@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from advisor.measure.messages import TrialDone
 from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -272,9 +273,9 @@ def test_a_trial_may_take_what_is_not_set_aside() -> None:
 def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
     """Asked for another configuration, but one that was measured ran: its speed counts, and that it was right does too."""
     there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5), peak_bytes=40 * 2**30))
-    result = {"outcome": "ok", "effective": dict(PACKED), "alias": "asked for sorted, but packed ran", "rounds": None}
+    done = TrialDone(outcome=Outcome.OK, effective=PACKED, alias="asked for sorted, but packed ran")
 
-    trial = attempt.told(there, SORTED, 2, "search", None, result)
+    trial = attempt.told(there, SORTED, 2, "search", None, done)
 
     assert (trial.requested, trial.ran, trial.reused_from) == (SORTED, PACKED, 1)
     assert trial.value("tokens_per_s") == 150.0

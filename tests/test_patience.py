@@ -19,6 +19,7 @@ import pytest
 from advisor.errors import AdvisorError, StoreError, Unreachable
 from advisor.machine import leftovers
 from advisor.machine.leftovers import lock_folder, mark, open_lock, started, sweep, working_folder
+from advisor.measure.messages import CeilingsAsked
 from advisor.measure.runner import LocalRunner
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -196,7 +197,7 @@ def test_a_lock_that_cant_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(
         AdvisorError, match=r"advisor-cpu.lock can't be opened: No such file or directory \(remove it, or"
     ):
-        runner.run({"op": "facts"}, 1.0)
+        runner.run(CeilingsAsked(), 1.0)
 
 
 def test_when_a_process_started_tells_it_from_the_next() -> None:

@@ -76,7 +76,7 @@ def one_thread() -> Iterator[None]:
 
 def facts_of(source: ModelSource, output: str = "last-logits") -> ModelFacts:
     """Read a model's facts as the worker does."""
-    return ModelFacts.of(facts_torch.read_facts(source.request, Forward((8,), 1, output).needs))
+    return ModelFacts.of(facts_torch.read_facts(source.files, Forward((8,), 1, output).needs))
 
 
 FACTS = facts_of(SOURCE)
@@ -266,7 +266,7 @@ def test_random_weights_are_those_that_were_measured(precision: str) -> None:
     drawn = namespace_of(shipped(configuration, source=source))["model"]
     names = load_torch.statements([choice_of(knob, name) for knob, name in configuration.items()])
     state = torch.get_rng_state()
-    measured = load_torch.load(source.request, configuration, "cpu", WORKLOAD.needs, names)
+    measured = load_torch.load(source.files, configuration, "cpu", WORKLOAD.needs, names)
     assert torch.equal(torch.get_rng_state(), state)
 
     assert drawn.dtype == measured.dtype == getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision])

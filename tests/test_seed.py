@@ -11,20 +11,34 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from advisor.errors import BadInput
 from advisor.machine import probe
-from advisor.measure.landscape import one_by_one
+from advisor.measure.messages import (
+    Answer,
+    BlockAsked,
+    Ceilings,
+    CeilingsAsked,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    ReferenceAsked,
+    Request,
+    Rounds,
+    TrialAsked,
+    TrialDone,
+    Unjudged,
+)
+from advisor.measure.replay import one_by_one
 from advisor.measure.runner import LocalRunner
 from advisor.models.checkpoint import find_model
-from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget
+from advisor.nouns.trial import Outcome, Quality
 from advisor.seed import reproduce_seed, seed, seed_report
 from advisor.seed.seed import Case
 from advisor.seed.seed_result import CaseResult
@@ -77,35 +91,40 @@ class MadeUp:
     broken: tuple[str, ...] = ()
     runs: dict[str, int] = field(default_factory=dict)
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002
+    def run(self, request: Request, timeout_s: float) -> Answer:  # noqa: ARG002
         """Answer a request."""
-        answers = {"facts": FALCON.payload, "ceilings": {}, "reference": {"positions": 1}}
-        if request["op"] in answers:
-            return dict(answers[request["op"]])
-        if request["op"] == "block":
-            return one_by_one(self.run, request)
-        configuration = Configuration.of(request["configuration"])
-        if configuration["attention"] in self.broken:
-            return {"outcome": "runtime_error", "reason": "made up to fail"}
-        key = json.dumps([dict(configuration), request["workload"]])
+        match request:
+            case FactsAsked():
+                return FactsRead(facts=FALCON)
+            case CeilingsAsked():
+                return Ceilings(reached={})
+            case ReferenceAsked():
+                return Unjudged(why="it is made up")
+            case BlockAsked():
+                return one_by_one(self.run, request)
+        assert isinstance(request, TrialAsked)
+        if request.configuration["attention"] in self.broken:
+            return Failure(outcome=Outcome.RUNTIME_ERROR, reason="made up to fail")
+        return self._trial(request)
+
+    def _trial(self, request: TrialAsked) -> TrialDone:
+        configuration = request.configuration
+        key = json.dumps([dict(configuration), request.workload.payload])
         self.runs[key] = self.runs.get(key, 0) + 1
-        speed = self.speeds[max(request["workload"]["lengths"])].get(configuration["attention"], 0.5)
+        speed = self.speeds[max(request.workload.lengths)].get(configuration["attention"], 0.5)
         speed *= 1.3 if configuration["packing"] == "packed" else 1.0
-        seconds = [(1 + 0.01 * (self.runs[key] % 2)) / speed] * 5
-        quality = {"rms": 0.01, "maximum": 0.1, "kl": 1e-4, "top1": 1.0, "positions": 1, "reference": "fp32, eager"}
-        return {
-            "outcome": "ok",
-            "reason": "",
-            "effective": dict(configuration),
-            "load_s": 1.0,
-            "first_call_s": 1.0,
-            "peak_bytes": 2**30,
-            "weight_bytes": 2**30,
-            "quality": quality if request["gate"] else None,
-            "alias": "",
-            "reading": {"operators": list(self.operators)},
-            "rounds": {"wall_s": seconds, "gpu_s": seconds, "slowest_s": seconds, "states": [], "discarded": []},
-        }
+        seconds = ((1 + 0.01 * (self.runs[key] % 2)) / speed,) * 5
+        return TrialDone(
+            outcome=Outcome.OK,
+            effective=configuration,
+            load_s=1.0,
+            first_call_s=1.0,
+            peak_bytes=2**30,
+            weight_bytes=2**30,
+            quality=Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager") if request.gate else None,
+            reading={"operators": list(self.operators)},
+            rounds=Rounds(wall_s=seconds, gpu_s=seconds, slowest_s=seconds),
+        )
 
     def restart(self) -> None:
         """Nothing is held."""

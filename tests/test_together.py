@@ -22,7 +22,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from advisor.errors import Unreachable
-from advisor.measure.landscape import Landscape, ReplayRunner
+from advisor.measure.landscape import Landscape
+from advisor.measure.messages import Answer, BlockAsked, Request, TrialAsked
+from advisor.measure.replay import ReplayRunner
 from advisor.nouns.environment import Machine
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective
@@ -89,14 +91,14 @@ def script() -> ModuleType:
 class Slow(ReplayRunner):
     """A replay whose trials take a little while, and which calls what is given before each."""
 
-    def __init__(self, landscape: Landscape, before: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, landscape: Landscape, before: Callable[[TrialAsked | BlockAsked], None]) -> None:
         """Replay this landscape."""
         super().__init__(landscape)
         self._before = before
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Answer as the landscape does, after a while."""
-        if request["op"] in ("trial", "block"):
+        if isinstance(request, (TrialAsked, BlockAsked)):
             self._before(request)
             time.sleep(0.01)
         return super().run(request, timeout_s)
@@ -139,8 +141,9 @@ def test_tunes_in_threads_share_a_study(database_url: str, job_on: Callable[...,
     """As a daemon would run them, in one process: each is its own owner, each block is of one device, nothing is run twice."""
     ran: list[str] = []
 
-    def note(request: Mapping[str, Any]) -> None:
-        ran.append(json.dumps([request["configuration"]] if request["op"] == "trial" else request["contestants"]))
+    def note(request: TrialAsked | BlockAsked) -> None:
+        is_block = isinstance(request, BlockAsked)
+        ran.append(" ".join(each.key for each in (request.contestants if is_block else [request.configuration])))
 
     def run(device: int) -> None:
         with Store.open(database_url, write=True) as store:
@@ -198,7 +201,7 @@ def test_who_was_not_heard_of_is_told_and_goes_on(
     heard: list[Mapping[str, Any]] = []
     taken: list[Trial] = []
 
-    def asleep(_: Mapping[str, Any]) -> None:
+    def asleep(_: TrialAsked | BlockAsked) -> None:
         if taken:
             return
         engine = create_engine(with_driver(database_url))
@@ -228,7 +231,7 @@ def test_a_tune_waits_for_what_others_run_and_says_so(
 
     with Store.open(sqlite_url, write=True) as store, ThreadPoolExecutor(1) as pool:
 
-        def join(_: Mapping[str, Any]) -> None:
+        def join(_: TrialAsked | BlockAsked) -> None:
             if not asked.joined:
                 asked.joined = True
                 asked.other = pool.submit(tune, job_on("GPU-1"), store, ReplayRunner(landscape), heard.append)

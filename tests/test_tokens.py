@@ -7,21 +7,22 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from advisor.errors import AdvisorError, BadInput
 from advisor.machine import probe
+from advisor.measure.messages import Subject
 from advisor.measure.runner import LocalRunner
 from advisor.models.checkpoint import find_model
 from advisor.models.lengths import lengths_from
 from advisor.models.tokenizing import FILES, has_tokenizer
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.entry import Sent
+from advisor.nouns.entry import Sent, Texts
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.trial import Outcome
+from advisor.show.support import LLAMA
 from advisor.storage.store import Store
 from advisor.study.tune import tune
 from advisor.study.tuning import Job
@@ -34,9 +35,11 @@ MODELS = Path(__file__).parent / "models"
 CAUSAL, ENCODER = str(MODELS / "causal"), str(MODELS / "encoder")
 
 
-def request_of(source: ModelSource, texts: Any = None, vocabulary: int = 2048) -> dict[str, Any]:
+def subject_of(source: ModelSource, texts: Texts | None = None, vocabulary: int = 2048) -> Subject:
     """Return what the worker is told of tokens."""
-    return {"source": source.request, "facts": {"vocabulary": vocabulary}, "texts": texts}
+    work, default = Forward((8,), 1), Configuration.of({"attention": "sdpa"})
+    facts = replace(LLAMA, vocabulary=vocabulary)
+    return Subject(source=source.files, facts=facts, workload=work, configuration=default, texts=texts)
 
 
 def test_the_users_own_texts_are_run_as_they_are_sent(tmp_path: Path) -> None:
@@ -46,29 +49,29 @@ def test_the_users_own_texts_are_run_as_they_are_sent(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text, "id": n}) + "\n" for n, text in enumerate(texts)))
     found = lengths_from(str(file), source, 24, sent=Sent.PLAIN)
-    request = request_of(source, found.texts)
+    subject = subject_of(source, found.texts)
     wanted = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in texts]
 
-    assert [ids.tolist() for ids in tokens_torch.tokens_of(request, Forward(found.lengths, 2, "hidden"))] == wanted
+    assert [ids.tolist() for ids in tokens_torch.tokens_of(subject, Forward(found.lengths, 2, "hidden"))] == wanted
     part = Forward((found.lengths[2], found.lengths[1]), 2, "hidden")
-    assert [ids.tolist() for ids in tokens_torch.tokens_of(request, part)] == [wanted[2], wanted[1]]
-    assert str(tmp_path) not in tokens_torch.words_of(request)
-    assert "4 of your own texts" in tokens_torch.words_of(request)
+    assert [ids.tolist() for ids in tokens_torch.tokens_of(subject, part)] == [wanted[2], wanted[1]]
+    assert str(tmp_path) not in tokens_torch.words_of(subject)
+    assert "4 of your own texts" in tokens_torch.words_of(subject)
 
 
 def test_a_file_that_changed_is_not_run(tmp_path: Path) -> None:
     """Where the rows are no longer those that were counted, that is told, whatever they became."""
     source, file = find_model(CAUSAL), tmp_path / "a.txt"
     file.write_text("one\ntwo words\n")
-    request = request_of(source, lengths_from(str(file), source, 2048).texts)
-    workload = Forward(tuple(request["texts"]["lengths"]), 2)
+    subject = subject_of(source, lengths_from(str(file), source, 2048).texts)
+    workload = Forward(subject.texts.lengths, 2)
     for content in ("one\ntwo wordz\n", "on\n\n", ""):
         file.write_text(content)
         with pytest.raises(BadInput, match="has changed since"):
-            tokens_torch.tokens_of(request, workload)
+            tokens_torch.tokens_of(subject, workload)
     file.unlink()
     with pytest.raises(BadInput, match="No such file"):
-        tokens_torch.tokens_of(request, workload)
+        tokens_torch.tokens_of(subject, workload)
 
 
 @pytest.mark.parametrize("path", [CAUSAL, ENCODER])
@@ -78,7 +81,7 @@ def test_the_bundled_text_has_the_tokenizers_special_tokens(path: str) -> None:
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     place = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     lengths = (9, 30, 3000, 5, 2, 1)
-    tokens = [t.tolist() for t in tokens_torch.tokens_of(request_of(find_model(path)), Forward(lengths, 2, "hidden"))]
+    tokens = [t.tolist() for t in tokens_torch.tokens_of(subject_of(find_model(path)), Forward(lengths, 2, "hidden"))]
 
     assert tuple(map(len, tokens)) == lengths
     for ids in tokens[:4]:
@@ -93,12 +96,12 @@ def test_tokens_are_drawn_anew_for_another_model_or_other_texts(tmp_path: Path) 
     for number, text in enumerate(("one two\none two\n", "two one\ntwo one\n")):
         file = tmp_path / f"{number}.txt"
         file.write_text(text)
-        keys.add(tokens_torch.key_of(request_of(source, lengths_from(str(file), source, 2048).texts), workload))
-    others = [request_of(source), request_of(source, vocabulary=3000), request_of(replace(source, path=ENCODER))]
-    keys |= {tokens_torch.key_of(request, workload) for request in others}
+        keys.add(tokens_torch.key_of(subject_of(source, lengths_from(str(file), source, 2048).texts), workload))
+    others = [subject_of(source), subject_of(source, vocabulary=3000), subject_of(replace(source, path=ENCODER))]
+    keys |= {tokens_torch.key_of(subject, workload) for subject in others}
 
     assert len(keys) == 5
-    assert tokens_torch.key_of(request_of(source), workload) in keys
+    assert tokens_torch.key_of(subject_of(source), workload) in keys
 
 
 @pytest.mark.parametrize("case", ["smaller embedding", "a pad token beyond"])
@@ -150,7 +153,7 @@ def test_gate_and_timing_use_the_texts_and_say_so(tmp_path: Path) -> None:
     assert trial.outcome is Outcome.OK
     assert isinstance(trial.requested, Configuration)
     assert trial.quality is not None
-    assert f"4 of your own texts (digest {found.texts['digest']})" in trial.quality.reference
+    assert f"4 of your own texts (digest {found.texts.digest})" in trial.quality.reference
     stored = b"".join(file.read_bytes() for file in tmp_path.glob("x.db*"))
     assert not any(word in stored for word in (b"secret-name", b"zebra", str(tmp_path).encode() + b"/s"))
 

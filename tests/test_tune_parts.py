@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.errors import BadInput, NothingAdmissible
+from advisor.measure.messages import Rounds
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import Measurement
@@ -203,14 +204,7 @@ def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
 
 def test_rounds_become_the_metrics_of_their_workload() -> None:
     """Speeds are of useful tokens; embeddings have sequences a second too; energy is there where it was read."""
-    rounds = {
-        "wall_s": [2.0, 4.0],
-        "gpu_s": [0.0, 0.0],
-        "slowest_s": [1.5, 3.0],
-        "states": [],
-        "discarded": [],
-        "joules": 48.0,
-    }
+    rounds = Rounds(wall_s=(2.0, 4.0), gpu_s=(0.0, 0.0), slowest_s=(1.5, 3.0), joules=48.0)
     found = {m.metric: m for m in measurements_of(Forward((64, 32), 2, "pooled"), rounds, "search")}
 
     assert found["tokens_per_s"].samples == (48.0, 24.0)

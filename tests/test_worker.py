@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -12,25 +11,39 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pytest
 import torch
 
 from advisor.machine import probe
+from advisor.measure.lines import Message
+from advisor.measure.messages import (
+    Done,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    Gate,
+    Request,
+    Timing,
+    TrialAsked,
+    TrialDone,
+    decode_event,
+    numbered,
+)
 from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.stopping import Stopping
 from advisor.measure.timing_torch import (
     EARLY_STOP_RATIO,
     EARLY_STOP_S,
     MOST_WARMING,
-    Rounds,
-    Stopping,
+    Taken,
     _clearly_slower,
     _is_warm,
     busy_share,
 )
-from advisor.measure.worker import _finite
 from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.nouns.model import ModelFacts
@@ -42,7 +55,15 @@ CAUSAL = ROOT / "tests" / "models" / "causal"
 FAULTS = ROOT / "tests" / "faults"
 SHAPES = ROOT / "benchmarks" / "shapes"
 WORKLOAD = Forward((16, 6, 12, 4), 2)
-FP32 = {"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"}
+FP32 = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+
+
+class Unknown(Message, tag_field="op", tag="no such operation", frozen=True, kw_only=True):
+    """What no worker can answer."""
+
+
+#: The same for a type checker.
+UNKNOWN = cast("Request", Unknown())
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +77,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def trial_request(facts: ModelFacts, **choices: str) -> dict[str, Any]:
+def trial_request(facts: ModelFacts, **choices: str) -> TrialAsked:
     """Return a request for a trial without the gate, over after three rounds."""
-    stopping = {"least": 3, "most": 3, "seconds": 1.0, "least_long": 3, "seconds_long": 1.0}
-    return {
-        "op": "trial",
-        "source": find_model(str(CAUSAL)).request,
-        "facts": facts.payload,
-        "workload": WORKLOAD.payload,
-        "gate_workload": WORKLOAD.payload,
-        "configuration": {**FP32, **choices},
-        "gate": None,
-        "measured": [],
-        "timing": {"stopping": stopping, "incumbent_s": None},
-    }
+    stopping = Stopping(least=3, most=3, seconds=1.0, least_long=3, seconds_long=1.0)
+    return TrialAsked(
+        source=find_model(str(CAUSAL)).files,
+        facts=facts,
+        workload=WORKLOAD,
+        configuration=FP32.replaced(**choices),
+        timing=Timing(stopping=stopping),
+    )
+
+
+def run_trial(runner: LocalRunner, request: TrialAsked, timeout_s: float = 60) -> TrialDone:
+    """Return what came of a trial that ran."""
+    answer = runner.run(request, timeout_s)
+    assert isinstance(answer, TrialDone), answer
+    return answer
 
 
 @pytest.mark.usefixtures("place")
@@ -81,45 +105,43 @@ def test_what_is_clearly_slower_is_not_gated() -> None:
     said: list[dict[str, Any]] = []
     runner = LocalRunner(probe.machine("cpu"), said.append)
     try:
-        facts = ModelFacts.of(
-            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
+        facts = read_facts(runner, find_model(str(CAUSAL)), Forward((8,), 1))
+        request = trial_request(facts).replaced(
+            workload=Forward((300,) * 16, 4), sample=tuple(range(4)), gate=Gate(path=None, reference="none")
         )
-        request = trial_request(facts)
-        request["workload"] = Forward((300,) * 16, 4).payload
-        request["sample"] = list(range(4))
-        request["gate"] = {"path": None, "reference": "none", "default": None, "is_default": False, "known": {}}
-        slow = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e-6}}, 60)
+        slow = run_trial(runner, request.replaced(timing=request.timing.replaced(incumbent_s=1e-6)))
         stages = [each["stage"] for each in said if each["event"] == "stage"]
         said.clear()
-        fast = runner.run({**request, "timing": {**request["timing"], "incumbent_s": 1e6}}, 60)
+        fast = run_trial(runner, request.replaced(timing=request.timing.replaced(incumbent_s=1e6)))
     finally:
         runner.close()
 
-    assert slow["outcome"] == Outcome.PRUNED
-    assert "times slower than the best so far after 2 rounds" in slow["reason"]
-    assert len(slow["rounds"]["wall_s"]) == 2
-    assert slow["peak_bytes"] > 0
-    assert "quality" not in slow
+    assert slow.outcome is Outcome.PRUNED
+    assert "times slower than the best so far after 2 rounds" in slow.reason
+    assert slow.rounds is not None
+    assert len(slow.rounds.wall_s) == 2
+    assert slow.peak_bytes is not None
+    assert slow.peak_bytes > 0
+    assert slow.quality is None
     assert "gate" not in stages
-    assert fast["outcome"] == Outcome.OK
-    assert len(fast["rounds"]["wall_s"]) >= 2
+    assert fast.outcome is Outcome.OK
+    assert fast.rounds is not None
+    assert len(fast.rounds.wall_s) >= 2
     assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
 
 
 @pytest.fixture(scope="module")
-def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
+def results(place: Path) -> Iterator[dict[str, TrialDone]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""
     runner = LocalRunner(probe.machine("cpu"))
     try:
-        facts = ModelFacts.of(
-            read_facts(runner, {"source": find_model(str(CAUSAL)).request, "workload": Forward((8,), 1).payload})
-        )
+        facts = read_facts(runner, find_model(str(CAUSAL)), Forward((8,), 1))
         worker = runner._process
         found = {
-            "first": runner.run(trial_request(facts), 60),
-            "attention": runner.run(trial_request(facts, attention="eager"), 60),
-            "packing": runner.run(trial_request(facts, attention="eager", packing="packed"), 60),
-            "precision": runner.run(trial_request(facts, precision="bf16"), 60),
+            "first": run_trial(runner, trial_request(facts)),
+            "attention": run_trial(runner, trial_request(facts, attention="eager")),
+            "packing": run_trial(runner, trial_request(facts, attention="eager", packing="packed")),
+            "precision": run_trial(runner, trial_request(facts, precision="bf16")),
         }
         assert runner._process is worker
         yield found
@@ -127,17 +149,17 @@ def results(place: Path) -> Iterator[dict[str, dict[str, Any]]]:
         runner.close()
 
 
-def test_weights_are_kept_while_attention_or_packing_changes(results: dict[str, dict[str, Any]]) -> None:
+def test_weights_are_kept_while_attention_or_packing_changes(results: dict[str, TrialDone]) -> None:
     """A change of attention or packing loads nothing: it takes less than a tenth of the time the weights took."""
-    loaded_s = results["first"]["load_s"]
+    loaded_s = results["first"].load_s
 
-    assert results["attention"]["load_s"] < loaded_s / 10
-    assert results["packing"]["load_s"] < loaded_s / 10
+    assert results["attention"].load_s < loaded_s / 10
+    assert results["packing"].load_s < loaded_s / 10
 
 
-def test_what_ran_is_read_back_from_the_model(results: dict[str, dict[str, Any]]) -> None:
+def test_what_ran_is_read_back_from_the_model(results: dict[str, TrialDone]) -> None:
     """After a switch on the loaded model, the attention read back and the operators launched are those asked for."""
-    first, switched, packed = (results[name]["reading"] for name in ("first", "attention", "packing"))
+    first, switched, packed = (results[name].reading for name in ("first", "attention", "packing"))
 
     assert first["attention"][""] == "sdpa"
     assert any("scaled_dot_product" in name for name in first["operators"])
@@ -145,32 +167,32 @@ def test_what_ran_is_read_back_from_the_model(results: dict[str, dict[str, Any]]
     assert not any("scaled_dot_product" in name for name in switched["operators"])
     assert packed["inputs"]["restarting_positions"]
     assert packed["inputs"]["rows"] == 1
-    assert all(result["alias"] == "" for result in results.values())
+    assert all(result.alias == "" for result in results.values())
 
 
-def test_precision_loads_the_weights_anew(results: dict[str, dict[str, Any]]) -> None:
+def test_precision_loads_the_weights_anew(results: dict[str, TrialDone]) -> None:
     """Another precision is another set of weights: read back as bf16, and half as large."""
-    reading = results["precision"]["reading"]
+    reading = results["precision"].reading
 
     assert set(reading["dtypes"]) == {"bfloat16"}
-    assert results["precision"]["weight_bytes"] == pytest.approx(results["first"]["weight_bytes"] / 2, rel=0.05)
-    assert results["precision"]["effective"]["precision"] == "bf16"
+    assert results["precision"].weight_bytes == pytest.approx(results["first"].weight_bytes / 2, rel=0.05)
+    assert results["precision"].effective["precision"] == "bf16"
 
 
-def test_result_holds_what_is_stored(results: dict[str, dict[str, Any]]) -> None:
+def test_result_holds_what_is_stored(results: dict[str, TrialDone]) -> None:
     """A trial brings its rounds in seconds with the state of the device after each, and its peak memory in bytes."""
     for result in results.values():
-        assert result["outcome"] == Outcome.OK
-        assert len(result["rounds"]["wall_s"]) == len(result["rounds"]["states"]) == 3
-        assert all(seconds > 0 for seconds in result["rounds"]["wall_s"])
-        assert result["peak_bytes"] > result["weight_bytes"]
-        assert result["first_call_s"] > 0
+        assert result.outcome is Outcome.OK
+        assert len(result.rounds.wall_s) == len(result.rounds.states) == 3
+        assert all(seconds > 0 for seconds in result.rounds.wall_s)
+        assert result.peak_bytes > result.weight_bytes
+        assert result.first_call_s > 0
 
 
 def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
     """When its parent's end of the pipe closes, a worker ends, also while a trial sleeps for ten minutes."""
     environment = {**os.environ, "ADVISOR_PLUGINS": "odd_choices", "PYTHONPATH": f"{ROOT}:{FAULTS}"}
-    source = find_model(str(CAUSAL)).request
+    source = find_model(str(CAUSAL)).files
     with subprocess.Popen(
         [sys.executable, "-m", "advisor.measure.worker"],
         cwd=ROOT,
@@ -178,15 +200,15 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
     ) as worker:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            _ask(worker.stdin, {"op": "facts", "id": 1, "source": source, "workload": Forward((8,), 1).payload})
-            answer = next(json.loads(line) for line in worker.stdout if '"done"' in line)
-            _ask(worker.stdin, {"id": 2, **trial_request(ModelFacts.of(answer["result"]), attention="odd-asleep")})
-            assert any("first call" in line for line in worker.stdout)
+            _ask(worker.stdin, 1, FactsAsked(source=source, workload=Forward((8,), 1)))
+            done = next(event for event in map(decode_event, worker.stdout) if isinstance(event, Done))
+            assert isinstance(done.result, FactsRead)
+            _ask(worker.stdin, 2, trial_request(done.result.facts, attention="odd-asleep"))
+            assert any(b"first call" in line for line in worker.stdout)
             assert worker.poll() is None
 
             worker.stdin.close()
@@ -196,8 +218,8 @@ def test_worker_ends_with_its_input_even_within_a_trial(place: Path) -> None:
             worker.kill()
 
 
-def _ask(stream: IO[str], request: dict[str, Any]) -> None:
-    stream.write(json.dumps({"device": "cpu", "uuid": "cpu", **request}) + "\n")
+def _ask(stream: IO[bytes], number: int, request: Request) -> None:
+    stream.write(numbered(number, "cpu", "cpu", request) + b"\n")
     stream.flush()
 
 
@@ -205,7 +227,9 @@ def _unanswerable_s(machine: Machine) -> float:
     """Return how long a fresh worker takes to answer what it does not know."""
     runner, began = LocalRunner(machine), time.monotonic()
     try:
-        assert runner.run({"op": "no such operation"}, 600)["outcome"] == Outcome.RUNTIME_ERROR
+        answer = runner.run(UNKNOWN, 600)
+        assert isinstance(answer, Failure)
+        assert answer.outcome is Outcome.RUNTIME_ERROR
         return time.monotonic() - began
     finally:
         runner.close()
@@ -224,15 +248,16 @@ def test_time_spent_waiting_for_the_device_is_not_the_trials(place: Path) -> Non
     release.start()
     began = time.monotonic()
     try:
-        result = runner.run({"op": "no such operation"}, wait_s)
+        answer = runner.run(UNKNOWN, wait_s)
     finally:
         release.join()
         runner.close()
 
     assert time.monotonic() - began > wait_s
     assert said[0] == "waiting: another advisor measures on cpu-test-waiting"
-    assert result["outcome"] == Outcome.RUNTIME_ERROR
-    assert "no such operation" in result["reason"]
+    assert isinstance(answer, Failure)
+    assert answer.outcome is Outcome.RUNTIME_ERROR
+    assert "no such operation" in answer.reason
 
 
 def test_stopping_needs_least_rounds_then_precision() -> None:
@@ -295,11 +320,12 @@ def test_a_gpu_that_waits_for_its_launches_is_seen(model: Path, workload: Forwar
     """The shipped model leaves an H100 idle most of the time; BERT-base at 64 x 256 does not."""
     runner = LocalRunner(probe.machine(None))
     try:
-        source = find_model(str(model)).request
-        facts = ModelFacts.of(read_facts(runner, {"source": source, "workload": workload.payload}))
-        work = {"workload": workload.payload, "gate_workload": workload.payload}
-        found = runner.run({**trial_request(facts, precision="bf16"), "source": source, **work}, 120)
-        busy = found["rounds"]["busy"]
+        source = find_model(str(model))
+        request = trial_request(read_facts(runner, source, workload), precision="bf16")
+        found = run_trial(runner, request.replaced(source=source.files, workload=workload), 120)
+        assert found.rounds is not None
+        busy = found.rounds.busy
+        assert busy is not None
         assert (busy < LAUNCH_BOUND_SHARE) == waits, busy
     finally:
         runner.close()
@@ -328,16 +354,9 @@ def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:
 
 def test_the_rounds_that_agreed_are_the_first_that_count() -> None:
     """What came before them is thrown away, of every figure."""
-    rounds = Rounds([3.0, 1.0, 1.0], [0.3, 0.1, 0.1], [3.0, 1.0, 1.0], [{}, {"n": 1}, {"n": 2}], [])
+    rounds = Taken([3.0, 1.0, 1.0], [0.3, 0.1, 0.1], [3.0, 1.0, 1.0], [{}, {"n": 1}, {"n": 2}], [])
     rounds.keep(2)
 
     assert (rounds.wall_s, rounds.gpu_s, rounds.states) == ([1.0, 1.0], [0.1, 0.1], [{"n": 1}, {"n": 2}])
     rounds.keep(0)
     assert rounds.wall_s == []
-
-
-def test_no_message_holds_a_number_that_json_lacks() -> None:
-    """NaN and infinities become null, however deep they lie."""
-    message = {"a": float("nan"), "b": [1.5, float("inf"), {"c": -float("inf")}], "d": "text", "e": (1, None)}
-
-    assert _finite(message) == {"a": None, "b": [1.5, None, {"c": None}], "d": "text", "e": [1, None]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ class Ready:
     device: str
     batch: int
     _session: Any = field(repr=False)
-    _request: Mapping[str, Any] = field(repr=False)
+    _subject: Any = field(repr=False)
 
     def collate(self, sequences: Iterable[Any]) -> dict[str, Any]:
         """Return the arguments of `model(**arguments)` for a batch of token ids, on the device: padded, or in one row.
@@ -77,7 +77,7 @@ class Ready:
     def _runtime(self) -> Any:
         from advisor.measure import session_torch
 
-        return session_torch.runtime_of(self._request)
+        return session_torch.runtime_of(self._subject)
 
     def _call(self, sequences: Iterable[Any]) -> Any:
         """Return the worker's call for a batch."""
@@ -86,7 +86,7 @@ class Ready:
         tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
         if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
             raise BadInput("a batch is one or more lists of token ids, none of them empty")
-        (call,) = self._session.calls_of(self._request, self._configuration, tensors, [range(len(tensors))])
+        (call,) = self._session.calls_of(self._subject, self._configuration, tensors, [range(len(tensors))])
         return call
 
 
@@ -95,17 +95,18 @@ def loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     import torch
 
     from advisor.measure import session_torch
+    from advisor.measure.messages import Subject
     from advisor.networks import facts_torch
 
     assert recommendation.chosen is not None
-    configuration, source = recommendation.chosen.configuration, recommendation.source.request
+    configuration, source = recommendation.chosen.configuration, recommendation.source.files
     workload = recommendation.study.workload.under(configuration)
     # Read anew: stored facts can be those of a class that gives another output.
-    facts = facts_torch.read_facts(source, workload.needs)
-    kind_of(workload).refuse(workload, ModelFacts.of(facts), recommendation.source.name)
-    request = {"source": source, "facts": facts, "workload": workload.payload, "device": machine.user_device}
+    facts = ModelFacts.of(facts_torch.read_facts(source, workload.needs))
+    kind_of(workload).refuse(workload, facts, recommendation.source.name)
+    subject = Subject(source=source, facts=facts, workload=workload, configuration=configuration)
     if not machine.environment.is_cuda:
         torch.set_num_threads(machine.environment.threads or 1)
-    session = session_torch.Session(lambda _: None)
-    session.load(request, configuration)
-    return Ready(session.model, recommendation, machine.user_device, workload.size, session, request)
+    session = session_torch.Session(lambda _: None, machine.user_device)
+    session.load(subject, configuration)
+    return Ready(session.model, recommendation, machine.user_device, workload.size, session, subject)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from advisor.errors import BadInput, named
 from advisor.faces.question import Question
 from advisor.machine.device import energy_problem
+from advisor.nouns.entry import Texts
 from advisor.nouns.environment import Machine
 from advisor.nouns.metrics import Gauge
 from advisor.nouns.model import ModelSource
@@ -33,7 +33,7 @@ class Resolved:
     machine: Machine
     flags: str
     notes: tuple[str, ...]
-    texts: Mapping[str, Any] | None = None
+    texts: Texts | None = None
     earlier: Callable[[], Iterator[tuple[str, Workload]]] = lambda: iter(())
 
 

@@ -113,6 +113,7 @@ def planned(job: Job, listen: Listener) -> Plan:
 
 def ceilings_of(machine: Machine, listen: Listener) -> dict[str, float]:
     """Measure what a device reaches at best, store it and return it: `matmul_<precision>_per_s`, `copy_bytes_per_s`."""
+    from advisor.measure.messages import Ceilings, CeilingsAsked, Failure
     from advisor.measure.runner import LocalRunner
 
     if machine.problem:
@@ -120,13 +121,14 @@ def ceilings_of(machine: Machine, listen: Listener) -> dict[str, float]:
     with open_to_write() as store:
         runner = LocalRunner(machine, listen)
         try:
-            found = runner.run({"op": "ceilings"}, _CEILINGS_S)
+            found = runner.run(CeilingsAsked(), _CEILINGS_S)
         finally:
             runner.close()
-        if "outcome" in found:
-            raise AdvisorError(f"the ceilings can't be measured: {found['reason']}")
-        store.save_ceilings(machine.environment, found)
-    return found
+        if isinstance(found, Failure):
+            raise AdvisorError(f"the ceilings can't be measured: {found.reason}")
+        assert isinstance(found, Ceilings)
+        store.save_ceilings(machine.environment, found.reached)
+    return dict(found.reached)
 
 
 @dataclass(frozen=True)

@@ -10,58 +10,23 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 
 from advisor.machine.device import Gauges
+from advisor.measure.messages import BlockAsked, BlockDone, Contested, Failure, RoundEvent
 from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_peak
 from advisor.measure.session_torch import Session, runtime_of, weights_key
-from advisor.measure.timing_torch import Round, Rounds, take_round, timed_round
+from advisor.measure.timing_torch import Round, Taken, take_round, timed_round
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import TIE_ZONE, interval_of_median
 from advisor.nouns.trial import Outcome
 
 #: So many calls warm up a contestant whose rounds are long.
 _MOST_WARMING = 2
-
-
-@dataclass(frozen=True)
-class Turns:
-    """When a block ends. A turn: rounds of one contestant that take about `turn_s` together, or one; its figure is their median.
-
-    At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
-    `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
-    that long because a GPU's clock follows its load. paired: turns are short and many, and compared one by one
-    (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or no wider than it.
-    """
-
-    least: int = 3
-    most: int = 7
-    turn_s: float = 1.0
-    width: float = 0.05
-    paired: bool = False
-
-    def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
-        """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""
-        if len(wall_s) < self.least:
-            return False
-        if self.paired and len(default) == len(wall_s) < self.most:
-            low, high = interval_of_median([a / b for a, b in zip(default, wall_s, strict=True)])
-            return low > 1 + TIE_ZONE or high < 1 - TIE_ZONE or (high - low) / 2 <= TIE_ZONE
-        if (
-            len(wall_s) >= self.most
-            or max(wall_s) * (1 + TIE_ZONE) < min(default)
-            or max(default) * (1 + TIE_ZONE) < min(wall_s)
-        ):
-            return True
-        return self._is_calm(wall_s) and self._is_calm(default)
-
-    def _is_calm(self, wall_s: Sequence[float]) -> bool:
-        return (max(wall_s) - min(wall_s)) / 2 <= self.width * median(wall_s)
 
 
 @dataclass
@@ -89,7 +54,7 @@ class Energy:
 
 @dataclass
 class Contestant:
-    """Who is timed in a block. spent_s: the seconds that went into it; result: how it ended, where it ended early.
+    """Who is timed in a block. spent_s: the seconds that went into it; failure: how it ended, where it ended early.
 
     parts: the calls of each turn, where a round is run in parts; pieces: what was timed of them by now.
     """
@@ -99,72 +64,63 @@ class Contestant:
     session: Session
     energy: Energy = field(default_factory=Energy)
     ready: Ready | None = None
-    rounds: Rounds = field(default_factory=lambda: Rounds([], [], [], [], []))
+    rounds: Taken = field(default_factory=Taken)
     spent_s: float = 0.0
-    result: dict[str, Any] | None = None
+    failure: Failure | None = None
     peak: int | None = None
     parts: list[list[int]] = field(default_factory=list)
     pieces: list[Round] = field(default_factory=list)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The result as a trial has it."""
-        if self.result is not None:
-            return {**self.result, "spent_s": self.spent_s}
+    def told(self) -> Contested:
+        """What came of it."""
+        if self.failure is not None:
+            return Contested(came=self.failure, spent_s=self.spent_s)
         if self.ready is None or not self.rounds.wall_s:
-            reason = "its block was broken off"
-            return {"outcome": Outcome.CUT, "reason": reason, "transient": False, "spent_s": self.spent_s}
-        return {
-            **self.ready.found,
-            "outcome": Outcome.OK,
-            "reason": "",
-            "rounds": asdict(self.rounds),
-            "peak_bytes": self.peak,
-            "spent_s": self.spent_s,
-        }
+            cut = Failure(outcome=Outcome.CUT, reason="its block was broken off")
+            return Contested(came=cut, spent_s=self.spent_s)
+        done = self.ready.told(Outcome.OK, rounds=self.rounds.told, peak_bytes=self.peak)
+        return Contested(came=done, spent_s=self.spent_s)
 
 
-FailureOf = Callable[[BaseException, str], dict[str, Any]]
+FailureOf = Callable[[BaseException, str], Failure]
 
 
-def run_block(session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> dict[str, Any]:
-    """Time the contestants of a block; return {"results": a result each, in their order}.
+def run_block(session: Session, request: BlockAsked, failure_of: FailureOf) -> BlockDone:
+    """Time the contestants of a block.
 
-    request["parts"]: in how many turns a round is run, where it is that long; else a turn has one round or more. Who fails is out
-    and the others go on, unless it was the default, request["configuration"], or the device itself that failed.
-    request["in_turn"]: whether each is loaded, timed and freed by itself. The peak of memory is read where there is one alone,
-    energy over the turns of each.
+    Where a round is not run in parts, a turn has one round or more. Who fails is out and the others go on, unless it was the
+    default or the device itself that failed. The peak of memory is read where there is one alone, energy over the turns of each.
     """
     block = _Block(session, request, failure_of)
     with torch.inference_mode():
-        if request["in_turn"]:
+        if request.in_turn:
             for contestant in block.shuffled():
                 block.run([contestant])
                 contestant.session.unload()
         else:
             block.run(block.contestants)
-    return {"results": [contestant.told for contestant in block.contestants]}
+    return BlockDone(results=tuple(contestant.told for contestant in block.contestants))
 
 
 class _Block:
     """A block being run."""
 
-    def __init__(self, session: Session, request: Mapping[str, Any], failure_of: FailureOf) -> None:
-        self.request, self.failure_of, self.device = request, failure_of, request["device"]
-        self.turns, self.parts = Turns(**request["turns"]), int(request["parts"])
-        self.random = random.Random(request["seed"])
+    def __init__(self, session: Session, request: BlockAsked, failure_of: FailureOf) -> None:
+        self.request, self.failure_of, self.device, self.uuid = request, failure_of, session.device, session.uuid
+        self.turns, self.parts = request.turns, request.parts
+        self.random = random.Random(request.seed)
         sessions: dict[Any, Session] = {}
         self.contestants = []
-        default = Configuration.of(request["configuration"])
-        for choices in request["contestants"]:
-            configuration = Configuration.of(choices)
-            own = sessions.setdefault(weights_key(request, configuration), Session(session.send))
-            self.contestants.append(Contestant(configuration == default, configuration, own))
+        for each in request.contestants:
+            fresh = Session(session.send, session.device, session.uuid)
+            own = sessions.setdefault(weights_key(request, each, session.device), fresh)
+            self.contestants.append(Contestant(each == request.configuration, each, own))
         self.stopped = False
 
     def shuffled(self) -> list[Contestant]:
         """Return who is still in, in random order."""
-        left = [contestant for contestant in self.contestants if contestant.result is None]
+        left = [contestant for contestant in self.contestants if contestant.failure is None]
         self.random.shuffle(left)
         return left
 
@@ -173,7 +129,7 @@ class _Block:
         on_gpu = self.device.startswith("cuda")
         for contestant in contestants:
             self._attempt(contestant, self._make_ready)
-        with Gauges(self.request["uuid"] if on_gpu else None, own_pids=[os.getpid()]) as gauges:
+        with Gauges(self.uuid if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
                 self._attempt(contestant, self._warm_up)
             reset_peak(self.device)
@@ -198,7 +154,7 @@ class _Block:
         contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=False)
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:
-        return [] if self.stopped else [contestant for contestant in contestants if contestant.result is None]
+        return [] if self.stopped else [contestant for contestant in contestants if contestant.failure is None]
 
     def _attempt(self, contestant: Contestant, step: Callable[[Contestant], object]) -> None:
         """Take a step with a contestant; what it raises is the contestant's end."""
@@ -209,7 +165,7 @@ class _Block:
             step(contestant)
         except Exception as error:  # noqa: BLE001  (whatever a contestant raises is its outcome)
             traceback.print_exc()
-            contestant.result = self.failure_of(error, contestant.session.last_stage)
+            contestant.failure = self.failure_of(error, contestant.session.last_stage)
             self.stopped = contestant.is_default or isinstance(error, torch.AcceleratorError)
         contestant.spent_s += time.perf_counter() - began
 
@@ -270,4 +226,4 @@ class _Block:
 
     def _tell(self, contestant: Contestant) -> None:
         wall_s = contestant.rounds.wall_s
-        contestant.session.send({"event": "round", "n": len(wall_s), "round_s": median(wall_s)})
+        contestant.session.send(RoundEvent(n=len(wall_s), round_s=median(wall_s)))

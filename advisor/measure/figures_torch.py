@@ -17,57 +17,55 @@ from advisor.knobs import traits_of
 from advisor.measure import gate_torch
 from advisor.measure.gate_torch import Looked, ids_of
 from advisor.measure.layout_torch import look_at_layout
+from advisor.measure.messages import Figure, Gate, LayoutAsked, LayoutLooked, Ran, Subject
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.networks.readback_torch import linears_of
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Quality
 from advisor.quality.judge import GATE_VERSION, depends_on_batch
 from advisor.workloads import Call, Workload
 
 
 def figures_of(
-    session: Session, request: Mapping[str, Any], configuration: Configuration
+    session: Session, subject: Subject, gate: Gate, configuration: Configuration
 ) -> tuple[Quality, dict[str, float]]:
     """Return the figures of the loaded configuration on the gate's sequences, and the seconds that their parts took.
 
-    request["gate"]: path of the reference, None where there is none, and its words; "default": figures of the default;
-    "known": figures of the probe and the layout that were found before with the same weights, layout and attention. Raises
-    ValueError where an output is not finite.
+    Raises ValueError where an output is not finite.
     """
-    gate, began = request["gate"], time.perf_counter()
-    workload, tokens = session.sampled(request)
-    reference = _read(gate["path"], request, workload)
-    calls = session.calls(request, workload.under(configuration), configuration, tokens)
-    looked = Looked(
-        session.model,
-        runtime_of(request),
-        reference["distances"],
-        request["device"],
-        reference["deviation"],
-        session.settings,
-    )
-    facts = ModelFacts.of(request["facts"])
-    probed = gate_torch.to_probe(calls, facts.windows)
-    quality, kept = _compared(looked, calls, tokens, reference, request, probed)
-    seconds, found = {"error_s": time.perf_counter() - began}, dict(gate["known"])
+    began = time.perf_counter()
+    workload, tokens = session.sampled(subject)
+    reference = _read(gate.path, subject, workload)
+    calls = session.calls(subject, workload.under(configuration), configuration, tokens)
+    looked = _looked(session, subject, reference)
+    probed = gate_torch.to_probe(calls, subject.facts.windows)
+    tally, kept = _compared(looked, calls, tokens, reference, gate.default, probed)
+    is_text = subject.source.has_tokenizer and subject.facts.is_causal
+    quality = tally.quality(text=is_text, reference=gate.reference)
+    seconds, found = {"error_s": time.perf_counter() - began}, dict(gate.known)
     if "layout" not in found and not traits_of(configuration).quantises:
         began = time.perf_counter()
-        found |= look_at_layout(session, request, configuration)
+        found |= look_at_layout(session, subject, configuration)
         seconds["layout_s"] = time.perf_counter() - began
     if "probed" not in found:
         began = time.perf_counter()
-        found |= _probed(session, request, looked, kept, configuration)
+        found |= _probed(session, subject, looked, kept, configuration)
         seconds["probe_s"] = time.perf_counter() - began
-    drawn = request["source"]["weights"] == "random"
-    return replace(quality, drawn=drawn, gate=GATE_VERSION, **found), seconds
+    figures: dict[str, Any] = {**found, "drawn": subject.source.has_random_weights, "gate": GATE_VERSION}
+    return replace(quality, **figures), seconds
 
 
-def _read(path: str | None, request: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
+def _read(path: str | None, subject: Subject, workload: Workload) -> dict[str, Any]:
     """Return the reference; without one, what the probe needs of it."""
     if path is not None:
         return dict(torch.load(path, weights_only=True))
-    return {"values": None, "distances": runtime_of(request).positions(workload), "deviation": 1.0}
+    return {"values": None, "distances": runtime_of(subject).positions(workload), "deviation": 1.0}
+
+
+def _looked(session: Session, subject: Subject, reference: Mapping[str, Any]) -> Looked:
+    """Return what is looked at, beside a reference."""
+    distances, deviation = reference["distances"], reference["deviation"]
+    return Looked(session.model, runtime_of(subject), distances, session.device, deviation, session.settings)
 
 
 def _compared(
@@ -75,12 +73,11 @@ def _compared(
     calls: Sequence[Call],
     tokens: Sequence[torch.Tensor],
     reference: Mapping[str, Any],
-    request: Mapping[str, Any],
+    default: Ran | None,
     kept: Sequence[Call],
-) -> tuple[Quality, list[tuple[Call, list[torch.Tensor]]]]:
-    """Run the gate's calls; return the figures against the reference, and the values of the calls in `kept`."""
-    default = Quality.of((request["gate"]["default"] or {}).get("quality"))
-    noise = 2 * default.rms * looked.deviation if default is not None else 0.0
+) -> tuple[Any, list[tuple[Call, list[torch.Tensor]]]]:
+    """Run the gate's calls; return their tally against the reference, and the values of the calls in `kept`."""
+    noise = 2 * default.quality.rms * looked.deviation if default is not None else 0.0
     tally = looked.runtime.tally(looked.distances, noise)
     held = []
     for call in calls:
@@ -90,24 +87,22 @@ def _compared(
         for number, found in zip(call.sequences, values, strict=True):
             truth = (reference["values"] or {}).get(str(number))
             tally.add(tokens[number], None if truth is None else truth.to(looked.device), found)
-    words = request["gate"]["reference"]
-    is_text = request["source"]["has_tokenizer"] and request["facts"].get("is_causal", True)
-    return tally.quality(text=is_text, reference=words), held
+    return tally, held
 
 
 def _probed(
     session: Session,
-    request: Mapping[str, Any],
+    subject: Subject,
     looked: Looked,
     calls: Sequence[tuple[Call, list[torch.Tensor]]],
     configuration: Configuration,
-) -> dict[str, Any]:
+) -> dict[str, Figure]:
     """Return what the independence probe finds; nothing for arithmetic that depends on the whole batch by design."""
     dependent = depends_on_batch(configuration) or _brought_dependence(session.model)
     if dependent:
         return {"probed": f"not probed: {', '.join(dependent)} depends on the whole batch by design"}
     session.stage("independence probe")
-    return gate_torch.probe(looked, calls, ids_of(session.model, request))
+    return gate_torch.probe(looked, calls, ids_of(session.model, subject))
 
 
 def _brought_dependence(model: Any) -> tuple[str, ...]:
@@ -117,26 +112,15 @@ def _brought_dependence(model: Any) -> tuple[str, ...]:
     return ("the checkpoint's LLM.int8",) if is_int8 else ()
 
 
-def layout_of(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened.
-
-    Returns {"layout", "layout_words", "layout_pads", "neighbours", "pads", …} and the seconds it took.
-    """
-    began, configuration = time.perf_counter(), Configuration.of(request["configuration"])
+def layout_of(session: Session, request: LayoutAsked) -> LayoutLooked:
+    """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened."""
+    began, configuration = time.perf_counter(), request.configuration
     session.load(request, configuration)
     with torch.inference_mode():
         found = look_at_layout(session, request, configuration)
         workload, tokens = session.sampled(request)
-        reference = _read(request["gate"]["path"], request, workload)
-        looked = Looked(
-            session.model,
-            runtime_of(request),
-            reference["distances"],
-            request["device"],
-            reference["deviation"],
-            session.settings,
-        )
+        looked = _looked(session, request, _read(request.reference, request, workload))
         calls = session.calls(request, workload.under(configuration), configuration, tokens)
-        chosen = gate_torch.to_probe(calls, ModelFacts.of(request["facts"]).windows)
+        chosen = gate_torch.to_probe(calls, request.facts.windows)
         found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)
-    return {**found, "layout_s": time.perf_counter() - began}
+    return LayoutLooked(figures=found, layout_s=time.perf_counter() - began)

@@ -8,9 +8,9 @@ layout in fp32 once a layout and attention, the independence probe once for thes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from advisor.knobs import KNOBS, choices_of, traits_of
+from advisor.measure.messages import Figure
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Quality, Trial
 from advisor.quality.judge import GATE_VERSION
@@ -20,9 +20,9 @@ LAYOUT_FIGURES = ("layout", "layout_words", "layout_pads")
 PROBE_FIGURES = ("neighbours", "pads", "own", "repeat", "probe_void", "probed")
 
 
-def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Any]:
+def known_figures(trials: Iterable[Trial], configuration: Configuration) -> dict[str, Figure]:
     """Return the figures that this version found for the same layout, attention and weights: the newest count."""
-    found: dict[str, Any] = {}
+    found: dict[str, Figure] = {}
     for trial in trials:
         quality = trial.quality
         if trial.phase != "search" or quality is None or quality.gate != GATE_VERSION or trial.ran != trial.requested:
@@ -44,12 +44,12 @@ def _is_of_numbers(knob: str) -> bool:
     return knob in KNOBS and KNOBS[knob].numbers
 
 
-def _figures(quality: Quality, names: Iterable[str]) -> dict[str, Any]:
+def _figures(quality: Quality, names: Iterable[str]) -> dict[str, Figure]:
     return {name: getattr(quality, name) for name in names}
 
 
 def layout_request(
-    configuration: Configuration, plain: Configuration, known: Mapping[str, Any]
+    configuration: Configuration, plain: Configuration, known: Mapping[str, Figure]
 ) -> Configuration | None:
     """Return the configuration whose layout is to be looked at before a trial that can't do it with its own weights.
 
@@ -64,14 +64,16 @@ def layout_request(
     return configuration.replaced(**same) if missing else None
 
 
-def figures_found(result: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
+def figures_found(looked: Mapping[str, Figure], configuration: Configuration) -> dict[str, Figure]:
     """Return what of a look at a layout counts for the configuration that it was made for.
 
     The probe counts only where the configuration's own arithmetic can't be probed: else it is probed itself.
     """
     dependent = [choice.name for choice in choices_of(configuration) if not choice.traits.independent]
     names = (*LAYOUT_FIGURES, *PROBE_FIGURES) if dependent else LAYOUT_FIGURES
-    found = {name: result[name] for name in names if name in result}
+    found = {name: looked[name] for name in names if name in looked}
     if "probed" in found:
-        found["probed"] += f"; without {', '.join(dependent)}, which depends on the whole batch by design"
+        found["probed"] = (
+            f"{found['probed']}; without {', '.join(dependent)}, which depends on the whole batch by design"
+        )
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from advisor.measure.fp32_torch import Settings
+from advisor.measure.messages import Figure, Subject
 from advisor.measure.tokens_torch import special_ids
 from advisor.workloads import Call, Runtime, shape_class
 
@@ -124,9 +125,9 @@ class Ids:
         return torch.where(torch.isin(ids, self.special), ids, other)
 
 
-def ids_of(model: Any, request: Mapping[str, Any]) -> Ids:
+def ids_of(model: Any, subject: Subject) -> Ids:
     """Return the ids that contents can be changed to: neither what the model's configuration names nor its tokenizer."""
-    return Ids.of(int(request["facts"]["vocabulary"]), named_ids(model) | special_ids(request))
+    return Ids.of(subject.facts.vocabulary, named_ids(model) | special_ids(subject))
 
 
 def _inside(call: Call) -> torch.Tensor:
@@ -204,7 +205,7 @@ def to_probe(calls: Sequence[Call], windows: Sequence[int]) -> list[Call]:
     return kept[:MOST_PROBED]
 
 
-def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids: Ids) -> dict[str, Any]:
+def probe(looked: Looked, calls: Sequence[tuple[Call, list[torch.Tensor]]], ids: Ids) -> dict[str, Figure]:
     """Change contents, look at what moves, and return the figures of `advisor.nouns.trial.Quality` that say so.
 
     calls: with the values that the gate saw. Two complementary runs change every sequence's contents once, one more those of

@@ -1,4 +1,4 @@
-"""A recorded landscape: every admissible configuration of one workload, measured once, and a runner that replays it.
+"""A recorded landscape: every admissible configuration of one workload, measured once. `advisor.measure.replay` replays it.
 
 The search can be judged without a GPU, over many seeds and against others, because an exhaustive run is kept as a file
 (tests/landscapes/*.json): "keep an exhaustive recorded dataset and simulate strategies on it" (arXiv 2509.26300). What is
@@ -9,9 +9,8 @@ several: a replay is a little surer of itself than a GPU.
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from advisor.knobs import weights_of
 from advisor.nouns.configuration import Configuration, canonical_json
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import GPU_ROUND, ROUND
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -33,9 +31,6 @@ FORMAT = 1
 
 #: The plain numbers of a row: seconds and bytes, as in the trial.
 _FIGURES = ("wall_s", "load_s", "first_call_s", "measure_s", "peak_bytes", "weight_bytes")
-
-#: A row's samples by the name under which a worker reports them among its rounds.
-_ROUNDS = {ROUND: "wall_s", GPU_ROUND: "gpu_s"}
 
 
 class Study(Protocol):
@@ -222,81 +217,6 @@ def read_landscapes(folder: Path) -> dict[str, Landscape]:
         except (BadInput, ValueError) as error:
             raise BadInput(f"{path.name}: {error}") from None
     return found
-
-
-class ReplayRunner:
-    """A runner that answers from a landscape what a worker would, and keeps count of the device seconds it stands for.
-
-    The third implementation of the seam (design.md, "The seam is Runner"): `tune` itself runs on a recording.
-    """
-
-    def __init__(self, landscape: Landscape, seed: int = 0) -> None:
-        """Replay this landscape. seed: of the samples drawn."""
-        self.landscape, self.seed = landscape, seed
-        self.ran: list[Trial] = []
-        self.spent_s = 0.0
-        self._last: Trial | None = None
-
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:  # noqa: ARG002  (the seam's)
-        """Answer a request; a configuration that was not recorded is a failure that says so."""
-        if request["op"] == "facts":
-            return self.landscape.facts.payload
-        if request["op"] == "reference":
-            return {"positions": len(request["workload"]["lengths"])}
-        if request["op"] == "block":
-            return one_by_one(self.run, request)
-        configuration = Configuration.of(request.get("configuration", {}))
-        if request["op"] != "trial" or configuration not in self.landscape.by_configuration:
-            return {"outcome": Outcome.LOAD_FAILED, "reason": "the landscape has no record of it"}
-        # A configuration that is run again, as the confirmation does, is drawn again.
-        again = sum(trial.requested == configuration for trial in self.ran)
-        trial = self.landscape.drawn(configuration, f"{self.seed} {again}")
-        self.spent_s += self.landscape.seconds(configuration, self._last)
-        if trial.load_s is not None:
-            trial = replace(trial, load_s=self.landscape.load_s(configuration, self._last))
-        self.ran.append(trial)
-        self._last = trial
-        return _result(trial, request)
-
-    def restart(self) -> None:
-        """Have the next trial load its weights."""
-        self._last = None
-
-    def close(self) -> None:
-        """No device is held."""
-
-
-def one_by_one(run: Callable[[Mapping[str, Any], float], dict[str, Any]], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer a block by a trial of each contestant: where nothing drifts, alternating changes nothing."""
-    asked = {**request, "op": "trial", "gate": None, "measured": []}
-    return {"results": [run({**asked, "configuration": choices}, math.inf) for choices in request["contestants"]]}
-
-
-def _result(trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the worker returned for this trial, or would have where what ran is measured already."""
-    alias = trial.reason if trial.effective not in (None, trial.requested) and not trial.outcome.is_failure else ""
-    result = {
-        "outcome": trial.outcome,
-        "reason": "" if alias else trial.reason,
-        "alias": alias,
-        "effective": dict(trial.effective) if trial.effective else None,
-        **{name: getattr(trial, name) for name in ("load_s", "first_call_s", "weight_bytes")},
-    }
-    if alias and trial.ran.key in request["measured"]:
-        return {**result, "rounds": None}
-    return {
-        **result,
-        "peak_bytes": trial.peak_bytes,
-        "quality": trial.quality.payload if trial.quality and request["gate"] else None,
-        "rounds": _rounds(trial) if trial.measurements else None,
-    }
-
-
-def _rounds(trial: Trial) -> dict[str, Any]:
-    samples = {name: list(m.samples) for metric, name in _ROUNDS.items() if (m := trial.measurement(metric))}
-    figures = {m.metric: list(m.samples) for m in trial.measurements if m.metric not in _ROUNDS}
-    silent = {"gpu_s": [0.0] * len(samples["wall_s"]), "states": [], "discarded": [], "pruned": ""}
-    return {**silent, **samples, "figures": figures}
 
 
 def _bare(trial: Trial, number: int, among: Sequence[Trial]) -> Trial:

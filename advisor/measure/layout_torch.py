@@ -13,6 +13,7 @@ import torch
 from advisor.knobs import choices_of, reference_choices, traits_of
 from advisor.measure import fp32_torch, gate_torch
 from advisor.measure.gate_torch import Looked, ids_of
+from advisor.measure.messages import Figure, Subject
 from advisor.measure.reference_torch import plain_attention
 from advisor.measure.session_torch import Session, loaded, runtime_of
 from advisor.networks.load_torch import statements
@@ -26,21 +27,21 @@ from advisor.workloads import Call, shape_class
 _ATTEMPTS_WITH_EXPERTS = 3
 
 
-def look_at_layout(session: Session, request: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
+def look_at_layout(session: Session, subject: Subject, configuration: Configuration) -> dict[str, Figure]:
     """Make the configuration's calls with fp32 weights; return {"layout", "layout_words", "layout_pads"} of a `Quality`.
 
     The first layers that hold every kind of layer say the same as all of them. FlashAttention's kernels are stood in for by
     plain attention behind the same interface, for they take 16 bits alone; what is compiled is stood in for by eager attention.
     """
     session.stage("layout in fp32")
-    facts, model = ModelFacts.of(request["facts"]), session.model
+    facts, model = subject.facts, session.model
     own, allowed = str(model.config._attn_implementation), allowed_kernels()
     depth = fp32_torch.first_of_each_kind(model, facts.layers)
     why = ""
     for kept in dict.fromkeys((depth, facts.layers)):
         try:
-            with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
-                error, pads = _layout_error(session, request, configuration, facts, kept)
+            with fp32_torch.in_fp32(model, session.device), fp32_torch.first_layers(model, facts.layers, kept):
+                error, pads = _layout_error(session, subject, configuration, facts, kept)
         except torch.AcceleratorError:
             raise
         except fp32_torch.NO_MEMORY:
@@ -68,7 +69,7 @@ def _stand_in(own: str, configuration: Configuration) -> str:
 
 
 def _layout_error(
-    session: Session, request: Mapping[str, Any], configuration: Configuration, facts: ModelFacts, kept: int
+    session: Session, subject: Subject, configuration: Configuration, facts: ModelFacts, kept: int
 ) -> tuple[float, float | None]:
     """Return the rms error of the sequence that is furthest from itself alone, and what the vectors of pads move, in σ.
 
@@ -76,13 +77,13 @@ def _layout_error(
     experts, rounding sends one of thousands elsewhere, in fp32 too. With other contents it is another one, and what is wrong
     about a layout is wrong with any: a sequence is as far off as it is every time.
     """
-    _, tokens = session.sampled(request)
+    _, tokens = session.sampled(subject)
     least: dict[int, float] = {}
     for attempt in range(_ATTEMPTS_WITH_EXPERTS if facts.experts else 1):
         if attempt:
-            ids = ids_of(session.model, request)
+            ids = ids_of(session.model, subject)
             tokens = [ids.instead_of(each, 1000 * attempt + number) for number, each in enumerate(tokens)]
-        errors, pads = _layout_errors(session, request, configuration, tokens, (kept, attempt))
+        errors, pads = _layout_errors(session, subject, configuration, tokens, (kept, attempt))
         least = {number: min(error, least.get(number, error)) for number, error in errors.items()}
         if max(least.values()) <= layout_limit(facts):
             break
@@ -91,7 +92,7 @@ def _layout_error(
 
 def _layout_errors(
     session: Session,
-    request: Mapping[str, Any],
+    subject: Subject,
     configuration: Configuration,
     tokens: Sequence[torch.Tensor],
     which: tuple[int, int],
@@ -100,15 +101,15 @@ def _layout_errors(
 
     What a sequence is alone is kept for the next configuration with the same weights, beside the device.
     """
-    facts, (workload, _) = ModelFacts.of(request["facts"]), session.sampled(request)
-    calls = session.calls(request, workload.under(configuration), configuration, tokens)
+    facts, (workload, _) = subject.facts, session.sampled(subject)
+    calls = session.calls(subject, workload.under(configuration), configuration, tokens)
     chosen = _for_layout(calls, facts.windows)
     compared = {call.sequences[place] for call in chosen for place in gate_torch.to_compare(call.lengths)}
     alone = session.alone.setdefault(which, {})
     sequences = {number: tokens[number] for number in sorted(compared - set(alone))}
-    runtime = runtime_of(request)
+    runtime = runtime_of(subject)
     distances = runtime.positions(workload)
-    looked = Looked(session.model, runtime, distances, request["device"], 1.0, session.settings)
+    looked = Looked(session.model, runtime, distances, session.device, 1.0, session.settings)
     found: dict[int, torch.Tensor] = {}
     if not sequences:
         pass
@@ -116,7 +117,7 @@ def _layout_errors(
         with _eagerly(session, configuration, facts, max(map(len, sequences.values()))):
             found = gate_torch.alone(looked, sequences, facts.accepts)
     else:
-        found = _alone_in_eager_copy(looked, request, configuration, facts, which[0], sequences)
+        found = _alone_in_eager_copy(looked, subject, configuration, facts, which[0], sequences)
     alone |= {number: values.cpu() for number, values in found.items()}
     truth = {number: alone[number].to(looked.device) for number in compared}
     looked = replace(looked, deviation=runtime.deviation(list(truth.values())))
@@ -132,7 +133,7 @@ def _layout_errors(
 
 def _alone_in_eager_copy(
     looked: Looked,
-    request: Mapping[str, Any],
+    subject: Subject,
     configuration: Configuration,
     facts: ModelFacts,
     kept: int,
@@ -145,9 +146,9 @@ def _alone_in_eager_copy(
     """
     eager = configuration.replaced(attention=reference_choices()["attention"])
     names = statements(choices_of(eager))
-    model = loaded(request, eager, names)
+    model = loaded(subject, eager, looked.device, names)
     copied = replace(looked, model=model, settings=fp32_torch.Settings(model))
-    with fp32_torch.in_fp32(model, request["device"]), fp32_torch.first_layers(model, facts.layers, kept):
+    with fp32_torch.in_fp32(model, looked.device), fp32_torch.first_layers(model, facts.layers, kept):
         return gate_torch.alone(copied, sequences, facts.accepts)
 
 

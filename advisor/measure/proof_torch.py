@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from advisor.knobs import KNOBS, Batching, Reading, choice_of
+from advisor.measure.messages import Subject
 from advisor.measure.session_torch import Session, runtime_of, synchronize
 from advisor.networks import readback_torch, switches_torch
 from advisor.nouns.configuration import Configuration, stated
@@ -21,14 +22,14 @@ class Profiled(NamedTuple):
     kernel_s: float
 
 
-def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> Profiled:
+def profiled(session: Session, call: Call, subject: Subject, *, kernels: bool = True) -> Profiled:
     """Run one call under the profiler and return what it launched. kernels: whether a GPU's are looked at."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if kernels and request["device"].startswith("cuda"):
+    if kernels and session.device.startswith("cuda"):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        runtime_of(request).run(session.model, call, request["device"])
-        synchronize(request["device"])
+        runtime_of(subject).run(session.model, call, session.device)
+        synchronize(session.device)
     events = profile.key_averages()
     # A kernel's seconds are told of who launched it too, and of what a compiler names a region of kernels.
     on_gpu = (e for e in events if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False))
@@ -36,7 +37,7 @@ def profiled(session: Session, call: Call, request: Mapping[str, Any], *, kernel
     return Profiled(sorted({event.key[:200] for event in events}), kernel_s)
 
 
-def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *, kernels: bool = True) -> list[str]:
+def picked_by_torch(session: Session, call: Call, subject: Subject, *, kernels: bool = True) -> list[str]:
     """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
 
     A pinned kernel that is the one torch picks by itself is no configuration of its own.
@@ -46,7 +47,7 @@ def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *,
         return []
     switches_torch.allow_kernels(switches_torch.KERNELS)
     try:
-        return profiled(session, call, request, kernels=kernels).names
+        return profiled(session, call, subject, kernels=kernels).names
     finally:
         switches_torch.allow_kernels(allowed)
 
@@ -54,17 +55,17 @@ def picked_by_torch(session: Session, call: Call, request: Mapping[str, Any], *,
 def read_effective(
     session: Session,
     calls: Sequence[Call],
-    request: Mapping[str, Any],
+    subject: Subject,
     configuration: Configuration,
     *,
     kernels: bool = True,
 ) -> Reading:
     """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
     session.stage("proof")
-    call, batching = calls[0], session.batching(request, configuration)
+    call, facts, batching = calls[0], subject.facts, session.batching(subject, configuration)
     order = [number for c in calls for number in c.sequences]
     lengths = [n for c in calls for n in c.lengths]
-    launched = profiled(session, call, request, kernels=kernels)
+    launched = profiled(session, call, subject, kernels=kernels)
     by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
     return Reading(
         attention=readback_torch.attention_of(session.model),
@@ -75,10 +76,10 @@ def read_effective(
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=readback_torch.weight_bytes_of(session.model),
         sdp_kernels=switches_torch.allowed_kernels(),
-        automatic=picked_by_torch(session, call, request, kernels=kernels),
+        automatic=picked_by_torch(session, call, subject, kernels=kernels),
         sequences=max(len(c.sequences) for c in calls),
-        prequantized=bool(request["facts"].get("prequantized")),
-        one_way=not any(request["facts"].get(name) for name in ("supports_sdpa", "supports_flash", "supports_flex")),
+        prequantized=bool(facts.prequantized),
+        one_way=not (facts.supports_sdpa or facts.supports_flash or facts.supports_flex),
         kernel_s=launched.kernel_s,
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )

@@ -2,60 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from advisor.knobs import Reading, effective_choices
+from advisor.measure.messages import Subject, TrialDone
 from advisor.measure.proof_torch import read_effective, unproven
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.timing_torch import timed_round
 from advisor.nouns.configuration import Configuration
-from advisor.workloads import Call, workload_of
+from advisor.nouns.trial import Outcome
+from advisor.workloads import Call
 
 
 @dataclass
 class Ready:
-    """What can be timed: the calls of a configuration, what really runs, and what a trial stores of that.
+    """What can be timed: the calls of a configuration, and what really runs.
 
-    found: load_s, first_call_s, reading, effective, weight_bytes and alias, "" or what was asked for and did not run.
+    alias: "" or what was asked for and did not run. load_s, first_call_s: seconds.
     """
 
     configuration: Configuration
     calls: Sequence[Call]
     reading: Reading
     effective: Configuration
-    found: dict[str, Any] = field(default_factory=dict)
+    alias: str
+    load_s: float
+    first_call_s: float
+
+    def told(self, outcome: Outcome, **more: Any) -> TrialDone:
+        """Return the answer that says so. more: of its fields."""
+        return TrialDone(
+            outcome=outcome,
+            alias=self.alias,
+            effective=self.effective,
+            load_s=self.load_s,
+            first_call_s=self.first_call_s,
+            weight_bytes=self.reading.weight_bytes,
+            reading=asdict(self.reading),
+            **more,
+        )
 
 
-def make_ready(
-    session: Session, request: Mapping[str, Any], requested: Configuration, *, kernels: bool = True
-) -> Ready:
+def make_ready(session: Session, subject: Subject, requested: Configuration, *, kernels: bool = True) -> Ready:
     """Load the model as a configuration says, call it once and read what ran. Call it under inference_mode.
 
     kernels: whether the names of a GPU's kernels are read too, which takes seconds the first time in a process; the operators
     that launch them are always.
     """
-    whole = workload_of(request["workload"])
-    load_s = session.load(request, requested)
+    whole = subject.workload
+    load_s = session.load(subject, requested)
     session.stage("first call")
-    calls = session.calls(request, whole.under(requested), requested, session.tokens(request))
-    first_call_s = timed_round(session, calls[:1], request["device"], runtime_of(request), [0]).wall_s
-    reading = read_effective(session, calls, request, requested, kernels=kernels)
+    calls = session.calls(subject, whole.under(requested), requested, session.tokens(subject))
+    first_call_s = timed_round(session, calls[:1], session.device, runtime_of(subject), [0]).wall_s
+    reading = read_effective(session, calls, subject, requested, kernels=kernels)
     effective = Configuration.of(effective_choices(reading, whole))
-    found = {
-        "load_s": load_s,
-        "first_call_s": first_call_s,
-        "reading": asdict(reading),
-        "effective": dict(effective),
-        "weight_bytes": reading.weight_bytes,
-        "alias": unproven(requested, effective, reading),
-    }
-    return Ready(requested, calls, reading, effective, found)
+    alias = unproven(requested, effective, reading)
+    return Ready(requested, calls, reading, effective, alias, load_s, first_call_s)
 
 
 def reset_peak(device: str) -> None:

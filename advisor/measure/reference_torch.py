@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,22 @@ import torch
 from advisor.knobs import choice_of, reference_choices, traits_of
 from advisor.measure import fp32_torch, gate_torch, tokens_torch
 from advisor.measure.gate_torch import Looked
+from advisor.measure.messages import ReferenceAsked, ReferenceWritten, Subject, Unjudged
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.networks.readback_torch import linears_of
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.model import ModelFacts
+from advisor.nouns.model import ModelFacts, ModelFiles
 
 
-def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the gate's sequences that are compared alone, unpadded, in fp32, and write their values to the file `path`.
+def write_reference(session: Session, request: ReferenceAsked) -> ReferenceWritten | Unjudged:
+    """Run the gate's sequences that are compared alone, unpadded, in fp32, and write their values to the request's file.
 
     The weights are widened block by block where they are in 16 bits or do not fit in fp32, from the device or from beside
-    it; attention is computed in chunks of queries where T × T scores do not fit. Returns {"positions", "words"}; {"unjudged":
-    why} where fp32 can't be had, for nobody is judged by less.
+    it; attention is computed in chunks of queries where T × T scores do not fit. Where fp32 can't be had, nobody is judged by
+    less.
     """
     why = "it does not fit"
-    for precision, beside in _attempts(request):
+    for precision, beside in _attempts(session, request):
         try:
             words = _load_for_reference(session, request, precision, beside=beside)
             found = _reference(session, request)
@@ -38,44 +39,43 @@ def write_reference(session: Session, request: Mapping[str, Any]) -> dict[str, A
             _forget(session)
             continue
         except NotDequantised as error:
-            return {"unjudged": str(error)}
+            return Unjudged(why=str(error))
         if beside:
             _forget(session)
         if not all(bool(values.isfinite().all()) for values in found["values"].values()):
-            return {"unjudged": "its own output holds NaN or infinity"}
-        torch.save(found, request["path"])
+            return Unjudged(why="its own output holds NaN or infinity")
+        torch.save(found, request.path)
         positions = sum(len(values) for values in found["values"].values())
-        return {"positions": positions, "words": words, "texts": tokens_torch.words_of(request)}
-    return {"unjudged": why}
+        return ReferenceWritten(positions=positions, words=words, texts=tokens_torch.words_of(request))
+    return Unjudged(why=why)
 
 
-def _attempts(request: Mapping[str, Any]) -> list[tuple[str, bool]]:
+def _attempts(session: Session, subject: Subject) -> list[tuple[str, bool]]:
     """Return in which precision to load the weights, and whether they stay beside the device: to be tried in this order."""
-    default = Configuration.of(request["configuration"])
+    default = subject.configuration
     own, wider = default["precision"], traits_of(default).rounds
-    is_widened = bool(wider) and not _loses_bits(request["source"], wider)
+    is_widened = bool(wider) and not _loses_bits(subject.source, wider)
     precision = own if is_widened else reference_choices()["precision"]
-    return [(precision, False)] + ([(precision, True)] if request["device"].startswith("cuda") else [])
+    return [(precision, False)] + ([(precision, True)] if session.device.startswith("cuda") else [])
 
 
-def _load_for_reference(session: Session, request: Mapping[str, Any], precision: str, *, beside: bool) -> str:
+def _load_for_reference(session: Session, subject: Subject, precision: str, *, beside: bool) -> str:
     """Load the default's weights with eager attention; return in words how the reference is computed."""
-    default = Configuration.of(request["configuration"])
-    configuration = default.replaced(**{**reference_choices(), "precision": precision})
-    facts = ModelFacts.of(request["facts"])
+    configuration = subject.configuration.replaced(**{**reference_choices(), "precision": precision})
+    facts = subject.facts
     try:
-        session.load(request, configuration)
+        session.load(subject, configuration)
     except fp32_torch.NO_MEMORY:
-        if not beside or request["source"]["weights"] == "random":
+        if not beside or subject.source.has_random_weights:
             raise
         _forget(session)
-        session.load({**request, "device": "cpu"}, configuration)
+        session.load(subject, configuration, device="cpu")
     if facts.prequantized:
         session.model, session.loaded_as = _dequantised(session.model), None
         session.settings = fp32_torch.Settings(session.model)
     if beside:
         session.model.to("cpu")
-    how = plain_attention() + (" in chunks" if _use_chunks(session, request, facts) else "")
+    how = plain_attention() + (" in chunks" if _use_chunks(session, subject, facts) else "")
     where = ", weights beside the device" if beside else ""
     return f"fp32, {how}{where}, one sequence at a time"
 
@@ -86,9 +86,9 @@ def plain_attention() -> str:
     return str(literal_eval(choice.load(Configuration(()))["attn_implementation"]))
 
 
-def _use_chunks(session: Session, request: Mapping[str, Any], facts: ModelFacts) -> bool:
+def _use_chunks(session: Session, subject: Subject, facts: ModelFacts) -> bool:
     """Switch to attention in chunks of queries where all scores of a layer would be too large; return whether it was."""
-    _, tokens = session.sampled(request)
+    _, tokens = session.sampled(subject)
     longest = max(len(ids) for ids in tokens)
     if facts.heads * longest**2 * 4 <= fp32_torch.SCORES_BYTES:
         return False
@@ -99,18 +99,18 @@ def _use_chunks(session: Session, request: Mapping[str, Any], facts: ModelFacts)
     return True
 
 
-def _reference(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+def _reference(session: Session, subject: Subject) -> dict[str, Any]:
     session.stage("reference")
-    workload, tokens = session.sampled(request)
-    facts, runtime = request["facts"], runtime_of(request)
-    distances, device = runtime.positions(workload), request["device"]
+    workload, tokens = session.sampled(subject)
+    runtime, device = runtime_of(subject), session.device
+    distances = runtime.positions(workload)
     looked = Looked(session.model, runtime, distances, device, 1.0, session.settings)
     values: dict[str, torch.Tensor] = {}
     with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
         for batch in workload.dealt.batches():
             for place in gate_torch.to_compare([len(tokens[number]) for number in batch]):
                 number = batch[place]
-                found = gate_torch.alone(looked, {number: tokens[number]}, facts["accepts"])[number]
+                found = gate_torch.alone(looked, {number: tokens[number]}, subject.facts.accepts)[number]
                 values[str(number)] = found.cpu()
     return {
         "values": values,
@@ -144,10 +144,10 @@ def _dequantised(model: Any) -> Any:
     return plain
 
 
-def _loses_bits(source: Mapping[str, Any], wider: Sequence[str]) -> bool:
+def _loses_bits(source: ModelFiles, wider: Sequence[str]) -> bool:
     """Whether loading a checkpoint rounds some of its weights: those of these dtypes. Then the reference is loaded in fp32."""
-    path = Path(source["path"])
-    if source["weights"] == "random" or not path.is_dir():
+    path = Path(source.path)
+    if source.has_random_weights or not path.is_dir():
         return False
     files = sorted(path.glob("*.safetensors"))
     return not files or any(entry.get("dtype") in wider for file in files for entry in _header(file).values())

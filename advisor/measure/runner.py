@@ -9,7 +9,6 @@ gone.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import select
 import signal
@@ -23,8 +22,24 @@ from typing import Any, Protocol
 from advisor.errors import AdvisorError
 from advisor.machine.leftovers import lock_folder, open_lock, sweep
 from advisor.measure.launch import NotReady, Process, launch, shared_environment
+from advisor.measure.lines import NoMessage
+from advisor.measure.messages import (
+    Answer,
+    Done,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    Ready,
+    Request,
+    TrialDone,
+    decode_event,
+    numbered,
+    words_of,
+)
 from advisor.nouns.environment import Machine
+from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.trial import Outcome
+from advisor.workloads import Workload
 
 #: What a worker may write without saying anything, before it is taken for broken (bytes).
 _LINE_LIMIT = 64 * 2**20
@@ -33,9 +48,9 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Runner(Protocol):
-    """Runs one request ("facts", "reference" or "trial") and returns its result; an outcome is always among it."""
+    """Runs one request and returns its answer: of the class that the request names, or a Failure."""
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Run it within `timeout_s` seconds."""
 
     def restart(self) -> None:
@@ -68,8 +83,8 @@ class LocalRunner:
         self.start_s = 0.0
         self._launched_at = 0.0
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Run a request and return its result: whatever the worker does is an outcome, and within `timeout_s` seconds."""
+    def run(self, request: Request, timeout_s: float) -> Answer:
+        """Run a request and return its answer: whatever the worker does is an outcome, and within `timeout_s` seconds."""
         self._count += 1
         deadline = time.monotonic() + timeout_s
         if self._process is None or self._process.poll() is not None:
@@ -80,24 +95,24 @@ class LocalRunner:
                 self._start(timeout_s)
             except DeviceTaken:
                 reason = f"another advisor measured on {self.machine.uuid} all the time"
-                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
+                return Failure(outcome=Outcome.TIMEOUT, reason=reason, transient=True)
             except NotReady:
                 reason = f"torch and transformers were not imported after {timeout_s:.0f} s"
-                return {"outcome": Outcome.TIMEOUT, "reason": reason, "transient": True}
-        message = {**request, "id": self._count, "device": self.machine.torch_device, "uuid": self.machine.uuid}
+                return Failure(outcome=Outcome.TIMEOUT, reason=reason, transient=True)
+        line = numbered(self._count, self.machine.torch_device, self.machine.uuid, request)
         try:
             assert self._process is not None
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):  # a worker that died is found by its closed channel
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.write(line + b"\n")
                 self._process.stdin.flush()
-            result = self._wait(deadline, timeout_s)
+            answer = self._wait(deadline, timeout_s)
         except BaseException:
             self._kill()
             raise
-        if Outcome(result.get("outcome", Outcome.OK)).is_failure:
+        if isinstance(answer, (Failure, TrialDone)) and answer.outcome.is_failure:
             self._kill()
-        return result
+        return answer
 
     def restart(self) -> None:
         """Stop the worker but keep the device: the next request gets a fresh process."""
@@ -154,7 +169,7 @@ class LocalRunner:
         self._lock = None
         raise DeviceTaken
 
-    def _wait(self, deadline: float, timeout_s: float) -> dict[str, Any]:
+    def _wait(self, deadline: float, timeout_s: float) -> Answer:
         """Sleep until the worker answers, closes its channel or the deadline passes."""
         while (left_s := deadline - time.monotonic()) > 0:
             lines = self._lines(left_s)
@@ -162,22 +177,17 @@ class LocalRunner:
                 return self._died()
             for line in lines:
                 try:
-                    message = json.loads(line)
-                    if message["event"] == "ready":
-                        self.start_s = time.monotonic() - self._launched_at
-                    if message["event"] == "done" and message["id"] == self._count:
-                        result = dict(message["result"])
-                        Outcome(result.get("outcome", Outcome.OK))
-                        return result
-                except (ValueError, TypeError, KeyError, RecursionError):
+                    event = decode_event(line)
+                except NoMessage:
                     text = line[:200].decode(errors="replace")
-                    return {
-                        "outcome": Outcome.RUNTIME_ERROR,
-                        "reason": f"the worker sent what is no message: {text!r}",
-                        "transient": True,
-                    }
-                self.listener(message)
-        return {"outcome": Outcome.TIMEOUT, "reason": f"no result after {timeout_s:.0f} s", "transient": True}
+                    reason = f"the worker sent what is no message: {text!r}"
+                    return Failure(outcome=Outcome.RUNTIME_ERROR, reason=reason, transient=True)
+                if isinstance(event, Ready):
+                    self.start_s = time.monotonic() - self._launched_at
+                if isinstance(event, Done) and event.id == self._count:
+                    return event.result
+                self.listener(words_of(event))
+        return Failure(outcome=Outcome.TIMEOUT, reason=f"no result after {timeout_s:.0f} s", transient=True)
 
     def _lines(self, timeout_s: float) -> list[bytes] | None:
         """Return the whole lines that came within the time, none if it passed, None once the channel is closed."""
@@ -195,21 +205,18 @@ class LocalRunner:
             lines.append(self._buffer)
         return lines
 
-    def _died(self) -> dict[str, Any]:
+    def _died(self) -> Failure:
         """Say how the worker ended: by which signal or status, with the end of what it wrote to stderr."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return {
-                "outcome": Outcome.RUNTIME_ERROR,
-                "reason": "the worker closed its channel and went on",
-                "transient": True,
-            }
+            reason = "the worker closed its channel and went on"
+            return Failure(outcome=Outcome.RUNTIME_ERROR, reason=reason, transient=True)
         tail = self._error_text()
         if status == -signal.SIGKILL:
             reason = "the worker was killed (SIGKILL): most likely this machine ran out of memory"
-            return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "transient": True}
+            return Failure(outcome=Outcome.OUT_OF_MEMORY, reason=reason, transient=True)
         names = {int(member): member.name for member in signal.Signals}
         if status < 0:
             how = f"the worker died of {names.get(-status, f'signal {-status}')}"
@@ -217,7 +224,7 @@ class LocalRunner:
             how = f"the worker ended with status {status}"
         started = "ImportError" not in tail and "ModuleNotFoundError" not in tail
         outcome = Outcome.RUNTIME_ERROR if started else Outcome.LOAD_FAILED
-        return {"outcome": outcome, "reason": f"{how}: {tail}" if tail else how, "transient": started}
+        return Failure(outcome=outcome, reason=f"{how}: {tail}" if tail else how, transient=started)
 
     def _error_text(self) -> str:
         """The last line of the worker's stderr that says something, at most 500 characters."""
@@ -260,9 +267,10 @@ def environment_of(machine: Machine) -> dict[str, str]:
     }
 
 
-def read_facts(runner: Runner, request: Mapping[str, Any], timeout_s: float = 120.0) -> dict[str, Any]:
-    """Return a model's facts, or raise AdvisorError with the reason why they can't be read."""
-    result = runner.run({"op": "facts", **request}, timeout_s)
-    if "outcome" in result:
-        raise AdvisorError(f"the model can't be used: {result['reason']}")
-    return result
+def read_facts(runner: Runner, source: ModelSource, workload: Workload, timeout_s: float = 120.0) -> ModelFacts:
+    """Return a model's facts for a workload, or raise AdvisorError with the reason why they can't be read."""
+    answer = runner.run(FactsAsked(source=source.files, workload=workload), timeout_s)
+    if isinstance(answer, Failure):
+        raise AdvisorError(f"the model can't be used: {answer.reason}")
+    assert isinstance(answer, FactsRead)
+    return answer.facts

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from advisor.knobs import Batching, call_arguments, choices_of, collate, function_of, traits_of, weights_of
 from advisor.measure import fp32_torch, tokens_torch
+from advisor.measure.messages import Event, StageEvent, Subject
 from advisor.networks import call_torch, load_torch
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.model import ModelFacts
-from advisor.workloads import Call, Runtime, Workload, kind_of, workload_of
+from advisor.workloads import Call, Runtime, Workload, kind_of
 
 
 class Session:
-    """One device, at most one loaded model, and what belongs to it."""
+    """One device, at most one loaded model, and what belongs to it. uuid: of a GPU, None where its gauges are not read."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
-        """Hold nothing yet. send: writes one message to the parent."""
-        self.send = send
+    def __init__(self, send: Callable[[Event], None], device: str = "cpu", uuid: str | None = None) -> None:
+        """Hold nothing yet. send: writes one message to the parent; device: as torch names it."""
+        self.send, self.device, self.uuid = send, device, uuid
         self.last_stage = "start"
         self.model: Any = None
         self.settings: Any = None
@@ -36,40 +36,41 @@ class Session:
     def stage(self, name: str) -> None:
         """Tell the parent what is going on."""
         self.last_stage = name
-        self.send({"event": "stage", "stage": name})
+        self.send(StageEvent(stage=name))
 
-    def tokens(self, request: Mapping[str, Any]) -> list[torch.Tensor]:
+    def tokens(self, subject: Subject) -> list[torch.Tensor]:
         """Return the tokens of the workload's sequences, read or drawn once."""
-        workload = workload_of(request["workload"])
-        key = tokens_torch.key_of(request, workload)
+        key = tokens_torch.key_of(subject, subject.workload)
         if self.tokens_of is None or self.tokens_of[0] != key:
-            self.tokens_of, self.alone = (key, tokens_torch.tokens_of(request, workload)), {}
+            self.tokens_of, self.alone = (key, tokens_torch.tokens_of(subject, subject.workload)), {}
         return self.tokens_of[1]
 
-    def sampled(self, request: Mapping[str, Any]) -> tuple[Workload, list[torch.Tensor]]:
-        """Return the work on the sequences that the gate judges, request["sample"], and their tokens: those that are timed."""
-        tokens, sample = self.tokens(request), request["sample"]
-        return workload_of(request["workload"]).of_sequences(sample), [tokens[number] for number in sample]
+    def sampled(self, subject: Subject) -> tuple[Workload, list[torch.Tensor]]:
+        """Return the work on the sequences that the gate judges, the subject's sample, and their tokens: those that are timed."""
+        tokens, sample = self.tokens(subject), subject.sample
+        return subject.workload.of_sequences(sample), [tokens[number] for number in sample]
 
-    def load(self, request: Mapping[str, Any], configuration: Configuration) -> float:
+    def load(self, subject: Subject, configuration: Configuration, device: str | None = None) -> float:
         """Make the model be loaded as the configuration says and return the seconds it took; 0.0 if it is already.
 
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
+        device: another than the session's.
         """
+        device = device or self.device
         self.stage("load")
         began, choices = time.perf_counter(), choices_of(configuration)
         self.names = names = load_torch.statements(choices)
-        key = weights_key(request, configuration)
+        key = weights_key(subject, configuration, device)
         if self.loaded_as != key:
             self.unload()
-            self.model = loaded(request, configuration, names)
+            self.model = loaded(subject, configuration, device, names)
             self.settings = fp32_torch.Settings(self.model)
             self.loaded_as = key
         elif configuration["attention"] != self.loaded_attention:
             arguments = load_torch.arguments_of(choices, configuration, names)
             self.model.set_attn_implementation(arguments["attn_implementation"])
         self.loaded_attention = configuration["attention"]
-        synchronize(request["device"])
+        synchronize(device)
         return time.perf_counter() - began
 
     def unload(self) -> None:
@@ -85,9 +86,9 @@ class Session:
             self.model.set_attn_implementation(implementation)
             self.loaded_attention = ""
 
-    def batching(self, request: Mapping[str, Any], configuration: Configuration) -> Batching:
+    def batching(self, subject: Subject, configuration: Configuration) -> Batching:
         """Return what a batch must be made for."""
-        facts = ModelFacts.of(request["facts"])
+        facts = subject.facts
         return Batching(
             call_torch.pad_token_of(self.model),
             causal=facts.is_causal,
@@ -99,18 +100,18 @@ class Session:
 
     def calls(
         self,
-        request: Mapping[str, Any],
+        subject: Subject,
         workload: Workload,
         configuration: Configuration,
         tokens: Sequence[torch.Tensor],
     ) -> list[Call]:
         """Return one call per batch, on the CPU. tokens: of the workload's sequences."""
         batches = workload.batches(by_length=traits_of(configuration).by_length)
-        return self.calls_of(request, configuration, tokens, batches)
+        return self.calls_of(subject, configuration, tokens, batches)
 
     def calls_of(
         self,
-        request: Mapping[str, Any],
+        subject: Subject,
         configuration: Configuration,
         tokens: Sequence[torch.Tensor],
         batches: Iterable[Sequence[int]],
@@ -119,36 +120,34 @@ class Session:
 
         batches: which of the tokens go together, by their places.
         """
-        batching, accepts = self.batching(request, configuration), request["facts"]["accepts"]
+        batching, accepts = self.batching(subject, configuration), subject.facts.accepts
 
         def laid_out(sequences: Sequence[torch.Tensor]) -> tuple[dict[str, Any], Sequence[tuple[int, int, int]]]:
             arguments, places = collate(configuration, sequences, batching)
             own = load_torch.evaluated(call_arguments(configuration), self.names)
             return call_torch.accepted(arguments, accepts) | own, places
 
-        return runtime_of(request).calls(tokens, batches, laid_out)
+        return runtime_of(subject).calls(tokens, batches, laid_out)
 
 
-def weights_key(request: Mapping[str, Any], configuration: Configuration) -> tuple[Any, ...]:
+def weights_key(subject: Subject, configuration: Configuration, device: str) -> tuple[Any, ...]:
     """Return what the loaded weights depend on: configurations with the same share a loaded model."""
-    fixed = weights_of(configuration, switches_attention=request["facts"]["switches_attention"])
-    source = request["source"]
-    return (source["path"], source["digest"], workload_of(request["workload"]).needs, request["device"], fixed)
+    fixed = weights_of(configuration, switches_attention=subject.facts.switches_attention)
+    return (subject.source.path, subject.source.digest, subject.workload.needs, device, fixed)
 
 
-def runtime_of(request: Mapping[str, Any]) -> Runtime:
-    """Return how the workload of a request is run."""
-    workload = workload_of(request["workload"])
-    return kind_of(workload).runtime(workload, ModelFacts.of(request["facts"]))
+def runtime_of(subject: Subject) -> Runtime:
+    """Return how the workload of a subject is run."""
+    return kind_of(subject.workload).runtime(subject.workload, subject.facts)
 
 
-def loaded(request: Mapping[str, Any], configuration: Configuration, names: dict[str, Any]) -> Any:
-    """Load the model of a request as a configuration says, and do with it what its kind of work does first.
+def loaded(subject: Subject, configuration: Configuration, device: str, names: dict[str, Any]) -> Any:
+    """Load the model of a subject as a configuration says, and do with it what its kind of work does first.
 
     names: what the choices' lines may use, see :func:`advisor.networks.load_torch.statements`.
     """
-    workload, source, device = workload_of(request["workload"]), request["source"], request["device"]
-    prepared = kind_of(workload).preparation(workload, ModelFacts.of(request["facts"]), source, device)
+    workload, source = subject.workload, subject.source
+    prepared = kind_of(workload).preparation(workload, subject.facts, source, device)
     own = {name: function_of(module, name) for module, name in prepared.functions}
     # Weights that are made in inference mode can't be given other data for a while, as the gate does in fp32.
     with torch.inference_mode(False), torch.no_grad():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
 from advisor.machine.device import Gauges, disturbed
+from advisor.measure.messages import RoundEvent, Rounds, TrialAsked
 from advisor.measure.session_torch import Session, runtime_of
-from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, interval_of_median
+from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
 #: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
@@ -27,50 +28,8 @@ MOST_WARMING = 10
 #: Energy is read over rounds that take this long together (s): the counter's steps are some 100 ms.
 ENERGY_WINDOW_S = 2.0
 
-#: Work that waits for its launches is timed for so many rounds at least, and seconds at most; where that would take longer, for
-#: half as many, or the seconds of any long trial.
-LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 2.0
-
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """When the timing of a search trial ends: rounds and seconds. It says who is to be confirmed; the blocks say who is faster.
-
-    At least `least` rounds, then until the interval's half-width is within `width` of the median, at most `most` rounds or
-    `seconds`. Where `least` rounds would outlast `seconds`, at least `least_long` rounds and at most `seconds_long`.
-    """
-
-    least: int = 2
-    most: int = 10
-    seconds: float = 1.5
-    least_long: int = 2
-    seconds_long: float = 3.0
-    width: float = 0.01
-
-    def reached(self, samples: Sequence[float]) -> bool:
-        """Whether these samples (seconds a round) are enough."""
-        n, spent = len(samples), sum(samples)
-        if n == 0:
-            return False
-        long = median(samples) * self.least > self.seconds
-        if n < (self.least_long if long else self.least):
-            return long and spent >= self.seconds_long and n >= 2
-        low, high = interval_of_median(samples)
-        precise = (high - low) / 2 <= self.width * median(samples)
-        return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
-
-    def longer(self) -> Stopping:
-        """Return when the timing of work ends that waits for its launches."""
-        return replace(
-            self,
-            least=max(self.least, LAUNCH_BOUND_ROUNDS),
-            least_long=max(self.least_long, LAUNCH_BOUND_ROUNDS // 2),
-            most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
-            seconds=max(self.seconds, LAUNCH_BOUND_S),
-        )
 
 
 class Round(NamedTuple):
@@ -126,21 +85,34 @@ def timed_round(
 
 
 @dataclass
-class Rounds:
-    """The timed rounds of a trial: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
+class Taken:
+    """The rounds of a trial as they are taken: what `advisor.measure.messages.Rounds` tells of them.
 
-    joules: a round, by NVML's energy counter over a window of at least ENERGY_WINDOW_S, None where it can't be seen.
-    busy: the share of the time for which the GPU computed, by the kernels of the profiled batch; None where none were seen.
+    joules: over a window of at least ENERGY_WINDOW_S. busy: by the kernels of the profiled batch.
     """
 
-    wall_s: list[float]
-    gpu_s: list[float]
-    slowest_s: list[float]
-    states: list[dict[str, Any]]
-    discarded: list[str]
+    wall_s: list[float] = field(default_factory=list)
+    gpu_s: list[float] = field(default_factory=list)
+    slowest_s: list[float] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
     pruned: str = ""
     joules: float | None = None
     busy: float | None = None
+
+    @property
+    def told(self) -> Rounds:
+        """The rounds as they are sent."""
+        return Rounds(
+            wall_s=tuple(self.wall_s),
+            gpu_s=tuple(self.gpu_s),
+            slowest_s=tuple(self.slowest_s),
+            states=tuple(self.states),
+            discarded=tuple(self.discarded),
+            pruned=self.pruned,
+            joules=self.joules,
+            busy=self.busy,
+        )
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
@@ -162,20 +134,15 @@ class Timing:
     caches do not make two rounds slow.
     """
 
-    def __init__(
-        self, session: Session, calls: Sequence[Call], request: Mapping[str, Any], kernel_s: float = 0.0
-    ) -> None:
-        """Run nothing yet. request["timing"]: when to stop, and seconds a round of the best so far.
-
-        kernel_s: what the kernels of the first call take on a GPU together, 0.0 where that is not known.
-        """
-        self._session, self._calls, self._request = session, calls, request
-        self._device, self._runtime, timing = request["device"], runtime_of(request), request["timing"]
-        self._stopping, self._incumbent_s = Stopping(**timing["stopping"]), timing["incumbent_s"]
-        self._rounds, self._is_warm, self._all_s = Rounds([], [], [], [], []), False, list[float]()
+    def __init__(self, session: Session, calls: Sequence[Call], request: TrialAsked, kernel_s: float = 0.0) -> None:
+        """Run nothing yet. kernel_s: what the kernels of the first call take on a GPU together, 0.0 where that is not known."""
+        self._session, self._calls, self._timing = session, calls, request.timing
+        self._device, self._runtime = session.device, runtime_of(request)
+        self._stopping, self._incumbent_s = request.timing.stopping, request.timing.incumbent_s
+        self._rounds, self._is_warm, self._all_s = Taken(), False, list[float]()
         self._kernel_s, self._first_s = kernel_s, list[float]()
 
-    def slow(self) -> Rounds | None:
+    def slow(self) -> Taken | None:
         """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
 
         Raises NotFinite where an output is not finite.
@@ -188,7 +155,7 @@ class Timing:
                 self._take(gauges, look=True)
         return self._rounds if self._rounds.pruned else None
 
-    def rounds(self, *, look: bool = True) -> Rounds:
+    def rounds(self, *, look: bool = True) -> Taken:
         """Time rounds until they settle, at least one, and on until the stopping rule is met or the trial is clearly slower.
 
         look: at every batch's output once, and raise NotFinite where one is not finite.
@@ -203,14 +170,14 @@ class Timing:
                 stopping = self._stopping.longer() if waits else self._stopping
                 if self._is_warm and stopping.reached(self._rounds.wall_s):
                     break
-            if self._device.startswith("cuda") and self._request["timing"].get("energy", True):
+            if self._device.startswith("cuda") and self._timing.energy:
                 order = list(range(len(self._calls)))
                 self._rounds.joules = energy_of(gauges, lambda: self._run(order))
         return self._rounds
 
     def _gauges(self) -> Gauges:
         on_gpu = self._device.startswith("cuda")
-        return Gauges(self._request["uuid"] if on_gpu else None, own_pids=[os.getpid()])
+        return Gauges(self._session.uuid if on_gpu else None, own_pids=[os.getpid()])
 
     def _run(self, order: Sequence[int], *, look: bool = False) -> Round:
         return timed_round(self._session, self._calls, self._device, self._runtime, order, look)
@@ -229,10 +196,10 @@ class Timing:
             self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
         self._rounds.pruned = _clearly_slower(self._all_s, self._incumbent_s)
         if not self._rounds.pruned:
-            self._session.send({"event": "round", "n": len(self._all_s), "round_s": median(self._all_s[-2:])})
+            self._session.send(RoundEvent(n=len(self._all_s), round_s=median(self._all_s[-2:])))
 
 
-def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Rounds) -> tuple[Round, dict[str, Any]]:
+def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Taken) -> tuple[Round, dict[str, Any]]:
     """Return a round that was not disturbed, and the gauges' reading after it; what was disturbed is run again.
 
     After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away.

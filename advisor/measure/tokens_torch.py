@@ -6,19 +6,21 @@ Either way as the model's library sends them, special tokens included, and the s
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from advisor.errors import BadInput
+from advisor.measure.messages import Subject
 from advisor.models.lengths import entries_of, refuse_beyond
 from advisor.models.tokenizing import Tokenizing
-from advisor.nouns.entry import Sent
-from advisor.workloads import Workload, workload_of
+from advisor.nouns.entry import Sent, Texts
+from advisor.nouns.model import ModelFiles
+from advisor.workloads import Workload
 
 #: What is run where no file of texts is named.
 BUNDLED = Path(__file__).parents[1] / "workloads" / "text.txt"
@@ -32,22 +34,22 @@ def _tokenizing(path: str, sent: Sent) -> Tokenizing:
     return Tokenizing(_NAME, path, sent)
 
 
-def key_of(request: Mapping[str, Any], workload: Workload) -> str:
+def key_of(subject: Subject, workload: Workload) -> str:
     """Return what the tokens of a workload depend on: the model's tokenizer and vocabulary, the texts, the lengths."""
-    source, texts = request["source"], request.get("texts")
-    which = [texts["path"], texts["column"], texts["digest"]] if texts else None
-    return json.dumps([source["path"], source["digest"], request["facts"]["vocabulary"], which, workload.payload])
+    source, texts = subject.source, subject.texts
+    which = [texts.path, texts.column, texts.digest] if texts else None
+    return json.dumps([source.path, source.digest, subject.facts.vocabulary, which, workload.payload])
 
 
-def tokens_of(request: Mapping[str, Any], workload: Workload) -> list[torch.Tensor]:
-    """Return one int64 tensor per sequence of a workload, which may be a part of the request's own.
+def tokens_of(subject: Subject, workload: Workload) -> list[torch.Tensor]:
+    """Return one int64 tensor per sequence of a workload, which may be a part of the subject's own.
 
     Raises BadInput where the file of texts is no longer what it was, or an id has no row in the embedding.
     """
-    source, texts, vocabulary = request["source"], request.get("texts"), request["facts"]["vocabulary"]
-    if not source["has_tokenizer"]:
+    source, texts, vocabulary = subject.source, subject.texts, subject.facts.vocabulary
+    if not source.has_tokenizer:
         return _random(workload, vocabulary)
-    tokenizing = _tokenizing(source["path"], workload.needs.sent)
+    tokenizing = _tokenizing(source.path, workload.needs.sent)
     tokens = (
         _bundled(workload, tokenizing)
         if texts is None
@@ -57,26 +59,26 @@ def tokens_of(request: Mapping[str, Any], workload: Workload) -> list[torch.Tens
     return tokens
 
 
-def words_of(request: Mapping[str, Any]) -> str:
+def words_of(subject: Subject) -> str:
     """Return what the tokens are, in words that may be stored: no path and no part of a text."""
-    if request.get("texts"):
-        return str(request["texts"]["words"])
-    return "the bundled text, with special tokens" if request["source"]["has_tokenizer"] else "random tokens"
+    if subject.texts:
+        return subject.texts.words
+    return "the bundled text, with special tokens" if subject.source.has_tokenizer else "random tokens"
 
 
-def special_ids(request: Mapping[str, Any]) -> frozenset[int]:
+def special_ids(subject: Subject) -> frozenset[int]:
     """Return the tokenizer's special ids, none where the model has no tokenizer."""
-    source, sent = request["source"], workload_of(request["workload"]).needs.sent
-    if not source["has_tokenizer"]:
+    source, sent = subject.source, subject.workload.needs.sent
+    if not source.has_tokenizer:
         return frozenset()
-    return frozenset(_tokenizing(source["path"], sent).transformers.all_special_ids)
+    return frozenset(_tokenizing(source.path, sent).transformers.all_special_ids)
 
 
-def refuse_unfit(source: Mapping[str, Any], sent: Sent, vocabulary: int) -> None:
+def refuse_unfit(source: ModelFiles, sent: Sent, vocabulary: int) -> None:
     """Raise BadInput where the tokenizer can't be used, or is of another model: before a reference is run."""
-    if not source["has_tokenizer"]:
+    if not source.has_tokenizer:
         return
-    tokenizing = _tokenizing(source["path"], sent)
+    tokenizing = _tokenizing(source.path, sent)
     ids = [*tokenizing.plain(BUNDLED.read_text(encoding="utf-8")), *sum(tokenizing.ends, ()), *tokenizing.pad]
     refuse_beyond(_NAME, max(ids, default=0), vocabulary)
 
@@ -105,14 +107,15 @@ def _bundled(workload: Workload, tokenizing: Tokenizing) -> list[torch.Tensor]:
     return made
 
 
-def _own(texts: Mapping[str, Any], tokenizing: Tokenizing, sent: Sent) -> list[torch.Tensor]:
+def _own(texts: Texts, tokenizing: Tokenizing, sent: Sent) -> list[torch.Tensor]:
     """Read and tokenize the user's own texts, and see that they are those whose lengths were read."""
     entries, digest = entries_of(texts, sent)
-    if digest != texts["digest"]:
+    if digest != texts.digest:
         raise BadInput("the file of texts has changed since its lengths were read", "give the same command again")
-    longest, lengths = texts["longest"], texts["lengths"]
+    longest, lengths = texts.longest, texts.lengths
     found = tokenizing.ids(entries, longest)
-    if any(len(ids) != n and not n == longest < len(ids) for ids, n in zip(found, lengths, strict=True)):
+    most = math.inf if longest is None else longest
+    if any(len(ids) != n and not n == most < len(ids) for ids, n in zip(found, lengths, strict=True)):
         raise BadInput(
             "the texts have other lengths in tokens than were read: the tokenizer has changed",
             "give the same command again",

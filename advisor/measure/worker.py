@@ -8,8 +8,6 @@ model while only attention or packing changes, and is thrown away by its parent 
 # ruff: noqa: E402
 from __future__ import annotations
 
-import json
-import math
 import os
 import queue
 import select
@@ -17,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from advisor.machine.leftovers import die_with_parent
@@ -47,16 +45,35 @@ from advisor.machine import ceilings_torch
 from advisor.measure import tokens_torch
 from advisor.measure.block_torch import run_block
 from advisor.measure.figures_torch import figures_of, layout_of
+from advisor.measure.lines import Raw, encode
+from advisor.measure.messages import (
+    Answer,
+    BlockAsked,
+    Ceilings,
+    CeilingsAsked,
+    Done,
+    Event,
+    FactsAsked,
+    FactsRead,
+    Failure,
+    Gate,
+    LayoutAsked,
+    Numbered,
+    Ready,
+    ReferenceAsked,
+    TrialAsked,
+    TrialDone,
+    decode_numbered,
+    decode_request,
+)
 from advisor.measure.ready_torch import make_ready, peak_bytes, reset_peak
 from advisor.measure.reference_torch import write_reference
 from advisor.measure.session_torch import Session
 from advisor.measure.timing_torch import NotFinite, Timing
 from advisor.networks import facts_torch, switches_torch
-from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts
-from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import wrong
-from advisor.workloads import workload_of
 
 #: Texts of failures are cut to this many characters: flex_attention's can have 234,000.
 TEXT_LIMIT = 2000
@@ -71,66 +88,67 @@ class Failed(Exception):
         self.outcome, self.transient = outcome, transient
 
 
-def _wrong(request: Mapping[str, Any], requested: Configuration, effective: Configuration, quality: Quality) -> str:
-    """Return what is wrong with figures by today's rules: what is wrong need not be timed, unless it is the default."""
-    trial, given, default = (
-        Trial(1, requested, effective, Outcome.OK, quality=quality),
-        request["gate"]["default"],
-        None,
-    )
-    if given is not None:
-        ran = Configuration.of(given["configuration"])
-        default = Trial(0, ran, ran, Outcome.OK, quality=Quality.of(given["quality"]))
-    return "; ".join(wrong(trial, default, ModelFacts.of(request["facts"])))
-
-
-def run_trial(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one trial: load, prove, gate, time. Returns what the parent stores; raises Failed or what torch raises.
+def run_trial(session: Session, request: TrialAsked) -> TrialDone:
+    """Run one trial: load, prove, gate, time. Raises Failed or what torch raises.
 
     What is clearly slower than the best so far is not gated: whether it is right changes nothing.
     """
-    requested, device = Configuration.of(request["configuration"]), request["device"]
     with torch.inference_mode():
-        ready = make_ready(session, request, requested)
-        result: dict[str, Any] = {**ready.found, "texts": tokens_torch.words_of(request)}
-        if result["alias"] and ready.effective.key in request["measured"]:
-            return {**result, "outcome": Outcome.OK, "rounds": None}
-        timing, found = Timing(session, ready.calls, request, ready.reading.kernel_s), ""
-        reset_peak(device)
+        ready = make_ready(session, request, request.configuration)
+        done = ready.told(Outcome.OK, texts=tokens_torch.words_of(request))
+        if ready.alias and ready.effective.key in request.measured:
+            return done
+        timing = Timing(session, ready.calls, request, ready.reading.kernel_s)
+        reset_peak(session.device)
         try:
             slow = timing.slow()
         except NotFinite as error:
-            return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": str(error), "rounds": None}
+            return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
         if slow is not None:
-            stopped = {"outcome": Outcome.PRUNED, "reason": slow.pruned, "rounds": asdict(slow)}
-            return {**result, **stopped, "peak_bytes": peak_bytes(device)}
-        if request["gate"]:
-            session.stage("gate")
-            try:
-                quality, result["gate_s"] = figures_of(session, request, requested)
-                spent_s = sum(result["gate_s"].get(part, 0.0) for part in ("probe_s", "layout_s"))
-                quality = replace(quality, gate_s=spent_s, quantised=share_words(ready.reading))
-                found, result["quality"] = _wrong(request, requested, ready.effective, quality), quality.payload
-            except ValueError as error:
-                found = str(error)
-            if found and not request["gate"]["is_default"]:
-                return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": found, "rounds": None}
-        reset_peak(device)
-        try:
-            rounds = timing.rounds(look=not found)
-        except NotFinite as error:
-            return {**result, "outcome": Outcome.WRONG_OUTPUT, "reason": str(error), "rounds": None}
-    outcome = Outcome.PRUNED if rounds.pruned else Outcome.WRONG_OUTPUT if found else Outcome.OK
-    return {
-        **result,
-        "outcome": outcome,
-        "reason": rounds.pruned or found,
-        "rounds": asdict(rounds),
-        "peak_bytes": peak_bytes(device),
-    }
+            stopped = done.replaced(outcome=Outcome.PRUNED, reason=slow.pruned, rounds=slow.told)
+            return stopped.replaced(peak_bytes=peak_bytes(session.device))
+        if request.gate is not None:
+            done = _gated(session, request, request.gate, done, share_words(ready.reading))
+            if done.outcome is Outcome.WRONG_OUTPUT and not request.gate.is_default:
+                return done
+        return _timed(session, timing, done)
 
 
-def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
+def _gated(session: Session, request: TrialAsked, gate: Gate, done: TrialDone, quantised: str) -> TrialDone:
+    """Return what came of a trial with the figures of its output, wrong where they are by today's rules.
+
+    What is wrong need not be timed, unless it is the default.
+    """
+    session.stage("gate")
+    try:
+        quality, gate_s = figures_of(session, request, gate, request.configuration)
+    except ValueError as error:
+        return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
+    spent_s = sum(gate_s.get(part, 0.0) for part in ("probe_s", "layout_s"))
+    quality = replace(quality, gate_s=spent_s, quantised=quantised)
+    trial, default = Trial(1, request.configuration, done.effective, Outcome.OK, quality=quality), None
+    if gate.default is not None:
+        ran = gate.default.configuration
+        default = Trial(0, ran, ran, Outcome.OK, quality=gate.default.quality)
+    found = "; ".join(wrong(trial, default, request.facts))
+    outcome = Outcome.WRONG_OUTPUT if found else Outcome.OK
+    return done.replaced(outcome=outcome, reason=found, quality=quality, gate_s=gate_s)
+
+
+def _timed(session: Session, timing: Timing, done: TrialDone) -> TrialDone:
+    """Return what came of a trial with its rounds. At what is known to be wrong nobody looks again."""
+    reset_peak(session.device)
+    try:
+        rounds = timing.rounds(look=done.outcome is Outcome.OK)
+    except NotFinite as error:
+        return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
+    peak = peak_bytes(session.device)
+    if rounds.pruned:
+        done = done.replaced(outcome=Outcome.PRUNED, reason=rounds.pruned)
+    return done.replaced(rounds=rounds.told, peak_bytes=peak)
+
+
+def failure_of(error: BaseException, stage: str) -> Failure:
     """Return the outcome, reason and transience that an exception stands for."""
     text = str(error) if isinstance(error, (Failed, AdvisorError)) else f"{type(error).__name__}: {error}"
     name = type(error).__module__
@@ -146,80 +164,74 @@ def failure_of(error: BaseException, stage: str) -> dict[str, Any]:
         outcome, transient = Outcome.COMPILE_FAILED, False
     else:
         outcome, transient = Outcome.RUNTIME_ERROR, False
-    return {"outcome": outcome, "reason": " ".join(text.split())[:TEXT_LIMIT], "transient": transient}
+    return Failure(outcome=outcome, reason=" ".join(text.split())[:TEXT_LIMIT], transient=transient)
 
 
-def read_facts(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+def read_facts(session: Session, request: FactsAsked) -> FactsRead:
     """Read the model's facts. Raises BadInput where its tokenizer is of another model."""
-    workload = workload_of(request["workload"])
-    facts = facts_torch.read_facts(request["source"], workload.needs)
-    tokens_torch.refuse_unfit(request["source"], workload.needs.sent, facts["vocabulary"])
-    return facts
+    needs = request.workload.needs
+    facts = ModelFacts.of(facts_torch.read_facts(request.source, needs))
+    tokens_torch.refuse_unfit(request.source, needs.sent, facts.vocabulary)
+    return FactsRead(facts=facts)
 
 
-_OPERATIONS: Mapping[str, Callable[[Session, Mapping[str, Any]], dict[str, Any]]] = {
-    "facts": read_facts,
-    "ceilings": lambda session, request: ceilings_torch.measure(request["device"]),
-    "reference": write_reference,
-    "layout": layout_of,
-    "trial": run_trial,
-    "block": lambda session, request: run_block(session, request, failure_of),
+_OPERATIONS: Mapping[type, Callable[[Session, Any], Answer]] = {
+    FactsAsked: read_facts,
+    CeilingsAsked: lambda session, _: Ceilings(reached=ceilings_torch.measure(session.device)),
+    ReferenceAsked: write_reference,
+    LayoutAsked: layout_of,
+    TrialAsked: run_trial,
+    BlockAsked: lambda session, request: run_block(session, request, failure_of),
 }
 
 
-def _requests() -> Iterator[dict[str, Any]]:
+def answered(session: Session, line: bytes | Raw) -> Answer:
+    """Return the answer to a request's line: whatever that raises is its outcome."""
+    try:
+        request = decode_request(line)
+        return _OPERATIONS[type(request)](session, request)
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        return failure_of(error, session.last_stage)
+
+
+def _requests() -> Iterator[Numbered]:
     """Yield requests; a thread waits for them, so that the end of stdin ends this process even within a trial."""
-    lines: queue.Queue[str] = queue.Queue()
+    lines: queue.Queue[bytes] = queue.Queue()
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in sys.stdin.buffer:
             lines.put(line)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        yield json.loads(lines.get())
-
-
-def _finite(value: Any) -> Any:
-    """Replace non-finite floats by None: they have no place in JSON or the database."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+        yield decode_numbered(lines.get())
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    channel = os.fdopen(os.dup(1), "wb")
     os.environ["ADVISOR_CHANNEL"] = str(channel.fileno())
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("ADVISOR_THREADS", "1")))
-    stage = "start"
 
-    def send(message: dict[str, Any]) -> None:
-        nonlocal stage
-        stage = message.get("stage", stage)
-        channel.write(json.dumps(_finite(message), default=str) + "\n")
+    def send(event: Event) -> None:
+        channel.write(encode(event) + b"\n")
+        channel.flush()
 
-    session = Session(send)
-    send({"event": "ready", "pid": os.getpid()})
+    send(Ready(pid=os.getpid()))
+    session: Session | None = None
     compiled = 0
-    for request in _requests():
+    for numbered in _requests():
+        if session is None:  # the device is the same for as long as this process lives
+            session = Session(send, numbered.device, numbered.uuid)
         if (
             compiled != switches_torch.compiled_frames()
         ):  # else there is nothing to forget, and the first reset takes 3 s
             switches_torch.forget_compiled()
             compiled = switches_torch.compiled_frames()
-        try:
-            result = _OPERATIONS[request["op"]](session, request)
-        except Exception as error:  # noqa: BLE001  (whatever a trial raises is its outcome)
-            traceback.print_exc()
-            result = failure_of(error, stage)
-        send({"event": "done", "id": request["id"], "result": result})
+        send(Done(id=numbered.id, result=answered(session, numbered.request)))
 
 
 if __name__ == "__main__":

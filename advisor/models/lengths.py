@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput, named
 from advisor.models.texts import HINT, Source, digest_of, index_of, read, source_of
 from advisor.models.tokenizing import Tokenizing
-from advisor.nouns.entry import Chat, Entry, Sent, names
+from advisor.nouns.entry import Chat, Entry, Sent, Texts, names
 from advisor.nouns.model import ModelSource
 
 #: A file of so many rows is also looked for as it was stored before samples were taken: whole.
@@ -28,7 +28,7 @@ class Lengths:
 
     longest: what texts were cut to; cut: how many were longer; limit: what sets that, in words; empty: texts without a token,
     null: rows without a text, both left out; rows: how many rows the file has; read: in words, what was read. texts: where the
-    texts are and how to know them again, as JSON values: what a worker needs, never stored.
+    texts are and how to know them again: what a worker needs, never stored; None where nothing was read.
     """
 
     lengths: tuple[int, ...]
@@ -39,7 +39,7 @@ class Lengths:
     rows: int = 0
     read: str = ""
     limit: str = "positions"
-    texts: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    texts: Texts | None = field(default=None, compare=False, repr=False)
 
     @property
     def notes(self) -> list[str]:
@@ -165,17 +165,17 @@ class _Counted:
         """Return what was counted, `most` texts of it. rows: how many the file has."""
         read_rows, count = self.shapes.total(), len(self.lengths)
         kept = list(range(count)) if most is None or count <= most else [i * count // most for i in range(most)]
-        texts = {
-            "path": str(Path(self.named.path).expanduser().absolute()),
-            "kind": self.named.kind,
-            "column": self.named.column,
-            "rows": [list(self.rows[i]) for i in kept],
-            "lengths": [self.lengths[i] for i in kept],
-            "longest": self.longest,
-        }
+        texts = Texts(
+            str(Path(self.named.path).expanduser().absolute()),
+            self.named.kind,
+            self.named.column,
+            tuple(self.rows[i] for i in kept),
+            tuple(self.lengths[i] for i in kept),
+            self.longest,
+        )
         digest = entries_of(texts, self.sent)[1]
         manner = " through the model's chat template" if self.has_chats and self.tokenizing.has_template else ""
-        texts |= {"digest": digest, "words": f"{len(kept)} of your own texts{manner} (digest {digest})"}
+        words = f"{len(kept)} of your own texts{manner} (digest {digest})"
         return Lengths(
             tuple(self.lengths[i] for i in kept),
             self.longest,
@@ -185,7 +185,7 @@ class _Counted:
             rows,
             self._said(read_rows, rows, most),
             self.limit,
-            texts,
+            replace(texts, digest=digest, words=words),
         )
 
     def _said(self, read_rows: int, rows: int, most: int | None) -> str:
@@ -216,17 +216,17 @@ class _Counted:
         return found
 
 
-def entries_of(texts: Mapping[str, Any], sent: Sent) -> tuple[list[Entry], str]:
+def entries_of(texts: Texts, sent: Sent) -> tuple[list[Entry], str]:
     """Return the texts that a recipe (Lengths.texts) names, and the digest of their rows. Raises BadInput."""
-    named = Source(texts["path"], texts["kind"], texts["column"])
-    places = list(dict.fromkeys((start, part) for start, part, _ in texts["rows"]))
+    named = Source(texts.path, texts.kind, texts.column)
+    places = list(dict.fromkeys((start, part) for start, part, _ in texts.rows))
     found, raw = {}, []
     for place, (row, line) in zip(places, read(named, places, sent), strict=True):
         found[place] = row.entries
         raw.append(line)
-    if any(number >= len(found[start, part]) for start, part, number in texts["rows"]):
+    if any(number >= len(found[start, part]) for start, part, number in texts.rows):
         return [], ""
-    return [found[start, part][number] for start, part, number in texts["rows"]], digest_of(raw)
+    return [found[start, part][number] for start, part, number in texts.rows], digest_of(raw)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int | None:

@@ -12,11 +12,11 @@ from advisor.knobs import KNOBS, Batching
 from advisor.networks import counts_torch, kinds_torch, packed_torch, structure_torch
 from advisor.networks.call_torch import accepted, accepted_arguments
 from advisor.networks.config_torch import checkpoint_dtype_of, config_of
-from advisor.nouns.model import ModelFacts
+from advisor.nouns.model import ModelFacts, ModelFiles
 from advisor.workloads import Head, Needs
 
 
-def read_facts(source: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
+def read_facts(source: ModelFiles, needs: Needs) -> dict[str, Any]:
     """Read what the rules need to know, from the class and a model without memory (device meta). Returns the payload.
 
     Raises BadInput where the model can't be run on token ids, or can't give what is needed.
@@ -27,9 +27,9 @@ def read_facts(source: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
     executed, products = kinds_torch.hand_experts_on(model), counts_torch.Products()
     runs_on_meta = kinds_torch.refuse_unrunnable(source, model, config, auto, needs, products)
     counts = counts_torch.counted(model, config, products if runs_on_meta else None, executed)
-    if source["weights"] != "random" and _prequantized(source, config) is None:
+    if not source.has_random_weights and _prequantized(source, config) is None:
         _refuse_missing(source, auto, needs)
-    beside = source.get("beside", {})
+    beside = source.beside
     if needs.embeds and beside.get("problem"):
         raise BadInput(beside["problem"])
     causal, classifies = _is_causal(model), needs.head is Head.CLASSIFICATION
@@ -67,7 +67,7 @@ def read_facts(source: Mapping[str, Any], needs: Needs) -> dict[str, Any]:
 
 
 def _sizes(
-    source: Mapping[str, Any], model: Any, config: Any, dtype: torch.dtype, counts: counts_torch.Counts
+    source: ModelFiles, model: Any, config: Any, dtype: torch.dtype, counts: counts_torch.Counts
 ) -> dict[str, Any]:
     """Return how large the model is, and how much it computes."""
     text, most = config.get_text_config(), structure_torch.most
@@ -76,7 +76,7 @@ def _sizes(
     hidden = most(text, "hidden_size", "d_model")
     return {
         "parameters": parameters,
-        "parameter_bytes": source.get("beside", {}).get("weight_bytes") or parameters * dtype.itemsize,
+        "parameter_bytes": source.beside.get("weight_bytes") or parameters * dtype.itemsize,
         "linear_parameters": counts.stored,
         "active_linear_parameters": counts.active,
         "attention_width": counts.attention,
@@ -109,7 +109,7 @@ def _attention(model: Any, config: Any) -> dict[str, Any]:
     }
 
 
-def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) -> dict[str, Any]:
+def _positions(source: ModelFiles, model: Any, config: Any, auto: Any) -> dict[str, Any]:
     """Return what the class takes beside ids, where positions begin, and how far they reach."""
     accepts, declared = accepted_arguments(model), structure_torch.limit_of(config.get_text_config())
     offset, takes_positions = structure_torch.position_offset(model, declared), "position_ids" in accepts
@@ -127,18 +127,18 @@ def _positions(source: Mapping[str, Any], model: Any, config: Any, auto: Any) ->
     }
 
 
-def _refuse_missing(source: Mapping[str, Any], auto: Any, needs: Needs) -> None:
+def _refuse_missing(source: ModelFiles, auto: Any, needs: Needs) -> None:
     """Raise BadInput where weights that the output depends on are not in the checkpoint: they would be drawn at every load.
 
     A classifier made of a language model has no head yet; hidden states and embeddings do not depend on a pooler.
     """
     _, found = auto.from_pretrained(
-        source["path"],
+        source.path,
         config=config_of(source),
         trust_remote_code=False,
         device_map="meta",
         output_loading_info=True,
-        use_safetensors=None if source["allow_pickle"] else True,
+        use_safetensors=None if source.allow_pickle else True,
     )
     missing = sorted(k for k in found["missing_keys"] if needs.head is not Head.NONE or "pooler" not in k)
     if missing:
@@ -182,10 +182,10 @@ def _switches_attention(model: Any) -> bool:
     )
 
 
-def _prequantized(source: Mapping[str, Any], config: Any) -> str | None:
+def _prequantized(source: ModelFiles, config: Any) -> str | None:
     """Return how a checkpoint's weights are quantised, None where they are not: drawn ones never are (:func:`config_of`)."""
     declared = getattr(config, "quantization_config", None)
-    if declared is None or source["weights"] == "random":
+    if declared is None or source.has_random_weights:
         return None
     method = declared.get("quant_method") if isinstance(declared, Mapping) else getattr(declared, "quant_method", "")
     return str(method)

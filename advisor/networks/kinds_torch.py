@@ -11,7 +11,7 @@ import copy
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import import_utils
 
 from advisor.errors import BadInput
+from advisor.nouns.model import ModelFiles
 from advisor.workloads import Head, Needs, auto_class
 
 #: A copy with values is made of models up to this many parameters (0.6 GB in fp32, a second or two): larger ones are not tried.
@@ -39,7 +40,7 @@ _OTHER_INPUTS = re.compile(
 )
 
 
-def built(source: Mapping[str, Any], config: Any, auto: Any, dtype: torch.dtype, device: str = "meta") -> Any:
+def built(source: ModelFiles, config: Any, auto: Any, dtype: torch.dtype, device: str = "meta") -> Any:
     """Return the model of a configuration, in evaluation mode. Raises BadInput where transformers can't build it."""
     try:
         # On device meta there is nothing to draw, and trying takes seconds.
@@ -59,16 +60,16 @@ def built(source: Mapping[str, Any], config: Any, auto: Any, dtype: torch.dtype,
         raise _unbuildable(source, config.model_type) from None
 
 
-def read_config(source: Mapping[str, Any]) -> Any:
+def read_config(source: ModelFiles) -> Any:
     """Return the model's configuration object, fresh. Raises BadInput where transformers refuses its config.json."""
     try:
-        return AutoConfig.from_pretrained(source["path"], trust_remote_code=False)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     except Exception:  # noqa: BLE001
         raise _unbuildable(source, "such a") from None
 
 
-def _unbuildable(source: Mapping[str, Any], kind: str) -> BadInput:
-    code = f"from transformers import *; AutoModel.from_config(AutoConfig.from_pretrained({str(source['path'])!r}))"
+def _unbuildable(source: ModelFiles, kind: str) -> BadInput:
+    code = f"from transformers import *; AutoModel.from_config(AutoConfig.from_pretrained({str(source.path)!r}))"
     text = f"transformers {transformers.__version__} can't build {kind} model from what its config.json says"
     return BadInput(text, f'python -c "{code}" shows where it fails')
 
@@ -170,7 +171,7 @@ def expert_modules(model: Any) -> Iterator[tuple[Any, int]]:
 
 
 def refuse_unrunnable(
-    source: Mapping[str, Any], model: Any, config: Any, auto: Any, needs: Needs, seen: AbstractContextManager[Any]
+    source: ModelFiles, model: Any, config: Any, auto: Any, needs: Needs, seen: AbstractContextManager[Any]
 ) -> bool:
     """Raise BadInput where the model does not run on token ids alone, or gives something else than what is asked for.
 
@@ -210,7 +211,7 @@ def _wants_values(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or any(word in str(error) for word in _WANTS_VALUES)
 
 
-def _try_copy(source: Mapping[str, Any], model: Any, config: Any, auto: Any, needs: Needs) -> None:
+def _try_copy(source: ModelFiles, model: Any, config: Any, auto: Any, needs: Needs) -> None:
     """Run a copy of few layers, or else the whole if that is small, with values on the CPU; refuse as what called this does.
 
     What can't be tried whole, and reads nothing else than text by its signature, is let pass.
@@ -240,7 +241,7 @@ def shallow(config: Any) -> Any:
     return small
 
 
-def with_values(source: Mapping[str, Any], config: Any, auto: Any, most: int = MOST_COPIED) -> Any:
+def with_values(source: ModelFiles, config: Any, auto: Any, most: int = MOST_COPIED) -> Any:
     """Return a model with drawn weights on the CPU, None where it has more than `most`; the caller's seeds stay."""
     if sum(p.numel() for p in built(source, config, auto, torch.float32).parameters()) > most:
         return None
@@ -248,7 +249,7 @@ def with_values(source: Mapping[str, Any], config: Any, auto: Any, most: int = M
         return built(source, config, auto, torch.float32, "cpu")
 
 
-def takes_row(source: Mapping[str, Any], config: Any, auto: Any, tokens: int) -> bool:
+def takes_row(source: ModelFiles, config: Any, auto: Any, tokens: int) -> bool:
     """Whether a row of this many tokens, with positions that start again, runs: tried on a copy of few layers."""
     try:
         model = with_values(source, shallow(config), auto)

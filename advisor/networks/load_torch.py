@@ -13,6 +13,7 @@ from advisor.networks import kinds_torch
 from advisor.networks.config_torch import checkpoint_dtype_of, config_of
 from advisor.networks.switches_torch import KERNELS, allow_kernels
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFiles
 from advisor.workloads import Needs
 
 #: The seed that random weights are drawn from: every process of every study draws the same ones.
@@ -34,9 +35,7 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     return names
 
 
-def load(
-    source: Mapping[str, Any], configuration: Configuration, device: str, needs: Needs, names: dict[str, Any]
-) -> Any:
+def load(source: ModelFiles, configuration: Configuration, device: str, needs: Needs, names: dict[str, Any]) -> Any:
     """Load the model as the configuration says, in evaluation mode, on the device.
 
     names: from :func:`statements`. Keyword arguments and statements are the choices' own, the ones that the suggestion
@@ -45,15 +44,15 @@ def load(
     choices = choices_of(configuration)
     arguments = arguments_of(choices, configuration, names)
     auto = kinds_torch.auto_of(needs, config_of(source))
-    if source["weights"] == "random":
+    if source.has_random_weights:
         model = _drawn(source, arguments, device, auto)
     else:
         model = auto.from_pretrained(
-            source["path"],
+            source.path,
             config=config_of(source),
             trust_remote_code=False,
             device_map=device,
-            use_safetensors=None if source["allow_pickle"] else True,
+            use_safetensors=None if source.allow_pickle else True,
             **arguments,
         )
     names["model"] = model.eval()
@@ -75,7 +74,7 @@ def evaluated(expressions: Mapping[str, str], names: dict[str, Any]) -> dict[str
     return {key: eval(text, names) for key, text in expressions.items()}  # noqa: S307  (our own expressions)
 
 
-def _drawn(source: Mapping[str, Any], arguments: dict[str, Any], device: str, auto: Any) -> Any:
+def _drawn(source: ModelFiles, arguments: dict[str, Any], device: str, auto: Any) -> Any:
     """Draw the weights on the device, in the checkpoint's dtype, from SEED; quantise or convert afterwards."""
     config, quantization = config_of(source), arguments.pop("quantization_config", None)
     wanted = arguments.pop("dtype")

@@ -6,7 +6,7 @@ mask of four dimensions at all. So documents are run alone and packed, as the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from advisor.knobs import KNOBS, Batching, collate
 from advisor.networks.kinds_torch import as_traced, shallow, with_values
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFiles
 
 #: The layout that is tried: the first that lays sequences in one row.
 _LAYOUT = Configuration.of(
@@ -41,7 +42,7 @@ Accept = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def packed_row(
-    source: Mapping[str, Any], model: Any, config: Any, auto: Any, batching: Batching, accept: Accept, *, scores: bool
+    source: ModelFiles, model: Any, config: Any, auto: Any, batching: Batching, accept: Accept, *, scores: bool
 ) -> str:
     """Return WRONG or RAISES where a packed row of this class certainly is, "" where it is right or nobody knows.
 

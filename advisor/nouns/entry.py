@@ -34,6 +34,25 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Where somebody's own texts are, and how to know them again: what a worker reads them by. No text is in it; never stored.
+
+    path, kind, column: of the file, see `advisor.models.texts.Source`. rows: by text, the place of its
+    row (`advisor.models.texts.Index.places`), and its number there; lengths: in tokens; longest: what texts were cut to.
+    digest: of the rows; words: what they are, for people.
+    """
+
+    path: str
+    kind: str
+    column: str
+    rows: tuple[tuple[int, int, int], ...]
+    lengths: tuple[int, ...]
+    longest: int | None
+    digest: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True)
 class Chat:
     """Turns, as transformers' chat templates take them, and the tools that are offered in it."""
 

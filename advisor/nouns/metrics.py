@@ -21,7 +21,7 @@ GPU_BUSY = "gpu_busy"
 #: The peak of memory, which a trial has beside its measurements.
 PEAK = "peak_bytes"
 
-#: The samples of a metric: of a workload and the rounds that a worker timed (see `advisor.measure.timing_torch.Rounds`).
+#: The samples of a metric: of a workload and the rounds that a worker timed, by field (see `advisor.measure.messages.Rounds`).
 Samples = Callable[[Any, Mapping[str, Any]], Sequence[float]]
 
 

@@ -91,6 +91,26 @@ def is_drawn(weights_digest: str) -> bool:
 
 
 @dataclass(frozen=True)
+class ModelFiles:
+    """What a worker needs to load a model: where its files are, and what it is to do with them. See :class:`ModelSource`.
+
+    digest: of the weights. beside: as `ModelSource.beside` has it.
+    """
+
+    path: str
+    weights: str
+    digest: str
+    allow_pickle: bool
+    has_tokenizer: bool
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the weights are drawn."""
+        return self.weights == "random"
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """A model found: `name` as the user wrote it, `path` a directory or a config.json, weights "trained" or "random".
 
@@ -119,16 +139,16 @@ class ModelSource:
         return self.weights == "random"
 
     @property
-    def request(self) -> dict[str, Any]:
+    def files(self) -> ModelFiles:
         """What a worker needs to load it."""
-        return {
-            "path": self.path,
-            "weights": self.weights,
-            "digest": self.weights_digest,
-            "allow_pickle": self.allow_pickle,
-            "has_tokenizer": self.has_tokenizer,
-            "beside": dict(self.beside),
-        }
+        return ModelFiles(
+            self.path,
+            self.weights,
+            self.weights_digest,
+            self.allow_pickle,
+            self.has_tokenizer,
+            dict(self.beside),
+        )
 
 
 #: How texts among the facts are spelled: some become part of a script, and a stored row can have been written by anybody.

@@ -26,7 +26,7 @@ def loading_lines(
     auto = auto_class(workload.needs, facts.logits_class)
     if not auto:
         raise BadInput(f"no class of transformers is known that gives this model's {workload.output}", "tune it again")
-    prepared = kind_of(workload).preparation(workload, facts, source.request, device)
+    prepared = kind_of(workload).preparation(workload, facts, source.files, device)
     imports = {line for choice in choices for line in choice.imports} | set(prepared.imports)
     functions = dict.fromkeys([*(function for choice in choices for function in choice.functions), *prepared.functions])
     defined = [function_source(_file_of(module), name) for module, name in functions]

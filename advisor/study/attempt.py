@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from advisor.knobs import Reason, Verdict
 from advisor.measure.gate import figures_found, known_figures, layout_request
+from advisor.measure.messages import (
+    Answer,
+    BlockDone,
+    Failure,
+    Figure,
+    Gate,
+    LayoutAsked,
+    LayoutLooked,
+    Ran,
+    ReferenceAsked,
+    ReferenceWritten,
+    Rounds,
+    Subject,
+    Timing,
+    TrialAsked,
+    TrialDone,
+    Unjudged,
+)
+from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, ROUND, Gauge
-from advisor.nouns.trial import FP32, Outcome, Quality, Trial
+from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
-from advisor.study.clock import BudgetSpent, ShareSpent
+from advisor.study.clock import Bounded, BudgetSpent, ShareSpent
 from advisor.study.tuner import Found, Tuner
 from advisor.study.tuning import BUDGET_ENDED, Snapshot
 from advisor.workloads import Workload, kind_of
@@ -27,25 +45,22 @@ def search_trial(tuner: Tuner, seen: Snapshot, configuration: Configuration, num
         row, trial = known
         return Found(replace(trial, number=number, wall_s=0.0), row)
     began = tuner.runner.clock.now()
-    request: dict[str, Any] = {}
-
-    def first() -> dict[str, Any]:
-        words = {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
-        tuner.listen(words)
-        request.update(_search_request(tuner, seen, configuration))
-        return tuner.runner.run(request, tuner.timeout_s)
-
+    words = {"event": "start", "number": number, "configuration": configuration, "phase": "search", "block": None}
+    tuner.listen(words)
     try:
-        result, attempts = attempt(tuner, first, lambda: tuner.runner.run(request, tuner.timeout_s))
+        request = _search_request(tuner, seen, configuration)
+        answer, attempts = attempt(tuner.runner, lambda: tuner.runner.run(request, tuner.timeout_s))
     except BudgetSpent as spent:
         tuner.share_spent = isinstance(spent, ShareSpent)
         tuner.is_spent = not tuner.share_spent
         wall_s = tuner.runner.clock.now() - began
         return Found(cut(seen, configuration, number, "search", None, BUDGET_ENDED, wall_s))
     tuner.ran = True
-    trial = told(seen, configuration, number, "search", None, result)
+    assert isinstance(answer, (TrialDone, Failure))
+    trial = told(seen, configuration, number, "search", None, answer)
     trial = replace(trial, attempts=attempts, wall_s=tuner.runner.clock.now() - began)
-    return Found(trial, alias=_alias(trial, str(result["alias"])) if result.get("alias") else None)
+    other = answer.alias if isinstance(answer, TrialDone) else ""
+    return Found(trial, alias=_alias(trial, other) if other else None)
 
 
 def _counts_here(tuner: Tuner, seen: Snapshot, known: Trial) -> bool:
@@ -61,19 +76,24 @@ def _counts_here(tuner: Tuner, seen: Snapshot, known: Trial) -> bool:
 
 
 def attempt(
-    tuner: Tuner, first: Callable[[], dict[str, Any]], again: Callable[[], dict[str, Any]]
-) -> tuple[dict[str, Any], int]:
-    """Ask the worker, and once more in a fresh process where what came of it may be transient; return it and the attempts."""
-    result = first()
-    if not _is_transient(result) or tuner.runner.clock.is_over:
-        return result, 1
-    tuner.runner.restart()
-    return again(), 2
+    runner: Runner, first: Callable[[], Answer], again: Callable[[], Answer] | None = None
+) -> tuple[Answer, int]:
+    """Ask the worker, and once more in a fresh process where what came of it may be transient; return it and the attempts.
+
+    again: what is asked then, where that is another thing. Nothing is tried again where a budget's time is over.
+    """
+    answer = first()
+    is_over = isinstance(runner, Bounded) and runner.clock.is_over
+    if not _is_transient(answer) or is_over:
+        return answer, 1
+    runner.restart()
+    return (again or first)(), 2
 
 
-def _is_transient(result: Mapping[str, Any]) -> bool:
+def _is_transient(answer: Answer) -> bool:
     """Whether another attempt may end otherwise, for one of a block's contestants at least."""
-    return bool(result.get("transient") or any(each.get("transient") for each in result.get("results", ())))
+    came = [each.came for each in answer.results] if isinstance(answer, BlockDone) else [answer]
+    return any(isinstance(each, Failure) and each.transient for each in came)
 
 
 def cut(
@@ -90,35 +110,34 @@ def cut(
     return Trial(number, configuration, None, Outcome.CUT, reason, phase, block, wall_s=wall_s, device_uuid=uuid)
 
 
-def request_of(seen: Snapshot, configuration: Configuration) -> dict[str, Any]:
+def subject_of(seen: Snapshot, configuration: Configuration) -> Subject:
     """Return what every request about a configuration has."""
     job = seen.job
-    return {
-        "source": job.source.request,
-        "facts": seen.facts.payload,
-        "workload": job.workload.payload,
-        "sample": job.workload.sample(seen.facts.windows),
-        "texts": job.texts,
-        "configuration": dict(configuration),
-    }
+    return Subject(
+        source=job.source.files,
+        facts=seen.facts,
+        workload=job.workload,
+        sample=tuple(job.workload.sample(seen.facts.windows)),
+        texts=job.texts,
+        configuration=configuration,
+    )
 
 
-def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) -> dict[str, Any]:
+def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) -> TrialAsked:
     """Return the request of a search trial. Energy takes seconds: where it is not the aim, the blocks read it."""
-    request = request_of(seen, configuration)
+    subject = subject_of(seen, configuration)
     # What is forced, by a rule that is ignored, is to be judged: whether it is slow is no answer to that.
     is_needed = (
         configuration == seen.space.baseline or configuration in seen.job.also or seen.job.objective.ignored_rules
     )
     incumbent_s = None if is_needed else _incumbent_s(seen)
     has_energy = seen.job.objective.aim.gauge is Gauge.ENERGY
-    return {
-        **request,
-        "op": "trial",
-        "gate": _gate(tuner, seen, configuration, request),
-        "measured": [trial.ran.key for trial in seen.searched if trial.outcome is Outcome.OK],
-        "timing": {"stopping": {}, "incumbent_s": incumbent_s, "energy": has_energy},
-    }
+    return TrialAsked.of(
+        subject,
+        gate=_gate(tuner, seen, subject),
+        measured=tuple(trial.ran.key for trial in seen.searched if trial.outcome is Outcome.OK),
+        timing=Timing(incumbent_s=incumbent_s, energy=has_energy),
+    )
 
 
 def _incumbent_s(seen: Snapshot) -> float | None:
@@ -129,98 +148,103 @@ def _incumbent_s(seen: Snapshot) -> float | None:
     return best.value(ROUND)
 
 
-def _gate(tuner: Tuner, seen: Snapshot, configuration: Configuration, request: Mapping[str, Any]) -> dict[str, Any]:
+def _gate(tuner: Tuner, seen: Snapshot, subject: Subject) -> Gate:
     """Return what the worker's gate needs; the reference is written when it is first asked for."""
     if not tuner.reference:
-        tuner.reference = _write_reference(tuner, seen, request)
-    default, given = seen.default, None
+        tuner.reference = _write_reference(tuner, seen, subject)
+    default, given, configuration = seen.default, None, subject.configuration
     is_default = configuration == seen.space.baseline
     if default is not None and default.quality is not None and not is_default and not wrong(default, None, seen.facts):
-        given = {"configuration": dict(default.ran), "quality": default.quality.payload}
-    has_reference = tuner.reference.startswith(FP32)
-    gate: dict[str, Any] = {
-        "path": str(tuner.reference_path) if has_reference else None,
-        "reference": tuner.reference,
-        "default": given,
-        "is_default": is_default,
-        "known": known_figures(seen.trials, configuration),
-    }
-    if (plain := layout_request(configuration, seen.space.baseline, gate["known"])) is not None:
-        asked = {**request, "op": "layout", "configuration": dict(plain), "gate": gate}
-        result = tuner.runner.run(asked, tuner.timeout_s)
-        lacking = {"layout": None, "layout_words": f"not looked at in fp32: {result.get('outcome')}"}
-        gate["known"] |= lacking if "outcome" in result else figures_found(result, configuration)
-    return gate
+        given = Ran(configuration=default.ran, quality=default.quality)
+    path = str(tuner.reference_path) if tuner.reference.startswith(FP32) else None
+    known = known_figures(seen.trials, configuration)
+    if (plain := layout_request(configuration, seen.space.baseline, known)) is not None:
+        known |= _look_at_layout(tuner, LayoutAsked.of(subject, configuration=plain, reference=path), configuration)
+    return Gate(path=path, reference=tuner.reference, default=given, is_default=is_default, known=known)
 
 
-def _write_reference(tuner: Tuner, seen: Snapshot, request: Mapping[str, Any]) -> str:
+def _look_at_layout(tuner: Tuner, asked: LayoutAsked, configuration: Configuration) -> dict[str, Figure]:
+    """Return the figures of a layout for the configuration that it is looked at for."""
+    answer = tuner.runner.run(asked, tuner.timeout_s)
+    if isinstance(answer, LayoutLooked):
+        return figures_found(answer.figures, configuration)
+    assert isinstance(answer, Failure)
+    return {"layout": None, "layout_words": f"not looked at in fp32: {answer.outcome}"}
+
+
+def _write_reference(tuner: Tuner, seen: Snapshot, subject: Subject) -> str:
     """Have the reference written, in fp32 and one sequence at a time; return in words what it is, or why there is none."""
     tuner.listen({"event": "stage", "stage": "reference in fp32"})
-    asked = {
-        **request,
-        "op": "reference",
-        "path": str(tuner.reference_path),
-        "configuration": dict(seen.space.baseline),
-    }
-    result = tuner.runner.run(asked, tuner.timeout_s)
-    if result.get("transient") and not tuner.runner.clock.is_over:
-        result = tuner.runner.run(asked, tuner.timeout_s)
-    if "words" in result:
-        return f"{result['words']}, {result['positions']} positions, {result['texts']}"
-    return f"there is no reference in fp32: {result.get('unjudged') or result.get('reason')}"
+    asked = ReferenceAsked.of(subject, configuration=seen.space.baseline, path=str(tuner.reference_path))
+    answer, _ = attempt(tuner.runner, lambda: tuner.runner.run(asked, tuner.timeout_s))
+    if isinstance(answer, ReferenceWritten):
+        return f"{answer.words}, {answer.positions} positions, {answer.texts}"
+    assert isinstance(answer, (Unjudged, Failure))
+    return f"there is no reference in fp32: {answer.why if isinstance(answer, Unjudged) else answer.reason}"
 
 
 def told(
-    seen: Snapshot, configuration: Configuration, number: int, phase: str, block: int | None, result: Mapping[str, Any]
+    seen: Snapshot, configuration: Configuration, number: int, phase: str, block: int | None, came: TrialDone | Failure
 ) -> Trial:
-    """Turn a worker's result into a trial."""
-    effective = Configuration.of(result["effective"]) if result.get("effective") else None
-    rounds = result.get("rounds")
-    measurements = measurements_of(seen.job.workload, rounds, phase) if rounds else ()
-    quality, peak_bytes, reused = Quality.of(result.get("quality")), result.get("peak_bytes"), None
-    if rounds is None and effective is not None and Outcome(result["outcome"]) is Outcome.OK:
-        source = next(t for t in seen.trials if t.ran == effective and t.outcome is Outcome.OK and t.measurements)
-        measurements, peak_bytes, reused = source.measurements, source.peak_bytes, source.number
-        quality = quality or (replace(source.quality, gate_s=0.0) if source.quality is not None else None)
-    return Trial(
-        number=number,
-        requested=configuration,
-        effective=effective,
-        outcome=Outcome(result["outcome"]),
-        reason=result.get("reason") or result.get("alias") or "",
+    """Turn a worker's answer into a trial."""
+    trial = Trial(
+        number,
+        configuration,
+        None,
+        came.outcome,
         phase=phase,
         block=block,
-        load_s=result.get("load_s"),
-        first_call_s=result.get("first_call_s"),
-        measure_s=sum(rounds["wall_s"]) if rounds else None,
-        peak_bytes=peak_bytes,
-        weight_bytes=result.get("weight_bytes"),
-        quality=quality,
-        reading={
-            **(result.get("reading") or {}),
-            "gate_s": result.get("gate_s") or {},
-            "method": METHOD,
-        },
-        reused_from=reused,
-        measurements=measurements,
+        reading={"gate_s": {}, "method": METHOD},
         device_uuid=seen.job.machine.uuid,
+    )
+    trial = with_figures(trial, seen.job.workload, came)
+    if isinstance(came, Failure):
+        return trial
+    trial = replace(trial, reading={**came.reading, "gate_s": dict(came.gate_s), "method": METHOD})
+    if came.rounds is not None or came.effective is None or came.outcome is not Outcome.OK:
+        return trial
+    source = next(t for t in seen.trials if t.ran == came.effective and t.outcome is Outcome.OK and t.measurements)
+    known = replace(source.quality, gate_s=0.0) if source.quality is not None else None
+    return replace(
+        trial,
+        measurements=source.measurements,
+        peak_bytes=source.peak_bytes,
+        reused_from=source.number,
+        quality=trial.quality or known,
     )
 
 
-def measurements_of(workload: Workload, rounds: Mapping[str, Any], phase: str) -> tuple[Measurement, ...]:
-    """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them.
+def with_figures(trial: Trial, workload: Workload, came: TrialDone | Failure) -> Trial:
+    """Return a trial with what came of it: how it ended and, where it ran, what was measured."""
+    if isinstance(came, Failure):
+        return replace(trial, outcome=came.outcome, reason=came.reason)
+    rounds = came.rounds
+    return replace(
+        trial,
+        effective=came.effective,
+        outcome=came.outcome,
+        reason=came.reason or came.alias,
+        load_s=came.load_s,
+        first_call_s=came.first_call_s,
+        measure_s=sum(rounds.wall_s) if rounds else None,
+        peak_bytes=came.peak_bytes,
+        weight_bytes=came.weight_bytes,
+        quality=came.quality,
+        measurements=measurements_of(workload, rounds, trial.phase) if rounds else (),
+    )
 
-    rounds["figures"]: samples that are known already, by metric: a recording has them (`advisor.measure.landscape`).
-    """
-    state = {"after_each_round": rounds["states"], "discarded": rounds["discarded"]}
-    found, known = [Measurement(ROUND, "s", tuple(rounds["wall_s"]), phase, state)], rounds.get("figures") or {}
+
+def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Measurement, ...]:
+    """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them."""
+    state = {"after_each_round": list(rounds.states), "discarded": list(rounds.discarded)}
+    found = [Measurement(ROUND, "s", rounds.wall_s, phase, state)]
     for metric in kind_of(workload).measured(workload):
-        if samples := tuple(known.get(metric.metric) or metric.samples(workload, rounds)):
+        if samples := tuple(rounds.figures.get(metric.metric) or metric.samples(workload, rounds.fields)):
             found.append(Measurement(metric.metric, metric.unit, samples, phase))
-    if any(rounds["gpu_s"]):
-        found.append(Measurement(GPU_ROUND, "s", tuple(rounds["gpu_s"]), phase))
-    if rounds.get("busy"):
-        found.append(Measurement(GPU_BUSY, "share", (rounds["busy"],), phase))
+    if any(rounds.gpu_s):
+        found.append(Measurement(GPU_ROUND, "s", rounds.gpu_s, phase))
+    if rounds.busy:
+        found.append(Measurement(GPU_BUSY, "share", (rounds.busy,), phase))
     return tuple(found)
 
 

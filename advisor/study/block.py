@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
+from advisor.measure.messages import Answer, BlockAsked, BlockDone, Contested, Failure
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.step import Confirm
-from advisor.study.attempt import attempt, cut, request_of, told
+from advisor.study.attempt import attempt, cut, subject_of, told
 from advisor.study.clock import BudgetSpent
 from advisor.study.confirm import fits_together, parts_for, processes, turns_for
 from advisor.study.tuner import Found, Tuner
@@ -51,7 +51,7 @@ def _run_together(tuner: Tuner, seen: Snapshot, block: int, group: Sequence[Cont
     began, timeout_s = tuner.runner.clock.now(), tuner.timeout_s
     asked = [configuration for configuration, _ in group]
 
-    def first() -> dict[str, Any]:
+    def first() -> Answer:
         words = {
             "event": "start",
             "number": group[0][1],
@@ -62,38 +62,43 @@ def _run_together(tuner: Tuner, seen: Snapshot, block: int, group: Sequence[Cont
         tuner.listen(words)
         return tuner.runner.run(_request(seen, block, asked), timeout_s * len(group))
 
-    def one_by_one() -> dict[str, Any]:
-        results: list[Mapping[str, Any]] = []
+    def one_by_one() -> Answer:
+        results: list[Contested] = []
         for each in asked:
             tuner.runner.restart()
-            found = tuner.runner.run(_request(seen, block, [each]), timeout_s)
-            results += [found] if "outcome" in found else found["results"]
-        return {"results": results}
+            results += _results(tuner.runner.run(_request(seen, block, [each]), timeout_s), 1)
+        return BlockDone(results=tuple(results))
 
     try:
-        result, attempts = attempt(tuner, first, one_by_one)
+        answer, attempts = attempt(tuner.runner, first, one_by_one)
     except BudgetSpent:
         tuner.is_spent = True
         yield from _cut(seen, block, group, (tuner.runner.clock.now() - began) / len(group))
         return
     tuner.ran = True
-    results = [result] * len(group) if "outcome" in result else result["results"]
-    spent_s = [float(each.get("spent_s") or 0.0) for each in results]
-    beside_s = (tuner.runner.clock.now() - began - sum(spent_s)) / len(group)
-    for (configuration, number), found, own_s in zip(group, results, spent_s, strict=True):
-        trial = told(seen, configuration, number, "confirm", block, found)
-        yield Found(replace(trial, attempts=attempts, wall_s=own_s + beside_s))
+    results = _results(answer, len(group))
+    beside_s = (tuner.runner.clock.now() - began - sum(each.spent_s for each in results)) / len(group)
+    for (configuration, number), found in zip(group, results, strict=True):
+        trial = told(seen, configuration, number, "confirm", block, found.came)
+        yield Found(replace(trial, attempts=attempts, wall_s=found.spent_s + beside_s))
 
 
-def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> Mapping[str, Any]:
+def _results(answer: Answer, count: int) -> Sequence[Contested]:
+    """Return what came of each of a process's contestants: where nothing came of the process, the same of all."""
+    if isinstance(answer, Failure):
+        return [Contested(came=answer)] * count
+    assert isinstance(answer, BlockDone)
+    return answer.results
+
+
+def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> BlockAsked:
     """Return what the worker is asked."""
     machine = seen.job.machine
-    return {
-        **request_of(seen, seen.baseline),
-        "op": "block",
-        "contestants": [dict(each) for each in group],
-        "seed": seen.job.seed * 1000 + block,
-        "turns": turns_for(machine, group, seen.trials, seen.job.objective.aim),
-        "parts": parts_for(group, seen.trials, machine, seen.job.workload),
-        "in_turn": not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
-    }
+    return BlockAsked.of(
+        subject_of(seen, seen.baseline),
+        contestants=tuple(group),
+        seed=seen.job.seed * 1000 + block,
+        turns=turns_for(machine, group, seen.trials, seen.job.objective.aim),
+        parts=parts_for(group, seen.trials, machine, seen.job.workload),
+        in_turn=not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
+    )

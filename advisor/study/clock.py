@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+from advisor.measure.messages import Answer, Failure, Request
 from advisor.measure.runner import LocalRunner, Runner
 from advisor.nouns.trial import Outcome
 
@@ -58,19 +58,15 @@ class Clock:
 
 
 class Bounded:
-    """A runner within a budget. graceful: whether what runs now may use the grace; share: what it may use of the budget.
-
-    took_s: seconds of the last request, by its operation.
-    """
+    """A runner within a budget. graceful: whether what runs now may use the grace; share: what it may use of the budget."""
 
     def __init__(self, runner: Runner, clock: Clock) -> None:
         """Run in this runner, by this clock."""
         self.runner, self.clock = runner, clock
         self.graceful = True
         self.share = Clock(None, clock.now)
-        self.took_s: dict[str, float] = {}
 
-    def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, request: Request, timeout_s: float) -> Answer:
         """Run a request within its own deadline and the budget. Raises BudgetSpent where the budget, or its share, ends it."""
         left_s = min(self._left_s, self.share.left_s)
         spent = ShareSpent if self.share.left_s < self._left_s else BudgetSpent
@@ -79,12 +75,12 @@ class Bounded:
         if isinstance(self.runner, LocalRunner):  # the wait for a device that is taken is part of the budget
             self.runner.lock_wait_s = None if math.isinf(left_s) else left_s
         began = self.clock.now()
-        result = self.runner.run(request, min(timeout_s, left_s))
+        answer = self.runner.run(request, min(timeout_s, left_s))
         took_s = self.clock.now() - began
-        self.took_s[str(request["op"])] = took_s
-        if result.get("outcome") == Outcome.TIMEOUT and left_s <= max(timeout_s, took_s):
+        is_timeout = isinstance(answer, Failure) and answer.outcome is Outcome.TIMEOUT
+        if is_timeout and left_s <= max(timeout_s, took_s):
             raise spent
-        return result
+        return answer
 
     def allow(self, seconds: float) -> None:
         """Let what runs from now on take so many seconds of the budget at most, all that is left where they are infinite."""

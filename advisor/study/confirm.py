@@ -7,10 +7,11 @@ default of another day or another GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from advisor.knobs import choices_of, weights_of
+from advisor.measure.stopping import Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LEAST_BLOCKS, PAIRED_TURNS, TIE_ZONE, Comparison
@@ -24,9 +25,6 @@ FINALISTS = 3
 
 #: A turn on a GPU lasts at least so long (seconds), for its clock follows its load; on a CPU a shorter one tells as much.
 TURN_S = {True: 1.0, False: 0.2}
-
-#: How many turns each contestant of a block has at least and at most, `advisor.measure.block_torch.Turns`.
-TURNS = {"least": 3, "most": 7}
 
 #: So short may a turn on a GPU be where nobody keeps it busy: what counts is the CPU's speed, and that changes within a second.
 SHORTEST_TURN_S = 0.2
@@ -107,7 +105,7 @@ def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: 
     In parts where each part of everybody's lasts about a turn, by what the search saw: three rounds of some seconds each would
     tell no more than one whose parts alternate with the others'. Not on a CPU, whose rounds scatter.
     """
-    group, least = set(group), TURNS["least"]
+    group, least = set(group), Turns.least
     seen = {t.ran: t.value("round_s") for t in trials if t.phase == "search" and t.ran in group}
     shortest_s = min((seen.get(each) or 0.0 for each in group), default=0.0)
     is_long = shortest_s >= PART_SHARE * least * TURN_S[True]
@@ -115,8 +113,8 @@ def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: 
     return least if machine.environment.is_cuda and calls >= least and is_long else 1
 
 
-def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence[Trial], aim: Metric) -> dict[str, Any]:
-    """Return when the turns of a block end on a device: the arguments of `advisor.measure.block_torch.Turns`.
+def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence[Trial], aim: Metric) -> Turns:
+    """Return when the turns of a block end on a device.
 
     Where time counts and everybody of the group waits for the CPU that launches their kernels, turns are shorter, down to one
     round, and as many more: they take as long together.
@@ -124,11 +122,11 @@ def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence
     turn_s, ran = TURN_S[machine.environment.is_cuda], [_searched(trials, each) for each in group]
     waits = aim.is_of_time and all(trial is not None and trial.is_launch_bound for trial in ran)
     if not machine.environment.is_cuda or not waits:
-        return {**TURNS, "turn_s": turn_s, "paired": False}
+        return Turns(turn_s=turn_s)
     longest_s = max(trial.value(ROUND) or 0.0 for trial in ran if trial is not None)
     short_s = min(max(SHORTEST_TURN_S, longest_s), turn_s)
-    counts = {name: max(count, round(count * turn_s / short_s)) for name, count in TURNS.items()}
-    return {**counts, "turn_s": short_s, "paired": counts["least"] >= PAIRED_TURNS}
+    least, most = (max(count, round(count * turn_s / short_s)) for count in (Turns.least, Turns.most))
+    return Turns(least, most, short_s, paired=least >= PAIRED_TURNS)
 
 
 def _searched(trials: Iterable[Trial], configuration: Configuration) -> Trial | None:
@@ -169,7 +167,7 @@ def fits_together(
 
 
 def block_s(
-    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Mapping[str, Any], parts: int = 1
+    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Turns, parts: int = 1
 ) -> float:
     """Return the seconds that a block of these is expected to take.
 
@@ -181,7 +179,7 @@ def block_s(
 
 
 def _contestant_s(
-    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Mapping[str, Any], parts: int
+    trials: Sequence[Trial], configuration: Configuration, start_s: float, turns: Turns, parts: int
 ) -> float:
     walls = [
         t.wall_s
@@ -196,8 +194,8 @@ def _contestant_s(
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
     if parts > 1:
         return start_s + load_s + first_s + round_s * (1 + 1 / parts)
-    turn_s = max(float(turns["turn_s"]), round_s)
-    return start_s + load_s + first_s + round_s + int(turns["least"]) * turn_s
+    turn_s = max(turns.turn_s, round_s)
+    return start_s + load_s + first_s + round_s + turns.least * turn_s
 
 
 def affordable(

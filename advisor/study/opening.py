@@ -127,7 +127,7 @@ def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admiss
 
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
     """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
-    facts = ModelFacts.of(read_facts(runner, {"source": job.source.request, "workload": job.workload.payload}))
+    facts = read_facts(runner, job.source, job.workload)
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"{named('lengths')} {longest} is beyond the model's {most - facts.position_offset} positions")

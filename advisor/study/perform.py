@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from advisor.advice.kept_answers import keep_answer
+from advisor.measure.messages import Ceilings, CeilingsAsked
 from advisor.nouns.answer import SearchEnd, Stop
 from advisor.nouns.step import Baseline, Compare, Confirm, Discard, EndSearch, Probe, Search, Step, Wait
 from advisor.search.prospects import prospects_of, searched
@@ -69,11 +70,11 @@ def _measure_ceilings(tuner: Tuner) -> None:
     tuner.listen({"event": "stage", "stage": "what the device reaches at best"})
     share_s = CEILINGS_SHARE * tuner.runner.clock.left_s
     try:
-        result = tuner.runner.run({"op": "ceilings"}, min(tuner.timeout_s, share_s))
+        found = tuner.runner.run(CeilingsAsked(), min(tuner.timeout_s, share_s))
     except BudgetSpent:
         return
-    if "outcome" not in result:
-        tuner.store.save_ceilings(tuner.job.machine.environment, result)
+    if isinstance(found, Ceilings):
+        tuner.store.save_ceilings(tuner.job.machine.environment, found.reached)
 
 
 def end_search(tuner: Tuner, seen: Snapshot, stop: Stop, text: str = "") -> None:

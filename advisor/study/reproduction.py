@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.errors import BadInput
 from advisor.knobs import HAVE_PLUGIN, unknown
+from advisor.measure.messages import Failure, Timing, TrialAsked, TrialDone
 from advisor.measure.runner import Runner, read_facts
-from advisor.nouns.configuration import Configuration
+from advisor.measure.stopping import Stopping
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import TIE_ZONE
 from advisor.nouns.model import ModelSource
-from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.nouns.trial import Outcome, Trial
 from advisor.storage.study_record import StudyRecord
-from advisor.study.attempt import measurements_of
+from advisor.study.attempt import attempt, with_figures
 from advisor.study.history import study_payload, trial_payload
+
+#: When the timing of a trial that runs again ends: there is no other that its time could go to.
+_TO_ITS_END = Stopping(least=10, most=30, seconds=20.0, least_long=5, seconds_long=20.0)
 
 
 @dataclass(frozen=True)
@@ -152,44 +155,15 @@ def differences(study: StudyRecord, source: ModelSource, here: Environment) -> l
 
 def run_again(study: StudyRecord, trial: Trial, source: ModelSource, runner: Runner, timeout_s: float) -> Trial:
     """Run a trial's configuration in a fresh process, without the gate and to its end; store nothing."""
-    facts = read_facts(runner, {"source": source.request, "workload": study.workload.payload})
-    request: dict[str, Any] = {
-        "op": "trial",
-        "source": source.request,
-        "facts": facts,
-        "workload": study.workload.payload,
-        "configuration": dict(trial.requested),
-        "gate": None,
-        "measured": [],
-        "timing": {
-            "stopping": {"least": 10, "most": 30, "seconds": 20.0, "least_long": 5, "seconds_long": 20.0},
-            "incumbent_s": None,
-        },
-    }
-    result = runner.run(request, timeout_s)
-    if result.get("transient"):
-        runner.restart()
-        result = runner.run(request, timeout_s)
-    return _told(trial, study, result)
-
-
-def _told(trial: Trial, study: StudyRecord, result: Mapping[str, Any]) -> Trial:
-    """Turn a worker's result into a trial with the stored one's number."""
-    rounds = result.get("rounds")
-    return replace(
-        trial,
-        effective=Configuration.of(result["effective"]) if result.get("effective") else None,
-        outcome=Outcome(result["outcome"]),
-        reason=result.get("reason") or result.get("alias") or "",
-        load_s=result.get("load_s"),
-        first_call_s=result.get("first_call_s"),
-        wall_s=None,
-        attempts=1,
-        reused_from=None,
-        measure_s=sum(rounds["wall_s"]) if rounds else None,
-        peak_bytes=result.get("peak_bytes"),
-        weight_bytes=result.get("weight_bytes"),
-        quality=Quality.of(result.get("quality")),
-        reading=result.get("reading") or {},
-        measurements=measurements_of(study.workload, rounds, trial.phase) if rounds else (),
+    request = TrialAsked(
+        source=source.files,
+        facts=read_facts(runner, source, study.workload),
+        workload=study.workload,
+        configuration=trial.requested,
+        timing=Timing(stopping=_TO_ITS_END),
     )
+    answer, _ = attempt(runner, lambda: runner.run(request, timeout_s))
+    assert isinstance(answer, (TrialDone, Failure))
+    fresh = Trial(trial.number, trial.requested, None, answer.outcome, phase=trial.phase, block=trial.block)
+    found = with_figures(replace(fresh, device_uuid=trial.device_uuid), study.workload, answer)
+    return replace(found, reading=answer.reading if isinstance(answer, TrialDone) else {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.entry import Texts
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Comparison
 from advisor.nouns.model import ModelFacts, ModelSource
@@ -45,7 +46,7 @@ class Job:
     seed: int = 0
     trial_timeout_s: float = 600.0
     also: tuple[Configuration, ...] = ()
-    texts: Mapping[str, Any] | None = None
+    texts: Texts | None = None
     began: float | None = None
     flags: str = ""
 

@@ -10,7 +10,7 @@ from advisor.errors import BadInput, named
 from advisor.models.declared import architectures, is_encoder, refuse_unpadded, unserved_head
 from advisor.nouns.entry import Sent
 from advisor.nouns.metrics import MEMORY, Gauge, Metric, rate_of, seconds
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
 from advisor.nouns.option import Option
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.options import LIST_OPTIONS
@@ -240,11 +240,11 @@ def _running(workload: Workload, facts: ModelFacts) -> Running:
     )
 
 
-def _preparation(workload: Workload, facts: ModelFacts, source: Mapping[str, Any], device: str) -> Preparation:
+def _preparation(workload: Workload, facts: ModelFacts, source: ModelFiles, device: str) -> Preparation:
     """Return what gives the model the steps after pooling, as sentence-transformers would."""
     if not workload.needs.embeds or not facts.after_pooling:
         return Preparation()
-    folder, steps = source["beside"].get("folder", source["path"]), list(facts.after_pooling)
+    folder, steps = source.beside.get("folder", source.path), list(facts.after_pooling)
     return Preparation(
         imports=("import torch", "from collections.abc import Callable, Sequence"),
         functions=(("advisor.workloads.after_torch", "after_pooling_of"),),

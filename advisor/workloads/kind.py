@@ -11,7 +11,7 @@ from typing import Any
 
 from advisor.models.declared import refuse_unpadded
 from advisor.nouns.metrics import Metric
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
 from advisor.nouns.objective import Limits, Tier
 from advisor.nouns.option import Option
 from advisor.workloads.options import LIST_OPTIONS, lengths_of
@@ -56,7 +56,7 @@ def _refuse_unpadded(workload: Workload, facts: ModelFacts, name: str) -> None:
     refuse_unpadded(name, pads=facts.pads, batch=workload.batch)
 
 
-def _unprepared(_: Workload, __: ModelFacts, ___: Mapping[str, Any], ____: str) -> Preparation:
+def _unprepared(_: Workload, __: ModelFacts, ___: ModelFiles, ____: str) -> Preparation:
     return Preparation()
 
 
@@ -73,7 +73,7 @@ class Kind:
     tier, where that is other than with other work (`advisor.quality.limits.LIMITS`).
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
-    preparation(workload, facts, source, device): what is done with the model first, source as `ModelSource.request` has it.
+    preparation(workload, facts, source, device): what is done with the model first, source: its `ModelSource.files`.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Kind:
     refuse: Callable[[Workload, ModelFacts, str], None] = _refuse_unpadded
     examples: tuple[Workload, ...] = ()
     limits: Mapping[Tier, Limits] = field(default_factory=dict, hash=False)
-    preparation: Callable[[Workload, ModelFacts, Mapping[str, Any], str], Preparation] = _unprepared
+    preparation: Callable[[Workload, ModelFacts, ModelFiles, str], Preparation] = _unprepared
     options: tuple[Option, ...] = LIST_OPTIONS
     lengths: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lengths_of
 

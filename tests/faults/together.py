@@ -52,8 +52,9 @@ COMPLETE_S = 240.0
 
 def tune_alone(options: argparse.Namespace) -> None:
     """Run one tune on the landscape, in this process. A line of the log says what is run, another that it is over."""
-    from advisor.measure.landscape import Landscape, ReplayRunner
-    from advisor.nouns.configuration import Configuration
+    from advisor.measure.landscape import Landscape
+    from advisor.measure.messages import Answer, BlockAsked, Request, TrialAsked
+    from advisor.measure.replay import ReplayRunner
     from advisor.nouns.environment import Machine
     from advisor.nouns.model import ModelSource
     from advisor.nouns.objective import Budget
@@ -67,16 +68,17 @@ def tune_alone(options: argparse.Namespace) -> None:
     class Fixed(ReplayRunner):
         """Takes a fixed time for every run."""
 
-        def run(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        def run(self, request: Request, timeout_s: float) -> Answer:
             """Answer as the landscape does, later."""
-            if request["op"] not in ("trial", "block") or timeout_s == math.inf:  # a contestant of a block
+            if not isinstance(request, (TrialAsked, BlockAsked)) or timeout_s == math.inf:  # a contestant of a block
                 return super().run(request, timeout_s)
-            asked = request["contestants"] if request["op"] == "block" else [request["configuration"]]
+            is_block = isinstance(request, BlockAsked)
+            asked = request.contestants if is_block else [request.configuration]
             words = {
                 "pid": os.getpid(),
-                "op": request["op"],
-                "seed": request.get("seed"),
-                "asked": [Configuration.of(choices).key for choices in asked],
+                "op": "block" if is_block else "trial",
+                "seed": request.seed if is_block else None,
+                "asked": [configuration.key for configuration in asked],
             }
             os.write(log, (json.dumps({**words, "is": "begun"}) + "\n").encode())
             result = super().run(request, timeout_s)
