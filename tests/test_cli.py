@@ -1098,16 +1098,20 @@ def test_the_version_and_the_help_are_printed(capsys: pytest.CaptureFixture[str]
         assert words in capsys.readouterr().out
 
 
-def test_tune_prints_json_alone_and_suggest_says_the_same(process: Command, tmp_path: Path) -> None:
+def test_tune_prints_json_alone_and_suggest_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """A real tune prints one JSON document to stdout and its progress to stderr, and suggest answers the same."""
-    url = f"sqlite:///{tmp_path}/made/for/it/advisor.db"
-    tuned = process(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
-    asked = process(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/made/for/it/advisor.db")
+    status = run([*TUNE, "--quality", "exact", "--format", "json"])
+    tuned = capfd.readouterr()
+    assert run([*SUGGEST, "--quality", "exact", "--format", "json"]) == 0
+    asked = capfd.readouterr()
 
-    assert tuned.returncode == 0, tuned.stderr
-    assert "tokens/s" in tuned.stderr
-    assert json.loads(tuned.stdout) == json.loads(asked.stdout)
-    document = json.loads(asked.stdout)
+    assert status == 0, tuned.err
+    assert "tokens/s" in tuned.err
+    assert json.loads(tuned.out) == json.loads(asked.out)
+    document = json.loads(asked.out)
     assert document["recommendation"]["configuration"] == DEFAULT.spelled
     assert document["verdict"] == "unsearched"  # so much was asked for: that is no fault
     assert document["why"] == "the trials asked for were spent"
