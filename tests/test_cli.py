@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_databases import laid
 from made_models import SMALL
 from sqlalchemy import create_engine, text
 
@@ -542,7 +543,7 @@ def stored(
 ) -> str:
     """Write a study: the default, sorted faster than it, bf16 with a high peak, eager failed, flash refused."""
     source, workload = find_model(MODEL), Forward(lengths, WORKLOAD.batch)
-    with Store.open(url, write=True) as store:
+    with Store.open(laid(url), write=True) as store:
         study = store.open_study(source, workload, where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed, more in (

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.advice.kept_answers import keep_answer
@@ -114,7 +115,7 @@ def studied(
 @pytest.fixture
 def store(sqlite_url: str) -> Iterator[Store]:
     """Open an empty store."""
-    with Store.open(sqlite_url, write=True) as opened:
+    with Store.open(laid(sqlite_url), write=True) as opened:
         yield opened
 
 
