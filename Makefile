@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS := 1
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of Pythons: each would compile advisor anew
 
 .PHONY: demo test test-slow test-older check fix faults bench families clean
 

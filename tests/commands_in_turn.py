@@ -36,6 +36,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for line in requests:
         request = json.loads(line)
+        before = dict(os.environ)
         os.environ.update(request["variables"])
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             os.dup2(stdout.fileno(), 1)
@@ -45,6 +46,9 @@ def main() -> None:
                 stream.flush()
                 file.seek(0)
                 answer[name] = file.read().decode()
+        # What torch sets when it is asked for its compiler is no other environment for the next one's workers.
+        os.environ.clear()
+        os.environ.update(before)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from itertools import count
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from hypothesis import settings
 
 _NUMBERS = count()
 
-#: The files that take longest, most of it waiting for one fixture, the longest first.
+#: The files that take longest, most of it waiting for one fixture, the longest first; but those whose workers have choices of
+#: their own come before all others, which can so keep one warm parent.
 LONGEST = (
     "test_faults.py",
-    "test_outputs.py",
     "test_tune.py",
+    "test_outputs.py",
     "test_together.py",
     "test_plugin_kind.py",
     "test_worker.py",
@@ -128,16 +131,34 @@ class InTurn:
         self._process.communicate(timeout=60)
 
 
+def run_here(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in this process, with these variables besides: its workers come from this process's warm parent."""
+    from advisor.faces.cli import run
+
+    with pytest.MonkeyPatch.context() as patch, StringIO() as stdout, StringIO() as stderr:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            try:
+                status = run(arguments)
+            except SystemExit as ended:
+                status = ended.code if isinstance(ended.code, int) else 1
+        return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
+
+
 @pytest.fixture(scope="module")
 def in_turn() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """Return what runs `-m advisor …` or `-c CODE` as Python would with these variables, one Python for all that share them.
 
-    Of a database and a device's lock a command is told anew each time.
+    Of a database and a device's lock a command is told anew each time. A command without plugins runs in this process, which has
+    none either.
     """
     kept: dict[frozenset[tuple[str, str]], InTurn] = {}
 
     def command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         own = {name: env[name] for name in ("ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR") if name in env}
+        if arguments[:2] == ("-m", "advisor") and not env.get("ADVISOR_PLUGINS"):
+            return run_here(*arguments[2:], **own)
         shared = frozenset((name, value) for name, value in env.items() if name not in own)
         if shared not in kept:
             kept[shared] = InTurn(dict(shared))

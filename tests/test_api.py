@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_databases import laid
 from made_models import SMALL
 
 import advisor
@@ -74,7 +75,7 @@ def stored(
 ) -> None:
     """Write a study in which one configuration was confirmed to be faster than the default."""
     source, default = find_model(str(MODEL)), DEFAULT if batch else DEFAULT.replaced(batch="1")
-    with Store.open(url, write=True) as store:
+    with Store.open(laid(url), write=True) as store:
         study = store.open_study(source, Forward(lengths, batch), where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed in ((default, 1000.0), (best, 1500.0)):

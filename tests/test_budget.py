@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import laid
 
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
@@ -200,7 +201,7 @@ class Place:
 @pytest.fixture
 def place(sqlite_url: str) -> Iterator[Place]:
     """Give an empty database."""
-    with Store.open(sqlite_url, write=True) as store:
+    with Store.open(laid(sqlite_url), write=True) as store:
         yield Place(store)
 
 

@@ -49,7 +49,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ADVISOR_", "TRANSFORMERS_"))
     }
     own = {name: str(home / name.lower()) for name in places}
-    return {**kept, **own, "HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+    # What is refused before a worker is needed makes none ready.
+    fixed = {"HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ADVISOR_START": "spawn"}
+    return {**kept, **own, **fixed, **more}
 
 
 def tree(folder: Path) -> dict[str, bytes]:

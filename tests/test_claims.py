@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.errors import DamagedRow, StoreError
@@ -41,7 +42,7 @@ ONE, OTHER = "one:1:1", "other:1:1"
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     """Give an empty database."""
-    with Store.open(database_url, write=True) as opened:
+    with Store.open(laid(database_url), write=True) as opened:
         yield opened
 
 

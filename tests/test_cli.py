@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_databases import laid
 from made_models import SMALL
 from sqlalchemy import create_engine, text
 
@@ -542,7 +543,7 @@ def stored(
 ) -> str:
     """Write a study: the default, sorted faster than it, bf16 with a high peak, eager failed, flash refused."""
     source, workload = find_model(MODEL), Forward(lengths, WORKLOAD.batch)
-    with Store.open(url, write=True) as store:
+    with Store.open(laid(url), write=True) as store:
         study = store.open_study(source, workload, where or here(), Objective(), Budget(60.0), 0)
         store.save_facts(source, FACTS)
         for configuration, speed, more in (
@@ -1098,16 +1099,20 @@ def test_the_version_and_the_help_are_printed(capsys: pytest.CaptureFixture[str]
         assert words in capsys.readouterr().out
 
 
-def test_tune_prints_json_alone_and_suggest_says_the_same(process: Command, tmp_path: Path) -> None:
+def test_tune_prints_json_alone_and_suggest_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """A real tune prints one JSON document to stdout and its progress to stderr, and suggest answers the same."""
-    url = f"sqlite:///{tmp_path}/made/for/it/advisor.db"
-    tuned = process(*TUNE, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
-    asked = process(*SUGGEST, "--quality", "exact", "--format", "json", ADVISOR_DATABASE_URL=url)
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/made/for/it/advisor.db")
+    status = run([*TUNE, "--quality", "exact", "--format", "json"])
+    tuned = capfd.readouterr()
+    assert run([*SUGGEST, "--quality", "exact", "--format", "json"]) == 0
+    asked = capfd.readouterr()
 
-    assert tuned.returncode == 0, tuned.stderr
-    assert "tokens/s" in tuned.stderr
-    assert json.loads(tuned.stdout) == json.loads(asked.stdout)
-    document = json.loads(asked.stdout)
+    assert status == 0, tuned.err
+    assert "tokens/s" in tuned.err
+    assert json.loads(tuned.out) == json.loads(asked.out)
+    document = json.loads(asked.out)
     assert document["recommendation"]["configuration"] == DEFAULT.spelled
     assert document["verdict"] == "unsearched"  # so much was asked for: that is no fault
     assert document["why"] == "the trials asked for were spent"

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.advice.kept_answers import keep_answers
@@ -263,7 +264,7 @@ def test_chosen_studies_bring_those_they_reuse(store: Store) -> None:
 @pytest.fixture
 def store(sqlite_url: str) -> Iterator[Store]:
     """Open an empty store."""
-    with Store.open(sqlite_url, write=True) as opened:
+    with Store.open(laid(sqlite_url), write=True) as opened:
         yield opened
 
 
@@ -527,7 +528,7 @@ def test_random_damage_never_breaks_a_database(store: Store, tmp_path: Path, dat
     with_what = data.draw(st.sampled_from(["", "0", "9", "-", "x", '"', "]", "}", ",", "e", "null"]))
     line = lines[index][:at] + with_what + lines[index][at + 1 :]
     url = f"sqlite:///{tmp_path}/damaged.db"
-    with Store.open(url, write=True) as damaged:
+    with Store.open(laid(url), write=True) as damaged:
         try:
             import_lines(damaged, [*lines[:index], line, *lines[index + 1 :]])
         except BadInput as error:

@@ -348,7 +348,7 @@ OPT = {
         ("llama", "last-logits", GQA, ""),
         ("falcon", "last-logits", {**SHAPE, "alibi": False}, ""),
         ("opt", "last-logits", OPT, "wrong"),
-        ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64}, "wrong"),
+        ("rwkv", "last-logits", {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2}, "wrong"),
         (
             "xglm",
             "last-logits",

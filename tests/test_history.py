@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import laid
 from made_models import SMALL
 
 from advisor.faces.cli import run
@@ -105,7 +106,7 @@ def studied(url: str, trials: list[Trial], **nouns: Any) -> int:
         "objective": Objective(),
         **nouns,
     }
-    with Store.open(url, write=True) as store:
+    with Store.open(laid(url), write=True) as store:
         study = store.open_study(**known, budget=Budget(60.0), seed=0)
         store.save_facts(known["source"], FACTS)
         for each, number in zip(trials, claimed(store, study, trials), strict=True):

@@ -20,7 +20,7 @@ from advisor.nouns.metrics import METRICS
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.posterior import NOISE as NOISE_OF_MODEL
 from advisor.search.posterior import SCALES, Posterior, kernel
-from advisor.search.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, surprises
+from advisor.search.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, Promising, surprises
 
 #: Knob -> number of choices: 72 configurations.
 CHOICES = {"attention": 4, "packing": 3, "precision": 3, "quantization": 2}
@@ -610,28 +610,56 @@ def alike(one: float | None, other: float | None) -> bool:
     return one is other if one is None or other is None else math.isclose(one, other, rel_tol=1e-6)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a search says of what it knows."""
+
+    asked: Configuration | None
+    chance: float | None
+    goes_on: bool
+    promising: list[Promising]
+
+
+def answers(known: Knowledge, seed: int) -> Answers:
+    """Ask a search everything."""
+    return Answers(known.ask(seed), known.chance_of_better(), known.ending() is None, known.promising(99))
+
+
+@cache
+def answered(seed: int, number: int) -> tuple[list[Trial], list[Trial], dict[Configuration, float], Answers]:
+    """Return so many trials of a landscape in the usual units, what runs, what is known from elsewhere, and what follows."""
+    made, warm = Made.of(seed), learned(seed, 0.2) if seed % 2 else {}
+    order = searched_briefly(seed)
+    trials = [made.trial(n, c, seed) for n, c in enumerate(order[:number])]
+    busy = [Trial(number, order[number], None, Outcome.RUNNING)] if seed > 1 else []
+    return trials, busy, warm, answers(made.known([*trials, *busy], warm=warm), seed)
+
+
+@cache
+def searched_briefly(seed: int) -> list[Configuration]:
+    """Return the first 14 of a landscape in the order of the search."""
+    return searched(Made.of(seed), seed, 14)
+
+
 @pytest.mark.parametrize(("of_costs", "of_speed"), [(1e12, 1.0), (1e-12, 1.0), (1.0, 1e6), (1e15, 1e-3)])
 def test_units_change_nothing(of_costs: float, of_speed: float) -> None:
     """Operations or their billions, tokens or their millions: proposals, ratios, chances and ends are the same."""
     for seed in range(4):
         made = Made.of(seed)
-        warm = learned(seed, 0.2) if seed % 2 else {}
         other = Made(
             {c: speed * of_speed for c, speed in made.speed.items()},
             {c: cost * of_costs for c, cost in made.costs.items()},
             made.broken,
         )
-        order = searched(made, seed, 14)
         for number in (0, 1, 2, 3, 5, 8, 12):
-            trials, same = ([m.trial(n, c, seed) for n, c in enumerate(order[:number])] for m in (made, other))
+            trials, busy, warm, one = answered(seed, number)
+            same = [other.trial(trial.number, trial.requested, seed) for trial in trials]
             same = [replace(trial, wall_s=known.wall_s) for trial, known in zip(same, trials, strict=True)]
-            busy = [Trial(number, order[number], None, Outcome.RUNNING)] if seed > 1 else []
-            one = made.known([*trials, *busy], warm=warm)
-            two = other.known([*same, *busy], warm={c: ratio * of_costs for c, ratio in warm.items()})
-            assert one.ask(seed) == two.ask(seed)
-            assert alike(one.chance_of_better(), two.chance_of_better())
-            assert (one.ending() is None) == (two.ending() is None)
-            for mine, theirs in zip(one.promising(99), two.promising(99), strict=True):
+            two = answers(other.known([*same, *busy], warm={c: ratio * of_costs for c, ratio in warm.items()}), seed)
+            assert one.asked == two.asked
+            assert alike(one.chance, two.chance)
+            assert one.goes_on == two.goes_on
+            for mine, theirs in zip(one.promising, two.promising, strict=True):
                 assert mine.configuration == theirs.configuration
                 assert alike(mine.ratio, theirs.ratio)
                 assert alike(mine.seconds, theirs.seconds)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.advice.kept_answers import keep_answer
@@ -198,7 +199,7 @@ def sqlite_store(sqlite_url: str) -> Iterator[Store]:
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     """Open an empty store."""
-    with Store.open(database_url, write=True) as opened:
+    with Store.open(laid(database_url), write=True) as opened:
         yield opened
 
 

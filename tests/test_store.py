@@ -32,6 +32,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_databases import laid
 from sqlalchemy import create_engine, event, insert, inspect, select, text
 
 from advisor.advice.kept_answers import keep_answer, keep_answers
@@ -131,7 +132,7 @@ def ran(store: Store, study: int, requested: Configuration = BASELINE, **other: 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     """Open an empty store for writing."""
-    with Store.open(database_url, write=True) as opened_store:
+    with Store.open(laid(database_url), write=True) as opened_store:
         yield opened_store
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import cache
 from io import StringIO
 from itertools import count, pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.advice.kept_answers import keep_answer
@@ -33,6 +35,7 @@ from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.space import build_space
 from advisor.show.report import print_recommendation
 from advisor.show.support import LLAMA
 from advisor.storage.store import Store
@@ -85,11 +88,13 @@ def studied(
     left: Sequence[Prospect] = (),
     chance: float | None = 0.0,
     budget: Budget = TEN_MINUTES,
+    admissible: int | None = None,
     **nouns: Any,
 ) -> int:
     """Write a study as tune would: trials in order, the blocks' ratios over what trial 0 ran, refusals, how its search ended.
 
-    left: what was never tried, by default nothing; stop: None where the tune was killed.
+    left: what was never tried, by default nothing; stop: None where the tune was killed; admissible: how many configurations the
+    rules leave, where that is stored.
     """
     known = {"source": SOURCE, "workload": WORKLOAD, "environment": H200, "objective": ANY, **nouns}
     study = store.open_study(**known, budget=budget, seed=0)
@@ -100,7 +105,7 @@ def studied(
             store.finish_trial(study, replace(trial, number=number), "a:1:1")
     pairs = [Comparison(c.key, attempts[0].ran.key, blocks) for c, blocks in (ratios or {}).items()]
     store.save_comparisons(study, pairs)
-    store.save_refusals(study, refusals)
+    store.save_refusals(study, refusals, admissible)
     tried = len([trial for trial in attempts if trial.outcome not in (Outcome.RUNNING, Outcome.CUT)])
     end = None if stop is None else SearchEnd(stop, len(left), chance, tuple(left), tried)
     store.close_study(study, state, end=end)
@@ -110,7 +115,7 @@ def studied(
 @pytest.fixture
 def store(sqlite_url: str) -> Iterator[Store]:
     """Open an empty store."""
-    with Store.open(sqlite_url, write=True) as opened:
+    with Store.open(laid(sqlite_url), write=True) as opened:
         yield opened
 
 
@@ -869,11 +874,18 @@ def viewed(url: str, study: int) -> dict[str, Any] | None:
     return rows[0] if rows else None
 
 
+@cache
+def admissible_under(objective: Objective) -> int:
+    """Return how many configurations rules leave: a tune stores it, so that no answer builds the space anew."""
+    return len(build_space(FACTS, WORKLOAD, H200, objective, H200.memory_bytes).admissible)
+
+
 def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -> None:
     """See that the view recommends what suggest does, with the same ratio, under the study's own objective."""
     objective, attempts, ratios = drawn
     workload = Forward((8, next(_NUMBERS) + 1), 1)
-    study = studied(store, attempts, ratios, objective=objective, workload=workload)
+    more = {"objective": objective, "workload": workload, "admissible": admissible_under(objective)}
+    study = studied(store, attempts, ratios, **more)
     keep_answer(store, study)
     row = viewed(url, study)
     assert row is not None
