@@ -117,7 +117,7 @@ REQUESTS = (
         timing=Timing(stopping=Stopping(1, 2, 3.5, 4, 5.5, 0.5), incumbent_s=0.5, energy=False),
     ),
     BlockAsked.of(
-        SUBJECT, contestants=(DEFAULT, PACKED), seed=1001, turns=Turns(4, 8, 0.25, 0.5), parts=3, in_turn=True
+        SUBJECT, contestants=(DEFAULT, PACKED), seed=1001, turns=Turns(4, 8, 0.25, 0.5, True), parts=3, in_turn=True
     ),
 )
 ANSWERS = (
@@ -355,6 +355,28 @@ def test_an_answer_to_an_earlier_request_is_not_taken_for_this_ones(said: Any) -
     late, own = Done(id=0, result=FAILED), Done(id=1, result=Ceilings(reached={"copy_bytes_per_s": 1.5}))
 
     assert said(encode(late) + b"\n" + encode(own) + b"\n") == own.result
+
+
+def test_an_answer_to_something_else_is_a_failure(said: Any) -> None:
+    """Ceilings were asked for: what a trial came to is no answer, though it is a message."""
+    answer = said(encode(Done(id=1, result=DONE)) + b"\n")
+
+    assert isinstance(answer, Failure)
+    assert (answer.outcome, answer.transient) == (Outcome.RUNTIME_ERROR, True)
+    assert answer.reason.startswith("the worker sent what is no answer: ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers"),
+    list(zip(REQUESTS, [(0,), (1,), (2, 3), (4,), (5,), (7,)], strict=True)),
+    ids=lambda each: type(each).__name__,
+)
+def test_what_answers_a_request_is_of_its_class(asked: messages.Request, answers: tuple[int, ...]) -> None:
+    """Each class of request is answered by its own, or by a failure; a block's answer says something of each contestant."""
+    found = [answer for answer in ANSWERS if messages.is_answered(asked, answer)]
+
+    assert found == [answer for number, answer in enumerate(ANSWERS) if number in answers or answer is FAILED]
+    assert not messages.is_answered(asked, BlockDone(results=(Contested(came=DONE, spent_s=2.5),)))
 
 
 # ------------------------------------------------------------------------------------------------------- what is left

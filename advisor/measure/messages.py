@@ -225,6 +225,23 @@ class BlockDone(Message, tag_field="is", tag="block", frozen=True, kw_only=True)
 
 Answer = FactsRead | Ceilings | ReferenceWritten | Unjudged | LayoutLooked | TrialDone | BlockDone | Failure
 
+#: What answers a request, beside a failure.
+_ANSWERS: Mapping[type[Message], tuple[type[Message], ...]] = {
+    FactsAsked: (FactsRead,),
+    CeilingsAsked: (Ceilings,),
+    ReferenceAsked: (ReferenceWritten, Unjudged),
+    LayoutAsked: (LayoutLooked,),
+    TrialAsked: (TrialDone,),
+    BlockAsked: (BlockDone,),
+}
+
+
+def is_answered(request: Request, answer: Answer) -> bool:
+    """Whether this is an answer to this request: of its own class, or a failure; of a block, something of each contestant."""
+    if isinstance(request, BlockAsked) and isinstance(answer, BlockDone):
+        return len(answer.results) == len(request.contestants)
+    return isinstance(answer, (*_ANSWERS.get(type(request), ()), Failure))
+
 
 # --------------------------------------------------------------------------------------------------------------- events
 

@@ -33,6 +33,7 @@ from advisor.measure.messages import (
     Request,
     TrialDone,
     decode_event,
+    is_answered,
     numbered,
     words_of,
 )
@@ -106,7 +107,7 @@ class LocalRunner:
             with suppress(BrokenPipeError):  # a worker that died is found by its closed channel
                 self._process.stdin.write(line + b"\n")
                 self._process.stdin.flush()
-            answer = self._wait(deadline, timeout_s)
+            answer = self._wait(request, deadline, timeout_s)
         except BaseException:
             self._kill()
             raise
@@ -169,7 +170,7 @@ class LocalRunner:
         self._lock = None
         raise DeviceTaken
 
-    def _wait(self, deadline: float, timeout_s: float) -> Answer:
+    def _wait(self, request: Request, deadline: float, timeout_s: float) -> Answer:
         """Sleep until the worker answers, closes its channel or the deadline passes."""
         while (left_s := deadline - time.monotonic()) > 0:
             lines = self._lines(left_s)
@@ -179,13 +180,11 @@ class LocalRunner:
                 try:
                     event = decode_event(line)
                 except NoMessage:
-                    text = line[:200].decode(errors="replace")
-                    reason = f"the worker sent what is no message: {text!r}"
-                    return Failure(outcome=Outcome.RUNTIME_ERROR, reason=reason, transient=True)
+                    return _not_understood("no message", line)
                 if isinstance(event, Ready):
                     self.start_s = time.monotonic() - self._launched_at
                 if isinstance(event, Done) and event.id == self._count:
-                    return event.result
+                    return event.result if is_answered(request, event.result) else _not_understood("no answer", line)
                 self.listener(words_of(event))
         return Failure(outcome=Outcome.TIMEOUT, reason=f"no result after {timeout_s:.0f} s", transient=True)
 
@@ -252,6 +251,12 @@ class LocalRunner:
         if self._errors is not None:
             self._errors.close()
         self._process, self._errors = None, None
+
+
+def _not_understood(what: str, line: bytes) -> Failure:
+    """Return the failure of a worker that said what nobody asked for; another may do better."""
+    reason = f"the worker sent what is {what}: {line[:200].decode(errors='replace')!r}"
+    return Failure(outcome=Outcome.RUNTIME_ERROR, reason=reason, transient=True)
 
 
 def environment_of(machine: Machine) -> dict[str, str]:
