@@ -146,20 +146,25 @@ def run_here(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
         return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
+#: What pytest tells the processes of a test, anew for each.
+_OF_PYTEST = ("PYTEST_CURRENT_TEST",)
+
+
 @pytest.fixture(scope="module")
 def in_turn() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """Return what runs `-m advisor …` or `-c CODE` as Python would with these variables, one Python for all that share them.
 
-    Of a database and a device's lock a command is told anew each time. A command without plugins runs in this process, which has
-    none either.
+    Of a database and a device's lock a command is told anew each time. A command without plugins, or another variable than this
+    process has, runs in this process.
     """
     kept: dict[frozenset[tuple[str, str]], InTurn] = {}
 
     def command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         own = {name: env[name] for name in ("ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR") if name in env}
-        if arguments[:2] == ("-m", "advisor") and not env.get("ADVISOR_PLUGINS"):
-            return run_here(*arguments[2:], **own)
         shared = frozenset((name, value) for name, value in env.items() if name not in own)
+        is_as_here = all(os.environ.get(name, "") == value for name, value in shared if name not in _OF_PYTEST)
+        if arguments[:2] == ("-m", "advisor") and is_as_here:
+            return run_here(*arguments[2:], **own)
         if shared not in kept:
             kept[shared] = InTurn(dict(shared))
         return kept[shared].run(arguments, own)

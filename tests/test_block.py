@@ -19,8 +19,8 @@ from advisor.measure.stopping import Turns
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
-from advisor.nouns.measurement import PAIRED_TURNS, Measurement
-from advisor.nouns.metrics import GPU_BUSY, METRICS
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.metrics import GPU_BUSY, METRICS, PAIRED
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.support import LLAMA
@@ -98,6 +98,7 @@ def waiting(configuration: Configuration, round_s: float, busy: float | None = 0
     [
         pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04)], 15, 35, 0.2, id="short rounds"),
         pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.3)], 10, 23, 0.3, id="longer rounds: one is a turn"),
+        pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.5)], 6, 14, 0.5, id="rounds of half a second"),
         pytest.param([waiting(DEFAULT, 0.9), waiting(PACKED, 1.4)], 3, 7, 1.0, id="long rounds"),
         pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04, 0.9)], 3, 7, 1.0, id="one keeps the GPU busy"),
         pytest.param([waiting(DEFAULT, 0.05), waiting(PACKED, 0.04, None)], 3, 7, 1.0, id="one was not seen to wait"),
@@ -108,7 +109,7 @@ def test_who_waits_for_launches_takes_short_turns(trials: list[Trial], least: in
     """The CPU's speed changes within a second, so their turns are as short as a round allows, and as many as take as long."""
     turns = turns_for(GPU, [DEFAULT, PACKED], trials, TOKENS)
     assert (turns.least, turns.most, turns.turn_s) == (least, most, turn_s)
-    assert turns.paired == (least >= PAIRED_TURNS)
+    assert turns.paired == (turn_s < 1.0)
     assert turns_for(GPU, [DEFAULT, PACKED], trials, METRICS["peak_bytes"]).turn_s == 1.0
 
 
@@ -124,18 +125,36 @@ def test_short_turns_are_compared_one_by_one() -> None:
     assert not turns.reached(slow, noisy)
     assert turns.reached(slow * 3, noisy * 3)  # as many as there may be
 
-    def of(configuration: Configuration, wall_s: list[float], block: int | None = 1) -> Trial:
+    def of(configuration: Configuration, wall_s: list[float], *, paired: bool = True) -> Trial:
         speeds = Measurement("tokens_per_s", "tokens/s", tuple(100 / s for s in wall_s))
-        return Trial(1, configuration, configuration, Outcome.OK, phase="confirm", block=block, measurements=(speeds,))
+        rounds = Measurement("round_s", "s", tuple(wall_s), "confirm", {PAIRED: True} if paired else {})
+        return Trial(
+            1, configuration, configuration, Outcome.OK, phase="confirm", block=1, measurements=(rounds, speeds)
+        )
 
     lucky = [*faster[:3], 1.0, *faster[4:]]  # one fast moment more, and the median is another
     default, packed = of(DEFAULT, slow), of(PACKED, lucky)
+    of_medians = pytest.approx(110 / 75)
     assert packed.times(default, TOKENS) == pytest.approx(1.2)
     assert block_ratios([default, packed], PACKED, DEFAULT, TOKENS) == [packed.times(default, TOKENS)]
-    assert packed.times(replace(default, block=2), TOKENS) == pytest.approx(
-        1.6, rel=0.1
-    )  # not beside it: the medians' ratio
-    assert of(PACKED, lucky[1:]).times(of(DEFAULT, slow[1:]), TOKENS) == 2.0  # fewer turns are long ones
+    assert packed.times(replace(default, block=2), TOKENS) == of_medians
+    assert packed.times(replace(default, device_uuid="GPU-2"), TOKENS) == of_medians
+    assert of(PACKED, lucky, paired=False).times(default, TOKENS) == of_medians
+    assert of(PACKED, lucky[1:]).times(default, TOKENS) == pytest.approx(100 / 75)  # one turn was lost: nothing to pair
+
+
+def test_blocks_of_before_there_were_short_turns_keep_their_ratios() -> None:
+    """Rounds of processes one after the other may be as many, and are no pairs."""
+
+    def rounds(configuration: Configuration, wall_s: tuple[float, ...]) -> Trial:
+        measured = (
+            Measurement("round_s", "s", wall_s),
+            Measurement("tokens_per_s", "tokens/s", tuple(1 / s for s in wall_s)),
+        )
+        return Trial(1, configuration, configuration, Outcome.OK, phase="confirm", block=1, measurements=measured)
+
+    trials = rounds(DEFAULT, (1.0,) * 6 + (2.0,) * 4), rounds(PACKED, (1.0,) * 4 + (0.5,) * 6)
+    assert block_ratios(trials, PACKED, DEFAULT, TOKENS) == [2.0]
 
 
 def test_fewer_blocks_than_three_are_run_where_fewer_are_asked_for() -> None:
@@ -210,9 +229,8 @@ def block(facts: ModelFacts, *contestants: dict[str, str], **asked: Any) -> Bloc
         workload=WORKLOAD,
         contestants=tuple(Configuration.of({**FP32, **choices}) for choices in contestants),
         seed=1,
-        turns=TURNS,
         configuration=Configuration.of({**FP32, **contestants[0]}),
-        **asked,
+        **{"turns": TURNS, **asked},
     )
 
 
@@ -301,6 +319,18 @@ def test_in_turn_each_is_alone_and_its_memory_is_seen(runner: LocalRunner, facts
     results = timed(runner, block(facts, {}, {"precision": "bf16"}, in_turn=True))
 
     assert all(bool(found.peak_bytes) and len(found.rounds.wall_s) >= 3 for found in results)
+
+
+def test_short_turns_are_pairs_where_they_alternate(runner: LocalRunner, facts: ModelFacts) -> None:
+    """Beside the default they end by its turns, as many each; by itself, or without the default, nobody has a pair."""
+    short = Turns(least=5, most=9, turn_s=0.001, paired=True)
+    together = timed(runner, block(facts, {}, {"packing": "packed"}, turns=short))
+    in_turn = timed(runner, block(facts, {}, {"packing": "packed"}, turns=short, in_turn=True))
+    apart = timed(runner, block(facts, {"packing": "packed"}, turns=short).replaced(configuration=DEFAULT))
+
+    assert [found.rounds.paired for found in together] == [True, True]
+    assert len({len(found.rounds.wall_s) for found in together}) == 1
+    assert not any(found.rounds.paired for found in (*in_turn, *apart))
 
 
 def test_who_fails_is_out_and_the_others_go_on(runner: LocalRunner, facts: ModelFacts) -> None:

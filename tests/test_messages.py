@@ -86,6 +86,7 @@ ROUNDS = Rounds(
     pruned="2.0 times slower than the best so far after 2 rounds",
     joules=3.5,
     busy=0.75,
+    paired=True,
     figures={"tokens_per_s": (150.0, 76.0)},
 )
 DONE = TrialDone(
@@ -125,7 +126,7 @@ ANSWERS = (
     Ceilings(reached={"matmul_bf16_per_s": 1e12, "copy_bytes_per_s": 1.5e9}),
     ReferenceWritten(positions=40, words="fp32, eager, one sequence at a time", texts="random tokens"),
     Unjudged(why="it does not fit"),
-    LayoutLooked(figures={"layout": 1e-7, "layout_words": "eager", "layout_pads": None}, layout_s=0.5),
+    LayoutLooked(figures={"layout": 1e-7, "layout_words": "eager", "layout_pads": None}),
     DONE,
     FAILED,
     BlockDone(results=(Contested(came=DONE, spent_s=2.5), Contested(came=FAILED, spent_s=0.5))),
@@ -246,15 +247,20 @@ def test_odd_values_of_a_reading_are_numbers_or_words() -> None:
     assert read.result.reading == {"a": 0.5, "b": "torch.bfloat16", "c": {"1": [2, 3]}}
 
 
-def test_halves_of_characters_are_replaced() -> None:
-    """A file's name that is no text can stand in a request or a reason: neither side ends for it."""
+def test_halves_of_characters_come_through() -> None:
+    """A file's name that is no text can stand in a request or a reason, beside figures that are not finite."""
     failure, asked = (
         FAILED.replaced(reason="no file /m\udcff"),
         REQUESTS[0].replaced(source=replace(FILES, path="/m\udcff")),
     )
 
-    assert decode_event(encode(Done(id=1, result=failure))) == Done(id=1, result=FAILED.replaced(reason="no file /m?"))
-    assert decode_request(encode(asked)) == REQUESTS[0].replaced(source=replace(FILES, path="/m?"))
+    assert decode_event(encode(Done(id=1, result=failure))) == Done(id=1, result=failure)
+    assert decode_request(encode(asked)) == asked
+    line = decode_numbered(numbered(3, "cpu", "cpu-1", asked))
+    assert (line.id, decode_request(line.request)) == (3, asked)
+    done = DONE.replaced(alias="/m\udcff 🙂", reading={"seconds": float("nan"), "counts": (1, 2)})
+    read = decode_event(encode(Done(id=1, result=done)))
+    assert read == Done(id=1, result=done.replaced(reading={"seconds": None, "counts": [1, 2]}))
 
 
 # ------------------------------------------------------------------------------------------------- what is no message
@@ -303,6 +309,7 @@ NO_MESSAGES = {
     "a wrong type": b'{"event": "round", "n": "three", "round_s": 0.1}',
     "an unknown outcome": encode(EVENTS[9]).replace(b"out_of_memory", b"won"),
     "a configuration that is none": encode(EVENTS[8]).replace(b':{"attention":"sdpa"', b':{"attention":1'),
+    "a quality that is none": encode(EVENTS[8]).replace(b'"quality":{', b'"quality":7,"was":{'),
     "facts of another version": encode(EVENTS[3]).replace(b'"heads"', b'"tails"'),
     "a deep one": b"[" * 100_000,
     "no text": b'{"event": "stage", "stage": "\xff"}',

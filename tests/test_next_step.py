@@ -43,9 +43,11 @@ ONLY = (
     ("precision", ("bf16",)),
     ("quantization", ("none",)),
 )
+FLEX = DEFAULT.replaced(attention="flex_attention")
 OBJECTIVE = Objective(Tier.EXACT, only=ONLY)
 JOB = Job(SOURCE, WORKLOAD, OBJECTIVE, Budget(), Machine(H200, "host", "GPU-1", 0, 140 * 10**9))
 SPACE = build_space(LLAMA, WORKLOAD, H200, OBJECTIVE, 140 * 10**9)
+WITH_FLEX = replace(SPACE, admissible=(DEFAULT, PACKED, FLEX))
 GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
 
 
@@ -54,7 +56,7 @@ def seen(*trials: Trial, taken: tuple[int, ...] = (), **more: Any) -> Snapshot:
     numbered = tuple(replace(trial, number=number) for number, trial in enumerate(trials))
     budget = {name: more.pop(name) for name in ("trials", "blocks", "exhaustive", "seconds") if name in more}
     job = replace(JOB, budget=replace(Budget(), **budget), also=more.pop("also", ()))
-    return Snapshot(job, LLAMA, SPACE, numbered, frozenset(taken), **more)
+    return Snapshot(job, LLAMA, more.pop("space", SPACE), numbered, frozenset(taken), **more)
 
 
 def ran(requested: Configuration, speed: float = 100.0, **more: Any) -> Trial:
@@ -120,7 +122,13 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "time for the confirmation, its last block a little late": (
         seen(*ALL[:2], left_s=30.0, seconds=100.0), EndSearch(Stop.BUDGET)),
     "no time for the confirmation, but for a trial": (seen(*ALL[:2], left_s=20.0, seconds=100.0), Search(SORTED)),
-    "no time for the confirmation, nor for a trial": (seen(*ALL[:2], left_s=5.0, seconds=100.0), EndSearch(Stop.BUDGET)),
+    "no time for the confirmation, nor for a trial as long as others": (
+        seen(*ALL[:2], left_s=5.0, seconds=100.0), Search(SORTED)),
+    "a default whose reference took longer than is left": (
+        seen(ran(DEFAULT, wall_s=33.0), left_s=27.0, seconds=60.0), Search(PACKED)),
+    "no time for what compiles for longer than is left": (
+        seen(ran(DEFAULT), ran(PACKED, 90.0), left_s=50.0, space=WITH_FLEX), EndSearch(Stop.BUDGET)),
+    "time for what compiles": (seen(ran(DEFAULT), ran(PACKED, 90.0), left_s=900.0, space=WITH_FLEX), Search(FLEX)),
     "the search is over": (seen(*ALL, **OVER), Confirm(1, (DEFAULT, PACKED))),
     "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),

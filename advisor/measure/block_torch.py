@@ -11,7 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -24,6 +24,9 @@ from advisor.measure.session_torch import Session, runtime_of, weights_key
 from advisor.measure.timing_torch import Round, Taken, take_round, timed_round
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome
+
+#: Shorter turns tell nothing of energy (seconds): the counter's steps are some 100 ms.
+_LEAST_ENERGY_S = 0.5
 
 #: So many calls warm up a contestant whose rounds are long.
 _MOST_WARMING = 2
@@ -127,6 +130,7 @@ class _Block:
     def run(self, contestants: list[Contestant]) -> None:
         """Make these ready, let each run a round that does not count, then take turns until they say enough."""
         on_gpu = self.device.startswith("cuda")
+        self._pair(contestants)
         for contestant in contestants:
             self._attempt(contestant, self._make_ready)
         with Gauges(self.uuid if on_gpu else None, own_pids=[os.getpid()]) as gauges:
@@ -141,6 +145,13 @@ class _Block:
             if len(contestants) == 1:
                 contestant.peak = peak_bytes(self.device)
             contestant.rounds.joules = contestant.energy.per_round
+
+    def _pair(self, contestants: list[Contestant]) -> None:
+        """Have turns be compared one by one where the default and others take theirs beside one another here."""
+        beside = self.request.turns.paired and len(contestants) > 1 and any(one.is_default for one in contestants)
+        self.turns = replace(self.request.turns, paired=beside)
+        for contestant in contestants:
+            contestant.rounds.paired = beside
 
     def _goes_on(self, contestants: list[Contestant]) -> bool:
         """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
@@ -191,7 +202,9 @@ class _Block:
             one, state = self._taken(contestant, gauges, order)
             found.append(one)
             spent_s += one.wall_s
-        if len(contestant.rounds.discarded) == discarded:  # what was thrown away took energy too
+        if (
+            len(contestant.rounds.discarded) == discarded and spent_s >= _LEAST_ENERGY_S
+        ):  # what was thrown away took energy too
             contestant.energy.add(before, state.get("energy_j"), len(found))
         contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
         self._tell(contestant)

@@ -114,7 +114,7 @@ def _brought_dependence(model: Any) -> tuple[str, ...]:
 
 def layout_of(session: Session, request: LayoutAsked) -> LayoutLooked:
     """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened."""
-    began, configuration = time.perf_counter(), request.configuration
+    configuration = request.configuration
     session.load(request, configuration)
     with torch.inference_mode():
         found = look_at_layout(session, request, configuration)
@@ -123,4 +123,4 @@ def layout_of(session: Session, request: LayoutAsked) -> LayoutLooked:
         calls = session.calls(request, workload.under(configuration), configuration, tokens)
         chosen = gate_torch.to_probe(calls, request.facts.windows)
         found |= _probed(session, request, looked, [(call, looked.values(call)) for call in chosen], configuration)
-    return LayoutLooked(figures=found, layout_s=time.perf_counter() - began)
+    return LayoutLooked(figures=found)

@@ -5,6 +5,8 @@ A message carries nouns, not their payloads: who gets one never parses again. A 
 
 from __future__ import annotations
 
+import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar, get_args
 
 import msgspec
@@ -15,8 +17,8 @@ from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Quality
 from advisor.workloads import Workload, workload_of
 
-#: A part of a line that is read later.
-Raw = msgspec.Raw
+#: How json writes the first digits of half a character, of a byte in a file's name that is no text.
+_HALF = b"\\ud"
 
 _T = TypeVar("_T")
 
@@ -56,13 +58,20 @@ class Reader(Generic[_T]):
 
     def __init__(self, kinds: Any) -> None:
         """Read these: a class, or a union of classes that are told apart by their tags."""
+        self._kinds = kinds
         self._decoder: msgspec.json.Decoder[_T] = msgspec.json.Decoder(kinds, dec_hook=_noun_of)
 
-    def read(self, line: bytes | Raw) -> _T:
+    def read(self, line: bytes | str) -> _T:
         """Return the message. Raises NoMessage."""
         try:
-            return self._decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            try:
+                return self._decoder.decode(line)
+            except msgspec.MsgspecError:
+                if _HALF not in (line.encode() if isinstance(line, str) else line):
+                    raise
+                found: _T = msgspec.convert(json.loads(line), self._kinds, dec_hook=_noun_of, str_keys=True)
+                return found
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise NoMessage(str(error)) from None
 
 
@@ -70,13 +79,13 @@ def encode(message: Message) -> bytes:
     """Return a message as a line of JSON, without the line's end. What JSON has not is None (floats that are not finite) or text.
 
     None is refused again when it is read where the field is always a number: of a trial's seconds, never of an optional figure,
-    nor inside a reading or a gauge's state. Halves of characters, as file names can have them, are replaced.
+    nor inside a reading or a gauge's state. Halves of characters, as file names can have them, are escaped.
     """
     plain = _plain(message)
     try:
         return _ENCODER.encode(plain)
-    except UnicodeEncodeError:
-        return _ENCODER.encode(_whole(msgspec.to_builtins(plain, enc_hook=_otherwise)))
+    except UnicodeEncodeError:  # msgspec writes and reads whole characters alone, json halves too
+        return json.dumps(_finite(msgspec.to_builtins(plain, enc_hook=_otherwise))).encode()
 
 
 def _plain(value: Any) -> Any:
@@ -97,13 +106,13 @@ def _otherwise(value: Any) -> Any:
     return float(value) if isinstance(value, float) else str(value)
 
 
-def _whole(value: Any) -> Any:
-    """Replace halves of characters in all texts of JSON values."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
+def _finite(value: Any) -> Any:
+    """Return JSON values with None for floats that are not finite."""
     if isinstance(value, dict):
-        return {_whole(key): _whole(each) for key, each in value.items()}
-    return [_whole(each) for each in value] if isinstance(value, list) else value
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _noun_of(kind: Any, payload: Any) -> Any:
@@ -111,7 +120,7 @@ def _noun_of(kind: Any, payload: Any) -> Any:
     (noun,) = get_args(kind)
     try:
         return workload_of(payload) if noun is Workload else noun.of(payload)
-    except (AdvisorError, KeyError) as error:
+    except (AdvisorError, KeyError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 

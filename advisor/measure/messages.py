@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from advisor.measure.lines import Message, Noun, Raw, Reader, encode
+from advisor.measure.lines import Message, Noun, Reader, encode
 from advisor.measure.stopping import Stopping, Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.entry import Texts
@@ -154,18 +154,18 @@ class Unjudged(Message, tag_field="is", tag="unjudged", frozen=True, kw_only=Tru
 
 
 class LayoutLooked(Message, tag_field="is", tag="layout", frozen=True, kw_only=True):
-    """What was seen of a layout: figures of `Quality` by name, and the seconds it took."""
+    """What was seen of a layout: figures of `Quality` by name."""
 
     figures: Mapping[str, Figure]
-    layout_s: float = 0.0
 
 
 class Rounds(Message, frozen=True, kw_only=True):
     """Timed rounds, a value a round: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
     discarded: why rounds were thrown away; pruned: why the trial was stopped early, "" where it was not. joules: a round, by
-    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. figures:
-    samples by metric that are known without rounds: a recording has them.
+    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. paired: they
+    are short turns, each beside one of every other contestant's. figures: samples by metric that are known without rounds: a
+    recording has them.
     """
 
     wall_s: tuple[float, ...]
@@ -176,6 +176,7 @@ class Rounds(Message, frozen=True, kw_only=True):
     pruned: str = ""
     joules: float | None = None
     busy: float | None = None
+    paired: bool = False
     figures: Mapping[str, tuple[float, ...]] = {}
 
 
@@ -281,7 +282,7 @@ class Numbered(Message, frozen=True, kw_only=True):
     id: int
     device: str
     uuid: str
-    request: Raw
+    request: str
 
 
 # ------------------------------------------------------------------------------------------------------- lines of JSON
@@ -292,7 +293,7 @@ _NUMBERED, _REQUEST, _EVENT = Reader[Numbered](Numbered), Reader[Request](Reques
 
 def numbered(number: int, device: str, uuid: str, request: Message) -> bytes:
     """Return a request's line."""
-    return encode(Numbered(id=number, device=device, uuid=uuid, request=Raw(encode(request))))
+    return encode(Numbered(id=number, device=device, uuid=uuid, request=encode(request).decode()))
 
 
 def decode_numbered(line: bytes) -> Numbered:
@@ -300,7 +301,7 @@ def decode_numbered(line: bytes) -> Numbered:
     return _NUMBERED.read(line)
 
 
-def decode_request(line: bytes | Raw) -> Request:
+def decode_request(line: bytes | str) -> Request:
     """Return a request. Raises NoMessage."""
     return _REQUEST.read(line)
 

@@ -57,8 +57,8 @@ class Turns:
 
     At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
     `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
-    that long because a GPU's clock follows its load. paired: turns are short and many, and compared one by one
-    (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or no wider than it.
+    that long because a GPU's clock follows its load. paired: turns are short and many, and those of one process are compared one
+    by one (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or no wider than it.
     """
 
     least: int = 3

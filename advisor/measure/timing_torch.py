@@ -88,7 +88,8 @@ def timed_round(
 class Taken:
     """The rounds of a trial as they are taken: what `advisor.measure.messages.Rounds` tells of them.
 
-    joules: over a window of at least ENERGY_WINDOW_S. busy: by the kernels of the profiled batch.
+    joules: over a window of at least ENERGY_WINDOW_S. busy: by the kernels of the profiled batch. paired: they are turns of a
+    block that are compared with other contestants' one by one.
     """
 
     wall_s: list[float] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Taken:
     pruned: str = ""
     joules: float | None = None
     busy: float | None = None
+    paired: bool = False
 
     @property
     def told(self) -> Rounds:
@@ -112,6 +114,7 @@ class Taken:
             pruned=self.pruned,
             joules=self.joules,
             busy=self.busy,
+            paired=self.paired,
         )
 
     def keep(self, last: int) -> None:

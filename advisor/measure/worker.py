@@ -45,7 +45,7 @@ from advisor.machine import ceilings_torch
 from advisor.measure import tokens_torch
 from advisor.measure.block_torch import run_block
 from advisor.measure.figures_torch import figures_of, layout_of
-from advisor.measure.lines import Raw, encode
+from advisor.measure.lines import encode
 from advisor.measure.messages import (
     Answer,
     BlockAsked,
@@ -185,7 +185,7 @@ _OPERATIONS: Mapping[type, Callable[[Session, Any], Answer]] = {
 }
 
 
-def answered(session: Session, line: bytes | Raw) -> Answer:
+def answered(session: Session, line: bytes | str) -> Answer:
     """Return the answer to a request's line: whatever that raises is its outcome."""
     try:
         request = decode_request(line)

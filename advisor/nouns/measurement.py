@@ -26,10 +26,6 @@ LAUNCH_BOUND_SHARE = 0.8
 #: default in eight fresh processes one after the other on an H100, which scatter by 15 %.
 LAUNCH_BOUND_NOISE = 0.15
 
-#: Contestants of a block that took so many turns each are compared turn by turn: work that waits for its launches takes as
-#: many short ones, for the CPU's speed may change between two and halve a median. GPU-bound work takes fewer and longer ones.
-PAIRED_TURNS = 8
-
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
 LEAST_BLOCKS = 3
 

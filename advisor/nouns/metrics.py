@@ -15,6 +15,9 @@ from advisor.terminal import gib
 #: The seconds of a round by the wall clock and by CUDA's: every kind of work has them, and no objective is made of them.
 ROUND, GPU_ROUND = "round_s", "gpu_round_s"
 
+#: What is noted beside a round's seconds where contestants of a block took short turns, each of all of them one after the other.
+PAIRED = "paired"
+
 #: The share of the time for which a GPU computed, by the kernels of the batch that was profiled.
 GPU_BUSY = "gpu_busy"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from advisor.nouns.checked import checked
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, PAIRED_TURNS, Measurement
-from advisor.nouns.metrics import GPU_BUSY, PEAK, Metric
+from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, Measurement
+from advisor.nouns.metrics import GPU_BUSY, PAIRED, PEAK, ROUND, Metric
 
 
 class Outcome(StrEnum):
@@ -178,16 +178,25 @@ class Trial:
     def times(self, other: Trial, aim: Metric) -> float:
         """Return how many times better than another trial this one is at `aim`; 0.0 where one of them is not known.
 
-        The ratio of their medians; where they alternated in a block for PAIRED_TURNS and more, the median of the turns' ratios.
+        The ratio of their medians; where they took short turns beside one another, the median of the turns' ratios: the CPU's
+        speed may change between two turns, and then a median is that of one speed or the other.
         """
         mine, theirs = self.measurement(aim.metric), other.measurement(aim.metric)
-        in_one_block = self.block is not None and (self.block, self.device_uuid) == (other.block, other.device_uuid)
-        if mine and theirs and in_one_block and PAIRED_TURNS <= len(mine.samples) == len(theirs.samples):
+        is_beside = (
+            self.is_paired and other.is_paired and self.block == other.block and self.device_uuid == other.device_uuid
+        )
+        if mine and theirs and is_beside and len(mine.samples) == len(theirs.samples):
             ratio = (
                 median(a / b for a, b in zip(mine.samples, theirs.samples, strict=True)) if all(theirs.samples) else 0.0
             )
             return 1 / ratio if aim.less_is_better and ratio else ratio
         return self.score(aim) / other.score(aim) if other.score(aim) else 0.0
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether its turns in a block were short ones, each beside those of the other contestants of its process."""
+        measured = self.measurement(ROUND)
+        return measured is not None and bool(measured.device_state.get(PAIRED))
 
     @property
     def busy(self) -> float | None:

@@ -23,6 +23,9 @@ from advisor.search.sampler import Usable, proposed, told_by
 #: made-up landscapes: 9 of 1,000 ended too early, whether predictions were good or useless (docs/search.md).
 CHANCE = 0.02
 
+#: What an expected time may be off by, for it comes of logarithms: a trial is expected to take as long as the one that was seen.
+_ROUNDING = 1e-9
+
 #: But not before so many were measured: fewer do not show how wrong the prediction is.
 LEAST_TRIALS = 5
 
@@ -143,7 +146,8 @@ class Knowledge:
         expected = expected_seconds(fresh, told.seconds) if fresh else None
         if expected is None:
             return self
-        return replace(self, admissible=[c for c, each_s in zip(fresh, expected, strict=True) if each_s <= seconds])
+        most_s = seconds * (1 + _ROUNDING)
+        return replace(self, admissible=[c for c, each_s in zip(fresh, expected, strict=True) if each_s <= most_s])
 
     def promising(self, count: int, than: Configuration | None = None) -> list[Promising]:
         """Return the `count` untried ones that promise most: what is tried next, but for the seed's choice of equals.

@@ -28,7 +28,7 @@ from advisor.measure.messages import (
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, ROUND, Gauge
+from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
@@ -203,7 +203,9 @@ def told(
     trial = replace(trial, reading={**came.reading, "gate_s": dict(came.gate_s), "method": METHOD})
     if came.rounds is not None or came.effective is None or came.outcome is not Outcome.OK:
         return trial
-    source = next(t for t in seen.trials if t.ran == came.effective and t.outcome is Outcome.OK and t.measurements)
+    ran = (t for t in seen.trials if t.ran == came.effective and t.outcome is Outcome.OK and t.measurements)
+    if (source := next(ran, None)) is None:
+        return replace(trial, outcome=Outcome.RUNTIME_ERROR, reason="it was timed in no round")
     known = replace(source.quality, gate_s=0.0) if source.quality is not None else None
     return replace(
         trial,
@@ -236,7 +238,9 @@ def with_figures(trial: Trial, workload: Workload, came: TrialDone | Failure) ->
 
 def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Measurement, ...]:
     """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them."""
-    state = {"after_each_round": list(rounds.states), "discarded": list(rounds.discarded)}
+    state: dict[str, object] = {"after_each_round": list(rounds.states), "discarded": list(rounds.discarded)}
+    if rounds.paired:
+        state[PAIRED] = True
     found = [Measurement(ROUND, "s", rounds.wall_s, phase, state)]
     for metric in kind_of(workload).measured(workload):
         if samples := tuple(rounds.figures.get(metric.metric) or metric.samples(workload, rounds.fields)):

@@ -14,7 +14,7 @@ from advisor.knobs import choices_of, weights_of
 from advisor.measure.stopping import Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
-from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LEAST_BLOCKS, PAIRED_TURNS, TIE_ZONE, Comparison
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
@@ -120,13 +120,13 @@ def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence
     round, and as many more: they take as long together.
     """
     turn_s, ran = TURN_S[machine.environment.is_cuda], [_searched(trials, each) for each in group]
-    waits = aim.is_of_time and all(trial is not None and trial.is_launch_bound for trial in ran)
+    waits = aim.is_of_time and bool(ran) and all(trial is not None and trial.is_launch_bound for trial in ran)
     if not machine.environment.is_cuda or not waits:
         return Turns(turn_s=turn_s)
     longest_s = max(trial.value(ROUND) or 0.0 for trial in ran if trial is not None)
     short_s = min(max(SHORTEST_TURN_S, longest_s), turn_s)
     least, most = (max(count, round(count * turn_s / short_s)) for count in (Turns.least, Turns.most))
-    return Turns(least, most, short_s, paired=least >= PAIRED_TURNS)
+    return Turns(least, most, short_s, paired=short_s < turn_s)
 
 
 def _searched(trials: Iterable[Trial], configuration: Configuration) -> Trial | None:

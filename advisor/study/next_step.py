@@ -105,7 +105,7 @@ def _following(seen: Snapshot) -> Configuration | Stop:
         return Stop.EVERYTHING
     if (available_s := _available_s(seen)) <= 0:
         return Stop.BUDGET
-    fitting = known.within(min(available_s, seen.left_s))  # what the budget would cut is not begun
+    fitting = known.within(min(available_s, _longest_s(seen)))
     if payback_s is not None and fitting.fresh and not (fitting := fitting.worth(payback_s)).fresh:
         return Stop.PAYBACK
     proposal = _next_of_all(seen, fitting.admissible) if budget.exhaustive else fitting.ask(seen.job.seed)
@@ -164,11 +164,20 @@ def _available_s(seen: Snapshot) -> float:
     """Return the seconds of the budget that are there for another trial: those of the confirmation are set aside.
 
     Nothing is set aside where nothing is there to be confirmed, or where it could not be confirmed anyway: then a trial that
-    the budget cuts has cost nothing.
+    the budget cuts has cost nothing, while it is no longer than others were (`_longest_s`).
     """
     aside_s = 0.0 if math.isinf(seen.left_s) else confirmation_s(seen)
     is_free = not aside_s or aside_s > left_to_confirm_s(seen)
     return (math.inf if seen.left_s > 0 else 0.0) if is_free else seen.left_s - aside_s
+
+
+def _longest_s(seen: Snapshot) -> float:
+    """Return how long a trial may be expected to be: what is left of the budget, or as long as one was that ran.
+
+    What a trial took says little of the next, for the default's has the reference in it; but what is expected to compile for
+    longer than there is time is begun for nothing.
+    """
+    return max([seen.left_s, *(trial.wall_s or 0.0 for trial in seen.searched)])
 
 
 def in_common(trials: Sequence[Trial]) -> str:
