@@ -77,12 +77,13 @@ def test_a_class_that_does_not_switch_attention_has_weights_for_each() -> None:
 
 
 def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
-    """Loading, the first call, a round that does not count, and three turns of about a second each on a GPU."""
+    """Loading, the first call and its proof, a round that does not count, and three turns of about a second each on a GPU."""
     turns = turns_for(GPU, [DEFAULT], [], TOKENS)
     searched = [seen(DEFAULT, 1, load_s=2.0, first_call_s=0.5), seen(PACKED, 1, load_s=0.0, first_call_s=0.25)]
+    searched[1] = replace(searched[1], reading={"proof_s": 0.75})
     confirmed = [replace(seen(PACKED, 1), phase="confirm", block=1, wall_s=9.0)]
 
-    assert block_s(searched, [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.75)
+    assert block_s(searched, [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.5 + 0.25 + 0.75)
     assert block_s([*searched, *confirmed], [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
 
 

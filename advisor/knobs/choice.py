@@ -77,7 +77,7 @@ class Reading:
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
-    seconds that a GPU's kernels took together in that step, 0.0 where none were seen.
+    seconds that a GPU's kernels took together in that step, 0.0 where none were seen. proof_s: what reading all this took.
     """
 
     attention: Mapping[str, str]
@@ -94,6 +94,7 @@ class Reading:
     one_way: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
     kernel_s: float = 0.0
+    proof_s: float = 0.0
 
 
 class Term(StrEnum):

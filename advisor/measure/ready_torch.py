@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     session.stage("first call")
     calls = session.calls(subject, whole.under(requested), requested, session.tokens(subject))
     first_call_s = timed_round(session, calls[:1], session.device, runtime_of(subject), [0]).wall_s
+    began = time.perf_counter()
     reading = read_effective(session, calls, subject, requested, kernels=kernels)
+    reading = replace(reading, proof_s=time.perf_counter() - began)
     effective = Configuration.of(effective_choices(reading, whole))
     alias = unproven(requested, effective, reading)
     return Ready(requested, calls, reading, effective, alias, load_s, first_call_s)

@@ -171,9 +171,9 @@ def block_s(
 ) -> float:
     """Return the seconds that a block of these is expected to take.
 
-    What each took in the last block of this study, or else what the search saw: loading, the first call, a round that does
-    not count, and its turns; or where a round is run in parts, that round and a part of it. start_s: of a fresh process, which
-    each may have.
+    What each took in the last block of this study, or else what the search saw: loading, the first call, its proof, a round
+    that does not count, and its turns; or where a round is run in parts, that round and a part of it. start_s: of a fresh
+    process, which each may have.
     """
     return sum(_contestant_s(trials, configuration, start_s, turns, parts) for configuration in order)
 
@@ -191,6 +191,7 @@ def _contestant_s(
     ran = [t for t in trials if t.phase == "search" and t.ran == configuration and t.measurements]
     load_s = max((t.load_s or 0.0 for t in trials), default=0.0)  # some found their weights loaded
     first_s = max((t.first_call_s or 0.0 for t in ran), default=0.0)
+    first_s += max((float(t.reading.get("proof_s") or 0.0) for t in ran), default=0.0)
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
     if parts > 1:
         return start_s + load_s + first_s + round_s * (1 + 1 / parts)
