@@ -98,7 +98,9 @@ def _changed(found: Iterable[Any], spell: Callable[[Choices], Choices]) -> Itera
 
 def _store(bind: sa.Connection, changed: list[dict[str, Any]]) -> None:
     """Give configurations their payloads and keys, in their order: those whose key nobody else has or gets, all at once."""
-    among = sa.text("SELECT key FROM configurations WHERE key IN :keys").bindparams(sa.bindparam("keys", expanding=True))
+    among = sa.text("SELECT key FROM configurations WHERE key IN :keys").bindparams(
+        sa.bindparam("keys", expanding=True)
+    )
     taken = set(bind.execute(among, {"keys": [values["key"] for values in changed]}).scalars())
     waiting: list[dict[str, Any]] = []
     for values in changed:
