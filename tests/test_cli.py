@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from made_databases import laid
+from made_databases import laid, probed
 from made_models import SMALL
 from sqlalchemy import create_engine, text
 
@@ -1245,7 +1245,7 @@ def test_a_script_pools_as_the_checkpoint_says(
         shutil.copytree(ROOT / "tests" / "models" / "encoder", tmp_path / name)
         said = {"embedding_dimension": 192, "pooling_mode": mode, "include_prompt": True}
         (tmp_path / name / "1_Pooling" / "config.json").write_text(json.dumps(said))
-    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", probed(f"sqlite:///{tmp_path}/advisor.db"))
     monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
     work = ["--lengths", "16", "--padding", "0.3", "--batch", "2", "--batches", "1", "--device", "cpu"]
 

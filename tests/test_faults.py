@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
@@ -117,7 +118,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
         machine, source = probe.machine("cpu"), find_model(str(CAUSAL))
         job = Job(source, WORKLOAD, Objective(quality=Tier.EXACT), Budget(trials=100), machine)
         runner, found = LocalRunner(machine), Broken()
-        with Store.open(f"sqlite:///{folder}/advisor.db", write=True) as store:
+        with Store.open(probed(f"sqlite:///{folder}/advisor.db"), write=True) as store:
             try:
                 _run_faults(job, store, folder, found)
                 # What failed before is tried again by a new tune; what hangs must not hang for ten minutes, and one is enough.
@@ -275,7 +276,7 @@ class Command:
 
     def __init__(self, folder: Path, name: str) -> None:
         """Start it. folder: where the device's lock and everything else is; name: of its database."""
-        self.url, self.log = f"sqlite:///{folder}/{name}.db", folder / f"{name}.log"
+        self.url, self.log = probed(f"sqlite:///{folder}/{name}.db"), folder / f"{name}.log"
         self.mark = f"ADVISOR_TEST={self.url}"
         environment = {
             **os.environ,

@@ -12,13 +12,16 @@ import io
 import json
 import math
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import memory_folder
 
 from advisor.advice.kept_answers import keep_answer
 from advisor.faces import cli
@@ -32,8 +35,9 @@ from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.step import Confirm, Search
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search import prospects
 from advisor.show import script
-from advisor.storage import tables
+from advisor.storage import database, tables
 from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
@@ -128,12 +132,22 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Name one directory for all tests, in memory where there is some: a database is written there a thousand times."""
+    with tempfile.TemporaryDirectory(prefix="advisor-forged-", dir=memory_folder()) as outside:
+        yield Path(outside) / "here"
+
+
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Name the database that the command line uses, in a directory where nothing may appear."""
-    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/advisor.db")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "advisor.db"
+def file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Name the database that the command line uses, in a directory that is empty and where nothing may appear."""
+    folder.mkdir()
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{folder}/advisor.db")
+    monkeypatch.chdir(folder)
+    yield folder / "advisor.db"
+    monkeypatch.undo()
+    shutil.rmtree(folder)
 
 
 def run(arguments: list[str]) -> tuple[int, str, str]:
@@ -147,14 +161,15 @@ def run(arguments: list[str]) -> tuple[int, str, str]:
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
-def names_in(script: str) -> set[str]:
+@cache  # most of what is forged changes no script
+def names_in(script: str) -> frozenset[str]:
     """Return every name that a script uses or assigns: its code without its constants."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(script)):
         for field, value in ast.iter_fields(node):
             if isinstance(value, str) and field in ("id", "attr", "name", "arg", "module", "asname"):
                 found.add(value)
-    return found
+    return frozenset(found)
 
 
 def look(form: str, known: set[str]) -> str:
@@ -219,10 +234,29 @@ def known(honest: bytes, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return found
 
 
+def once_each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its answers kept, by all that is said of its arguments: 1, 1.0 and True are three."""
+    answers: dict[str, Any] = {}
+
+    def asked_once(*arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, named))
+        if key not in answers:
+            answers[key] = function(*arguments, **named)
+        return answers[key]
+
+    return asked_once
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_look() -> Iterator[None]:
-    """Look at this machine, at the model and at our own sources once: thousands of command lines ask."""
+    """Look at this machine, at the model and at our own sources once: thousands of command lines ask.
+
+    So is the space of the same facts built once, and the same SQL written once: engines keep what they have compiled, but no
+    connection once they are disposed of, which every command does.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "_engine", cache(database._engine))
+        patch.setattr(prospects, "build_space", once_each(prospects.build_space))
         patch.setattr(probe, "machine", cache(probe.machine))
         patch.setattr(checkpoint, "find_model", cache(checkpoint.find_model))
         patch.setattr(cli, "build_parser", cache(cli.build_parser))

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 from advisor.advice.suggest import recommend
 from advisor.errors import NothingAdmissible
@@ -95,7 +96,7 @@ def searched(place: Path, workload: Forward, objective: Objective) -> Searched:
         if event["event"] == "start" and event["phase"] == "confirm":
             raise KeyboardInterrupt
 
-    with Store.open(f"sqlite:///{place}/{len(objective.ignored_rules)}.db", write=True) as store:
+    with Store.open(probed(f"sqlite:///{place}/{len(objective.ignored_rules)}.db"), write=True) as store:
         try:
             tune(Job(source, workload, objective, Budget(trials=30), machine), store, runner, listen)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 from advisor.faces.cli import run
 
@@ -31,7 +32,7 @@ SHORT = ["--lengths", "48", "--padding", "0.4", "--batch", "4", "--batches", "2"
 @pytest.fixture
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Give what tunes a configuration in a database of its own and returns the exit status and the answer."""
-    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/x.db")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", probed(f"sqlite:///{tmp_path}/x.db"))
     monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

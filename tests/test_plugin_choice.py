@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from made_databases import probed
 from sqlalchemy import create_engine, text
 
 import advisor as package
@@ -60,7 +61,7 @@ def run(place: Path, in_turn: Callable[..., subprocess.CompletedProcess[str]]) -
     more = {
         "ADVISOR_PLUGINS": "made_up,made_up_scheme,made_up_backend",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "plugins")]),
-        "ADVISOR_DATABASE_URL": f"sqlite:///{place}/advisor.db",
+        "ADVISOR_DATABASE_URL": probed(f"sqlite:///{place}/advisor.db"),
         "ADVISOR_LOCK_DIR": str(place),
         "HF_HUB_OFFLINE": "1",
     }

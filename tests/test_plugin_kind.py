@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 import advisor as package
 from advisor.errors import BadInput, DamagedRow
@@ -74,6 +75,7 @@ def run(place: Path, in_turn: Run) -> Run:
 @pytest.fixture(scope="module")
 def before(run: Run, place: Path) -> dict[str, Any]:
     """Tune a forward pass while there is no other kind; return what is answered, and what SQL shows."""
+    probed(f"sqlite:///{place}/advisor.db")
     run("-m", "advisor", "tune", MODEL, *WORK, *FEW, "--trials", "2", "--blocks", "0", plugin="")
     answer = run("-m", "advisor", "suggest", MODEL, *WORK, *FEW, "--format", "json", plugin="").stdout
     return {"answer": answer, "views": seen(place)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import probed
 from sqlalchemy import create_engine, text
 
 import advisor as package
@@ -73,7 +74,7 @@ def run(place: Path, in_turn: Callable[..., subprocess.CompletedProcess[str]]) -
     """Return what runs Python with the plugins on its path, or without them, and gives back what it prints."""
     more = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "plugins")]),
-        "ADVISOR_DATABASE_URL": f"sqlite:///{place}/advisor.db",
+        "ADVISOR_DATABASE_URL": probed(f"sqlite:///{place}/advisor.db"),
         "ADVISOR_LOCK_DIR": str(place),
         "HF_HUB_OFFLINE": "1",
     }

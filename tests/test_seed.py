@@ -14,6 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from made_databases import probed
 
 from advisor.errors import BadInput
 from advisor.machine import probe
@@ -289,7 +290,7 @@ def test_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     runner = LocalRunner(machine)
     job = reproduce_seed.jobs(source, machine, Budget(trials=2, blocks=1), batches=1)
-    with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=True) as store:
+    with Store.open(probed(f"sqlite:///{tmp_path}/advisor.db"), write=True) as store:
         try:
             (result,) = reproduce_seed.reproduce([Case(24, 0.3, 4)], job, store, runner, lambda _: None)
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ def migrate(url: str, revision: str, *, down: bool = False) -> None:
         config.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(config, revision)
     engine.dispose()
+
+
+@cache
+def as_0004() -> bytes:
+    """Return the file of an empty SQLite database of revision 0004."""
+    with tempfile.TemporaryDirectory() as folder:
+        migrate(f"sqlite:///{folder}/empty.db", "0004")
+        return (Path(folder) / "empty.db").read_bytes()
 
 
 def rows(url: str, query: str, **values: Any) -> list[dict[str, Any]]:
@@ -338,9 +348,8 @@ def test_an_export_that_means_another_thing_by_saying_nothing_is_refused(databas
 )
 def test_the_migration_spells_as_the_noun_does(tmp_path: Path, choices: dict[str, str]) -> None:
     """Written out by itself, it gives every configuration the form and the key that it has from then on."""
-    (tmp_path / "one.db").unlink(missing_ok=True)
     url = f"sqlite:///{tmp_path}/one.db"
-    migrate(url, "0004")
+    (tmp_path / "one.db").write_bytes(as_0004())
     put(url, "configurations", configuration_row(1, choices))
     migrate(url, "0005")
     configuration = Configuration.of(choices)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_databases import probed
 
 from advisor.errors import AdvisorError, BadInput
 from advisor.machine import probe
@@ -144,7 +145,7 @@ def test_gate_and_timing_use_the_texts_and_say_so(tmp_path: Path) -> None:
         texts=found.texts,
     )
     runner = LocalRunner(job.machine)
-    with Store.open(f"sqlite:///{tmp_path}/x.db", write=True) as store:
+    with Store.open(probed(f"sqlite:///{tmp_path}/x.db"), write=True) as store:
         try:
             study = tune(job, store, runner, lambda event: None)
         finally:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
@@ -118,7 +119,9 @@ def finished(odd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tu
 @pytest.fixture(scope="module")
 def pretended(odd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
     """Search a space in which the pretender is tried before what it really runs; twice, up to the confirmation."""
-    yield from _tuned(PADDED, tmp_path_factory.mktemp("pretended"), confirm=False)
+    folder = tmp_path_factory.mktemp("pretended")
+    probed(f"sqlite:///{folder}/advisor.db")
+    yield from _tuned(PADDED, folder, confirm=False)
 
 
 def _tuned(workload: Forward, folder: Path, *, confirm: bool) -> Iterator[Tuned]:

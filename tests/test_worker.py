@@ -109,7 +109,7 @@ def test_what_is_clearly_slower_is_not_gated() -> None:
     try:
         facts = read_facts(runner, find_model(str(CAUSAL)), Forward((8,), 1))
         request = trial_request(facts).replaced(
-            workload=Forward((300,) * 16, 4), sample=tuple(range(4)), gate=Gate(path=None, reference="none")
+            workload=Forward((300,) * 12, 4), sample=tuple(range(4)), gate=Gate(path=None, reference="none")
         )
         slow = run_trial(runner, request.replaced(timing=request.timing.replaced(incumbent_s=1e-6)))
         stages = [each["stage"] for each in said if each["event"] == "stage"]

@@ -67,13 +67,15 @@ def _without_needless() -> Iterator[None]:
 
 
 def _import_all() -> None:
-    """Import what every worker needs."""
+    """Import what every worker needs. Nothing is collected meanwhile: it would find nothing, and take a tenth of the time."""
+    gc.disable()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with _without_needless():
         importlib.import_module("transformers.modeling_utils")
     for name in ("transformers.models.auto.modeling_auto", "advisor.measure.worker"):
         importlib.import_module(name)
+    gc.enable()
 
 
 def _why_not() -> str:

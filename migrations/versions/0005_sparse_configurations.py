@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,8 +29,8 @@ KNOBS = (
 )
 IMPLIED = {name: implied for name, implied, _ in KNOBS if implied}
 
-#: Rows that are held in memory at once.
-BATCH = 1000
+#: Rows that are held in memory at once; older SQLites take 999 values in a statement.
+BATCH = 900
 
 Choices = dict[str, str]
 
@@ -69,32 +69,63 @@ def downgrade() -> None:
 def _spell_anew(spell: Callable[[Choices], Choices]) -> None:
     """Change the choices of every stored configuration, and of those that a study's search named; what is no such JSON stays."""
     bind = op.get_bind()
-    for row in _rows(bind, "SELECT id, payload FROM configurations WHERE id > :after ORDER BY id LIMIT :batch"):
-        choices = _choices(_parsed(row.payload))
-        if choices is not None and (changed := spell(choices)) != choices:
-            _store(bind, row.id, _canonical(changed))
-    for row in _rows(bind, "SELECT id, budget FROM studies WHERE id > :after ORDER BY id LIMIT :batch"):
-        budget = _parsed(row.budget)
-        if _respell_promising(budget, spell):
-            values = {"id": row.id, "budget": _canonical(budget)}
-            bind.execute(sa.text("UPDATE studies SET budget = :budget WHERE id = :id"), values)
+    for found in _batches(bind, "SELECT id, payload FROM configurations WHERE id > :after ORDER BY id LIMIT :batch"):
+        _store(bind, list(_changed(found, spell)))
+    for found in _batches(bind, "SELECT id, budget FROM studies WHERE id > :after ORDER BY id LIMIT :batch"):
+        for row in found:
+            budget = _parsed(row.budget)
+            if _respell_promising(budget, spell):
+                values = {"id": row.id, "budget": _canonical(budget)}
+                bind.execute(sa.text("UPDATE studies SET budget = :budget WHERE id = :id"), values)
 
 
-def _rows(bind: sa.Connection, statement: str) -> Iterator[Any]:
+def _batches(bind: sa.Connection, statement: str) -> Iterator[Sequence[Any]]:
     """Yield rows in the order of their ids, a batch at a time."""
     after = -1
     while found := bind.execute(sa.text(statement), {"after": after, "batch": BATCH}).all():
-        yield from found
+        yield found
         after = found[-1].id
 
 
-def _store(bind: sa.Connection, row_id: int, payload: str) -> None:
-    """Give a configuration another payload and its key; where there is one of that key already, they become one."""
-    values = {"id": row_id, "key": hashlib.sha256(payload.encode()).hexdigest()[:16], "payload": payload}
+def _changed(found: Iterable[Any], spell: Callable[[Choices], Choices]) -> Iterator[dict[str, Any]]:
+    """Yield what the configurations are to be that are now spelled otherwise."""
+    for row in found:
+        choices = _choices(_parsed(row.payload))
+        if choices is not None and (changed := spell(choices)) != choices:
+            payload = _canonical(changed)
+            yield {"id": row.id, "key": hashlib.sha256(payload.encode()).hexdigest()[:16], "payload": payload}
+
+
+def _store(bind: sa.Connection, changed: list[dict[str, Any]]) -> None:
+    """Give configurations their payloads and keys, in their order: those whose key nobody else has or gets, all at once."""
+    among = sa.text("SELECT key FROM configurations WHERE key IN :keys").bindparams(
+        sa.bindparam("keys", expanding=True)
+    )
+    taken = set(bind.execute(among, {"keys": [values["key"] for values in changed]}).scalars())
+    waiting: list[dict[str, Any]] = []
+    for values in changed:
+        if values["key"] not in taken:
+            taken.add(values["key"])
+            waiting.append(values)
+            continue
+        _update(bind, waiting)
+        waiting = []
+        _store_one(bind, values)
+    _update(bind, waiting)
+
+
+def _update(bind: sa.Connection, values: list[dict[str, Any]]) -> None:
+    if values:
+        bind.execute(sa.text("UPDATE configurations SET key = :key, payload = :payload WHERE id = :id"), values)
+
+
+def _store_one(bind: sa.Connection, values: dict[str, Any]) -> None:
+    """Give a configuration its payload and key; where there is one of that key already, they become one."""
     same = bind.execute(sa.text("SELECT id FROM configurations WHERE key = :key AND id <> :id"), values).scalar()
     if same is None:
-        bind.execute(sa.text("UPDATE configurations SET key = :key, payload = :payload WHERE id = :id"), values)
+        _update(bind, [values])
         return
+    row_id = values["id"]
     merged = {"id": row_id, "same": same}
     _leave_newest(bind, row_id, same)
     for table, column in (
