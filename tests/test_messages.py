@@ -71,7 +71,7 @@ TEXTS = Texts(
 )
 SUBJECT = Subject(source=FILES, facts=SMALL, workload=WORK, configuration=PACKED, sample=(0, 2), texts=TEXTS)
 GATE = Gate(
-    path="/tmp/reference.pt",
+    path="folder/reference.pt",
     reference="fp32, eager",
     default=Ran(configuration=DEFAULT, quality=QUALITY),
     is_default=True,
@@ -109,8 +109,8 @@ FAILED = Failure(outcome=Outcome.OUT_OF_MEMORY, reason="CUDA out of memory", tra
 REQUESTS = (
     FactsAsked(source=FILES, workload=WORK),
     CeilingsAsked(),
-    ReferenceAsked.of(SUBJECT, path="/tmp/reference.pt"),
-    LayoutAsked.of(SUBJECT, reference="/tmp/reference.pt"),
+    ReferenceAsked.of(SUBJECT, path="folder/reference.pt"),
+    LayoutAsked.of(SUBJECT, reference="folder/reference.pt"),
     TrialAsked.of(
         SUBJECT,
         gate=GATE,
