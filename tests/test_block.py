@@ -128,9 +128,9 @@ def test_short_turns_are_compared_one_by_one() -> None:
 
     def of(configuration: Configuration, wall_s: list[float], *, paired: bool = True) -> Trial:
         speeds = Measurement("tokens_per_s", "tokens/s", tuple(100 / s for s in wall_s))
-        rounds = Measurement("round_s", "s", tuple(wall_s), "confirm", {PAIRED: True} if paired else {})
+        turns = (Measurement(PAIRED, "turns", (float(len(wall_s)),), "confirm"),) if paired else ()
         return Trial(
-            1, configuration, configuration, Outcome.OK, phase="confirm", block=1, measurements=(rounds, speeds)
+            1, configuration, configuration, Outcome.OK, phase="confirm", block=1, measurements=(speeds, *turns)
         )
 
     lucky = [*faster[:3], 1.0, *faster[4:]]  # one fast moment more, and the median is another

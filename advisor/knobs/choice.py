@@ -98,15 +98,20 @@ class Reading:
 
 
 class Term(StrEnum):
-    """What a pass over the list is made of: what a choice's rates speak of."""
+    """What a pass over the list is made of: what a choice's rates speak of.
+
+    LINEAR, ATTENTION: what the device computes. LAUNCHES: what the CPU does beside it to launch that, which is what counts
+    where the work is too small for the device; the more of it a choice does per batch, the lower its rate.
+    """
 
     LINEAR = "linear"
     ATTENTION = "attention"
+    LAUNCHES = "launches"
 
 
 def on_all(rate: float) -> Mapping[Term, float]:
-    """Return the same rate on every term."""
-    return dict.fromkeys(Term, rate)
+    """Return the same rate on all that the device computes."""
+    return dict.fromkeys((Term.LINEAR, Term.ATTENTION), rate)
 
 
 @dataclass(frozen=True)

@@ -194,19 +194,17 @@ class _Block:
     def _turn(self, contestant: Contestant, gauges: Gauges) -> None:
         """Run rounds of a contestant for as long as a turn takes and keep their medians."""
         assert contestant.ready is not None
-        found, order, state = list[Round](), list(range(len(contestant.ready.calls))), dict[str, Any]()
-        spent_s, before = 0.0, gauges.read().get("energy_j")
-        discarded = len(contestant.rounds.discarded)
-        while not found or spent_s + found[-1].wall_s / 2 < self.turns.turn_s:
+        turn, order = Taken(), list(range(len(contestant.ready.calls)))
+        before, discarded = gauges.read().get("energy_j"), len(contestant.rounds.discarded)
+        while not self.turns.has_lasted(turn.at_pace, turn.wall_s):
             self.random.shuffle(order)
-            one, state = self._taken(contestant, gauges, order)
-            found.append(one)
-            spent_s += one.wall_s
-        if (
-            len(contestant.rounds.discarded) == discarded and spent_s >= _LEAST_ENERGY_S
-        ):  # what was thrown away took energy too
-            contestant.energy.add(before, state.get("energy_j"), len(found))
-        contestant.rounds.add(Round(*(median(values) for values in zip(*found, strict=True))), state)
+            turn.add(*self._taken(contestant, gauges, order))
+        is_whole = len(contestant.rounds.discarded) == discarded  # what was thrown away took energy too
+        if is_whole and sum(turn.wall_s) >= _LEAST_ENERGY_S:
+            contestant.energy.add(before, turn.states[-1].get("energy_j"), len(turn.wall_s))
+        if self.turns.paired:
+            turn.keep_at_pace(1)
+        contestant.rounds.add(Round(median(turn.wall_s), median(turn.gpu_s), median(turn.slowest_s)), turn.states[-1])
         self._tell(contestant)
 
     def _part(self, contestant: Contestant, gauges: Gauges) -> None:

@@ -163,9 +163,9 @@ class Rounds(Message, frozen=True, kw_only=True):
     """Timed rounds, a value a round: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
     discarded: why rounds were thrown away; pruned: why the trial was stopped early, "" where it was not. joules: a round, by
-    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. paired: they
-    are short turns, each beside one of every other contestant's. figures: samples by metric that are known without rounds: a
-    recording has them.
+    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. paces: the
+    share of its best pace that the CPU ran at, empty where nobody looked. paired: they are short turns, each beside one of every
+    other contestant's. figures: samples by metric that are known without rounds: a recording has them.
     """
 
     wall_s: tuple[float, ...]
@@ -176,6 +176,7 @@ class Rounds(Message, frozen=True, kw_only=True):
     pruned: str = ""
     joules: float | None = None
     busy: float | None = None
+    paces: tuple[float, ...] = ()
     paired: bool = False
     figures: Mapping[str, tuple[float, ...]] = {}
 

@@ -9,8 +9,11 @@ from statistics import median
 from advisor.nouns.measurement import TIE_ZONE, interval_of_median
 
 #: Work that waits for its launches is timed for so many rounds at least, and seconds at most; where that would take longer, for
-#: half as many, or the seconds of any long trial.
-LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 2.0
+#: half as many, or the seconds of any long trial. Rounds and seconds count in which the CPU was at its pace.
+LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 1.0
+
+#: For so many times as long it is timed where the CPU is not at its pace.
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,13 @@ class Stopping:
             least=max(self.least, LAUNCH_BOUND_ROUNDS),
             least_long=max(self.least_long, LAUNCH_BOUND_ROUNDS // 2),
             most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
-            seconds=max(self.seconds, LAUNCH_BOUND_S),
+            seconds=LAUNCH_BOUND_S,
         )
+
+    def reached_at_pace(self, at_pace: Sequence[float], samples: Sequence[float]) -> bool:
+        """Whether these samples are enough of what waits for its launches: at_pace are those while the CPU was at its pace."""
+        is_late = len(samples) >= self.least_long and sum(samples) >= PATIENCE * self.seconds
+        return self.reached(at_pace) or is_late
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Turns:
     At least `least` turns each, at most `most`. In between it goes on while somebody's turns scatter, their half-range beyond
     `width` of their median, and there is somebody whom they don't tell from the default by more than the tie zone. A turn is
     that long because a GPU's clock follows its load. paired: turns are short and many, and those of one process are compared one
-    by one (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or no wider than it.
+    by one (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or its half-width is
+    within `width`; more of them would say less than another block.
+    Of such a turn the rounds count in which the CPU was at its pace, while there are some within PATIENCE turns.
     """
 
     least: int = 3
@@ -67,13 +77,21 @@ class Turns:
     width: float = 0.05
     paired: bool = False
 
+    def has_lasted(self, at_pace: Sequence[float], wall_s: Sequence[float]) -> bool:
+        """Whether a turn of these rounds (seconds) is as long as a turn is, to the nearest round."""
+        if not wall_s:
+            return False
+        next_s, is_over = wall_s[-1] / 2, sum(at_pace if self.paired else wall_s)
+        is_late = self.paired and sum(wall_s) + next_s >= PATIENCE * self.turn_s
+        return is_late or is_over + next_s >= self.turn_s
+
     def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
         """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""
         if len(wall_s) < self.least:
             return False
         if self.paired and len(default) == len(wall_s) < self.most:
             low, high = interval_of_median([a / b for a, b in zip(default, wall_s, strict=True)])
-            return low > 1 + TIE_ZONE or high < 1 - TIE_ZONE or (high - low) / 2 <= TIE_ZONE
+            return low > 1 + TIE_ZONE or high < 1 - TIE_ZONE or (high - low) / 2 <= self.width
         if (
             len(wall_s) >= self.most
             or max(wall_s) * (1 + TIE_ZONE) < min(default)

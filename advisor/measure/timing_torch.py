@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
+from advisor.machine import pace
 from advisor.machine.device import Gauges, disturbed
 from advisor.measure.messages import RoundEvent, Rounds, TrialAsked
 from advisor.measure.session_torch import Session, runtime_of
+from advisor.measure.stopping import LAUNCH_BOUND_ROUNDS
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
@@ -30,6 +32,10 @@ ENERGY_WINDOW_S = 2.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
+
+
+#: What a round's state calls the CPU's pace beside it: of what a GPU computes, for a CPU's own work is seen to wait.
+_PACE = "cpu_pace"
 
 
 class Round(NamedTuple):
@@ -114,8 +120,24 @@ class Taken:
             pruned=self.pruned,
             joules=self.joules,
             busy=self.busy,
+            paces=tuple(state[_PACE] for state in self.states if _PACE in state),
             paired=self.paired,
         )
+
+    @property
+    def at_pace(self) -> list[float]:
+        """The wall seconds of those during which the CPU was at its pace, or nobody looked."""
+        return [wall_s for wall_s, state in zip(self.wall_s, self.states, strict=True) if _is_at_pace(state)]
+
+    def keep_at_pace(self, least: int) -> int:
+        """Throw away those during which the CPU was not at its pace, unless fewer than `least` are left; return how many."""
+        kept = [number for number, state in enumerate(self.states) if _is_at_pace(state)]
+        thrown = len(self.states) - len(kept) if len(kept) >= least else 0
+        if thrown:
+            for figures in (self.wall_s, self.gpu_s, self.slowest_s):
+                figures[:] = [figures[number] for number in kept]
+            self.states[:] = [self.states[number] for number in kept]
+        return thrown
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
@@ -128,6 +150,10 @@ class Taken:
         self.gpu_s.append(found.gpu_s)
         self.slowest_s.append(found.slowest_s)
         self.states.append(state)
+
+
+def _is_at_pace(state: Mapping[str, Any]) -> bool:
+    return pace.is_full(state.get(_PACE, 1.0))
 
 
 class Timing:
@@ -169,14 +195,25 @@ class Timing:
                 self._take(gauges, look=look)
                 if self._rounds.pruned:
                     return self._rounds
-                waits = self._rounds.busy is not None and self._rounds.busy < LAUNCH_BOUND_SHARE
-                stopping = self._stopping.longer() if waits else self._stopping
-                if self._is_warm and stopping.reached(self._rounds.wall_s):
+                if self._is_warm and self._is_enough():
                     break
+            if self._waits and (thrown := self._rounds.keep_at_pace(LAUNCH_BOUND_ROUNDS // 2)):
+                self._rounds.discarded.append(f"the CPU was not at its pace in {thrown} rounds")
             if self._device.startswith("cuda") and self._timing.energy:
                 order = list(range(len(self._calls)))
                 self._rounds.joules = energy_of(gauges, lambda: self._run(order))
         return self._rounds
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the GPU was seen to wait for its launches."""
+        return self._rounds.busy is not None and self._rounds.busy < LAUNCH_BOUND_SHARE
+
+    def _is_enough(self) -> bool:
+        rounds = self._rounds
+        if self._waits:
+            return self._stopping.longer().reached_at_pace(rounds.at_pace, rounds.wall_s)
+        return self._stopping.reached(rounds.wall_s)
 
     def _gauges(self) -> Gauges:
         on_gpu = self._device.startswith("cuda")
@@ -210,8 +247,10 @@ def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Ta
     on_gpu = device.startswith("cuda")
     while True:
         before = gauges.read(own_pid_expected=on_gpu)
+        lap_s = pace.OWN.lap_s() if on_gpu else 0.0
         found = run()
-        after = gauges.read(own_pid_expected=on_gpu)
+        beside = {_PACE: pace.OWN.share(lap_s, pace.OWN.lap_s())} if on_gpu else {}
+        after = {**gauges.read(own_pid_expected=on_gpu), **beside}
         why = disturbed(before, after)
         if not why or len(rounds.discarded) >= MOST_DISCARDED:
             return found, {**after, "disturbed": why} if why else after

@@ -26,6 +26,12 @@ LAUNCH_BOUND_SHARE = 0.8
 #: default in eight fresh processes one after the other on an H100, which scatter by 15 %.
 LAUNCH_BOUND_NOISE = 0.15
 
+#: A CPU that takes so many times as long as at its best for the same steps is at its pace; where it was, it scattered by 10 %.
+AT_PACE = 1.25
+
+#: The same of work that was timed while the CPU was at its pace: rounds of MiniLM scattered by 6 to 9 % there, by 30 % without.
+PACED_NOISE = 0.07
+
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
 LEAST_BLOCKS = 3
 

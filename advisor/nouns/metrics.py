@@ -15,8 +15,11 @@ from advisor.terminal import gib
 #: The seconds of a round by the wall clock and by CUDA's: every kind of work has them, and no objective is made of them.
 ROUND, GPU_ROUND = "round_s", "gpu_round_s"
 
-#: What is noted beside a round's seconds where contestants of a block took short turns, each of all of them one after the other.
-PAIRED = "paired"
+#: How many turns are compared one by one: those of a block's contestants that took short ones, each beside the others'.
+PAIRED = "paired_turns"
+
+#: The share of its best pace that the CPU ran at beside each round, where that was looked at (`advisor.machine.pace`).
+CPU_PACE = "cpu_pace"
 
 #: The share of the time for which a GPU computed, by the kernels of the batch that was profiled.
 GPU_BUSY = "gpu_busy"
@@ -126,6 +129,8 @@ def figure(metric: str, value: float | None) -> str:
         return METRICS[metric].show(value)
     if metric == GPU_BUSY:
         return f"{value:.0%} of the time"
+    if metric == CPU_PACE:
+        return f"{value:.0%} of its best pace"
     return gib(value) if metric.endswith("_bytes") else seconds(value) if metric.endswith("_s") else f"{value:g}"
 
 

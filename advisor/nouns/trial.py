@@ -10,8 +10,8 @@ from typing import Any
 
 from advisor.nouns.checked import checked
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import LAUNCH_BOUND_SHARE, Measurement
-from advisor.nouns.metrics import GPU_BUSY, PAIRED, PEAK, ROUND, Metric
+from advisor.nouns.measurement import AT_PACE, LAUNCH_BOUND_NOISE, LAUNCH_BOUND_SHARE, PACED_NOISE, Measurement
+from advisor.nouns.metrics import CPU_PACE, GPU_BUSY, PAIRED, PEAK, Metric
 
 
 class Outcome(StrEnum):
@@ -195,8 +195,7 @@ class Trial:
     @property
     def is_paired(self) -> bool:
         """Whether its turns in a block were short ones, each beside those of the other contestants of its process."""
-        measured = self.measurement(ROUND)
-        return measured is not None and bool(measured.device_state.get(PAIRED))
+        return self.measurement(PAIRED) is not None
 
     @property
     def busy(self) -> float | None:
@@ -207,6 +206,17 @@ class Trial:
     def is_launch_bound(self) -> bool:
         """Whether the GPU was seen to wait for the CPU that launches its kernels."""
         return self.busy is not None and self.busy < LAUNCH_BOUND_SHARE
+
+    @property
+    def scatter(self) -> float:
+        """By how much its figures of time scatter from process to process (standard deviation of the logarithm).
+
+        0 where the GPU sets the pace: then its own rounds show it.
+        """
+        if not self.is_launch_bound:
+            return 0.0
+        paces = self.measurement(CPU_PACE)
+        return PACED_NOISE if paces is not None and min(paces.samples) * AT_PACE >= 1 else LAUNCH_BOUND_NOISE
 
     @property
     def ran(self) -> Configuration:

@@ -6,13 +6,14 @@ terms that it changes. No GPU time is spent, and no torch is needed. A prior for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from advisor.knobs import Situation, Term, Traits, choices_of, traits_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.metrics import Gauge, Metric
 from advisor.nouns.model import ModelFacts
+from advisor.nouns.trial import Trial
 from advisor.workloads import Head, Layout, Workload
 
 #: How much slower than a linear layer's an operation of attention is where its scores are written to memory.
@@ -29,6 +30,37 @@ def costs_of(
     """Return what arithmetic predicts of configurations at an aim: bytes where memory is, else relative time."""
     predicted = predicted_bytes if aim.gauge is Gauge.MEMORY else predicted_cost
     return {c: predicted(Situation(c, workload.under(c), environment, facts)) for c in configurations}
+
+
+def launches_of(
+    configurations: Iterable[Configuration],
+    facts: ModelFacts,
+    workload: Workload,
+    environment: Environment,
+    aim: Metric,
+) -> dict[Configuration, float]:
+    """Return what the CPU does to launch each, in relative time; nothing where an aim is not of time."""
+    if not aim.is_of_time:
+        return {}
+    return {c: predicted_launches(Situation(c, workload.under(c), environment, facts)) for c in configurations}
+
+
+def costs_beside(
+    costs: Mapping[Configuration, float], launches: Mapping[Configuration, float], default: Trial | None
+) -> Mapping[Configuration, float]:
+    """Return relative times, given what the default's trial showed: whether its work waits for its launches.
+
+    Then a configuration takes as long as the longer of both: of the default's time the share for which the GPU computed, by
+    how much less it has to compute; and all of it, by how much less the CPU does to launch it. Else, and where nothing is
+    known of launches, the costs as they are.
+    """
+    if default is None or default.busy is None or not default.is_launch_bound:
+        return costs
+    at = default.ran if default.ran in costs else default.requested
+    if at not in costs or at not in launches:
+        return costs
+    busy = default.busy / costs[at]
+    return {c: costs[at] * max(busy * cost, launches.get(c, 0.0) / launches[at]) for c, cost in costs.items()}
 
 
 def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
@@ -67,17 +99,27 @@ def predicted_cost(situation: Situation) -> float:
 
     Only the order matters. Raises ValueError for a rate on a term that there is not: it would be left out without a word.
     """
+    work = _over_rates(situation)
+    return work[Term.LINEAR] + work[Term.ATTENTION]
+
+
+def predicted_launches(situation: Situation) -> float:
+    """Return a number that orders configurations by what the CPU does to launch them: calls over the choices' rates."""
+    return _over_rates(situation)[Term.LAUNCHES]
+
+
+def _over_rates(situation: Situation) -> dict[Term, float]:
     work = operations(situation)
     for choice in choices_of(situation.configuration):
         for term, rate in choice.rates(situation).items():
             if term not in work:
                 raise ValueError(f"{choice.knob}={choice.name} has a rate on {term!r}; there are {', '.join(work)}")
             work[term] /= rate
-    return sum(work.values())
+    return work
 
 
 def operations(situation: Situation) -> dict[Term, float]:
-    """Return the operations of a pass by term, pads and masked pairs included where they are computed.
+    """Return the operations of a pass by term, pads and masked pairs included where they are computed; launches are in calls.
 
     Linear layers: 2 operations per parameter and token processed; attention: 4·T²·heads·head size per layer, halved by
     causality only where a kernel makes use of it (that is in the rate).
@@ -87,6 +129,7 @@ def operations(situation: Situation) -> dict[Term, float]:
     return {
         Term.LINEAR: 2.0 * (facts.active_linear_parameters or facts.linear_parameters) * work.processed * work.passes,
         Term.ATTENTION: 4.0 * work.pairs * attention_width(facts) * _ATTENTION * work.passes,
+        Term.LAUNCHES: len(situation.workload.batches()) * work.passes,
     }
 
 

@@ -216,12 +216,12 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     expected: Array = np.exp(
         np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
     )
-    if not any(_compiles(configuration) for configuration in observed):
-        expected = expected + COMPILE_S * np.array([_compiles(configuration) for configuration in candidates])
+    if not any(compiles(configuration) for configuration in observed):
+        expected = expected + COMPILE_S * np.array([compiles(configuration) for configuration in candidates])
     return expected
 
 
-def _compiles(configuration: Configuration) -> bool:
+def compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
     return traits_of(configuration).compiles
 

@@ -109,7 +109,7 @@ def prospects_of(
 
     told = searched(trials)
     wanted = [c for c in space.admissible if all(c.get(knob) == name for knob, name in (having or {}).items())]
-    known = Knowledge(wanted, told, objective.aim, space.costs, warm or {}, usable)
+    known = Knowledge(wanted, told, objective.aim, space.costs_beside(default), warm or {}, usable)
     left = len(known.fresh)
     if not left:
         return Prospects(0, 0.0)

@@ -19,7 +19,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.nouns.configuration import Configuration, stated
-from advisor.nouns.measurement import LAUNCH_BOUND_NOISE
 from advisor.nouns.metrics import Metric
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.acquisition import Acquisition, Told
@@ -128,8 +127,7 @@ def _frozen(
         return [told(trial.requested, TrialState.FAIL, **seconds)]
     counts = trial.outcome is Outcome.OK and (usable is None or usable(trial))
     value = -math.log(score)
-    waits = aim.is_of_time and trial.is_launch_bound
-    words = {"counts": counts, "noise": LAUNCH_BOUND_NOISE if waits else NOISE}
+    words = {"counts": counts, "noise": max(NOISE, trial.scatter) if aim.is_of_time else NOISE}
     if trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED):
         return [told(trial.ran, TrialState.COMPLETE, value, **words, **seconds)]
     return [

@@ -16,7 +16,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import METRICS, Metric, default_metric
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.acquisition import Acquisition, Told
-from advisor.search.posterior import expected_seconds
+from advisor.search.posterior import Array, compiles, expected_seconds
 from advisor.search.sampler import Usable, proposed, told_by
 
 #: The search may end when the chance that anything left is better by more than the tie zone is below this. It kept its word on
@@ -123,7 +123,16 @@ class Knowledge:
         An improvement of a logarithm by a little is that share of the work; what a trial takes is in the promise already.
         """
         fresh, told = self.fresh, self._told
-        return work_s * float(self._model(fresh).promises(told).max()) if told.seconds else math.inf
+        return float(self._saving(work_s, fresh, told).max()) if told.seconds else math.inf
+
+    def _saving(self, work_s: float, fresh: Sequence[Configuration], told: Told) -> Array:
+        """Return the seconds of so much work that a second of each one's trial is expected to save: [fresh].
+
+        What compiles does so again when the work begins: it costs twice what its trial does.
+        """
+        costs = np.array([2.0 if compiles(configuration) else 1.0 for configuration in fresh])
+        saving: Array = work_s * self._model(fresh).promises(told) / costs
+        return saving
 
     def worth(self, work_s: float) -> Knowledge:
         """Return the same with those untried ones alone that are expected to save, of so much work, what they cost.
@@ -135,7 +144,7 @@ class Knowledge:
         expected = expected_seconds(fresh, told.seconds) if fresh else None
         if expected is None or not told.shows_errors or math.isinf(told.best):
             return self
-        saved_per_s, longest_s = work_s * self._model(fresh).promises(told), max(spent for _, spent in told.seconds)
+        saved_per_s, longest_s = self._saving(work_s, fresh, told), max(spent for _, spent in told.seconds)
         paying = [c for c, each in zip(fresh, saved_per_s, strict=True) if each >= 1]
         short = [c for c, each_s in zip(fresh, expected, strict=True) if each_s <= longest_s]
         return replace(self, admissible=paying or short)

@@ -17,7 +17,8 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
-from advisor.search.cost import costs_of, predicted_bytes, predicted_cost
+from advisor.nouns.trial import Trial
+from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_bytes, predicted_cost
 from advisor.terminal import gib
 from advisor.workloads import Workload
 
@@ -35,7 +36,8 @@ class Space:
 
     admissible: configurations in the order of their predicted speed; refusals: one per rule and subject;
     warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not. costs: what
-    arithmetic predicts of each and of the baseline, less is better (only for the order of the search).
+    arithmetic predicts of each and of the baseline, less is better (only for the order of the search); launches: likewise of
+    what the CPU does to launch each, nothing where the objective is not of time.
     """
 
     baseline: Configuration
@@ -43,6 +45,11 @@ class Space:
     refusals: tuple[Reason, ...]
     warnings: tuple[Reason, ...]
     costs: Mapping[Configuration, float] = field(default_factory=dict)
+    launches: Mapping[Configuration, float] = field(default_factory=dict)
+
+    def costs_beside(self, default: Trial | None) -> Mapping[Configuration, float]:
+        """Return what arithmetic predicts of each, given what the default's trial showed (None: nothing yet)."""
+        return costs_beside(self.costs, self.launches, default)
 
 
 def build_space(
@@ -87,6 +94,7 @@ def build_space(
         refusals=tuple(_telling(refusals.values(), ordered)),
         warnings=tuple(warnings.values()),
         costs=costs_of([baseline, *ordered], facts, workload, environment, objective.aim),
+        launches=launches_of([baseline, *ordered], facts, workload, environment, objective.aim),
     )
 
 

@@ -7,7 +7,19 @@ from rich.table import Table
 
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, METRICS, ROUND, Gauge, Metric, figure, head, without_unit
+from advisor.nouns.metrics import (
+    CPU_PACE,
+    GPU_BUSY,
+    GPU_ROUND,
+    METRICS,
+    PAIRED,
+    ROUND,
+    Gauge,
+    Metric,
+    figure,
+    head,
+    without_unit,
+)
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.candidate_tables import quality_words
 from advisor.show.console import console
@@ -23,7 +35,13 @@ from advisor.terminal import duration, gib
 _SHOWN = 20
 
 #: What seconds that every kind of work has are called.
-_NAMES = {ROUND: "a round", GPU_ROUND: "a round by CUDA's clock", GPU_BUSY: "the GPU computes"}
+_NAMES = {
+    ROUND: "a round",
+    GPU_ROUND: "a round by CUDA's clock",
+    GPU_BUSY: "the GPU computes",
+    CPU_PACE: "the CPU",
+    PAIRED: "turns compared one by one",
+}
 
 #: A trial's times, in the order in which they are spent.
 _TIMES = ("load_s", "first_call_s", "measure_s", "wall_s")

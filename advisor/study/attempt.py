@@ -28,7 +28,7 @@ from advisor.measure.messages import (
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
+from advisor.nouns.metrics import CPU_PACE, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
@@ -238,9 +238,7 @@ def with_figures(trial: Trial, workload: Workload, came: TrialDone | Failure) ->
 
 def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Measurement, ...]:
     """Return what is stored of a worker's rounds: the seconds of a round, and what the kind of work makes of them."""
-    state: dict[str, object] = {"after_each_round": list(rounds.states), "discarded": list(rounds.discarded)}
-    if rounds.paired:
-        state[PAIRED] = True
+    state = {"after_each_round": list(rounds.states), "discarded": list(rounds.discarded)}
     found = [Measurement(ROUND, "s", rounds.wall_s, phase, state)]
     for metric in kind_of(workload).measured(workload):
         if samples := tuple(rounds.figures.get(metric.metric) or metric.samples(workload, rounds.fields)):
@@ -249,6 +247,10 @@ def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Mea
         found.append(Measurement(GPU_ROUND, "s", rounds.gpu_s, phase))
     if rounds.busy:
         found.append(Measurement(GPU_BUSY, "share", (rounds.busy,), phase))
+    if rounds.paces:
+        found.append(Measurement(CPU_PACE, "share", rounds.paces, phase))
+    if rounds.paired:
+        found.append(Measurement(PAIRED, "turns", (float(len(rounds.wall_s)),), phase))
     return tuple(found)
 
 

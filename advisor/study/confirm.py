@@ -14,7 +14,7 @@ from advisor.knobs import choices_of, weights_of
 from advisor.measure.stopping import Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
-from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial
@@ -47,7 +47,7 @@ def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default
     better = sorted((t for t in right if t.ran != default.ran and t.score(aim) > beaten), key=lambda t: -t.score(aim))
     if not better:
         return []
-    scatter = LAUNCH_BOUND_NOISE if aim.is_of_time and better[0].is_launch_bound else TIE_ZONE
+    scatter = max(TIE_ZONE, better[0].scatter) if aim.is_of_time else TIE_ZONE
     low = score_interval(better[0], aim)[0] / (1 + scatter)
     near = [t.ran for t in better if score_interval(t, aim)[1] >= low]
     return list(dict.fromkeys(near))[:FINALISTS]

@@ -14,7 +14,8 @@ from advisor.measure.runner import Runner, read_facts
 from advisor.nouns.answer import SearchEnd, Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts
-from advisor.search.cost import costs_of, weight_bytes
+from advisor.nouns.trial import default_of
+from advisor.search.cost import costs_beside, costs_of, launches_of, weight_bytes
 from advisor.search.prospects import searched
 from advisor.search.search import surprises
 from advisor.search.space import MEMORY_SHARE, Space, build_space
@@ -171,4 +172,5 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
     trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
     fitting = [t for t in trials if is_whole(t.requested, nearest)]
     offered = [c for c in {c for t in fitting for c in (t.requested, t.ran)} if not unknown(c)]
-    return surprises(fitting, aim, costs_of(offered, facts, nearest, here, aim))
+    costs, launches = (arithmetic(offered, facts, nearest, here, aim) for arithmetic in (costs_of, launches_of))
+    return surprises(fitting, aim, costs_beside(costs, launches, default_of(fitting)))

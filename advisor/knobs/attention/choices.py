@@ -15,7 +15,7 @@ from typing import Any
 
 from advisor.knobs.attention import flash, sdpa
 from advisor.knobs.attention.common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Verdict
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
@@ -57,19 +57,28 @@ def _flex_why_not(situation: Situation) -> list[Reason]:
 def _flex_rate(situation: Situation) -> float:
     if not situation.environment.is_cuda:
         return 0.5  # it is not slow once compiled, but compiles again and again: late in the order
-    # With pads far slower than sdpa's padded batches: tests/landscapes' BERT-base asks for 0.2 to 0.3. Else three quarters of
-    # FlashAttention's rate: a packed 8B prefill of 8 × 2048 took 343 ms on an H200, with FlashAttention-2 324 to 334.
-    return 0.25 if has_pads(situation) else 5.0
+    # With pads encoders of 256 and 512 tokens, a few blocks each, ask for 0.2 to 0.5 (tests/landscapes), and decoders of 2,048
+    # and 4,096, which skip the blocks of their pads, for 1.5 to 6. Without: 2 to 6.
+    if has_pads(situation):
+        return 3.0 if situation.facts.is_causal else 0.25
+    return 4.0
 
 
 def _eager_rate(situation: Situation) -> float:
-    """Scores in 16 bits are written and read again several times: the recorded landscapes ask for 0.3 to 0.5 on a GPU."""
-    return 0.4 if situation.environment.is_cuda else 1.0
+    """Scores in 16 bits are written and read again several times: the recorded landscapes ask for 0.3 to 1.3 on a GPU."""
+    return 0.5 if situation.environment.is_cuda else 1.0
 
 
-def _fused_rate(situation: Situation) -> float:
-    """On a GPU the fused layers in nested tensors ran slower than plain ones: 0.1 to 0.35 for BERT-base on an H100."""
-    return 0.2 if situation.environment.is_cuda else 2.7
+def _fused_rates(situation: Situation) -> Mapping[Term, float]:
+    """On a GPU: with pads nested tensors, whose attention asks for 0.1 to 0.7 (BERT- and XLM-R-base on an H100).
+
+    Without pads none: a layer is one call, its projections one product. XLM-R-base took 0.90 of the default's time.
+    """
+    if not situation.environment.is_cuda:
+        return {Term.ATTENTION: 2.7}
+    if has_pads(situation):
+        return {Term.ATTENTION: 0.5}
+    return {Term.ATTENTION: sdpa.sdpa_rate(situation), Term.LINEAR: 1.1, Term.LAUNCHES: 1.4}
 
 
 def _fused_why_not(situation: Situation) -> list[Reason]:
@@ -122,7 +131,7 @@ _EAGER = Choice(
     why_not=_eager_why_not,
     load=load("eager"),
     proof=ran_as("eager"),
-    rates=rates(_eager_rate),
+    rates=rates(_eager_rate, launches=0.75),
     traits=Traits(writes_scores=True, adds_mask=True),
 )
 _FLEX = Choice(
@@ -134,7 +143,7 @@ _FLEX = Choice(
     why_not=_flex_why_not,
     load=load("flex_attention"),
     proof=ran_as("flex", "flex_attention"),
-    rates=rates(_flex_rate),
+    rates=rates(_flex_rate, launches=0.6),
     traits=Traits(masks_by_block=True, compiles=True),
 )
 _FUSED = Choice(
@@ -148,7 +157,7 @@ _FUSED = Choice(
     imports=("import torch", "from typing import Any"),
     functions=(("advisor.knobs.attention.own_torch", "fuse_encoder"),),
     proof=ran_as("fused layer"),
-    rates=rates(_fused_rate),
+    rates=_fused_rates,
     traits=Traits(drops_pads=True, own_load=True),
 )
 

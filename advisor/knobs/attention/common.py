@@ -69,9 +69,19 @@ def wide(rule: str, situation: Situation, who: str) -> Reason:
     return Reason(rule, Verdict.INVALID, text, "choose bf16 or fp16", about=about(situation, "precision"))
 
 
-def rates(rate: Callable[[Situation], float]) -> Callable[[Situation], Mapping[Term, float]]:
-    """Return the rates of a choice of attention: its speed on softmax(QKᵀ)V alone."""
-    return lambda situation: {Term.ATTENTION: rate(situation)}
+def rates(
+    rate: Callable[[Situation], float], launches: float = 1.0, launches_with_pads: float | None = None
+) -> Callable[[Situation], Mapping[Term, float]]:
+    """Return the rates of a choice of attention: its speed on softmax(QKᵀ)V, and on what the CPU launches for a batch.
+
+    launches, launches_with_pads: over sdpa's; of MiniLM-L6 with 8 × 64 tokens, for which an H100 waits (tests/landscapes).
+    """
+
+    def found(situation: Situation) -> Mapping[Term, float]:
+        beside = launches_with_pads if launches_with_pads is not None and has_pads(situation) else launches
+        return {Term.ATTENTION: rate(situation), Term.LAUNCHES: beside}
+
+    return found
 
 
 def reads_back(reading: Reading, implementation: str) -> bool:

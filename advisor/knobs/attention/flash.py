@@ -314,7 +314,7 @@ def _choice(generation: Generation) -> Choice:
         why_not=_why_not(generation),
         load=load(generation.implementation),
         proof=ran_as("flash", generation.implementation),
-        rates=rates(_rate(generation)),
+        rates=rates(_rate(generation), launches=0.75, launches_with_pads=0.6),
         in_fp32=_in_fp32,
         traits=Traits(tells_apart=True),
     )
@@ -342,7 +342,7 @@ CHOICES = (
         ),
         functions=(("advisor.knobs.attention.own_torch", "varlen_attention"),),
         proof=ran_as("varlen", "torch_varlen"),
-        rates=rates(_varlen_rate),
+        rates=rates(_varlen_rate, launches=0.75),
         in_fp32=_in_fp32,
         traits=Traits(tells_apart=True),
     ),

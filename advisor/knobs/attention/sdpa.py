@@ -216,8 +216,8 @@ def _choice(kernel: Kernel) -> Choice:
         before=kernel.before,
         imports=("import torch",),
         proof=_proof(kernel),
-        rates=rates(_rate(kernel)),
-        traits=Traits(builds_mask=True, writes_scores=kernel.name == "math", process_wide=True),
+        rates=rates(_rate(kernel), launches=0.8 if kernel.name == "math" else 1.0),
+        traits=Traits(builds_mask=True, writes_scores=kernel.name == "math"),
     )
 
 
