@@ -57,6 +57,12 @@ def test_who_switches_something_of_the_process_is_alone_there() -> None:
     assert processes([DEFAULT, PACKED], is_alone=True) == [[DEFAULT], [PACKED]]
 
 
+def test_who_is_held_to_a_kernel_of_sdpa_meets_the_default_in_its_process() -> None:
+    """The kernels are allowed anew before each turn: as processes of their own they met the CPU at another speed."""
+    held = [DEFAULT.replaced(attention=f"sdpa-{kernel}") for kernel in ("flash", "efficient", "cudnn", "math")]
+    assert processes([DEFAULT, *held], is_alone=False) == [[DEFAULT, *held]]
+
+
 def test_equal_weights_are_loaded_once() -> None:
     """Peaks add up by weights, and 80 % of what is free may be used; an unknown peak does not fit."""
     trials = [seen(DEFAULT, 40), seen(PACKED, 60), seen(FP16, 50)]

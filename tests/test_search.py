@@ -15,8 +15,8 @@ import optuna
 import pytest
 
 from advisor.nouns.configuration import Configuration, stated
-from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, TIE_ZONE, Measurement
-from advisor.nouns.metrics import METRICS
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, PACED_NOISE, TIE_ZONE, Measurement
+from advisor.nouns.metrics import CPU_PACE, METRICS
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.posterior import NOISE as NOISE_OF_MODEL
 from advisor.search.posterior import SCALES, Posterior, kernel
@@ -709,6 +709,11 @@ def test_what_runs_shrinks_doubts_and_changes_no_weight() -> None:
         assert other.deviation[1] < 0.5 * one.deviation[1]
 
 
+def paced(trial: Trial, least: float) -> Trial:
+    """Return the same, timed while the CPU ran at its best pace, or in one round at a share of it."""
+    return replace(trial, measurements=(*trial.measurements, Measurement(CPU_PACE, "share", (1.0, least, 1.0))))
+
+
 def test_figures_of_work_that_waits_for_its_launches_are_trusted_less() -> None:
     """Where the GPU computes for 5 % of the time the same figures move the belief by less, and leave more doubt; not memory's."""
     trials = [measured(number, c, 1000.0 * 1.3**number) for number, c in enumerate(SPACE[:12:2])]
@@ -723,6 +728,10 @@ def test_figures_of_work_that_waits_for_its_launches_are_trusted_less() -> None:
 
     assert told.noises == (NOISE_OF_MODEL,) * 6
     assert doubted.noises == (LAUNCH_BOUND_NOISE,) * 6
+    assert [Knowledge(SPACE, [paced(t, least) for t in waiting])._told.noises for least in (0.9, 0.7)] == [
+        (PACED_NOISE,) * 6,
+        (LAUNCH_BOUND_NOISE,) * 6,
+    ]
     assert (careful.deviation > usual.deviation).all()
     assert np.ptp(careful.mean) < np.ptp(usual.mean)
     assert Knowledge(SPACE, waiting, METRICS["peak_bytes"])._told.noises == ()

@@ -43,6 +43,7 @@ from advisor.nouns.answer import NONE_RIGHT, Answer, SearchEnd, Stop
 from advisor.nouns.configuration import Configuration, canonical_json
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Comparison, Measurement
+from advisor.nouns.metrics import METRICS, PAIRED
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Confirm, Search
@@ -243,6 +244,25 @@ def test_a_trial_comes_back_as_it_was(store: Store) -> None:
     (short, _) = store.trials(study)
     assert (short.reading, short.measurements[0].device_state) == ({}, {})
     assert short.measurements[0].samples == trial.measurements[0].samples
+
+
+def test_short_turns_are_compared_one_by_one_when_they_are_read_back(store: Store) -> None:
+    """A list of trials says who was beside whom: the ratio of a block is the median of its turns' ratios then too."""
+    study, aim = opened(store), METRICS["tokens_per_s"]
+    numbers = store.claim(study, Confirm(1, (BASELINE, FASTER)), "host:1:1")
+    assert numbers is not None
+    for number, requested, samples in zip(
+        numbers, (BASELINE, FASTER), ((1.0, 4.0, 9.0), (3.0, 4.0, 10.8)), strict=True
+    ):
+        speeds = Measurement("tokens_per_s", "tokens/s", samples, "confirm")
+        turns = Measurement(PAIRED, "turns", (3.0,), "confirm")
+        trial = measured(number, requested, phase="confirm", block=1, measurements=(speeds, turns))
+        store.finish_trial(study, trial, "host:1:1")
+
+    default, faster = store.trials(study)
+    assert default.is_paired
+    assert faster.times(default, aim) == pytest.approx(1.2)
+    assert faster.score(aim) / default.score(aim) == 1.0
 
 
 def test_running_trials_are_listed(store: Store) -> None:

@@ -288,13 +288,19 @@ def test_stopping_of_a_search_trial() -> None:
 
 
 def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
-    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to two seconds of them."""
+    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to a second of them.
+
+    Those count in which the CPU was at its pace, while it takes no longer than twice as long to get them.
+    """
     rule = Stopping().longer()
 
     assert not rule.reached([0.06] * 9)
     assert rule.reached([0.06] * 10)
-    assert not rule.reached([0.06, 0.045] * 19)
-    assert rule.reached([0.06, 0.045] * 20)
+    assert not rule.reached([0.06, 0.045] * 9)
+    assert rule.reached([0.06, 0.045] * 10)
+    assert not rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 14)
+    assert rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 15)
+    assert rule.reached_at_pace([0.06] * 10, [0.06] * 10 + [0.1] * 5)
     assert not rule.reached([0.25] * 4)
     assert rule.reached([0.25] * 5)
     assert not rule.reached([1.0] * 2)

@@ -82,7 +82,7 @@ class Acquisition:
             return speed
         gains: Array = np.zeros(len(self.candidates))
         for belief in beliefs:
-            z = (told.best - belief.mean) / belief.deviation
+            z = (told.best - math.log1p(TIE_ZONE) - belief.mean) / belief.deviation
             density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
             gains += belief.weight * belief.deviation * (z * _below(z) + density)
         return gains * worth

@@ -130,7 +130,7 @@ class Knowledge:
 
         What compiles does so again when the work begins: it costs twice what its trial does.
         """
-        costs = np.array([2.0 if compiles(configuration) else 1.0 for configuration in fresh])
+        costs = np.array([3.0 if compiles(configuration) else 1.0 for configuration in fresh])
         saving: Array = work_s * self._model(fresh).promises(told) / costs
         return saving
 
