@@ -81,9 +81,9 @@ def _import_all() -> None:
 
 def _know_renamings() -> None:
     """Have transformers compile the patterns by which it renames weights: every worker that loads a model would, for 0.3 s."""
-    from transformers import conversion_mapping
+    with suppress(Exception):  # transformers' business: where it is done otherwise, workers still do what they need
+        from transformers import conversion_mapping
 
-    with suppress(Exception):  # transformers' business, and its own time that is saved: without it the workers do it
         conversion_mapping.get_checkpoint_conversion_mapping("llama")
 
 

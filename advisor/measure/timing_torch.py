@@ -167,7 +167,8 @@ class Timing:
         self._session.stage("time")
         with self._gauges() as gauges:
             if self._stopping.is_once:
-                self._rounds.add(self._run(list(range(len(self._calls))), look=look), gauges.read())
+                found = self._run(list(range(len(self._calls))), look=look)
+                self._rounds.add(found, gauges.read(own_pid_expected=self._device.startswith("cuda")))
                 return self._rounds
             while True:
                 self._take(gauges, look=look)
