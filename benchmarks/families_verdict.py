@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from families_table import BATCH, LENGTHS, Family
 
 from advisor.errors import AdvisorError
 from advisor.knobs import KNOBS, baseline_choices
-from advisor.measure import timing_torch, worker
+from advisor.measure import worker
 from advisor.measure.lines import encode
 from advisor.measure.messages import (
     Answer,
@@ -80,8 +79,7 @@ class InProcess:
     def run(self, request: Request, timeout_s: float) -> Answer:  # noqa: ARG002 - nobody waits
         """Run a request as the worker does; what it raises is its outcome."""
         worker.switches_torch.forget_compiled()
-        with patch.object(timing_torch, "_is_warm", bool):  # after one round: times are not looked at
-            answer = worker.answered(self.session, encode(request))
+        answer = worker.answered(self.session, encode(request))
         event = decode_event(encode(Done(id=0, result=answer)))
         assert isinstance(event, Done)
         return event.result

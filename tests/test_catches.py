@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_databases import probed
 
 from advisor.knobs import KNOBS
 from advisor.machine import probe
@@ -89,6 +90,7 @@ def caught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[
         patch.setenv("ADVISOR_LOCK_DIR", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(ROOT)
+        probed(f"sqlite:///{folder}/catches.db")
         yield TABLE.force(rows, probe.machine("cpu"), folder)
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
 
 #: Without pads no packing is admissible, and nothing is left that could be faster than the default and need confirming.
-WORKLOAD = Forward((12, 12, 12, 12), 2)
+WORKLOAD = Forward((12, 12), 2)
 
 #: Fault -> outcome, attempts, and what its reason must name. The transient ones are tried once more, in a fresh worker.
 EXPECTED = {
@@ -72,7 +73,7 @@ FAILING = [name for name, (outcome, _, _) in EXPECTED.items() if outcome is not 
 HANG_S = 2.0
 
 #: A deadline for a worker that has to start first, in seconds, and in what the slowest such run of the default took here, today.
-COLD_S, COLD_TIMES = 2.0, 4
+COLD_S, COLD_TIMES = 5.0, 4
 
 
 @dataclass
@@ -161,17 +162,23 @@ def _run_faults(job: Job, store: Store, folder: Path, found: Broken) -> None:
         list(pool.map(run_on, range(2)))
 
 
+#: Only one of two tunes may run the default at a time: who waits for the other's is better asleep than asking the database.
+_DEFAULT = Lock()
+
+
 def _run_half(tuner: Tuner, device: int, found: Broken) -> None:
     """Run the default; then every other fault, in the worker that is warm, and the default again after each."""
     job, baseline, runner = tuner.job, tuner.space.baseline, tuner.runner.runner
     assert isinstance(runner, LocalRunner)
-    assert _run(tuner, baseline).outcome is Outcome.OK
+    with _DEFAULT:
+        assert _run(tuner, baseline).outcome is Outcome.OK
     for name in list(EXPECTED)[device::2]:
         worker = runner._process
         tuner.job = replace(job, trial_timeout_s=HANG_S) if name.startswith("broken-hang") else job
         found.trials[name] = _run(tuner, baseline.replaced(attention=name))
         tuner.job = job
-        found.next_trials[name] = _run(tuner, baseline)
+        with _DEFAULT:
+            found.next_trials[name] = _run(tuner, baseline)
         found.replaced[name] = worker is not runner._process
 
 

@@ -283,7 +283,10 @@ def test_an_import_counts_into_the_deadline(runner: LocalRunner, monkeypatch: py
 
 
 def test_what_no_worker_needs_is_not_imported(tmp_path: Path) -> None:
-    """scikit-learn and scipy, which transformers imports where they are, take seconds; what comes later finds them there."""
+    """scikit-learn and scipy, which transformers imports where they are, take seconds; what comes later finds them there.
+
+    What every worker that loads a model would compile anew, the patterns that rename weights, is there.
+    """
     for name in ("sklearn", "scipy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('it was imported')")
@@ -294,8 +297,10 @@ forkserver._import_all()
 import transformers.generation, transformers.loss.loss_utils
 from transformers.utils import is_scipy_available, is_sklearn_available
 print("sklearn" in sys.modules, "scipy" in sys.modules, is_sklearn_available(), is_scipy_available())
+from transformers import conversion_mapping
+print(bool(conversion_mapping._checkpoint_conversion_mapping_cache))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
-    assert done.stdout.split() == ["False", "False", "True", "True"], done.stderr
+    assert done.stdout.split() == ["False", "False", "True", "True", "True"], done.stderr

@@ -55,12 +55,10 @@ def run(place: Path, in_turn: Run) -> Run:
     """Return what runs Python with the plugin, or without it, on one database, and gives back how that ended."""
 
     def python(*arguments: str, plugin: str = "made_up_kind", status: int = 0, database: str = "advisor.db") -> Any:
-        more = {
-            "ADVISOR_PLUGINS": plugin,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *([str(HERE / "plugins")] if plugin else [])]),
-            "ADVISOR_DATABASE_URL": f"sqlite:///{place}/{database}",
-            "HF_HUB_OFFLINE": "1",
-        }
+        more = {"ADVISOR_DATABASE_URL": f"sqlite:///{place}/{database}", "HF_HUB_OFFLINE": "1"}
+        if plugin:  # else everything is as it is here, and this process's warm parent serves
+            more["ADVISOR_PLUGINS"] = plugin
+            more["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE / "plugins")])
         env = {**os.environ, **more}
         if arguments[0] in ("-m", "-c"):
             done = in_turn(*arguments, env=env)

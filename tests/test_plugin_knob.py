@@ -73,14 +73,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, in_turn: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
     """Return what runs Python with the plugins on its path, or without them, and gives back what it prints."""
     more = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE / "plugins")]),
         "ADVISOR_DATABASE_URL": probed(f"sqlite:///{place}/advisor.db"),
         "ADVISOR_LOCK_DIR": str(place),
         "HF_HUB_OFFLINE": "1",
     }
 
     def python(*arguments: str, plugins: str = PLUGINS, status: int = 0, **other: str) -> str:
-        environment = {**os.environ, **more, "ADVISOR_PLUGINS": plugins, **other}
+        path = os.pathsep.join([str(ROOT), str(HERE / "plugins")])
+        # Without them everything is as it is here, and this process's warm parent serves.
+        named = {"ADVISOR_PLUGINS": plugins, "PYTHONPATH": path} if plugins else {}
+        environment = {**os.environ, **more, **named, **other}
         if arguments[0] in ("-m", "-c") and "PYTHONPATH" not in other:
             done = in_turn(*arguments, env=environment)
         else:

@@ -268,7 +268,7 @@ def test_nothing_fits_the_memory_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With a memory limit that nothing keeps, every configuration is refused by M1, and the command exits with 4."""
-    url = f"sqlite:///{tmp_path}/advisor.db"
+    url = probed(f"sqlite:///{tmp_path}/advisor.db")
     monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
     monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
     command = [

@@ -132,6 +132,25 @@ def test_what_is_clearly_slower_is_not_gated() -> None:
     assert "gate" in [each["stage"] for each in said if each["event"] == "stage"]
 
 
+@pytest.mark.usefixtures("place")
+def test_who_asks_for_one_round_gets_one() -> None:
+    """It shows that the work runs: it is neither warm-up nor run again where others keep the processors busy."""
+    said: list[dict[str, Any]] = []
+    runner = LocalRunner(probe.machine("cpu"), said.append)
+    try:
+        facts = read_facts(runner, find_model(str(CAUSAL)), Forward((8,), 1))
+        once = Timing(stopping=Stopping(least=1, most=1))
+        done = run_trial(runner, trial_request(facts).replaced(timing=once))
+    finally:
+        runner.close()
+
+    assert done.outcome is Outcome.OK
+    assert done.rounds is not None
+    assert len(done.rounds.wall_s) == len(done.rounds.slowest_s) == len(done.rounds.states) == 1
+    assert done.rounds.discarded == ()
+    assert [each for each in said if each["event"] == "round"] == []
+
+
 @pytest.fixture(scope="module")
 def results(place: Path) -> Iterator[dict[str, TrialDone]]:
     """Run four configurations in one worker: the first, then with one knob changed each."""

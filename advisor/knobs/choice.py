@@ -257,5 +257,5 @@ KNOBS: dict[str, Knob] = {}
 
 def traits_of(configuration: Configuration) -> Traits:
     """Return the traits of all choices of a configuration together; one that nobody knows has none."""
-    choices = (KNOBS[knob].choices.get(name) for knob, name in configuration.over(KNOBS))
-    return merged(tuple(choice.traits for choice in choices if choice is not None))
+    choices = [KNOBS[knob].choices.get(name) for knob, name in configuration.over(KNOBS)]
+    return merged(tuple([choice.traits for choice in choices if choice is not None]))

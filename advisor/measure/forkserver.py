@@ -75,7 +75,16 @@ def _import_all() -> None:
         importlib.import_module("transformers.modeling_utils")
     for name in ("transformers.models.auto.modeling_auto", "advisor.measure.worker"):
         importlib.import_module(name)
+    _know_renamings()
     gc.enable()
+
+
+def _know_renamings() -> None:
+    """Have transformers compile the patterns by which it renames weights: every worker that loads a model would, for 0.3 s."""
+    with suppress(Exception):  # transformers' business: where it is done otherwise, workers still do what they need
+        from transformers import conversion_mapping
+
+        conversion_mapping.get_checkpoint_conversion_mapping("llama")
 
 
 def _why_not() -> str:

@@ -43,6 +43,11 @@ class Stopping:
         precise = (high - low) / 2 <= self.width * median(samples)
         return precise or n >= self.most or spent >= (self.seconds_long if long else self.seconds)
 
+    @property
+    def is_once(self) -> bool:
+        """Whether one round is all that is asked for: it shows that the work runs, and is no figure of its speed."""
+        return self.most == 1
+
     def longer(self) -> Stopping:
         """Return when the timing of work ends that waits for its launches."""
         return replace(

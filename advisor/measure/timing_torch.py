@@ -187,10 +187,15 @@ class Timing:
     def rounds(self, *, look: bool = True) -> Taken:
         """Time rounds until they settle, at least one, and on until the stopping rule is met or the trial is clearly slower.
 
-        look: at every batch's output once, and raise NotFinite where one is not finite.
+        A single one is neither warm-up nor run again for a disturbance. look: at every batch's output once, and raise NotFinite
+        where one is not finite.
         """
         self._session.stage("time")
         with self._gauges() as gauges:
+            if self._stopping.is_once:
+                found = self._run(list(range(len(self._calls))), look=look)
+                self._rounds.add(found, gauges.read(own_pid_expected=self._device.startswith("cuda")))
+                return self._rounds
             while True:
                 self._take(gauges, look=look)
                 if self._rounds.pruned:

@@ -93,7 +93,7 @@ class Configuration(Mapping[str, str]):
     def over(self, knobs: Iterable[str]) -> tuple[tuple[str, str], ...]:
         """Return the choices of these knobs, implied ones too, in their order; a knob that has neither is left out."""
         known = IMPLIED | dict(self.choices)  # "" where a knob implies nothing; no choice is ""
-        return tuple((knob, choice) for knob in knobs if (choice := known.get(knob)))
+        return tuple([(knob, choice) for knob in knobs if (choice := known.get(knob))])
 
     def replaced(self, **choices: str) -> Configuration:
         """Return this configuration with some choices replaced."""

@@ -65,7 +65,10 @@ def costs_beside(
 
 def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
     """Return the bytes of the weights: linear layers in the quantised size, the rest in the precision's."""
-    traits = traits_of(configuration)
+    return _weight_bytes(facts, traits_of(configuration))
+
+
+def _weight_bytes(facts: ModelFacts, traits: Traits) -> float:
     if traits.as_stored:
         return facts.parameter_bytes
     rest = facts.parameters - facts.linear_parameters
@@ -80,7 +83,7 @@ def predicted_bytes(situation: Situation) -> float:
     """
     facts, traits = situation.facts, situation.traits
     work = situation.workload.work(layout_of(traits), facts)
-    needed = weight_bytes(facts, situation.configuration)
+    needed = _weight_bytes(facts, traits)
     if traits.writes_scores:
         needed += 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
     elif traits.packs and traits.builds_mask:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
-from advisor.knobs import KNOBS, Choice, Situation, baseline_choices, knobs_for
+from advisor.knobs import KNOBS, Choice, Situation, baseline_choices, choice_of, knobs_for
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
@@ -95,17 +95,20 @@ def support_table() -> str:
 def rules_of_choices() -> dict[tuple[str, str], tuple[set[str], bool]]:
     """Return by knob and choice the ids of the rules that refused it anywhere, and whether one did everywhere."""
     rules: dict[tuple[str, str], set[str]] = {(choice.knob, choice.name): set() for choice in _choices()}
+    lacking: dict[tuple[str, str], list[Environment]] = {key: [] for key in rules}
     admitted = set()
     for choice, environment in product(_choices(), (*MACHINES.values(), *_OTHERS)):
         if (reason := choice.unavailable(environment)) is not None:
             rules[choice.knob, choice.name].add(reason.rule)
-    for situation in _situations():
-        for knob, name in situation.configuration.over(KNOBS):
-            choice = KNOBS[knob].choices[name]
-            refusing = {reason.rule for reason in choice.why_not(situation) if reason.verdict.refuses}
-            rules[knob, name] |= refusing
-            if not refusing and choice.unavailable(situation.environment) is None:
-                admitted.add((knob, name))
+            lacking[choice.knob, choice.name].append(environment)
+    for alike in _situations():
+        for key in alike[0].configuration.over(KNOBS):
+            why_not = choice_of(*key).why_not
+            for situation in alike:
+                refusing = {reason.rule for reason in why_not(situation) if reason.verdict.refuses}
+                rules[key] |= refusing
+                if not refusing and key not in admitted and situation.environment not in lacking[key]:
+                    admitted.add(key)
     return {key: (found, key not in admitted) for key, found in rules.items()}
 
 
@@ -113,8 +116,8 @@ def _choices() -> list[Choice]:
     return [choice for knob in KNOBS.values() for choice in knob.choices.values()]
 
 
-def _situations() -> Iterator[Situation]:
-    """Yield every pair of choices, the other knobs as they are by default, for every model and workload on every machine."""
+def _situations() -> Iterator[list[Situation]]:
+    """Yield every pair of choices, the other knobs as they are by default, for every model and workload: one for each machine."""
     machines = (*MACHINES.values(), *_OTHERS[:4])
     for facts, workload in product(_MODELS, _WORKLOADS):
         default = Configuration.of(baseline_choices(facts, workload))
@@ -122,7 +125,7 @@ def _situations() -> Iterator[Situation]:
             for first, second in product(one.choices, other.choices):
                 configuration = default.replaced(**{one.name: first, other.name: second})
                 work = workload.under(configuration)
-                yield from (Situation(configuration, work, environment, facts) for environment in machines)
+                yield [Situation(configuration, work, environment, facts) for environment in machines]
 
 
 def _sizes() -> list[str]:
