@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from advisor.advice.evidence import count_tried
+from advisor.advice.coverage import count_tried
 from advisor.advice.suggest import recommend
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT, Answer
@@ -32,7 +32,7 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     try:
         found = recommend(store, own, study, study.objective, space=space)
     except NothingAdmissible as error:
-        tried = count_tried(study, store.trials(study.id))
+        tried = count_tried(study.objective, store.trials(study.id))
         return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
     chosen, ratio, low, high, blocks = found.chosen, None, None, None, 0
     if chosen is not None and chosen.is_default:

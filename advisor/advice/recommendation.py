@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from advisor.advice.coverage import weights_words
 from advisor.advice.ranking import Candidate, is_tied
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import LEAST_BLOCKS
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelFacts, ModelSource, is_drawn
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
 from advisor.search.cost import useful_operations
@@ -66,7 +67,18 @@ class Recommendation:
         if self.chosen is None:
             return f"{self.source.name}: nothing is recommended ({self.verdict})"
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
-        return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio})"
+        origin = f"; {self.origin}" if self.origin else ""
+        return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio}{origin})"
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether the weights that are asked about were measured; else speeds are others', and quality is not known."""
+        return self.study.weights_digest == self.source.weights_digest
+
+    @property
+    def origin(self) -> str:
+        """Whose speeds these are where the weights that are asked about were not measured, in words; else ""."""
+        return "" if self.same_weights else f"the speeds are those of {weights_words(self.study)}"
 
     @property
     def prospects(self) -> Prospects:
@@ -133,6 +145,12 @@ class Recommendation:
             "environment": {"key": self.study.environment_key, **self.study.environment.payload},
             "study": self.study.id,
             "measured_at": finished.isoformat(),
+            "measured_weights": {
+                "model": self.study.model_name,
+                "digest": self.study.weights_digest,
+                "random": is_drawn(self.study.weights_digest),
+                "same": self.same_weights,
+            },
             "verdict": str(self.verdict),
             "tier": self.tier,
             "recommendation": self.chosen.payload if self.chosen else None,
