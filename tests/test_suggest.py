@@ -987,12 +987,10 @@ def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -
     if found.chosen is None:
         assert row["configuration_key"] is None
         return
-    comparison, keeps = found.chosen.comparison, found.chosen.is_default
+    told = found.payload["recommendation"]
     assert row["configuration_key"] == found.chosen.configuration.key
-    assert row["ratio"] == (1.0 if keeps else comparison.ratio if comparison else None)
-    assert row["blocks"] == (0 if keeps or comparison is None else len(comparison.block_ratios))
-    if comparison and not keeps:
-        assert (row["low"], row["high"]) == comparison.interval
+    assert (row["ratio"], row["blocks"]) == (told["ratio"], told["blocks"])
+    assert [row["low"], row["high"]] == (told["ratio_interval"] or [None, None])
 
 
 _SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}

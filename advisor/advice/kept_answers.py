@@ -35,11 +35,9 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
         tried = count_tried(study.objective, store.trials(study.id))
         return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
     chosen, ratio, low, high, blocks = found.chosen, None, None, None, 0
-    if chosen is not None and chosen.is_default:
-        ratio = low = high = 1.0
-    elif chosen is not None and chosen.comparison is not None:
-        ratio, (low, high) = chosen.comparison.ratio, chosen.comparison.interval
-        blocks = len(chosen.comparison.block_ratios)
+    if chosen is not None and chosen.comparison is not None:
+        ratio, blocks = chosen.comparison.ratio, len(chosen.comparison.block_ratios)
+        low, high = chosen.comparison.interval if blocks > 1 else (None, None)  # one block has none
     evidence = (ratio, low, high, blocks, found.tried, found.admissible)
     against = [f"{c.configuration}: {text}" for c in found.rejected for text in c.objections] if chosen is None else []
     why = tuple(text for text in (found.why, *against, *found.notes) if text)
