@@ -1058,6 +1058,20 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     assert progress.best == "best sdpa · fp32 · sorted: 20 ms, 1.50 × default"
 
 
+@pytest.mark.parametrize(("ended", "said"), [(1, "going on: 1 trial is stored"), (2, "going on: 2 trials are stored")])
+def test_what_was_broken_off_is_not_counted_as_stored(
+    ended: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tune that goes on tells of as many trials as the interrupted one said that it had stored."""
+    job = Job(find_model(MODEL), WORKLOAD, Objective(), Budget(60.0), probe.machine("cpu"))
+    trials = [trial_of(number, DEFAULT, 1000.0) for number in range(ended)]
+    broken = [replace(trials[0], number=7, outcome=Outcome.RUNNING), replace(trials[0], number=8, outcome=Outcome.CUT)]
+    with Progress(job) as progress:
+        progress.hear({"event": "study", "space": Space(DEFAULT, (DEFAULT,), (), ()), "trials": [*trials, *broken]})
+
+    assert said in capsys.readouterr().err.splitlines()
+
+
 def test_ceilings_are_measured_and_stored(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     """`probe --ceilings` runs matrix products and a copy in a worker, prints what was reached and stores it."""
     assert run(["probe", "--ceilings", "--device", "cpu", "--format", "json"]) == 0

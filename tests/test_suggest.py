@@ -564,7 +564,7 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
         "A4", Verdict.INVALID, "only fp16 and bf16", "choose bf16", "precision=fp32", "attention=flash_attention_2"
     )
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300), attempt(NF4, 500), attempt(EAGER), attempt(PACKED, 1290)]
-    study = studied(store, attempts, {SORTED: (1.3, 1.31, 1.3), PACKED: (1.29, 1.2, 0.9)}, [pair])
+    study = studied(store, attempts, {SORTED: (1.3, 1.31, 1.3), PACKED: (1.29, 1.2, 0.9)}, [pair], stop=Stop.BUDGET)
     found = answer(store)
     said = {
         name: why_not(found, store.trials(study), name)
@@ -780,6 +780,60 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
     assert (found.verdict, found.exit_status) == ("default", 0)
     assert found.why == "more of it is expected to cost more than it saves"
     assert found.prospects.left == len(UNTRIED)
+
+
+@pytest.mark.parametrize(
+    ("stop", "chance", "flags"),
+    [
+        (Stop.UNLIKELY, 0.01, " --exhaustive"),
+        (Stop.PAYBACK, 0.3, " --exhaustive"),
+        (Stop.TRIALS, 0.01, " --exhaustive"),
+        (Stop.BUDGET, 0.3, " --budget 20m"),
+    ],
+)
+def test_to_go_on_is_a_command_that_tries_something(store: Store, stop: Stop, chance: float, flags: str) -> None:
+    """Where the search ended by its own rule more time tries nothing: all that is left has to be asked for."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 900)]
+    study = studied(store, attempts, {SORTED: (0.9, 0.9, 0.91)}, stop=stop, left=UNTRIED, chance=chance)
+    found = answer(store)
+    (line,) = why_not(found, store.trials(study), "nf4")
+
+    plain = "advisor tune org/model --lengths 512,128,256,64 --batch 2 --output last-logits --quality 4bit"
+    assert found.command == f"{plain}{flags}"
+    assert line.endswith(f"To go on: {plain}{flags}")
+
+
+def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) -> None:
+    """Where everything that could be tried was, no time and no flag of the same study tries more."""
+    study = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING)
+    found = answer(store)
+
+    (line,) = why_not(found, store.trials(study), "nf4,eager")
+    assert line.endswith(f"To try it: {found.command} --only quantization=nf4 --only attention=eager")
+    assert "--budget" not in found.command
+    among = replace(ANY, only=(("attention", ("eager", "sdpa")),))
+    narrow = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING, objective=among)
+    (line,) = why_not(answer(store, objective=among), store.trials(narrow), "eager")
+    assert line.endswith("--quality 4bit --only attention=eager")
+
+
+@pytest.mark.parametrize(
+    ("budget", "flags"),
+    [
+        (Budget(600.0, payback_s=3600.0), ""),
+        (Budget(600.0), " --budget 600s"),
+        (Budget(90.0, blocks=3), " --budget 90s --blocks 3"),
+        (Budget(None, 4), " --trials 4"),
+        (Budget(3600.0, exhaustive=True), " --exhaustive --budget 3600s"),
+        (Budget(600.0, payback_s=60.0), " --payback 60s"),
+    ],
+)
+def test_what_was_broken_off_goes_on_as_it_was_asked_for(store: Store, budget: Budget, flags: str) -> None:
+    """The command of an answer is then the one that the interrupted tune named: with its own budget, not a longer one."""
+    kept = {"stop": Stop.INTERRUPTED, "state": "interrupted", "left": UNTRIED, "chance": None}
+    studied(store, [attempt(DEFAULT, 1000)], budget=budget, **kept)
+
+    assert answer(store).command.partition(" --quality 4bit")[2] == flags
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.advice.coverage import weights_words
@@ -33,8 +33,8 @@ class Recommendation:
     was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
     configurations were, failures included; admissible: of how many, None where that is not known; look: what finds out about
     those that were not, once it is asked: see prospects.
-    why: why the search stopped, in words; command: what goes on with it; way_out: how work is done right that no configuration
-    does right, "" where there is no telling.
+    why: why the search stopped, in words; command: what goes on with it; trying: what tries what was never tried; way_out: how
+    work is done right that no configuration does right, "" where there is no telling.
     looked_s: seconds that the independence probe and the layout in fp32 took, of spent_s that all trials did.
     """
 
@@ -58,6 +58,7 @@ class Recommendation:
     look: Callable[[], Prospects] = Prospects
     why: str = ""
     command: str = ""
+    trying: str = ""
     way_out: str = ""
     looked_s: float = 0.0
     spent_s: float = 0.0
@@ -69,6 +70,11 @@ class Recommendation:
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
         origin = f"; {self.origin}" if self.origin else ""
         return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio}{origin})"
+
+    def with_flags(self, of_workload: str, given: str) -> Recommendation:
+        """Return the same whose commands name the workload as it was given."""
+        command, trying = (text.replace(of_workload, given) for text in (self.command, self.trying))
+        return replace(self, command=command, trying=trying)
 
     @property
     def same_weights(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from advisor.advice.command import going_on
+from advisor.advice.command import going_on, trying_more
 from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admissible
 from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
@@ -18,6 +18,7 @@ from advisor.advice.notes import notes_of, way_out, why_stopped
 from advisor.advice.ranking import pareto
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import NotMeasured
+from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Objective
@@ -77,6 +78,9 @@ def recommend(
     if not evidence.right and not look().left:
         refuse_nothing_admissible(evidence, trials, coverage)
     chosen, verdict = conclude(evidence, look)
+    is_own = coverage.is_own and study.objective.payload == objective.payload and evidence.same_weights
+    trying = trying_more(source, study, objective, is_own=is_own)
+    confirms = verdict in (Conclusion.UNCONFIRMED, Conclusion.TIE)
     return Recommendation(
         source=source,
         study=study,
@@ -97,7 +101,8 @@ def recommend(
         rejected=evidence.rejected,
         look=look,
         why=why_stopped(study, coverage),
-        command=going_on(source, study, objective),
+        command=going_on(source, study, objective, is_own=is_own) if confirms else trying,
+        trying=trying,
         way_out=way_out(evidence.default, facts) if chosen is None else "",
         looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
         spent_s=sum(t.wall_s or 0.0 for t in trials),

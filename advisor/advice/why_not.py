@@ -10,6 +10,7 @@ from advisor.advice.ranking import Candidate, why_behind
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
 from advisor.knobs import GENERIC, KNOBS, Reason, always
+from advisor.nouns.answer import Stop
 from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome, Trial
@@ -188,7 +189,17 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
         else f"{left.left} admissible configurations with {_it(asked)} were"
     )
     text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
-    return [f"{text}. To go on: {recommendation.command}"]
+    end = recommendation.study.end
+    if end is not None and end.stop is Stop.EVERYTHING:  # the search left it out: a study of its own does not
+        return [f"{text}. To try it: {_with_only(recommendation.trying, asked)}"]
+    return [f"{text}. To go on: {recommendation.trying}"]
+
+
+def _with_only(command: str, asked: Mapping[str, str]) -> str:
+    """Return a command line that leaves of every knob in `asked` this choice alone."""
+    for knob, name in asked.items():
+        command = re.sub(rf" --only {knob}=\S+", "", command) + f" --only {knob}={name}"
+    return command
 
 
 def _told(trial: Trial, recommendation: Recommendation) -> str:

@@ -39,7 +39,7 @@ def outlook(recommendation: Recommendation) -> list[str]:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
     if not recommendation.same_weights:
         lines.append(f"to measure these weights: [bold]{escape(recommendation.command)}[/]")
-    elif not is_sure and not recommendation.way_out:
+    elif recommendation.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
         lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
     return lines
 
