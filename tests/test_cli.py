@@ -264,7 +264,19 @@ TOLD = {
     "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
     "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
     "fix of two": (["tune", MODEL, "--fix", "precision=fp32,bf16"], "--fix takes KNOB=CHOICE, not"),
-    "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be at least 0, not -1"),
+    "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be 0 or at least 3, not -1"),
+    "one block": (
+        ["tune", MODEL, "--blocks", "1"],
+        "--blocks must be 0 or at least 3, not 1 (fewer than 3 decide nothing: 0 leaves the confirmation out)",
+    ),
+    "two blocks": (["reproduce-seed", "--blocks", "2"], "--blocks must be 0 or at least 3, not 2"),
+    "budget without a unit": (["tune", MODEL, "--budget", "20"], "--budget 20 has no unit (write 20m or 20s)"),
+    "timeout without a unit": (["tune", MODEL, "--timeout", "1.5"], "--timeout 1.5 has no unit (write 1.5m or 1.5s)"),
+    "payback without a unit": (["tune", MODEL, "--payback", "2 "], "--payback 2 has no unit (write 2m or 2s)"),
+    "budget of nothing": (
+        ["tune", MODEL, "--budget", "0"],
+        "--budget must be a duration such as 90s, 10m or 2h, not '0'",
+    ),
     "exhaustive and trials": (["tune", MODEL, "--exhaustive", "--trials", "3"], "--exhaustive measures all there is"),
     "dry run's script": (
         ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--format", "python"],
@@ -378,10 +390,13 @@ def test_sizes_are_read(size: str, count: int) -> None:
     assert read_size(size, "max_memory") == count
 
 
-@pytest.mark.parametrize(("duration", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+@pytest.mark.parametrize(("duration", "seconds"), [("90s", 90), ("1.5m", 90), ("2h", 7200), ("2 h", 7200)])
 def test_durations_are_read(duration: str, seconds: float) -> None:
-    """A duration has a number and, if it is not in seconds, a unit."""
+    """A duration has a number and a unit; Python's own numbers are seconds, and of a text alone nobody knows."""
     assert read_duration(duration, "timeout") == seconds
+    assert read_duration(seconds, "timeout") == seconds
+    with pytest.raises(BadInput, match="has no unit"):
+        read_duration(duration.rstrip(" smh"), "timeout")
     with pytest.raises(BadInput, match="--timeout"):
         read_duration(f"{duration}x", "timeout")
 

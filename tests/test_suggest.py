@@ -852,9 +852,9 @@ def test_what_was_asked_for_is_no_fault(store: Store, budget: Budget, stop: Stop
     assert (answer(store).verdict, answer(store).exit_status) == ("unsearched", status)
 
 
-@pytest.mark.parametrize(("blocks", "status"), [(0, 0), (2, 0), (3, 3)])
+@pytest.mark.parametrize(("blocks", "status"), [(0, 0), (2, 3), (3, 3)])
 def test_blocks_that_were_not_asked_for_are_not_missed(store: Store, blocks: int, status: int) -> None:
-    """Fewer blocks than decide anything leave it unconfirmed, and that is status 0 where no more were asked for."""
+    """Without blocks it is unconfirmed, and that is status 0 where none were asked for; too few of them are no answer."""
     studied(
         store,
         [attempt(DEFAULT, 1000), attempt(SORTED, 1500)],

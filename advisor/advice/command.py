@@ -7,6 +7,7 @@ import shlex
 
 from advisor.nouns.answer import Stop
 from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective
 from advisor.search.prospects import CHANCE
@@ -83,7 +84,8 @@ def _again(budget: Budget) -> list[str]:
         flags.append(f"--budget {budget.seconds:g}s")
     if budget.payback_s not in (None, _PAYBACK_S):
         flags.append(f"--payback {budget.payback_s:g}s")
-    return flags + ([f"--blocks {budget.blocks}"] if budget.blocks != Budget().blocks else [])
+    is_asked = budget.blocks != Budget().blocks and budget.blocks not in range(1, LEAST_BLOCKS)
+    return flags + ([f"--blocks {budget.blocks}"] if is_asked else [])
 
 
 def _size(count: int) -> str:

@@ -11,7 +11,6 @@ from advisor.advice.ranking import Candidate, is_tied
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.model import ModelFacts, ModelSource, is_drawn
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
@@ -111,9 +110,9 @@ class Recommendation:
         """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0."""
         budget, end = self.study.budget, self.study.end
         asked_for_few = budget.trials is not None and not (end is not None and end.stop.is_cut)
-        few_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks < LEAST_BLOCKS
+        no_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks == 0
         wants = self.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED) and self.chosen is not None
-        return 0 if wants and (few_blocks or asked_for_few) else self.verdict.exit_status
+        return 0 if wants and (no_blocks or asked_for_few) else self.verdict.exit_status
 
     @property
     def ceiling_share(self) -> float | None:
