@@ -1,5 +1,6 @@
 """python -m advisor."""
 
+import signal
 import sys
 import time
 
@@ -16,6 +17,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("advisor: interrupted\n")
         status = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends: what is left is to end the warm parents
     # CPython keeps in mind that an interrupt passed through code made from text (every dataclass and namedtuple that is
     # being defined is such), though it was caught, and `python -m` then ends by the signal instead of with the status.
     # Running other text makes it forget (run_eval_code_obj in CPython's pythonrun.c).

@@ -188,7 +188,7 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
     assert lengths_of({"lengths": [7]}) == (7,)
     assert lengths_of({"lengths": 4, "padding": 0.0, "batch": 2, "batches": 1}) == (4, 4)
     tune = {"budget": 90.0, "trials": 3, "batch": "auto", "timeout": "2m"}
-    same = ["tune", "m", "--budget=90.000000", "--trials=3", "--batch=auto", "--timeout=120"]
+    same = ["tune", "m", "--budget=90.000000s", "--trials=3", "--batch=auto", "--timeout=120s"]
     assert effort_of(tune, Objective()) == effort_of(vars(build_parser().parse_args(same)), Objective())
     assert api._question("tune", "-m", tune, api.TuneFlags).model == "./-m"
 
@@ -272,7 +272,7 @@ def test_what_can_not_be_meant_is_bad_input(url: str, flags: dict[str, Any], wor
     ("flags", "words"),
     [
         ({"trials": 0}, "trials must be at least 1, not 0"),
-        ({"blocks": -1}, "blocks must be at least 0, not -1"),
+        ({"blocks": -1}, "blocks must be 0 or at least 3, not -1"),
         ({"budget": "soon"}, "budget must be a duration such as 90s, 10m or 2h, not 'soon'"),
         ({"timeout": 0}, "timeout must be a duration such as 90s, 10m or 2h, not 0"),
         ({"exhaustive": True, "trials": 3}, "exhaustive measures all there is: leave trials out"),

@@ -173,7 +173,8 @@ class Place:
     ) -> Recommendation:
         """Tune within a budget; interrupted when the confirmation's run number stop_at begins, or on the event stop_on."""
         objective = more.pop("objective", Objective(Tier.EXACT, only=ONLY))
-        machine = Machine(H200, "host", device.uuid, 0, more.pop("free_bytes", 140 * 10**9))
+        environment, free_bytes = more.pop("environment", H200), more.pop("free_bytes", 140 * 10**9)
+        machine = Machine(environment, "host", device.uuid, 0, free_bytes)
         job = Job(SOURCE, WORKLOAD, objective, budget, machine, began=device.time_s, **more)
         self.events.clear()
 
@@ -348,6 +349,31 @@ def test_a_tune_that_measures_nothing_leaves_what_is_known(place: Place, how: st
     assert (again.study.state, again.study.budget, again.study.end) == ("done", first.study.budget, first.study.end)
     assert again.study.finished_at == first.study.finished_at
     assert again.notes == first.notes
+
+
+def test_a_finished_study_is_answered_without_its_model(place: Place) -> None:
+    """Where no step is left the model is not read again, which takes a worker: here, nothing is asked of the device."""
+    device = Device({PACKED: 150.0})
+    first, ended_s = place.tune(device, Budget(600.0)), device.time_s
+    again = place.tune(device, Budget(600.0))
+
+    assert (again.verdict, again.why, again.study.state) == (first.verdict, Stop.EVERYTHING.words, "done")
+    assert again.study.finished_at == first.study.finished_at
+    assert device.time_s == ended_s
+    assert place.why == Stop.EVERYTHING.words
+    place.tune(device, Budget(600.0, blocks=12), objective=Objective(Tier.EXACT))
+    assert device.time_s > ended_s, "another question is measured"
+
+
+def test_a_finished_study_of_another_environment_is_no_answer(place: Place) -> None:
+    """Another driver is another environment: the model is read there, and all is measured."""
+    device = Device({PACKED: 150.0})
+    place.tune(device, Budget(600.0))
+    ran, ended_s = len(device.ran), device.time_s
+    place.tune(device, Budget(600.0), environment=replace(H200, driver="1.0"))
+
+    assert device.time_s > ended_s
+    assert len(device.ran) > ran
 
 
 def test_what_was_said_of_another_space_does_not_stay(place: Place) -> None:

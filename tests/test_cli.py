@@ -264,7 +264,19 @@ TOLD = {
     "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
     "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
     "fix of two": (["tune", MODEL, "--fix", "precision=fp32,bf16"], "--fix takes KNOB=CHOICE, not"),
-    "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be at least 0, not -1"),
+    "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be 0 or at least 3, not -1"),
+    "one block": (
+        ["tune", MODEL, "--blocks", "1"],
+        "--blocks must be 0 or at least 3, not 1 (fewer than 3 decide nothing: 0 leaves the confirmation out)",
+    ),
+    "two blocks": (["reproduce-seed", "--blocks", "2"], "--blocks must be 0 or at least 3, not 2"),
+    "budget without a unit": (["tune", MODEL, "--budget", "20"], "--budget 20 has no unit (write 20m or 20s)"),
+    "timeout without a unit": (["tune", MODEL, "--timeout", "1.5"], "--timeout 1.5 has no unit (write 1.5m or 1.5s)"),
+    "payback without a unit": (["tune", MODEL, "--payback", "2 "], "--payback 2 has no unit (write 2m or 2s)"),
+    "budget of nothing": (
+        ["tune", MODEL, "--budget", "0"],
+        "--budget must be a duration such as 90s, 10m or 2h, not '0'",
+    ),
     "exhaustive and trials": (["tune", MODEL, "--exhaustive", "--trials", "3"], "--exhaustive measures all there is"),
     "dry run's script": (
         ["tune", MODEL, "--device", "cpu", "--lengths", "8", "--dry-run", "--format", "python"],
@@ -378,10 +390,13 @@ def test_sizes_are_read(size: str, count: int) -> None:
     assert read_size(size, "max_memory") == count
 
 
-@pytest.mark.parametrize(("duration", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+@pytest.mark.parametrize(("duration", "seconds"), [("90s", 90), ("1.5m", 90), ("2h", 7200), ("2 h", 7200)])
 def test_durations_are_read(duration: str, seconds: float) -> None:
-    """A duration has a number and, if it is not in seconds, a unit."""
+    """A duration has a number and a unit; Python's own numbers are seconds, and of a text alone nobody knows."""
     assert read_duration(duration, "timeout") == seconds
+    assert read_duration(seconds, "timeout") == seconds
+    with pytest.raises(BadInput, match="has no unit"):
+        read_duration(duration.rstrip(" smh"), "timeout")
     with pytest.raises(BadInput, match="--timeout"):
         read_duration(f"{duration}x", "timeout")
 
@@ -644,14 +659,17 @@ def test_nothing_admissible_lists_every_reason(advisor: Command, tmp_path: Path)
     first, *reasons = done.stderr.splitlines()
 
     assert (done.returncode, done.stdout) == (4, "")
-    assert first == "advisor: nothing admissible: all 5 reasons follow"
-    assert [reason.strip() for reason in reasons] == [
+    assert first == f"advisor: nothing admissible: all {len(reasons)} reasons follow"
+    assert [reason.strip() for reason in reasons][:4] == [
         f"{DEFAULT}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
         f"{SORTED}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
         f"{BF16}: its peak of 3.0 GiB is 3.0 GiB above the 977 KiB allowed",
         f"{EAGER}: timeout (no result after 600 s)",
-        "attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only",
     ]
+    rules = [reason.strip() for reason in reasons][4:]
+    assert "attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only (and 4 more)" in rules
+    assert sum("M1 needs at least" in rule for rule in rules) == 1
+    assert len(rules) < 40
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts
@@ -1053,6 +1071,20 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     assert "1 sdpa · fp32 · sorted 20 ms 1.50 × default" in lines
     assert "2 sdpa · fp32 · sorted block 1 20 ms" in lines
     assert progress.best == "best sdpa · fp32 · sorted: 20 ms, 1.50 × default"
+
+
+@pytest.mark.parametrize(("ended", "said"), [(1, "going on: 1 trial is stored"), (2, "going on: 2 trials are stored")])
+def test_what_was_broken_off_is_not_counted_as_stored(
+    ended: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tune that goes on tells of as many trials as the interrupted one said that it had stored."""
+    job = Job(find_model(MODEL), WORKLOAD, Objective(), Budget(60.0), probe.machine("cpu"))
+    trials = [trial_of(number, DEFAULT, 1000.0) for number in range(ended)]
+    broken = [replace(trials[0], number=7, outcome=Outcome.RUNNING), replace(trials[0], number=8, outcome=Outcome.CUT)]
+    with Progress(job) as progress:
+        progress.hear({"event": "study", "space": Space(DEFAULT, (DEFAULT,), (), ()), "trials": [*trials, *broken]})
+
+    assert said in capsys.readouterr().err.splitlines()
 
 
 def test_ceilings_are_measured_and_stored(url: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -401,6 +401,27 @@ def test_interrupted_tune_stores_what_is_finished_and_leaves_no_worker(start: Ca
     assert command.workers() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("every_s", [0.02, 0.1])
+def test_impatient_interrupts_end_it_as_one_does(start: Callable[[str], Command], every_s: float) -> None:
+    """Whoever presses Ctrl-C again and again gets the same status, the same line and count, and no traceback."""
+    command = start("impatient")
+    assert wait_until(command.is_busy, 240), command.text()
+
+    until = time.monotonic() + 20
+    while command.process.poll() is None and time.monotonic() < until:
+        command.process.send_signal(signal.SIGINT)
+        time.sleep(every_s)
+
+    assert command.process.wait(timeout=60) == 130, command.text()
+    assert "Traceback" not in command.text()
+    assert command.text().count("advisor: interrupted") == 1
+    assert "advisor: interrupted; this run stored 1 trial, and the same command goes on" in command.text()
+    with Store.open(command.url, write=False) as store:
+        assert store.study(1).state == "interrupted"
+    assert command.workers() == []
+
+
 def test_interrupted_before_the_first_trial_it_says_so(start: Callable[[str], Command]) -> None:
     """Ctrl-C while the model is read says that nothing is stored yet, and the command that goes on, as it was given."""
     command = start("at-once")

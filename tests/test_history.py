@@ -464,11 +464,11 @@ def test_a_dry_run_says_what_would_be_tried(url: str, tmp_path: Path, capsys: py
 def test_a_dry_run_counts_with_what_trials_took(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With trials of this architecture in this environment it says how long: their median, times all runs."""
     studied(url, TRIALS)
-    command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--trials", "3", "--blocks", "2", "--dry-run"]
+    command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--trials", "3", "--blocks", "4", "--dry-run"]
     found = as_json(capsys, *command)
 
-    assert (found["trials"], found["confirmation_runs"], found["trial_s"]) == (3, 6, 4.0)
-    assert found["seconds"] == 36.0
+    assert (found["trials"], found["confirmation_runs"], found["trial_s"]) == (3, 12, 4.0)
+    assert found["seconds"] == 60.0
     assert found["order"][0] == DEFAULT.spelled
     assert {choice["attention"] for choice in found["order"]} == {"sdpa", "eager"}
     assert len({json.dumps(choice) for choice in found["order"]}) == len(found["order"])

@@ -194,10 +194,15 @@ def test_a_lock_that_cant_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.
     """Where the lock can't be had, a line names its file and the way out."""
     monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path / "none"))
     runner = LocalRunner(Machine(CPU, "host", "cpu", None, 2**30))
-    with pytest.raises(
-        AdvisorError, match=r"advisor-cpu.lock can't be opened: No such file or directory \(remove it, or"
-    ):
+    wanted = f"create {tmp_path / 'none'}, or name another folder in ADVISOR_LOCK_DIR"
+    with pytest.raises(AdvisorError, match=r"advisor-cpu\.lock can't be opened: No such file or directory") as raised:
         runner.run(CeilingsAsked(), 1.0)
+    assert raised.value.hint == wanted
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "advisor-cpu.lock").symlink_to("advisor-cpu.lock")
+    with pytest.raises(AdvisorError, match=r"advisor-cpu\.lock can't be opened: Too many levels") as raised:
+        runner.run(CeilingsAsked(), 1.0)
+    assert raised.value.hint == "remove it, or name another folder in ADVISOR_LOCK_DIR"
 
 
 def test_when_a_process_started_tells_it_from_the_next() -> None:

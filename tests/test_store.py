@@ -517,6 +517,18 @@ def test_v_trials_has_what_other_objectives_need(store: Store, database_url: str
     assert tuple(found[0].values())[2:] == (0.5, 0.125, 8.5, 0.999, 0.9)
 
 
+@pytest.mark.parametrize(("blocks", "seen"), [(0, (None, None, None)), (1, (1.5, None, None)), (3, (1.5, 1.4, 1.6))])
+def test_no_ratio_is_shown_of_what_was_not_compared(
+    store: Store, database_url: str, blocks: int, seen: tuple[float | None, ...]
+) -> None:
+    """Without a block there is no ratio, with one no interval, as in JSON: in rows of before too, with 1 for the default."""
+    study = opened(store)
+    store.save_answer(study, Answer(BASELINE, "default", 1.5, 1.4, 1.6, blocks, 2, 3, (), METHOD))
+    (row,) = rows(database_url, "SELECT ratio, low, high FROM v_recommendations")
+
+    assert (row["ratio"], row["low"], row["high"]) == seen
+
+
 def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: str) -> None:
     """The view is the row that was stored: what was chosen, by how much, of how many; and whether that is still so."""
     study = opened(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,9 @@ from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
-from advisor.search.space import build_space
+from advisor.search.space import Space, build_space
 from advisor.show.report import print_recommendation
+from advisor.show.script import recommended_script
 from advisor.show.support import LLAMA
 from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
@@ -362,9 +364,90 @@ def test_fine_tunes_share_speed_and_not_quality(store: Store) -> None:
 
     assert answer(store).configuration == NF4
     assert (tuned.configuration, tuned.verdict) == (SORTED, "faster")
-    assert "speeds were measured with other weights of the same shapes" in tuned.notes
+    assert (
+        "speeds were measured with other weights of the same shapes (org/model); "
+        "the quality of org/tuned's own was not measured" in tuned.notes
+    )
     assert answer(store, TUNED, replace(ANY, allow_unjudged=True)).configuration == NF4
     assert "its quality with these weights is not judged" in why_not(tuned, store.trials(tuned.study.id), "nf4")[0]
+
+
+def test_a_study_of_random_weights_says_nothing_of_trained_ones(store: Store) -> None:
+    """Its speeds are said to be its own; its quality, and what it refused for it, is not told of weights that nobody measured."""
+    drawn = "these weights are drawn at random: what it costs them says nothing of trained ones"
+    refusal = Reason("T0", Verdict.INVALID, drawn, "trained weights, or --allow-unjudged", subject="quantization=nf4")
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1200)]
+    more = {"source": DRAWN, "admissible": 9, "left": UNTRIED[:1]}
+    study = studied(store, attempts, {SORTED: (1.2, 1.21, 1.2)}, [refusal], **more)
+    found, own = answer(store), answer(store, DRAWN)
+
+    assert (found.configuration, found.verdict, found.exit_status) == (SORTED, "faster", 0)
+    assert [reason.rule for reason in own.refusals] == ["T0"]
+    assert "T0" not in [reason.rule for reason in found.refusals]
+    assert (own.tried, own.admissible) == (2, 9)
+    assert (found.tried, found.admissible) == (2, admissible_under(ANY))
+    assert found.prospects.left == admissible_under(ANY) - 2
+    assert found.payload["measured_weights"] == {
+        "model": "model.json",
+        "digest": "random:0",
+        "random": True,
+        "same": False,
+    }
+    assert found.payload["recommendation"]["quality"] is None
+    assert found.payload["default"]["quality"] is None
+    assert own.payload["recommendation"]["quality"]["judged"] is True
+    said = shown(found)
+    assert "3 blocks); the speeds are those of randomly drawn weights of the same shapes" in said
+    assert "its quality was not measured with these weights" in said
+    assert "rms" not in said
+    assert f"to measure these weights: {found.command}" in said
+    assert found.command.startswith("advisor tune org/model --lengths")
+    assert "KL" not in why_not(found, store.trials(study), "padded")[0]
+    assert "rms" in shown(own)
+    script = recommended_script(found, "cpu")
+    said = " ".join(str(ast.get_docstring(ast.parse(script))).split())
+    assert said.startswith(
+        "org/model: sdpa · bf16 · sorted (written by advisor suggest). The speeds are those of randomly drawn"
+    )
+    assert said.endswith(f"the quality of org/model's own was not measured. To measure it: {found.command}")
+    assert ast.get_docstring(ast.parse(recommended_script(own, "cpu"))) == (
+        "model.json: sdpa · bf16 · sorted (written by advisor suggest)."
+    )
+
+
+def test_what_is_wrong_with_other_weights_may_be_right_with_these(store: Store) -> None:
+    """That nothing is right holds for the weights that were measured: of others it is said whose it is, and how to go on."""
+    coarse = Quality(0.9, 9.0, 1e-3, 0.99, 64, 1.001, reference="fp32, eager")
+    studied(store, [attempt(DEFAULT, 1000, quality=coarse)], source=DRAWN, objective=Objective(Tier.EXACT))
+    found = answer(store, objective=Objective(Tier.EXACT))
+
+    assert (answer(store, DRAWN, Objective(Tier.EXACT)).verdict, found.verdict) == ("none-right", "unsearched")
+    assert (found.configuration, found.exit_status) == (None, 3)
+    assert "wrong output with other weights: rms error" in shown(found)
+    assert f"to measure these weights: {found.command}" in shown(found)
+
+
+@pytest.mark.parametrize(("searched", "asked"), [(Tier.EXACT, Tier.DTYPE), (Tier.DTYPE, Tier.EXACT)])
+def test_counts_are_of_the_question_that_is_asked(store: Store, searched: Tier, asked: Tier) -> None:
+    """Asked for another quality than was searched: what was refused, tried, and never tried is what holds for this one."""
+    narrow = Reason("T0", Verdict.INVALID, "its tier is 4bit, and … was asked for", subject="quantization=nf4")
+    attempts, ratios = [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.5, 1.51, 1.5)}
+    studied(store, attempts, ratios, [narrow], objective=Objective(searched), admissible=7, stop=Stop.UNLIKELY)
+    found, space = answer(store, objective=Objective(asked)), space_under(Objective(asked))
+
+    assert (found.tried, found.admissible) == (2, len(space.admissible))
+    assert found.refusals == space.refusals
+    assert found.prospects.left == len(space.admissible) - 2
+    assert found.why == f"nothing untried is likely to be better (it searched for quality {searched})"
+    assert f"2 of {len(space.admissible)} admissible configurations tried" in shown(found)
+
+
+def test_what_ran_as_something_else_stays_refused_whatever_is_asked(store: Store) -> None:
+    """Nor is what the machine showed forgotten where the space is built anew."""
+    alias = Reason("E1", Verdict.ALIAS, "sdpa ran", subject="attention=eager")
+    studied(store, [attempt(DEFAULT, 1000)], refusals=[alias], objective=Objective(Tier.EXACT), admissible=7)
+
+    assert alias in answer(store, objective=Objective(Tier.DTYPE)).refusals
 
 
 def test_ones_own_weights_come_before_others(store: Store) -> None:
@@ -389,7 +472,7 @@ def test_nothing_admissible_says_everything(store: Store) -> None:
         attempt(EAGER),
         attempt(FP16, 900, outcome=Outcome.PRUNED),
     ]
-    studied(store, attempts, refusals=[refusal])
+    studied(store, attempts, refusals=[refusal], objective=Objective(max_memory_bytes=GIB), admissible=0)
     with pytest.raises(NothingAdmissible) as raised:
         answer(store, objective=Objective(max_memory_bytes=GIB))
 
@@ -481,7 +564,7 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
         "A4", Verdict.INVALID, "only fp16 and bf16", "choose bf16", "precision=fp32", "attention=flash_attention_2"
     )
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300), attempt(NF4, 500), attempt(EAGER), attempt(PACKED, 1290)]
-    study = studied(store, attempts, {SORTED: (1.3, 1.31, 1.3), PACKED: (1.29, 1.2, 0.9)}, [pair])
+    study = studied(store, attempts, {SORTED: (1.3, 1.31, 1.3), PACKED: (1.29, 1.2, 0.9)}, [pair], stop=Stop.BUDGET)
     found = answer(store)
     said = {
         name: why_not(found, store.trials(study), name)
@@ -607,8 +690,9 @@ def test_why_not_names_the_objective(store: Store) -> None:
     """A choice that ran, and fast, but is outside the objective is told what keeps it out."""
     study = studied(store, [attempt(DEFAULT, 1000), attempt(NF4, 2000, peak_bytes=30 * GIB)], {NF4: (2.0, 2.0, 2.01)})
     found = answer(store, objective=Objective(Tier.DTYPE, max_memory_bytes=25 * GIB))
-    (line,) = why_not(found, store.trials(study), "nf4")
+    rule, line = why_not(found, store.trials(study), "nf4")
 
+    assert rule == "quantization=nf4: rule T0: its tier is 4bit, and dtype was asked for → --quality 4bit"
     assert "2.00 × the default" in line
     assert "its peak of 30.0 GiB is 5.0 GiB above the 25.0 GiB allowed" in line
     assert "its quality tier is 4bit, and dtype was asked for" in line
@@ -699,6 +783,60 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stop", "chance", "flags"),
+    [
+        (Stop.UNLIKELY, 0.01, " --exhaustive"),
+        (Stop.PAYBACK, 0.3, " --exhaustive"),
+        (Stop.TRIALS, 0.01, " --exhaustive"),
+        (Stop.BUDGET, 0.3, " --budget 20m"),
+    ],
+)
+def test_to_go_on_is_a_command_that_tries_something(store: Store, stop: Stop, chance: float, flags: str) -> None:
+    """Where the search ended by its own rule more time tries nothing: all that is left has to be asked for."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 900)]
+    study = studied(store, attempts, {SORTED: (0.9, 0.9, 0.91)}, stop=stop, left=UNTRIED, chance=chance)
+    found = answer(store)
+    (line,) = why_not(found, store.trials(study), "nf4")
+
+    plain = "advisor tune org/model --lengths 512,128,256,64 --batch 2 --output last-logits --quality 4bit"
+    assert found.command == f"{plain}{flags}"
+    assert line.endswith(f"To go on: {plain}{flags}")
+
+
+def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) -> None:
+    """Where everything that could be tried was, no time and no flag of the same study tries more."""
+    study = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING)
+    found = answer(store)
+
+    (line,) = why_not(found, store.trials(study), "nf4,eager")
+    assert line.endswith(f"To try it: {found.command} --only quantization=nf4 --only attention=eager")
+    assert "--budget" not in found.command
+    among = replace(ANY, only=(("attention", ("eager", "sdpa")),))
+    narrow = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING, objective=among)
+    (line,) = why_not(answer(store, objective=among), store.trials(narrow), "eager")
+    assert line.endswith("--quality 4bit --only attention=eager")
+
+
+@pytest.mark.parametrize(
+    ("budget", "flags"),
+    [
+        (Budget(600.0, payback_s=3600.0), ""),
+        (Budget(600.0), " --budget 600s"),
+        (Budget(90.0, blocks=3), " --budget 90s --blocks 3"),
+        (Budget(None, 4), " --trials 4"),
+        (Budget(3600.0, exhaustive=True), " --exhaustive --budget 3600s"),
+        (Budget(600.0, payback_s=60.0), " --payback 60s"),
+    ],
+)
+def test_what_was_broken_off_goes_on_as_it_was_asked_for(store: Store, budget: Budget, flags: str) -> None:
+    """The command of an answer is then the one that the interrupted tune named: with its own budget, not a longer one."""
+    kept = {"stop": Stop.INTERRUPTED, "state": "interrupted", "left": UNTRIED, "chance": None}
+    studied(store, [attempt(DEFAULT, 1000)], budget=budget, **kept)
+
+    assert answer(store).command.partition(" --quality 4bit")[2] == flags
+
+
+@pytest.mark.parametrize(
     ("budget", "stop", "status"),
     [
         (Budget(60.0), Stop.BUDGET, 3),
@@ -714,9 +852,9 @@ def test_what_was_asked_for_is_no_fault(store: Store, budget: Budget, stop: Stop
     assert (answer(store).verdict, answer(store).exit_status) == ("unsearched", status)
 
 
-@pytest.mark.parametrize(("blocks", "status"), [(0, 0), (2, 0), (3, 3)])
+@pytest.mark.parametrize(("blocks", "status"), [(0, 0), (2, 3), (3, 3)])
 def test_blocks_that_were_not_asked_for_are_not_missed(store: Store, blocks: int, status: int) -> None:
-    """Fewer blocks than decide anything leave it unconfirmed, and that is status 0 where no more were asked for."""
+    """Without blocks it is unconfirmed, and that is status 0 where none were asked for; too few of them are no answer."""
     studied(
         store,
         [attempt(DEFAULT, 1000), attempt(SORTED, 1500)],
@@ -875,9 +1013,14 @@ def viewed(url: str, study: int) -> dict[str, Any] | None:
 
 
 @cache
+def space_under(objective: Objective) -> Space:
+    """Return the space of the studies here, for trained weights."""
+    return build_space(FACTS, WORKLOAD, H200, objective, H200.memory_bytes)
+
+
 def admissible_under(objective: Objective) -> int:
-    """Return how many configurations rules leave: a tune stores it, so that no answer builds the space anew."""
-    return len(build_space(FACTS, WORKLOAD, H200, objective, H200.memory_bytes).admissible)
+    """Return how many configurations an objective leaves."""
+    return len(space_under(objective).admissible)
 
 
 def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -> None:
@@ -898,12 +1041,10 @@ def check_that_the_view_agrees(store: Store, url: str, drawn: tuple[Any, ...]) -
     if found.chosen is None:
         assert row["configuration_key"] is None
         return
-    comparison, keeps = found.chosen.comparison, found.chosen.is_default
+    told = found.payload["recommendation"]
     assert row["configuration_key"] == found.chosen.configuration.key
-    assert row["ratio"] == (1.0 if keeps else comparison.ratio if comparison else None)
-    assert row["blocks"] == (0 if keeps or comparison is None else len(comparison.block_ratios))
-    if comparison and not keeps:
-        assert (row["low"], row["high"]) == comparison.interval
+    assert (row["ratio"], row["blocks"]) == (told["ratio"], told["blocks"])
+    assert [row["low"], row["high"]] == (told["ratio_interval"] or [None, None])
 
 
 _SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}

@@ -171,6 +171,8 @@ def test_resuming_a_finished_study_runs_nothing(finished: Tuned) -> None:
     first, second = finished.trials
 
     assert not [event for event in finished.events[1] if event["event"] in ("start", "trial")]
+    assert [event["stage"] for event in finished.events[1] if event["event"] == "stage"] == [], "no worker is needed"
+    assert [event["why"] for event in finished.events[1] if event["event"] == "stopped"] != []
     assert second == first
     assert finished.refusals[1] == finished.refusals[0]
     assert finished.recommendation is not None

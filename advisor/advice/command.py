@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import shlex
 
+from advisor.nouns.answer import Stop
 from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.model import ModelSource
-from advisor.nouns.objective import Objective
+from advisor.nouns.objective import Budget, Objective
+from advisor.search.prospects import CHANCE
 from advisor.storage.study_record import StudyRecord
 from advisor.workloads import Workload, kind_of
 
 #: A tune without --budget takes so long (options.DEFAULT_BUDGET): what goes on with one that did says how much longer.
 LONG_BUDGET_S = 600.0
+
+#: What nobody bounded is worth so much work (options.DEFAULT_PAYBACK).
+_PAYBACK_S = 3600.0
 
 
 def command_for(source: ModelSource, workload: Workload, objective: Objective, here: Environment | None) -> str:
@@ -36,11 +42,50 @@ def command_for(source: ModelSource, workload: Workload, objective: Objective, h
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
 
 
-def going_on(source: ModelSource, study: StudyRecord, objective: Objective) -> str:
-    """Return the command that goes on with a study, or begins one with another objective: longer than the last one was."""
+def going_on(source: ModelSource, study: StudyRecord, objective: Objective, *, is_own: bool) -> str:
+    """Return the command that goes on with a study: as it was asked for where it was broken off, else for longer.
+
+    is_own: whether the question is the study's own; else the command begins the one that it is about.
+    """
     command = command_for(source, study.workload, objective, study.environment)
-    last_s = study.budget.seconds or 0.0
-    return f"{command} --budget {math.ceil(2 * last_s / 60)}m" if last_s >= LONG_BUDGET_S else command
+    if not is_own:
+        return command
+    flags = _longer(study.budget) if study.state == "done" else _again(study.budget)
+    return " ".join([command, *flags])
+
+
+def trying_more(source: ModelSource, study: StudyRecord, objective: Objective, *, is_own: bool) -> str:
+    """Return the command that tries what was never tried: where the search ended by its own rule, more time tries nothing."""
+    end = study.end
+    if not is_own or study.state != "done" or end is None:
+        return going_on(source, study, objective, is_own=is_own)
+    command = command_for(source, study.workload, objective, study.environment)
+    if end.stop is Stop.EVERYTHING:
+        return command
+    is_unlikely = end.chance is not None and end.chance < CHANCE
+    if is_unlikely or end.stop in (Stop.UNLIKELY, Stop.PAYBACK):
+        return f"{command} --exhaustive"
+    return going_on(source, study, objective, is_own=True)
+
+
+def _longer(budget: Budget) -> list[str]:
+    """Return the flags of a tune that may spend more than one that was not enough."""
+    if budget.exhaustive:
+        return ["--exhaustive"]
+    last_s = budget.seconds or 0.0
+    return [f"--budget {math.ceil(2 * last_s / 60)}m"] if last_s >= LONG_BUDGET_S else []
+
+
+def _again(budget: Budget) -> list[str]:
+    """Return the flags that a budget was asked for with."""
+    flags = ["--exhaustive"] if budget.exhaustive else []
+    flags += [f"--trials {budget.trials}"] if budget.trials is not None else []
+    if budget.seconds is not None and (budget.seconds != LONG_BUDGET_S or budget.payback_s is None):
+        flags.append(f"--budget {budget.seconds:g}s")
+    if budget.payback_s not in (None, _PAYBACK_S):
+        flags.append(f"--payback {budget.payback_s:g}s")
+    is_asked = budget.blocks != Budget().blocks and budget.blocks not in range(1, LEAST_BLOCKS)
+    return flags + ([f"--blocks {budget.blocks}"] if is_asked else [])
 
 
 def _size(count: int) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
 from advisor.advice.ranking import Candidate
 from advisor.errors import NothingAdmissible
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.measurement import TIE_ZONE
-from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
-from advisor.search.prospects import Prospects, space_of
-from advisor.search.space import Space
-from advisor.storage.study_record import StudyRecord
+from advisor.search.prospects import Prospects
 
 
 def conclude(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
@@ -24,7 +23,8 @@ def conclude(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candida
     """
     right, default = evidence.right, evidence.default
     if not right:
-        return None, Conclusion.UNSEARCHED if look().left else Conclusion.NONE_RIGHT
+        # What is wrong with other weights may be right with these: nobody has looked.
+        return None, Conclusion.UNSEARCHED if not evidence.same_weights or look().left else Conclusion.NONE_RIGHT
     if right[0].verdict == "faster":
         return right[0], Conclusion.FASTER
     if default is None or default.objections:
@@ -62,27 +62,11 @@ def fastest_found(evidence: Evidence, chosen: Candidate | None, verdict: Conclus
     return best if (best.search_ratio or 0.0) > (chosen.search_ratio or 0.0) else None
 
 
-def refuse_nothing_admissible(
-    study: StudyRecord,
-    objective: Objective,
-    evidence: Evidence,
-    trials: Sequence[Trial],
-    refusals: Sequence[Reason],
-    space: Space | None,
-) -> None:
-    """Raise NothingAdmissible with every reason where rules left nothing at all. space: the study's, built anew for None."""
-    if not _was_anything_admissible(study, objective, evidence, space):
-        raise NothingAdmissible(_every_reason(refusals, trials, evidence.outside))
-
-
-def _was_anything_admissible(study: StudyRecord, objective: Objective, evidence: Evidence, space: Space | None) -> bool:
-    """Whether rules left anything at all under an objective; a default that is wrong is no matter of rules."""
-    if evidence.default is not None and evidence.default.wrong:
-        return True
-    if space is None and study.objective.payload == objective.payload and study.admissible is not None:
-        return study.admissible > 0
-    space = space or space_of(study, objective)
-    return space is None or bool(space.admissible)
+def refuse_nothing_admissible(evidence: Evidence, trials: Sequence[Trial], coverage: Coverage) -> None:
+    """Raise NothingAdmissible with every reason where rules left nothing at all; a wrong default is no matter of rules."""
+    is_wrong = evidence.default is not None and bool(evidence.default.wrong)
+    if not is_wrong and coverage.leaves_nothing:
+        raise NothingAdmissible(_every_reason(coverage.refusals, trials, evidence.outside))
 
 
 def _every_reason(
@@ -97,4 +81,14 @@ def _every_reason(
                 else f"{trial.outcome} ({trial.reason[:160]})"
             )
             texts.append(f"{trial.requested}: {why}")
-    return texts + [str(reason) for reason in refusals]
+    return texts + list(_told_once(refusals))
+
+
+def _told_once(refusals: Sequence[Reason]) -> Iterator[str]:
+    """Yield refusals in words, of those that have rule, figures aside words, and remedy in common the first and their count."""
+    alike: dict[tuple[str, ...], list[Reason]] = {}
+    for reason in refusals:
+        words = re.sub(r"\d+(\.\d+)?( [KMG]i?B)?", "#", reason.text)
+        alike.setdefault((reason.rule, words, reason.remedy), []).append(reason)
+    for first, *more in alike.values():
+        yield f"{first} (and {len(more)} more)" if more else str(first)

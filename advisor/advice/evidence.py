@@ -22,7 +22,8 @@ from advisor.workloads import kind_of
 class Evidence:
     """What was measured, as candidates in the one order: right, what may be recommended; rejected: what may not be.
 
-    outside: by the number of a search trial, what stands against it. may_be: whether a trial may be recommended.
+    outside: by the number of a search trial, what stands against it. may_be: whether a trial may be recommended. same_weights:
+    whether it is of the weights that are asked about.
     """
 
     right: tuple[Candidate, ...]
@@ -30,6 +31,7 @@ class Evidence:
     default: Candidate | None
     outside: Mapping[int, Sequence[str]]
     may_be: Callable[[Trial], bool]
+    same_weights: bool = True
 
     @classmethod
     def of(
@@ -50,17 +52,24 @@ class Evidence:
         outside = {trial.number: against(trial) for trial in found}
         candidates = [
             candidate(
-                _with_energy(trial, trials), default, comparisons, objective, facts, outside[trial.number], metrics
+                _with_energy(trial, trials),
+                default,
+                comparisons,
+                objective,
+                facts,
+                outside[trial.number],
+                metrics,
             )
             for trial in _once_each(found, outside, default, aim)
         ]
-        order = ranked(candidates, aim)
+        order = [replace(each, same_weights=same_weights) for each in ranked(candidates, aim)]
         return cls(
             right=tuple(c for c in order if not c.objections),
             rejected=tuple(c for c in order if c.objections),
             default=next((c for c in order if c.is_default), None),
             outside=outside,
             may_be=lambda trial: trial.phase == "search" and not against(trial),
+            same_weights=same_weights,
         )
 
 
@@ -87,9 +96,3 @@ def _with_energy(trial: Trial, trials: Sequence[Trial]) -> Trial:
     blocks = (t for t in reversed(trials) if t.phase == "confirm" and t.ran == trial.ran)
     energy = next((m for t in blocks for m in t.measurements if is_energy(m.metric)), None)
     return trial if energy is None else replace(trial, measurements=(*trial.measurements, energy))
-
-
-def count_tried(study: StudyRecord, trials: Sequence[Trial]) -> int:
-    """Return how many of what --only leaves was tried: the default is measured beside it."""
-    tried = {t.requested for t in searched(trials)}
-    return sum(study.objective.leaves(configuration) for configuration in tried)

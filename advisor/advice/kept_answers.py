@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from advisor.advice.evidence import count_tried
+from advisor.advice.coverage import count_tried
 from advisor.advice.suggest import recommend
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT, Answer
@@ -32,14 +32,12 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     try:
         found = recommend(store, own, study, study.objective, space=space)
     except NothingAdmissible as error:
-        tried = count_tried(study, store.trials(study.id))
+        tried = count_tried(study.objective, store.trials(study.id))
         return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
     chosen, ratio, low, high, blocks = found.chosen, None, None, None, 0
-    if chosen is not None and chosen.is_default:
-        ratio = low = high = 1.0
-    elif chosen is not None and chosen.comparison is not None:
-        ratio, (low, high) = chosen.comparison.ratio, chosen.comparison.interval
-        blocks = len(chosen.comparison.block_ratios)
+    if chosen is not None and chosen.comparison is not None:
+        ratio, blocks = chosen.comparison.ratio, len(chosen.comparison.block_ratios)
+        low, high = chosen.comparison.interval if blocks > 1 else (None, None)  # one block has none
     evidence = (ratio, low, high, blocks, found.tried, found.admissible)
     against = [f"{c.configuration}: {text}" for c in found.rejected for text in c.objections] if chosen is None else []
     why = tuple(text for text in (found.why, *against, *found.notes) if text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advisor.advice.coverage import Coverage, count_tried, weights_words
 from advisor.advice.ranking import Candidate
 from advisor.models.declared import notes_on
 from advisor.nouns.answer import Stop
@@ -21,7 +22,10 @@ def notes_of(
     if default is None:
         notes.append("the default could not be measured, so there is no ratio")
     if study.weights_digest != source.weights_digest:
-        notes.append("speeds were measured with other weights of the same shapes")
+        notes.append(
+            f"speeds were measured with {weights_words(study)} ({study.model_name}); "
+            f"the quality of {source.name}'s own was not measured"
+        )
     if source.has_random_weights and "quantization_config" in source.config:
         notes.append("random weights: quality of lossy choices is not judged")
     elif source.has_random_weights:
@@ -39,14 +43,14 @@ def notes_of(
 
 def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[str]:
     """Say what of a choice's quality is not known, or can't be compared: a study is found by its lengths, not by its texts."""
-    quality = None if chosen is None else chosen.trial.quality
+    quality = None if chosen is None else chosen.quality
     if chosen is None or quality is None:
         return []
     notes = [] if is_judged(quality, chosen.tier) else ["the quality of this choice was not judged"]
     if quality.lacks_layout:
         notes.append(f"its layout was {quality.layout_words}")
-    if default is not None and default.trial.quality is not None:
-        mine, other = (each.reference.partition(" positions, ")[2] for each in (quality, default.trial.quality))
+    if default is not None and default.quality is not None:
+        mine, other = (each.reference.partition(" positions, ")[2] for each in (quality, default.quality))
         if mine and other and mine != other:
             notes.append(f"its quality is of {mine}, the default's of {other}: they are not comparable")
     return notes
@@ -68,7 +72,14 @@ def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
     return notes
 
 
-def why_stopped(study: StudyRecord, tried: int) -> str:
+def why_stopped(study: StudyRecord, coverage: Coverage) -> str:
+    """Return why the search stopped, and what it was asked for where that is not what is asked now."""
+    why = _why_stopped(study, count_tried(study.objective, coverage.trials))
+    words = coverage.searched_words
+    return f"{why} (it searched {words})" if why and words else why
+
+
+def _why_stopped(study: StudyRecord, tried: int) -> str:
     """Return why the search stopped, as it was stored or as far as the rows tell."""
     if study.end is not None:
         return study.end.stop.words

@@ -17,7 +17,7 @@ from advisor.nouns.measurement import TIE_ZONE, Comparison
 from advisor.nouns.metrics import Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
-from advisor.nouns.trial import Trial
+from advisor.nouns.trial import Quality, Trial
 from advisor.quality.judge import is_judged, wrong
 
 
@@ -28,7 +28,8 @@ class Candidate:
     search_ratio: its score over the default's in the search phase (one process each: a hint); comparison: the confirmed one.
     Ratios are above 1 where it is better at what the objective asks for, whichever way that is counted. objections: all that
     stands against recommending it; wrong: what of that is wrong with its output; is_default: it is what all are compared with;
-    changes: how many of its choices are not the default's; metrics: of its kind of work.
+    changes: how many of its choices are not the default's; metrics: of its kind of work. same_weights: whether it was measured
+    with the weights that are asked about: of others its speed is told, and not its quality.
     """
 
     trial: Trial
@@ -40,6 +41,12 @@ class Candidate:
     objections: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    same_weights: bool = True
+
+    @property
+    def quality(self) -> Quality | None:
+        """The figures of its output with the weights that are asked about, None where that was not measured."""
+        return self.trial.quality if self.same_weights else None
 
     @property
     def configuration(self) -> Configuration:
@@ -72,7 +79,7 @@ class Candidate:
     def payload(self) -> dict[str, Any]:
         """The candidate as JSON values; what is said of its quality is said by today's rules."""
         blocks = len(self.comparison.block_ratios) if self.comparison else 0
-        quality = self.trial.quality
+        quality = self.quality
         judged = quality is not None and is_judged(quality, self.tier)
         return {
             "configuration": self.configuration.spelled,

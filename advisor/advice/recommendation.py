@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from advisor.advice.coverage import weights_words
 from advisor.advice.ranking import Candidate, is_tied
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import LEAST_BLOCKS
-from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.model import ModelFacts, ModelSource, is_drawn
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
 from advisor.search.cost import useful_operations
@@ -32,8 +32,8 @@ class Recommendation:
     was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
     configurations were, failures included; admissible: of how many, None where that is not known; look: what finds out about
     those that were not, once it is asked: see prospects.
-    why: why the search stopped, in words; command: what goes on with it; way_out: how work is done right that no configuration
-    does right, "" where there is no telling.
+    why: why the search stopped, in words; command: what goes on with it; trying: what tries what was never tried; way_out: how
+    work is done right that no configuration does right, "" where there is no telling.
     looked_s: seconds that the independence probe and the layout in fp32 took, of spent_s that all trials did.
     """
 
@@ -57,6 +57,7 @@ class Recommendation:
     look: Callable[[], Prospects] = Prospects
     why: str = ""
     command: str = ""
+    trying: str = ""
     way_out: str = ""
     looked_s: float = 0.0
     spent_s: float = 0.0
@@ -66,7 +67,23 @@ class Recommendation:
         if self.chosen is None:
             return f"{self.source.name}: nothing is recommended ({self.verdict})"
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
-        return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio})"
+        origin = f"; {self.origin}" if self.origin else ""
+        return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio}{origin})"
+
+    def with_flags(self, of_workload: str, given: str) -> Recommendation:
+        """Return the same whose commands name the workload as it was given."""
+        command, trying = (text.replace(of_workload, given) for text in (self.command, self.trying))
+        return replace(self, command=command, trying=trying)
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether the weights that are asked about were measured; else speeds are others', and quality is not known."""
+        return self.study.weights_digest == self.source.weights_digest
+
+    @property
+    def origin(self) -> str:
+        """Whose speeds these are where the weights that are asked about were not measured, in words; else ""."""
+        return "" if self.same_weights else f"the speeds are those of {weights_words(self.study)}"
 
     @property
     def prospects(self) -> Prospects:
@@ -93,9 +110,9 @@ class Recommendation:
         """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0."""
         budget, end = self.study.budget, self.study.end
         asked_for_few = budget.trials is not None and not (end is not None and end.stop.is_cut)
-        few_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks < LEAST_BLOCKS
+        no_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks == 0
         wants = self.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED) and self.chosen is not None
-        return 0 if wants and (few_blocks or asked_for_few) else self.verdict.exit_status
+        return 0 if wants and (no_blocks or asked_for_few) else self.verdict.exit_status
 
     @property
     def ceiling_share(self) -> float | None:
@@ -133,6 +150,12 @@ class Recommendation:
             "environment": {"key": self.study.environment_key, **self.study.environment.payload},
             "study": self.study.id,
             "measured_at": finished.isoformat(),
+            "measured_weights": {
+                "model": self.study.model_name,
+                "digest": self.study.weights_digest,
+                "random": is_drawn(self.study.weights_digest),
+                "same": self.same_weights,
+            },
             "verdict": str(self.verdict),
             "tier": self.tier,
             "recommendation": self.chosen.payload if self.chosen else None,

@@ -6,20 +6,23 @@ The candidate with the highest confirmed ratio over the default, or the default 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
-from advisor.advice.command import going_on
+from advisor.advice.command import going_on, trying_more
 from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admissible
-from advisor.advice.evidence import Evidence, count_tried
+from advisor.advice.coverage import Coverage
+from advisor.advice.evidence import Evidence
 from advisor.advice.lookup import study_for
 from advisor.advice.notes import notes_of, way_out, why_stopped
 from advisor.advice.ranking import pareto
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import NotMeasured
+from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Objective
-from advisor.nouns.trial import Outcome
+from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects, prospects_left
 from advisor.search.space import Space
 from advisor.storage.store import Store
@@ -64,16 +67,20 @@ def recommend(
     if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         raise NotMeasured("the study has no finished trial yet; run the same tune again")
     evidence = Evidence.of(store, source, study, objective, trials)
+    coverage = Coverage(study, source, objective, trials, refusals, space)
     default = evidence.default.trial if evidence.default else None
 
     @cache
     def look() -> Prospects:
-        return prospects_left(study, trials, objective, evidence.may_be, default, space)
+        may_be, is_own = evidence.may_be, coverage.is_own
+        return prospects_left(study, trials, objective, may_be, default, lambda: coverage.space, is_own=is_own)
 
     if not evidence.right and not look().left:
-        refuse_nothing_admissible(study, objective, evidence, trials, refusals, space)
+        refuse_nothing_admissible(evidence, trials, coverage)
     chosen, verdict = conclude(evidence, look)
-    tried = count_tried(study, trials)
+    is_own = coverage.is_own and study.objective.payload == objective.payload and evidence.same_weights
+    trying = trying_more(source, study, objective, is_own=is_own)
+    confirms = verdict in (Conclusion.UNCONFIRMED, Conclusion.TIE)
     return Recommendation(
         source=source,
         study=study,
@@ -83,19 +90,27 @@ def recommend(
         default=evidence.default,
         verdict=verdict,
         runners_up=tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration),
-        refusals=refusals,
-        failures=tuple(t for t in trials if t.outcome.is_failure),
+        refusals=coverage.refusals,
+        failures=tuple(_of_these(t, same_weights=evidence.same_weights) for t in trials if t.outcome.is_failure),
         notes=(*notes, *notes_of(study, source, objective, chosen, evidence.default)),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
         ceilings=store.ceilings(study.environment_key),
-        tried=tried,
-        admissible=study.admissible,
+        tried=coverage.tried,
+        admissible=coverage.admissible,
         best=fastest_found(evidence, chosen, verdict),
         rejected=evidence.rejected,
         look=look,
-        why=why_stopped(study, tried),
-        command=going_on(source, study, objective),
+        why=why_stopped(study, coverage),
+        command=going_on(source, study, objective, is_own=is_own) if confirms else trying,
+        trying=trying,
         way_out=way_out(evidence.default, facts) if chosen is None else "",
         looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
         spent_s=sum(t.wall_s or 0.0 for t in trials),
     )
+
+
+def _of_these(trial: Trial, *, same_weights: bool) -> Trial:
+    """Return a failed trial; that its output was wrong with other weights than are asked about is said of those."""
+    if same_weights or trial.outcome is not Outcome.WRONG_OUTPUT:
+        return trial
+    return replace(trial, reason=f"with other weights: {trial.reason}")

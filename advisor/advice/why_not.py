@@ -10,6 +10,7 @@ from advisor.advice.ranking import Candidate, why_behind
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
 from advisor.knobs import GENERIC, KNOBS, Reason, always
+from advisor.nouns.answer import Stop
 from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome, Trial
@@ -142,16 +143,12 @@ def _is_turned(knob: str, recommendation: Recommendation, trials: Sequence[Trial
 
 
 def _fitting(recommendation: Recommendation, asked: Mapping[str, str]) -> list[Reason]:
-    """Return the refusals that hold for what has all of these choices, those that need no other choice first.
-
-    Not those of a narrower tier than the one that is asked for now.
-    """
-    wider = recommendation.objective.quality.rank > recommendation.study.objective.quality.rank
+    """Return the refusals that hold for what has all of these choices, those that need no other choice first."""
     wanted, known = set(_subject(asked).split()), []
     for reason in recommendation.refusals:
         words = set(f"{reason.subject} {reason.about}".split())
         clashes = any(word.partition("=")[0] in asked for word in words - wanted)
-        if words & wanted and not clashes and not (wider and reason.rule == "T0"):
+        if words & wanted and not clashes:
             known.append((len(words - wanted), reason))
     return [reason for _, reason in sorted(known, key=lambda pair: bool(pair[0]))]
 
@@ -171,7 +168,8 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
 
     None where it is not known what is admissible.
     """
-    space = space_of(recommendation.study, recommendation.objective)
+    drawn = recommendation.source.has_random_weights
+    space = space_of(recommendation.study, recommendation.objective, drawn=drawn)
     if space is None:
         return None
     default = recommendation.default.trial if recommendation.default is not None else None
@@ -191,7 +189,17 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
         else f"{left.left} admissible configurations with {_it(asked)} were"
     )
     text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
-    return [f"{text}. To go on: {recommendation.command}"]
+    end = recommendation.study.end
+    if end is not None and end.stop is Stop.EVERYTHING:  # the search left it out: a study of its own does not
+        return [f"{text}. To try it: {_with_only(recommendation.trying, asked)}"]
+    return [f"{text}. To go on: {recommendation.trying}"]
+
+
+def _with_only(command: str, asked: Mapping[str, str]) -> str:
+    """Return a command line that leaves of every knob in `asked` this choice alone."""
+    for knob, name in asked.items():
+        command = re.sub(rf" --only {knob}=\S+", "", command) + f" --only {knob}={name}"
+    return command
 
 
 def _told(trial: Trial, recommendation: Recommendation) -> str:
@@ -214,7 +222,7 @@ def _told(trial: Trial, recommendation: Recommendation) -> str:
 def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
     """Say what a candidate's figures are, and why it comes after what is recommended."""
     chosen, parts = recommendation.chosen, [_ratio_words(found, recommendation)]
-    quality = found.trial.quality
+    quality = found.quality
     if quality is not None and quality.kl is not None:
         parts.append(f"KL {quality.kl:.1e}" + ("" if is_judged(quality, found.tier) else ", not judged"))
     if chosen is not None and found.trial.weight_bytes and chosen.trial.weight_bytes:

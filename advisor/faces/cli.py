@@ -6,17 +6,22 @@ It, `commands`, `records` and `printing` are the only files that print; `advisor
 from __future__ import annotations
 
 import io
+import math
 import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 from advisor.errors import AdvisorError, NothingAdmissible
 from advisor.faces.arguments import build_parser, kind_in
 from advisor.faces.commands import COMMANDS
 from advisor.terminal import in_a_line
+
+#: Interrupts that follow one within so many seconds are the same one.
+_AGAIN_S = 2.0
 
 
 def run(arguments: Sequence[str], began: float | None = None) -> int:
@@ -29,7 +34,7 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
         print("\n  ".join(map(in_a_line, [f"advisor: {error}", *reasons])), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
-        print(in_a_line(f"advisor: interrupted{_goes_on(arguments, *error.args or (0,))}"), file=sys.stderr)
+        print(in_a_line(f"advisor: interrupted{_goes_on(arguments, _stored(error))}"), file=sys.stderr)
         return 130
     except BrokenPipeError:
         _discard_output()  # the reader of a pipe has gone: nothing is wrong
@@ -46,11 +51,39 @@ def run(arguments: Sequence[str], began: float | None = None) -> int:
 def _run(arguments: Sequence[str], began: float) -> int:
     try:
         options = build_parser(kind_in(arguments)).parse_args(arguments)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _interrupt_by_signals()
         return COMMANDS[options.command](options, began)
     finally:
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where it can still be told in a line why that is impossible
+
+
+def _interrupt_by_signals() -> None:
+    """Have SIGTERM interrupt as Ctrl-C does, and either once in a while: who presses it again at once has not seen it end yet.
+
+    A later one breaks off what is tidied up meanwhile. Where Ctrl-C is ignored or somebody's own, it stays so.
+    """
+    last = -math.inf
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _AGAIN_S:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _stored(error: BaseException) -> int:
+    """Return how many trials an interrupted command had stored: the first interrupt carries it, where more came after it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt) and seen.args:
+            return int(seen.args[0])
+        seen = seen.__context__
+    return 0
 
 
 def _goes_on(arguments: Sequence[str], stored: int) -> str:

@@ -143,15 +143,13 @@ def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr
     """Print a recommendation, JSON and Python on stdout alone, text for people; return the status of what it says."""
     from advisor.show import report
     from advisor.show.headline import summary
-    from advisor.show.script import script_for
+    from advisor.show.script import recommended_script
 
     status = recommendation.exit_status
     if form == "json":
         print_json(report.recommendation_payload(recommendation, device))
     elif form == "python" and recommendation.chosen is not None:
-        study, facts = recommendation.study, recommendation.facts
-        threads, configuration = study.environment.threads or 1, recommendation.chosen.configuration
-        print(script_for(recommendation.source, configuration, study.workload, facts, device, threads), end="")
+        print(recommended_script(recommendation, device), end="")
     elif form == "text":
         report.print_recommendation(recommendation, device, stderr=to_stderr, pareto=pareto)
     if status and form != "text":

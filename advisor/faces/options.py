@@ -154,7 +154,12 @@ TIMEOUT = Option(
 
 #: How much a tune may spend, and how it searches.
 EFFORT = (
-    Option("budget", f"time to spend, for example 10m (default: {DEFAULT_BUDGET})", read_duration, metavar="TIME"),
+    Option(
+        "budget",
+        f"time to spend, with its unit: 90s, 10m, 2h (default: {DEFAULT_BUDGET})",
+        read_duration,
+        metavar="TIME",
+    ),
     Option(
         "payback",
         "how much work is to pay for the search: it ends where a second of it is expected to save less than "

@@ -11,6 +11,7 @@ from typing import Any
 from advisor.errors import BadInput, named
 from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK, EFFORT, ON, PLACE, Restriction, objective_options
 from advisor.nouns.checked import shortened
+from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.option import values_of
 from advisor.nouns.reading import read_duration, read_text
@@ -146,8 +147,9 @@ def budget_of(spent: Mapping[str, Any]) -> Budget:
     """Return the budget, of options' values: ten minutes where nothing else bounds it. Raises BadInput."""
     seconds, payback_s, trials = spent["budget"], spent.get("payback"), spent["trials"]
     exhaustive, blocks = spent.get("exhaustive", False), spent["blocks"]
-    if blocks < 0:
-        raise BadInput(f"{named('blocks')} must be at least 0, not {blocks}")
+    if blocks != 0 and blocks < LEAST_BLOCKS:
+        few = f"fewer than {LEAST_BLOCKS} decide nothing: 0 leaves the confirmation out"
+        raise BadInput(f"{named('blocks')} must be 0 or at least {LEAST_BLOCKS}, not {blocks}", few)
     if exhaustive and trials is not None:
         raise BadInput(f"{named('exhaustive')} measures all there is: leave {named('trials')} out")
     is_bounded = trials is not None or exhaustive

@@ -33,7 +33,7 @@ def answered(asked: Resolved, store: Store, on: str | None) -> Recommendation:
 
     try:
         found = answer(store, asked.source, asked.workload, asked.objective, asked.machine.environment, on)
-        return replace(found, command=found.command.replace(asked.workload.flags, asked.flags))
+        return found.with_flags(asked.workload.flags, asked.flags)
     except NotMeasured as error:
         lacking = NotMeasured(str(error).replace(asked.workload.flags, asked.flags))
     for words, workload in asked.earlier():
@@ -89,7 +89,7 @@ def measured(job: Job, store: Store, listen: Listener) -> Recommendation:
     finally:
         runner.close()
     found = recommend(store, job.source, store.study(study), job.objective)
-    return replace(found, command=found.command.replace(job.workload.flags, job.flags or job.workload.flags))
+    return found.with_flags(job.workload.flags, job.flags or job.workload.flags)
 
 
 def planned(job: Job, listen: Listener) -> Plan:

@@ -143,9 +143,12 @@ class LocalRunner:
         try:
             self._lock = open_lock(path)
         except OSError as error:
+            is_there = path.parent.is_dir()
+            remedy = (
+                "remove it, or name another folder" if is_there else f"create {path.parent}, or name another folder"
+            )
             raise AdvisorError(
-                f"the device's lock {path} can't be opened: {error.strerror}",
-                "remove it, or name another folder in ADVISOR_LOCK_DIR",
+                f"the device's lock {path} can't be opened: {error.strerror}", f"{remedy} in ADVISOR_LOCK_DIR"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

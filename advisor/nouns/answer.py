@@ -143,10 +143,10 @@ class Answer:
     """What is recommended of a study under its own objective, with its evidence.
 
     configuration: None where none is right; ratio, low, high: over the default, above 1 where better at what was asked for,
-    None where nothing was compared; blocks: of that comparison. tried: how many configurations were, failures included;
-    admissible: of how many, None where that is not known. why: why the search stopped, then notes or what stands against
-    everything, in words. method: the versions of rules, gate and statistic together. made_at: the moment whose rows it was
-    made of; None: now.
+    None where nothing was compared, as for the default itself, low and high after a single block too; blocks: of that
+    comparison. tried: how many configurations were, failures included; admissible: of how many, None where that is not known.
+    why: why the search stopped, then notes or what stands against everything, in words. method: the versions of rules, gate and
+    statistic together. made_at: the moment whose rows it was made of; None: now.
     """
 
     configuration: Configuration | None

@@ -15,7 +15,7 @@ from advisor.errors import BadInput, named
 from advisor.nouns.checked import WHOLE_MOST, shortened
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LATENCIES = {"ms": 1e-3, "s": 1.0}
 
 #: More than these is a slip of the keyboard: bytes of a size, and seconds of a duration.
@@ -147,8 +147,14 @@ def read_size(value: Any, name: str) -> int:
 
 
 def read_duration(value: Any, name: str) -> float:
-    """Return seconds, of a duration such as 90s, 10m or 2h or of a number of seconds. Raises BadInput."""
-    number, unit = _quantity(value, "([smh]?)")
+    """Return seconds, of a duration such as 90s, 10m or 2h or of a number of seconds. Raises BadInput.
+
+    A text without a unit is refused: who writes 20 may mean minutes, as the examples have them.
+    """
+    number, unit = _quantity(value, "([smh]?)", "s")
+    if number > 0 and not unit:
+        bare = str(value).strip()
+        raise BadInput(f"{named(name)} {bare} has no unit", f"write {bare}m or {bare}s")
     if number == 0:
         raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {shown(value)}")
     return _bearable(number * _SECONDS[unit], value, name, f"{_MOST_S // 3600}h")

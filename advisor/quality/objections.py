@@ -27,7 +27,8 @@ def objections(
 
     default: the trial of the model's default on the same work, None where it could not be run: what it does wrong itself is
     doubled by nobody. same_weights: False for a fine-tune of what was measured: its timings are shared, the price of a
-    lossy choice is not. limits: of the lossy tiers, for this work (:func:`advisor.quality.limits.limits_of`).
+    lossy choice is not, and what is wrong is said to be of other weights. limits: of the lossy tiers, for this work
+    (:func:`advisor.quality.limits.limits_of`).
     """
     if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
         return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
@@ -38,7 +39,8 @@ def objections(
         found.append(f"what ran, {trial.ran}, is no configuration that is ever recommended")
     elif not (objective.leaves(trial.ran) or (default is not None and trial.ran == default.ran)):
         found.append(f"what ran, {trial.ran}, is outside --only")
-    found += [f"wrong output: {text}" for text in wrong(trial, default, facts)]
+    of_others = "" if same_weights else " with other weights"
+    found += [f"wrong output{of_others}: {text}" for text in wrong(trial, default, facts)]
     if not found:
         found += _beyond_tier(trial, objective, facts, limits, same_weights=same_weights)
     return found + _beyond_bounds(trial, objective)

@@ -13,7 +13,6 @@ from advisor.errors import BadInput
 from advisor.knobs import Situation, unknown
 from advisor.nouns.answer import Prospect, Stop
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.model import is_drawn
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.cost import predicted_bytes
@@ -54,13 +53,16 @@ def searched(trials: Sequence[Trial]) -> list[Trial]:
     return [t for t in trials if t.phase == "search" and t.outcome not in (Outcome.RUNNING, Outcome.CUT)]
 
 
-def space_of(study: StudyRecord, objective: Objective) -> Space | None:
-    """Return the space of a study's workload where it was measured, under any objective; None where that can't be built."""
+def space_of(study: StudyRecord, objective: Objective, *, drawn: bool) -> Space | None:
+    """Return the space of a study's workload where it was measured, under any objective; None where that can't be built.
+
+    drawn: whether the weights that are asked about are drawn at random; the study's can be others.
+    """
     if study.facts is None:
         return None
     try:
         where = (study.facts, study.workload, study.environment, objective, study.environment.memory_bytes)
-        return build_space(*where, drawn=is_drawn(study.weights_digest))
+        return build_space(*where, drawn=drawn)
     except BadInput:  # its default has what this version can't measure
         return None
 
@@ -81,13 +83,18 @@ def prospects_left(
     objective: Objective,
     usable: Callable[[Trial], bool],
     default: Trial | None,
-    space: Space | None = None,
+    space: Callable[[], Space | None],
+    *,
+    is_own: bool,
 ) -> Prospects:
-    """Return what is left as the study's own search stored it, else of its space, built anew where `space` is None."""
-    stored = stored_prospects(study, trials, objective)
+    """Return what is left as the study's own search stored it, else of the question's space, which `space` builds.
+
+    is_own: whether the question leaves just what the study searched.
+    """
+    stored = stored_prospects(study, trials, objective) if is_own else None
     if stored is not None:
         return stored
-    built = space if space is not None else space_of(study, objective)
+    built = space()
     return Prospects() if built is None else prospects_of(built, trials, objective, usable, default)
 
 

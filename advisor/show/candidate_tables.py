@@ -38,8 +38,10 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
             f"the GPU computes {trial.busy:.0%} of the time and waits for launches else: this was timed for longer"
         )
     parts.append(f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}")
-    if trial.quality:
-        parts.append(f"{quality_words(trial.quality)} against {trial.quality.reference}")
+    if chosen.quality:
+        parts.append(f"{quality_words(chosen.quality)} against {chosen.quality.reference}")
+    elif not recommendation.same_weights:
+        parts.append("its quality was not measured with these weights")
     return "\n  ".join(parts)
 
 
@@ -93,7 +95,7 @@ def pareto_table(recommendation: Recommendation) -> Table:
         header_style="bold",
     )
     for candidate in recommendation.pareto:
-        quality, tier = candidate.trial.quality, tier_of(candidate.configuration.items(), recommendation.facts)
+        quality, tier = candidate.quality, tier_of(candidate.configuration.items(), recommendation.facts)
         table.add_row(
             escape(str(candidate.configuration)),
             _ratio_words(candidate),

@@ -24,7 +24,11 @@ def summary(recommendation: Recommendation) -> str:
 
 
 def headline(recommendation: Recommendation) -> str:
-    """Return what is found, with markup."""
+    """Return what is found, with markup, and whose speeds it is told by where these weights were not measured."""
+    return _found(recommendation) + (f"; {recommendation.origin}" if recommendation.origin else "")
+
+
+def _found(recommendation: Recommendation) -> str:
     chosen, aim = recommendation.chosen, recommendation.objective.aim
     if chosen is None:
         return _nothing(recommendation)

@@ -37,7 +37,9 @@ def outlook(recommendation: Recommendation) -> list[str]:
         lines.append(f"its interval is wide: more blocks may tell it from the default: [bold]{escape(more)}[/]")
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
-    elif not is_sure:
+    if not recommendation.same_weights:
+        lines.append(f"to measure these weights: [bold]{escape(recommendation.command)}[/]")
+    elif recommendation.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
         lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
     return lines
 

@@ -98,8 +98,8 @@ class Progress:
         self.admissible = len(event["space"].admissible)
         refused = len({reason.rule for reason in event["space"].refusals})
         self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
-        if event["trials"]:
-            self.console.print(f"going on: {len(event['trials'])} trials are stored\n")
+        if ended := [t for t in event["trials"] if t.outcome not in (Outcome.RUNNING, Outcome.CUT)]:
+            self.console.print(f"going on: {len(ended)} trial{'s are' if len(ended) > 1 else ' is'} stored\n")
         scores = [t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline]
         self.default_score = next(filter(None, scores), 0.0)
 

@@ -50,7 +50,7 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
     for note in recommendation.notes:
         out.print(_indented(f"[yellow]note:[/] {escape(note)}"))
     for line in outlook(recommendation):
-        is_command = line.startswith("to go on")  # to be copied: it is never broken
+        is_command = line.startswith(("to go on", "to measure"))  # to be copied: it is never broken
         out.print(f"  {line}" if is_command else _indented(line), soft_wrap=is_command)
     out.print()
     if recommendation.chosen is not None:

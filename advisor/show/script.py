@@ -11,6 +11,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
 from advisor.knobs import Batching, Collation, advised, call_arguments, choices_of, collation_of, traits_of
 from advisor.nouns.configuration import Configuration
@@ -122,10 +123,11 @@ def script_for(
     facts: ModelFacts,
     device: str,
     threads: int = 1,
+    caution: str = "",
 ) -> str:
     """Return a complete script that runs the workload as measured and prints its speed.
 
-    threads: of the CPU; a GPU run does not set them.
+    threads: of the CPU; a GPU run does not set them. caution: what its reader must know of it, in a line, "" for nothing.
     """
     workload, by_length = workload.under(configuration), traits_of(configuration).by_length
     order = "sorted(range(len(lengths)), key=lambda i: -lengths[i])" if by_length else "list(range(len(lengths)))"
@@ -134,7 +136,8 @@ def script_for(
     if device == "cpu":
         loading.append(f"torch.set_num_threads({int(threads)!r})")
     loading = list(dict.fromkeys(["from typing import Any", *loading]))
-    return f'''"""{_quoted(f"{source.name}: {configuration} (written by advisor suggest).")}"""
+    head = _quoted(f"{source.name}: {configuration} (written by advisor suggest).")
+    return f'''"""{head}{f"{chr(10) * 2}{_quoted(caution)}{chr(10)}" if caution else ""}"""
 
 import time
 
@@ -172,6 +175,18 @@ for _ in range(5):
     times.append(time.perf_counter() - began)
 print(f"{{{running.useful} / sorted(times)[2]:.1f}} {running.unit}")
 '''
+
+
+def recommended_script(recommendation: Recommendation, device: str) -> str:
+    """Return the script of what is recommended; it says where nobody measured the quality of the weights that it loads."""
+    assert recommendation.chosen is not None
+    study, caution = recommendation.study, ""
+    if not recommendation.same_weights:
+        unknown = f"the quality of {recommendation.source.name}'s own was not measured"
+        caution = f"{recommendation.origin}; {unknown}. To measure it: {recommendation.command}"
+    threads, configuration = study.environment.threads or 1, recommendation.chosen.configuration
+    where = (study.workload, recommendation.facts, device, threads)
+    return script_for(recommendation.source, configuration, *where, f"{caution[:1].upper()}{caution[1:]}")
 
 
 def _quoted(text: str) -> str:

@@ -114,11 +114,15 @@ FROM {_STUDY}
 
 
 def _recommendations(dialect: str) -> str:
-    """The answer that is stored with every study; stale where what it was made of, or how it is made, has changed since."""
+    """The answer that is stored with every study; stale where what it was made of, or how it is made, has changed since.
+
+    Rows of before have a ratio of 1 for a default that was compared with nothing, and an interval for a single block.
+    """
     return f"""SELECT s.id AS study, m.name AS model,
   {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
   {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
-  a.ratio AS ratio, a.low AS low, a.high AS high, a.verdict AS verdict, a.blocks AS blocks,
+  CASE WHEN a.blocks > 0 THEN a.ratio END AS ratio, CASE WHEN a.blocks > 1 THEN a.low END AS low,
+  CASE WHEN a.blocks > 1 THEN a.high END AS high, a.verdict AS verdict, a.blocks AS blocks,
   a.tried AS tried, a.admissible AS admissible,
   CASE WHEN a.method <> '{METHOD}'
     OR EXISTS (SELECT 1 FROM trials t WHERE t.study_id = s.id AND t.finished_at > a.made_at)

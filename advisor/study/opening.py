@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.advice.kept_answers import keep_answer
-from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named
+from advisor.errors import BadInput, DamagedRow, NothingAdmissible, NotMeasured, named
 from advisor.knobs import Verdict, is_whole, unknown
 from advisor.machine.leftovers import working_folder
 from advisor.measure.runner import Runner, read_facts
 from advisor.nouns.answer import SearchEnd, Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts
+from advisor.nouns.step import Done, EndSearch
 from advisor.nouns.trial import default_of
+from advisor.quality.method import METHOD
 from advisor.search.cost import costs_beside, costs_of, launches_of, weight_bytes
 from advisor.search.prospects import searched
 from advisor.search.search import surprises
@@ -24,11 +27,12 @@ from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.study.clock import Bounded, BudgetSpent, Clock
 from advisor.study.confirmation import comparisons_now
+from advisor.study.next_step import next_step
 from advisor.study.perform import end_search
 from advisor.study.tuner import Tuner, heartbeat, own_name
-from advisor.study.tuning import Job, Listener
+from advisor.study.tuning import Job, Listener, Snapshot
 from advisor.terminal import gib
-from advisor.workloads import kind_of
+from advisor.workloads import Head, kind_of
 
 
 @contextmanager
@@ -39,12 +43,14 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
     be tuned.
     """
     store = PatientStore(plain, listen)
-    listen({"event": "stage", "stage": "reading the model"})
     bounded = Bounded(runner, Clock(job.budget.seconds, now, now() if job.began is None else job.began))
-    facts = _facts_in_time(job, bounded)
+    earlier = {each.id: each for each in _studies_of_this_work(job, store)}
+    facts = _facts_that_leave_nothing(job, store, earlier.values(), bounded)
+    if facts is None:
+        listen({"event": "stage", "stage": "reading the model"})
+        facts = _facts_in_time(job, bounded)
     space = job_space(job, facts)
     refuse_nothing_left(job, space)
-    earlier = {each.id: each for each in _studies_of_this_work(job, store)}
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     name, state, tuner = own_name(), "interrupted", None
     try:
@@ -79,6 +85,64 @@ def _facts_in_time(job: Job, runner: Bounded) -> ModelFacts:
     except BudgetSpent:
         text = f"nothing was measured: the budget of {runner.clock.seconds:.0f} s was spent before the model was read"
         raise NotMeasured(text, f"a longer {named('budget')}") from None
+
+
+def _facts_that_leave_nothing(
+    job: Job, store: Store, studies: Iterable[StudyRecord], runner: Bounded
+) -> ModelFacts | None:
+    """Return the stored facts of a study of this very question, done here by today's rules, where they leave no step to take.
+
+    None where there is anything to do: then the model is read again, which takes a worker and with it some seconds.
+    """
+    for study in studies:
+        if study.facts is None or not _is_of(job, study) or not _is_of_today(store, study):
+            continue
+        classifies = job.workload.needs.head is Head.CLASSIFICATION
+        facts = study.facts.for_source(job.source, classifies=classifies)
+        refuse_unfit(job, facts)
+        if _leaves_nothing(_seen_from_here(job, store, study, facts, runner)):
+            return facts
+    return None
+
+
+def _is_of(job: Job, study: StudyRecord) -> bool:
+    """Whether a study is done, of these weights under this objective, in this very environment: nothing of it is out of date."""
+    mine = (job.machine.environment.key, job.source.weights_digest, job.objective.payload)
+    return study.state == "done" and mine == (study.environment_key, study.weights_digest, study.objective.payload)
+
+
+def _is_of_today(store: Store, study: StudyRecord) -> bool:
+    """Whether a study's answer is stored, and by today's rules."""
+    with suppress(DamagedRow):
+        answer = store.answer(study.id)
+        return answer is not None and answer.method == METHOD
+    return False
+
+
+def _seen_from_here(job: Job, store: Store, study: StudyRecord, facts: ModelFacts, runner: Bounded) -> Snapshot:
+    """Return what a tune would see of a study if it began now."""
+    now, name = store.standing(study.id), own_name()
+    return Snapshot(
+        job,
+        facts,
+        job_space(job, facts),
+        now.trials,
+        now.taken(name),
+        now.comparisons,
+        now.began(name),
+        _warm(job, store, facts, study.id),
+        left_s=runner.clock.left_s,
+        has_ceilings=store.ceilings(job.machine.environment.key) is not None,
+        unfinished=now.running,
+    )
+
+
+def _leaves_nothing(seen: Snapshot) -> bool:
+    """Whether no step is left but to end the search, by its own rule: not because there is no time for more."""
+    step = next_step(seen)
+    if isinstance(step, EndSearch) and not step.stop.is_cut:
+        step = next_step(replace(seen, stop=step.stop))
+    return isinstance(step, Done) and not step.text
 
 
 def _tell(job: Job, store: Store, study: int, facts: ModelFacts, space: Space, listen: Listener) -> None:
@@ -129,11 +193,16 @@ def _still_holds(earlier: StudyRecord, end: SearchEnd | None, tried: int, admiss
 def facts_for(job: Job, runner: Runner) -> ModelFacts:
     """Have the model's facts read. Raises BadInput where a sequence is too long for it, or a batch needs a pad token."""
     facts = read_facts(runner, job.source, job.workload)
+    refuse_unfit(job, facts)
+    return facts
+
+
+def refuse_unfit(job: Job, facts: ModelFacts) -> None:
+    """Raise BadInput where a sequence is too long for a model of these facts, or a batch needs a pad token that it has not."""
     longest, most = max(job.workload.lengths), facts.max_positions
     if most is not None and longest > most - facts.position_offset:
         raise BadInput(f"{named('lengths')} {longest} is beyond the model's {most - facts.position_offset} positions")
     kind_of(job.workload).refuse(job.workload, facts, job.source.name)
-    return facts
 
 
 def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
