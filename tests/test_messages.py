@@ -86,6 +86,7 @@ ROUNDS = Rounds(
     pruned="2.0 times slower than the best so far after 2 rounds",
     joules=3.5,
     busy=0.75,
+    paces=(1.0, 0.5),
     paired=True,
     figures={"tokens_per_s": (150.0, 76.0)},
 )
