@@ -86,7 +86,7 @@ ROUNDS = Rounds(
     pruned="2.0 times slower than the best so far after 2 rounds",
     joules=3.5,
     busy=0.75,
-    paces=(1.0, 0.5),
+    laps_s=(0.0004, 0.0008),
     paired=True,
     figures={"tokens_per_s": (150.0, 76.0)},
 )
@@ -116,10 +116,16 @@ REQUESTS = (
         SUBJECT,
         gate=GATE,
         measured=(DEFAULT.key,),
-        timing=Timing(stopping=Stopping(1, 2, 3.5, 4, 5.5, 0.5), incumbent_s=0.5, energy=False),
+        timing=Timing(stopping=Stopping(1, 2, 3.5, 4, 5.5, 0.5), incumbent_s=0.5, energy=False, best_lap_s=0.0004),
     ),
     BlockAsked.of(
-        SUBJECT, contestants=(DEFAULT, PACKED), seed=1001, turns=Turns(4, 8, 0.25, 0.5, True), parts=3, in_turn=True
+        SUBJECT,
+        contestants=(DEFAULT, PACKED),
+        seed=1001,
+        turns=Turns(4, 8, 0.25, 0.5, True),
+        parts=3,
+        in_turn=True,
+        best_lap_s=0.0004,
     ),
 )
 ANSWERS = (

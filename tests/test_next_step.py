@@ -248,6 +248,15 @@ def test_the_default_is_what_transformers_does() -> None:
     assert next_step(seen(*before, ran(DEFAULT), first=3, **OVER)) == Confirm(1, (DEFAULT, PACKED))
 
 
+def test_what_waits_for_its_launches_is_searched_by_them() -> None:
+    """Once the default's trial shows that the GPU waits, what computes less is no better for it; what launches less is."""
+    waiting = (*ran(DEFAULT).measurements, Measurement("gpu_busy", "share", (0.05,)))
+    less = replace(SPACE, launches={**dict.fromkeys(SPACE.costs, 1.0), SORTED: 0.5})
+
+    assert next_step(seen(ran(DEFAULT), space=less)) == Search(PACKED)
+    assert next_step(seen(ran(DEFAULT, measurements=waiting), space=less)) == Search(SORTED)
+
+
 def test_failures_in_a_row_end_the_search() -> None:
     """Ten do, with what they had in common; what another runs meanwhile is no success."""
     others = [DEFAULT.replaced(attention=f"broken-{number}") for number in range(10)]

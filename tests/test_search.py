@@ -16,10 +16,11 @@ import pytest
 
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, PACED_NOISE, TIE_ZONE, Measurement
-from advisor.nouns.metrics import CPU_PACE, METRICS
+from advisor.nouns.metrics import CPU_LAP, METRICS
 from advisor.nouns.trial import Outcome, Trial
+from advisor.search.acquisition import Acquisition, Told
 from advisor.search.posterior import NOISE as NOISE_OF_MODEL
-from advisor.search.posterior import SCALES, Posterior, kernel
+from advisor.search.posterior import SCALES, Belief, Posterior, kernel
 from advisor.search.search import CHANCE, EVERYTHING, LEAST_TRIALS, UNLIKELY, End, Knowledge, Promising, surprises
 
 #: Knob -> number of choices: 72 configurations.
@@ -709,9 +710,28 @@ def test_what_runs_shrinks_doubts_and_changes_no_weight() -> None:
         assert other.deviation[1] < 0.5 * one.deviation[1]
 
 
-def paced(trial: Trial, least: float) -> Trial:
-    """Return the same, timed while the CPU ran at its best pace, or in one round at a share of it."""
-    return replace(trial, measurements=(*trial.measurements, Measurement(CPU_PACE, "share", (1.0, least, 1.0))))
+class Believed(Acquisition):
+    """What is believed is given: log values of two candidates, against the best, which is 0."""
+
+    def beliefs(self, told: Told, candidates: Sequence[Configuration] | None = None) -> list[Belief]:
+        """Return one hypothesis: the first is better by a per cent for certain, the second as good, and nobody knows."""
+        del told, candidates
+        return [Belief(1.0, np.array([-0.01, 0.0]), np.array([0.001, 0.1]))]
+
+
+def test_what_is_better_by_less_than_the_tie_zone_promises_nothing() -> None:
+    """It would be a tie with the best: what may be better by more comes first, though it is worse on average."""
+    told = Told(((SPACE[2], 0.0), (SPACE[3], 0.1)), (), (), (), 0.0, SPACE[2])
+    certain, open_one = Believed(SPACE[:2], {}, {}).promises(told)
+
+    assert certain < 1e-9
+    assert open_one > 0.01
+
+
+def lapped(trials: Sequence[Trial], *most_s: float) -> list[Trial]:
+    """Return the same, beside whose rounds a CPU's loop took a second, and of each trial this long in one of them."""
+    laps = [Measurement(CPU_LAP, "s", (1.0, each_s, 1.0)) for each_s in most_s]
+    return [replace(t, measurements=(*t.measurements, m)) for t, m in zip(trials, laps, strict=True)]
 
 
 def test_figures_of_work_that_waits_for_its_launches_are_trusted_less() -> None:
@@ -728,10 +748,13 @@ def test_figures_of_work_that_waits_for_its_launches_are_trusted_less() -> None:
 
     assert told.noises == (NOISE_OF_MODEL,) * 6
     assert doubted.noises == (LAUNCH_BOUND_NOISE,) * 6
-    assert [Knowledge(SPACE, [paced(t, least) for t in waiting])._told.noises for least in (0.9, 0.7)] == [
-        (PACED_NOISE,) * 6,
-        (LAUNCH_BOUND_NOISE,) * 6,
-    ]
+    quick = lapped(waiting, 1.0, 1.2, 1.3, 0.9, 1.1, 2.0)
+    assert Knowledge(SPACE, quick)._told.noises == tuple(
+        LAUNCH_BOUND_NOISE if is_slow else PACED_NOISE for is_slow in (False, True, True, False, False, True)
+    )
+    assert Knowledge(SPACE, quick[:2])._told.noises == (PACED_NOISE,) * 2  # by the quickest that is known
+    elsewhere = [replace(trial, device_uuid="another") for trial in quick[:2]]
+    assert Knowledge(SPACE, [*elsewhere, *quick[3:4]])._told.noises == (PACED_NOISE,) * 3
     assert (careful.deviation > usual.deviation).all()
     assert np.ptp(careful.mean) < np.ptp(usual.mean)
     assert Knowledge(SPACE, waiting, METRICS["peak_bytes"])._told.noises == ()

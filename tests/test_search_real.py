@@ -231,6 +231,22 @@ def test_a_search_ends_when_it_no_longer_pays() -> None:
     assert made.searched(0, 1e12) == made.searched(0)
 
 
+def test_what_compiles_costs_three_times_its_trial() -> None:
+    """There, in the blocks that confirm it, and when the work begins: work that pays for it once or twice does not suffice."""
+    facts = replace(LLAMA, supports_flex=True)
+    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, Objective(), 78 * 2**30, drawn=True)
+    flash = space.baseline.replaced(attention="flash_attention_2", packing="packed")
+    trials = [timed(0, space.baseline, 1000.0, 10.0), timed(1, flash, 1500.0, 10.0)]
+    known = Knowledge(space.admissible, trials, costs=space.costs)
+    promises = dict(zip(known.fresh, known._model(known.fresh).promises(known._told), strict=True))
+    compiled = max((c for c in known.fresh if c["attention"] == "flex_attention"), key=promises.__getitem__)
+    other = max((c for c in known.fresh if c["attention"] != "flex_attention"), key=promises.__getitem__)
+
+    assert other in known.worth(1.1 / promises[other]).admissible
+    assert compiled not in known.worth(2.9 / promises[compiled]).admissible
+    assert compiled in known.worth(3.1 / promises[compiled]).admissible
+
+
 def test_an_hour_of_work_pays_for_no_minutes_of_compiling() -> None:
     """Recorded on an H100, Qwen2.5-1.5B 8 × 2048, padding 0.4: flex_attention was compiled for more than 100 s as the fifth.
 

@@ -184,6 +184,17 @@ def test_a_tie_that_more_blocks_may_decide_says_so(store: Store) -> None:
     assert f"more blocks may tell it from the default: {found.command} --blocks 6" in shown(found)
 
 
+def test_more_blocks_are_told_in_place_of_those_that_were_asked_for(store: Store) -> None:
+    """The command of a study that was broken off has its own number of blocks; the one with more has theirs alone."""
+    attempts, blocks = [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.9, 1.2, 1.5)}
+    studied(store, attempts, blocks, budget=Budget(90.0, blocks=3), stop=Stop.INTERRUPTED, state="interrupted")
+    found = answer(store)
+
+    assert found.command.endswith("--budget 90s --blocks 3")
+    (line,) = [each for each in shown(found).splitlines() if "more blocks may tell" in each]
+    assert (line.count("--blocks"), "--blocks 6" in line) == (1, True)
+
+
 def test_what_is_near_is_near_by_what_was_confirmed(store: Store) -> None:
     """Two that were equal in the search are no tie where their confirmed ratios differ; with equal ratios they are."""
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1500), attempt(PACKED, 1490), attempt(FLASH, 1300)]
@@ -440,6 +451,16 @@ def test_counts_are_of_the_question_that_is_asked(store: Store, searched: Tier, 
     assert found.prospects.left == len(space.admissible) - 2
     assert found.why == f"nothing untried is likely to be better (it searched for quality {searched})"
     assert f"2 of {len(space.admissible)} admissible configurations tried" in shown(found)
+
+
+def test_a_search_without_lossy_choices_says_so_where_they_are_asked_for(store: Store) -> None:
+    """Of random weights none is tried: that nothing untried is better is said of the others alone."""
+    kept = {"source": DRAWN, "objective": Objective(Tier.FOUR_BIT), "admissible": 7, "stop": Stop.UNLIKELY}
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.5, 1.51, 1.5)}, **kept)
+    lossy = replace(Objective(Tier.FOUR_BIT), allow_unjudged=True)
+
+    assert answer(store, DRAWN, Objective(Tier.FOUR_BIT)).why == "nothing untried is likely to be better"
+    assert answer(store, DRAWN, lossy).why.endswith("(it searched without lossy choices)")
 
 
 def test_what_ran_as_something_else_stays_refused_whatever_is_asked(store: Store) -> None:
@@ -821,11 +842,12 @@ def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) 
     ("budget", "flags"),
     [
         (Budget(600.0, payback_s=3600.0), ""),
-        (Budget(600.0), " --budget 600s"),
+        (Budget(600.0), " --budget 10m"),
         (Budget(90.0, blocks=3), " --budget 90s --blocks 3"),
+        (Budget(1_234_567.0), " --budget 1234567s"),
         (Budget(None, 4), " --trials 4"),
-        (Budget(3600.0, exhaustive=True), " --exhaustive --budget 3600s"),
-        (Budget(600.0, payback_s=60.0), " --payback 60s"),
+        (Budget(3600.0, exhaustive=True), " --exhaustive --budget 60m"),
+        (Budget(600.0, payback_s=60.0), " --payback 1m"),
     ],
 )
 def test_what_was_broken_off_goes_on_as_it_was_asked_for(store: Store, budget: Budget, flags: str) -> None:

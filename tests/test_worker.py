@@ -307,19 +307,24 @@ def test_stopping_of_a_search_trial() -> None:
 
 
 def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
-    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to a second of them.
+    """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to 1.5 s of them.
 
-    Those count in which the CPU was at its pace, while it takes no longer than twice as long to get them.
+    Those count in which the CPU was at its pace, but no more than three seconds or 200 rounds are spent to get them.
     """
     rule = Stopping().longer()
 
     assert not rule.reached([0.06] * 9)
     assert rule.reached([0.06] * 10)
-    assert not rule.reached([0.06, 0.045] * 9)
-    assert rule.reached([0.06, 0.045] * 10)
-    assert not rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 14)
-    assert rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 15)
+    assert not rule.reached([0.06, 0.045] * 14)
+    assert rule.reached([0.06, 0.045] * 15)
+    assert not rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 24)
+    assert rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 25)
     assert rule.reached_at_pace([0.06] * 10, [0.06] * 10 + [0.1] * 5)
+    assert not rule.reached_at_pace([0.001] * 9, [0.001] * 199)
+    assert rule.reached_at_pace([0.001] * 9, [0.001] * 200)
+    assert rule.reached_at_pace([], [10.0] * 2)  # long rounds, and never at its pace
+    to_its_end = Stopping(least=10, most=30, seconds=20.0, least_long=5, seconds_long=20.0).longer()
+    assert not to_its_end.reached_at_pace([0.06, 0.045] * 20, [0.06, 0.045] * 20)
     assert not rule.reached([0.25] * 4)
     assert rule.reached([0.25] * 5)
     assert not rule.reached([1.0] * 2)
@@ -421,7 +426,7 @@ def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:
 
 def test_the_rounds_that_agreed_are_the_first_that_count() -> None:
     """What came before them is thrown away, of every figure."""
-    rounds = Taken([3.0, 1.0, 1.0], [0.3, 0.1, 0.1], [3.0, 1.0, 1.0], [{}, {"n": 1}, {"n": 2}], [])
+    rounds = Taken([3.0, 1.0, 1.0], [0.3, 0.1, 0.1], [3.0, 1.0, 1.0], [1.0, 0.5, 0.5], [{}, {"n": 1}, {"n": 2}], [])
     rounds.keep(2)
 
     assert (rounds.wall_s, rounds.gpu_s, rounds.states) == ([1.0, 1.0], [0.1, 0.1], [{"n": 1}, {"n": 2}])

@@ -81,11 +81,16 @@ def _again(budget: Budget) -> list[str]:
     flags = ["--exhaustive"] if budget.exhaustive else []
     flags += [f"--trials {budget.trials}"] if budget.trials is not None else []
     if budget.seconds is not None and (budget.seconds != LONG_BUDGET_S or budget.payback_s is None):
-        flags.append(f"--budget {budget.seconds:g}s")
+        flags.append(f"--budget {_duration(budget.seconds)}")
     if budget.payback_s not in (None, _PAYBACK_S):
-        flags.append(f"--payback {budget.payback_s:g}s")
+        flags.append(f"--payback {_duration(budget.payback_s)}")
     is_asked = budget.blocks != Budget().blocks and budget.blocks not in range(1, LEAST_BLOCKS)
     return flags + ([f"--blocks {budget.blocks}"] if is_asked else [])
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as the command line takes them, all digits of them, in minutes where they are whole."""
+    return f"{seconds / 60:.12g}m" if seconds % 60 == 0 else f"{seconds:.12g}s"
 
 
 def _size(count: int) -> str:

@@ -95,6 +95,10 @@ class Coverage:
         if theirs.only != mine.only:
             kept = "; ".join(f"{knob} {', '.join(names)}" for knob, names in theirs.only)
             parts.append(f"among {kept} only" if kept else "among all choices")
+        if (omits := _omits_lossy(theirs, drawn=is_drawn(self.study.weights_digest))) != _omits_lossy(
+            mine, drawn=self.source.has_random_weights
+        ):
+            parts.append("without lossy choices" if omits else "with lossy choices, judged or not")
         if sorted(theirs.ignored_rules) != sorted(mine.ignored_rules):
             parts.append(f"ignoring {', '.join(theirs.ignored_rules) or 'no rule'}")
         if is_drawn(self.study.weights_digest) != self.source.has_random_weights:
@@ -115,6 +119,11 @@ def weights_words(study: StudyRecord) -> str:
 
 def _limits(objective: Objective, *, drawn: bool) -> tuple[object, ...]:
     """Return all that decides what an objective leaves of a space. What is to be the best, and a latency, decide nothing."""
-    is_unjudged = drawn and not objective.allow_unjudged and objective.quality is not Tier.EXACT
+    omits_lossy = _omits_lossy(objective, drawn=drawn)
     rules, only = sorted(objective.ignored_rules), sorted(objective.only)
-    return objective.quality, objective.max_memory_bytes, is_unjudged, rules, only
+    return objective.quality, objective.max_memory_bytes, omits_lossy, rules, only
+
+
+def _omits_lossy(objective: Objective, *, drawn: bool) -> bool:
+    """Whether lossy choices are left out although their tier was asked for: nothing could judge them."""
+    return drawn and not objective.allow_unjudged and objective.quality is not Tier.EXACT

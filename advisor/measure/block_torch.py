@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from advisor.machine import pace
 from advisor.machine.device import Gauges
 from advisor.measure.messages import BlockAsked, BlockDone, Contested, Failure, RoundEvent
 from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_peak
@@ -112,6 +113,7 @@ class _Block:
     def __init__(self, session: Session, request: BlockAsked, failure_of: FailureOf) -> None:
         self.request, self.failure_of, self.device, self.uuid = request, failure_of, session.device, session.uuid
         self.turns, self.parts = request.turns, request.parts
+        pace.OWN.hold_to(request.best_lap_s)
         self.random = random.Random(request.seed)
         sessions: dict[Any, Session] = {}
         self.contestants = []
@@ -202,9 +204,11 @@ class _Block:
         is_whole = len(contestant.rounds.discarded) == discarded  # what was thrown away took energy too
         if is_whole and sum(turn.wall_s) >= _LEAST_ENERGY_S:
             contestant.energy.add(before, turn.states[-1].get("energy_j"), len(turn.wall_s))
-        if self.turns.paired:
+        state = turn.states[-1]
+        if self.turns.waits:
             turn.keep_at_pace(1)
-        contestant.rounds.add(Round(median(turn.wall_s), median(turn.gpu_s), median(turn.slowest_s)), turn.states[-1])
+            state |= {"cpu_lap_s": max(each["cpu_lap_s"] for each in turn.states)}  # the slowest of those that count
+        contestant.rounds.add(Round(median(turn.wall_s), median(turn.gpu_s), median(turn.slowest_s)), state)
         self._tell(contestant)
 
     def _part(self, contestant: Contestant, gauges: Gauges) -> None:
@@ -231,9 +235,8 @@ class _Block:
         session, calls, runtime = contestant.session, contestant.ready.calls, runtime_of(self.request)
         session.load(self.request, contestant.configuration)
         session.stage("time")
-        return take_round(
-            gauges, self.device, lambda: timed_round(session, calls, self.device, runtime, order), contestant.rounds
-        )
+        run = lambda: timed_round(session, calls, self.device, runtime, order)  # noqa: E731
+        return take_round(gauges, self.device, run, contestant.rounds, laps=self.turns.waits)
 
     def _tell(self, contestant: Contestant) -> None:
         wall_s = contestant.rounds.wall_s

@@ -91,12 +91,13 @@ class Gate(Message, frozen=True, kw_only=True):
 class Timing(Message, frozen=True, kw_only=True):
     """When timing ends. incumbent_s: seconds a round of the best so far, None where a slower one is to be timed to its end.
 
-    energy: whether joules are read on a GPU, which takes seconds.
+    energy: whether joules are read on a GPU, which takes seconds. best_lap_s: the quickest lap of the CPU that the study saw.
     """
 
     stopping: Stopping = Stopping()
     incumbent_s: float | None = None
     energy: bool = True
+    best_lap_s: float | None = None
 
 
 class TrialAsked(Subject, tag_field="op", tag="trial", frozen=True, kw_only=True):
@@ -111,7 +112,7 @@ class BlockAsked(Subject, tag_field="op", tag="block", frozen=True, kw_only=True
     """Run a block of the confirmation; the subject's configuration is the default. Answered by BlockDone.
 
     seed: of who comes when; parts: in how many turns a round is run, where it is that long, else 1; in_turn: whether each
-    contestant is loaded, timed and freed by itself.
+    contestant is loaded, timed and freed by itself. best_lap_s: the quickest lap that the study saw (`advisor.machine.pace`).
     """
 
     contestants: tuple[Noun[Configuration], ...]
@@ -119,6 +120,7 @@ class BlockAsked(Subject, tag_field="op", tag="block", frozen=True, kw_only=True
     turns: Turns = Turns()
     parts: int = 1
     in_turn: bool = False
+    best_lap_s: float | None = None
 
 
 Request = FactsAsked | CeilingsAsked | ReferenceAsked | LayoutAsked | TrialAsked | BlockAsked
@@ -163,8 +165,8 @@ class Rounds(Message, frozen=True, kw_only=True):
     """Timed rounds, a value a round: seconds by the wall clock, by CUDA events and of the slowest batch; the gauges' readings.
 
     discarded: why rounds were thrown away; pruned: why the trial was stopped early, "" where it was not. joules: a round, by
-    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. paces: the
-    share of its best pace that the CPU ran at, empty where nobody looked. paired: they are short turns, each beside one of every
+    NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. laps_s: what
+    a loop of steps took on the CPU beside each, empty where nobody looked. paired: they are short turns, each beside one of every
     other contestant's. figures: samples by metric that are known without rounds: a recording has them.
     """
 
@@ -176,7 +178,7 @@ class Rounds(Message, frozen=True, kw_only=True):
     pruned: str = ""
     joules: float | None = None
     busy: float | None = None
-    paces: tuple[float, ...] = ()
+    laps_s: tuple[float, ...] = ()
     paired: bool = False
     figures: Mapping[str, tuple[float, ...]] = {}
 

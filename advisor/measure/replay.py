@@ -22,7 +22,7 @@ from advisor.measure.messages import (
     TrialDone,
     Unjudged,
 )
-from advisor.nouns.metrics import CPU_PACE, GPU_ROUND, ROUND
+from advisor.nouns.metrics import CPU_LAP, GPU_ROUND, ROUND
 from advisor.nouns.trial import Outcome, Trial
 
 #: A row's samples by the name under which a worker reports them among its rounds.
@@ -112,5 +112,5 @@ def _rounds(trial: Trial) -> Rounds:
     samples = {name: m.samples for metric, name in _ROUNDS.items() if (m := trial.measurement(metric))}
     figures = {m.metric: m.samples for m in trial.measurements if m.metric not in _ROUNDS}
     silent = (0.0,) * len(samples["wall_s"])
-    gpu_s, paces = samples.get("gpu_s", silent), figures.get(CPU_PACE, ())
-    return Rounds(wall_s=samples["wall_s"], gpu_s=gpu_s, busy=trial.busy, paces=paces, figures=figures)
+    gpu_s, laps_s = samples.get("gpu_s", silent), figures.get(CPU_LAP, ())
+    return Rounds(wall_s=samples["wall_s"], gpu_s=gpu_s, busy=trial.busy, laps_s=laps_s, figures=figures)

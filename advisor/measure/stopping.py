@@ -8,9 +8,9 @@ from statistics import median
 
 from advisor.nouns.measurement import TIE_ZONE, interval_of_median
 
-#: Work that waits for its launches is timed for so many rounds at least, and seconds at most; where that would take longer, for
-#: half as many, or the seconds of any long trial. Rounds and seconds count in which the CPU was at its pace.
-LAUNCH_BOUND_ROUNDS, LAUNCH_BOUND_S = 10, 1.0
+#: Work that waits for its launches is timed for so many rounds at least; where that would take longer, for
+#: half as many, or the seconds of any long trial. Those count in which the CPU was at its pace.
+LAUNCH_BOUND_ROUNDS = 10
 
 #: For so many times as long it is timed where the CPU is not at its pace.
 PATIENCE = 2.0
@@ -55,13 +55,15 @@ class Stopping:
             least=max(self.least, LAUNCH_BOUND_ROUNDS),
             least_long=max(self.least_long, LAUNCH_BOUND_ROUNDS // 2),
             most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
-            seconds=LAUNCH_BOUND_S,
         )
 
     def reached_at_pace(self, at_pace: Sequence[float], samples: Sequence[float]) -> bool:
-        """Whether these samples are enough of what waits for its launches: at_pace are those while the CPU was at its pace."""
-        is_late = len(samples) >= self.least_long and sum(samples) >= PATIENCE * self.seconds
-        return self.reached(at_pace) or is_late
+        """Whether these samples are enough of what waits for its launches: at_pace are those while the CPU was at its pace.
+
+        Where it seldom is, the seconds of a long trial are enough, or PATIENCE times the most rounds.
+        """
+        is_late = len(samples) >= 2 and sum(samples) >= self.seconds_long
+        return self.reached(at_pace) or is_late or len(samples) >= PATIENCE * self.most
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Turns:
     that long because a GPU's clock follows its load. paired: turns are short and many, and those of one process are compared one
     by one (`Trial.times`): they go on until the interval of their ratios' median is clear of the tie zone, or its half-width is
     within `width`; more of them would say less than another block.
-    Of such a turn the rounds count in which the CPU was at its pace, while there are some within PATIENCE turns.
+    waits: the GPU waits for everybody's launches: of a turn the rounds count in which the CPU was at its pace, while there are
+    some within PATIENCE times as long.
     """
 
     least: int = 3
@@ -81,14 +84,15 @@ class Turns:
     turn_s: float = 1.0
     width: float = 0.05
     paired: bool = False
+    waits: bool = False
 
     def has_lasted(self, at_pace: Sequence[float], wall_s: Sequence[float]) -> bool:
         """Whether a turn of these rounds (seconds) is as long as a turn is, to the nearest round."""
         if not wall_s:
             return False
-        next_s, is_over = wall_s[-1] / 2, sum(at_pace if self.paired else wall_s)
-        is_late = self.paired and sum(wall_s) + next_s >= PATIENCE * self.turn_s
-        return is_late or is_over + next_s >= self.turn_s
+        next_s, counting_s = wall_s[-1] / 2, sum(at_pace if self.waits else wall_s)
+        is_late = sum(wall_s) + next_s >= PATIENCE * self.turn_s
+        return is_late or counting_s + next_s >= self.turn_s
 
     def reached(self, default: Sequence[float], wall_s: Sequence[float]) -> bool:
         """Whether these turns (median seconds a round) say enough of a contestant beside the default's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
@@ -34,8 +34,8 @@ ENERGY_WINDOW_S = 2.0
 MOST_DISCARDED = 5
 
 
-#: What a round's state calls the CPU's pace beside it: of what a GPU computes, for a CPU's own work is seen to wait.
-_PACE = "cpu_pace"
+#: What a round's state calls the slower of two laps of a CPU's loop, before and after it, where they were run.
+_LAP = "cpu_lap_s"
 
 
 class Round(NamedTuple):
@@ -101,6 +101,7 @@ class Taken:
     wall_s: list[float] = field(default_factory=list)
     gpu_s: list[float] = field(default_factory=list)
     slowest_s: list[float] = field(default_factory=list)
+    first_s: list[float] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     pruned: str = ""
@@ -120,40 +121,51 @@ class Taken:
             pruned=self.pruned,
             joules=self.joules,
             busy=self.busy,
-            paces=tuple(state[_PACE] for state in self.states if _PACE in state),
+            laps_s=tuple(state[_LAP] for state in self.states) if all(_LAP in state for state in self.states) else (),
             paired=self.paired,
         )
 
     @property
     def at_pace(self) -> list[float]:
-        """The wall seconds of those during which the CPU was at its pace, or nobody looked."""
-        return [wall_s for wall_s, state in zip(self.wall_s, self.states, strict=True) if _is_at_pace(state)]
+        """The wall seconds of those during which the CPU was at its pace, by what is known now, or nobody looked."""
+        return [self.wall_s[number] for number in self._at_pace]
+
+    @property
+    def _at_pace(self) -> list[int]:
+        return [n for n, state in enumerate(self.states) if _LAP not in state or pace.OWN.is_full(state[_LAP])]
 
     def keep_at_pace(self, least: int) -> int:
         """Throw away those during which the CPU was not at its pace, unless fewer than `least` are left; return how many."""
-        kept = [number for number, state in enumerate(self.states) if _is_at_pace(state)]
-        thrown = len(self.states) - len(kept) if len(kept) >= least else 0
-        if thrown:
-            for figures in (self.wall_s, self.gpu_s, self.slowest_s):
-                figures[:] = [figures[number] for number in kept]
-            self.states[:] = [self.states[number] for number in kept]
+        kept = self._at_pace
+        if len(kept) < least:
+            return 0
+        thrown = len(self.states) - len(kept)
+        self._keep(kept)
         return thrown
 
     def keep(self, last: int) -> None:
         """Throw all away but the last ones."""
-        for figures in (self.wall_s, self.gpu_s, self.slowest_s, self.states):
-            del figures[: len(figures) - last]
+        self._keep(range(len(self.states))[len(self.states) - last :])
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        for figures in (self.wall_s, self.gpu_s, self.slowest_s, self.first_s):
+            figures[:] = [figures[number] for number in numbers]
+        self.states[:] = [self.states[number] for number in numbers]
+
+    def look_at_busy(self, kernel_s: float) -> None:
+        """Tell which share of the time the GPU computes. kernel_s: what the kernels of the first batch take, 0.0 if unknown.
+
+        By the rounds while the CPU was at its pace, if there are any: those are what the other figures are of.
+        """
+        self.busy = busy_share(kernel_s, [self.first_s[number] for number in self._at_pace] or self.first_s)
 
     def add(self, found: Round, state: dict[str, Any]) -> None:
         """Add a round."""
         self.wall_s.append(found.wall_s)
         self.gpu_s.append(found.gpu_s)
         self.slowest_s.append(found.slowest_s)
+        self.first_s.append(found.first_s)
         self.states.append(state)
-
-
-def _is_at_pace(state: Mapping[str, Any]) -> bool:
-    return pace.is_full(state.get(_PACE, 1.0))
 
 
 class Timing:
@@ -169,7 +181,8 @@ class Timing:
         self._device, self._runtime = session.device, runtime_of(request)
         self._stopping, self._incumbent_s = request.timing.stopping, request.timing.incumbent_s
         self._rounds, self._is_warm, self._all_s = Taken(), False, list[float]()
-        self._kernel_s, self._first_s = kernel_s, list[float]()
+        self._kernel_s = kernel_s
+        pace.OWN.hold_to(request.timing.best_lap_s)
 
     def slow(self) -> Taken | None:
         """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
@@ -204,6 +217,7 @@ class Timing:
                     break
             if self._waits and (thrown := self._rounds.keep_at_pace(LAUNCH_BOUND_ROUNDS // 2)):
                 self._rounds.discarded.append(f"the CPU was not at its pace in {thrown} rounds")
+                self._rounds.look_at_busy(self._kernel_s)
             if self._device.startswith("cuda") and self._timing.energy:
                 order = list(range(len(self._calls)))
                 self._rounds.joules = energy_of(gauges, lambda: self._run(order))
@@ -231,11 +245,13 @@ class Timing:
         """Time one more round. The gate looks at a sample: that no output is NaN is seen of every batch, in the first round."""
         order, is_first = list(range(len(self._calls))), not self._all_s
         random.Random(len(self._all_s)).shuffle(order)
-        found, state = take_round(gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds)
+        laps = self._waits or (is_first and self._kernel_s > 0)  # of the first nobody knows yet
+        found, state = take_round(
+            gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds, laps=laps
+        )
         self._rounds.add(found, state)
         self._all_s.append(found.wall_s)
-        self._first_s.append(found.first_s)
-        self._rounds.busy = busy_share(self._kernel_s, self._first_s)
+        self._rounds.look_at_busy(self._kernel_s)
         if not self._is_warm and (is_warm := _is_warm(self._all_s)):
             self._is_warm = is_warm
             self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
@@ -244,18 +260,21 @@ class Timing:
             self._session.send(RoundEvent(n=len(self._all_s), round_s=median(self._all_s[-2:])))
 
 
-def take_round(gauges: Gauges, device: str, run: Callable[[], Round], rounds: Taken) -> tuple[Round, dict[str, Any]]:
+def take_round(
+    gauges: Gauges, device: str, run: Callable[[], Round], rounds: Taken, *, laps: bool
+) -> tuple[Round, dict[str, Any]]:
     """Return a round that was not disturbed, and the gauges' reading after it; what was disturbed is run again.
 
-    After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away.
+    After MOST_DISCARDED of them in a trial, disturbed ones are kept, and say so. rounds: keeps why some were thrown away. laps:
+    whether the CPU's pace is looked at, before and after: two milliseconds, for which a GPU idles.
     """
     on_gpu = device.startswith("cuda")
     while True:
         before = gauges.read(own_pid_expected=on_gpu)
-        lap_s = pace.OWN.lap_s() if on_gpu else 0.0
+        lap_s = pace.OWN.lap_s() if laps else 0.0
         found = run()
-        beside = {_PACE: pace.OWN.share(lap_s, pace.OWN.lap_s())} if on_gpu else {}
-        after = {**gauges.read(own_pid_expected=on_gpu), **beside}
+        beside = {_LAP: max(lap_s, pace.OWN.lap_s())} if laps else {}
+        after = gauges.read(own_pid_expected=on_gpu) | beside
         why = disturbed(before, after)
         if not why or len(rounds.discarded) >= MOST_DISCARDED:
             return found, {**after, "disturbed": why} if why else after

@@ -26,10 +26,12 @@ LAUNCH_BOUND_SHARE = 0.8
 #: default in eight fresh processes one after the other on an H100, which scatter by 15 %.
 LAUNCH_BOUND_NOISE = 0.15
 
-#: A CPU that takes so many times as long as at its best for the same steps is at its pace; where it was, it scattered by 10 %.
+#: A CPU that takes so many times as long as at its best for the same steps is at its pace yet: there a loop of steps scattered by
+#: a tenth, and elsewhere it took twice as long.
 AT_PACE = 1.25
 
-#: The same of work that was timed while the CPU was at its pace: rounds of MiniLM scattered by 6 to 9 % there, by 30 % without.
+#: The same of work that was timed while the CPU was at its pace: rounds of MiniLM scattered by 7 to 9 % there, by 18 % in one run
+#: of four, and by 29 to 36 % all together (docs/results/2026-11-27-h100-regret.md).
 PACED_NOISE = 0.07
 
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
@@ -53,6 +55,11 @@ BOUNDS: dict[int, tuple[float, ...]] = {
     8: (7.200, 5.637, 4.462, 3.818, 3.428, 3.166),
     9: (7.649, 5.916, 4.644, 3.956, 3.543, 3.267, 3.069),
 }
+
+
+def is_at_pace(lap_s: float, best_s: float) -> bool:
+    """Whether a CPU was at its pace when a loop of steps took so long, where it takes `best_s` at best."""
+    return lap_s <= AT_PACE * best_s
 
 
 def interval_of_median(samples: Sequence[float]) -> tuple[float, float]:

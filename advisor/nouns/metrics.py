@@ -18,8 +18,8 @@ ROUND, GPU_ROUND = "round_s", "gpu_round_s"
 #: How many turns are compared one by one: those of a block's contestants that took short ones, each beside the others'.
 PAIRED = "paired_turns"
 
-#: The share of its best pace that the CPU ran at beside each round, where that was looked at (`advisor.machine.pace`).
-CPU_PACE = "cpu_pace"
+#: What a loop of fixed steps took beside each round, where that was looked at: it tells the CPU's pace (`advisor.machine.pace`).
+CPU_LAP = "cpu_lap_s"
 
 #: The share of the time for which a GPU computed, by the kernels of the batch that was profiled.
 GPU_BUSY = "gpu_busy"
@@ -129,8 +129,6 @@ def figure(metric: str, value: float | None) -> str:
         return METRICS[metric].show(value)
     if metric == GPU_BUSY:
         return f"{value:.0%} of the time"
-    if metric == CPU_PACE:
-        return f"{value:.0%} of its best pace"
     return gib(value) if metric.endswith("_bytes") else seconds(value) if metric.endswith("_s") else f"{value:g}"
 
 

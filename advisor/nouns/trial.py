@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from statistics import median
@@ -10,8 +11,8 @@ from typing import Any
 
 from advisor.nouns.checked import checked
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import AT_PACE, LAUNCH_BOUND_NOISE, LAUNCH_BOUND_SHARE, PACED_NOISE, Measurement
-from advisor.nouns.metrics import CPU_PACE, GPU_BUSY, PAIRED, PEAK, Metric
+from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LAUNCH_BOUND_SHARE, PACED_NOISE, Measurement, is_at_pace
+from advisor.nouns.metrics import CPU_LAP, GPU_BUSY, PAIRED, PEAK, Metric
 
 
 class Outcome(StrEnum):
@@ -207,21 +208,30 @@ class Trial:
         """Whether the GPU was seen to wait for the CPU that launches its kernels."""
         return self.busy is not None and self.busy < LAUNCH_BOUND_SHARE
 
-    @property
-    def scatter(self) -> float:
+    def scatter(self, best_s: float | None) -> float:
         """By how much its figures of time scatter from process to process (standard deviation of the logarithm).
 
-        0 where the GPU sets the pace: then its own rounds show it.
+        0 where the GPU sets the pace: then its own rounds show it. best_s: of :func:`best_laps_s`, for its device.
         """
         if not self.is_launch_bound:
             return 0.0
-        paces = self.measurement(CPU_PACE)
-        return PACED_NOISE if paces is not None and min(paces.samples) * AT_PACE >= 1 else LAUNCH_BOUND_NOISE
+        laps = self.measurement(CPU_LAP)
+        is_paced = laps is not None and best_s is not None and is_at_pace(max(laps.samples), best_s)
+        return PACED_NOISE if is_paced else LAUNCH_BOUND_NOISE
 
     @property
     def ran(self) -> Configuration:
         """What the figures count for: the effective configuration, or the requested one where nothing ran."""
         return self.requested if self.effective is None else self.effective
+
+
+def best_laps_s(trials: Iterable[Trial]) -> dict[str, float]:
+    """Return the quickest lap of a CPU beside any round of these trials (seconds), by the device that they ran on."""
+    found: dict[str, float] = {}
+    for trial in trials:
+        if (laps := trial.measurement(CPU_LAP)) is not None:
+            found[trial.device_uuid] = min(*laps.samples, found.get(trial.device_uuid, math.inf))
+    return found
 
 
 def default_of(trials: Sequence[Trial]) -> Trial | None:

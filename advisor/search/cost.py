@@ -60,7 +60,7 @@ def costs_beside(
     if at not in costs or at not in launches:
         return costs
     busy = default.busy / costs[at]
-    return {c: costs[at] * max(busy * cost, launches.get(c, 0.0) / launches[at]) for c, cost in costs.items()}
+    return {c: costs[at] * max(busy * cost, launches[c] / launches[at]) for c, cost in costs.items()}
 
 
 def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:

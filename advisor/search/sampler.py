@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.metrics import Metric
-from advisor.nouns.trial import Outcome, Trial
+from advisor.nouns.trial import Outcome, Trial, best_laps_s
 from advisor.search.acquisition import Acquisition, Told
 from advisor.search.posterior import NOISE
 
@@ -28,9 +28,10 @@ from advisor.search.posterior import NOISE
 Usable = Callable[[Trial], bool]
 
 
-def told_by(trials: Iterable[Trial], aim: Metric, usable: Usable | None) -> Told:
+def told_by(trials: Sequence[Trial], aim: Metric, usable: Usable | None) -> Told:
     """Return what stored trials say. aim: what their values are of; usable: as for :class:`advisor.search.search.Knowledge`."""
-    return _told_of(frozen for trial in trials for frozen in _frozen(trial, aim, usable))
+    best_s = best_laps_s(trials)
+    return _told_of(frozen for trial in trials for frozen in _frozen(trial, aim, usable, best_s))
 
 
 def proposed(
@@ -47,7 +48,8 @@ def proposed(
     space = _distributions(everything, stated(everything))
     source = random.Random(seed * 1000 + len(trials))
     study = optuna.create_study(sampler=PosteriorSampler(candidates, space, source))
-    study.add_trials([frozen for trial in trials for frozen in _frozen(trial, aim, usable, space)])
+    best_s = best_laps_s(trials)
+    study.add_trials([frozen for trial in trials for frozen in _frozen(trial, aim, usable, best_s, space)])
     proposal = study.ask({knob: space[knob] for knob in space if any(knob in c for c in candidates.candidates)})
     return Configuration.of({knob: str(choice) for knob, choice in proposal.params.items()})
 
@@ -105,9 +107,15 @@ def _told_of(trials: Iterable[FrozenTrial]) -> Told:
 
 
 def _frozen(
-    trial: Trial, aim: Metric, usable: Usable | None, space: dict[str, BaseDistribution] | None = None
+    trial: Trial,
+    aim: Metric,
+    usable: Usable | None,
+    best_s: Mapping[str, float],
+    space: dict[str, BaseDistribution] | None = None,
 ) -> list[FrozenTrial]:
     """Return what Optuna is told of a trial: the log value of what ran, and a failure where it came to nothing.
+
+    best_s: of :func:`advisor.nouns.trial.best_laps_s`, over all trials.
 
     Both, where something else ran than was asked for, or where it may not be recommended: the figures count, and more of
     the same is not worth trying. A trial that was stopped early has a value and is never the best.
@@ -127,7 +135,10 @@ def _frozen(
         return [told(trial.requested, TrialState.FAIL, **seconds)]
     counts = trial.outcome is Outcome.OK and (usable is None or usable(trial))
     value = -math.log(score)
-    words = {"counts": counts, "noise": max(NOISE, trial.scatter) if aim.is_of_time else NOISE}
+    words = {
+        "counts": counts,
+        "noise": max(NOISE, trial.scatter(best_s.get(trial.device_uuid))) if aim.is_of_time else NOISE,
+    }
     if trial.ran == trial.requested and (counts or trial.outcome is Outcome.PRUNED):
         return [told(trial.ran, TrialState.COMPLETE, value, **words, **seconds)]
     return [

@@ -128,7 +128,7 @@ class Knowledge:
     def _saving(self, work_s: float, fresh: Sequence[Configuration], told: Told) -> Array:
         """Return the seconds of so much work that a second of each one's trial is expected to save: [fresh].
 
-        What compiles does so again when the work begins: it costs twice what its trial does.
+        What compiles does so again in the blocks that confirm it, and when the work begins: it costs three times its trial.
         """
         costs = np.array([3.0 if compiles(configuration) else 1.0 for configuration in fresh])
         saving: Array = work_s * self._model(fresh).promises(told) / costs

@@ -8,7 +8,7 @@ from rich.table import Table
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import (
-    CPU_PACE,
+    CPU_LAP,
     GPU_BUSY,
     GPU_ROUND,
     METRICS,
@@ -39,7 +39,7 @@ _NAMES = {
     ROUND: "a round",
     GPU_ROUND: "a round by CUDA's clock",
     GPU_BUSY: "the GPU computes",
-    CPU_PACE: "the CPU",
+    CPU_LAP: "a loop of steps on the CPU",
     PAIRED: "turns compared one by one",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.markup import escape
 
 from advisor.advice.recommendation import Recommendation
@@ -33,7 +35,7 @@ def outlook(recommendation: Recommendation) -> list[str]:
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )
     if undecided := _undecided_blocks(recommendation):
-        more = f"{recommendation.command} --blocks {2 * undecided}"
+        more = f"{re.sub(r' --blocks [0-9]+', '', recommendation.command)} --blocks {2 * undecided}"
         lines.append(f"its interval is wide: more blocks may tell it from the default: [bold]{escape(more)}[/]")
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")

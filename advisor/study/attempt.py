@@ -28,7 +28,7 @@ from advisor.measure.messages import (
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import CPU_PACE, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
+from advisor.nouns.metrics import CPU_LAP, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
@@ -136,7 +136,7 @@ def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) 
         subject,
         gate=_gate(tuner, seen, subject),
         measured=tuple(trial.ran.key for trial in seen.searched if trial.outcome is Outcome.OK),
-        timing=Timing(incumbent_s=incumbent_s, energy=has_energy),
+        timing=Timing(incumbent_s=incumbent_s, energy=has_energy, best_lap_s=seen.best_lap_s),
     )
 
 
@@ -247,8 +247,8 @@ def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Mea
         found.append(Measurement(GPU_ROUND, "s", rounds.gpu_s, phase))
     if rounds.busy:
         found.append(Measurement(GPU_BUSY, "share", (rounds.busy,), phase))
-    if rounds.paces:
-        found.append(Measurement(CPU_PACE, "share", rounds.paces, phase))
+    if rounds.laps_s:
+        found.append(Measurement(CPU_LAP, "s", rounds.laps_s, phase))
     if rounds.paired:
         found.append(Measurement(PAIRED, "turns", (float(len(rounds.wall_s)),), phase))
     return tuple(found)

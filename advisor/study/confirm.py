@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from advisor.knobs import choices_of, weights_of
-from advisor.measure.stopping import Turns
+from advisor.measure.stopping import PATIENCE, Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
 from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
-from advisor.nouns.trial import Outcome, Trial
+from advisor.nouns.trial import Outcome, Trial, best_laps_s
 from advisor.workloads import Workload
 
 #: How many candidates meet the default in each block at most.
@@ -47,7 +47,8 @@ def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default
     better = sorted((t for t in right if t.ran != default.ran and t.score(aim) > beaten), key=lambda t: -t.score(aim))
     if not better:
         return []
-    scatter = max(TIE_ZONE, better[0].scatter) if aim.is_of_time else TIE_ZONE
+    best_s = best_laps_s([*better, default]).get(better[0].device_uuid)
+    scatter = max(TIE_ZONE, better[0].scatter(best_s)) if aim.is_of_time else TIE_ZONE
     low = score_interval(better[0], aim)[0] / (1 + scatter)
     near = [t.ran for t in better if score_interval(t, aim)[1] >= low]
     return list(dict.fromkeys(near))[:FINALISTS]
@@ -126,7 +127,7 @@ def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence
     longest_s = max(trial.value(ROUND) or 0.0 for trial in ran if trial is not None)
     short_s = min(max(SHORTEST_TURN_S, longest_s), turn_s)
     least, most = (max(count, round(count * turn_s / short_s)) for count in (Turns.least, Turns.most))
-    return Turns(least, most, short_s, paired=short_s < turn_s)
+    return Turns(least, most, short_s, paired=short_s < turn_s, waits=True)
 
 
 def _searched(trials: Iterable[Trial], configuration: Configuration) -> Trial | None:
@@ -195,7 +196,7 @@ def _contestant_s(
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
     if parts > 1:
         return start_s + load_s + first_s + round_s * (1 + 1 / parts)
-    turn_s = max(turns.turn_s, round_s)
+    turn_s = max(turns.turn_s * (PATIENCE if turns.waits else 1), round_s)
     return start_s + load_s + first_s + round_s + turns.least * turn_s
 
 

@@ -15,7 +15,7 @@ from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Comparison
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective
-from advisor.nouns.trial import Outcome, Trial, default_of
+from advisor.nouns.trial import Outcome, Trial, best_laps_s, default_of
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.space import Space
@@ -138,6 +138,11 @@ class Snapshot:
         """The best search trial that may be recommended, None where there is none yet."""
         found = [trial for trial in self.trials if self.usable(trial)]
         return max(found, key=lambda trial: trial.score(self.job.objective.aim), default=None)
+
+    @property
+    def best_lap_s(self) -> float | None:
+        """The quickest lap of the CPU that its trials saw on this device's host; None where none was looked at."""
+        return best_laps_s(self.trials).get(self.job.machine.uuid or "")
 
     def after(self, trial: Trial) -> Snapshot:
         """Return the same with a trial finished."""

@@ -70,9 +70,10 @@ def _eager_rate(situation: Situation) -> float:
 
 
 def _fused_rates(situation: Situation) -> Mapping[Term, float]:
-    """On a GPU: with pads nested tensors, whose attention asks for 0.1 to 0.7 (BERT- and XLM-R-base on an H100).
+    """On a GPU: with pads nested tensors, whose attention asks for 0.6 to 0.7 (XLM-R-base) or 0.1 to 0.35 (BERT-base on an H100).
 
-    Without pads none: a layer is one call, its projections one product. XLM-R-base took 0.90 of the default's time.
+    Without pads none: a layer is one call, its projections one product. XLM-R-base took 0.90 of the default's time, and
+    MiniLM-L6, which waits for its launches, two thirds (docs/results/2026-11-27-h100-regret.md).
     """
     if not situation.environment.is_cuda:
         return {Term.ATTENTION: 2.7}

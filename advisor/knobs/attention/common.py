@@ -74,7 +74,7 @@ def rates(
 ) -> Callable[[Situation], Mapping[Term, float]]:
     """Return the rates of a choice of attention: its speed on softmax(QKᵀ)V, and on what the CPU launches for a batch.
 
-    launches, launches_with_pads: over sdpa's; of MiniLM-L6 with 8 × 64 tokens, for which an H100 waits (tests/landscapes).
+    launches, launches_with_pads: over sdpa's, as MiniLM-L6 with 8 × 64 tokens was searched on an H100, which waits for it.
     """
 
     def found(situation: Situation) -> Mapping[Term, float]:
