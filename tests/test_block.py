@@ -93,6 +93,14 @@ def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
     assert block_s([*searched, *confirmed], [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
 
 
+def test_a_block_that_waits_may_wait_for_the_cpu() -> None:
+    """Its turns may last twice as long, until it is known how long they did."""
+    searched = [waiting(DEFAULT, 0.05), waiting(PACKED, 0.04)]
+    turns = turns_for(GPU, [DEFAULT, PACKED], searched, TOKENS)
+
+    assert block_s(searched, [DEFAULT], 0.0, turns) == pytest.approx(0.05 + 15 * 2 * 0.2)
+
+
 def waiting(configuration: Configuration, round_s: float, busy: float | None = 0.05) -> Trial:
     """Return a search trial of work for whose launches the GPU waits, or does not."""
     measured = [Measurement("round_s", "s", (round_s,))]

@@ -22,12 +22,15 @@ from advisor.errors import BadInput
 from advisor.knobs import KNOBS
 from advisor.measure.landscape import Landscape, read_landscapes
 from advisor.measure.messages import (
+    Answer,
+    BlockAsked,
     CeilingsAsked,
     FactsAsked,
     FactsRead,
     Failure,
     Gate,
     ReferenceAsked,
+    Request,
     Subject,
     TrialAsked,
     TrialDone,
@@ -343,6 +346,40 @@ def test_tune_runs_on_a_landscape(tmp_path: Path) -> None:
         recorded = landscape.by_configuration[trial.requested]
         assert [(m.metric, m.unit) for m in trial.measurements] == [(m.metric, m.unit) for m in recorded.measurements]
         assert trial.tokens_per_s == pytest.approx(recorded.tokens_per_s, rel=0.02)
+
+
+class Asked(ReplayRunner):
+    """A replay that keeps what it was asked, and of which the GPU waits for a CPU whose laps are as long as its rounds."""
+
+    def run(self, request: Request, timeout_s: float) -> Answer:
+        """Answer, and keep the request."""
+        self.requests = [*getattr(self, "requests", []), request]
+        return super().run(request, timeout_s)
+
+
+def test_what_is_asked_names_the_quickest_lap_that_was_seen(tmp_path: Path) -> None:
+    """Of a trial as of a block: a process that begins while others have the CPU does not take that for its pace."""
+    plain = made(1)
+
+    def waiting(trial: Trial) -> Trial:
+        laps_s = tuple(0.001 * s for s in trial.measurements[0].samples) if trial.measurements else ()
+        seen = (Measurement("gpu_busy", "share", (0.05,)), Measurement("cpu_lap_s", "s", laps_s)) if laps_s else ()
+        return replace(trial, measurements=(*trial.measurements, *seen))
+
+    runner = Asked(replace(plain, trials=tuple(map(waiting, plain.trials))), seed=1)
+    source = ModelSource("made/up", "/nowhere", {"model_type": "llama"}, "trained", "sha256:0", has_tokenizer=False)
+    job = Job(source, WORKLOAD, OBJECTIVE, Budget(trials=6), Machine(H200, "host", "GPU-0", 0, FREE_BYTES))
+    with Store.open(f"sqlite:///{tmp_path}/advisor.db", write=True) as store:
+        study = tune(job, store, runner, lambda _: None)
+        trials = store.trials(study)
+
+    laps = [m.samples for t in trials if t.phase == "search" and (m := t.measurement("cpu_lap_s")) is not None]
+    searched = [each.timing.best_lap_s for each in runner.requests if isinstance(each, TrialAsked)]
+    assert searched[0] is None
+    assert searched[1:6] == [min(map(min, laps[:count])) for count in range(1, 6)]
+    blocks = [each.best_lap_s for each in runner.requests if isinstance(each, BlockAsked)]
+    assert blocks
+    assert blocks[0] == min(map(min, laps))
 
 
 @pytest.mark.slow
