@@ -20,7 +20,7 @@ from advisor.search.posterior import Array, compiles, expected_seconds
 from advisor.search.sampler import Usable, proposed, told_by
 
 #: The search may end when the chance that anything left is better by more than the tie zone is below this. It kept its word on
-#: made-up landscapes: 13 of 1,000 ended too early, whether predictions were good or useless (docs/search.md).
+#: made-up landscapes: 9 of 1,000 ended too early, whether predictions were good or useless (docs/search.md).
 CHANCE = 0.02
 
 #: What an expected time may be off by, for it comes of logarithms: a trial is expected to take as long as the one that was seen.
