@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
+from advisor.knobs import Situation
 from advisor.measure.landscape import Landscape
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import TIE_ZONE
-from advisor.nouns.trial import Trial
+from advisor.nouns.trial import Trial, default_of
 from advisor.quality.objections import objections
-from advisor.search.cost import costs_of
+from advisor.search.cost import costs_beside, costs_of, launches_of, situations_of
 from advisor.search.search import Knowledge
 
 #: After how many trials regret is read.
@@ -33,8 +34,12 @@ class Field:
     @cached_property
     def costs(self) -> dict[Configuration, float]:
         """Predicted cost of each configuration, less is better."""
+        return costs_of(self._situations, self.landscape.objective.aim)
+
+    @cached_property
+    def _situations(self) -> dict[Configuration, Situation]:
         it = self.landscape
-        return costs_of(it.by_configuration, it.facts, it.workload, it.environment, it.objective.aim)
+        return situations_of(it.by_configuration, it.facts, it.workload, it.environment)
 
     @cached_property
     def admissible(self) -> list[Configuration]:
@@ -53,7 +58,9 @@ class Field:
 
     def known(self, trials: Sequence[Trial], warm: Mapping[Configuration, float] | None = None) -> Knowledge:
         """Return all that advisor's search goes by. warm: what it learned elsewhere."""
-        return Knowledge(self.admissible, trials, self.landscape.objective.aim, self.costs, warm or {}, self.usable)
+        aim = self.landscape.objective.aim
+        costs = costs_beside(self.costs, launches_of(self._situations, aim), default_of(trials))
+        return Knowledge(self.admissible, trials, aim, costs, warm or {}, self.usable)
 
     def regret(self, trials: Sequence[Trial]) -> float:
         """How much better the best recorded configuration is than the best of these: 0.1 is 10 %; infinite without one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,22 @@ from advisor.machine import pace
 from advisor.machine.device import Gauges
 from advisor.machine.pace import Pace
 from advisor.measure import block_torch, timing_torch
-from advisor.measure.messages import BlockAsked, Event, Failure, Timing, TrialAsked
+from advisor.measure.block_torch import run_block
+from advisor.measure.messages import BlockAsked, FactsAsked, Failure, Rounds, Timing, TrialAsked, TrialDone
 from advisor.measure.session_torch import Session
 from advisor.measure.stopping import Stopping, Turns
 from advisor.measure.timing_torch import Round, Taken, take_round
+from advisor.measure.worker import read_facts
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
-from advisor.show.support import LLAMA
+from advisor.nouns.model import ModelFacts
 from advisor.workloads.forward import Forward
 
+WORKLOAD = Forward((8, 6, 8, 6), 2)
 CAUSAL = Path(__file__).parent / "models" / "causal"
 
-#: A CPU whose loop takes a second is at its pace here.
-QUICK_S, SLOW_S = 1.0, 2.0
+#: A CPU whose loop takes a second is at its pace here. So many laps of one that others have are given.
+QUICK_S, SLOW_S, SHARED = 1.0, 2.0, 5000
 DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
 
 
@@ -51,21 +54,24 @@ class Shared(Pace):
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Shared:
     """Time on a CPU that others have, by turns: five laps they have it, five they don't."""
-    own = Shared(*getattr(request, "param", ([SLOW_S] * 5 + [QUICK_S] * 5) * 500))
+    own = Shared(*getattr(request, "param", ([SLOW_S] * 5 + [QUICK_S] * 5) * (SHARED // 10)))
     monkeypatch.setattr(pace, "OWN", own)
     for module in (timing_torch, block_torch):
         monkeypatch.setattr(module, "timed_round", own.round)
     return own
 
 
+@cache
+def facts() -> ModelFacts:
+    """Return the facts of a small model."""
+    asked = FactsAsked(source=find_model(str(CAUSAL)).files, workload=WORKLOAD)
+    return read_facts(Session(lambda _: None), asked).facts
+
+
 def subject() -> dict[str, Any]:
-    """Return what requests have of a small model."""
-    return {
-        "source": find_model(str(CAUSAL)).files,
-        "facts": LLAMA,
-        "workload": Forward((8, 8), 2),
-        "configuration": DEFAULT,
-    }
+    """Return what requests have of it."""
+    source = find_model(str(CAUSAL)).files
+    return {"source": source, "facts": facts(), "workload": WORKLOAD, "configuration": DEFAULT}
 
 
 def taken(*rounds: tuple[float, float]) -> Taken:
@@ -183,42 +189,31 @@ def failure_of(error: BaseException, stage: str) -> Failure:
     raise AssertionError(stage) from error
 
 
-def block(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> Sequence[Any]:
-    """Run a block of the default and the same packed, whose models are not loaded, and return what came of them."""
+def block(turns: Turns) -> list[Rounds]:
+    """Run a block of the default and the same packed, whose rounds alone are made up, and return those."""
     contestants = (DEFAULT, DEFAULT.replaced(packing="packed"))
-
-    def made_ready(_: Session, __: Any, configuration: Configuration, **___: Any) -> block_torch.Ready:
-        reading: Any = type("Nothing", (), {"weight_bytes": 0})
-        return block_torch.Ready(configuration, [], reading, configuration, "", 0.0, 0.0)
-
-    monkeypatch.setattr(block_torch, "make_ready", made_ready)
-    monkeypatch.setattr(block_torch, "weights_key", lambda *_: 0)
-    monkeypatch.setattr(Session, "load", lambda *_: 0.0)
-    monkeypatch.setattr(block_torch.Contestant, "told", property(lambda one: one))
-    monkeypatch.setattr(block_torch, "BlockDone", lambda results: results)
-    told: list[Event] = []
     asked = BlockAsked(**subject(), contestants=contestants, seed=0, turns=turns, best_lap_s=QUICK_S)
-    return block_torch.run_block(Session(told.append), asked, failure_of)  # type: ignore[return-value]
+    came = [each.came for each in run_block(Session(lambda _: None), asked, failure_of).results]
+    return [each.rounds for each in came if isinstance(each, TrialDone) and each.rounds is not None]
 
 
 @pytest.mark.parametrize("paired", [True, False], ids=["beside the default", "compared as medians"])
-def test_a_turn_is_of_the_rounds_at_the_cpus_pace(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch, *, paired: bool
-) -> None:
+def test_a_turn_is_of_the_rounds_at_the_cpus_pace(shared: Shared, *, paired: bool) -> None:
     """Whether turns are compared one by one or not: what waits for its launches waits in both."""
     turns = Turns(least=5, most=5, turn_s=0.1, paired=paired, waits=True)
-    for each in block(turns, monkeypatch):
-        assert each.rounds.wall_s == [0.01] * 5
-        assert each.rounds.told.laps_s == (QUICK_S,) * 5
+    for rounds in (found := block(turns)):
+        assert rounds.wall_s == (0.01,) * 5
+        assert rounds.laps_s == (QUICK_S,) * 5
+    assert [rounds.paired for rounds in found] == [paired] * 2
+    assert len(shared.left) < SHARED
 
 
-def test_a_block_that_does_not_wait_runs_no_laps(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_does_not_wait_runs_no_laps(shared: Shared) -> None:
     """Its turns are long and read energy."""
-    before = len(shared.left)
-    for each in block(Turns(least=3, most=3, turn_s=0.1), monkeypatch):
-        assert len(each.rounds.wall_s) == 3
-        assert each.rounds.told.laps_s == ()
-    assert len(shared.left) == before
+    found = block(Turns(least=3, most=3, turn_s=0.1))
+
+    assert [(len(rounds.wall_s), rounds.laps_s) for rounds in found] == [(3, ())] * 2
+    assert len(shared.left) == SHARED
 
 
 def test_a_short_turn_waits_for_the_cpu() -> None:

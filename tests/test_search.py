@@ -729,8 +729,8 @@ def test_what_is_better_by_less_than_the_tie_zone_promises_nothing() -> None:
 
 
 def lapped(trials: Sequence[Trial], *most_s: float) -> list[Trial]:
-    """Return the same, beside whose rounds a CPU's loop took a second, and of each trial this long in one of them."""
-    laps = [Measurement(CPU_LAP, "s", (1.0, each_s, 1.0)) for each_s in most_s]
+    """Return the same, beside whose rounds a CPU's loop took a second, and of each trial this long in most of them."""
+    laps = [Measurement(CPU_LAP, "s", (each_s, 1.0, each_s)) for each_s in most_s]
     return [replace(t, measurements=(*t.measurements, m)) for t, m in zip(trials, laps, strict=True)]
 
 

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from made_databases import laid
 from sqlalchemy import create_engine, text
 
+from advisor.advice import command
 from advisor.advice.kept_answers import keep_answer
 from advisor.advice.ranking import Candidate, ranked
 from advisor.advice.recommendation import Recommendation, tie_set
 from advisor.advice.suggest import recommend, suggest
 from advisor.advice.why_not import choices_in, why_not
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.nouns.answer import Conclusion, Prospect, SearchEnd, Stop
@@ -34,6 +36,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import TIE_ZONE, Comparison, Measurement
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.reading import read_duration
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import Space, build_space
@@ -1110,3 +1113,9 @@ def test_the_view_leaves_a_default_above_the_limit_out(
         assert (row["ratio"] is None) == (not ratios)
         found = recommend(opened, SOURCE, opened.study(study), replace(ANY, max_memory_bytes=10 * GIB))
         assert (found.configuration, found.verdict) == (SORTED, row["verdict"])
+
+
+def test_commands_leave_out_what_nobody_asked_for() -> None:
+    """What a tune spends without being told is known there as the options say it."""
+    assert read_duration(DEFAULT_BUDGET, "budget") == command.LONG_BUDGET_S
+    assert read_duration(DEFAULT_PAYBACK, "payback") == command._PAYBACK_S

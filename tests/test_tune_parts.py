@@ -20,7 +20,7 @@ from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.objections import objections
-from advisor.search.cost import costs_beside, costs_of, launches_of, useful_operations
+from advisor.search.cost import costs_beside, costs_of, launches_of, situations_of, useful_operations
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA
 from advisor.study.attempt import measurements_of
@@ -195,8 +195,8 @@ def test_useful_operations_count_no_pads_and_half_of_causal_pairs() -> None:
 def test_memory_is_predicted_in_bytes_where_memory_is_the_aim() -> None:
     """Predicted costs are bytes for the objective memory, relative times for the others."""
     int8 = BASE.replaced(quantization="int8")
-    by_memory = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["peak_bytes"])
-    by_time = costs_of([BASE, int8], LLAMA, WORKLOAD, H200, METRICS["tokens_per_s"])
+    situations = situations_of([BASE, int8], LLAMA, WORKLOAD, H200)
+    by_memory, by_time = (costs_of(situations, METRICS[name]) for name in ("peak_bytes", "tokens_per_s"))
 
     assert by_memory[int8] < by_memory[BASE] == pytest.approx(16e9, rel=0.01)
     assert by_time[int8] > by_time[BASE]
@@ -206,7 +206,8 @@ def test_what_waits_for_its_launches_is_predicted_by_them() -> None:
     """The longer counts: the share of the time for which the GPU computed, or what the CPU launches; where it waits at all."""
     packed, eager = BASE.replaced(attention="flash_attention_2", packing="packed"), BASE.replaced(attention="eager")
     aim, work = METRICS["tokens_per_s"], [BASE, packed, eager]
-    costs, launches = (of(work, LLAMA, WORKLOAD, H200, aim) for of in (costs_of, launches_of))
+    situations = situations_of(work, LLAMA, WORKLOAD, H200)
+    costs, launches = costs_of(situations, aim), launches_of(situations, aim)
 
     def relative(busy: float | None) -> dict[Configuration, float]:
         seen = () if busy is None else (Measurement("gpu_busy", "share", (busy,)),)
@@ -220,7 +221,7 @@ def test_what_waits_for_its_launches_is_predicted_by_them() -> None:
     assert relative(None) == relative(0.9) == by_costs
     assert relative(0.05) == pytest.approx({BASE: 1.0, packed: 1 / 0.75, eager: 1 / 0.75})
     assert relative(0.79)[eager] == pytest.approx(max(1 / 0.75, 0.79 * by_costs[eager]))
-    assert launches_of(work, LLAMA, WORKLOAD, H200, METRICS["peak_bytes"]) == {}
+    assert launches_of(situations, METRICS["peak_bytes"]) == {}
 
 
 def test_rounds_become_the_metrics_of_their_workload() -> None:

@@ -20,7 +20,7 @@ from advisor.advice.recommendation import Recommendation
 from advisor.errors import NotMeasured
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
-from advisor.nouns.model import ModelSource
+from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects, prospects_left
@@ -62,10 +62,7 @@ def recommend(
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
     """
     trials, refusals = store.trials(study.id), tuple(store.refusals(study.id))
-    classifies = study.workload.needs.head is Head.CLASSIFICATION
-    facts = study.facts.for_source(source, classifies=classifies) if study.facts else None
-    if facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
-        raise NotMeasured("the study has no finished trial yet; run the same tune again")
+    facts = _facts_of(study, source, trials)
     evidence = Evidence.of(store, source, study, objective, trials)
     coverage = Coverage(study, source, objective, trials, refusals, space)
     default = evidence.default.trial if evidence.default else None
@@ -78,9 +75,7 @@ def recommend(
     if not evidence.right and not look().left:
         refuse_nothing_admissible(evidence, trials, coverage)
     chosen, verdict = conclude(evidence, look)
-    is_own = coverage.is_own and study.objective.payload == objective.payload and evidence.same_weights
-    trying = trying_more(source, study, objective, is_own=is_own)
-    confirms = verdict in (Conclusion.UNCONFIRMED, Conclusion.TIE)
+    command, trying = _commands(source, study, objective, verdict, is_own=coverage.is_own and evidence.same_weights)
     return Recommendation(
         source=source,
         study=study,
@@ -101,12 +96,32 @@ def recommend(
         rejected=evidence.rejected,
         look=look,
         why=why_stopped(study, coverage),
-        command=going_on(source, study, objective, is_own=is_own) if confirms else trying,
+        command=command,
         trying=trying,
         way_out=way_out(evidence.default, facts) if chosen is None else "",
         looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
         spent_s=sum(t.wall_s or 0.0 for t in trials),
     )
+
+
+def _facts_of(study: StudyRecord, source: ModelSource, trials: Sequence[Trial]) -> ModelFacts:
+    """Return a study's facts for the model that is asked about. Raises NotMeasured where no trial has ended yet."""
+    if study.facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
+        raise NotMeasured("the study has no finished trial yet; run the same tune again")
+    return study.facts.for_source(source, classifies=study.workload.needs.head is Head.CLASSIFICATION)
+
+
+def _commands(
+    source: ModelSource, study: StudyRecord, objective: Objective, verdict: Conclusion, *, is_own: bool
+) -> tuple[str, str]:
+    """Return the command that goes on from a verdict, and the one that tries what was never tried.
+
+    is_own: whether the question leaves just what the study searched, of the weights that it measured.
+    """
+    is_own = is_own and study.objective.payload == objective.payload
+    trying = trying_more(source, study, objective, is_own=is_own)
+    confirms = verdict in (Conclusion.UNCONFIRMED, Conclusion.TIE)
+    return going_on(source, study, objective, is_own=is_own) if confirms else trying, trying
 
 
 def _of_these(trial: Trial, *, same_weights: bool) -> Trial:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -235,7 +236,7 @@ class _Block:
         session, calls, runtime = contestant.session, contestant.ready.calls, runtime_of(self.request)
         session.load(self.request, contestant.configuration)
         session.stage("time")
-        run = lambda: timed_round(session, calls, self.device, runtime, order)  # noqa: E731
+        run = partial(timed_round, session, calls, self.device, runtime, order)
         return take_round(gauges, self.device, run, contestant.rounds, laps=self.turns.waits)
 
     def _tell(self, contestant: Contestant) -> None:

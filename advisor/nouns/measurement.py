@@ -26,13 +26,13 @@ LAUNCH_BOUND_SHARE = 0.8
 #: default in eight fresh processes one after the other on an H100, which scatter by 15 %.
 LAUNCH_BOUND_NOISE = 0.15
 
+#: The same where the CPU was at its pace meanwhile: rounds of MiniLM scattered by 7 to 9 % then, by 18 % in one run of four, and
+#: by 29 to 36 % all together (docs/results/2026-11-27-h100-regret.md).
+PACED_NOISE = 0.07
+
 #: A CPU that takes so many times as long as at its best for the same steps is at its pace yet: there a loop of steps scattered by
 #: a tenth, and elsewhere it took twice as long.
 AT_PACE = 1.25
-
-#: The same of work that was timed while the CPU was at its pace: rounds of MiniLM scattered by 7 to 9 % there, by 18 % in one run
-#: of four, and by 29 to 36 % all together (docs/results/2026-11-27-h100-regret.md).
-PACED_NOISE = 0.07
 
 #: Fewer blocks than this decide nothing (measurement.md, "Confirmation").
 LEAST_BLOCKS = 3

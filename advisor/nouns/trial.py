@@ -216,7 +216,7 @@ class Trial:
         if not self.is_launch_bound:
             return 0.0
         laps = self.measurement(CPU_LAP)
-        is_paced = laps is not None and best_s is not None and is_at_pace(max(laps.samples), best_s)
+        is_paced = laps is not None and best_s is not None and is_at_pace(laps.median, best_s)
         return PACED_NOISE if is_paced else LAUNCH_BOUND_NOISE
 
     @property

@@ -20,29 +20,24 @@ from advisor.workloads import Head, Layout, Workload
 _ATTENTION = 8.0
 
 
-def costs_of(
-    configurations: Iterable[Configuration],
-    facts: ModelFacts,
-    workload: Workload,
-    environment: Environment,
-    aim: Metric,
-) -> dict[Configuration, float]:
+def situations_of(
+    configurations: Iterable[Configuration], facts: ModelFacts, workload: Workload, environment: Environment
+) -> dict[Configuration, Situation]:
+    """Return what each configuration of a model's work is predicted of."""
+    return {c: Situation(c, workload.under(c), environment, facts) for c in configurations}
+
+
+def costs_of(situations: Mapping[Configuration, Situation], aim: Metric) -> dict[Configuration, float]:
     """Return what arithmetic predicts of configurations at an aim: bytes where memory is, else relative time."""
     predicted = predicted_bytes if aim.gauge is Gauge.MEMORY else predicted_cost
-    return {c: predicted(Situation(c, workload.under(c), environment, facts)) for c in configurations}
+    return {configuration: predicted(situation) for configuration, situation in situations.items()}
 
 
-def launches_of(
-    configurations: Iterable[Configuration],
-    facts: ModelFacts,
-    workload: Workload,
-    environment: Environment,
-    aim: Metric,
-) -> dict[Configuration, float]:
+def launches_of(situations: Mapping[Configuration, Situation], aim: Metric) -> dict[Configuration, float]:
     """Return what the CPU does to launch each, in relative time; nothing where an aim is not of time."""
     if not aim.is_of_time:
         return {}
-    return {c: predicted_launches(Situation(c, workload.under(c), environment, facts)) for c in configurations}
+    return {configuration: predicted_launches(situation) for configuration, situation in situations.items()}
 
 
 def costs_beside(

@@ -23,11 +23,14 @@ from advisor.search.sampler import Usable, proposed, told_by
 #: made-up landscapes: 9 of 1,000 ended too early, whether predictions were good or useless (docs/search.md).
 CHANCE = 0.02
 
+#: But not before so many were measured: fewer do not show how wrong the prediction is.
+LEAST_TRIALS = 5
+
 #: What an expected time may be off by, for it comes of logarithms: a trial is expected to take as long as the one that was seen.
 _ROUNDING = 1e-9
 
-#: But not before so many were measured: fewer do not show how wrong the prediction is.
-LEAST_TRIALS = 5
+#: What compiles does so in its trial, again in the blocks that confirm it, and again when the work begins.
+_COMPILED = 3.0
 
 #: Why a search ended by itself (see End).
 EVERYTHING, UNLIKELY = "everything was tried", "nothing untried is likely to be better"
@@ -126,11 +129,8 @@ class Knowledge:
         return float(self._saving(work_s, fresh, told).max()) if told.seconds else math.inf
 
     def _saving(self, work_s: float, fresh: Sequence[Configuration], told: Told) -> Array:
-        """Return the seconds of so much work that a second of each one's trial is expected to save: [fresh].
-
-        What compiles does so again in the blocks that confirm it, and when the work begins: it costs three times its trial.
-        """
-        costs = np.array([3.0 if compiles(configuration) else 1.0 for configuration in fresh])
+        """Return the seconds of so much work that are expected to be saved, for each that each one's trial costs: [fresh]."""
+        costs = np.array([_COMPILED if compiles(configuration) else 1.0 for configuration in fresh])
         saving: Array = work_s * self._model(fresh).promises(told) / costs
         return saving
 

@@ -18,7 +18,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Trial
-from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_bytes, predicted_cost
+from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_bytes, predicted_cost, situations_of
 from advisor.terminal import gib
 from advisor.workloads import Workload
 
@@ -88,13 +88,14 @@ def build_space(
             admissible[configuration] = predicted_cost(situation)
             warnings |= {(r.subject, r.about, r.rule): r for r in reasons if not r.verdict.refuses}
     ordered = sorted(admissible, key=lambda configuration: admissible[configuration])
+    situations = situations_of([baseline, *ordered], facts, workload, environment)
     return Space(
         baseline=baseline,
         admissible=tuple(ordered),
         refusals=tuple(_telling(refusals.values(), ordered)),
         warnings=tuple(warnings.values()),
-        costs=costs_of([baseline, *ordered], facts, workload, environment, objective.aim),
-        launches=launches_of([baseline, *ordered], facts, workload, environment, objective.aim),
+        costs=costs_of(situations, objective.aim),
+        launches=launches_of(situations, objective.aim),
     )
 
 

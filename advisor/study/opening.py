@@ -18,7 +18,7 @@ from advisor.nouns.model import ModelFacts
 from advisor.nouns.step import Done, EndSearch
 from advisor.nouns.trial import default_of
 from advisor.quality.method import METHOD
-from advisor.search.cost import costs_beside, costs_of, launches_of, weight_bytes
+from advisor.search.cost import costs_beside, costs_of, launches_of, situations_of, weight_bytes
 from advisor.search.prospects import searched
 from advisor.search.search import surprises
 from advisor.search.space import MEMORY_SHARE, Space, build_space
@@ -241,5 +241,6 @@ def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configu
     trials = [t for s in known if s.workload == nearest for t in store.trials(s.id, readable=True)]
     fitting = [t for t in trials if is_whole(t.requested, nearest)]
     offered = [c for c in {c for t in fitting for c in (t.requested, t.ran)} if not unknown(c)]
-    costs, launches = (arithmetic(offered, facts, nearest, here, aim) for arithmetic in (costs_of, launches_of))
-    return surprises(fitting, aim, costs_beside(costs, launches, default_of(fitting)))
+    situations = situations_of(offered, facts, nearest, here)
+    costs = costs_beside(costs_of(situations, aim), launches_of(situations, aim), default_of(fitting))
+    return surprises(fitting, aim, costs)
