@@ -175,6 +175,21 @@ def test_a_trial_ends_where_the_cpu_never_is_at_its_pace(shared: Shared) -> None
     assert not rounds.discarded
 
 
+@pytest.mark.parametrize("shared", [[QUICK_S]], indirect=True)
+@pytest.mark.parametrize(("incumbent_s", "timed"), [(0.008, 5), (0.009, 10), (None, 10)])
+def test_what_is_clearly_slower_than_the_best_so_far_is_timed_for_half_as_long(
+    shared: Shared, incumbent_s: float | None, timed: int
+) -> None:
+    """It has its figure all the same: a trial's scatter is larger than what five more rounds would tell."""
+    asked = TrialAsked(**subject(), timing=Timing(stopping=Stopping(), energy=False, incumbent_s=incumbent_s))
+    timing = timing_torch.Timing(Session(lambda _: None), [], asked, kernel_s=0.001)
+    assert timing.slow() is None
+    rounds = timing.rounds().told
+
+    assert not rounds.pruned
+    assert len(rounds.wall_s) == timed
+
+
 def test_work_that_keeps_the_gpu_busy_runs_no_laps(shared: Shared) -> None:
     """But for the first round, of which nobody knows yet: a lap is idle time, and energy is read over what lies between."""
     asked = TrialAsked(**subject(), timing=Timing(stopping=Stopping(), energy=False))

@@ -309,7 +309,7 @@ def test_stopping_of_a_search_trial() -> None:
 def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
     """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to 1.5 s of them.
 
-    Those count in which the CPU was at its pace, but no more than three seconds or 200 rounds are spent to get them.
+    They go on until their median is known to within 3 %, which is little beside what the next trial of the same scatters by. Those count in which the CPU was at its pace, but no more than three seconds or 200 rounds are spent to get them.
     """
     rule = Stopping().longer()
 
@@ -317,12 +317,18 @@ def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
     assert rule.reached([0.06] * 10)
     assert not rule.reached([0.06, 0.045] * 14)
     assert rule.reached([0.06, 0.045] * 15)
+    assert rule.reached([0.06, 0.0575] * 5)
+    assert not rule.reached([0.06, 0.055] * 5)
     assert not rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 24)
     assert rule.reached_at_pace([0.06] * 9, [0.06] * 9 + [0.1] * 25)
     assert rule.reached_at_pace([0.06] * 10, [0.06] * 10 + [0.1] * 5)
     assert not rule.reached_at_pace([0.001] * 9, [0.001] * 199)
     assert rule.reached_at_pace([0.001] * 9, [0.001] * 200)
     assert rule.reached_at_pace([], [10.0] * 2)  # long rounds, and never at its pace
+    assert rule.reached_at_pace([0.073] * 5, [0.073] * 5, 0.06)  # slower than the best in each of five
+    assert not rule.reached_at_pace([0.073] * 4 + [0.072], [0.073] * 5, 0.06)
+    assert not rule.reached_at_pace([0.073] * 4, [0.073] * 4, 0.06)
+    assert not rule.reached_at_pace([0.073] * 5, [0.073] * 5)
     to_its_end = Stopping(least=10, most=30, seconds=20.0, least_long=5, seconds_long=20.0).longer()
     assert not to_its_end.reached_at_pace([0.06, 0.045] * 20, [0.06, 0.045] * 20)
     assert not rule.reached([0.25] * 4)

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from advisor.nouns.measurement import TIE_ZONE, interval_of_median
+from advisor.nouns.measurement import PACED_NOISE, TIE_ZONE, interval_of_median
 
 #: Work that waits for its launches is timed for so many rounds at least; where that would take longer, for
 #: half as many, or the seconds of any long trial. Those count in which the CPU was at its pace.
 LAUNCH_BOUND_ROUNDS = 10
+
+#: And until their median is known to within this share of it (half an interval of 95 %). The next trial of the same scatters by
+#: 7 % (`PACED_NOISE`): to know this one to 1 % took 3 of its 4.5 seconds and told nothing.
+LAUNCH_BOUND_WIDTH = 0.03
+
+#: Half as many rounds are enough of what is so many times slower than the best so far in each of them: that is no scatter.
+BEATEN = 1 + 3 * PACED_NOISE
 
 #: For so many times as long it is timed where the CPU is not at its pace.
 PATIENCE = 2.0
@@ -55,15 +62,20 @@ class Stopping:
             least=max(self.least, LAUNCH_BOUND_ROUNDS),
             least_long=max(self.least_long, LAUNCH_BOUND_ROUNDS // 2),
             most=max(self.most, 10 * LAUNCH_BOUND_ROUNDS),
+            width=max(self.width, LAUNCH_BOUND_WIDTH),
         )
 
-    def reached_at_pace(self, at_pace: Sequence[float], samples: Sequence[float]) -> bool:
+    def reached_at_pace(
+        self, at_pace: Sequence[float], samples: Sequence[float], incumbent_s: float | None = None
+    ) -> bool:
         """Whether these samples are enough of what waits for its launches: at_pace are those while the CPU was at its pace.
 
-        Where it seldom is, the seconds of a long trial are enough, or PATIENCE times the most rounds.
+        Where it seldom is, the seconds of a long trial are enough, or PATIENCE times the most rounds. incumbent_s: seconds a
+        round of the best so far, None where what is slower is to be timed to its end.
         """
         is_late = len(samples) >= 2 and sum(samples) >= self.seconds_long
-        return self.reached(at_pace) or is_late or len(samples) >= PATIENCE * self.most
+        is_beaten = incumbent_s and len(at_pace) >= LAUNCH_BOUND_ROUNDS // 2 and min(at_pace) > BEATEN * incumbent_s
+        return self.reached(at_pace) or is_late or bool(is_beaten) or len(samples) >= PATIENCE * self.most
 
 
 @dataclass(frozen=True)

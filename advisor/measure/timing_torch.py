@@ -231,7 +231,7 @@ class Timing:
     def _is_enough(self) -> bool:
         rounds = self._rounds
         if self._waits:
-            return self._stopping.longer().reached_at_pace(rounds.at_pace, rounds.wall_s)
+            return self._stopping.longer().reached_at_pace(rounds.at_pace, rounds.wall_s, self._incumbent_s)
         return self._stopping.reached(rounds.wall_s)
 
     def _gauges(self) -> Gauges:
