@@ -42,7 +42,7 @@ from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.measurement import TIE_ZONE, Measurement
 from advisor.nouns.model import ModelFiles, ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
-from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.nouns.trial import Outcome, Quality, Trial, best_laps_s
 from advisor.search.space import build_space
 from advisor.storage.store import Store
 from advisor.study.attempt import measurements_of
@@ -414,22 +414,27 @@ def test_a_padded_and_an_unpadded_workload_are_recorded() -> None:
 
 @pytest.mark.parametrize("shipped", RECORDED.values(), ids=RECORDED)
 def test_arithmetic_is_not_far_off_what_was_recorded(shipped: Landscape) -> None:
-    """Of work that keeps the GPU busy: no 16-bit configuration is predicted off by more than a factor of 2.1, over the default.
+    """No 16-bit configuration is predicted off by more than a factor of 2.1, over the default, by what the search goes by.
+
+    Beyond what its trial scatters by, where the GPU waits for its launches.
 
     At a factor of five, which torch's fused layers without pads and flex_attention with them once had, it is never tried.
     """
     known = (shipped.facts, shipped.workload, shipped.environment, shipped.objective)
     space = build_space(*known, shipped.environment.memory_bytes, drawn=True)
-    timed = {t.ran: t.tokens_per_s for t in shipped.trials if t.tokens_per_s and t.ran in space.costs}
+    costs = space.costs_beside(next(t for t in shipped.trials if t.ran == space.baseline))
+    timed = {t.ran: t.tokens_per_s for t in shipped.trials if t.tokens_per_s and t.ran in costs}
     default = timed[space.baseline]
+    laps_s = best_laps_s(shipped.trials)
+    scatter = {t.ran: t.scatter(laps_s.get(t.device_uuid)) for t in shipped.trials}
     off = {
-        str(c): math.log(speed / default * space.costs[c] / space.costs[space.baseline])
+        str(c): max(0.0, abs(math.log(speed / default * costs[c] / costs[space.baseline])) - 2 * scatter[c])
         for c, speed in timed.items()
         if c["precision"] in ("bf16", "fp16")
     }
 
     assert len(off) >= 4
-    assert max(map(abs, off.values())) <= math.log(2.1), off
+    assert max(off.values()) <= math.log(2.1), off
 
 
 @pytest.mark.parametrize("shipped", RECORDED.values(), ids=RECORDED)
