@@ -309,7 +309,8 @@ def test_stopping_of_a_search_trial() -> None:
 def test_work_that_waits_for_its_launches_is_timed_longer() -> None:
     """Two short rounds that agree say nothing where the CPU sets the pace: ten at least, and up to 1.5 s of them.
 
-    They go on until their median is known to within 3 %, which is little beside what the next trial of the same scatters by. Those count in which the CPU was at its pace, but no more than three seconds or 200 rounds are spent to get them.
+    They go on until their median is known to within 3 %, which is little beside what the next trial of the same scatters by.
+    Those count in which the CPU was at its pace, but no more than three seconds or 200 rounds are spent to get them.
     """
     rule = Stopping().longer()
 
