@@ -268,7 +268,8 @@ def test_all_contestants_are_timed_in_one_process(runner: LocalRunner, facts: Mo
     """Each has three turns or more, ran as itself, and what it cost of the block is known."""
     stages: list[str] = []
     runner.listener = lambda event: stages.append(str(event.get("stage", "")))
-    request = block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}, {"precision": "bf16"})
+    one_round = replace(TURNS, turn_s=1e-9)
+    request = block(facts, {}, {"packing": "sorted"}, {"attention": "eager"}, {"precision": "bf16"}, turns=one_round)
     results = timed(runner, request)
 
     assert all(3 <= len(found.rounds.wall_s) <= 4 for found in results)

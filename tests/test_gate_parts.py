@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from advisor.errors import BadInput  # noqa: E402
 from advisor.knobs.attention.fp32_torch import flash_in_fp32  # noqa: E402
 from advisor.measure import figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
 from advisor.measure.gate import figures_found, known_figures, layout_request  # noqa: E402
@@ -35,7 +36,7 @@ BASE = Configuration.of({"attention": "sdpa", "precision": "bf16", "quantization
 SIZES = {
     "vocab_size": 256,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
@@ -219,6 +220,22 @@ def test_a_leak_behind_nf4_is_caught(models: dict[str, Any], tmp_path: Path) -> 
     assert leaking.neighbours is not None
     assert leaking.neighbours > 0.01
     assert right.neighbours == 0.0
+
+
+def test_what_bitsandbytes_cannot_pack_for_a_cpu_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with bfloat16 instructions 4-bit layers of other shapes fail at their first call; here the layer is named."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    config = transformers.LlamaConfig(**{**SIZES, "intermediate_size": 96}, num_key_value_heads=2, pad_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "misfit")
+    bench = Bench(find_model(str(tmp_path / "misfit")), "last-logits", tmp_path)
+    nf4 = BASE.replaced(quantization="nf4")
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    bench.session.load(bench.request, nf4)
+    bench.session.unload()
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    with pytest.raises(BadInput, match=r"down_proj has 96 inputs and 64 outputs, and it needs multiples of 64 and 32"):
+        bench.session.load(bench.request, nf4)
 
 
 def test_a_class_that_reads_its_pads_is_said_to(models: dict[str, Any], tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from advisor.errors import BadInput
 from advisor.knobs import Choice, choices_of, function_of
-from advisor.networks import kinds_torch
+from advisor.networks import kinds_torch, readback_torch
 from advisor.networks.config_torch import checkpoint_dtype_of, config_of
 from advisor.networks.switches_torch import KERNELS, allow_kernels
 from advisor.nouns.configuration import Configuration
@@ -39,7 +40,7 @@ def load(source: ModelFiles, configuration: Configuration, device: str, needs: N
     """Load the model as the configuration says, in evaluation mode, on the device.
 
     names: from :func:`statements`. Keyword arguments and statements are the choices' own, the ones that the suggestion
-    prints.
+    prints. Raises BadInput where bitsandbytes would fail at the first call.
     """
     choices = choices_of(configuration)
     arguments = arguments_of(choices, configuration, names)
@@ -58,7 +59,10 @@ def load(source: ModelFiles, configuration: Configuration, device: str, needs: N
     names["model"] = model.eval()
     for line in dict.fromkeys(line for choice in choices for line in choice.after):
         exec(line, names)  # noqa: S102
-    return names.pop("model").eval()
+    model = names.pop("model").eval()
+    if device == "cpu" and (misfit := readback_torch.cpu_misfit(model)):
+        raise BadInput(f"bitsandbytes can't run 4-bit weights of this shape on this CPU: {misfit}")
+    return model
 
 
 def arguments_of(choices: Sequence[Choice], configuration: Configuration, names: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_PACKED_OUTPUTS = 32
+
 
 def attention_of(model: Any) -> dict[str, str]:
     """Return the implementation of attention of the configuration and of all its sub-configurations."""
@@ -43,6 +45,23 @@ def _settings(module: Any) -> str:
         return f":{kind}" + (":double" if getattr(module.weight.quant_state, "nested", False) else "")
     threshold = getattr(getattr(module, "state", None), "threshold", None)
     return "" if threshold is None else f":{float(threshold)}"
+
+
+def cpu_misfit(model: Any) -> str:
+    """Return which 4-bit layer bitsandbytes can't run on this CPU, and why; "" where there is none.
+
+    On one with bfloat16 instructions (AVX512-BF16) it packs the weights anew at the first call, by _PACKED_OUTPUTS outputs
+    and whole blocks of inputs, and raises what says nothing of that (bitsandbytes 0.50, `_convert_weight_packed_for_cpu`).
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            block = module.weight.quant_state.blocksize
+            if module.out_features % _PACKED_OUTPUTS or module.in_features % block:
+                return (
+                    f"{name} has {module.in_features} inputs and {module.out_features} outputs, and it needs multiples "
+                    f"of {block} and {_PACKED_OUTPUTS}"
+                )
+    return ""
 
 
 def weight_bytes_of(model: Any) -> int:
