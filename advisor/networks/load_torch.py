@@ -61,7 +61,9 @@ def load(source: ModelFiles, configuration: Configuration, device: str, needs: N
         exec(line, names)  # noqa: S102
     model = names.pop("model").eval()
     if device == "cpu" and (misfit := readback_torch.cpu_misfit(model)):
-        raise BadInput(f"bitsandbytes can't run 4-bit weights of this shape on this CPU: {misfit}")
+        raise BadInput(
+            f"bitsandbytes can't run this model in 4 bit on this CPU: {misfit}; take a GPU, or none of its 4-bit choices"
+        )
     return model
 
 

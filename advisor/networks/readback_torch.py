@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+#: bitsandbytes packs 4-bit weights for a CPU by so many outputs (`block_n`).
 _PACKED_OUTPUTS = 32
 
 
@@ -54,13 +55,13 @@ def cpu_misfit(model: Any) -> str:
     and whole blocks of inputs, and raises what says nothing of that (bitsandbytes 0.50, `_convert_weight_packed_for_cpu`).
     """
     for name, module in model.named_modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            block = module.weight.quant_state.blocksize
-            if module.out_features % _PACKED_OUTPUTS or module.in_features % block:
-                return (
-                    f"{name} has {module.in_features} inputs and {module.out_features} outputs, and it needs multiples "
-                    f"of {block} and {_PACKED_OUTPUTS}"
-                )
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if not getattr(module, "support_avx512bf16_for_cpu", False) or state is None:
+            continue
+        inputs, outputs, block = module.in_features, module.out_features, state.blocksize
+        if inputs % block or outputs % _PACKED_OUTPUTS:
+            needed = f"it needs multiples of {block} and {_PACKED_OUTPUTS}"
+            return f"{name} has {inputs} inputs and {outputs} outputs, and {needed}"
     return ""
 
 
