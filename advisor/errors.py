@@ -100,5 +100,5 @@ class NothingAdmissible(AdvisorError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         """Keep the reasons."""
-        super().__init__(f"nothing admissible: all {len(reasons)} reasons follow")
+        super().__init__(f"nothing admissible, for {f'these {len(reasons)} reasons' if len(reasons) > 1 else 'this reason'}")
         self.reasons = tuple(reasons)

@@ -659,7 +659,7 @@ def test_nothing_admissible_lists_every_reason(advisor: Command, tmp_path: Path)
     first, *reasons = done.stderr.splitlines()
 
     assert (done.returncode, done.stdout) == (4, "")
-    assert first == f"advisor: nothing admissible: all {len(reasons)} reasons follow"
+    assert first == f"advisor: nothing admissible, for these {len(reasons)} reasons"
     assert [reason.strip() for reason in reasons][:4] == [
         f"{DEFAULT}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
         f"{SORTED}: its peak of 1.0 GiB is 1023 MiB above the 977 KiB allowed",
@@ -1215,7 +1215,7 @@ def test_only_that_leaves_nothing_is_told_before_a_trial(
 
     assert (status, streams.out) == (4, "")
     assert streams.err.splitlines()[-2:] == [
-        "advisor: nothing admissible: all 1 reasons follow",
+        "advisor: nothing admissible, for this reason",
         "  attention=flash_attention_2: A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU",
     ]
     if not more:

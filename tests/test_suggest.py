@@ -271,7 +271,8 @@ def test_the_best_within_memory_is_recommended_without_the_default(store: Store)
     """Where the default is above the limit, the best ratio within it is recommended, although it is no gain."""
     limit = replace(ANY, max_memory_bytes=10 * GIB)
     slow, slower = attempt(SORTED, 600, peak_bytes=9 * GIB), attempt(EAGER, 800, peak_bytes=8 * GIB)
-    studied(store, [attempt(DEFAULT, 1000), slow, slower], {SORTED: (0.7, 0.71, 0.7), EAGER: (0.6, 0.61, 0.6)})
+    ratios = {SORTED: (0.7, 0.71, 0.7), EAGER: (0.6, 0.61, 0.6)}
+    studied(store, [attempt(DEFAULT, 1000), slow, slower], ratios, objective=limit)
     found = answer(store, objective=limit)
 
     assert (found.configuration, found.verdict) == (SORTED, "slower-but-right")
@@ -395,7 +396,8 @@ def test_a_study_of_random_weights_says_nothing_of_trained_ones(store: Store) ->
     study = studied(store, attempts, {SORTED: (1.2, 1.21, 1.2)}, [refusal], **more)
     found, own = answer(store), answer(store, DRAWN)
 
-    assert (found.configuration, found.verdict, found.exit_status) == (SORTED, "faster", 0)
+    assert (own.configuration, own.verdict, own.exit_status) == (SORTED, "faster", 0)
+    assert (found.configuration, found.verdict, found.exit_status) == (SORTED, "unsearched", 3)  # lossy choices were left out
     assert [reason.rule for reason in own.refusals] == ["T0"]
     assert "T0" not in [reason.rule for reason in found.refusals]
     assert (own.tried, own.admissible) == (2, 9)
@@ -411,7 +413,7 @@ def test_a_study_of_random_weights_says_nothing_of_trained_ones(store: Store) ->
     assert found.payload["default"]["quality"] is None
     assert own.payload["recommendation"]["quality"]["judged"] is True
     said = shown(found)
-    assert "3 blocks); the speeds are those of randomly drawn weights of the same shapes" in said
+    assert "3 blocks); too little was tried to say that nothing is faster; the speeds are those of randomly drawn weights of the" in said
     assert "its quality was not measured with these weights" in said
     assert "rms" not in said
     assert f"to measure these weights: {found.command}" in said
@@ -454,6 +456,46 @@ def test_counts_are_of_the_question_that_is_asked(store: Store, searched: Tier, 
     assert found.prospects.left == len(space.admissible) - 2
     assert found.why == f"nothing untried is likely to be better (it searched for quality {searched})"
     assert f"2 of {len(space.admissible)} admissible configurations tried" in shown(found)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 0.9])
+def test_more_than_was_searched_is_not_settled_by_what_was(store: Store, ratio: float) -> None:
+    """What a wider question leaves and nobody tried may well be better: the best found is that for now, with what goes on."""
+    studied(
+        store,
+        [attempt(DEFAULT, 1000), attempt(SORTED, 1000 * ratio)],
+        {SORTED: (ratio, ratio + 0.01, ratio)},
+        objective=Objective(Tier.EXACT),
+        stop=Stop.UNLIKELY,
+        budget=Budget(trials=2),
+    )
+    own, wider = answer(store, objective=Objective(Tier.EXACT)), answer(store)
+
+    assert own.exit_status == 0
+    assert (wider.verdict, wider.exit_status) == ("unsearched", 3)
+    assert wider.configuration == own.configuration
+    assert wider.prospects.is_open
+    assert "too little was tried to say that nothing is faster" in shown(wider)
+    assert f"to go on: {wider.command}" in shown(wider)
+    assert "--quality 4bit" in wider.command
+
+
+@pytest.mark.parametrize("only", [("precision", "tf32"), ("attention", "flash_attention_2")])
+def test_what_only_leaves_and_rules_refuse_is_no_answer(store: Store, only: tuple[str, str]) -> None:
+    """As a tune says of it: the default alone answers no question for something else."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.5, 1.51, 1.5)}, environment=LAPTOP)
+    asked = Objective(Tier.EXACT, only=((only[0], (only[1],)),))
+    with pytest.raises(NothingAdmissible) as refused:
+        answer(store, objective=asked, here=LAPTOP)
+    assert any(text.startswith("=".join(only)) for text in refused.value.reasons)
+
+
+def test_what_only_leaves_and_is_wrong_leaves_the_default(store: Store) -> None:
+    """A form that would give wrong outputs was asked for: the default is the answer, and the rule stands beside it."""
+    studied(store, [attempt(DEFAULT, 1000)], stop=Stop.UNLIKELY)
+    found = answer(store, objective=replace(ANY, only=(("packing", ("packed-2d-mask",)),)))
+    assert (found.configuration, found.verdict) == (DEFAULT, "default")
+    assert "P2" in [reason.rule for reason in found.refusals]
 
 
 def test_a_search_without_lossy_choices_says_so_where_they_are_asked_for(store: Store) -> None:
@@ -605,8 +647,8 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
     assert "): tie" in said["packed"][0]
     assert "it is not confirmed to be faster than the default" in said["packed"][0]
     for name in ("flash_attention_2", "eager", "nf4", "fp16"):
-        assert re.match(rf"\w+={name}: \d+ admissible configurations with it were never tried; first", said[name][-1])
-        assert said[name][-1].endswith(f"To go on: {found.command}")
+        assert re.match(rf"\w+={name}: \d+ admissible configurations with it were never tried; first", said[name][-2])
+        assert said[name][-1] == f"to go on: {found.command}"
 
 
 def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
@@ -617,13 +659,13 @@ def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
     study = studied(store, [attempt(DEFAULT, 1000), attempt(NF4, 500), attempt(both), attempt(EAGER, 900)], {}, rules)
     found, trials = answer(store), store.trials(study)
 
-    part, tried, untried = why_not(found, trials, "nf4,eager")
+    part, tried, untried, _ = why_not(found, trials, "nf4,eager")
     assert part == "attention=eager with precision=fp16: rule A4: no fp16"
     assert tried == f"trial 2, {both}: runtime_error: it broke"
     assert re.match(
         r"attention=eager quantization=nf4: \d+ admissible configurations with all of these were never", untried
     )
-    (untried,) = why_not(found, trials, "quantization=nf4,precision=fp16,attention=sdpa,packing=padded")
+    untried, _ = why_not(found, trials, "quantization=nf4,precision=fp16,attention=sdpa,packing=padded")
     assert untried.startswith(
         "attention=sdpa precision=fp16 quantization=nf4 packing=padded: 1 admissible configuration with"
     )
@@ -820,11 +862,11 @@ def test_to_go_on_is_a_command_that_tries_something(store: Store, stop: Stop, ch
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 900)]
     study = studied(store, attempts, {SORTED: (0.9, 0.9, 0.91)}, stop=stop, left=UNTRIED, chance=chance)
     found = answer(store)
-    (line,) = why_not(found, store.trials(study), "nf4")
+    _, line = why_not(found, store.trials(study), "nf4")
 
     plain = "advisor tune org/model --lengths 512,128,256,64 --batch 2 --output last-logits --quality 4bit"
     assert found.command == f"{plain}{flags}"
-    assert line.endswith(f"To go on: {plain}{flags}")
+    assert line == f"to go on: {plain}{flags}"
 
 
 def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) -> None:
@@ -832,12 +874,12 @@ def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) 
     study = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING)
     found = answer(store)
 
-    (line,) = why_not(found, store.trials(study), "nf4,eager")
-    assert line.endswith(f"To try it: {found.command} --only quantization=nf4 --only attention=eager")
+    _, line = why_not(found, store.trials(study), "nf4,eager")
+    assert line.endswith(f"to try it: {found.command} --only quantization=nf4 --only attention=eager")
     assert "--budget" not in found.command
     among = replace(ANY, only=(("attention", ("eager", "sdpa")),))
     narrow = studied(store, [attempt(DEFAULT, 1000)], stop=Stop.EVERYTHING, objective=among)
-    (line,) = why_not(answer(store, objective=among), store.trials(narrow), "eager")
+    _, line = why_not(answer(store, objective=among), store.trials(narrow), "eager")
     assert line.endswith("--quality 4bit --only attention=eager")
 
 

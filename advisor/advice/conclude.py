@@ -16,11 +16,20 @@ from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects
 
 
-def conclude(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
+def conclude(
+    evidence: Evidence, look: Callable[[], Prospects], *, is_own: bool
+) -> tuple[Candidate | None, Conclusion]:
     """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
 
     look: what finds out about what was never tried, asked only where that decides something, for it can take a second.
+    is_own: whether the question is the one that was searched; where more is asked than was, the best found is that for now.
     """
+    chosen, verdict = _concluded(evidence, look)
+    is_settled = verdict in (Conclusion.FASTER, Conclusion.SLOWER_BUT_RIGHT)
+    return chosen, Conclusion.UNSEARCHED if is_settled and not is_own and look().is_open else verdict
+
+
+def _concluded(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candidate | None, Conclusion]:
     right, default = evidence.right, evidence.default
     if not right:
         # What is wrong with other weights may be right with these: nobody has looked.

@@ -29,9 +29,9 @@ class Recommendation:
     unconfirmed or unsearched, the fastest found, to be taken as that. rejected: what was measured and may not be recommended.
     notes: what a reader must know to weigh it, in words; failures: trials that came to nothing.
     pareto: candidates that no other beats in speed, memory and quality at once, fastest first. ceilings: what the device
-    was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. tried: how many
-    configurations were, failures included; admissible: of how many, None where that is not known; look: what finds out about
-    those that were not, once it is asked: see prospects.
+    was seen to reach (`matmul_<precision>_per_s`, `copy_bytes_per_s`), None where that was not measured. is_own: whether
+    the question leaves just what the study searched. tried: how many configurations were, failures included; admissible: of
+    how many, None where that is not known; look: what finds out about those that were not, once it is asked: see prospects.
     why: why the search stopped, in words; command: what goes on with it; trying: what tries what was never tried; way_out: how
     work is done right that no configuration does right, "" where there is no telling.
     looked_s: seconds that the independence probe and the layout in fp32 took, of spent_s that all trials did.
@@ -50,6 +50,7 @@ class Recommendation:
     notes: tuple[str, ...]
     pareto: tuple[Candidate, ...] = ()
     ceilings: Mapping[str, float] | None = None
+    is_own: bool = True
     tried: int = 0
     admissible: int | None = None
     best: Candidate | None = None
@@ -109,7 +110,7 @@ class Recommendation:
     def exit_status(self) -> int:
         """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0."""
         budget, end = self.study.budget, self.study.end
-        asked_for_few = budget.trials is not None and not (end is not None and end.stop.is_cut)
+        asked_for_few = self.is_own and budget.trials is not None and not (end is not None and end.stop.is_cut)
         no_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks == 0
         wants = self.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED) and self.chosen is not None
         return 0 if wants and (no_blocks or asked_for_few) else self.verdict.exit_status

@@ -24,7 +24,7 @@ from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects, prospects_left
-from advisor.search.space import Space
+from advisor.search.space import Space, refuse_nothing_left
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.workloads import Head, Workload, kind_of
@@ -59,12 +59,13 @@ def recommend(
 ) -> Recommendation:
     """Return what a study's rows recommend under an objective. space: the study's, where the caller has built it already.
 
-    Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules leave nothing at all.
+    Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules or --only leave nothing at all.
     """
     trials, refusals = store.trials(study.id), tuple(store.refusals(study.id))
     facts = _facts_of(study, source, trials)
     evidence = Evidence.of(store, source, study, objective, trials)
     coverage = Coverage(study, source, objective, trials, refusals, space)
+    refuse_nothing_left(objective, coverage.admissible, coverage.refusals)
     default = evidence.default.trial if evidence.default else None
 
     @cache
@@ -74,12 +75,13 @@ def recommend(
 
     if not evidence.right and not look().left:
         refuse_nothing_admissible(evidence, trials, coverage)
-    chosen, verdict = conclude(evidence, look)
+    chosen, verdict = conclude(evidence, look, is_own=coverage.is_own)
     command, trying = _commands(source, study, objective, verdict, is_own=coverage.is_own and evidence.same_weights)
     return Recommendation(
         source=source,
         study=study,
         objective=objective,
+        is_own=coverage.is_own,
         facts=facts,
         chosen=chosen,
         default=evidence.default,

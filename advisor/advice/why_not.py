@@ -46,8 +46,9 @@ def choices_in(text: str) -> dict[str, str]:
 
 
 def spelled(asked: Mapping[str, str]) -> str:
-    """Return what is asked about as a configuration is printed."""
-    return " · ".join(asked[knob] for knob in KNOBS if knob in asked)
+    """Return what is asked about as a configuration is printed: a whole one without what is implied."""
+    is_whole = all(knob.name in asked for knob in KNOBS.values() if knob.applies is always)
+    return str(Configuration.of(asked)) if is_whole else " · ".join(asked[knob] for knob in KNOBS if knob in asked)
 
 
 def _label(words: Sequence[str]) -> dict[str, str] | None:
@@ -101,7 +102,8 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
     if recommendation.chosen is not None and _has(recommendation.chosen.configuration, asked):
         return [f"{spelled(asked)} is recommended{_how_sure(recommendation)}"]
     if missing := [knob for knob in sorted(asked) if not _is_turned(knob, recommendation, trials)]:
-        return [f"{missing[0]} is no knob of this workload: --batch auto makes it one"]
+        hint = "--batch auto makes it one" if missing[0] == "batch" else "leave it out"
+        raise BadInput(f"--why-not: {missing[0]} is no knob of this workload", hint)
     refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
     tried = [
         _told(trial, recommendation)
@@ -191,8 +193,8 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
     text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
     end = recommendation.study.end
     if end is not None and end.stop is Stop.EVERYTHING:  # the search left it out: a study of its own does not
-        return [f"{text}. To try it: {_with_only(recommendation.trying, asked)}"]
-    return [f"{text}. To go on: {recommendation.trying}"]
+        return [text, f"to try it: {_with_only(recommendation.trying, asked)}"]
+    return [text, f"to go on: {recommendation.trying}"]
 
 
 def _with_only(command: str, asked: Mapping[str, str]) -> str:
@@ -227,7 +229,7 @@ def _figures(found: Candidate, recommendation: Recommendation) -> list[str]:
         parts.append(f"KL {quality.kl:.1e}" + ("" if is_judged(quality, found.tier) else ", not judged"))
     if chosen is not None and found.trial.weight_bytes and chosen.trial.weight_bytes:
         more = found.trial.weight_bytes - chosen.trial.weight_bytes
-        parts.append(f"weights {'+' if more > 0 else '-'}{gib(abs(more))}" if more else "")
+        parts.append(f"weights {gib(abs(more))} {'larger' if more > 0 else 'smaller'}" if more else "")
     if found.objections:
         return [*(part for part in parts if part), *found.objections]
     if chosen is not None:

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from advisor.errors import BadInput, named
+from advisor.errors import BadInput, NothingAdmissible, named
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
@@ -97,6 +97,20 @@ def build_space(
         costs=costs_of(situations, objective.aim),
         launches=launches_of(situations, objective.aim),
     )
+
+
+def refuse_nothing_left(objective: Objective, admissible: int | None, refusals: Sequence[Reason]) -> None:
+    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it.
+
+    But where what it names would give a wrong output: then the default is the answer, with the rule that says so beside it.
+    admissible: how many are left, None where that is not known.
+    """
+    if not objective.only or admissible != 0:
+        return
+    asked = {f"{knob}={name}" for knob, names in objective.only for name in names}
+    reasons = [reason for reason in refusals if asked & {reason.subject, reason.about}] or refusals
+    if not any(reason.verdict is Verdict.WRONG for reason in reasons):
+        raise NothingAdmissible([f"{r}{f' → {r.remedy}' if r.remedy else ''}" for r in reasons])
 
 
 def _refuse_unturned(workload: Workload, objective: Objective, baseline: Configuration) -> None:

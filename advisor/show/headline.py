@@ -34,15 +34,17 @@ def _found(recommendation: Recommendation) -> str:
         return _nothing(recommendation)
     words = f"[bold]{escape(str(chosen.configuration))}[/]"
     better = "faster" if aim.is_speed else f"better in {aim.words}"
+    little = "[bold]too little was tried[/] to say that nothing is"
     ratio = _confirmed_words(chosen, recommendation)
     if recommendation.verdict is Conclusion.FASTER:
         return f"{words}: [bold green]{ratio}"
     if not chosen.is_default:
         if recommendation.verdict is Conclusion.SLOWER_BUT_RIGHT:
             return f"{words}: the best that may be recommended{f', [bold]{ratio}' if ratio else ''}"
+        if ratio:
+            return f"{words}, for now: [bold green]{ratio}; {little} {better}"
         why = "not compared with the default yet" if recommendation.default else "but little was tried"
         return f"{words}, for now: the best found that may be recommended, {why}"
-    little = "[bold]too little was tried[/] to say that nothing is"
     kept = {
         Conclusion.TIE: f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1",
         Conclusion.UNCONFIRMED: f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]",

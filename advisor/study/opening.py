@@ -9,7 +9,7 @@ from pathlib import Path
 
 from advisor.advice.kept_answers import keep_answer
 from advisor.errors import BadInput, DamagedRow, NothingAdmissible, NotMeasured, named
-from advisor.knobs import Verdict, is_whole, unknown
+from advisor.knobs import is_whole, unknown
 from advisor.machine.leftovers import working_folder
 from advisor.measure.runner import Runner, read_facts
 from advisor.nouns.answer import SearchEnd, Stop
@@ -21,7 +21,7 @@ from advisor.quality.method import METHOD
 from advisor.search.cost import costs_beside, costs_of, launches_of, situations_of, weight_bytes
 from advisor.search.prospects import searched
 from advisor.search.search import surprises
-from advisor.search.space import MEMORY_SHARE, Space, build_space
+from advisor.search.space import MEMORY_SHARE, Space, build_space, refuse_nothing_left
 from advisor.storage.patience import PatientStore
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
@@ -50,7 +50,7 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
         listen({"event": "stage", "stage": "reading the model"})
         facts = _facts_in_time(job, bounded)
     space = job_space(job, facts)
-    refuse_nothing_left(job, space)
+    refuse_nothing_left(job.objective, len(space.admissible), space.refusals)
     study = store.open_study(job.source, job.workload, job.machine.environment, job.objective, job.budget, job.seed)
     name, state, tuner = own_name(), "interrupted", None
     try:
@@ -213,18 +213,6 @@ def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
         sizes = f"{gib(needed)}, and {device.device_name} has {gib(device.memory_bytes)}"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"
         raise NothingAdmissible([text, *map(str, reasons)])
-
-
-def refuse_nothing_left(job: Job, space: Space) -> None:
-    """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it.
-
-    But where what it names would give a wrong output: then the default is the answer, with the rule that says so beside it.
-    """
-    if job.objective.only and not space.admissible:
-        asked = {f"{knob}={name}" for knob, names in job.objective.only for name in names}
-        reasons = [r for r in space.refusals if asked & {r.subject, r.about}] or space.refusals
-        if not any(reason.verdict is Verdict.WRONG for reason in reasons):
-            raise NothingAdmissible([f"{r}{f' → {r.remedy}' if r.remedy else ''}" for r in reasons])
 
 
 def _warm(job: Job, store: Store, facts: ModelFacts, study: int) -> dict[Configuration, float]:

@@ -71,12 +71,13 @@ class Plan:
 
 def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
     """Read the model's facts and return what a tune would try. Nothing is measured and nothing is stored."""
-    from advisor.study.opening import facts_for, job_space, refuse_nothing_left, refuse_too_large
+    from advisor.search.space import refuse_nothing_left
+    from advisor.study.opening import facts_for, job_space, refuse_too_large
 
     facts = facts_for(job, runner)
     space = job_space(job, facts)
     refuse_too_large(job, facts, space)
-    refuse_nothing_left(job, space)
+    refuse_nothing_left(job.objective, len(space.admissible), space.refusals)
     return Plan(job, space, trial_s)
 
 
