@@ -100,5 +100,7 @@ class NothingAdmissible(AdvisorError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         """Keep the reasons."""
-        super().__init__(f"nothing admissible, for {f'these {len(reasons)} reasons' if len(reasons) > 1 else 'this reason'}")
+        super().__init__(
+            f"nothing admissible, for {f'these {len(reasons)} reasons' if len(reasons) > 1 else 'this reason'}"
+        )
         self.reasons = tuple(reasons)

@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 mkdir -p .demo
 export HF_HUB_OFFLINE=1
 export ADVISOR_DATABASE_URL="${ADVISOR_DATABASE_URL:-sqlite:///.demo/advisor.db}"
-set -- tests/models/causal --lengths 96 --padding 0.5 --batch 8 --batches 4 --quality exact --device cpu
+# One thread: more of them wait for one another where anything else runs, and the demo is to work beside anything.
+set -- tests/models/causal --lengths 96 --padding 0.5 --batch 8 --batches 4 --quality exact --device cpu --threads 1
 "$PYTHON" -m advisor tune "$@" --format json > .demo/tuned.json
 echo
 echo "\$ advisor suggest $*"

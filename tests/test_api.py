@@ -348,17 +348,15 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
         TypeError, match=r"suggest\(\) got an unexpected keyword argument 'max_memry': did you mean 'max_memory'"
     ):
         advisor.suggest(MODEL, max_memry=1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"tune\(\) got an unexpected keyword argument 'fix': did you mean 'only'"):
-        advisor.tune(MODEL, fix="attention=sdpa")  # type: ignore[call-arg]
 
 
 def test_keywords_are_the_options_that_are_declared() -> None:
-    """What the functions' signatures name is what the flags are made of, but --fix, which is another spelling of only."""
+    """What the functions' signatures name is what the flags are made of."""
     shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
     taken = {api.Flags: shared, api.SuggestFlags: (*shared, ON), api.TuneFlags: (*shared, *EFFORT)}
 
     for flags, options in taken.items():
-        assert flags.__annotations__.keys() == {"workload", *(option.name for option in options)} - {"fix"}
+        assert flags.__annotations__.keys() == {"workload", *(option.name for option in options)}
 
 
 def test_names_that_all_work_takes_are_no_kinds_own() -> None:
@@ -548,7 +546,7 @@ def test_nothing_is_loaded_that_was_not_measured_here(url: str) -> None:
     other = replace(here(), device_name="another CPU")
     stored(url, where=other)
     assert advisor.suggest(MODEL, **ASKED).study.environment == other
-    with pytest.raises(NotMeasured, match=r"was tuned on another CPU .*, not on this machine's cpu"):
+    with pytest.raises(NotMeasured, match=r"was tuned on another CPU, 1 thread .*, not on this machine's cpu"):
         advisor.load(MODEL, **ASKED)
 
 

@@ -215,7 +215,10 @@ def test_a_round_that_others_had_the_processor_for_is_thrown_away() -> None:
     before = {"waited_s": 10.0, "at_s": 100.0}
 
     assert disturbed(before, {"waited_s": 10.09, "at_s": 101.0}) == ""
-    assert disturbed(before, {"waited_s": 10.5, "at_s": 101.0}) == "it waited for a processor for 50% of the time"
+    assert (
+        disturbed(before, {"waited_s": 10.5, "at_s": 101.0})
+        == "its threads waited for a processor for 50% of the time together"
+    )
     assert disturbed(before, {"waited_s": "not observable", "at_s": 101.0}) == ""
 
 

@@ -253,7 +253,7 @@ TOLD = {
     "latency in words": (["tune", MODEL, "--max-latency", "soon"], "--max-latency must be a time such as 80ms or 0.5s"),
     "latency without unit": (["suggest", MODEL, "--max-latency", "80"], "not '80'"),
     "latency 0": (["suggest", MODEL, "--max-latency", "0ms"], "not '0ms'"),
-    "only of nothing": (["tune", MODEL, "--only", "attention"], "--only takes KNOB=CHOICE[,CHOICE…], not 'attention'"),
+    "only of nothing": (["tune", MODEL, "--only", "attention"], "--only: 'attention' is no configuration's label"),
     "only empty": (["tune", MODEL, "--only", "attention="], "not 'attention='"),
     "only a comma": (["tune", MODEL, "--only", "attention=sdpa,"], "not 'attention=sdpa,'"),
     "only of no knob": (["suggest", MODEL, "--only", "colour=red"], "there is no knob 'colour' (there are attention,"),
@@ -615,10 +615,10 @@ def test_what_is_not_measured_names_the_nearest(advisor: Command, tmp_path: Path
     assert "not measured" in line
     assert "Nearest measured: forward, 2 × 16 tokens" in line
     assert "it differs in longest sequence (16, not 8)." in line
-    assert command_in(line) == (WORKLOAD, Objective(quality=Tier.EIGHT_BIT), 1)
+    assert command_in(line) == (WORKLOAD, Objective(quality=Tier.EIGHT_BIT), None)
 
 
-def command_in(line: str) -> tuple[Forward, Objective, int]:
+def command_in(line: str) -> tuple[Forward, Objective, int | None]:
     """Read the command that a line ends with as the command line does."""
     words = shlex.split(line.partition("To measure it: ")[2].rstrip().removesuffix(")"))
     assert words[:1] == ["advisor"]
@@ -754,7 +754,7 @@ def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.Capture
     assert status == 0
     assert re.search(
         r"precision=fp16: \d+ admissible configurations with it were never tried; first of them .*"
-        r"To go on: advisor tune",
+        r"to go on: advisor tune",
         text,
     )
     status, text, _ = said(capsys, "--max-memory", "300MiB")
@@ -810,7 +810,8 @@ def pasted(shown: str) -> list[str]:
     """Return the lines to paste of a text answer, without the comment below them."""
     lines = [line.rstrip() for line in shown.splitlines()]
     first = next(n for n, line in enumerate(lines) if line.startswith("    ") and "import" in line)
-    code = textwrap.dedent("\n".join(lines[first : lines.index("", first)]))
+    comment = next(n for n, line in enumerate(lines) if line.startswith("    # batches: "))
+    code = textwrap.dedent("\n".join(lines[first : comment + 1]))
     compile(code, "pasted", "exec")
     return [line for line in code.splitlines() if not line.startswith("#")]
 
@@ -999,7 +1000,7 @@ def answered(
         store.save_comparisons(study, [Comparison(SORTED.key, DEFAULT.key, (1.5, 1.52, 1.49))])
         store.close_study(study, "done")
         found = recommend(store, source, store.study(study), objective)
-    report.print_recommendation(found, "cpu", stderr=False, pareto=pareto)
+    report.print_recommendation(found, "cpu", pareto=pareto, refusals=True)
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -1067,10 +1068,10 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
 
     assert "2 configurations are admissible; 0 rules refuse others" in lines
-    assert "0 sdpa · fp32 30 ms 1.00 × default" in lines
-    assert "1 sdpa · fp32 · sorted 20 ms 1.50 × default" in lines
-    assert "2 sdpa · fp32 · sorted block 1 20 ms" in lines
-    assert progress.best == "best sdpa · fp32 · sorted: 20 ms, 1.50 × default"
+    assert "0 sdpa · fp32 30 ms 1.00 ×" in lines
+    assert "1 sdpa · fp32 · sorted 20 ms 1.50 ×" in lines
+    assert "2 sdpa · fp32 · sorted 20 ms block 1" in lines
+    assert progress.best == "sdpa · fp32 · sorted: 20 ms, 1.50 × default"
 
 
 @pytest.mark.parametrize(("ended", "said"), [(1, "going on: 1 trial is stored"), (2, "going on: 2 trials are stored")])
@@ -1247,12 +1248,12 @@ def test_why_not_takes_what_answers_say(advisor: Command, tmp_path: Path) -> Non
     """--why-not takes a choice's name or knob=choice; of a batch that was given it says that it is no knob."""
     url = stored(f"sqlite:///{tmp_path}/advisor.db")
     plain, spelled, batch = (
-        advisor(*SUGGEST, "--why-not", name, ADVISOR_DATABASE_URL=url).stdout
-        for name in ("eager", "attention=eager", "8")
+        advisor(*SUGGEST, "--why-not", name, ADVISOR_DATABASE_URL=url) for name in ("eager", "attention=eager", "8")
     )
 
-    assert plain == spelled != ""
-    assert batch == "batch is no knob of this workload: --batch auto makes it one\n"
+    assert plain.stdout == spelled.stdout != ""
+    assert (batch.returncode, batch.stdout) == (2, "")
+    assert batch.stderr == "advisor: --why-not: batch is no knob of this workload (--batch auto makes it one)\n"
 
 
 def test_somebody_elses_database_is_left_alone(advisor: Command, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from made_databases import laid
 from sqlalchemy import create_engine, text
 
 from advisor.advice.kept_answers import keep_answer
+from advisor.advice.labels import choices_in
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import suggest
-from advisor.advice.why_not import choices_in
 from advisor.errors import BadInput, StoreError
 from advisor.knobs import (
     KNOBS,

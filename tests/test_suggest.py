@@ -22,10 +22,11 @@ from sqlalchemy import create_engine, text
 
 from advisor.advice import command
 from advisor.advice.kept_answers import keep_answer
+from advisor.advice.labels import choices_in
 from advisor.advice.ranking import Candidate, ranked
 from advisor.advice.recommendation import Recommendation, tie_set
 from advisor.advice.suggest import recommend, suggest
-from advisor.advice.why_not import choices_in, why_not
+from advisor.advice.why_not import why_not
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
@@ -132,7 +133,7 @@ def answer(store: Store, source: ModelSource = SOURCE, objective: Objective = AN
 def shown(found: Recommendation) -> str:
     """Return what is printed of an answer, in one line."""
     with redirect_stdout(StringIO()) as printed:
-        print_recommendation(found, "cpu", stderr=False, pareto=False)
+        print_recommendation(found, "cpu", refusals=True)
     return " ".join(printed.getvalue().split())
 
 
@@ -397,7 +398,11 @@ def test_a_study_of_random_weights_says_nothing_of_trained_ones(store: Store) ->
     found, own = answer(store), answer(store, DRAWN)
 
     assert (own.configuration, own.verdict, own.exit_status) == (SORTED, "faster", 0)
-    assert (found.configuration, found.verdict, found.exit_status) == (SORTED, "unsearched", 3)  # lossy choices were left out
+    assert (found.configuration, found.verdict, found.exit_status) == (
+        SORTED,
+        "unsearched",
+        3,
+    )  # lossy choices were left out
     assert [reason.rule for reason in own.refusals] == ["T0"]
     assert "T0" not in [reason.rule for reason in found.refusals]
     assert (own.tried, own.admissible) == (2, 9)
@@ -413,7 +418,10 @@ def test_a_study_of_random_weights_says_nothing_of_trained_ones(store: Store) ->
     assert found.payload["default"]["quality"] is None
     assert own.payload["recommendation"]["quality"]["judged"] is True
     said = shown(found)
-    assert "3 blocks); too little was tried to say that nothing is faster; the speeds are those of randomly drawn weights of the" in said
+    assert (
+        "3 blocks); too little was tried to say that nothing is faster; the speeds are those of randomly drawn weights of the"
+        in said
+    )
     assert "its quality was not measured with these weights" in said
     assert "rms" not in said
     assert f"to measure these weights: {found.command}" in said

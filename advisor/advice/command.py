@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 
+from advisor.machine.processors import usual_threads
 from advisor.nouns.answer import Stop
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import LEAST_BLOCKS
@@ -37,7 +38,7 @@ def command_for(source: ModelSource, workload: Workload, objective: Objective, h
     flags += [f"--ignore-rule {rule}" for rule in objective.ignored_rules]
     flags += ["--allow-pickle"] if source.allow_pickle else []
     flags += ["--device cpu"] if here is not None and not here.is_cuda else []
-    if here is not None and here.threads > 1:
+    if here is not None and here.threads and here.threads != usual_threads():
         flags.append(f"--threads {here.threads}")
     return f"advisor tune {shlex.quote(source.name)} {' '.join(flags)}"
 

@@ -16,9 +16,7 @@ from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects
 
 
-def conclude(
-    evidence: Evidence, look: Callable[[], Prospects], *, is_own: bool
-) -> tuple[Candidate | None, Conclusion]:
+def conclude(evidence: Evidence, look: Callable[[], Prospects], *, is_own: bool) -> tuple[Candidate | None, Conclusion]:
     """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
 
     look: what finds out about what was never tried, asked only where that decides something, for it can take a second.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from advisor.advice.coverage import Coverage, count_tried, weights_words
 from advisor.advice.ranking import Candidate
 from advisor.models.declared import notes_on
 from advisor.nouns.answer import Stop
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
+from advisor.nouns.trial import Trial
 from advisor.quality.judge import depends, is_judged
 from advisor.storage.study_record import StudyRecord
 
@@ -38,6 +41,7 @@ def notes_of(
         notes.append(
             f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
         )
+    notes += [_busy_note(chosen.trial)] if chosen is not None and _busy_note(chosen.trial) else []
     return notes + _aim_notes(study, objective)
 
 
@@ -54,6 +58,15 @@ def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[
         if mine and other and mine != other:
             notes.append(f"its quality is of {mine}, the default's of {other}: they are not comparable")
     return notes
+
+
+def _busy_note(trial: Trial) -> str:
+    """Say that figures are of a machine that was not left alone, "" where it was: disturbed rounds are kept where all are."""
+    states = [state for each in trial.measurements for state in each.device_state.get("after_each_round", ())]
+    why = [str(state["disturbed"]) for state in states if isinstance(state, Mapping) and state.get("disturbed")]
+    if not why:
+        return ""
+    return f"the machine was not left alone: {len(why)} of the {len(states)} rounds were disturbed ({max(why, key=why.count)})"
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:

@@ -83,6 +83,7 @@ class Candidate:
         judged = quality is not None and is_judged(quality, self.tier)
         return {
             "configuration": self.configuration.spelled,
+            "label": str(self.configuration),
             "trial": self.trial.number,
             "objections": list(self.objections),
             "tier": str(self.tier),

@@ -177,6 +177,7 @@ class Recommendation:
                 {
                     **prospect.payload,
                     "configuration": prospect.configuration.spelled,
+                    "label": str(prospect.configuration),
                     "needed_bytes": needed_bytes(self.study, prospect.configuration),
                 }
                 for prospect in self.prospects.promising
@@ -185,7 +186,13 @@ class Recommendation:
             "way_out": self.way_out,
             "refusals": [reason_payload(reason) for reason in self.refusals],
             "failures": [
-                {"trial": t.number, "configuration": t.requested.spelled, "outcome": str(t.outcome), "reason": t.reason}
+                {
+                    "trial": t.number,
+                    "configuration": t.requested.spelled,
+                    "label": str(t.requested),
+                    "outcome": str(t.outcome),
+                    "reason": t.reason,
+                }
                 for t in self.failures
             ],
             "notes": list(self.notes),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
+from advisor.advice.labels import choices_in
 from advisor.advice.ranking import Candidate, why_behind
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
-from advisor.knobs import GENERIC, KNOBS, Reason, always
+from advisor.knobs import KNOBS, Reason, always
 from advisor.nouns.answer import Stop
-from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import is_judged
@@ -22,78 +21,10 @@ from advisor.terminal import gib
 MOST_LINES = 12
 
 
-def choices_in(text: str) -> dict[str, str]:
-    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
-
-    A configuration as it is printed has all knobs: those of which it says nothing have their implied choice. Else a word goes
-    to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by itself: it
-    needs its knob, or a whole configuration around it, in the order in which it is printed: between dots, or with a word for
-    every knob. Raises BadInput.
-    """
-    joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
-    words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
-    if not words:
-        raise BadInput("--why-not names no choice", "advisor probe lists them")
-    names_all = len(words) >= sum(knob.applies is always for knob in KNOBS.values())
-    if ("·" in text or names_all) and (label := _label(words)) is not None:
-        return label
-    chosen = _chosen([word for word in words if word not in GENERIC], text)
-    generic = [word for word in words if word in GENERIC]
-    if generic:
-        spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
-        raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")
-    return chosen
-
-
 def spelled(asked: Mapping[str, str]) -> str:
     """Return what is asked about as a configuration is printed: a whole one without what is implied."""
     is_whole = all(knob.name in asked for knob in KNOBS.values() if knob.applies is always)
     return str(Configuration.of(asked)) if is_whole else " · ".join(asked[knob] for knob in KNOBS if knob in asked)
-
-
-def _label(words: Sequence[str]) -> dict[str, str] | None:
-    """Return the configuration whose label these words are, implied choices too, None where they are none, or of several."""
-    needed = {name for name, knob in KNOBS.items() if knob.applies is always and not knob.implied}
-    found = [
-        dict(zip(knobs, words, strict=True))
-        for knobs in combinations(KNOBS, len(words))
-        if needed <= set(knobs) and all(map(_has_choice, knobs, words))
-    ]
-    return dict(Configuration.of(found[0]).over(KNOBS)) if len(found) == 1 else None
-
-
-def _has_choice(knob: str, name: str) -> bool:
-    return name in KNOBS[knob].choices
-
-
-def _chosen(words: Sequence[str], text: str) -> dict[str, str]:
-    """Return the choice by knob that words name. text: where they are from. Raises BadInput."""
-    chosen: dict[str, str] = {}
-    for word in sorted(words, key=lambda word: len(_knobs_of(word))):  # what only one knob has leaves the others fewer
-        name = word.rpartition("=")[2]
-        knobs = [knob for knob in _knobs_of(word) if chosen.get(knob, name) == name]
-        if not knobs:
-            what = f"a configuration has one choice of {_knobs_of(word)[0]}, and {shortened(text)} names two"
-            raise BadInput(f"--why-not: {what}", "ask for each by itself")
-        if len(knobs) > 1:
-            spelled = " or ".join(f"{knob}={word}" for knob in knobs)
-            raise BadInput(f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {spelled}")
-        chosen[knobs[0]] = name
-    return chosen
-
-
-def _knobs_of(word: str) -> list[str]:
-    """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
-    knob, _, name = word.rpartition("=")
-    if knob and knob not in KNOBS:
-        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
-    found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
-    if not found and word in KNOBS:
-        raise BadInput(f"--why-not: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
-    if not found:
-        which = f"{knob} has" if knob else "there is"
-        raise BadInput(f"--why-not: {which} no choice {shortened(name)}", "advisor probe lists them")
-    return found
 
 
 def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) -> list[str]:

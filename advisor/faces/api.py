@@ -31,7 +31,8 @@ class Flags(TypedDict, total=False):
     """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
 
     workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
-    max_latency: seconds or text; only: choices by knob; device: its name, or a torch.device.
+    max_latency: seconds or text; only, fix: choices by knob, or texts as the command line takes them; device: its name, or a
+    torch.device; threads: of the CPU, without it what torch takes.
     """
 
     workload: str
@@ -45,7 +46,8 @@ class Flags(TypedDict, total=False):
     quality: str
     max_memory: int | str | None
     max_latency: float | str | None
-    only: Mapping[str, str | int | Sequence[str | int]]
+    only: str | Sequence[str] | Mapping[str, str | int | Sequence[str | int]]
+    fix: str | Sequence[str] | Mapping[str, str | int]
     ignore_rule: str | Sequence[str]
     allow_unjudged: bool
     allow_pickle: bool
@@ -177,6 +179,6 @@ def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind
     others = {option.name for option in DEFAULT_KIND.options}
     names = known.__annotations__.keys() - others | {option.name for option in kind.options}
     for name in sorted(flags.keys() - names):
-        near = ["only"] if name == "fix" else get_close_matches(name, sorted(names), n=1)
+        near = get_close_matches(name, sorted(names), n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{meant}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from advisor.errors import BadInput
+from advisor.faces.examples import epilog
 from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
 from advisor.faces.question import know_plugins
 from advisor.nouns.option import Option
@@ -54,11 +55,16 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="advisor",
         description="The fastest way to run a transformers model on your GPU that is still right, with the proof.",
+        epilog=epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"advisor {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, words, add in _COMMANDS:
-        add(commands.add_parser(name, help=words), kind)
+        raw = argparse.RawDescriptionHelpFormatter
+        sentence = f"{words[:1].upper()}{words[1:]}."
+        made = commands.add_parser(name, help=words, description=sentence, epilog=epilog(name), formatter_class=raw)
+        add(made, kind)
     return parser
 
 
@@ -69,30 +75,32 @@ def _probe(parser: argparse.ArgumentParser, _: Kind) -> None:
         help="measure what the device reaches at best in matrix products and copies, and store it",
     )
     _add(parser, PLACE)
-    _add_format(parser, "text", "json")
+    _add_format(parser, "text", "json", "csv")
 
 
 def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
-    _add_workload(parser, kind)
-    _add(parser, EFFORT)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
-    _add(parser, PLACE)
-    _add_format(parser, "text", "json", "python")
+    parser.usage = "advisor tune MODEL [flags]"
+    _add_question(parser, kind)
+    _add(parser.add_argument_group("how much may be spent"), EFFORT)
+    where = parser.add_argument_group("where")
+    _add(where, PLACE)
+    shown = _add_shown(parser)
+    shown.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
+    _add_format(shown, "text", "json", "python")
 
 
 def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
-    _add_workload(parser, kind)
-    parser.add_argument(
+    parser.usage = "advisor suggest MODEL [flags]"
+    _add_question(parser, kind)
+    _add(parser.add_argument_group("where it was measured"), (ON, *PLACE))
+    shown = _add_shown(parser)
+    shown.add_argument(
         "--why-not",
         metavar="CHOICE[,CHOICE…]",
         help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
         "is not recommended",
     )
-    parser.add_argument(
-        "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
-    )
-    _add(parser, (ON, *PLACE))
-    _add_format(parser, "text", "json", "python")
+    _add_format(shown, "text", "json", "python", "csv")
 
 
 def _limit(text: str) -> int:
@@ -117,11 +125,14 @@ def _trials(parser: argparse.ArgumentParser, _: Kind) -> None:
         "--limit", type=_limit, default=50, metavar="N", help="the newest N trials (default: 50), 0 for all"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
-    _add_format(parser, "text", "json")
+    _add_format(parser, "text", "json", "csv")
 
 
 def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
-    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
+    parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them, or STUDY and a LABEL")
+    parser.add_argument(
+        "label", metavar="LABEL", nargs="?", help="a configuration as it is printed: its trial of the search"
+    )
     _add_format(parser, "text", "json")
 
 
@@ -161,6 +172,10 @@ def _import(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("file", metavar="FILE", help="what advisor export wrote; - reads from stdin")
 
 
+def _completion(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
 def _db(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("action", choices=("upgrade", "url", "path"))
 
@@ -180,28 +195,44 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], No
     ("export", "write studies to stdout, for another database", _export),
     ("import", "add studies that another database exported", _import),
     ("db", "the database: upgrade it, show its URL or its path", _db),
+    ("completion", "write what completes this command line in a shell", _completion),
 )
 
 
-def _add_format(parser: argparse.ArgumentParser, *forms: str) -> None:
+def _add_shown(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add what may be shown beside an answer, and return the group of that."""
+    group = parser.add_argument_group("what is printed")
+    group.add_argument("--refusals", action="store_true", help="show what was refused or failed, and why")
+    group.add_argument(
+        "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
+    )
+    return group
+
+
+def _add_format(parser: argparse._ActionsContainer, *forms: str) -> None:
     parser.add_argument("--format", choices=forms, default=forms[0])
+    if "csv" in forms:
+        parser.add_argument("--csv", dest="format", action="store_const", const="csv", help="the same as --format csv")
 
 
-def _add_workload(parser: argparse.ArgumentParser, kind: Kind) -> None:
+def _add_question(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    """Add the model, the flags of a kind of work, and those that say what is wanted of it."""
     parser.add_argument(
         "model", metavar="MODEL", help="a hub id, a directory, or a config.json (weights drawn at random)"
     )
-    parser.add_argument(
+    work = parser.add_argument_group("the work")
+    work.add_argument(
         "--workload",
         choices=names(),
         default=kind.name,
         help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
         "--workload NAME --help lists (default: %(default)s)",
     )
-    _add(parser, (*kind.options, *objective_options(kind)))
+    _add(work, kind.options)
+    _add(parser.add_argument_group("what is wanted"), objective_options(kind))
 
 
-def _add(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+def _add(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
     """Add options as flags: what their values mean is not looked at here, but for words that can't be numbers."""
     for option in options:
         if option.read is read_switch:

@@ -62,8 +62,10 @@ def _probe(options: argparse.Namespace, _: float) -> int:
     from advisor.machine import probe
     from advisor.show.console import console
     from advisor.show.probe_report import probe_payload, probe_text
+    from advisor.show.rows import as_csv, choice_rows
 
     threads = THREADS.value(options.threads)
+    probe.refuse_too_many(threads)
     machines = probe.machines(threads)
     chosen = probe.machine(options.device, threads)
     ceilings = None
@@ -75,6 +77,8 @@ def _probe(options: argparse.Namespace, _: float) -> int:
     if options.format == "json":
         payload = probe_payload(machines, chosen, availability)
         print_json({**payload, "ceilings": ceilings} if options.ceilings else payload)
+    elif options.format == "csv":
+        print(as_csv(choice_rows(availability)), end="")
     else:
         console(stderr=False).print(probe_text(machines, chosen, availability, ceilings))
     return 0
@@ -96,7 +100,7 @@ def _tune(options: argparse.Namespace, began: float) -> int:
         note((*notes, *store.notes))
         with Progress(job) as progress, _counting(progress):
             recommendation = measured(job, store, progress.hear)
-    return _answer(options.format, recommendation, job.machine.user_device, to_stderr=True)
+    return _answer(options, recommendation, job.machine.user_device)
 
 
 def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
@@ -114,9 +118,11 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 
 @_without_collection()
 def _suggest(options: argparse.Namespace, _: float) -> int:
-    from advisor.advice.why_not import choices_in, spelled, why_not
+    from advisor.advice.labels import choices_in
+    from advisor.advice.why_not import spelled, why_not
     from advisor.faces.resolve import resolve
     from advisor.faces.verbs import answered
+    from advisor.show.report import print_lines
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
 
@@ -133,25 +139,28 @@ def _suggest(options: argparse.Namespace, _: float) -> int:
             if options.format == "json":
                 print_json({"choice": choice, "why_not": lines})
             else:
-                print("\n".join(map(in_a_line, lines)))
+                print_lines(lines)
             return 0
     device = "cuda" if recommendation.study.environment.is_cuda else "cpu"
-    return _answer(options.format, recommendation, device, to_stderr=False, pareto=options.pareto)
+    return _answer(options, recommendation, device)
 
 
-def _answer(form: str, recommendation: Recommendation, device: str, *, to_stderr: bool, pareto: bool = False) -> int:
-    """Print a recommendation, JSON and Python on stdout alone, text for people; return the status of what it says."""
+def _answer(options: argparse.Namespace, recommendation: Recommendation, device: str) -> int:
+    """Print a recommendation on stdout in the form that was asked for; return the status of what it says."""
     from advisor.show import report
     from advisor.show.headline import summary
+    from advisor.show.rows import as_csv, candidate_rows
     from advisor.show.script import recommended_script
 
-    status = recommendation.exit_status
+    form, status = options.format, recommendation.exit_status
     if form == "json":
         print_json(report.recommendation_payload(recommendation, device))
     elif form == "python" and recommendation.chosen is not None:
         print(recommended_script(recommendation, device), end="")
+    elif form == "csv":
+        print(as_csv(candidate_rows(recommendation)), end="")
     elif form == "text":
-        report.print_recommendation(recommendation, device, stderr=to_stderr, pareto=pareto)
+        report.print_recommendation(recommendation, device, pareto=options.pareto, refusals=options.refusals)
     if status and form != "text":
         print(f"advisor: {summary(recommendation)}", file=sys.stderr)
     return status

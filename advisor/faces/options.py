@@ -29,7 +29,10 @@ DEFAULT_BUDGET = "10m"
 #: So much work is to pay for a search that nobody bounds. On made-up landscapes a quarter of it ended too early in 5 of 80.
 DEFAULT_PAYBACK = "1h"
 
-#: A knob and what is left of its choices, with the name of the option that says so.
+#: In place of a knob: what is left is one configuration, by its label.
+LABEL = ""
+
+#: A knob and what is left of its choices, or LABEL and a label, with the name of the option that says so.
 Restriction = tuple[str, str, tuple[str, ...]]
 
 
@@ -59,6 +62,8 @@ def _read_choice(value: Any, knob: Any, name: str) -> str:
 
 
 def _read_restriction(text: str, name: str, form: str) -> Restriction:
+    if "=" not in text and text.strip():
+        return name, LABEL, (text,)
     knob, sign, listed = text.partition("=")
     choices = tuple(sorted(set(listed.split(","))))
     if not sign or not all(choices) or (len(choices) > 1 and "," not in form):
@@ -67,6 +72,11 @@ def _read_restriction(text: str, name: str, form: str) -> Restriction:
 
 
 def _read_fixed(value: Any, name: str) -> tuple[Restriction, ...]:
+    if isinstance(value, Mapping):
+        kept = _read_restrictions(value, name)
+        if several := next((knob for _, knob, choices in kept if len(choices) > 1), None):
+            raise BadInput(f"{named(name)} takes one choice of {several}", f"{named('only')} takes several")
+        return kept
     return tuple(_read_restriction(text, name, "KNOB=CHOICE") for text in read_texts(value, name))
 
 
@@ -89,10 +99,10 @@ def objective_options(kind: Kind) -> tuple[Option, ...]:
         Option("max_latency", "time allowed to the slowest batch, for example 80ms", read_latency, metavar="TIME"),
         Option(
             "only",
-            "try these choices of a knob alone, beside the default",
+            "try these choices of a knob alone, or the one configuration with this label, beside the default",
             _read_restrictions,
             default=(),
-            metavar="KNOB=CHOICE[,CHOICE…]",
+            metavar="KNOB=CHOICE[,CHOICE…]|LABEL",
             repeats=True,
         ),
         Option("fix", "the same with one choice", _read_fixed, default=(), metavar="KNOB=CHOICE", repeats=True),
@@ -127,7 +137,9 @@ def _read_threads(value: Any, name: str) -> int:
 
 DEVICE = Option("device", "cuda:0, cuda:1, … or cpu (default: the first usable GPU)", _read_device, metavar="DEVICE")
 
-THREADS = Option("threads", "CPU threads (default: %(default)s)", _read_threads, default=1, metavar="N", word=int)
+THREADS = Option(
+    "threads", "CPU threads (default: a thread a core, as torch takes them)", _read_threads, metavar="N", word=int
+)
 
 #: Where something is run.
 PLACE = (DEVICE, THREADS)

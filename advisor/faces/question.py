@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK, EFFORT, ON, PLACE, Restriction, objective_options
+from advisor.faces.options import (
+    DEFAULT_BUDGET,
+    DEFAULT_PAYBACK,
+    EFFORT,
+    LABEL,
+    ON,
+    PLACE,
+    Restriction,
+    objective_options,
+)
 from advisor.nouns.checked import shortened
 from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.option import values_of
-from advisor.nouns.reading import read_duration, read_text
+from advisor.nouns.reading import read_duration, read_text, shown
 from advisor.plugins import PLUGINS
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named
 
@@ -24,8 +33,8 @@ class Question:
     """What is asked: which work on which model, what is wanted of it, and where.
 
     model: as it is named; asked: the values of the kind's own options by name; lengths: of the sequences in tokens, None where
-    the file of `lengths_from` is to give them; device: None for the first usable one; on: the environment whose measurements
-    answer, by key or part of the device's name, None for this machine's.
+    the file of `lengths_from` is to give them; device: None for the first usable one; threads: of the CPU, None for what torch
+    takes; on: the environment whose measurements answer, by key or part of the device's name, None for this machine's.
     """
 
     model: str
@@ -34,7 +43,7 @@ class Question:
     lengths: tuple[int, ...] | None
     objective: Objective
     device: str | None = None
-    threads: int = 1
+    threads: int | None = None
     allow_pickle: bool = False
     on: str | None = None
 
@@ -118,7 +127,7 @@ def _kept(restrictions: Iterable[Restriction], *, is_batch_open: bool) -> tuple[
     from advisor.knobs import KNOBS
 
     kept: dict[str, tuple[str, ...]] = {}
-    for name, knob, choices in restrictions:
+    for name, knob, choices in _spelled_out(restrictions):
         option = named(name)
         if knob not in KNOBS:
             raise BadInput(f"{option}: there is no knob {knob!r}", f"there are {', '.join(KNOBS)}")
@@ -131,6 +140,21 @@ def _kept(restrictions: Iterable[Restriction], *, is_batch_open: bool) -> tuple[
             raise BadInput(f"{option}: batch is a knob with {named('batch', 'auto')} alone")
         kept[knob] = choices
     return tuple(sorted(kept.items()))
+
+
+def _spelled_out(restrictions: Iterable[Restriction]) -> Iterator[Restriction]:
+    """Yield restrictions of knobs alone: a label is one of every knob, implied choices too. Raises BadInput."""
+    from advisor.advice.labels import labelled
+
+    for name, knob, choices in restrictions:
+        if knob != LABEL:
+            yield name, knob, choices
+            continue
+        found = labelled(choices[0])
+        if found is None:
+            hint = "KNOB=CHOICE[,CHOICE…], or a whole configuration as it is printed"
+            raise BadInput(f"{named(name)}: {shown(choices[0])} is no configuration's label", hint)
+        yield from ((name, each, (choice,)) for each, choice in found.spelled.items())
 
 
 def effort_of(given: Mapping[str, Any], objective: Objective) -> Effort:

@@ -12,13 +12,14 @@ from typing import TextIO
 
 from advisor.errors import BadInput, NotMeasured
 from advisor.faces.printing import note, print_json, print_json_line
-from advisor.nouns.reading import read_trial
+from advisor.nouns.reading import read_study, read_trial
 from advisor.terminal import printable_json
 
 
 def _trials(options: argparse.Namespace, _: float) -> int:
     from advisor.models.checkpoint import find_model
     from advisor.show.history_report import print_trials
+    from advisor.show.rows import as_csv, trial_rows
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
     from advisor.study.history import listed
@@ -27,8 +28,12 @@ def _trials(options: argparse.Namespace, _: float) -> int:
     if options.model is not None:
         key = find_model(options.model, allow_pickle=options.allow_pickle, download=False).architecture_key
     with Store.open(default_url(), write=False) as store:
-        shown = 0
-        for each in listed(store, key, options.study, failed=options.failed, limit=options.limit):
+        found, shown = listed(store, key, options.study, failed=options.failed, limit=options.limit), 0
+        if options.format == "csv":
+            rows = trial_rows(found)
+            print(as_csv(rows), end="")
+            shown = len(rows)
+        for each in found:
             if options.format == "json":
                 print_json_line(each.payload)
             else:
@@ -44,11 +49,14 @@ def _show(options: argparse.Namespace, _: float) -> int:
     from advisor.show.history_report import print_trial
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
-    from advisor.study.history import stored_trial, study_payload, trial_payload
+    from advisor.study.history import labelled_trial, stored_trial, study_payload, trial_payload
 
-    number = read_trial(options.trial)
+    number = read_trial(options.trial) if options.label is None else read_study(options.trial)
     with Store.open(default_url(), write=False) as store:
-        study, trial = stored_trial(store, *number)
+        if isinstance(number, tuple):
+            study, trial = stored_trial(store, *number)
+        else:
+            study, trial = labelled_trial(store, number, options.label)
     if options.format == "json":
         print_json({**study_payload(study), "trial": trial_payload(study, trial)})
     else:
@@ -127,6 +135,15 @@ def _db(options: argparse.Namespace, _: float) -> int:
     return 0
 
 
+def _completion(options: argparse.Namespace, _: float) -> int:
+    import shtab
+
+    from advisor.faces.arguments import build_parser
+
+    print(shtab.complete(build_parser(), shell=options.shell))
+    return 0
+
+
 #: What runs each of these commands, as `advisor.faces.commands.COMMANDS` has it.
 STORED: dict[str, Callable[[argparse.Namespace, float], int]] = {
     "trials": _trials,
@@ -134,4 +151,5 @@ STORED: dict[str, Callable[[argparse.Namespace, float], int]] = {
     "export": _export,
     "import": _import,
     "db": _db,
+    "completion": _completion,
 }

@@ -50,6 +50,8 @@ def resolve(question: Question, *, to_measure: bool) -> Resolved:
 
     if to_measure and not somebody_measures():
         warm_up()  # importing takes the longest of all that comes before the first trial
+    if to_measure:
+        probe.refuse_too_many(question.threads)
     machine = probe.machine(question.device, question.threads)
     if to_measure and machine.problem:
         raise BadInput(machine.problem, machine.remedy)

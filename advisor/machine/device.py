@@ -278,7 +278,7 @@ def _waited_for_cpu(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if NOT_OBSERVABLE in (*waited, *elapsed) or elapsed[1] <= elapsed[0]:
         return ""
     share = (waited[1] - waited[0]) / (elapsed[1] - elapsed[0])
-    return f"it waited for a processor for {share:.0%} of the time" if share > MOST_WAITING else ""
+    return f"its threads waited for a processor for {share:.0%} of the time together" if share > MOST_WAITING else ""
 
 
 def _in_first_pid_namespace() -> bool:
@@ -307,13 +307,14 @@ def _read_cpu() -> dict[str, Any]:
 
 
 def _waited_s() -> float | None:
-    """Return the seconds that the main thread was ready and did not run (proc(5), schedstat), None where that is unknown.
+    """Return the seconds that threads of this process were ready and did not run (proc(5), schedstat), None where unknown.
 
-    It takes part in all work; other threads wait for one another too, which is nobody's disturbance.
+    Of all of them together: while one of torch's waits, the others spin at the barrier, and none of these says that it waits.
     """
     try:
-        return int(Path(f"/proc/self/task/{os.getpid()}/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
+        tasks = [path.read_text(encoding="utf-8") for path in Path("/proc/self/task").glob("*/schedstat")]
+        return sum(int(text.split()[1]) for text in tasks) / 1e9 if tasks else None
+    except (OSError, ValueError, IndexError):  # a thread that has just ended among others
         return None
 
 

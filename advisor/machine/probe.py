@@ -24,6 +24,7 @@ from advisor.knobs import KNOBS, Reason
 from advisor.machine import device
 from advisor.machine.device import Gpu
 from advisor.machine.memory import free_memory_bytes, total_memory_bytes
+from advisor.machine.processors import allowed, usual_threads
 from advisor.nouns.environment import PACKAGES, Environment, Machine
 
 _INDEX = "https://download.pytorch.org/whl"
@@ -71,7 +72,7 @@ def packages() -> dict[str, str]:
     return versions
 
 
-def machine(wanted: str | None = None, threads: int = 1) -> Machine:
+def machine(wanted: str | None = None, threads: int | None = None) -> Machine:
     """Return one device: "cpu", "cuda" (the first GPU, as in torch) or "cuda:<n>".
 
     With None it is the first GPU that can be used, else the CPU; only then may the answer have a problem (no torch).
@@ -96,8 +97,12 @@ def machine(wanted: str | None = None, threads: int = 1) -> Machine:
     return chosen
 
 
-def machines(threads: int = 1) -> list[Machine]:
-    """Return every GPU that torch would see, in its order, and the CPU last. `threads`: what a CPU run would use."""
+def machines(threads: int | None = None) -> list[Machine]:
+    """Return every GPU that torch would see, in its order, and the CPU last.
+
+    threads: what a CPU run would use, None for what torch takes when told nothing.
+    """
+    threads = usual_threads() if threads is None else threads
     torch, versions, host = _torch(), packages(), platform.node()
     gpus, _ = device.gpus()
     seen = visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -110,6 +115,14 @@ def machines(threads: int = 1) -> list[Machine]:
     cpu = Environment("cpu", _cpu_name(), None, total_memory_bytes(), threads=threads, packages=versions)
     problem, remedy = ("", "") if torch else ("torch isn't installed", f"pip install torch --index-url {_INDEX}/cpu")
     return [*found, Machine(cpu, host, f"cpu-{host}", None, free_memory_bytes(), problem, remedy)]
+
+
+def refuse_too_many(threads: int | None) -> None:
+    """Raise BadInput for more CPU threads than there are processors: they would wait for one another."""
+    there = len(allowed())
+    if threads is not None and threads > there:
+        many = f"{there} processor{'s' * (there > 1)}"
+        raise BadInput(f"{named('threads')} {threads}: this process may use {many}", f"at most {there}")
 
 
 def visible(gpus: Sequence[Gpu], variable: str | None) -> list[Gpu]:

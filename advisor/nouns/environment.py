@@ -91,11 +91,12 @@ class Environment:
         return tuple(numbers)
 
     def __str__(self) -> str:
-        """Return the name people use, with the two versions that matter most."""
+        """Return the name people use, with a CPU's threads, and the two versions that matter most."""
         versions = ", ".join(
             f"{name} {self.packages[name]}" for name in ("torch", "transformers") if name in self.packages
         )
-        return f"{self.device_name} ({versions})" if versions else self.device_name
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.device_name}{threads}{f' ({versions})' if versions else ''}"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ TAKEN = frozenset(
         "pareto",
         "payback",
         "quality",
+        "refusals",
         "seed",
         "threads",
         "timeout",

@@ -187,6 +187,15 @@ def _quantity(value: Any, units: str, own: str = "") -> tuple[float, str]:
     return (number if math.isfinite(number) and number > 0 else 0.0), unit
 
 
+def read_study(text: str) -> int:
+    """Return a study's number. Raises BadInput."""
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise BadInput(
+            f"before a label stands a study's number, for example 3, not {text!r}", "advisor trials lists them"
+        )
+    return int(text)
+
+
 def read_trial(text: str) -> tuple[int, int]:
     """Return of a trial's id its study's number and its own. Raises BadInput."""
     match = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", text)

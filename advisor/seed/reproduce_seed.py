@@ -26,11 +26,12 @@ from advisor.study.tune import tune
 from advisor.study.tuning import Job, Listener
 
 
-def machine_for(device: str | None, threads: int = 1, *, own: bool = True) -> Machine:
+def machine_for(device: str | None, threads: int | None = None, *, own: bool = True) -> Machine:
     """Return the device to measure on. own: the model and the cases are the advice's own, which need a GPU.
 
     Raises BadInput where there is no GPU: the claim is about GPUs, and a CPU is for trying the command out.
     """
+    probe.refuse_too_many(threads)
     machine = probe.machine(device, threads)
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)

@@ -16,8 +16,8 @@ from advisor.terminal import duration, gib, percent
 _PROMISING = 3
 
 
-def outlook(recommendation: Recommendation) -> list[str]:
-    """Return, with markup, what was found but is not sure, what was never tried, and what to do next."""
+def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
+    """Return, with markup, what was found but is not sure and what was never tried; and the commands to go on with, in lines."""
     lines, best, left = [], recommendation.best, recommendation.prospects
     if best is not None:
         blocks = len(best.comparison.block_ratios) if best.comparison else 0
@@ -34,16 +34,24 @@ def outlook(recommendation: Recommendation) -> list[str]:
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )
-    if undecided := _undecided_blocks(recommendation):
-        more = f"{re.sub(r' --blocks [0-9]+', '', recommendation.command)} --blocks {2 * undecided}"
-        lines.append(f"its interval is wide: more blocks may tell it from the default: [bold]{escape(more)}[/]")
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
+    return lines, _commands(recommendation)
+
+
+def _commands(recommendation: Recommendation) -> list[str]:
+    """Return what to do next where an answer is not sure, or leaves much untried: a command a line, after what it is for."""
+    command, going_on = escape(recommendation.command), (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED)
     if not recommendation.same_weights:
-        lines.append(f"to measure these weights: [bold]{escape(recommendation.command)}[/]")
-    elif recommendation.verdict in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
-        lines.append(f"to go on: [bold]{escape(recommendation.command)}[/]")
-    return lines
+        return [f"to measure these weights: [bold]{command}[/]"]
+    if recommendation.verdict in going_on:
+        return [f"to go on: [bold]{command}[/]"]
+    if undecided := _undecided_blocks(recommendation):
+        more = f"{re.sub(r' --blocks [0-9]+', '', recommendation.command)} --blocks {2 * undecided}"
+        return [f"more blocks may tell it from the default: [bold]{escape(more)}[/]"]
+    if recommendation.prospects.is_open:
+        return [f"to try what was never tried: [bold]{escape(recommendation.trying)}[/]"]
+    return []
 
 
 def _undecided_blocks(recommendation: Recommendation) -> int:

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from advisor.knobs import KNOBS
 from advisor.machine.probe import Availability
 from advisor.nouns.environment import Machine
 from advisor.terminal import gib
@@ -33,6 +34,7 @@ def probe_payload(machines: Sequence[Machine], chosen: Machine, availability: Se
             {
                 "knob": a.knob,
                 "choice": a.choice,
+                "advised": KNOBS[a.knob].choices[a.choice].traits.advised,
                 "available": a.reason is None,
                 "rule": a.reason.rule if a.reason else None,
                 "reason": a.reason.text if a.reason else None,
@@ -49,7 +51,7 @@ def probe_text(
     availability: Sequence[Availability],
     ceilings: Mapping[str, float] | None = None,
 ) -> Group:
-    """Return the same for people: devices, versions, ceilings where measured, every choice with its reason and remedy."""
+    """Return the same for people: devices, versions, ceilings where measured, a table a knob of what may be chosen."""
     parts: list[Any] = []
     for m in machines:
         e = m.environment
@@ -66,13 +68,24 @@ def probe_text(
     parts.append(f"  {driver}{packages}\n  environment {chosen.environment.key}\n")
     if ceilings:
         parts.append(_ceilings_table(ceilings, chosen.user_device))
-    table = Table(
-        "knob", "choice", f"on {chosen.user_device}", "to get it", box=None, pad_edge=False, header_style="bold"
-    )
-    for a in availability:
-        state = "[green]available[/]" if a.reason is None else f"[red]no[/]: {escape(a.reason.text)} ({a.reason.rule})"
-        table.add_row(a.knob, a.choice, state, escape(a.reason.remedy) if a.reason else "")
-    return Group(*parts, table)
+    for knob in dict.fromkeys(each.knob for each in availability):
+        parts += [_choices_table(knob, [each for each in availability if each.knob == knob], chosen.user_device), ""]
+    return Group(*parts[:-1] if availability else parts)
+
+
+def _choices_table(knob: str, availability: Sequence[Availability], device: str) -> Table:
+    """Return a knob's choices: whether each can be made on a device, else why and what to do; none that is there to be caught."""
+    table = Table(knob, f"on {device}", "", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].no_wrap = True
+    for each in availability:
+        if not KNOBS[knob].choices[each.choice].traits.advised:
+            continue
+        if each.reason is None:
+            table.add_row(each.choice, "[green]yes[/]", "")
+        else:
+            remedy = f" → {each.reason.remedy}" if each.reason.remedy else ""
+            table.add_row(each.choice, "[red]no[/]", escape(f"{each.reason.text} ({each.reason.rule}){remedy}"))
+    return table
 
 
 def _ceilings_table(ceilings: Mapping[str, float], device: str) -> Group:

@@ -1,18 +1,22 @@
-"""The live bar of a tune on stderr; on a pipe one line per trial instead."""
+"""The progress of a tune on stderr: a line a trial, and on a terminal a bar beneath with the time left and the best so far."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.console import Group
+from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from advisor.nouns.metrics import figure
 from advisor.nouns.trial import Outcome, Trial
-from advisor.show.console import SafeConsole
+from advisor.show.console import SafeConsole, columns
 from advisor.show.ledger import Ledger
 from advisor.terminal import duration, percent
 
@@ -34,27 +38,38 @@ class _Mute(SafeConsole):
         self.quiet = True
 
 
+#: Columns of a trial's line beside its label: its number, its figure, and its ratio or its block.
+_BESIDE = 4 + 1 + 1 + 17 + 1 + 8
+
+#: The longest label that there is room for where there is room enough, and the shortest place for one.
+_LABEL, _LEAST = 48, 20
+
+#: Characters of a reason where a line has no end.
+_REASON = 200
+
+
 class Progress:
-    """The live bar of a tune on stderr; on a pipe one line per trial instead."""
+    """Hears a tune's events, and shows them on stderr: a line a trial; on a terminal a bar too."""
 
     def __init__(self, job: Job) -> None:
         """Show nothing yet."""
-        self.job, self.console = job, _Mute(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
+        self.job = job
+        self.console = _Mute(stderr=True, width=columns(stderr=True), highlight=False)
         self.began = time.monotonic() if job.began is None else job.began
         self.ledger = Ledger(self.began)
         self.done, self.stage, self.running = 0, "starting", ""
         self.best, self.default_score, self.admissible = "", 0.0, 0
-        self._status: Any = None
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        """Start the bar."""
+        """Say what is tuned, and show the bar."""
         self.console.print(
             f"[bold]{escape(self.job.source.name)}[/] · {escape(str(self.job.workload))} · "
             f"{escape(self.job.machine.environment.device_name)}"
         )
         if self.console.is_terminal:
-            self._status = self.console.status("starting")
-            self._status.start()
+            self._live = Live(get_renderable=self._bar, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -65,9 +80,9 @@ class Progress:
 
     def stop(self) -> None:
         """Take the bar away; what was printed above it stays."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Show an event of the tuning or its worker."""
@@ -91,8 +106,6 @@ class Progress:
             self.console.print(f"the search stopped: {escape(event['why'])}{left}")
         elif kind == "trial":
             self._finished(event["trial"], event["best"], event["default"])
-        if self._status is not None:
-            self._status.update(self._line())
 
     def _opened(self, event: Mapping[str, Any]) -> None:
         self.admissible = len(event["space"].admissible)
@@ -108,34 +121,55 @@ class Progress:
         aim = self.job.objective.aim
         if default is not None:  # another tune of the study may have run it
             self.default_score = default.score(aim)
-        block = f"block {trial.block}  " if trial.phase == "confirm" else ""
-        head = escape(f"{trial.number:3d}  {trial.requested!s:48s} {block}")
         if trial.outcome is Outcome.OK and trial.value(aim.metric):
             # Figures of a block compare with that block's default alone, not with the search's.
-            ratio = self._ratio(trial, f"{'':2s}%5.2f × default") if trial.phase == "search" else ""
-            note = f"  [yellow]{escape(trial.reason[:200])}[/]" if trial.reason else ""
-            self.console.print(f"{head}{figure(aim.metric, trial.value(aim.metric)):>21s}{ratio}{note}")
+            ratio = f"block {trial.block}" if trial.phase == "confirm" else self._ratio(trial, "%.2f ×")
+            told = f"{figure(aim.metric, trial.value(aim.metric)):>17s} {ratio:>8s}"
+            self._print_trial(trial, told, trial.reason, "yellow")
         else:
-            colour = "yellow" if trial.outcome is Outcome.CUT else "red"
-            self.console.print(f"{head}[{colour}]{trial.outcome}[/] {escape(trial.reason[:200])}")
+            self._print_trial(
+                trial, str(trial.outcome), trial.reason, "yellow" if trial.outcome is Outcome.CUT else "red"
+            )
         if best:
-            self.best = f"best {best.ran}: {figure(aim.metric, best.value(aim.metric))}"
-            self.best += self._ratio(best, ", %.2f × default")
+            self.best = (
+                f"{best.ran}: {figure(aim.metric, best.value(aim.metric))}{self._ratio(best, ', %.2f × default')}"
+            )
+
+    def _print_trial(self, trial: Trial, told: str, reason: str, colour: str) -> None:
+        """Print a trial in one line, as wide as the screen: what does not fit into it is in `advisor show`."""
+        width = min(_LABEL, max(_LEAST, self.console.width - _BESIDE))
+        label = Text(str(trial.requested))
+        label.truncate(width, overflow="ellipsis", pad=True)
+        line = Text(f"{trial.number:4d} ").append_text(label).append(" ")
+        if trial.outcome is Outcome.OK:
+            line.append(told).append(f"  {reason[:_REASON]}" if reason else "", style="yellow")
+        else:
+            line.append(told, style=colour).append(f" {reason[:_REASON]}")
+        self.console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
     def _ratio(self, trial: Trial, form: str) -> str:
         """Return how much better than the default a trial is; nothing where the default is not known."""
         return form % (trial.score(self.job.objective.aim) / self.default_score) if self.default_score else ""
 
-    def _line(self) -> str:
-        """The bar: trials done, time left, what runs, best so far."""
-        elapsed_s = time.monotonic() - self.began
-        if self.job.budget.seconds is not None:
-            left = f"{duration(max(self.job.budget.seconds - elapsed_s, 0))} left"
-        elif self.done:
-            todo = min(self.job.budget.trials or self.admissible + 1, self.admissible + 1)
-            left = f"about {duration(max(todo - self.done, 0) * elapsed_s / self.done)} left in the search"
-        else:
-            left = f"{elapsed_s:.0f} s"
-        return escape(
-            f"{self.done} trials · {left} · {self.running}: {self.stage}" + (f" · {self.best}" if self.best else "")
-        )
+    def _bar(self) -> Group:
+        """Return the bar of the time that is spent, what runs, and the best so far: three lines, as wide as the screen."""
+        share, left = self._left()
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(ratio=1)
+        table.add_column(no_wrap=True)
+        counted = f"{self.done} trial{'' if self.done == 1 else 's'}, {left}"
+        table.add_row(ProgressBar(total=1.0, completed=share or 0.0, pulse=share is None), counted)
+        lines = [f"now  {self.running}: {self.stage}" if self.running else f"now  {self.stage}"]
+        lines += [f"best {self.best}"] if self.best else []
+        return Group(table, *(Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in lines))
+
+    def _left(self) -> tuple[float | None, str]:
+        """Return which share of the work is done, None where that is not known yet, and the time that is left in words."""
+        elapsed_s, budget = time.monotonic() - self.began, self.job.budget
+        if budget.seconds is not None:
+            return min(elapsed_s / budget.seconds, 1.0), f"at most {duration(max(budget.seconds - elapsed_s, 0))} left"
+        todo = min(budget.trials or self.admissible + 1, self.admissible + 1)
+        if not self.done or not self.admissible:
+            return None, f"{elapsed_s:.0f} s"
+        left_s = max(todo - self.done, 0) * elapsed_s / self.done
+        return min(self.done / todo, 1.0), f"about {duration(left_s)} left in the search"

@@ -25,6 +25,14 @@ def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table
     return table
 
 
+def counted(reasons: Sequence[Reason], failures: Sequence[Trial]) -> str:
+    """Return how much came to nothing, in words; "" where nothing did."""
+    rules, failed = len({reason.rule for reason in reasons}), len(failures)
+    parts = [f"{rules} rule{'s refuse' if rules > 1 else ' refuses'} other choices"] if rules else []
+    parts += [f"{failed} configuration{'s' * (failed > 1)} failed"] if failed else []
+    return "; ".join(parts)
+
+
 def refusal_rows(reasons: Iterable[Reason]) -> list[tuple[str, str, str]]:
     """Return what was refused, the rules and why, a row for all choices that have one reason in common.
 

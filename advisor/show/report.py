@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +16,9 @@ from advisor.show.candidate_tables import figures_of, pareto_table, runners_up
 from advisor.show.console import console
 from advisor.show.headline import against, headline
 from advisor.show.outlook import outlook
-from advisor.show.refused import refused_table
+from advisor.show.refused import counted, refused_table
 from advisor.show.script import batching_words, loading_lines
-from advisor.terminal import duration
+from advisor.terminal import duration, in_a_line
 
 
 def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:
@@ -31,14 +32,42 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
     }
 
 
-def print_recommendation(recommendation: Recommendation, device: str, *, stderr: bool, pareto: bool = False) -> None:
-    """Print a recommendation for people. pareto: with what no other beats in speed, memory and quality at once."""
-    study, out = recommendation.study, console(stderr=stderr)
+def print_recommendation(
+    recommendation: Recommendation, device: str, *, pareto: bool = False, refusals: bool = False
+) -> None:
+    """Print a recommendation for people on stdout: what it is made of, then what it is, so that it stands last on the screen.
+
+    pareto: with what no other beats in speed, memory and quality at once; refusals: with what was refused, and why.
+    """
+    out = console(stderr=False)
+    _print_origin(out, recommendation)
+    if pareto:
+        out.print(pareto_table(recommendation))
+        out.print()
+    if recommendation.runners_up:
+        out.print(runners_up(recommendation))
+        out.print()
+    failed = [trial for trial in recommendation.failures if trial.phase == "search"]
+    if refusals and (recommendation.refusals or failed):
+        out.print(refused_table(recommendation.refusals, failed))
+        out.print()
+    elif told := counted(recommendation.refusals, failed):
+        out.print(f"[dim]{told} (--refusals lists them, and why)[/]\n")
+    _print_found(out, recommendation, device)
+
+
+def _print_origin(out: Console, recommendation: Recommendation) -> None:
+    """Say what was asked, when and where it was measured, and how much of it."""
+    study = recommendation.study
     when = (study.finished_at or study.started_at).date().isoformat()
     out.print(f"[bold]{escape(recommendation.source.name)}[/] · {escape(str(study.workload))}")
     out.print(f"measured {when} on {escape(str(study.environment))}, environment {study.environment_key}")
     out.print(escape(_tried(recommendation)))
     out.print(f"{_looked(recommendation)}\n")
+
+
+def _print_found(out: Console, recommendation: Recommendation, device: str) -> None:
+    """Say what is recommended, how sure that is, how it is run, and what would make it surer."""
     mark = "[green]▸[/]" if recommendation.chosen else "[red]▸[/]"
     out.print(f"{mark} {headline(recommendation)}")
     for line in against(recommendation):
@@ -49,27 +78,21 @@ def print_recommendation(recommendation: Recommendation, device: str, *, stderr:
         out.print(f"  quality tier: {recommendation.tier}")
     for note in recommendation.notes:
         out.print(_indented(f"[yellow]note:[/] {escape(note)}"))
-    for line in outlook(recommendation):
-        is_command = line.startswith(("to go on", "to measure"))  # to be copied: it is never broken
-        out.print(f"  {line}" if is_command else _indented(line), soft_wrap=is_command)
-    out.print()
+    words, commands = outlook(recommendation)
+    for line in words:
+        out.print(_indented(line))
     if recommendation.chosen is not None:
+        out.print()
         _print_lines(out, recommendation, recommendation.chosen, device)
-    if pareto:
-        out.print(pareto_table(recommendation))
-        out.print()
-    if recommendation.runners_up:
-        out.print(runners_up(recommendation))
-        out.print()
-    if recommendation.refusals or recommendation.failures:
-        out.print(refused_table(recommendation.refusals, [t for t in recommendation.failures if t.phase == "search"]))
+    for line in commands:  # to be copied: never broken
+        out.print(f"  {line}", soft_wrap=True)
 
 
 def _print_lines(out: Console, recommendation: Recommendation, chosen: Candidate, device: str) -> None:
     lines = _lines_to_paste(recommendation, chosen, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
     batching = batching_words(chosen.configuration, recommendation.facts)
-    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]\n", soft_wrap=True)
+    out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]", soft_wrap=True)
 
 
 def _lines_to_paste(recommendation: Recommendation, chosen: Candidate, device: str) -> list[str]:
@@ -89,6 +112,14 @@ def _looked(recommendation: Recommendation) -> str:
     looked_s, spent_s = recommendation.looked_s, recommendation.spent_s
     share = f", {looked_s / spent_s:.1%} of the trials' {duration(spent_s)}" if spent_s > 0 else ""
     return f"independence and layout were looked at in {looked_s:.1f} s{share}"
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print sentences, broken between words where the screen ends; a command among them is never broken."""
+    out = console(stderr=False)
+    for line in lines:
+        text = Text(in_a_line(line))
+        out.print(text, soft_wrap=": advisor " in line)
 
 
 def _indented(line: str) -> Padding:

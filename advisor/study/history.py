@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from advisor.advice.labels import labelled
 from advisor.errors import BadInput, DamagedRow, NotMeasured
 from advisor.knobs import tier_of, unknown
+from advisor.nouns.reading import shown
 from advisor.nouns.trial import Trial
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
@@ -97,6 +99,23 @@ def stored_trial(store: Store, study: int, number: int) -> tuple[StudyRecord, Tr
         raise BadInput(str(error), "advisor trials lists them") from None
 
 
+def labelled_trial(store: Store, study: int, label: str) -> tuple[StudyRecord, Trial]:
+    """Return the search's trial of a configuration, by its label, and its study. Raises BadInput where there is none.
+
+    Of several that were asked for so, or ran so, the one that was asked for, and the last of these.
+    """
+    wanted = labelled(label)
+    if wanted is None:
+        raise BadInput(f"{shown(label)} is no configuration's label", "advisor trials lists them")
+    record, _ = stored_trial(store, study, 0)
+    found = [
+        trial for trial in store.trials(study) if trial.phase == "search" and wanted in (trial.requested, trial.ran)
+    ]
+    if not found:
+        raise BadInput(f"study {study} has no trial of {wanted} in its search", "advisor trials lists them")
+    return stored_trial(store, record.id, max(found, key=lambda t: (t.requested == wanted, t.number)).number)
+
+
 def study_payload(study: StudyRecord) -> dict[str, Any]:
     """Return what a study was about as JSON values."""
     return {
@@ -117,6 +136,7 @@ def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON values; its reading and device states where they were read."""
     return {
         "id": f"{study.id}.{trial.number}",
+        "label": str(trial.requested),
         "requested": trial.requested.spelled,
         "effective": trial.effective.spelled if trial.effective is not None else None,
         "phase": trial.phase,

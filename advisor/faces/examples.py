@@ -1,0 +1,82 @@
+"""What `--help` shows below the flags: what people ask, and three examples a command."""
+
+from __future__ import annotations
+
+#: A question in the words of people, and the command that answers it.
+ASKED = (
+    ("the fastest for my own texts", "advisor tune MODEL --lengths-from prompts.jsonl"),
+    ("what is it, without a GPU", "advisor suggest MODEL --lengths-from prompts.jsonl"),
+    ("why not 4-bit", "advisor suggest MODEL --lengths-from prompts.jsonl --why-not nf4"),
+    ("does it fit in 24 GiB", "advisor suggest MODEL --lengths-from prompts.jsonl --max-memory 24GiB"),
+    ("give me the code", "advisor suggest MODEL --lengths-from prompts.jsonl --format python"),
+)
+
+#: Three command lines a command, each with what it does.
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "probe": (
+        ("advisor probe", "what can be chosen here, and what is missing for the rest"),
+        ("advisor probe --ceilings", "what the device reaches at best, in products and copies"),
+        ("advisor probe --csv", "every choice as a row"),
+    ),
+    "tune": (
+        ("advisor tune MODEL --lengths-from prompts.jsonl", "your own texts, as your library sends them"),
+        ("advisor tune MODEL --lengths 2048 --padding 0.3 --batch auto --budget 20m", "the batch too, in 20 minutes"),
+        ("advisor tune MODEL --lengths 2048 --quality 4bit --max-memory 24GiB", "4-bit allowed, within 24 GiB"),
+    ),
+    "suggest": (
+        ("advisor suggest MODEL --lengths 2048 --padding 0.3 --batch 8 --format python", "the script to run"),
+        ("advisor suggest MODEL --lengths-from prompts.jsonl --why-not nf4", "why 4-bit is not recommended"),
+        ("advisor suggest MODEL --lengths 2048 --max-memory 24GiB --on H200", "within 24 GiB, as an H200 measured"),
+    ),
+    "trials": (
+        ("advisor trials MODEL --limit 0", "all that was measured of a model"),
+        ("advisor trials --failed", "what failed or was wrong, and how"),
+        ("advisor trials --study 3 --csv", "a study's trials as rows"),
+    ),
+    "show": (
+        ("advisor show 3.7", "trial 7 of study 3, as advisor trials lists them"),
+        ("advisor show 3 'sdpa · bf16 · sorted'", "the trial of a configuration, by its label"),
+        ("advisor show 3.7 --format json", "all of it, for a program"),
+    ),
+    "reproduce": (
+        ("advisor reproduce 3.7", "run trial 7 of study 3 again, and compare"),
+        ("advisor reproduce 3.7 --anyway", "although a driver or a version differs by now"),
+        ("advisor reproduce 3.7 --model ./moved --format json", "the model is elsewhere now"),
+    ),
+    "reproduce-seed": (
+        ("advisor reproduce-seed", "the advice's three cases on this GPU"),
+        ("advisor reproduce-seed --svg figures.svg", "drawn, too"),
+        ("advisor reproduce-seed --case 1024:0.5:8 --budget 5m", "another case, in five minutes"),
+    ),
+    "export": (
+        ("advisor export > studies.jsonl", "all studies"),
+        ("advisor export --study 3 --study 4 > two.jsonl", "two of them"),
+        ("advisor export | ssh other advisor import -", "into another machine's database"),
+    ),
+    "import": (
+        ("advisor import studies.jsonl", "add what advisor export wrote"),
+        ("advisor import - < studies.jsonl", "from stdin"),
+        ("ADVISOR_DATABASE_URL=sqlite:///team.db advisor import studies.jsonl", "into another database"),
+    ),
+    "db": (
+        ("advisor db path", "where the SQLite file is"),
+        ("advisor db url", "which database is used"),
+        ("advisor db upgrade", "bring it to this version, and answer again by its rules"),
+    ),
+    "completion": (
+        ("advisor completion bash > ~/.local/share/bash-completion/completions/advisor", "for bash"),
+        ("advisor completion zsh > ~/.zfunc/_advisor", "for zsh, with ~/.zfunc on fpath"),
+        ("advisor completion tcsh > ~/.advisor.tcsh", "for tcsh, which sources it"),
+    ),
+}
+
+
+def epilog(command: str | None = None) -> str:
+    """Return what stands below the flags of a command; None: of them all."""
+    if command is None:
+        width = max(len(question) for question, _ in ASKED)
+        lines = [f"  {question:<{width}}  {line}" for question, line in ASKED]
+        return "\n".join(
+            ["what people ask:", *lines, "", "advisor COMMAND --help has the flags of a command, and examples"]
+        )
+    return "\n".join(["examples:", *(f"  {line}\n      {words}" for line, words in EXAMPLES.get(command, ()))])
