@@ -110,11 +110,17 @@ def print_trials(listed: Listed, *, is_next: bool) -> None:
             f"{study.id}.{trial.number}",
             escape(str(trial.requested)),
             phase,
-            str(trial.outcome),
+            _ended(study, trial),
             without_unit(aim.metric, trial.value(aim.metric)),
             f"{ratio:.2f}" if ratio else "–",
         )
     out.print(table)
+
+
+def _ended(study: StudyRecord, trial: Trial) -> str:
+    """Return what came of a trial; what runs in no tune any more was interrupted."""
+    is_left = trial.outcome is Outcome.RUNNING and study.state != "running"
+    return "interrupted" if is_left else str(trial.outcome)
 
 
 def print_trial(study: StudyRecord, trial: Trial) -> None:

@@ -37,8 +37,10 @@ def _keyed(row: Row[*tuple[Any, ...]]) -> tuple[str, Environment]:
 
 
 def save_ceilings(connection: Connection, environment: Environment, payload: Mapping[str, Any]) -> None:
-    """Store what plain work reached in an environment just now, instead of what was stored."""
-    values = {"payload": as_json(dict(payload)), "measured_at": now()}
+    """Store what plain work reached in an environment: the best that was ever seen of each, for a busy moment is no ceiling."""
+    known = ceilings(connection, environment.key, []) or {}
+    best = {name: max(value, known.get(name, value)) for name, value in {**known, **payload}.items()}
+    values = {"payload": as_json(best), "measured_at": now()}
     key = {"environment_id": environment_id(connection, environment)}
     row_id = found_or_made(connection, CEILINGS, key, values)
     connection.execute(update(CEILINGS).where(CEILINGS.c.id == row_id).values(values))

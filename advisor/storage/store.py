@@ -156,7 +156,7 @@ class Store:
             studies.save_facts(connection, source, facts, study_id)
 
     def save_ceilings(self, environment: Environment, payload: Mapping[str, Any]) -> None:
-        """Store what plain work reached in an environment just now, instead of what was stored."""
+        """Store what plain work reached in an environment, where that is better than what was stored."""
         with self._database.writing() as connection:
             environments.save_ceilings(connection, environment, payload)
 
