@@ -17,13 +17,18 @@ from advisor.version import __version__
 
 TYPE_CHECKING = False  # typing's own would be imported for it: half of this package's time
 if TYPE_CHECKING:
+    from advisor.faces.answer import Answer
     from advisor.faces.api import load, suggest, tune
     from advisor.faces.loading import Ready
 
-__all__ = ["Ready", "__version__", "load", "suggest", "tune"]
+__all__ = ["Answer", "Ready", "__version__", "load", "suggest", "tune"]
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(import_module("advisor.faces.api"), name)
     raise AttributeError(f"module 'advisor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -137,16 +137,40 @@ def test_verbs_are_functions_whatever_was_imported_before() -> None:
         )
         assert done.stdout.splitlines() == ["no such file or directory: './nowhere'"] * 3, done.stderr
 
-    assert set(advisor.__all__) == {"Ready", "__version__", "load", "suggest", "tune"}
+    assert dir(advisor) == ["Answer", "Ready", "__version__", "load", "suggest", "tune"]
     assert advisor.Ready is api.Ready
     with pytest.raises(AttributeError, match="frobnicate"):
         _ = advisor.frobnicate  # type: ignore[attr-defined]
 
 
 def test_every_public_function_shows_how_it_is_called() -> None:
-    """suggest, load and tune have an example in their docstrings."""
-    for function in (api.suggest, api.load, api.tune):
-        assert ">>> " in (inspect.getdoc(function) or "")
+    """suggest, load and tune have an example in their docstrings, and say of every keyword what it means."""
+    for function, flags in ((api.suggest, api.SuggestFlags), (api.load, api.Flags), (api.tune, api.TuneFlags)):
+        told, signature = inspect.getdoc(function) or "", inspect.signature(function)
+        assert ">>> " in told
+        assert {*flags.__annotations__, "model"} <= set(signature.parameters)
+        for name in flags.__annotations__.keys() - {"workload"}:
+            assert f"\n{name}: " in told, name
+        assert " --" not in told
+        assert not [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    assert (Path(advisor.__file__).parent / "py.typed").exists()
+
+
+def test_an_answer_is_shown_in_a_line_and_as_a_table(url: str) -> None:
+    """Its repr is a line; notebooks get HTML in which whatever a model is called stays a text; rows fill a data frame."""
+    stored(url)
+    found = advisor.suggest(MODEL, **ASKED)
+    assert repr(found).count("\n") == 0
+    assert repr(found).startswith(f"<{MODEL}: sdpa · fp32 · ")
+    shown = found._repr_html_()
+    assert shown.count("<tr>") == len(found.rows) + 1
+    assert found.rows[0]["recommended"] is True
+    assert str(found.configuration) == found.rows[0]["configuration"]
+    hostile = replace(found, source=replace(found.source, name="<script>alert(1)</script>"))
+    assert "<script>" not in hostile._repr_html_()
+    assert "&lt;script&gt;" in hostile._repr_html_()
+    assert found.script.startswith('"""')
+    compile(found.script, "script", "exec")
 
 
 # ------------------------------------------------------------------------------------------------------ keyword arguments
@@ -175,6 +199,8 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
     typed = build_parser().parse_args(["suggest", "model", *words.split()])
 
     assert asked == question_of("model", vars(typed))
+    fixed = {**flags, "only": {"attention": ["sdpa", "eager"]}, "fix": {"precision": "fp32"}}
+    assert api._question("suggest", Path("model"), fixed, api.SuggestFlags) == asked
     assert (asked.model, asked.asked["batch"], asked.allow_pickle, asked.lengths) == ("model", 3, False, (9, 4, 2))
     assert asked.objective == Objective(
         Tier.EIGHT_BIT,
@@ -539,6 +565,85 @@ def test_a_model_is_loaded_as_recommended(url: str, best: Configuration) -> None
     for nothing in nothings:
         with pytest.raises(BadInput, match="none of them empty"):
             ready.collate(nothing)
+
+
+NO_TOKENS: dict[str, tuple[Any, str]] = {
+    "a text": (["ab"], r"sequence 0 is a text, 'ab', not token ids .tokenize it first"),
+    "one text": ("ab", r"a batch is a list of token ids a sequence, not 'ab'"),
+    "a number": (7, r"a batch is a list of token ids a sequence, not 7"),
+    "numbers": ([1, 2], r"sequence 0 is 1: a sequence is a list of token ids"),
+    "fractions": ([[1, 2], [1.5, 2.0]], r"sequence 1 has values of float32, and token ids are whole numbers"),
+    "truths": ([[True, False]], r"sequence 0 has values of bool, and token ids"),
+    "beyond": ([[1, 2048]], r"sequence 0 has the token id 2048, and the model's go from 0 to 2047"),
+    "below": ([[-1]], r"sequence 0 has the token id -1"),
+    "too long": ([[1] * 5000], r"sequence 0 has 5000 tokens, and the model \d+ positions"),
+    "mixed": ([[1, "a"]], r"sequence 0 is .*, not a list of token ids"),
+    "nothing": ([None], r"sequence 0 is None, not a list of token ids"),
+}
+
+
+def test_what_is_no_token_id_is_said(url: str) -> None:
+    """Before the model sees it, in words of this call: which sequence, and what of it; never one of torch's own errors."""
+    pytest.importorskip("torch")
+    stored(url, SORTED)
+    ready = advisor.load(MODEL, **ASKED)
+    for given, words in NO_TOKENS.values():
+        for call in (ready.results, ready.collate, ready.batches):
+            with pytest.raises(BadInput, match=words):
+                call(given)
+    assert ready.batches([]) == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("best", [DEFAULT, SORTED, PACKED], ids=lambda c: c["packing"])
+def test_it_stands_in_an_existing_loop(url: str, best: Configuration, side: str) -> None:
+    """Called with a padded batch and its mask it gives outputs in that shape, packed or not: a sequence's own, and 0 at pads."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    stored(url, best)
+    ready = advisor.load(MODEL, **ASKED)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(MODEL).eval()
+    draw = torch.Generator().manual_seed(1)
+    lengths = (3, 8, 5)
+    ids, mask = torch.full((3, 8), 7), torch.zeros((3, 8), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        place = slice(8 - length, 8) if side == "left" else slice(0, length)
+        ids[row, place], mask[row, place] = torch.randint(16, 2048, (length,), generator=draw), 1
+
+    logits = ready(input_ids=ids, attention_mask=mask).logits
+    assert logits.shape == (3, 8, 2048)
+    with torch.inference_mode():
+        for row in range(3):
+            real = mask[row].bool()
+            assert torch.allclose(logits[row, real], plain(ids[row, real][None]).logits[0], atol=1e-3)
+            assert not logits[row, ~real].any()
+    assert torch.equal(ready(ids, mask, logits_to_keep=1, use_cache=False).logits, logits[:, -1:])
+    assert ready(ids).logits.shape == logits.shape  # without a mask there are no pads
+    assert ready.config is ready.model.config
+
+
+def test_a_call_that_would_be_other_work_is_refused(url: str) -> None:
+    """A batch of another shape, a row of pads alone, and arguments that change what is computed: each by its keyword."""
+    torch = pytest.importorskip("torch")
+    stored(url, PACKED)
+    ready = advisor.load(MODEL, **ASKED)
+    ids = torch.tensor([[20, 21], [22, 23]])
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"input_ids": [[20, 21]]}, "input_ids must be a tensor of token ids, .batch, columns."),
+        ({"input_ids": ids[0]}, "input_ids must be a tensor"),
+        (
+            {"input_ids": ids, "attention_mask": torch.ones(2, 3)},
+            r"attention_mask must have the shape .*\[2, 2\].*\[2, 3\]",
+        ),
+        ({"input_ids": ids, "attention_mask": torch.tensor([[1, 1], [0, 0]])}, "row 1 of attention_mask has no token"),
+        ({"input_ids": ids, "labels": ids}, "labels is not what was measured"),
+        ({"input_ids": ids, "output_hidden_states": True}, "output_hidden_states is not what was measured"),
+        ({"input_ids": ids, "token_type_ids": torch.ones_like(ids)}, "token_type_ids is not what was measured"),
+    ]
+    for given, words in wrong:
+        with pytest.raises(BadInput, match=words):
+            ready(**given)
+    assert ready(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits.shape == (2, 2, 2048)
 
 
 def test_nothing_is_loaded_that_was_not_measured_here(url: str) -> None:

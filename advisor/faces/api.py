@@ -6,8 +6,10 @@ defaults; values are Python's own, or the texts that the command line takes. Err
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +18,19 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor.errors import NothingAdmissible, NotMeasured, spelled_for_python
+from advisor.faces.answer import Answer
 from advisor.faces.loading import Ready, loaded
+from advisor.faces.options import EFFORT, ON, PLACE, objective_options
 from advisor.faces.question import Question, effort_of, kind_of, question_of
 from advisor.faces.resolve import resolve
+from advisor.faces.signatures import documented
 from advisor.faces.verbs import Listener, answered, job_of, measured, open_to_write
 from advisor.nouns.environment import Machine
 from advisor.workloads import DEFAULT_KIND, KINDS, Kind
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.advice.recommendation import Recommendation
+    from advisor.study.tuning import Job
 
 
 class Flags(TypedDict, total=False):
@@ -52,7 +58,7 @@ class Flags(TypedDict, total=False):
     allow_unjudged: bool
     allow_pickle: bool
     device: object
-    threads: int
+    threads: int | None
 
 
 class SuggestFlags(Flags, total=False):
@@ -97,8 +103,11 @@ def _with_keywords(text: str) -> str:
 
 
 @_in_python()
-def suggest(model: str | bytes | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Recommendation:
+def suggest(model: str | bytes | os.PathLike[str], **flags: Unpack[SuggestFlags]) -> Answer:
     """Return what stored measurements recommend for a model and a workload. Needs no GPU and no torch.
+
+    model: a hub id, a directory, or a config.json; workload: the kind of work. Figures of the answer are in the units of
+    their names (`_s`, `_bytes`, `_per_s`); ratios are over the default, above 1 where better.
 
     Raises NotMeasured where nothing stored answers, NothingAdmissible where nothing is left, BadInput.
 
@@ -106,7 +115,7 @@ def suggest(model: str | bytes | os.PathLike[str], **flags: Unpack[SuggestFlags]
         >>> print(found.configuration, found.verdict)
         flash_attention_2 · bf16 · packed faster
     """
-    return _suggested("suggest", model, flags, SuggestFlags)[0]
+    return Answer.of(_suggested("suggest", model, flags, SuggestFlags)[0])
 
 
 @_in_python()
@@ -115,6 +124,7 @@ def load(model: str | bytes | os.PathLike[str], **flags: Unpack[Flags]) -> Ready
 
     Nothing is measured: raises NotMeasured where this workload was not tuned on this machine, and what suggest raises.
     It switches what the recommendation switches for the whole process (fp32 products, sdpa's kernels, CPU threads).
+    What it returns is called with a padded batch as a model of transformers is, or with token ids; shapes: see Ready.
 
         >>> ready = advisor.load("meta-llama/Llama-3.1-8B", lengths=2048, padding=0.3, batch=8)
         >>> for batch in ready.batches(sequences):  # your own token ids
@@ -136,11 +146,16 @@ def load(model: str | bytes | os.PathLike[str], **flags: Unpack[Flags]) -> Ready
 
 @_in_python()
 def tune(
-    model: str | bytes | os.PathLike[str], *, listen: Listener | None = None, **flags: Unpack[TuneFlags]
-) -> Recommendation:
+    model: str | bytes | os.PathLike[str],
+    *,
+    listen: Listener | None = None,
+    progress: bool | None = None,
+    **flags: Unpack[TuneFlags],
+) -> Answer:
     """Measure configurations of a model, store what was found, and return what is recommended.
 
-    The same call goes on where an interrupted one stopped. listen: is called with every event, a mapping.
+    The same call goes on where an interrupted one stopped. listen: is called with every event, a mapping whose "event" says
+    what it is. progress: whether a line a trial is shown; None: in notebooks. Raises BadInput, NothingAdmissible and StoreError.
 
         >>> found = advisor.tune("meta-llama/Llama-3.1-8B", lengths_from="prompts.jsonl", batch="auto", budget="20m")
         >>> found.chosen.trial.tokens_per_s
@@ -149,9 +164,34 @@ def tune(
     began = time.monotonic()
     question = _question("tune", model, flags, TuneFlags)
     job, notes = job_of(question, effort_of(flags, question.objective), began)
-    with open_to_write() as store:
-        found = measured(job, store, listen or (lambda _: None))
-    return replace(found, notes=(*notes, *found.notes))
+    with open_to_write() as store, _told(job, listen, progress=progress) as hear:
+        found = measured(job, store, hear)
+    return Answer.of(replace(found, notes=(*notes, *found.notes)))
+
+
+@contextmanager
+def _told(job: Job, listen: Listener | None, *, progress: bool | None) -> Iterator[Listener]:
+    """Yield who hears a tune's events: the caller, and the progress where that is shown."""
+    if not (_in_notebook() if progress is None else progress):
+        yield listen or (lambda _: None)
+        return
+    from advisor.show.progress import Progress
+
+    with Progress(job) as shown:
+
+        def hear(event: Mapping[str, Any]) -> None:
+            shown.hear(event)
+            if listen is not None:
+                listen(event)
+
+        yield hear
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    return running is not None and "IPKernelApp" in running.config
 
 
 def _suggested(
@@ -182,3 +222,18 @@ def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind
         near = get_close_matches(name, sorted(names), n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{meant}")
+
+
+def _document() -> None:
+    """Show in help() and in editors what the functions take: a kind of work that comes from a plugin has flags beside these."""
+    shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
+    heard = [
+        inspect.Parameter("listen", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Listener | None"),
+        inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="bool | None"),
+    ]
+    documented(suggest, (*shared, ON), SuggestFlags)
+    documented(load, shared, Flags)
+    documented(tune, (*shared, *EFFORT), TuneFlags, heard)
+
+
+_document()

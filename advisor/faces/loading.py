@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the database's driver takes time to import
 class Ready:
     """A model, loaded as recommended, and how to call it as it was measured.
 
+    Call it with a padded batch, as a model of transformers is called, or with token ids through `batches` and `results`.
+
     model: the torch module, in evaluation mode, on `device`; batch: how many sequences it was measured with at once.
     """
 
@@ -30,12 +32,46 @@ class Ready:
     _session: Any = field(repr=False)
     _subject: Any = field(repr=False)
 
+    def __call__(self, input_ids: Any, attention_mask: Any = None, *, logits_to_keep: int = 0, **more: Any) -> Any:
+        """Run a padded batch as it was measured, packed too, and return what a model of transformers returns, in its shape.
+
+        input_ids, attention_mask: [batch, columns], pads on either side; no mask: no pads. Returns a ModelOutput with what was
+        measured: `logits` [batch, columns, vocabulary] of a language model, those of the last `logits_to_keep` columns alone
+        where that is given; `last_hidden_state` [batch, columns, width], also where an embedding was measured (which
+        :meth:`results` gives); `logits` [batch, labels] of a classification head. Pads have zeros. Raises BadInput for what
+        is no such batch, and for arguments that would be other work than was measured.
+        """
+        import torch
+        from transformers import modeling_outputs
+
+        from advisor.faces import sequences_torch
+
+        sequences_torch.refuse_unmeasured(more)
+        is_real = sequences_torch.real_tokens(input_ids, attention_mask)
+        call = self._call([row[kept] for row, kept in zip(input_ids, is_real, strict=True)])
+        with torch.inference_mode():
+            found = self._runtime.of_tokens(self.model, call, self.device)
+            if found is None:
+                scores = self._runtime.run(self.model, call, self.device)
+                return modeling_outputs.SequenceClassifierOutput(logits=scores)
+            name, values = found
+            padded = values[0].new_zeros((*is_real.shape, values[0].shape[-1]))
+            padded[is_real.to(padded.device)] = torch.cat(values)
+        if name == "logits":
+            return modeling_outputs.CausalLMOutput(logits=padded[:, -logits_to_keep:])
+        return modeling_outputs.BaseModelOutput(last_hidden_state=padded)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
     def collate(self, sequences: Iterable[Any]) -> dict[str, Any]:
         """Return the arguments of `model(**arguments)` for a batch of token ids, on the device: padded, or in one row.
 
         sequences: lists or 1-D tensors of whole numbers, none of them empty. Where the last logits are asked for, those of
         every sequence's end alone are computed, in the order of the sequences, as far as the model's class can. Raises
-        BadInput for scores of a packed row, which only :meth:`results` can read.
+        BadInput for what is no token id of this model, and for scores of a packed row, which only :meth:`results` can read.
         """
         call = self._call(sequences)
         if call.is_packed and self._workload.needs.head is Head.CLASSIFICATION:
@@ -45,7 +81,8 @@ class Ready:
     def results(self, sequences: Iterable[Any]) -> Any:
         """Run a batch and return what was asked for, a row a sequence: its last logits, its embedding or its scores.
 
-        Hidden states and all logits come as the model gives them, [rows, columns, width].
+        Hidden states and all logits come as the model gives them, [rows, columns, width]. Raises BadInput for what is no
+        token id of this model, or longer than its positions.
         """
         import torch
 
@@ -54,10 +91,12 @@ class Ready:
 
     def batches(self, sequences: Sequence[Any]) -> list[list[int]]:
         """Return, batch by batch, the places in `sequences` of those to run together: by length where that was measured."""
-        lengths = tuple(len(sequence) for sequence in sequences)
-        if not lengths:
-            return []
+        from advisor.faces import sequences_torch
         from advisor.knobs import traits_of
+
+        if hasattr(sequences, "__len__") and not len(sequences):
+            return []
+        lengths = tuple(len(each) for each in sequences_torch.sequences_of(sequences, self._subject.facts))
 
         by_length = traits_of(self._configuration).by_length
         work = replace(self._workload, lengths=lengths, batch=self.batch)
@@ -81,11 +120,9 @@ class Ready:
 
     def _call(self, sequences: Iterable[Any]) -> Any:
         """Return the worker's call for a batch."""
-        import torch
+        from advisor.faces import sequences_torch
 
-        tensors = [torch.as_tensor(sequence, dtype=torch.long, device="cpu") for sequence in sequences]
-        if not tensors or any(tensor.dim() != 1 or not len(tensor) for tensor in tensors):
-            raise BadInput("a batch is one or more lists of token ids, none of them empty")
+        tensors = sequences_torch.sequences_of(sequences, self._subject.facts)
         (call,) = self._session.calls_of(self._subject, self._configuration, tensors, [range(len(tensors))])
         return call
 

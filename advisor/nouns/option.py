@@ -33,6 +33,7 @@ TAKEN = frozenset(
         "only",
         "pareto",
         "payback",
+        "progress",
         "quality",
         "refusals",
         "seed",

@@ -101,6 +101,15 @@ class ForwardRuntime(Runtime):
         """Whether every token has values; else a sequence has one embedding, or one row of scores."""
         return self.output not in (EMBEDDINGS, SCORES)
 
+    def of_tokens(self, model: Any, call: Call, device: str) -> tuple[str, list[torch.Tensor]] | None:
+        """Return logits, or hidden states, which are also what an embedding is made of; scores are of a sequence."""
+        if self.output == SCORES:
+            return None
+        kind, distances = "logits" if self.output in LOGITS else "last_hidden_state", tuple(range(max(call.lengths)))
+        keeps = kind == "logits" and "logits_to_keep" in self.accepts
+        values = run_tokens(model, call.on(device), list(call.places), distances, kind=kind, keeps=keeps)
+        return kind, [each.flip(0) for each in torch.split(values, list(call.lengths))]
+
     def arguments(self, call: Call) -> Call:
         """Return the call with what asks for the last logits of every *sequence* alone, where they are wanted."""
         if self.output != LAST or "logits_to_keep" not in self.accepts:

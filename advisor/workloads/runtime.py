@@ -77,6 +77,13 @@ class Runtime:
         values: torch.Tensor = self._function(model, call.on(device), list(call.places), asked, **self.running.given)
         return values
 
+    def of_tokens(self, model: Any, call: Call, device: str) -> tuple[str, list[torch.Tensor]] | None:  # noqa: ARG002
+        """Run a call and return the values of every token, [tokens, width] a sequence, after what a model's output calls them.
+
+        None: this work has an output a sequence, and none a token.
+        """
+        return None
+
     def arguments(self, call: Call) -> Call:
         """Return a call as a user makes it by hand, `model(**arguments)`: with what asks for no more than the output."""
         return call
