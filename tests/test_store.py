@@ -470,6 +470,20 @@ def test_reuse_within_a_study_is_a_number(store: Store) -> None:
 # --------------------------------------------------------------------------------------------------- views and schema
 
 
+#: What the views say of the question, in this order.
+QUESTION = {
+    "workload": str(WORKLOAD),
+    "padding": WORKLOAD.dealt.padding,
+    "objective": "tokens_per_s",
+    "quality": "dtype",
+    "threads": 0,
+    "environment_key": ENVIRONMENT.key,
+    "driver": None,
+    "torch": ENVIRONMENT.packages.get("torch"),
+    "transformers": ENVIRONMENT.packages.get("transformers"),
+}
+
+
 def test_v_trials_is_flat(store: Store, database_url: str) -> None:
     """A row a trial, with the knobs of what ran, its speed, its memory and its quality, alike on both databases."""
     study = opened(store)
@@ -487,9 +501,10 @@ def test_v_trials_is_flat(store: Store, database_url: str) -> None:
         "first_call_s": 0.25, "kl": 0.002, "top1": 0.99, "reused": 0,
         # What came later stands behind, so that nobody's columns move.
         "batch_size": 2, "slowest_batch_s": None, "joules_per_token": None, "sequences_per_s": None, "cosine": None,
-        "top10": None,
+        "top10": None, **QUESTION, "measured_at": first["measured_at"],
     }  # fmt: skip
     assert first == expected
+    assert first["measured_at"] is not None
     assert list(first) == list(expected)
     assert (second["requested"], second["effective"]) == (str(FASTEST), str(FASTER))
     assert second["attention"] == "sdpa"
@@ -539,7 +554,12 @@ def test_v_recommendations_shows_the_stored_answer(store: Store, database_url: s
     assert store.answer(study) == answer
     (row,) = rows(database_url, "SELECT * FROM v_recommendations")
     assert row.pop("made_at") is not None
+    assert row.pop("measured_at") is not None
     assert row == {
+        **QUESTION,
+        "longest": 128,
+        "batch": 2,
+        "output": "last-logits",
         "study": study,
         "model": "org/model",
         "device": "NVIDIA H200",
@@ -757,6 +777,9 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
         "trials": (("device_uuid", None),),
         "comparisons": (("planned", None),),
     }
+    told = [row[-2:] for row in after["workloads"]]
+    after["workloads"] = [row[:-2] for row in after["workloads"]]
+    assert [(name, bool(value)) for row in told for name, value in row] == [("words", True), ("padding", True)]
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before

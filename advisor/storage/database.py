@@ -24,6 +24,7 @@ from advisor.knobs import KNOBS
 from advisor.storage.place import file_of, make_directory, network_of, place_of, shown
 from advisor.storage.tables import HEAD, REVISIONS
 from advisor.storage.views import views
+from advisor.storage.workload_words import tell_workloads
 
 #: How long a writer waits for another one on SQLite, in seconds.
 LOCK_WAIT_S = 10
@@ -59,6 +60,7 @@ def _upgrade(engine: Engine) -> str:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         _agree_on_knobs(connection, write=True)
+        tell_workloads(connection)
         _make_views(connection)
     return HEAD
 

@@ -22,7 +22,7 @@ from advisor.nouns.measurement import Comparison, Measurement
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Quality
-from advisor.storage import environments, trial_rows
+from advisor.storage import environments, trial_rows, workload_words
 from advisor.storage.exchange_format import FORMAT, FORMATS, PARTS, TABLES, Values, is_number, shaped
 from advisor.storage.parcel import Link, Parcel, study_key
 from advisor.storage.study_record import STATES
@@ -100,7 +100,7 @@ class Reading:
     def _take_workload(self, values: Values) -> None:
         workload = workload_of(values["payload"])
         _check_key(workload.key_for(values["architecture_key"]), values["key"])
-        self.workloads[values["key"]] = {**values, "kind": workload.kind}
+        self.workloads[values["key"]] = {**values, "kind": workload.kind, **workload_words.told(workload)}
 
     def _take_study(self, values: Values) -> None:
         if values["environment"] not in self.environments or values["workload"] not in self.workloads:

@@ -16,6 +16,7 @@ from advisor.nouns.checked import Malformed, parsed
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelSource
+from advisor.storage import workload_words
 from advisor.storage.rows import as_json, now, plain
 from advisor.storage.tables import CONFIGURATIONS, ENVIRONMENTS, MODELS, WORKLOADS
 from advisor.workloads import Workload
@@ -55,7 +56,7 @@ def workload_id(connection: Connection, workload: Workload, architecture_key: st
     """Return the workload's row, found or made."""
     key = {"key": workload.key_for(architecture_key)}
     more = {"kind": workload.kind, "architecture_key": architecture_key, "payload": as_json(workload.payload)}
-    return found_or_made(connection, WORKLOADS, key, more)
+    return found_or_made(connection, WORKLOADS, key, {**more, **workload_words.told(workload)})
 
 
 def environment_id(connection: Connection, environment: Environment) -> int:

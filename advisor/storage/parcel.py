@@ -43,6 +43,7 @@ _JSON = frozenset(
 #: Columns that stay behind, beside all ids.
 _LEFT = frozenset(
     {"id", "owner", "lease", "reused_from", "device_uuid", "n", "median", "low", "high", "statistic", "ratio", "blocks"}
+    | {"words", "padding"}  # of a workload: whoever imports it counts and words them
 )
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -120,6 +120,8 @@ WORKLOADS = Table(
     _text("kind"),
     _text("architecture_key"),
     _text("payload"),
+    _text("words", nullable=True),
+    _figure("padding", nullable=True),
     UniqueConstraint("key"),
     Index(None, "architecture_key"),
 )

@@ -8,11 +8,13 @@ from __future__ import annotations
 from advisor.nouns.configuration import IMPLIED
 from advisor.quality.method import METHOD
 
-#: Which pieces of SQL the two databases spell differently: a JSON member as text, the batch that a configuration names, a
-#: configuration in words, its stated choices as rows, what it says of the knob k, and the longest sequence of a workload.
+#: Which pieces of SQL the two databases spell differently: a JSON member as text, the version of a package, the batch that a
+#: configuration names, a configuration in words, its stated choices as rows, what it says of the knob k, and the longest
+#: sequence of a workload.
 _SPELLING = {
     "sqlite": {
         "member": "json_extract({column}, '$.{name}')",
+        "package": "json_extract({column}, '$.packages.{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each({column}, '$.batch') WHERE value GLOB '[0-9]*' AND value NOT GLOB '*[^0-9]*')""",
         "words": """(SELECT group_concat(value, ' · ') FROM (SELECT j.value AS value
@@ -23,6 +25,7 @@ _SPELLING = {
     },
     "postgresql": {
         "member": "(CAST({column} AS json) ->> '{name}')",
+        "package": "(CAST({column} AS json) -> 'packages' ->> '{name}')",
         "batch": """(SELECT CAST(value AS INTEGER)
     FROM json_each_text(CAST({column} AS json)) WHERE key = 'batch' AND value ~ '^[0-9]{{1,9}}$')""",
         "words": """(SELECT string_agg(j.value, ' · ' ORDER BY COALESCE(o.place, 1000000), j.key COLLATE "C")
@@ -77,6 +80,27 @@ def _median(metric: str) -> str:
     return f"(SELECT y.median FROM measurements y WHERE y.trial_id = t.id AND y.metric = '{metric}')"  # noqa: S608
 
 
+def _question(dialect: str) -> dict[str, str]:
+    """Return what a study was asked and where it ran, by the names of columns that explain themselves.
+
+    workload: in words; padding: the share of pads in padded batches; objective: the stored metric that is made the best of;
+    quality: the tier that was allowed; threads: of a CPU, 0 on a GPU; and the versions that answers change with.
+    """
+    package = {
+        name: _SPELLING[dialect]["package"].format(column="e.payload", name=name) for name in ("torch", "transformers")
+    }
+    return {
+        "workload": "w.words",
+        "padding": "w.padding",
+        "objective": f"COALESCE({_member(dialect, 's.objective', 'metric')}, 'tokens_per_s')",
+        "quality": _member(dialect, "s.objective", "quality"),
+        "threads": f"CAST({_member(dialect, 'e.payload', 'threads')} AS INTEGER)",
+        "environment_key": "e.key",
+        "driver": _member(dialect, "e.payload", "driver"),
+        **package,
+    }
+
+
 def _trials(dialect: str) -> str:
     """One row a trial. What came later stands at the end, for those who count columns."""
     ran = "COALESCE(f.payload, r.payload)"
@@ -87,6 +111,7 @@ def _trials(dialect: str) -> str:
     later = ",\n  ".join(
         f"{_median(metric)} AS {metric}" for metric in ("slowest_batch_s", "joules_per_token", "sequences_per_s")
     )
+    about = ", ".join(f"{column} AS {name}" for name, column in _question(dialect).items())
     return f"""SELECT s.id AS study, t.number AS number, t.phase AS phase, t.block AS block, m.name AS model,
   w.key AS workload_key, w.kind AS kind,
   {batch} AS batch,
@@ -105,7 +130,9 @@ def _trials(dialect: str) -> str:
   COALESCE({_SPELLING[dialect]["batch"].format(column=ran)}, {batch}) AS batch_size,
   {later},
   {_real(dialect, "t.quality", "cosine")} AS cosine,
-  {_real(dialect, "t.quality", "top10")} AS top10
+  {_real(dialect, "t.quality", "top10")} AS top10,
+  {about},
+  t.finished_at AS measured_at
 FROM {_STUDY}
   JOIN trials t ON t.study_id = s.id
   JOIN configurations r ON r.id = t.requested_id
@@ -118,6 +145,7 @@ def _recommendations(dialect: str) -> str:
 
     Rows of before have a ratio of 1 for a default that was compared with nothing, and an interval for a single block.
     """
+    about = ", ".join(f"{column} AS {name}" for name, column in _question(dialect).items())
     return f"""SELECT s.id AS study, m.name AS model,
   {_member(dialect, "e.payload", "device_name")} AS device, w.key AS workload_key,
   {_words(dialect, "k.payload")} AS configuration, k.key AS configuration_key,
@@ -127,7 +155,12 @@ def _recommendations(dialect: str) -> str:
   CASE WHEN a.method <> '{METHOD}'
     OR EXISTS (SELECT 1 FROM trials t WHERE t.study_id = s.id AND t.finished_at > a.made_at)
     OR EXISTS (SELECT 1 FROM comparisons c WHERE c.study_id = s.id AND c.made_at > a.made_at)
-  THEN 1 ELSE 0 END AS stale, a.made_at AS made_at
+  THEN 1 ELSE 0 END AS stale, a.made_at AS made_at,
+  {_SPELLING[dialect]["longest"].format(column="w.payload")} AS longest,
+  CAST({_member(dialect, "w.payload", "batch")} AS INTEGER) AS batch,
+  {_member(dialect, "w.payload", "output")} AS output,
+  {about},
+  COALESCE(s.finished_at, s.started_at) AS measured_at
 FROM {_STUDY}
   JOIN recommendations a ON a.study_id = s.id
   LEFT JOIN configurations k ON k.id = a.configuration_id"""  # noqa: S608
