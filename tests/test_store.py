@@ -475,7 +475,7 @@ QUESTION = {
     "workload": str(WORKLOAD),
     "padding": WORKLOAD.dealt.padding,
     "objective": "tokens_per_s",
-    "quality": "dtype",
+    "quality": str(OBJECTIVE.quality),
     "threads": 0,
     "environment_key": ENVIRONMENT.key,
     "driver": None,

@@ -13,7 +13,7 @@ from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON,
 from advisor.faces.question import know_plugins
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
-from advisor.version import __version__
+from advisor.version import __version__, commit
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
 
@@ -30,6 +30,16 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+
+class _Version(argparse._VersionAction):
+    """Prints the version and the commit, and ends; a checkout is asked for its commit only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        """Print it."""
+        made_of = commit()
+        self.version = f"advisor {__version__}{f' ({made_of})' if made_of else ''}"
+        super().__call__(parser, *given)
 
 
 def kind_in(words: Sequence[str]) -> Kind:
@@ -58,7 +68,7 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
         epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"advisor {__version__}")
+    parser.add_argument("--version", action=_Version, help="the version, and the commit that it was made of")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, words, add in _COMMANDS:
         raw = argparse.RawDescriptionHelpFormatter

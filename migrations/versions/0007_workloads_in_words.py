@@ -24,6 +24,5 @@ def downgrade() -> None:
     """Drop the columns, and the views that show them: the versions before make their own."""
     for name in ("v_trials", "v_recommendations"):
         op.execute(sa.text(f"DROP VIEW IF EXISTS {name}"))
-    with op.batch_alter_table("workloads") as table:
-        table.drop_column("words")
-        table.drop_column("padding")
+    for name in ("words", "padding"):
+        op.drop_column("workloads", name)
