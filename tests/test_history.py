@@ -25,12 +25,10 @@ from advisor.nouns.metrics import METRICS
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.step import Confirm, Search
 from advisor.nouns.trial import Outcome, Quality, Trial
-from advisor.storage.exchange import export_lines
 from advisor.storage.store import Store
 from advisor.study import history
 from advisor.study.history import listed
 from advisor.study.plan import usual_trial_s
-from advisor.study.reproduction import Reproduction, differences
 from advisor.study.trial_words import device_words, words_of
 from advisor.workloads.forward import Forward
 
@@ -243,7 +241,20 @@ def test_what_failed_and_what_was_taken_over_is_shown(url: str, capsys: pytest.C
     text = " ".join(printed(capsys, "show", f"{study}.2").split())
     assert "outcome timeout: no result after 600 s" in text
     assert "effective nothing ran" in text
+    assert "begun" not in text
     assert "another trial: nothing was run here" in printed(capsys, "show", f"{study}.5")
+
+
+def test_what_was_interrupted_is_told_plainly(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a trial that did not end nobody says that nothing ran, and how often it was begun is told in words."""
+    cut = trial(SORTED, outcome=Outcome.CUT, reason="it was interrupted", attempts=2)
+    study = studied(url, [trial(DEFAULT, (1000.0,)), cut, trial(EAGER, outcome=Outcome.RUNNING)])
+    words, running = (" ".join(printed(capsys, "show", f"{study}.{number}").split()) for number in (1, 2))
+
+    assert "effective not known: it did not get to its end outcome cut: it was interrupted" in words
+    assert "begun 2 times: an attempt before failed or was interrupted" in words
+    assert "effective nothing is known yet: it runs, or was interrupted" in running
+    assert not any("nothing ran" in text or "attempts" in text for text in (words, running))
 
 
 def test_gauges_are_told_as_ranges() -> None:
@@ -256,94 +267,6 @@ def test_gauges_are_told_as_ranges() -> None:
 
     assert device_words(measured) == {"power w": "300 to 700.5", "clock event reasons": "idle; none"}
     assert words_of({}) == {}
-
-
-# ------------------------------------------------------------------------------------------------------------- reproduce
-
-
-def rerun(old: Trial, new: Trial, metric: str = "tokens_per_s") -> Reproduction:
-    """Return a pair of trials as `advisor reproduce` compares them."""
-    study: Any = type("Study", (), {"objective": Objective(metric=METRICS[metric].metric)})()
-    return Reproduction(study, old, new, ())
-
-
-@pytest.mark.parametrize(
-    ("then", "now", "reproduced"),
-    [
-        ((100.0, 110.0, 120.0), (112.0, 113.0, 114.0), True),  # inside
-        ((100.0, 110.0, 120.0), (119.0, 130.0, 140.0), True),  # the intervals overlap
-        ((100.0, 100.1, 100.2), (101.0, 101.1, 101.2), True),  # a tie: within 2 %
-        ((100.0, 100.1, 100.2), (103.0, 103.1, 103.2), False),
-        ((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), False),
-    ],
-)
-def test_intervals_decide_whether_it_came_out_again(
-    then: tuple[float, ...], now: tuple[float, ...], *, reproduced: bool
-) -> None:
-    """It is reproduced where the intervals overlap or the medians are a tie; the ratio is above 1 for what is better."""
-    found = rerun(trial(SORTED, then), trial(SORTED, now))
-
-    assert found.is_reproduced is reproduced
-    assert found.ratio == pytest.approx(now[1] / then[1])
-    assert found.is_inside is (then[0] <= now[1] <= then[2])
-    latency = rerun(trial(SORTED, then), trial(SORTED, now), "slowest_batch_s")
-    assert latency.is_reproduced is reproduced
-    assert latency.ratio == pytest.approx(now[1] / then[1])
-
-
-def test_failures_and_other_effects_are_compared_by_what_they_are() -> None:
-    """The same failure is reproduced, another outcome is not, and neither is a speed at which something else ran."""
-    assert rerun(trial(SORTED), trial(SORTED)).is_reproduced
-    assert not rerun(trial(SORTED), trial(SORTED, (100.0,))).is_reproduced
-    assert not rerun(trial(SORTED, (100.0,)), trial(SORTED)).is_reproduced
-    assert not rerun(trial(SORTED, (100.0,)), trial(SORTED, (100.0,), effective=DEFAULT)).is_reproduced
-    memory = rerun(trial(SORTED, (100.0,)), trial(SORTED, (50.0,), peak_bytes=2**31), "peak_bytes")
-    assert (memory.ratio, memory.is_reproduced) == (0.5, False)
-
-
-def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The configuration runs in a worker of this machine; status 0 where the figures agree, and nothing is stored."""
-    study = studied(url, [trial(DEFAULT, ANY_SPEED)])
-    with Store.open(url, write=False) as store:
-        before = list(export_lines(store))
-    assert run(["reproduce", f"{study}.0", "--format", "python"]) == 0
-    streams = capsys.readouterr()
-
-    compile(streams.out, "script", "exec")
-    assert "attn_implementation='sdpa'" in streams.out
-    assert streams.err.splitlines()[-1].startswith("reproduced")
-    assert "the new median lies inside the old interval, and the intervals overlap" in streams.err
-    with Store.open(url, write=False) as store:
-        assert list(export_lines(store)) == before
-
-
-def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the old speed is out of reach the verdict is "not reproduced", with both medians, their intervals and a ratio."""
-    study = studied(url, [trial(DEFAULT, (1e9, 1.01e9, 0.99e9))])
-    found = json.loads(printed(capsys, "reproduce", f"{study}.0", "--format", "json", status=1))
-
-    assert found["verdict"] == "not reproduced"
-    assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
-    assert found["new_figure"]["median"] == pytest.approx(found["ratio"] * 1e9)
-    assert found["new"]["effective"] == DEFAULT.spelled
-    assert (found["inside"], found["overlap"], found["differences"]) == (False, False, [])
-
-
-def test_another_environment_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the trial ran under must be what is here: otherwise one line says what differs, unless asked to run anyway."""
-    there = replace(here(), memory_bytes=1, packages={**here().packages, "torch": "1.0", "kernels": "0.1"})
-    study = studied(url, [trial(DEFAULT, ANY_SPEED)], environment=there)
-    line = printed(capsys, "reproduce", f"{study}.0", status=2)
-
-    assert line.count("\n") == 1
-    assert "memory bytes: 1 then," in line
-    assert "torch 1.0 then," in line
-    assert "kernels 0.1 then, none now" in line
-    assert "(--anyway runs it)" in line
-    source = replace(find_model(MODEL), weights_digest="other")
-    with Store.open(url, write=False) as store:
-        assert differences(store.study(study), source, there) == ["the weights"]
-    assert "differs: torch 1.0 then" in " ".join(printed(capsys, "reproduce", f"{study}.0", "--anyway").split())
 
 
 #: Command lines about trials that can't be done with this database, and words of the line they give.
@@ -361,6 +284,8 @@ WRONG = {
     "pruned": (["reproduce", "1.1"], "this trial was stopped early"),
     "wrong": (["reproduce", "1.2"], "this trial was refused by the gate"),
     "running": (["reproduce", "1.3"], "this trial has not ended"),
+    "too few processes": (["reproduce", "1.0", "--processes", "2"], "a whole number from 3 to 99, not '2'"),
+    "no processes": (["reproduce", "1.0", "--processes", "some"], "a whole number from 3 to 99, not 'some'"),
     "no timeout": (["reproduce", "1.0", "--timeout", "soon"], "--timeout must be a duration"),
     "no device": (["reproduce", "1.0", "--device", "tpu"], "--device must be"),
     "no model there": (["reproduce", "1.0", "--model", "./nowhere"], "no such file or directory"),
@@ -395,16 +320,6 @@ def test_what_can_not_be_done_is_told_in_one_line(url: str, capsys: pytest.Captu
     assert streams.out == ""
     assert streams.err.count("\n") == 1
     assert words in streams.err
-
-
-def test_another_model_is_not_run_for_it(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model of other shapes is refused: it is not what the trial ran."""
-    study = studied(url, [trial(DEFAULT, ANY_SPEED)])
-    other = {**json.loads((Path(MODEL) / "config.json").read_text()), "hidden_size": 128}
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    line = printed(capsys, "reproduce", f"{study}.0", "--model", str(tmp_path / "other.json"), status=2)
-
-    assert "its config.json has other shapes (--model says where that one is now)" in line
 
 
 # ------------------------------------------------------------------------------------------------------ export and import

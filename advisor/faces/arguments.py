@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from advisor.errors import BadInput
 from advisor.faces.examples import epilog
 from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
 from advisor.faces.question import know_plugins
+from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
 from advisor.version import __version__, commit
@@ -127,6 +129,15 @@ def _study(text: str) -> int:
     return int(text)
 
 
+def _processes(text: str) -> int:
+    """Read --processes. Raises ArgumentTypeError."""
+    if not re.fullmatch("[0-9]{1,2}", text) or int(text) < LEAST_PROCESSES:
+        raise argparse.ArgumentTypeError(
+            f"a whole number from {LEAST_PROCESSES} to {MOST_PROCESSES}, not {shown(text)}"
+        )
+    return int(text)
+
+
 def _trials(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="this model and others of its shapes (default: all)")
     parser.add_argument("--study", type=_study, metavar="N", help="one study alone")
@@ -150,8 +161,15 @@ def _reproduce(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
     parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
     parser.add_argument("--anyway", action="store_true", help="although the environment or the weights differ")
+    parser.add_argument(
+        "--processes",
+        type=_processes,
+        metavar="N",
+        help=f"run at most N fresh processes, {LEAST_PROCESSES} at least; it stops as soon as it is clear "
+        f"(default: {USUAL_PROCESSES})",
+    )
     device = replace(DEVICE, help="cuda:0, cuda:1, … or cpu (default: a GPU where it ran on one)")
-    _add(parser, (replace(TIMEOUT, help="deadline of the run (default: %(default)s)"), ALLOW_PICKLE, device))
+    _add(parser, (replace(TIMEOUT, help="deadline of each process (default: %(default)s)"), ALLOW_PICKLE, device))
     _add_format(parser, "text", "json", "python")
 
 

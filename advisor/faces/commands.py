@@ -171,7 +171,7 @@ def _answer(options: argparse.Namespace, recommendation: Recommendation, device:
 
 def _reproduce(options: argparse.Namespace, _: float) -> int:
     from advisor.faces.verbs import Rerun, reproduced
-    from advisor.show.history_report import print_reproduction
+    from advisor.show.reproduction_report import print_reproduction, say_process
     from advisor.show.script import script_for
 
     rerun = Rerun(
@@ -182,8 +182,14 @@ def _reproduce(options: argparse.Namespace, _: float) -> int:
         options.allow_pickle,
         options.anyway,
         options.format == "python",
+        options.processes,
     )
-    done, source, machine = reproduced(rerun, _say_waiting)
+
+    def listen(event: Mapping[str, Any]) -> None:
+        _say_waiting(event)
+        say_process(event)
+
+    done, source, machine = reproduced(rerun, listen)
     if options.format == "json":
         print_json(done.payload)
     else:
@@ -192,7 +198,7 @@ def _reproduce(options: argparse.Namespace, _: float) -> int:
     if options.format == "python" and facts is not None:
         device, threads = machine.user_device, machine.environment.threads or 1
         print(script_for(source, done.old.requested, done.study.workload, facts, device, threads), end="")
-    return 0 if done.is_reproduced else 1
+    return done.exit_status
 
 
 def _reproduce_seed(options: argparse.Namespace, _: float) -> int:

@@ -135,8 +135,9 @@ def ceilings_of(machine: Machine, listen: Listener) -> dict[str, float]:
 class Rerun:
     """A stored trial that is to run again.
 
-    trial: its study's number and its own; trial_timeout_s: its deadline; model, device: where they are now, None for where they
-    were; anyway: although the environment or the weights differ; to_print: as lines to paste too.
+    trial: its study's number and its own; trial_timeout_s: the deadline of a process; model, device: where they are now, None for
+    where they were; anyway: although the environment or the weights differ; to_print: as lines to paste too. processes: how many
+    run at most, None for as many as usual.
     """
 
     trial: tuple[int, int]
@@ -146,31 +147,33 @@ class Rerun:
     allow_pickle: bool = False
     anyway: bool = False
     to_print: bool = False
+    processes: int | None = None
 
 
 def reproduced(rerun: Rerun, listen: Listener) -> tuple[Reproduction, ModelSource, Machine]:
-    """Run a stored trial again on this machine; return how it compares, the model, and the device.
+    """Run a stored trial again on this machine, in fresh processes; return how it compares, the model, and the device.
 
     Raises BadInput where the trial has no end to compare with, its model is not there, or what it ran under is not what is
-    here and it is not to be run anyway.
+    here and it is not to be run anyway. listen: hears of every process that ended, too.
     """
     from advisor.machine import probe
     from advisor.measure.runner import LocalRunner
-    from advisor.models.checkpoint import find_model
+    from advisor.nouns.agreement import USUAL_PROCESSES
     from advisor.show.script import refuse_unprintable
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
-    from advisor.study import history, reproduction
+    from advisor.study import history, reproduction, reruns
 
     with Store.open(default_url(), write=False) as store:
         study, old = history.stored_trial(store, *rerun.trial)
-    reproduction.refuse_unrepeatable(old)
+        stored = reruns.Stored(study, old, store.trials(study.id, full=True, readable=True))
+    reproduction.refuse_unrepeatable(study, old)
     if rerun.to_print:
         refuse_unprintable(old.requested)
+    machine = reproduction.machine_of(old, probe.machines(study.environment.threads or 1)) if not rerun.device else None
     device = rerun.device or (None if study.environment.is_cuda else "cpu")
-    machine = probe.machine(device, study.environment.threads or 1)
-    source = find_model(rerun.model or study.model_name, allow_pickle=rerun.allow_pickle, download=False)
-    reproduction.refuse_other_work(study, source)
+    machine = machine or probe.machine(device, study.environment.threads or 1)
+    source = reproduction.found_again(study, rerun.model, allow_pickle=rerun.allow_pickle)
     differences = reproduction.differences(study, source, machine.environment)
     if differences and not rerun.anyway:
         raise BadInput(
@@ -179,9 +182,13 @@ def reproduced(rerun: Rerun, listen: Listener) -> tuple[Reproduction, ModelSourc
         )
     if machine.problem:
         raise BadInput(machine.problem, machine.remedy)
+    differences += reproduction.other_device(old, machine)
+    then = reproduction.measured_then(stored)
+    asked = reproduction.Reproduction(study, old, then, (), tuple(differences), rerun.processes or USUAL_PROCESSES)
     runner = LocalRunner(machine, listen)
     try:
-        new = reproduction.run_again(study, old, source, runner, rerun.trial_timeout_s)
+        again = reruns.fresh_processes(stored, source, runner, rerun.trial_timeout_s)
+        done = reproduction.run_again(asked, again, listen)
     finally:
         runner.close()
-    return reproduction.Reproduction(study, old, new, tuple(differences)), source, machine
+    return done, source, machine

@@ -15,7 +15,6 @@ from advisor.nouns.metrics import (
     PAIRED,
     ROUND,
     Gauge,
-    Metric,
     figure,
     head,
     without_unit,
@@ -27,7 +26,6 @@ from advisor.show.refused import refused_table
 from advisor.storage.study_record import StudyRecord
 from advisor.study.history import Listed, is_reused
 from advisor.study.plan import Plan
-from advisor.study.reproduction import Reproduction
 from advisor.study.trial_words import device_words, words_of
 from advisor.terminal import duration, gib
 
@@ -130,12 +128,13 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
     flags = study.workload.flags
     about = {
         "requested": _spelled(trial.requested),
-        "effective": _spelled(trial.effective) if trial.effective is not None else "nothing ran",
+        "effective": _spelled(trial.effective) if trial.effective is not None else _nothing(trial.outcome),
         "outcome": f"{trial.outcome}{f': {trial.reason}' if trial.reason else ''}",
-        "phase": f"{trial.phase}{f', block {trial.block}' if trial.block is not None else ''}, attempts {trial.attempts}",
+        "phase": f"{trial.phase}{f', block {trial.block}' if trial.block is not None else ''}",
+        "begun": f"{trial.attempts} times: an attempt before failed or was interrupted" if trial.attempts > 1 else "",
         "figures of": "another trial: nothing was run here" if is_reused(trial) else "",
     }
-    about |= {_called(measurement.metric): _measured(measurement) for measurement in trial.measurements}
+    about |= {_called(measurement.metric): measured_words(measurement) for measurement in trial.measurements}
     about |= {
         "memory": f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}",
         "time": ", ".join(
@@ -166,6 +165,13 @@ def _spelled(configuration: Configuration) -> str:
     return ", ".join(f"{knob} {choice}" for knob, choice in configuration.as_read.items())
 
 
+def _nothing(outcome: Outcome) -> str:
+    """Return in words why it is not known what ran."""
+    if outcome is Outcome.RUNNING:
+        return "nothing is known yet: it runs, or was interrupted and the same tune goes on with it"
+    return "not known: it did not get to its end" if outcome is Outcome.CUT else "nothing ran"
+
+
 def _called(name: str) -> str:
     """Return what a stored metric is called in the list of all that is known of a trial."""
     metric = METRICS.get(name)
@@ -174,34 +180,7 @@ def _called(name: str) -> str:
     return "speed" if metric.is_speed else "energy" if metric.gauge is Gauge.ENERGY else metric.head
 
 
-def _measured(measurement: Measurement) -> str:
+def measured_words(measurement: Measurement) -> str:
+    """Return a measurement's median and the interval of its samples, in words."""
     low, high = (without_unit(measurement.metric, value) for value in measurement.interval)
     return f"{figure(measurement.metric, measurement.median)} ({low} to {high}, {len(measurement.samples)} samples)"
-
-
-def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
-    """Print a trial as it was and as it is now."""
-    out, aim = console(stderr=stderr), done.study.objective.aim
-    out.print(f"[bold]trial {done.study.id}.{done.old.number}[/] · {escape(str(done.old.requested))}")
-    for text in done.differences:
-        out.print(f"  [yellow]differs:[/] {escape(text)}")
-    for name, trial in (("then", done.old), ("now", done.new)):
-        out.print(f"  {name:5s}{escape(_outcome_words(aim, trial))}")
-    if done.figures is not None and done.ratio is not None:
-        inside = "inside" if done.is_inside else "outside"
-        overlap = "overlap" if done.overlaps else "do not overlap"
-        better = "" if aim.is_speed else " in score, where more is better"
-        out.print(
-            f"  {done.ratio:.3f} × what it was{better}: the new median lies {inside} the old interval, and the intervals "
-            f"{overlap}"
-        )
-    colour = "green" if done.is_reproduced else "red"
-    out.print(f"[bold {colour}]{done.verdict}[/]{done.why}")
-
-
-def _outcome_words(aim: Metric, trial: Trial) -> str:
-    if trial.outcome is not Outcome.OK:
-        return f"{trial.outcome}: {trial.reason[:300]}"
-    measured = trial.measurement(aim.metric)
-    words = _measured(measured) if measured else figure(aim.metric, trial.value(aim.metric))
-    return words if trial.ran == trial.requested else f"{words}; what ran is {trial.ran}"
