@@ -157,6 +157,15 @@ def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
     _add_format(parser, "text", "json")
 
 
+def _report(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument(
+        "study", metavar="STUDY", type=_study, nargs="?", help="its number, as advisor trials lists them"
+    )
+    parser.add_argument("--compare", metavar=("A", "B"), type=_study, nargs=2, help="two studies beside each other")
+    parser.add_argument("--allow-pickle", action="store_true", help="the model may have a pickle checkpoint")
+    _add_page(parser)
+
+
 def _reproduce(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
     parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
@@ -214,6 +223,7 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], No
     ("suggest", "answer from what was measured; needs no GPU", _suggest),
     ("trials", "list what was measured", _trials),
     ("show", "all that is known of one trial", _show),
+    ("report", "write a page about a study for browsers: charts, code, and all that was tried", _report),
     ("reproduce", "run a stored trial again and compare", _reproduce),
     (
         "reproduce-seed",
@@ -241,6 +251,11 @@ def _add_format(parser: argparse._ActionsContainer, *forms: str) -> None:
     parser.add_argument("--format", choices=forms, default=forms[0])
     if "csv" in forms:
         parser.add_argument("--csv", dest="format", action="store_const", const="csv", help="the same as --format csv")
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    words = "where to write the page; - for stdout (default: advisor-….html in this folder)"
+    parser.add_argument("-o", dest="file", metavar="FILE", help=words)
 
 
 def _add_question(parser: argparse.ArgumentParser, kind: Kind) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.errors import BadInput
 from advisor.faces.options import CASE_EFFORT, PLACE, THREADS, TIMEOUT
+from advisor.faces.pages import PAGES
 from advisor.faces.printing import note, print_json
 from advisor.faces.question import budget_of, effort_of, question_of
 from advisor.faces.records import STORED
@@ -248,4 +249,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, float], int]] = {
     "reproduce": _reproduce,
     "reproduce-seed": _reproduce_seed,
     **STORED,
+    **PAGES,
 }

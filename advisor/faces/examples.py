@@ -8,6 +8,7 @@ ASKED = (
     ("what is it, without a GPU", "advisor suggest MODEL --lengths-from prompts.jsonl"),
     ("why not 4-bit", "advisor suggest MODEL --lengths-from prompts.jsonl --why-not nf4"),
     ("does it fit in 24 GiB", "advisor suggest MODEL --lengths-from prompts.jsonl --max-memory 24GiB"),
+    ("show me the plot", "advisor report"),
     ("give me the code", "advisor suggest MODEL --lengths-from prompts.jsonl --format python"),
 )
 
@@ -37,6 +38,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("advisor show 3.7", "trial 7 of study 3, as advisor trials lists them"),
         ("advisor show 3 'sdpa · bf16 · sorted'", "the trial of a configuration, by its label"),
         ("advisor show 3.7 --format json", "all of it, for a program"),
+    ),
+    "report": (
+        ("advisor report 3 -o report.html", "study 3 as a page, with its plots and its code"),
+        ("advisor report --compare 3 5", "two studies beside each other"),
+        ("advisor report 3 -o - | less", "to stdout"),
     ),
     "reproduce": (
         ("advisor reproduce 3.7", "run trial 7 of study 3 again, and compare"),

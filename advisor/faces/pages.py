@@ -1,0 +1,85 @@
+"""The commands that write pages for browsers: the report of a study, two beside each other, and the map of a model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.errors import BadInput, NotMeasured
+from advisor.faces.printing import note
+from advisor.terminal import in_a_line
+
+if TYPE_CHECKING:
+    from advisor.nouns.model import ModelSource
+    from advisor.storage.store import Store
+
+
+def _report(options: argparse.Namespace, _: float) -> int:
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+
+    if (options.study is None) == (options.compare is None):
+        raise BadInput("a report is of one study, or of two with --compare A B", "advisor trials lists them")
+    with Store.open(default_url(), write=False) as store:
+        from advisor.pages.rendering import report_html
+        from advisor.pages.study_report import report_of
+
+        source = _source_of(store, options.study, allow_pickle=options.allow_pickle)
+        text, name = report_html(report_of(store, options.study, source)), f"{options.study}"
+        note(store.damaged)
+    return _write(text, options.file, f"advisor-report-{name}.html")
+
+
+def _source_of(store: Store, study: int, *, allow_pickle: bool) -> ModelSource | None:
+    """Return where the model of a study is now, None where it is not found as what was measured."""
+    from advisor.models.checkpoint import find_model
+
+    with suppress(NotMeasured, BadInput):
+        return find_model(store.study(study).model_name, allow_pickle=allow_pickle, download=False)
+    return None
+
+
+def _write(text: str, file: str | None, usual: str) -> int:
+    """Write a page to a file, whole or not at all, and print its path; to stdout where the file is -. Raises BadInput."""
+    if file == "-":
+        stream = getattr(sys.stdout, "buffer", None)
+        if stream is None:
+            print(text)
+        else:
+            stream.write(text.encode())
+        return 0
+    path = Path(file or usual)
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise BadInput(f"-o: {what}", "name a file in a folder that exists")
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise BadInput(f"{path} can't be written: {error.strerror}") from None
+    print(in_a_line(str(path)))
+    return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text where a path says: until it is whole, what was there stays."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(beside).chmod(0o666 & ~mask)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+#: What runs each of these commands, as `advisor.faces.commands.COMMANDS` has it.
+PAGES: dict[str, Callable[[argparse.Namespace, float], int]] = {"report": _report}

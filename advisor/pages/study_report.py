@@ -1,0 +1,297 @@
+"""What the report of a study shows: its recommendation, and every trial as a point and a row. Stored rows in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rich.text import Text
+
+from advisor.advice.recommendation import Recommendation
+from advisor.advice.suggest import recommend
+from advisor.errors import BadInput, NothingAdmissible, NotMeasured
+from advisor.nouns.answer import NONE_RIGHT
+from advisor.nouns.metrics import figure, seconds
+from advisor.nouns.model import ModelSource, is_drawn
+from advisor.nouns.trial import Trial, default_of
+from advisor.pages.points import Finalist, Point, Role, Step, finalists_of, measure_of, path_of, points_of
+from advisor.show.candidate_tables import figures_of
+from advisor.show.headline import against, headline
+from advisor.show.outlook import outlook
+from advisor.show.refused import refusal_rows
+from advisor.show.script import batching_words, loading_lines, recommended_script
+from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
+from advisor.terminal import gib
+from advisor.workloads import kind_of
+
+#: Where a chart's figures are for those who don't see it.
+_TABLE = "The table of all trials has the same figures."
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code to copy: the lines that load the model, the batching in a sentence, and the whole script."""
+
+    loading: str
+    batching: str
+    script: str
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """All that the report of a study shows, in words and numbers.
+
+    about: what the study was about, term by term. verdict: of the recommendation; headline: the same as a sentence; against: what
+    stands against what may not be recommended; figures, notes, outlook: as the terminal tells them. code: None where nothing is
+    recommended, or its lines can't be made: no_code says why. points: every trial, in order; finalists: those that met the
+    default in blocks; path: the best so far after each trial of the search. refusals: what, rules, why. speed_unit: of every
+    point's speed; quality_words: what every point's quality figure is.
+    """
+
+    study: StudyRecord
+    about: tuple[tuple[str, str], ...]
+    verdict: str
+    headline: str
+    against: tuple[str, ...]
+    figures: tuple[str, ...]
+    notes: tuple[str, ...]
+    outlook: tuple[str, ...]
+    code: Code | None
+    no_code: str
+    points: tuple[Point, ...]
+    finalists: tuple[Finalist, ...]
+    path: tuple[Step, ...]
+    default_value: float | None
+    refusals: tuple[tuple[str, str, str], ...]
+    speed_unit: str
+    quality_words: str
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether anything is recommended."""
+        return any(point.role is Role.CHOSEN for point in self.points)
+
+    @property
+    def failures(self) -> tuple[Point, ...]:
+        """The trials that came to nothing."""
+        return tuple(point for point in self.points if point.role is Role.FAILED)
+
+    @property
+    def searched(self) -> tuple[Point, ...]:
+        """A point of each configuration whose speed was measured: its best trial of the search."""
+        return tuple(point for point in self.points if point.is_drawn)
+
+    @property
+    def title(self) -> str:
+        """The page's title."""
+        return f"Study {self.study.id}: {self.study.model_name}"
+
+    @property
+    def workload(self) -> str:
+        """The workload in words."""
+        return str(self.study.workload)
+
+    @property
+    def device(self) -> str:
+        """The device in words, with the versions that matter most."""
+        return str(self.study.environment)
+
+    @property
+    def date(self) -> str:
+        """The day it was measured."""
+        return (self.study.finished_at or self.study.started_at).date().isoformat()
+
+    @property
+    def legend(self) -> tuple[tuple[str, str], ...]:
+        """The roles that the charts of points show: the mark of each, and what it is in words."""
+        seen = {point.role for point in self.searched}
+        return tuple((str(role), str(role)) for role in Role if role in seen)
+
+    def in_words(self, speed: float | None) -> str:
+        """Return a speed without its unit."""
+        return "–" if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+    def best_after(self, number: int) -> str:
+        """Return the best so far after a trial of the search, for its row."""
+        step = next((step for step in self.path if step.number == number), None)
+        return figure(self.study.objective.metric, step.best) if step is not None else "–"
+
+    @property
+    def memory_summary(self) -> str:
+        """The chart of speed against peak memory, in words."""
+        return self._summary("peak memory", [(p, gib(p.peak_bytes)) for p in self.searched if p.peak_bytes])
+
+    @property
+    def quality_summary(self) -> str:
+        """The chart of speed against the quality figure, in words."""
+        shown = [(p, f"{p.quality:.2e}") for p in self.searched if p.quality is not None]
+        return self._summary(self.quality_words, shown)
+
+    def _summary(self, across: str, shown: Sequence[tuple[Point, str]]) -> str:
+        """Return a chart of points in words: how many of each kind, and where the default and the winner are."""
+        counts = [(role, sum(point.role is role for point, _ in shown)) for role in Role]
+        counted = ", ".join(f"{count} {role}" for role, count in counts if count)
+        marked = [
+            f"{'the default' if point.is_default else 'recommended'} {point.configuration} at "
+            f"{self.in_words(point.speed)} {self.speed_unit} and {words}"
+            for point, words in shown
+            if point.is_default or point.role is Role.CHOSEN
+        ]
+        return f"Scatter chart of speed against {across}, {len(shown)} configurations: {counted}. {'; '.join(marked)}. {_TABLE}"
+
+    @property
+    def blocks_summary(self) -> str:
+        """The chart of the finalists, in words."""
+        best = self.finalists[0]
+        return (
+            f"Chart of {len(self.finalists)} ratios over the default with their intervals. The highest is "
+            f"{best.configuration}, {best.ratio:.2f}: {best.verdict}. The table below has all of them."
+        )
+
+    @property
+    def path_summary(self) -> str:
+        """The chart of the search's path, in words."""
+        metric, last = self.study.objective.metric, self.path[-1]
+        best = next((step for step in self.path if step.best == last.best), last)
+        return (
+            f"Line chart over {len(self.path)} trials: the best so far ends at {figure(metric, last.best)}, first reached by "
+            f"trial {best.number}; the default has {figure(metric, self.default_value)}. {_TABLE}"
+        )
+
+
+def report_of(store: Store, study_id: int, source: ModelSource | None = None) -> StudyReport:
+    """Return what the report of a study shows. source: where its model is now, None where that is not known.
+
+    Raises BadInput where there is no such study, NotMeasured where it has no finished trial yet.
+    """
+    try:
+        study = store.study(study_id)
+    except NotMeasured as error:
+        raise BadInput(str(error), "advisor trials lists them") from None
+    trials = store.trials(study_id)
+    found, reasons = recommended(store, study, trials, source)
+    kind = kind_of(study.workload)
+    measure = measure_of(trials)
+    points = points_of(study, trials, found, measure)
+    code, no_code = _code_of(found)
+    default = default_of(trials)
+    refusals = refusal_rows(found.refusals if found else store.refusals(study_id))
+    return StudyReport(
+        study=study,
+        about=about(study),
+        verdict=str(found.verdict) if found else str(NONE_RIGHT),
+        headline=_plain(headline(found))
+        if found
+        else "nothing is right: every configuration was refused, failed or was wrong",
+        against=tuple(map(_plain, against(found))) if found else tuple(reasons),
+        figures=_figures(found),
+        notes=(*(found.notes if found else ()), *_unlike(study, source)),
+        outlook=tuple(_plain(line).strip() for lines in outlook(found) for line in lines) if found else (),
+        code=code,
+        no_code=no_code,
+        points=points,
+        finalists=finalists_of(found),
+        path=path_of(study, points, trials),
+        default_value=default.value(study.objective.metric) if default else None,
+        refusals=tuple(refusals),
+        speed_unit=kind.speed.unit,
+        quality_words=measure.words,
+    )
+
+
+def recommended(
+    store: Store, study: StudyRecord, trials: Sequence[Trial], source: ModelSource | None
+) -> tuple[Recommendation | None, tuple[str, ...]]:
+    """Return what a study recommends under its own objective and for its own weights, or None and why nothing is left.
+
+    Raises NotMeasured where no trial has ended yet.
+    """
+    try:
+        return recommend(store, own_source(study, source), study, study.objective), ()
+    except NothingAdmissible as error:
+        return None, error.reasons
+
+
+def own_source(study: StudyRecord, source: ModelSource | None) -> ModelSource:
+    """Return the model that a study measured: its weights, where they are now if that is known."""
+    digest = study.weights_digest
+    weights = "random" if is_drawn(digest) else "trained"
+    if source is None:
+        return ModelSource(study.model_name, study.model_name, {}, weights, digest, has_tokenizer=False)
+    return replace(source, name=study.model_name, weights=weights, weights_digest=digest)
+
+
+def about(study: StudyRecord) -> tuple[tuple[str, str], ...]:
+    """Return what a study was about, term by term."""
+    environment, objective = study.environment, study.objective
+    limits = [f"quality {objective.quality}"]
+    limits += [f"within {gib(objective.max_memory_bytes)}"] if objective.max_memory_bytes is not None else []
+    limits += (
+        [f"slowest batch within {seconds(objective.max_latency_s)}"] if objective.max_latency_s is not None else []
+    )
+    limits += [f"only {knob} {', '.join(names)}" for knob, names in objective.only]
+    limits += [f"rules ignored: {', '.join(objective.ignored_rules)}"] if objective.ignored_rules else []
+    limits += ["lossy choices allowed unjudged"] if objective.allow_unjudged else []
+    weights = "drawn at random" if is_drawn(study.weights_digest) else study.weights_digest
+    shown: Mapping[str, str] = {
+        "Model": study.model_name,
+        "Weights": weights,
+        "Workload": str(study.workload),
+        "Made the best of": objective.aim.words,
+        "Asked": "; ".join(limits),
+        "Device": _device(study),
+        "Versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
+        "Measured": _when(study),
+        "Environment": study.environment_key,
+    }
+    return tuple((term, words) for term, words in shown.items() if words)
+
+
+def _device(study: StudyRecord) -> str:
+    environment = study.environment
+    parts = [environment.device_name, gib(environment.memory_bytes)]
+    parts += [f"driver {environment.driver}"] if environment.driver else []
+    parts += [f"CUDA {environment.cuda}"] if environment.cuda and environment.is_cuda else []
+    parts += [f"limit {environment.power_limit_w} W"] if environment.power_limit_w else []
+    parts += [f"MIG {environment.mig_profile}"] if environment.mig_profile else []
+    parts += [f"{environment.threads} thread{'s' * (environment.threads != 1)}"] if environment.threads else []
+    return ", ".join(parts)
+
+
+def _when(study: StudyRecord) -> str:
+    when = study.finished_at or study.started_at
+    return f"{when:%Y-%m-%d %H:%M} UTC, {study.state}"
+
+
+def _plain(markup: str) -> str:
+    return Text.from_markup(markup).plain
+
+
+def _figures(found: Recommendation | None) -> tuple[str, ...]:
+    if found is None or found.chosen is None:
+        return ()
+    lines = [line.strip() for line in figures_of(found, found.chosen).splitlines()]
+    return (*lines, f"quality tier: {found.tier}")
+
+
+def _code_of(found: Recommendation | None) -> tuple[Code | None, str]:
+    """Return the code of what is recommended, or why there is none."""
+    if found is None or found.chosen is None:
+        return None, "nothing is recommended, so there is no code"
+    study, chosen = found.study, found.chosen.configuration
+    device = "cuda" if study.environment.is_cuda else "cpu"
+    try:
+        lines = loading_lines(found.source, chosen, found.facts, study.workload, device)
+        return Code("\n".join(lines), batching_words(chosen, found.facts), recommended_script(found, device)), ""
+    except BadInput as error:
+        return None, str(error)
+
+
+def _unlike(study: StudyRecord, source: ModelSource | None) -> tuple[str, ...]:
+    """Return what is to be told of a model that is not where it was, or not as it was."""
+    if source is None:
+        return (f"the model is not found here: the code names it {study.model_name}, as it was measured",)
+    if source.weights_digest != study.weights_digest:
+        return ("the model has other weights here by now than those that were measured",)
+    return ()
