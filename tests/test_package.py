@@ -22,24 +22,24 @@ MOST_BYTES = 2 * 2**20
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Build the source archive and the wheel, with the tools that are here."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Build the source archive and the wheel, with the tools that are here; return them, and the commit that they are of."""
     pytest.importorskip("hatchling", reason="hatchling is of the dev group")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (archive,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     assert sorted(folder.iterdir()) == sorted([archive, wheel])  # all of it is uploaded
-    return archive, wheel
+    return archive, wheel, commit()
 
 
-def test_the_archives_hold_what_they_need_and_little_else(built: tuple[Path, Path]) -> None:
+def test_the_archives_hold_what_they_need_and_little_else(built: tuple[Path, Path, str]) -> None:
     """Migrations, types, licence, templates and the commit are in the wheel; the source archive is small beside the models."""
-    archive, wheel = built
+    archive, wheel, made_of = built
     with zipfile.ZipFile(wheel) as found:
         names = set(found.namelist())
         metadata = found.read(next(name for name in names if name.endswith("METADATA"))).decode()
-        assert found.read("advisor/commit.txt").decode() == commit()
+        assert found.read("advisor/commit.txt").decode() == made_of
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "advisor").rglob("*.py")}
     migrations = {f"advisor/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").rglob("*.py")}
     assert package | migrations | {"advisor/py.typed"} <= names
@@ -54,8 +54,8 @@ def test_the_archives_hold_what_they_need_and_little_else(built: tuple[Path, Pat
     assert sum(member.size for member in beside) <= 2 * MOST_BYTES
 
 
-def test_the_version_says_its_commit(built: tuple[Path, Path]) -> None:
-    """In a checkout as in what was built of it."""
+def test_the_version_says_its_commit() -> None:
+    """In a checkout, which is asked when its version is."""
     asked = subprocess.run([sys.executable, "-m", "advisor", "--version"], capture_output=True, text=True, check=True)
     assert asked.stdout == f"advisor {__version__} ({commit()})\n"
     assert re.fullmatch(r"[0-9a-f]{10,}\+?", commit())
@@ -65,7 +65,7 @@ def test_the_version_says_its_commit(built: tuple[Path, Path]) -> None:
 @pytest.mark.timeout(1500)
 def test_the_wheel_runs_where_nothing_else_is(built: tuple[Path, Path], tmp_path: Path) -> None:
     """Pip installs it in a fresh environment, from another folder: probe, and a tune of a config.json to its answer."""
-    _, wheel = built
+    _, wheel, made_of = built
     venv.create(tmp_path / "env", with_pip=True)
     python, command = tmp_path / "env" / "bin" / "python", str(tmp_path / "env" / "bin" / "advisor")
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -84,7 +84,7 @@ def test_the_wheel_runs_where_nothing_else_is(built: tuple[Path, Path], tmp_path
         assert done.returncode in (0, 3), done.stderr
         return done.stdout
 
-    assert run("--version") == f"advisor {__version__} ({commit()})\n"
+    assert run("--version") == f"advisor {__version__} ({made_of})\n"
     assert "sdpa" in run("probe")
     config = ROOT / "tests" / "models" / "causal" / "config.json"
     work = ["--lengths", "16", "--padding", "0.4", "--batch", "4", "--batches", "2", "--device", "cpu"]
