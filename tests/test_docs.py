@@ -13,11 +13,11 @@ import pytest
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.faces.arguments import build_parser
 from advisor.knobs import KNOBS, rule_ids
-from advisor.show import support
+from advisor.show import rule_book, support
 from advisor.storage.views import views
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,9 +61,16 @@ def test_every_rule_of_the_table_can_be_ignored() -> None:
     assert {*refusing, "M1", "S1", "T0", "U0"} <= set(rule_ids() or ())
 
 
-def test_the_support_table_is_in_step(readme: str) -> None:
-    """The README holds the table that the knobs give: `python -m advisor.show.support --write README.md` puts it there."""
-    assert support.with_table(readme) == readme
+def test_the_support_table_is_in_step() -> None:
+    """docs/support.md holds the table that the knobs give: `python -m advisor.show.support --write docs/support.md`."""
+    assert support.main(["--check", str(DOCS / "support.md")]) == 0
+
+
+def test_the_page_of_rules_is_in_step() -> None:
+    """docs/rules.md has every rule with what it says: `python -m advisor.show.rule_book --write docs/rules.md` makes it anew."""
+    page = (DOCS / "rules.md").read_text(encoding="utf-8")
+    assert rule_book.rules_page() == page
+    assert {*(rule_ids() or ()), "E1"} <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_every_choice_has_a_row() -> None:
@@ -123,10 +130,12 @@ def test_a_document_without_markers_is_refused(
 
 
 def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
-    """Every command, every view and every exit status that a person meets is in the README."""
+    """Every command is in the README, which is short; every view and every exit status is on its page."""
     (commands,) = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
 
     assert [name for name in commands if f"advisor {name}" not in readme] == []
-    assert [name for name in views("sqlite") if f"`{name}`" not in readme] == []
+    assert len(readme.splitlines()) <= 150
+    views_page, concepts = ((DOCS / name).read_text(encoding="utf-8") for name in ("sql.md", "concepts.md"))
+    assert [name for name in views("sqlite") if f"`{name}`" not in views_page] == []
     statuses = [kind.exit_status for kind in (BadInput, NotMeasured, NothingAdmissible)]
-    assert [status for status in statuses if f"\n| {status} |" not in readme] == []
+    assert [status for status in statuses if f"\n| {status} |" not in concepts] == []

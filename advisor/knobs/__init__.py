@@ -253,7 +253,8 @@ def rule_ids() -> list[str] | None:
     files = [*Path(__file__).parent.rglob("*.py"), Path(__file__).parents[1] / "search" / "space.py"]
     if PLUGINS or not all(file.is_file() for file in files):
         return None
-    found = {rule for file in files for rule in re.findall(r'"([A-Z]\d+)"', file.read_text("utf-8"))}
+    # F is no rule's letter: "F32" is a dtype in a checkpoint's header.
+    found = {rule for file in files for rule in re.findall(r'"([A-EG-Z]\d+)"', file.read_text("utf-8"))}
     return sorted(found, key=lambda rule: (rule[0], int(rule[1:])))
 
 

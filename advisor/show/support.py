@@ -1,7 +1,7 @@
-"""The support table in the README: a row per choice, asked of the choices themselves on a few machines and models.
+"""The support table in docs/support.md: a row per choice, asked of the choices themselves on a few machines and models.
 
-`python -m advisor.show.support` prints it, `--write README.md` puts it between the file's markers, and `--check README.md` ends
-with status 1 where the file has another one.
+`python -m advisor.show.support` prints it, `--write FILE` puts it between the file's markers, and `--check FILE` ends with status
+1 where the file has another one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MACHINES = {
 }
 
 #: More machines that are asked for rules only: old, and without packages.
-_OTHERS = (
+OTHERS = (
     replace(MACHINES["NVIDIA H200"], packages={}),
     replace(MACHINES["NVIDIA H200"], packages={**_PACKAGES, "flash-attn": "2.3.3"}),
     replace(MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0"}),
@@ -73,6 +73,8 @@ _MODELS = (
     replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
     replace(LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
     replace(LLAMA, head_dim=192, sliding_window=16),
+    replace(LLAMA, prequantized="fp8"),
+    replace(LLAMA, prequantized="mxfp4"),
     replace(
         LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
     ),
@@ -86,22 +88,22 @@ def support_table() -> str:
     """Return the table as Markdown, a row per choice in the order of the knobs, numbers last in one row; ends with a newline."""
     heads = ["knob", "choice", "what it is", *MACHINES, "quality tier", "rules that can refuse it", "source"]
     found = rules_of_choices()
-    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in _choices() if choice.knob not in _sizes()]
-    rows += [_row_of_sizes([c for c in _choices() if c.knob == name], found) for name in _sizes()]
+    rows = [_row(choice, *found[choice.knob, choice.name]) for choice in choices() if choice.knob not in _sizes()]
+    rows += [_row_of_sizes([c for c in choices() if c.knob == name], found) for name in _sizes()]
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def rules_of_choices() -> dict[tuple[str, str], tuple[set[str], bool]]:
     """Return by knob and choice the ids of the rules that refused it anywhere, and whether one did everywhere."""
-    rules: dict[tuple[str, str], set[str]] = {(choice.knob, choice.name): set() for choice in _choices()}
+    rules: dict[tuple[str, str], set[str]] = {(choice.knob, choice.name): set() for choice in choices()}
     lacking: dict[tuple[str, str], list[Environment]] = {key: [] for key in rules}
     admitted = set()
-    for choice, environment in product(_choices(), (*MACHINES.values(), *_OTHERS)):
+    for choice, environment in product(choices(), (*MACHINES.values(), *OTHERS)):
         if (reason := choice.unavailable(environment)) is not None:
             rules[choice.knob, choice.name].add(reason.rule)
             lacking[choice.knob, choice.name].append(environment)
-    for alike in _situations():
+    for alike in situations():
         for key in alike[0].configuration.over(KNOBS):
             why_not = choice_of(*key).why_not
             for situation in alike:
@@ -112,13 +114,14 @@ def rules_of_choices() -> dict[tuple[str, str], tuple[set[str], bool]]:
     return {key: (found, key not in admitted) for key, found in rules.items()}
 
 
-def _choices() -> list[Choice]:
+def choices() -> list[Choice]:
+    """Return every choice, in the order of the knobs and of their tables."""
     return [choice for knob in KNOBS.values() for choice in knob.choices.values()]
 
 
-def _situations() -> Iterator[list[Situation]]:
+def situations() -> Iterator[list[Situation]]:
     """Yield every pair of choices, the other knobs as they are by default, for every model and workload: one for each machine."""
-    machines = (*MACHINES.values(), *_OTHERS[:4])
+    machines = (*MACHINES.values(), *OTHERS[:4])
     for facts, workload in product(_MODELS, _WORKLOADS):
         default = Configuration.of(baseline_choices(facts, workload))
         for one, other in combinations(knobs_for(workload).values(), 2):
@@ -133,11 +136,11 @@ def _sizes() -> list[str]:
     return [knob.name for knob in KNOBS.values() if all(name.isdigit() for name in knob.choices)]
 
 
-def _row_of_sizes(choices: Sequence[Choice], found: Mapping[tuple[str, str], tuple[set[str], bool]]) -> list[str]:
+def _row_of_sizes(sizes: Sequence[Choice], found: Mapping[tuple[str, str], tuple[set[str], bool]]) -> list[str]:
     """Return one row for a knob whose choices are numbers: they differ in nothing else."""
-    rules = set().union(*(found[choice.knob, choice.name][0] for choice in choices))
-    knob, _, _, *rest = _row(choices[0], rules, all(found[choice.knob, choice.name][1] for choice in choices))
-    names = ", ".join(f"`{choice.name}`" for choice in choices)
+    rules = set().union(*(found[choice.knob, choice.name][0] for choice in sizes))
+    knob, _, _, *rest = _row(sizes[0], rules, all(found[choice.knob, choice.name][1] for choice in sizes))
+    names = ", ".join(f"`{choice.name}`" for choice in sizes)
     return [knob, names, KNOBS[knob].summary, *rest]
 
 
@@ -150,12 +153,13 @@ def _row(choice: Choice, rules: set[str], always: bool) -> list[str]:
         choice.summary,
         *("yes" if reason is None else f"no ({reason.rule})" for reason in reasons),
         " or ".join(map(str, tiers)),
-        ("always: " if always else "") + (", ".join(sorted(rules, key=_by_number)) or "–"),
+        ("always: " if always else "") + (", ".join(sorted(rules, key=by_number)) or "–"),
         f"[source]({choice.source})" if choice.source else "–",
     ]
 
 
-def _by_number(rule: str) -> tuple[str, int]:
+def by_number(rule: str) -> tuple[str, int]:
+    """Return what orders rules by letter, then by number."""
     return rule[0], int(rule[1:]) if rule[1:].isdigit() else 0
 
 
@@ -170,7 +174,7 @@ def with_table(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write it to a document or compare it with one; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m advisor.show.support", description="The README's support table.")
+    parser = argparse.ArgumentParser(prog="python -m advisor.show.support", description="The support table.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--write", type=Path, metavar="FILE", help="put the table between the file's markers")
     what.add_argument("--check", type=Path, metavar="FILE", help="status 1 where the file's table is another one")

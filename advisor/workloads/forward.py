@@ -262,7 +262,7 @@ def _runtime(workload: Workload, facts: ModelFacts) -> Runtime:
 _EXAMPLES = (
     Forward((64, 32, 48, 16), 2),
     Forward((64, 48, 32, 16), 2),
-    Forward((64, 64, 64, 64), 2),
+    Forward((4096, 4096, 4096, 4096), 2),
     Forward((64, 32, 48, 16), 2, SCORES),
     Forward((64, 32, 48, 16), None),
 )
