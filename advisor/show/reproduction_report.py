@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 
 from advisor.nouns.agreement import CHANGE, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Agreement
-from advisor.nouns.metrics import Metric, figure, without_unit
+from advisor.nouns.metrics import ROUND, Metric, figure, without_unit
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.console import console
 from advisor.show.history_report import measured_words
@@ -43,6 +43,8 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     out.print(f"[bold {_COLOURS[done.verdict]}]{escape(verdict_words(done))}[/]")
     if done.verdict == UNDECIDED:
         out.print(f"  {escape(undecided_words(done))}")
+    if done.verdict != REPRODUCED and (words := load_words(done)):
+        out.print(f"  {words}")
 
 
 def verdict_words(done: Reproduction) -> str:
@@ -73,6 +75,21 @@ def undecided_words(done: Reproduction) -> str:
         return f"of {_processes(len(done.now))} {len(done.calm)} ran undisturbed: leave the machine alone"
     why = f"processes scatter by {percent(found.scatter)}, and so {CHANGE:.0%} can't be told from nothing"
     return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(found)}"
+
+
+def load_words(done: Reproduction) -> str:
+    """Return what the machine's load was then and now, "" where a GPU was measured or nobody looked."""
+    then, now = (_load(trials) for trials in (done.then, done.now))
+    return (
+        f"the machine's load was {then:.1f} then and is {now:.1f} now" if then is not None and now is not None else ""
+    )
+
+
+def _load(trials: Sequence[Trial]) -> float | None:
+    """Return the most that a machine's load was beside a round."""
+    rounds = [measured for trial in trials if (measured := trial.measurement(ROUND)) is not None]
+    states = [state.get("load_1min") for each in rounds for state in each.device_state.get("after_each_round", ())]
+    return max((load for load in states if isinstance(load, (int, float))), default=None)
 
 
 def _remedy(found: Agreement) -> str:
