@@ -29,7 +29,7 @@ from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
-from advisor.show.reproduction_report import undecided_words, verdict_words
+from advisor.show.reproduction_report import print_reproduction, undecided_words, verdict_words
 from advisor.storage.exchange import export_lines
 from advisor.storage.store import Store
 from advisor.study.reproduction import (
@@ -241,6 +241,20 @@ def test_a_disturbed_process_does_not_count() -> None:
     assert undecided_words(busy).startswith("other work disturbed all 5 processes")
     alone = rerun(disturbed(100.0), *calm)
     assert alone.verdict == "reproduced"
+    assert [each.number for each in found.calm_then] == [old.number]
+    assert len(alone.calm_then) == 1
+
+
+def test_the_report_lists_what_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Then and now are the figures of the verdict, with how many were disturbed; an undecided one names the load."""
+    wild = [trial(SORTED, (speed,)) for speed in (70.0, 100.0, 130.0)]
+    print_reproduction(rerun(trial(SORTED, (100.0,)), disturbed(50.0), *wild, most=4), stderr=False)
+    lines = capsys.readouterr().out.splitlines()
+
+    assert lines[1].startswith("  then 100 tokens/s (trial 1.0)")
+    assert lines[2].rstrip() == "  now  70, 100, 130 tokens/s (1 process more was disturbed)"
+    assert lines[3].rstrip().endswith("3 processes now, 1 then): undecided")
+    assert lines[-1].rstrip() == "  the machine's load was 1.5 then and is 1.5 now"
 
 
 def test_work_that_waits_for_the_cpu_counts_at_its_pace() -> None:
@@ -313,19 +327,35 @@ def test_the_sentence_is_one() -> None:
 # ------------------------------------------------------------------------------------------------------------ for real
 
 
+def ran_again(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run `advisor reproduce` of a trial whose speed is out of reach and return its document.
+
+    Its verdict and its status are looked at: where fewer than three processes were left alone by other work, nothing is decided.
+    """
+    status = run(["reproduce", *arguments, "--format", "json"])
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    calm = [each for each in found["now"] if not each["disturbance"]]
+    expected = ("not reproduced", 1) if len(calm) >= LEAST_PROCESSES else ("undecided", 3)
+    assert (found["verdict"], status) == expected
+    assert [line.split(":")[0] for line in streams.err.splitlines() if line.startswith("process ")] == [
+        f"process {number} of at most {found['processes_at_most']}" for number in range(1, len(found["now"]) + 1)
+    ]
+    return found
+
+
 def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Fresh workers of this machine run it, a line each on stderr; the script is on stdout alone, and nothing is stored."""
     study = studied(url, [trial(DEFAULT, (1e9,))])
     with Store.open(url, write=False) as store:
         before = list(export_lines(store))
-    assert run(["reproduce", f"{study}.0", "--format", "python"]) == 1
+    assert run(["reproduce", f"{study}.0", "--format", "python"]) in (1, 3)
     streams = capsys.readouterr()
 
     compile(streams.out, "script", "exec")
     assert "attn_implementation='sdpa'" in streams.out
     lines = streams.err.splitlines()
-    assert lines[-1].endswith(": not reproduced")
-    assert [line for line in lines if line.startswith("process 1 of at most 9: ")]
+    assert any(line.endswith((": not reproduced", ": undecided")) for line in lines)
     assert sum(line.startswith("process ") for line in lines) >= LEAST_PROCESSES
     with Store.open(url, write=False) as store:
         assert list(export_lines(store)) == before
@@ -334,16 +364,16 @@ def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the old speed is out of reach: with the medians of all processes, the ratio of their means and its interval."""
     study = studied(url, [trial(DEFAULT, (1e9, 1.01e9, 0.99e9))])
-    found = json.loads(printed(capsys, "reproduce", f"{study}.0", "--format", "json", status=1))
+    found = ran_again(capsys, f"{study}.0")
 
-    assert found["verdict"] == "not reproduced"
     assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
-    assert found["then"] == [{"id": f"{study}.0", "median": 1e9}]
-    medians = [each["median"] for each in found["now"] if not each["disturbance"]]
-    assert LEAST_PROCESSES <= len(medians) <= found["processes_at_most"] == 9
+    assert found["then"] == [{"id": f"{study}.0", "median": 1e9, "disturbance": ""}]
+    assert LEAST_PROCESSES <= len(found["now"]) <= found["processes_at_most"] == 9
     assert {each["outcome"] for each in found["now"]} == {"ok"}
-    assert math.log(found["ratio"]) == pytest.approx(fmean(map(math.log, medians)) - math.log(1e9))
-    assert found["interval"][0] < found["ratio"] < found["interval"][1] < 1
+    medians = [each["median"] for each in found["now"] if not each["disturbance"]]
+    if len(medians) >= LEAST_PROCESSES:
+        assert math.log(found["ratio"]) == pytest.approx(fmean(map(math.log, medians)) - math.log(1e9))
+        assert found["interval"][0] < found["ratio"] < found["interval"][1] < 1
     assert found["new_figure"]["median"] == found["now"][-1]["median"]
     assert found["new"]["effective"] == DEFAULT.spelled
     assert found["differences"] == []
@@ -353,12 +383,10 @@ def test_a_block_is_run_again_as_a_block(url: str, capsys: pytest.CaptureFixture
     """A trial of the confirmation takes turns with those it took turns with then, in one process."""
     blocks = [trial(each, (1e9,), phase="confirm", block=block) for block in (1, 2) for each in (DEFAULT, EAGER)]
     study = studied(url, [trial(DEFAULT, (1e9,)), trial(EAGER, (1e9,)), *blocks])
-    command = ["reproduce", f"{study}.3", "--processes", "3", "--format", "json"]
-    found = json.loads(printed(capsys, *command, status=1))
+    found = ran_again(capsys, f"{study}.3", "--processes", "3")
 
     assert [each["id"] for each in found["then"]] == [f"{study}.3", f"{study}.5"]
     assert (found["new"]["phase"], found["new"]["effective"]) == ("confirm", EAGER.spelled)
-    assert found["verdict"] == "not reproduced"
 
 
 def test_the_same_failure_is_reproduced(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,8 +448,8 @@ def test_another_environment_is_refused(url: str, capsys: pytest.CaptureFixture[
     source = replace(find_model(MODEL), weights_digest="other")
     with Store.open(url, write=False) as store:
         assert differences(store.study(study), source, there) == ["the weights"]
-    text = printed(capsys, "reproduce", f"{study}.0", "--anyway", status=1)
-    assert "differs: torch 1.0 then" in " ".join(text.split())
+    found = ran_again(capsys, f"{study}.0", "--anyway")
+    assert "torch 1.0 then, " in " ".join(found["differences"])
 
 
 def test_another_model_is_not_run_for_it(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

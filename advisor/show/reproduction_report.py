@@ -35,9 +35,11 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     if done.agreement is None:
         then, now = (_outcome_words(aim, trial) for trial in (done.old, done.new) if trial is not None)
     else:
-        numbers = ", ".join(f"{done.study.id}.{trial.number}" for trial in done.then)
-        then = f"{_figures(aim, done.then)} (trial{'' if len(done.then) == 1 else 's'} {numbers})"
-        now = _figures(aim, done.now)
+        numbers = ", ".join(f"{done.study.id}.{trial.number}" for trial in done.calm_then)
+        then = f"{_figures(aim, done.calm_then)} (trial{'' if len(done.calm_then) == 1 else 's'} {numbers})"
+        now = _figures(aim, done.calm)
+        if left := len(done.now) - len(done.calm):
+            now += f" ({_processes(left)} more {'was' if left == 1 else 'were'} disturbed)"
     out.print(f"  then {escape(then)}")
     out.print(f"  now  {escape(now)}")
     out.print(f"[bold {_COLOURS[done.verdict]}]{escape(verdict_words(done))}[/]")
@@ -103,7 +105,7 @@ def _processes(count: int) -> str:
     return f"{count} process{'' if count == 1 else 'es'}"
 
 
-def _figures(aim: Metric, trials: tuple[Trial, ...]) -> str:
+def _figures(aim: Metric, trials: Sequence[Trial]) -> str:
     """Return the medians of processes, the unit once."""
     *others, last = [trial.value(aim.metric) for trial in trials]
     return ", ".join([*(without_unit(aim.metric, value) for value in others), figure(aim.metric, last)])

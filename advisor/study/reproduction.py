@@ -52,16 +52,22 @@ class Reproduction:
         aim, new = self.study.objective.aim, self.new
         if new is None or self.old.outcome is not Outcome.OK or not self._is_same(new):
             return None
-        best_s = best_laps_s((*self.then, *self.now))
-        calm = [t for t in self.then if not disturbance(t, best_s)] or self.then
-        then, now = ([t.score(aim) for t in ts] for ts in (calm, self.calm))
+        then, now = ([trial.score(aim) for trial in trials] for trials in (self.calm_then, self.calm))
         return Agreement(tuple(then), tuple(now)) if then and now and all((*then, *now)) else None
 
     @property
     def calm(self) -> list[Trial]:
         """The processes now that were not disturbed."""
-        best_s = best_laps_s((*self.then, *self.now))
-        return [trial for trial in self.now if not disturbance(trial, best_s)]
+        return [trial for trial in self.now if not disturbance(trial, self._best_s)]
+
+    @property
+    def calm_then(self) -> list[Trial]:
+        """Those then that were not disturbed; all where all were."""
+        return [trial for trial in self.then if not disturbance(trial, self._best_s)] or list(self.then)
+
+    @property
+    def _best_s(self) -> dict[str, float]:
+        return best_laps_s((*self.then, *self.now))
 
     @property
     def ratio(self) -> float | None:
@@ -97,7 +103,7 @@ class Reproduction:
     def payload(self) -> dict[str, Any]:
         """All of it as JSON values. interval: of the ratio, between processes; old_figure, new_figure: between rounds of one."""
         aim, found = self.study.objective.aim, self.agreement
-        best_s = best_laps_s((*self.then, *self.now))
+        best_s = self._best_s
         return {
             **study_payload(self.study),
             "metric": aim.metric,
@@ -107,7 +113,14 @@ class Reproduction:
             "new": trial_payload(self.study, self.new) if self.new is not None else None,
             "old_figure": _figure(self.old, aim.metric),
             "new_figure": _figure(self.new, aim.metric) if self.new is not None else None,
-            "then": [{"id": f"{self.study.id}.{t.number}", "median": t.value(aim.metric)} for t in self.then],
+            "then": [
+                {
+                    "id": f"{self.study.id}.{t.number}",
+                    "median": t.value(aim.metric),
+                    "disturbance": disturbance(t, best_s),
+                }
+                for t in self.then
+            ],
             "now": [
                 {"outcome": str(t.outcome), "median": t.value(aim.metric), "disturbance": disturbance(t, best_s)}
                 for t in self.now
