@@ -376,6 +376,7 @@ def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.C
         assert found["interval"][0] < found["ratio"] < found["interval"][1] < 1
     assert found["new_figure"]["median"] == found["now"][-1]["median"]
     assert found["new"]["effective"] == DEFAULT.spelled
+    assert found["new"]["quality"]["reference"] == "not judged again"  # the gate's calls were made, as in the search
     assert found["differences"] == []
 
 
