@@ -37,6 +37,7 @@ from advisor.study.reproduction import (
     differences,
     disturbance,
     found_again,
+    in_blocks,
     machine_of,
     measured_then,
     other_device,
@@ -293,6 +294,13 @@ def test_then_is_every_process_that_measured_the_same() -> None:
     assert then(3) == [3]
     assert then(7) == [7, 9]
     assert then(6) == [0, 2, 6]
+    assert [in_blocks(Stored(study_for(), trials[number], trials)) for number in (0, 1, 5, 7)] == [
+        (7, 9),
+        (8, 10),
+        (7, 9),
+        (),
+    ]
+    assert in_blocks(Stored(study_for(), trials[0], trials[:7])) == ()
     block = Stored(study_for(), trials[8], trials)
     assert contestants(block) == [DEFAULT, SORTED]
     assert contestants(Stored(study_for("peak_bytes"), trials[8], trials)) == [SORTED]
@@ -314,6 +322,8 @@ def test_the_sentence_is_one() -> None:
     assert verdict_words(wild).endswith("3 processes now, 1 then): undecided")
     assert undecided_words(wild).startswith("processes scatter by 31%, and so 10% can't be told from nothing with 3 ")
     assert "leave the machine alone" in undecided_words(wild)
+    surer = undecided_words(replace(wild, blocks=(4, 6, 8)))
+    assert surer.endswith("or try advisor reproduce 1.4, of which 3 processes ran then")
     near = rerun(
         trial(SORTED, (97.0,)),
         *(trial(SORTED, (speed,)) for speed in (97.0, 100.0, 103.0)),
@@ -388,6 +398,7 @@ def test_a_block_is_run_again_as_a_block(url: str, capsys: pytest.CaptureFixture
 
     assert [each["id"] for each in found["then"]] == [f"{study}.3", f"{study}.5"]
     assert (found["new"]["phase"], found["new"]["effective"]) == ("confirm", EAGER.spelled)
+    assert found["new"]["quality"] is None  # a block makes none of the gate's calls
 
 
 def test_the_same_failure_is_reproduced(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def undecided_words(done: Reproduction) -> str:
     if found.scatter is None or found.interval is None:
         return f"of {_processes(len(done.now))} {len(done.calm)} ran undisturbed: leave the machine alone"
     why = f"processes scatter by {percent(found.scatter)}, and so {CHANGE:.0%} can't be told from nothing"
-    return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(found)}"
+    return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(done, found)}"
 
 
 def load_words(done: Reproduction) -> str:
@@ -94,7 +94,10 @@ def _load(trials: Sequence[Trial]) -> float | None:
     return max((load for load in states if isinstance(load, (int, float))), default=None)
 
 
-def _remedy(found: Agreement) -> str:
+def _remedy(done: Reproduction, found: Agreement) -> str:
+    if len(done.blocks) > len(found.then):
+        first = f"{done.study.id}.{done.blocks[0]}"
+        return f"leave the machine alone, or try advisor reproduce {first}, of which {_processes(len(done.blocks))} ran then"
     if (needed := found.would_need) is not None:
         return f"leave the machine alone, or try --processes {needed}"
     more = "more processes now can't make up for so few then; " if len(found.then) < len(found.now) else ""

@@ -28,7 +28,8 @@ class Reproduction:
 
     old: the trial that was asked for; then: it and the others of its study that measured the same on the same device, of
     :func:`measured_then`; now: the processes by now, in their order; most: how many at most. differences: what is not as it was
-    then, in words. Ratios are above 1 where what runs now is better.
+    then, in words. Ratios are above 1 where what runs now is better. blocks: the numbers of the trials of blocks that timed
+    the same, where the trial is the search's.
     """
 
     study: StudyRecord
@@ -37,6 +38,7 @@ class Reproduction:
     now: tuple[Trial, ...]
     differences: tuple[str, ...] = ()
     most: int = USUAL_PROCESSES
+    blocks: tuple[int, ...] = ()
 
     @property
     def new(self) -> Trial | None:
@@ -144,6 +146,15 @@ def _figure(trial: Trial, metric: str) -> dict[str, Any] | None:
         if value is None
         else {"median": value, "interval": list(measured.interval if measured else (value, value))}
     )
+
+
+def in_blocks(stored: Stored) -> tuple[int, ...]:
+    """Return the numbers of the trials of blocks that timed what a search trial did, on its device; none for one of a block."""
+    old = stored.trial
+    if old.block is not None:
+        return ()
+    in_block = [replace(trial, phase=old.phase) for trial in stored.trials if trial.block is not None]
+    return tuple(trial.number for trial in measured_then(replace(stored, trials=in_block)))
 
 
 def measured_then(stored: Stored) -> tuple[Trial, ...]:
