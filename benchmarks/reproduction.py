@@ -3,6 +3,7 @@
     python benchmarks/reproduction.py measure OUT.json [--processes 60] [--name NAME] MODEL --lengths … [flags of advisor tune]
     python benchmarks/reproduction.py measure OUT.json [--processes 60] --trial STUDY.NUMBER
     python benchmarks/reproduction.py replay FILE.json … [--draws 4000] [--then 1,4] [--most 9] [--slower 0.1] [--any-order]
+    python benchmarks/reproduction.py simulate [--draws 4000] [--then 1,4] [--most 9] [--slower 0.1]
 
 `measure` tunes MODEL in a database of its own (by default its default alone, confirmed against nothing: further flags such as
 `--only packing=padded,sorted --trials 2 --blocks 5` bring blocks), or takes a stored trial of ADVISOR_DATABASE_URL, and then runs
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -35,6 +36,7 @@ from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
+from advisor.errors import AdvisorError
 from advisor.nouns.agreement import (
     CHANGE,
     LEAST_PROCESSES,
@@ -54,18 +56,17 @@ _LEAST_TUNE = {"--trials": "1", "--blocks": "0"}
 def measure(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     """Run a trial's configuration in so many fresh processes and write what each came to, after every one of them."""
     if arguments.trial is not None:
-        found = processes_of(arguments.trial, arguments.processes)
-        _write(arguments, found)
+        _write(arguments, arguments.trial)
         return
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ADVISOR_DATABASE_URL"] = f"sqlite:///{folder}/advisor.db"
         asked = [word for name, value in _LEAST_TUNE.items() if name not in rest for word in (name, value)]
         subprocess.run([sys.executable, "-m", "advisor", "tune", *rest, *asked], check=False, stdout=sys.stderr)
-        _write(arguments, processes_of(arguments.of, arguments.processes))
+        _write(arguments, arguments.of)
 
 
-def processes_of(trial: str, count: int) -> dict[str, Any]:
-    """Return what a stored trial and so many fresh processes of its configuration came to."""
+def processes_of(trial: str, count: int) -> Iterator[dict[str, Any]]:
+    """Yield what a stored trial and fresh processes of its configuration came to by now, after each of so many."""
     from advisor.machine import probe
     from advisor.measure.runner import LocalRunner
     from advisor.nouns.reading import read_trial
@@ -81,15 +82,7 @@ def processes_of(trial: str, count: int) -> dict[str, Any]:
     threads = study.environment.threads or 1
     machine = reproduction.machine_of(old, probe.machines(threads)) or probe.machine(None, threads)
     source, aim = reproduction.found_again(study, None), study.objective.aim
-    runner, ran = LocalRunner(machine), []
-    try:
-        for new in islice(reruns.fresh_processes(stored, source, runner, 600.0), count):
-            ran.append((new, time.time(), os.getloadavg()[0]))
-            print(f"{len(ran)} of {count}: {new.outcome} {aim.show(new.value(aim.metric) or 0.0)}", file=sys.stderr)
-    finally:
-        runner.close()
-    best_s = best_laps_s([*stored.trials, *(new for new, _, _ in ran)])
-    return {
+    about = {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "device": study.environment.device_name,
         "device_uuid": machine.uuid,
@@ -105,23 +98,27 @@ def processes_of(trial: str, count: int) -> dict[str, Any]:
             for each in stored.trials
             if each.requested == old.requested and each.score(aim)
         ],
-        "processes": [
-            {
-                "score": new.score(aim),
-                "outcome": str(new.outcome),
-                "disturbance": reproduction.disturbance(new, best_s),
-                "at_s": round(at_s, 1),
-                "load_1min": load,
-            }
-            for new, at_s, load in ran
-        ],
     }
+    runner, ran = LocalRunner(machine), []
+    try:
+        for new in islice(reruns.fresh_processes(stored, source, runner, 600.0), count):
+            seen = {"outcome": str(new.outcome), "at_s": round(time.time(), 1), "load_1min": os.getloadavg()[0]}
+            ran.append((new, {"score": new.score(aim), **seen}))
+            print(f"{len(ran)} of {count}: {new.outcome} {aim.show(new.value(aim.metric) or 0.0)}", file=sys.stderr)
+            best_s = best_laps_s([*stored.trials, *(each for each, _ in ran)])
+            told = [{**words, "disturbance": reproduction.disturbance(each, best_s)} for each, words in ran]
+            yield {**about, "processes": told}
+    finally:
+        runner.close()
 
 
-def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
-    found["name"] = arguments.name or f"{Path(found['model']).stem} · {found['configuration']}"
-    arguments.file.write_text(json.dumps([found], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{arguments.file}: {scatter_words(found)}", file=sys.stderr)
+def _write(arguments: argparse.Namespace, trial: str) -> None:
+    """Write the file after every process: what is broken off leaves what there was."""
+    for found in processes_of(trial, arguments.processes):
+        found["name"] = arguments.name or f"{Path(found['model']).stem} · {found['configuration']}"
+        arguments.file.write_text(json.dumps([found], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        words = scatter_words(found)
+    print(f"{arguments.file}: {words}", file=sys.stderr)
 
 
 def scatter_words(found: dict[str, Any]) -> str:
@@ -161,43 +158,59 @@ def decided(then: Sequence[float], now: Sequence[float | None], most: int) -> tu
     return UNDECIDED, most
 
 
-def rates(scores: Sequence[float | None], then: int, factor: float, arguments: argparse.Namespace) -> Rates | None:
-    """Return how often each verdict is said of what is drawn of these processes; None where they are too few.
+#: What gives the figures of processes then and now, None for one that was disturbed.
+Draw = Callable[[random.Random], tuple[list[float], list[float | None]]]
 
-    factor: what every figure now is multiplied by. arguments: of the command line.
-    """
-    said: Counter[str] = Counter()
-    ran, most, rng, in_a_row = 0, arguments.most, random.Random(arguments.seed), not arguments.any_order
-    if len(scores) < then + most:
-        return None
-    for _ in range(arguments.draws):
-        # The stretches share nothing: the second begins anywhere after the first, going round.
+
+def rates(draw: Draw, factor: float, arguments: argparse.Namespace) -> Rates:
+    """Return how often each verdict is said of what is drawn. factor: what every figure now is multiplied by."""
+    said, ran, rng = Counter[str](), 0, random.Random(arguments.seed)
+    while said.total() < arguments.draws:
+        then, now = draw(rng)
+        if then:  # where nothing undisturbed is left of then, what was disturbed counts: nobody would promise anything
+            verdict, count = decided(then, [None if score is None else score * factor for score in now], arguments.most)
+            said[verdict] += 1
+            ran += count
+    total = said.total()
+    return Rates({word: said[word] / total for word in (REPRODUCED, NOT_REPRODUCED, UNDECIDED)}, ran / total)
+
+
+def drawing(scores: Sequence[float | None], then: int, most: int, *, in_a_row: bool) -> Draw:
+    """Return what draws processes of a file: two stretches that share nothing, going round, or any."""
+
+    def draw(rng: random.Random) -> tuple[list[float], list[float | None]]:
         turned = rng.randrange(len(scores))
         order = [*scores[turned:], *scores[:turned]] if in_a_row else rng.sample(scores, len(scores))
         first = rng.randrange(most, len(order) - then + 1)
-        old = [score for score in order[first : first + then] if score is not None]
-        new = [None if score is None else score * factor for score in order[:most]]
-        if not old:  # nobody would have been told: a process that was disturbed is run in any case
-            continue
-        verdict, count = decided(old, new, most)
-        said[verdict] += 1
-        ran += count
-    total = sum(said.values())
-    return Rates({word: said[word] / total for word in (REPRODUCED, NOT_REPRODUCED, UNDECIDED)}, ran / total)
+        return [score for score in order[first : first + then] if score is not None], order[:most]
+
+    return draw
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    """Print the table of normal logarithms."""
+    print(f"| scatter | then | {_HEAD}\n|{'---|' * 10}")
+    for then in arguments.then:
+        for scatter in (0.003, 0.01, 0.015, 0.016, 0.02, 0.03, 0.05, 0.07, 0.15):
+
+            def draw(rng: random.Random, then: int = then, scatter: float = scatter) -> Any:
+                figures = [math.exp(rng.gauss(0, scatter)) for _ in range(then + arguments.most)]
+                return figures[:then], figures[then:]
+
+            print(f"| {scatter:.1%} | {then} | {_row(draw, arguments)} |", flush=True)
 
 
 def replay(arguments: argparse.Namespace) -> None:
     """Print the table."""
-    print(
-        "| what | device | processes | disturbed | scatter | then | unchanged: reproduced | wrong | undecided | ran "
-        f"| {arguments.slower:.0%} slower: found | wrong | undecided | ran |\n|{'---|' * 14}"
-    )
+    print(f"| what | device | processes | disturbed | scatter | then | {_HEAD}\n|{'---|' * 14}")
     for file in arguments.files:
         for found in json.loads(file.read_text(encoding="utf-8")):
             scores = [e["score"] if e["score"] and not e["disturbance"] else None for e in found["processes"]]
             calm = [score for score in scores if score is not None]
             for then in arguments.then:
-                row = _row(scores, then, arguments)
+                is_enough = len(scores) >= then + arguments.most
+                draw = drawing(scores, then, arguments.most, in_a_row=not arguments.any_order)
+                row = _row(draw, arguments) if is_enough else " | ".join("–" * 8)
                 about = f"{found['name']} | {found['device']} | {len(scores)} | {len(scores) - len(calm)}"
                 print(f"| {about} | {_scatter(calm):.1%} | {then} | {row} |", flush=True)
     print()
@@ -211,15 +224,14 @@ def replay(arguments: argparse.Namespace) -> None:
             )
 
 
-def _row(scores: Sequence[float | None], then: int, arguments: argparse.Namespace) -> str:
+_HEAD = "unchanged: reproduced | wrong | undecided | ran | slower: found | wrong | undecided | ran |"
+
+
+def _row(draw: Draw, arguments: argparse.Namespace) -> str:
     cells = []
-    for factor, right, wrong in (
-        (1.0, REPRODUCED, NOT_REPRODUCED),
-        (1 / (1 + arguments.slower), NOT_REPRODUCED, REPRODUCED),
-    ):
-        found = rates(scores, then, factor, arguments)
-        if found is None:
-            return " | ".join("–" * 8)
+    slower = 1 / (1 + arguments.slower)
+    for factor, right, wrong in ((1.0, REPRODUCED, NOT_REPRODUCED), (slower, NOT_REPRODUCED, REPRODUCED)):
+        found = rates(draw, factor, arguments)
         shares = (found.said[right], found.said[wrong], found.said[UNDECIDED])
         cells += [*(f"{share:.1%}" for share in shares), f"{found.processes:.1f}"]
     return " | ".join(cells)
@@ -239,21 +251,26 @@ def main() -> None:
     one.add_argument("--trial", help="a stored trial, STUDY.NUMBER, of the database that is named")
     two = commands.add_parser("replay", help="decide about what is drawn of them, again and again")
     two.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
-    two.add_argument("--draws", type=int, default=4000)
-    two.add_argument("--then", type=lambda text: [int(word) for word in text.split(",")], default=[1, 4])
-    two.add_argument(
-        "--most", type=int, default=USUAL_PROCESSES, help=f"processes now at most, {LEAST_PROCESSES} at least"
-    )
-    two.add_argument("--slower", type=float, default=CHANGE)
     two.add_argument("--any-order", action="store_true", help="draw processes as if nothing drifted")
-    two.add_argument("--seed", type=int, default=0)
+    three = commands.add_parser("simulate", help="decide about normal draws")
+    for each in (two, three):
+        each.add_argument("--draws", type=int, default=4000)
+        each.add_argument("--then", type=lambda text: [int(word) for word in text.split(",")], default=[1, 4])
+        each.add_argument(
+            "--most", type=int, default=USUAL_PROCESSES, help=f"processes now, {LEAST_PROCESSES} at least"
+        )
+        each.add_argument("--slower", type=float, default=CHANGE)
+        each.add_argument("--seed", type=int, default=0)
     arguments, rest = parser.parse_known_args()
-    if arguments.command == "measure":
-        measure(arguments, rest)
-    elif rest:
+    if rest and arguments.command != "measure":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    else:
-        replay(arguments)
+    try:
+        if arguments.command == "measure":
+            measure(arguments, rest)
+        else:
+            {"replay": replay, "simulate": simulate}[arguments.command](arguments)
+    except AdvisorError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

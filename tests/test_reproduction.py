@@ -29,7 +29,7 @@ from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
-from advisor.show.reproduction_report import undecided_words, verdict_words
+from advisor.show.reproduction_report import print_reproduction, undecided_words, verdict_words
 from advisor.storage.exchange import export_lines
 from advisor.storage.store import Store
 from advisor.study.reproduction import (
@@ -37,6 +37,7 @@ from advisor.study.reproduction import (
     differences,
     disturbance,
     found_again,
+    in_blocks,
     machine_of,
     measured_then,
     other_device,
@@ -241,6 +242,20 @@ def test_a_disturbed_process_does_not_count() -> None:
     assert undecided_words(busy).startswith("other work disturbed all 5 processes")
     alone = rerun(disturbed(100.0), *calm)
     assert alone.verdict == "reproduced"
+    assert [each.number for each in found.calm_then] == [old.number]
+    assert len(alone.calm_then) == 1
+
+
+def test_the_report_lists_what_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Then and now are the figures of the verdict, with how many were disturbed; an undecided one names the load."""
+    wild = [trial(SORTED, (speed,)) for speed in (70.0, 100.0, 130.0)]
+    print_reproduction(rerun(trial(SORTED, (100.0,)), disturbed(50.0), *wild, most=4), stderr=False)
+    lines = capsys.readouterr().out.splitlines()
+
+    assert lines[1].startswith("  then 100 tokens/s (trial 1.0)")
+    assert lines[2].rstrip() == "  now  70, 100, 130 tokens/s (1 process more was disturbed)"
+    assert lines[3].rstrip().endswith("3 processes now, 1 then): undecided")
+    assert lines[-1].rstrip() == "  the machine's load was 1.5 then and is 1.5 now"
 
 
 def test_work_that_waits_for_the_cpu_counts_at_its_pace() -> None:
@@ -279,6 +294,13 @@ def test_then_is_every_process_that_measured_the_same() -> None:
     assert then(3) == [3]
     assert then(7) == [7, 9]
     assert then(6) == [0, 2, 6]
+    assert [in_blocks(Stored(study_for(), trials[number], trials)) for number in (0, 1, 5, 7)] == [
+        (7, 9),
+        (8, 10),
+        (7, 9),
+        (),
+    ]
+    assert in_blocks(Stored(study_for(), trials[0], trials[:7])) == ()
     block = Stored(study_for(), trials[8], trials)
     assert contestants(block) == [DEFAULT, SORTED]
     assert contestants(Stored(study_for("peak_bytes"), trials[8], trials)) == [SORTED]
@@ -300,6 +322,8 @@ def test_the_sentence_is_one() -> None:
     assert verdict_words(wild).endswith("3 processes now, 1 then): undecided")
     assert undecided_words(wild).startswith("processes scatter by 31%, and so 10% can't be told from nothing with 3 ")
     assert "leave the machine alone" in undecided_words(wild)
+    surer = undecided_words(replace(wild, blocks=(4, 6, 8)))
+    assert surer.endswith("or try advisor reproduce 1.4, of which 3 processes ran then")
     near = rerun(
         trial(SORTED, (97.0,)),
         *(trial(SORTED, (speed,)) for speed in (97.0, 100.0, 103.0)),
@@ -313,19 +337,35 @@ def test_the_sentence_is_one() -> None:
 # ------------------------------------------------------------------------------------------------------------ for real
 
 
+def ran_again(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run `advisor reproduce` of a trial whose speed is out of reach and return its document.
+
+    Its verdict and its status are looked at: where fewer than three processes were left alone by other work, nothing is decided.
+    """
+    status = run(["reproduce", *arguments, "--format", "json"])
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    calm = [each for each in found["now"] if not each["disturbance"]]
+    expected = ("not reproduced", 1) if len(calm) >= LEAST_PROCESSES else ("undecided", 3)
+    assert (found["verdict"], status) == expected
+    assert [line.split(":")[0] for line in streams.err.splitlines() if line.startswith("process ")] == [
+        f"process {number} of at most {found['processes_at_most']}" for number in range(1, len(found["now"]) + 1)
+    ]
+    return found
+
+
 def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Fresh workers of this machine run it, a line each on stderr; the script is on stdout alone, and nothing is stored."""
     study = studied(url, [trial(DEFAULT, (1e9,))])
     with Store.open(url, write=False) as store:
         before = list(export_lines(store))
-    assert run(["reproduce", f"{study}.0", "--format", "python"]) == 1
+    assert run(["reproduce", f"{study}.0", "--format", "python"]) in (1, 3)
     streams = capsys.readouterr()
 
     compile(streams.out, "script", "exec")
     assert "attn_implementation='sdpa'" in streams.out
     lines = streams.err.splitlines()
-    assert lines[-1].endswith(": not reproduced")
-    assert [line for line in lines if line.startswith("process 1 of at most 9: ")]
+    assert any(line.endswith((": not reproduced", ": undecided")) for line in lines)
     assert sum(line.startswith("process ") for line in lines) >= LEAST_PROCESSES
     with Store.open(url, write=False) as store:
         assert list(export_lines(store)) == before
@@ -334,18 +374,19 @@ def test_a_trial_is_run_again(url: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the old speed is out of reach: with the medians of all processes, the ratio of their means and its interval."""
     study = studied(url, [trial(DEFAULT, (1e9, 1.01e9, 0.99e9))])
-    found = json.loads(printed(capsys, "reproduce", f"{study}.0", "--format", "json", status=1))
+    found = ran_again(capsys, f"{study}.0")
 
-    assert found["verdict"] == "not reproduced"
     assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
-    assert found["then"] == [{"id": f"{study}.0", "median": 1e9}]
-    medians = [each["median"] for each in found["now"] if not each["disturbance"]]
-    assert LEAST_PROCESSES <= len(medians) <= found["processes_at_most"] == 9
+    assert found["then"] == [{"id": f"{study}.0", "median": 1e9, "disturbance": ""}]
+    assert LEAST_PROCESSES <= len(found["now"]) <= found["processes_at_most"] == 9
     assert {each["outcome"] for each in found["now"]} == {"ok"}
-    assert math.log(found["ratio"]) == pytest.approx(fmean(map(math.log, medians)) - math.log(1e9))
-    assert found["interval"][0] < found["ratio"] < found["interval"][1] < 1
+    medians = [each["median"] for each in found["now"] if not each["disturbance"]]
+    if len(medians) >= LEAST_PROCESSES:
+        assert math.log(found["ratio"]) == pytest.approx(fmean(map(math.log, medians)) - math.log(1e9))
+        assert found["interval"][0] < found["ratio"] < found["interval"][1] < 1
     assert found["new_figure"]["median"] == found["now"][-1]["median"]
     assert found["new"]["effective"] == DEFAULT.spelled
+    assert found["new"]["quality"]["reference"] == "not judged again"  # the gate's calls were made, as in the search
     assert found["differences"] == []
 
 
@@ -353,12 +394,11 @@ def test_a_block_is_run_again_as_a_block(url: str, capsys: pytest.CaptureFixture
     """A trial of the confirmation takes turns with those it took turns with then, in one process."""
     blocks = [trial(each, (1e9,), phase="confirm", block=block) for block in (1, 2) for each in (DEFAULT, EAGER)]
     study = studied(url, [trial(DEFAULT, (1e9,)), trial(EAGER, (1e9,)), *blocks])
-    command = ["reproduce", f"{study}.3", "--processes", "3", "--format", "json"]
-    found = json.loads(printed(capsys, *command, status=1))
+    found = ran_again(capsys, f"{study}.3", "--processes", "3")
 
     assert [each["id"] for each in found["then"]] == [f"{study}.3", f"{study}.5"]
     assert (found["new"]["phase"], found["new"]["effective"]) == ("confirm", EAGER.spelled)
-    assert found["verdict"] == "not reproduced"
+    assert found["new"]["quality"] is None  # a block makes none of the gate's calls
 
 
 def test_the_same_failure_is_reproduced(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,8 +409,8 @@ def test_the_same_failure_is_reproduced(url: str, capsys: pytest.CaptureFixture[
     assert text.splitlines()[-1] == "it failed the same way: reproduced"
 
 
-#: Seconds that every call sleeps, and 15 % more; the model itself takes a few milliseconds.
-SLEEP_S, SLOWER_S = 0.3, 0.345
+#: Seconds that every call sleeps, and 15 % more; the model itself takes some milliseconds, more of them on a busy machine.
+SLEEP_S, SLOWER_S = 0.6, 0.69
 
 
 @pytest.mark.slow
@@ -398,8 +438,9 @@ def test_a_real_slowdown_is_found(tmp_path: Path) -> None:
     assert same.returncode == 0, same.stdout
     assert json.loads(same.stdout)["verdict"] == "reproduced"
     assert slower.returncode == 1, slower.stdout
-    assert slower.stdout.splitlines()[-1].startswith("0.8"), slower.stdout
-    assert slower.stdout.splitlines()[-1].endswith(": not reproduced")
+    (words,) = [line for line in slower.stdout.splitlines() if " × what it was" in line]
+    assert words.startswith("0.8"), words
+    assert words.endswith(": not reproduced")
 
 
 # -------------------------------------------------------------------------------------------------- where and on what
@@ -419,8 +460,8 @@ def test_another_environment_is_refused(url: str, capsys: pytest.CaptureFixture[
     source = replace(find_model(MODEL), weights_digest="other")
     with Store.open(url, write=False) as store:
         assert differences(store.study(study), source, there) == ["the weights"]
-    text = printed(capsys, "reproduce", f"{study}.0", "--anyway", status=1)
-    assert "differs: torch 1.0 then" in " ".join(text.split())
+    found = ran_again(capsys, f"{study}.0", "--anyway")
+    assert "torch 1.0 then, " in " ".join(found["differences"])
 
 
 def test_another_model_is_not_run_for_it(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

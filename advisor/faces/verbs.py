@@ -184,7 +184,8 @@ def reproduced(rerun: Rerun, listen: Listener) -> tuple[Reproduction, ModelSourc
         raise BadInput(machine.problem, machine.remedy)
     differences += reproduction.other_device(old, machine)
     then = reproduction.measured_then(stored)
-    asked = reproduction.Reproduction(study, old, then, (), tuple(differences), rerun.processes or USUAL_PROCESSES)
+    most, blocks = rerun.processes or USUAL_PROCESSES, reproduction.in_blocks(stored)
+    asked = reproduction.Reproduction(study, old, then, (), tuple(differences), most, blocks)
     runner = LocalRunner(machine, listen)
     try:
         again = reruns.fresh_processes(stored, source, runner, rerun.trial_timeout_s)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 
 from advisor.nouns.agreement import CHANGE, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Agreement
-from advisor.nouns.metrics import Metric, figure, without_unit
+from advisor.nouns.metrics import ROUND, Metric, figure, without_unit
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.console import console
 from advisor.show.history_report import measured_words
@@ -35,14 +35,18 @@ def print_reproduction(done: Reproduction, *, stderr: bool) -> None:
     if done.agreement is None:
         then, now = (_outcome_words(aim, trial) for trial in (done.old, done.new) if trial is not None)
     else:
-        numbers = ", ".join(f"{done.study.id}.{trial.number}" for trial in done.then)
-        then = f"{_figures(aim, done.then)} (trial{'' if len(done.then) == 1 else 's'} {numbers})"
-        now = _figures(aim, done.now)
+        numbers = ", ".join(f"{done.study.id}.{trial.number}" for trial in done.calm_then)
+        then = f"{_figures(aim, done.calm_then)} (trial{'' if len(done.calm_then) == 1 else 's'} {numbers})"
+        now = _figures(aim, done.calm)
+        if left := len(done.now) - len(done.calm):
+            now += f" ({_processes(left)} more {'was' if left == 1 else 'were'} disturbed)"
     out.print(f"  then {escape(then)}")
     out.print(f"  now  {escape(now)}")
     out.print(f"[bold {_COLOURS[done.verdict]}]{escape(verdict_words(done))}[/]")
     if done.verdict == UNDECIDED:
         out.print(f"  {escape(undecided_words(done))}")
+    if done.verdict != REPRODUCED and (words := load_words(done)):
+        out.print(f"  {words}")
 
 
 def verdict_words(done: Reproduction) -> str:
@@ -72,10 +76,28 @@ def undecided_words(done: Reproduction) -> str:
     if found.scatter is None or found.interval is None:
         return f"of {_processes(len(done.now))} {len(done.calm)} ran undisturbed: leave the machine alone"
     why = f"processes scatter by {percent(found.scatter)}, and so {CHANGE:.0%} can't be told from nothing"
-    return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(found)}"
+    return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(done, found)}"
 
 
-def _remedy(found: Agreement) -> str:
+def load_words(done: Reproduction) -> str:
+    """Return what the machine's load was then and now, "" where a GPU was measured or nobody looked."""
+    then, now = (_load(trials) for trials in (done.then, done.now))
+    return (
+        f"the machine's load was {then:.1f} then and is {now:.1f} now" if then is not None and now is not None else ""
+    )
+
+
+def _load(trials: Sequence[Trial]) -> float | None:
+    """Return the most that a machine's load was beside a round."""
+    rounds = [measured for trial in trials if (measured := trial.measurement(ROUND)) is not None]
+    states = [state.get("load_1min") for each in rounds for state in each.device_state.get("after_each_round", ())]
+    return max((load for load in states if isinstance(load, (int, float))), default=None)
+
+
+def _remedy(done: Reproduction, found: Agreement) -> str:
+    if len(done.blocks) > len(found.then):
+        first = f"{done.study.id}.{done.blocks[0]}"
+        return f"leave the machine alone, or try advisor reproduce {first}, of which {_processes(len(done.blocks))} ran then"
     if (needed := found.would_need) is not None:
         return f"leave the machine alone, or try --processes {needed}"
     more = "more processes now can't make up for so few then; " if len(found.then) < len(found.now) else ""
@@ -86,7 +108,7 @@ def _processes(count: int) -> str:
     return f"{count} process{'' if count == 1 else 'es'}"
 
 
-def _figures(aim: Metric, trials: tuple[Trial, ...]) -> str:
+def _figures(aim: Metric, trials: Sequence[Trial]) -> str:
     """Return the medians of processes, the unit once."""
     *others, last = [trial.value(aim.metric) for trial in trials]
     return ", ".join([*(without_unit(aim.metric, value) for value in others), figure(aim.metric, last)])

@@ -28,7 +28,8 @@ class Reproduction:
 
     old: the trial that was asked for; then: it and the others of its study that measured the same on the same device, of
     :func:`measured_then`; now: the processes by now, in their order; most: how many at most. differences: what is not as it was
-    then, in words. Ratios are above 1 where what runs now is better.
+    then, in words. Ratios are above 1 where what runs now is better. blocks: the numbers of the trials of blocks that timed
+    the same, where the trial is the search's.
     """
 
     study: StudyRecord
@@ -37,6 +38,7 @@ class Reproduction:
     now: tuple[Trial, ...]
     differences: tuple[str, ...] = ()
     most: int = USUAL_PROCESSES
+    blocks: tuple[int, ...] = ()
 
     @property
     def new(self) -> Trial | None:
@@ -52,16 +54,22 @@ class Reproduction:
         aim, new = self.study.objective.aim, self.new
         if new is None or self.old.outcome is not Outcome.OK or not self._is_same(new):
             return None
-        best_s = best_laps_s((*self.then, *self.now))
-        calm = [t for t in self.then if not disturbance(t, best_s)] or self.then
-        then, now = ([t.score(aim) for t in ts] for ts in (calm, self.calm))
+        then, now = ([trial.score(aim) for trial in trials] for trials in (self.calm_then, self.calm))
         return Agreement(tuple(then), tuple(now)) if then and now and all((*then, *now)) else None
 
     @property
     def calm(self) -> list[Trial]:
         """The processes now that were not disturbed."""
-        best_s = best_laps_s((*self.then, *self.now))
-        return [trial for trial in self.now if not disturbance(trial, best_s)]
+        return [trial for trial in self.now if not disturbance(trial, self._best_s)]
+
+    @property
+    def calm_then(self) -> list[Trial]:
+        """Those then that were not disturbed; all where all were."""
+        return [trial for trial in self.then if not disturbance(trial, self._best_s)] or list(self.then)
+
+    @property
+    def _best_s(self) -> dict[str, float]:
+        return best_laps_s((*self.then, *self.now))
 
     @property
     def ratio(self) -> float | None:
@@ -97,7 +105,7 @@ class Reproduction:
     def payload(self) -> dict[str, Any]:
         """All of it as JSON values. interval: of the ratio, between processes; old_figure, new_figure: between rounds of one."""
         aim, found = self.study.objective.aim, self.agreement
-        best_s = best_laps_s((*self.then, *self.now))
+        best_s = self._best_s
         return {
             **study_payload(self.study),
             "metric": aim.metric,
@@ -107,7 +115,14 @@ class Reproduction:
             "new": trial_payload(self.study, self.new) if self.new is not None else None,
             "old_figure": _figure(self.old, aim.metric),
             "new_figure": _figure(self.new, aim.metric) if self.new is not None else None,
-            "then": [{"id": f"{self.study.id}.{t.number}", "median": t.value(aim.metric)} for t in self.then],
+            "then": [
+                {
+                    "id": f"{self.study.id}.{t.number}",
+                    "median": t.value(aim.metric),
+                    "disturbance": disturbance(t, best_s),
+                }
+                for t in self.then
+            ],
             "now": [
                 {"outcome": str(t.outcome), "median": t.value(aim.metric), "disturbance": disturbance(t, best_s)}
                 for t in self.now
@@ -131,6 +146,15 @@ def _figure(trial: Trial, metric: str) -> dict[str, Any] | None:
         if value is None
         else {"median": value, "interval": list(measured.interval if measured else (value, value))}
     )
+
+
+def in_blocks(stored: Stored) -> tuple[int, ...]:
+    """Return the numbers of the trials of blocks that timed what a search trial did, on its device; none for one of a block."""
+    old = stored.trial
+    if old.block is not None:
+        return ()
+    in_block = [replace(trial, phase=old.phase) for trial in stored.trials if trial.block is not None]
+    return tuple(trial.number for trial in measured_then(replace(stored, trials=in_block)))
 
 
 def measured_then(stored: Stored) -> tuple[Trial, ...]:

@@ -6,10 +6,9 @@ What sleeps needs no processor, so that it takes as long on a busy machine. It b
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
-
-import torch
 
 CHOICES: list[Any] = []
 
@@ -21,4 +20,7 @@ def _sleep(module: Any, inputs: Any) -> None:
         time.sleep(_SECONDS)
 
 
-torch.nn.modules.module.register_module_forward_pre_hook(_sleep)
+if str(getattr(sys.modules["__main__"].__spec__, "name", "")).startswith("advisor.measure"):  # only workers have torch
+    import torch
+
+    torch.nn.modules.module.register_module_forward_pre_hook(_sleep)
