@@ -12,6 +12,7 @@ from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON,
 from advisor.faces.question import know_plugins
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
+from advisor.show.formats import NAMES
 from advisor.version import __version__
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
@@ -77,7 +78,7 @@ def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
     _add(parser, EFFORT)
     parser.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
     _add(parser, PLACE)
-    _add_format(parser, "text", "json", "python")
+    _add_format(parser, *NAMES)
 
 
 def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
@@ -92,7 +93,7 @@ def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
         "--pareto", action="store_true", help="show what no other beats in speed, memory and quality at once"
     )
     _add(parser, (ON, *PLACE))
-    _add_format(parser, "text", "json", "python")
+    _add_format(parser, *NAMES)
 
 
 def _limit(text: str) -> int:
