@@ -15,6 +15,7 @@ from advisor.faces.question import know_plugins
 from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
+from advisor.show.formats import NAMES
 from advisor.version import __version__, commit
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
@@ -98,7 +99,7 @@ def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
     _add(where, PLACE)
     shown = _add_shown(parser)
     shown.add_argument("--dry-run", action="store_true", help="say what would be tried and how long it would take")
-    _add_format(shown, "text", "json", "python")
+    _add_format(shown, *NAMES)
 
 
 def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
@@ -112,7 +113,7 @@ def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
         help="say why a choice (nf4), what has several (nf4,packed) or a whole configuration, as it is printed, "
         "is not recommended",
     )
-    _add_format(shown, "text", "json", "python", "csv")
+    _add_format(shown, *NAMES, "csv")
 
 
 def _limit(text: str) -> int:

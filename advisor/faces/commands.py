@@ -21,6 +21,7 @@ from advisor.faces.question import budget_of, effort_of, question_of
 from advisor.faces.records import STORED
 from advisor.nouns.option import values_of
 from advisor.nouns.reading import read_trial
+from advisor.show.formats import FORMATS
 from advisor.terminal import in_a_line
 
 if TYPE_CHECKING:
@@ -88,11 +89,13 @@ def _probe(options: argparse.Namespace, _: float) -> int:
 def _tune(options: argparse.Namespace, began: float) -> int:
     from advisor.faces.verbs import job_of, measured, open_to_write
 
-    if options.dry_run and options.format == "python":
-        raise BadInput("--dry-run measures nothing, so there is no script", "--format text or json")
+    if options.dry_run and options.format in FORMATS:
+        raise BadInput("--dry-run measures nothing, so there is nothing to paste", "--format text or json")
     given = vars(options)
     question = question_of(options.model, given)
     job, notes = job_of(question, effort_of(given, question.objective), began)
+    if options.format in FORMATS:
+        FORMATS[options.format].refuse(job.source, job.workload)
     if options.dry_run:
         return _dry_run(options.format, job, notes)
     from advisor.show.progress import Progress
@@ -151,13 +154,12 @@ def _answer(options: argparse.Namespace, recommendation: Recommendation, device:
     from advisor.show import report
     from advisor.show.headline import summary
     from advisor.show.rows import as_csv, candidate_rows
-    from advisor.show.script import recommended_script
 
     form, status = options.format, recommendation.exit_status
     if form == "json":
         print_json(report.recommendation_payload(recommendation, device))
-    elif form == "python" and recommendation.chosen is not None:
-        print(recommended_script(recommendation, device), end="")
+    elif form in FORMATS and recommendation.chosen is not None:
+        print(FORMATS[form].write(recommendation, device), end="")
     elif form == "csv":
         print(as_csv(candidate_rows(recommendation)), end="")
     elif form == "text":

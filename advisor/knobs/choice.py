@@ -186,6 +186,7 @@ class Choice:
     rates(situation): its speed on the terms of the work that it changes, relative to the others of its knob (only for the
     order of search).
     collation(batching): how it makes a batch, where that is what it decides.
+    packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
     traits: what everybody else asks of it.
     """
@@ -202,6 +203,7 @@ class Choice:
     after: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()
     proof: Callable[[Reading], str | None] = _nothing
     tier: Callable[[ModelFacts], Tier] = _exact
     rates: Callable[[Situation], Mapping[Term, float]] = _no_rates

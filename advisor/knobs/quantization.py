@@ -19,6 +19,9 @@ from advisor.nouns.objective import Tier
 _SOURCE = "https://huggingface.co/docs/bitsandbytes"
 _IMPORTS = ("import torch", "from transformers import BitsAndBytesConfig")
 
+#: What its classes are in, and what transformers loads them with.
+_PACKAGES = ("bitsandbytes", "accelerate")
+
 #: A choice that quantises is proven where at least this share of the linear layers was: the output layer is left out by
 #: custom, layers of a class that the quantizer does not know are left out without a word.
 LEAST_SHARE = 0.5
@@ -31,7 +34,7 @@ def _made_by() -> dict[str, str]:
 
 def _unavailable(minimum: tuple[int, int], rule: str) -> Callable[[Environment], Reason | None]:
     def unavailable(environment: Environment) -> Reason | None:
-        for package in ("bitsandbytes", "accelerate"):
+        for package in _PACKAGES:
             if environment.version(package) is None:
                 return Reason("Q0", Verdict.INVALID, f"the package {package} isn't installed", f"pip install {package}")
         if environment.is_cuda and (environment.compute_capability or (0, 0)) < minimum:
@@ -163,6 +166,7 @@ def _eight_bit(
         why_not,
         _int8_load(threshold),
         imports=_IMPORTS,
+        packages=_PACKAGES,
         proof=_proof(name),
         tier=lambda _: Tier.EIGHT_BIT,
         rates=_rates(rate),
@@ -184,6 +188,7 @@ def _four_bit(kind: str, words: str, rate: float, *, double: bool = False) -> Ch
         _why_not,
         _four_bit_load(kind, double=double),
         imports=_IMPORTS,
+        packages=_PACKAGES,
         proof=_proof(name),
         tier=lambda _: Tier.FOUR_BIT,
         rates=_rates(rate),

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation, tie_set
+from advisor.show.as_data import said
 from advisor.show.candidate_tables import figures_of, pareto_table, runners_up
 from advisor.show.console import console
 from advisor.show.headline import against, headline
@@ -27,6 +28,7 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
     return {
         **recommendation.payload,
         "load": _lines_to_paste(recommendation, chosen, device) if chosen else [],
+        "model_kwargs": said(chosen.configuration).model_kwargs if chosen else {},
         "batching": batching_words(chosen.configuration, facts) if chosen else "",
         "tied_with": [candidate.configuration.spelled for candidate in tie_set(recommendation)],
     }

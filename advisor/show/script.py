@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,34 +17,62 @@ from advisor.errors import BadInput
 from advisor.knobs import Batching, Collation, advised, call_arguments, choices_of, collation_of, traits_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts, ModelSource
-from advisor.workloads import Running, Workload, auto_class, kind_of, plain
+from advisor.workloads import Preparation, Running, Workload, auto_class, kind_of, plain
+
+#: Of a kind of work that does nothing with a model after it is loaded.
+_UNPREPARED = Preparation()
 
 
 def loading_lines(
     source: ModelSource, configuration: Configuration, facts: ModelFacts, workload: Workload, device: str
 ) -> list[str]:
     """Return the imports, the functions and statements before loading, those that load the model, and those after."""
-    choices = choices_of(configuration)
     auto = auto_class(workload.needs, facts.logits_class)
     if not auto:
         raise BadInput(f"no class of transformers is known that gives this model's {workload.output}", "tune it again")
-    prepared = kind_of(workload).preparation(workload, facts, source.files, device)
+    around = setup_of(configuration, kind_of(workload).preparation(workload, facts, source.files, device))
+    imports = {"import torch", *around.imports}
+    if source.has_random_weights:
+        imports |= {f"from transformers import AutoConfig, {auto}"}
+        load = _drawing_lines(source, auto, around.arguments, facts.checkpoint_dtype, device)
+    else:
+        imports |= {f"from transformers import {auto}"}
+        given = _called(repr(checkpoint_of(source)), around.arguments, device_map=repr(device))
+        load = [f"model = {auto}.from_pretrained({given}).eval()"]
+    return [*sorted(imports), *around.functions, *around.before, *load, *around.after]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stands around loading a model, as Python source.
+
+    imports: of all of it; functions: their sources; before, after: statements; arguments: of from_pretrained, as expressions.
+    """
+
+    imports: frozenset[str]
+    functions: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    arguments: dict[str, str]
+
+
+def setup_of(configuration: Configuration, prepared: Preparation = _UNPREPARED) -> Setup:
+    """Return what a configuration asks for around loading. prepared: what the kind of work does after it."""
+    choices = choices_of(configuration)
     imports = {line for choice in choices for line in choice.imports} | set(prepared.imports)
     functions = dict.fromkeys([*(function for choice in choices for function in choice.functions), *prepared.functions])
-    defined = [function_source(_file_of(module), name) for module, name in functions]
     before = dict.fromkeys(line for choice in choices for line in choice.before)
     after = dict.fromkeys(line for choice in choices for line in choice.after)
     arguments: dict[str, str] = {}
     for choice in choices:
         arguments |= choice.load(configuration)
-    if source.has_random_weights:
-        imports |= {"import torch", f"from transformers import AutoConfig, {auto}"}
-        load = _drawing_lines(source, auto, arguments, facts.checkpoint_dtype, device)
-    else:
-        imports |= {"import torch", f"from transformers import {auto}"}
-        name = source.path if Path(source.name).exists() else source.name
-        load = [f"model = {auto}.from_pretrained({_called(repr(name), arguments, device_map=repr(device))}).eval()"]
-    return [*sorted(imports), *defined, *before, *load, *after, *prepared.statements]
+    sources = tuple(function_source(_file_of(module), name) for module, name in functions)
+    return Setup(frozenset(imports), sources, tuple(before), (*after, *prepared.statements), arguments)
+
+
+def checkpoint_of(source: ModelSource) -> str:
+    """Return what a library is to load a model by: its folder, or the name of the hub."""
+    return source.path if Path(source.name).exists() else source.name
 
 
 def _called(first: str, arguments: dict[str, str], **more: str) -> str:
@@ -180,13 +209,19 @@ print(f"{{{running.useful} / sorted(times)[2]:.1f}} {running.unit}")
 def recommended_script(recommendation: Recommendation, device: str) -> str:
     """Return the script of what is recommended; it says where nobody measured the quality of the weights that it loads."""
     assert recommendation.chosen is not None
-    study, caution = recommendation.study, ""
-    if not recommendation.same_weights:
-        unknown = f"the quality of {recommendation.source.name}'s own was not measured"
-        caution = f"{recommendation.origin}; {unknown}. To measure it: {recommendation.command}"
+    study = recommendation.study
     threads, configuration = study.environment.threads or 1, recommendation.chosen.configuration
     where = (study.workload, recommendation.facts, device, threads)
-    return script_for(recommendation.source, configuration, *where, f"{caution[:1].upper()}{caution[1:]}")
+    return script_for(recommendation.source, configuration, *where, caution_of(recommendation))
+
+
+def caution_of(recommendation: Recommendation) -> str:
+    """Return what the reader of any lines to paste must know of the weights, "" where these very weights were measured."""
+    if recommendation.same_weights:
+        return ""
+    unknown = f"the quality of {recommendation.source.name}'s own was not measured"
+    caution = f"{recommendation.origin}; {unknown}. To measure it: {recommendation.command}"
+    return f"{caution[:1].upper()}{caution[1:]}"
 
 
 def _quoted(text: str) -> str:

@@ -14,7 +14,7 @@ from advisor.nouns import metrics
 from advisor.nouns.checked import Malformed, shortened
 from advisor.nouns.option import TAKEN
 from advisor.workloads import forward
-from advisor.workloads.kind import Kind, Preparation, Running
+from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
 from advisor.workloads.runtime import Call, Runtime, plain
 from advisor.workloads.workload import Head, Layout, Needs, Work, Workload, auto_class, shape_class
@@ -32,6 +32,7 @@ __all__ = [
     "Preparation",
     "Running",
     "Runtime",
+    "Served",
     "UnknownKind",
     "Work",
     "Workload",

@@ -12,7 +12,7 @@ from advisor.nouns.entry import Sent
 from advisor.nouns.metrics import MEMORY, Gauge, Metric, rate_of, seconds
 from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
 from advisor.nouns.option import Option
-from advisor.workloads.kind import Kind, Preparation, Running
+from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.workload import Head, Needs, Workload
@@ -252,6 +252,27 @@ def _preparation(workload: Workload, facts: ModelFacts, source: ModelFiles, devi
     )
 
 
+#: What transformers' pipelines call it, or why none does it.
+_PIPELINES = {
+    SCORES: Served("text-classification"),
+    HIDDEN: Served("feature-extraction"),
+    EMBEDDINGS: Served(
+        refused="no pipeline pools hidden states into an embedding",
+        instead="--format sentence-transformers does, and --format python",
+    ),
+}
+
+
+def _served(library: str, workload: Workload) -> Served:
+    """Return which call of a library gives this output. A pipeline of a language model generates: that is other work."""
+    if library == "pipeline":
+        other = f"{workload.output} is one pass, and a pipeline's text-generation or fill-mask is another workload"
+        return _PIPELINES.get(workload.output, Served(refused=other))
+    if library == "sentence-transformers" and workload.needs.embeds:
+        return Served("embeddings")
+    return Served(refused=f"{library} gives embeddings, and {workload.output} was measured")
+
+
 def _runtime(workload: Workload, facts: ModelFacts) -> Runtime:
     from advisor.workloads.forward_torch import ForwardRuntime
 
@@ -278,5 +299,6 @@ KIND = Kind(
     runtime=_runtime,
     examples=_EXAMPLES,
     preparation=_preparation,
+    served=_served,
     options=_OPTIONS,
 )

@@ -52,6 +52,22 @@ class Preparation:
     statements: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Served:
+    """Whether another library's own call does a kind of work, and how.
+
+    task: what that library calls it; refused: why it does not do it, "" where it does; instead: what to do then.
+    """
+
+    task: str = ""
+    refused: str = ""
+    instead: str = "--format python prints a script"
+
+
+def _unserved(library: str, _: Workload) -> Served:
+    return Served(refused=f"{library} has no call that is known to do this work")
+
+
 def _refuse_unpadded(workload: Workload, facts: ModelFacts, name: str) -> None:
     refuse_unpadded(name, pads=facts.pads, batch=workload.batch)
 
@@ -74,6 +90,7 @@ class Kind:
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
     preparation(workload, facts, source, device): what is done with the model first, source: its `ModelSource.files`.
+    served(library, workload): whether a library's own call does this work: "pipeline" (transformers'), "sentence-transformers".
     """
 
     name: str
@@ -88,6 +105,7 @@ class Kind:
     examples: tuple[Workload, ...] = ()
     limits: Mapping[Tier, Limits] = field(default_factory=dict, hash=False)
     preparation: Callable[[Workload, ModelFacts, ModelFiles, str], Preparation] = _unprepared
+    served: Callable[[str, Workload], Served] = _unserved
     options: tuple[Option, ...] = LIST_OPTIONS
     lengths: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lengths_of
 

@@ -313,6 +313,7 @@ def _choice(generation: Generation) -> Choice:
         unavailable=_unavailable(generation),
         why_not=_why_not(generation),
         load=load(generation.implementation),
+        packages=(generation.package or "kernels",),
         proof=ran_as("flash", generation.implementation),
         rates=rates(_rate(generation), launches=0.75, launches_with_pads=0.6),
         in_fp32=_in_fp32,
