@@ -24,7 +24,6 @@ MARKS: dict[Role, tuple[str, str, int]] = {
 #: Characters of a configuration that a chart's label shows; its table has all of them.
 _LABEL = 44
 
-_GIB = 2**30
 
 
 def plain(text: str) -> str:
@@ -36,10 +35,16 @@ def _short(text: str) -> str:
     return plain(text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…")
 
 
+def _memory_unit(sizes: Sequence[float]) -> tuple[str, int]:
+    """Return the unit that bytes are drawn in, and how many it is."""
+    return ("GiB", 2**30) if max(sizes, default=0) >= 2**30 else ("MiB", 2**20)
+
+
 def memory_figure(report: StudyReport) -> Figure | None:
     """Return speed against peak memory, None where nothing has both."""
     points = [point for point in report.searched if point.peak_bytes]
-    return _scatter(report, points, lambda point: (point.peak_bytes or 0) / _GIB, "peak memory (GiB)", is_log=False)
+    unit, size = _memory_unit([point.peak_bytes or 0 for point in points])
+    return _scatter(report, points, lambda point: (point.peak_bytes or 0) / size, f"peak memory ({unit})", is_log=False)
 
 
 def quality_figure(report: StudyReport) -> Figure | None:
@@ -65,7 +70,7 @@ def _scatter(
         for role in MARKS
         if any(point.role is role for point in points)
     ]
-    labels = [_mark(point, across(point), x_range, y_range, is_log=is_log) for point in points if _is_marked(point)]
+    labels = [_mark(point, across(point), x_range, is_log=is_log) for point in points if _is_marked(point)]
     x_axis = {**_axis(title), "range": x_range, **({"type": "log"} if is_log else {})}
     return {
         "data": traces,
@@ -96,14 +101,13 @@ def _trace(role: Role, points: Sequence[Point], across: Callable[[Point], float]
     }
 
 
-def _mark(point: Point, x: float, x_range: list[float], y_range: list[float], *, is_log: bool) -> Figure:
+def _mark(point: Point, x: float, x_range: list[float], *, is_log: bool) -> Figure:
     """Return the label of the default or of what is recommended, on the side of its point where there is room."""
     place = math.log10(x) if is_log else x
     is_left = place < sum(x_range) / 2
     is_chosen = point.role is Role.CHOSEN
     words = "recommended: the default" if is_chosen and point.is_default else str(point.role)
     words = "the default" if point.is_default and not is_chosen else words
-    is_low = (point.speed or 0.0) < sum(y_range) / 2
     return {
         "x": place,
         "y": point.speed,
@@ -114,7 +118,7 @@ def _mark(point: Point, x: float, x_range: list[float], y_range: list[float], *,
         "arrowhead": 0,
         "standoff": 8,
         "ax": 18 if is_left else -18,
-        "ay": -34 if is_low == is_chosen or is_low else 34,
+        "ay": -30 if is_chosen else 30,  # one above its point, the other below: they may be neighbours
         "xanchor": "left" if is_left else "right",
         "font": {"color": "--ink", "size": 13},
         "bgcolor": "--paper",
@@ -213,7 +217,10 @@ def path_figure(report: StudyReport) -> Figure | None:
     seen = [step for step in steps if step.value is not None]
     if not seen:
         return None
-    scale = _GIB if aim.metric == PEAK else 1
+    unit, scale = aim.unit, 1
+    if aim.metric == PEAK:
+        name, scale = _memory_unit([step.value or 0.0 for step in seen])
+        unit = f"peak memory ({name})"
     best = [step for step in steps if step.best is not None]
     trials = _steps_trace(seen, [(step.value or 0.0) / scale for step in seen], "markers", "--right")
     trials["marker"] = {"symbol": "circle-open", "size": 7, "color": "--right"}
@@ -237,7 +244,6 @@ def path_figure(report: StudyReport) -> Figure | None:
                 "layer": "below",
             }
         ]
-    unit = "peak memory (GiB)" if aim.metric == PEAK else aim.unit
     return {
         "data": [trials, line],
         "layout": {
@@ -265,7 +271,7 @@ def _padded(values: Sequence[float], *, is_log: bool = False) -> list[float]:
     """Return the range of an axis with room at both ends for marks; of its logarithm where that is asked for."""
     shown = [math.log10(value) for value in values] if is_log else list(values)
     low, high = min(shown), max(shown)
-    room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+    room = 0.14 * (high - low) or 0.1 * abs(high) or 1.0
     return [low - room, high + room]
 
 
