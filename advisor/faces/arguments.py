@@ -134,6 +134,13 @@ def _report(parser: argparse.ArgumentParser, _: Kind) -> None:
     _add_page(parser)
 
 
+def _map(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("model", metavar="MODEL", help="this model and others of its shapes")
+    parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
+    _add(parser, (replace(ON, help="an environment's key or part of a device's name (default: the newest study's)"),))
+    _add_page(parser)
+
+
 def _reproduce(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("trial", metavar="ID", help="STUDY.NUMBER, as advisor trials lists them")
     parser.add_argument("--model", metavar="MODEL", help="where the model is now (default: where it was)")
@@ -181,6 +188,7 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], No
     ("trials", "list what was measured", _trials),
     ("show", "all that is known of one trial", _show),
     ("report", "write a page about a study for browsers: charts, code, and all that was tried", _report),
+    ("map", "write a page on which choice wins over length and padding, of what was measured", _map),
     ("reproduce", "run a stored trial again and compare", _reproduce),
     (
         "reproduce-seed",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from advisor.nouns.metrics import PEAK
+from advisor.pages.comparison import ComparedStudies, Pair, mark_of, marks_of
 from advisor.pages.points import Finalist, Point, Role, Step, tie_zone
 from advisor.pages.study_report import StudyReport
 from advisor.terminal import printable
@@ -23,7 +24,6 @@ MARKS: dict[Role, tuple[str, str, int]] = {
 
 #: Characters of a configuration that a chart's label shows; its table has all of them.
 _LABEL = 44
-
 
 
 def plain(text: str) -> str:
@@ -108,21 +108,80 @@ def _mark(point: Point, x: float, x_range: list[float], *, is_log: bool) -> Figu
     is_chosen = point.role is Role.CHOSEN
     words = "recommended: the default" if is_chosen and point.is_default else str(point.role)
     words = "the default" if point.is_default and not is_chosen else words
+    return _label((place, point.speed or 0.0), words, is_left=is_left, is_up=is_chosen)
+
+
+def _label(place: tuple[float, float], words: str, *, is_left: bool, is_up: bool) -> Figure:
+    """Return a label beside its point. is_left: whether the point is in the left half; is_up: above it, for two may be close."""
     return {
-        "x": place,
-        "y": point.speed,
+        "x": place[0],
+        "y": place[1],
         "text": f"<b>{words}</b>",
+        "align": "left",
         "showarrow": True,
         "arrowcolor": "--ink",
         "arrowwidth": 1,
         "arrowhead": 0,
         "standoff": 8,
         "ax": 18 if is_left else -18,
-        "ay": -30 if is_chosen else 30,  # one above its point, the other below: they may be neighbours
+        "ay": -30 if is_up else 30,
         "xanchor": "left" if is_left else "right",
         "font": {"color": "--ink", "size": 13},
-        "bgcolor": "--paper",
     }
+
+
+def compared_figure(page: ComparedStudies) -> Figure | None:
+    """Return what both measured: its speed in the second study by its speed in the first; None where that is nothing."""
+    pairs = [pair for pair in page.pairs if pair.speed_ratio is not None]
+    if not pairs:
+        return None
+    numbers = (page.first.study.id, page.second.study.id)
+    x_range = _padded([pair.first.speed or 0.0 for pair in pairs])
+    y_range = _padded([pair.second.speed or 0.0 for pair in pairs])
+    reach = [min(x_range[0], y_range[0]), max(x_range[1], y_range[1])]
+    line = {"color": "--soft", "width": 1, "dash": "dash"}
+    same = {
+        "type": "line",
+        "x0": reach[0],
+        "x1": reach[1],
+        "y0": reach[0],
+        "y1": reach[1],
+        "line": line,
+        "layer": "below",
+    }
+    unit = page.first.speed_unit
+    traces = [_pairs_trace([p for p in pairs if mark_of(p) is role], role, numbers) for role in MARKS]
+    special = [pair for pair in pairs if marks_of(pair, *numbers)]
+    return {
+        "data": [trace for trace in traces if trace["x"]],
+        "layout": {
+            **_layout(420),
+            "xaxis": {**_axis(f"{unit} in study {numbers[0]}"), "range": x_range},
+            "yaxis": {**_axis(f"{unit} in study {numbers[1]}"), "range": y_range},
+            "shapes": [same],
+            "annotations": [_pair_label(pair, place, x_range, numbers) for place, pair in enumerate(special)],
+        },
+    }
+
+
+def _pairs_trace(pairs: Sequence[Pair], role: Role, numbers: tuple[int, int]) -> Figure:
+    symbol, colour, size = MARKS[role]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [pair.first.speed for pair in pairs],
+        "y": [pair.second.speed for pair in pairs],
+        "text": [f"{plain(pair.first.configuration)}: × {pair.speed_ratio:.2f}" for pair in pairs],
+        "marker": {"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": "--paper"}},
+        "hovertemplate": f"%{{text}}<br>study {numbers[0]}: %{{x:,.0f}}, study {numbers[1]}: %{{y:,.0f}}<extra></extra>",
+    }
+
+
+def _pair_label(pair: Pair, place: int, x_range: list[float], numbers: tuple[int, int]) -> Figure:
+    """Return the label of a pair. place: among the labels, which go up and down in turn."""
+    is_left = (pair.first.speed or 0.0) < sum(x_range) / 2
+    words = marks_of(pair, *numbers).replace(", ", ",<br>")
+    return _label((pair.first.speed or 0.0, pair.second.speed or 0.0), words, is_left=is_left, is_up=place % 2 == 0)
 
 
 def blocks_figure(report: StudyReport) -> Figure | None:

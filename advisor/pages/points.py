@@ -52,7 +52,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Point:
-    """A trial. speed: in the kind's own unit, with its interval; quality: the study's quality figure; None where not measured.
+    """A trial. key: of the configuration that ran.
+
+    speed: in the kind's own unit, with its interval; quality: the study's quality figure; None where not measured.
 
     ratio: over the default in the search, above 1 where better at what was asked for. value: of what was asked for. reason: why
     it failed, or all that stands against it. is_drawn: whether it stands for its configuration in the charts. wall_s: seconds it
@@ -60,6 +62,7 @@ class Point:
     """
 
     number: int
+    key: str
     configuration: str
     phase: str
     outcome: str
@@ -125,6 +128,7 @@ def _point(
     against = "; ".join(candidate.objections) if candidate is not None and role is Role.REJECTED else ""
     return Point(
         number=trial.number,
+        key=trial.ran.key,
         configuration=str(trial.ran if speed else trial.requested),
         phase=trial.phase if trial.block is None else f"{trial.phase} {trial.block}",
         outcome=str(trial.outcome),
