@@ -160,6 +160,8 @@ def _unfair(first: StudyRecord, second: StudyRecord) -> list[str]:
         found.append(f"They ran other workloads: {first.workload}; and {second.workload}.")
     elif first.workload_key != second.workload_key:
         found.append("The models have other shapes.")
+    if first.model_name != second.model_name:
+        found.append(f"They ran other models: {first.model_name} and {second.model_name}.")
     if first.weights_digest != second.weights_digest:
         found.append("They ran other weights: speeds of equal shapes can be compared, quality can't.")
     return found

@@ -71,7 +71,7 @@ def _scatter(
         if any(point.role is role for point in points)
     ]
     labels = [_mark(point, across(point), x_range, is_log=is_log) for point in points if _is_marked(point)]
-    x_axis = {**_axis(title), "range": x_range, **({"type": "log"} if is_log else {})}
+    x_axis = {**_axis(title), "range": x_range, **({"type": "log", "exponentformat": "power"} if is_log else {})}
     return {
         "data": traces,
         "layout": {
@@ -137,7 +137,7 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
         return None
     numbers = (page.first.study.id, page.second.study.id)
     x_range = _padded([pair.first.speed or 0.0 for pair in pairs])
-    y_range = _padded([pair.second.speed or 0.0 for pair in pairs])
+    y_range = _padded([pair.second.speed or 0.0 for pair in pairs], room=0.25)
     reach = [min(x_range[0], y_range[0]), max(x_range[1], y_range[1])]
     line = {"color": "--soft", "width": 1, "dash": "dash"}
     same = {
@@ -151,7 +151,6 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
     }
     unit = page.first.speed_unit
     traces = [_pairs_trace([p for p in pairs if mark_of(p) is role], role, numbers) for role in MARKS]
-    special = [pair for pair in pairs if marks_of(pair, *numbers)]
     return {
         "data": [trace for trace in traces if trace["x"]],
         "layout": {
@@ -159,7 +158,7 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
             "xaxis": {**_axis(f"{unit} in study {numbers[0]}"), "range": x_range},
             "yaxis": {**_axis(f"{unit} in study {numbers[1]}"), "range": y_range},
             "shapes": [same],
-            "annotations": [_pair_label(pair, place, x_range, numbers) for place, pair in enumerate(special)],
+            "annotations": _pair_labels(pairs, sum(x_range) / 2, numbers),
         },
     }
 
@@ -177,11 +176,16 @@ def _pairs_trace(pairs: Sequence[Pair], role: Role, numbers: tuple[int, int]) ->
     }
 
 
-def _pair_label(pair: Pair, place: int, x_range: list[float], numbers: tuple[int, int]) -> Figure:
-    """Return the label of a pair. place: among the labels, which go up and down in turn."""
-    is_left = (pair.first.speed or 0.0) < sum(x_range) / 2
-    words = marks_of(pair, *numbers).replace(", ", ",<br>")
-    return _label((pair.first.speed or 0.0, pair.second.speed or 0.0), words, is_left=is_left, is_up=place % 2 == 0)
+def _pair_labels(pairs: Sequence[Pair], middle: float, numbers: tuple[int, int]) -> list[Figure]:
+    """Return the labels of what is special, off the diagonal where the points are; no two in one half are as far off."""
+    labels: dict[bool, list[Figure]] = {True: [], False: []}
+    for pair in pairs:
+        x, y = pair.first.speed or 0.0, pair.second.speed or 0.0
+        if words := marks_of(pair, *numbers):
+            beside = labels[x < middle]
+            label = _label((x, y), words.replace(", ", ",<br>"), is_left=x < middle, is_up=x >= middle)
+            beside.append({**label, "ay": label["ay"] * (1 + len(beside))})
+    return [*labels[True], *labels[False]]
 
 
 def blocks_figure(report: StudyReport) -> Figure | None:
@@ -274,7 +278,7 @@ def path_figure(report: StudyReport) -> Figure | None:
     """Return the best so far by the trial's number, with each trial's own value and the default's line."""
     steps, aim = report.path, report.study.objective.aim
     seen = [step for step in steps if step.value is not None]
-    if not seen:
+    if len(seen) < 2:
         return None
     unit, scale = aim.unit, 1
     if aim.metric == PEAK:
@@ -304,10 +308,10 @@ def path_figure(report: StudyReport) -> Figure | None:
             }
         ]
     return {
-        "data": [trials, line],
+        "data": [trials, line] if best else [trials],
         "layout": {
             **_layout(340),
-            "xaxis": _axis("trial of the search"),
+            "xaxis": {**_axis("trial of the search"), "tickformat": "d"},
             "yaxis": {**_axis(unit), "range": _padded(values)},
             "shapes": shapes,
         },
@@ -326,12 +330,12 @@ def _steps_trace(steps: Sequence[Step], values: Sequence[float], mode: str, colo
     }
 
 
-def _padded(values: Sequence[float], *, is_log: bool = False) -> list[float]:
-    """Return the range of an axis with room at both ends for marks; of its logarithm where that is asked for."""
+def _padded(values: Sequence[float], *, is_log: bool = False, room: float = 0.14) -> list[float]:
+    """Return the range of an axis, or of its logarithm. room: for marks at both ends, as a share of its span."""
     shown = [math.log10(value) for value in values] if is_log else list(values)
     low, high = min(shown), max(shown)
-    room = 0.14 * (high - low) or 0.1 * abs(high) or 1.0
-    return [low - room, high + room]
+    more = room * (high - low) or 0.1 * abs(high) or 1.0
+    return [low - more, high + more]
 
 
 def _axis(title: str) -> Figure:

@@ -9,6 +9,7 @@ from itertools import groupby
 from advisor.advice.kept_answers import answer_of
 from advisor.errors import NotMeasured
 from advisor.nouns.answer import Answer
+from advisor.pages.study_report import asked_words
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 
@@ -48,7 +49,7 @@ class Win:
     @property
     def asked(self) -> str:
         """What was made the best of, within what quality."""
-        return f"{self.study.objective.aim.name}, quality {self.study.objective.quality}"
+        return f"{self.study.objective.aim.name}, {asked_words(self.study.objective)}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class WinnersMap:
     def at(self, padding: float, length: int) -> tuple[Win, ...]:
         """Return what was measured in a cell, the smallest batch first."""
         return tuple(win for win in self.wins if win.place == (padding, length))
+
+    @property
+    def asks_alike(self) -> bool:
+        """Whether all were asked the same, so that no cell has to say what."""
+        return len({win.asked for win in self.wins}) == 1
 
     @property
     def environments(self) -> int:
