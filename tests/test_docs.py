@@ -130,3 +130,15 @@ def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
     assert [name for name in views("sqlite") if f"`{name}`" not in readme] == []
     statuses = [kind.exit_status for kind in (BadInput, NotMeasured, NothingAdmissible)]
     assert [status for status in statuses if f"\n| {status} |" not in readme] == []
+
+
+def test_the_commands_for_pages_are_as_they_are_told() -> None:
+    """Every command of docs/reports.md is one that the command line takes."""
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = [line.split() for block in blocks for line in block.splitlines()]
+
+    assert {words[1] for words in commands} == {"report", "map"}
+    for words in commands:
+        assert words[0] == "advisor"
+        assert build_parser().parse_args(words[1:]).command == words[1]

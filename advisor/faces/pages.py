@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +86,8 @@ def _write(text: str, file: str | None, usual: str) -> int:
 
 def _replace(path: Path, text: str) -> None:
     """Put a text where a path says: until it is whole, what was there stays."""
+    import tempfile
+
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
