@@ -160,10 +160,17 @@ def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
 
 def _report(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument(
-        "study", metavar="STUDY", type=_study, nargs="?", help="its number, as advisor trials lists them"
+        "study", metavar="STUDY", type=_study, nargs="?", help="its number, as advisor trials lists them (default: the newest)"
     )
     parser.add_argument("--compare", metavar=("A", "B"), type=_study, nargs=2, help="two studies beside each other")
     parser.add_argument("--allow-pickle", action="store_true", help="the model may have a pickle checkpoint")
+    _add_page(parser)
+
+
+def _map(parser: argparse.ArgumentParser, _: Kind) -> None:
+    parser.add_argument("model", metavar="MODEL", help="this model and others of its shapes")
+    parser.add_argument("--allow-pickle", action="store_true", help="MODEL may have a pickle checkpoint")
+    _add(parser, (replace(ON, help="an environment's key or part of a device's name (default: the newest study's)"),))
     _add_page(parser)
 
 
@@ -225,6 +232,7 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], No
     ("trials", "list what was measured", _trials),
     ("show", "all that is known of one trial", _show),
     ("report", "write a page about a study for browsers: charts, code, and all that was tried", _report),
+    ("map", "write a page on which choice wins over length and padding, of what was measured", _map),
     ("reproduce", "run a stored trial again and compare", _reproduce),
     (
         "reproduce-seed",

@@ -42,7 +42,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "report": (
         ("advisor report 3 -o report.html", "study 3 as a page, with its plots and its code"),
         ("advisor report --compare 3 5", "two studies beside each other"),
-        ("advisor report 3 -o - | less", "to stdout"),
+        ("advisor report", "the newest study"),
+    ),
+    "map": (
+        ("advisor map MODEL", "which choice wins over length and padding, as this device measured"),
+        ("advisor map MODEL --on H200", "as an H200 measured"),
+        ("advisor map MODEL -o map.html", "into a file of this name"),
     ),
     "reproduce": (
         ("advisor reproduce 3.7", "run trial 7 of study 3 again, and compare"),

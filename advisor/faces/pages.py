@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,16 +24,42 @@ def _report(options: argparse.Namespace, _: float) -> int:
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
 
-    if (options.study is None) == (options.compare is None):
+    if options.study is not None and options.compare is not None:
         raise BadInput("a report is of one study, or of two with --compare A B", "advisor trials lists them")
     with Store.open(default_url(), write=False) as store:
-        from advisor.pages.rendering import report_html
+        from advisor.pages.comparison import compared
+        from advisor.pages.rendering import compared_html, report_html
         from advisor.pages.study_report import report_of
 
-        source = _source_of(store, options.study, allow_pickle=options.allow_pickle)
-        text, name = report_html(report_of(store, options.study, source)), f"{options.study}"
+        numbers = options.compare or [_newest(store) if options.study is None else options.study]
+        where = [_source_of(store, number, allow_pickle=options.allow_pickle) for number in numbers]
+        reports = [report_of(store, number, source) for number, source in zip(numbers, where, strict=True)]
+        text = report_html(reports[0]) if len(reports) == 1 else compared_html(compared(*reports))
         note(store.damaged)
-    return _write(text, options.file, f"advisor-report-{name}.html")
+    return _write(text, options.file, f"advisor-report-{'-'.join(map(str, numbers))}.html")
+
+
+def _newest(store: Store) -> int:
+    """Return the number of the study that was begun last. Raises NotMeasured where there is none."""
+    page = store.studies_page(None, None, 0, 1)
+    if not page:
+        raise NotMeasured("no study is stored", "advisor tune MODEL makes one")
+    return page[0].id
+
+
+def _map(options: argparse.Namespace, _: float) -> int:
+    from advisor.models.checkpoint import find_model
+    from advisor.pages.rendering import map_html
+    from advisor.pages.winners import map_of
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+
+    source = find_model(options.model, allow_pickle=options.allow_pickle, download=False)
+    with Store.open(default_url(), write=False) as store:
+        text = map_html(map_of(store, source.name, source.architecture_key, options.on))
+        note(store.damaged)
+    name = re.sub(r"[^\w.-]+", "-", Path(source.name).name if Path(source.name).exists() else source.name)[:100]
+    return _write(text, options.file, f"advisor-map-{name.removesuffix('.json')}.html")
 
 
 def _source_of(store: Store, study: int, *, allow_pickle: bool) -> ModelSource | None:
@@ -68,6 +94,8 @@ def _write(text: str, file: str | None, usual: str) -> int:
 
 def _replace(path: Path, text: str) -> None:
     """Put a text where a path says: until it is whole, what was there stays."""
+    import tempfile
+
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -82,4 +110,4 @@ def _replace(path: Path, text: str) -> None:
 
 
 #: What runs each of these commands, as `advisor.faces.commands.COMMANDS` has it.
-PAGES: dict[str, Callable[[argparse.Namespace, float], int]] = {"report": _report}
+PAGES: dict[str, Callable[[argparse.Namespace, float], int]] = {"report": _report, "map": _map}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from advisor.nouns.metrics import PEAK
+from advisor.pages.comparison import ComparedStudies, Pair, mark_of, marks_of
 from advisor.pages.points import Finalist, Point, Role, Step, tie_zone
 from advisor.pages.study_report import StudyReport
 from advisor.terminal import printable
@@ -24,8 +25,6 @@ MARKS: dict[Role, tuple[str, str, int]] = {
 #: Characters of a configuration that a chart's label shows; its table has all of them.
 _LABEL = 44
 
-_GIB = 2**30
-
 
 def plain(text: str) -> str:
     """Return text that plotly takes as it is: it would read tags in it."""
@@ -36,10 +35,16 @@ def _short(text: str) -> str:
     return plain(text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…")
 
 
+def _memory_unit(sizes: Sequence[float]) -> tuple[str, int]:
+    """Return the unit that bytes are drawn in, and how many it is."""
+    return ("GiB", 2**30) if max(sizes, default=0) >= 2**30 else ("MiB", 2**20)
+
+
 def memory_figure(report: StudyReport) -> Figure | None:
     """Return speed against peak memory, None where nothing has both."""
     points = [point for point in report.searched if point.peak_bytes]
-    return _scatter(report, points, lambda point: (point.peak_bytes or 0) / _GIB, "peak memory (GiB)", is_log=False)
+    unit, size = _memory_unit([point.peak_bytes or 0 for point in points])
+    return _scatter(report, points, lambda point: (point.peak_bytes or 0) / size, f"peak memory ({unit})", is_log=False)
 
 
 def quality_figure(report: StudyReport) -> Figure | None:
@@ -65,8 +70,8 @@ def _scatter(
         for role in MARKS
         if any(point.role is role for point in points)
     ]
-    labels = [_mark(point, across(point), x_range, y_range, is_log=is_log) for point in points if _is_marked(point)]
-    x_axis = {**_axis(title), "range": x_range, **({"type": "log"} if is_log else {})}
+    labels = [_mark(point, across(point), x_range, is_log=is_log) for point in points if _is_marked(point)]
+    x_axis = {**_axis(title), "range": x_range, **({"type": "log", "exponentformat": "power"} if is_log else {})}
     return {
         "data": traces,
         "layout": {
@@ -96,29 +101,91 @@ def _trace(role: Role, points: Sequence[Point], across: Callable[[Point], float]
     }
 
 
-def _mark(point: Point, x: float, x_range: list[float], y_range: list[float], *, is_log: bool) -> Figure:
+def _mark(point: Point, x: float, x_range: list[float], *, is_log: bool) -> Figure:
     """Return the label of the default or of what is recommended, on the side of its point where there is room."""
     place = math.log10(x) if is_log else x
     is_left = place < sum(x_range) / 2
     is_chosen = point.role is Role.CHOSEN
     words = "recommended: the default" if is_chosen and point.is_default else str(point.role)
     words = "the default" if point.is_default and not is_chosen else words
-    is_low = (point.speed or 0.0) < sum(y_range) / 2
+    return _label((place, point.speed or 0.0), words, is_left=is_left, is_up=is_chosen)
+
+
+def _label(place: tuple[float, float], words: str, *, is_left: bool, is_up: bool) -> Figure:
+    """Return a label beside its point. is_left: whether the point is in the left half; is_up: above it, for two may be close."""
     return {
-        "x": place,
-        "y": point.speed,
+        "x": place[0],
+        "y": place[1],
         "text": f"<b>{words}</b>",
+        "align": "left",
         "showarrow": True,
         "arrowcolor": "--ink",
         "arrowwidth": 1,
         "arrowhead": 0,
         "standoff": 8,
         "ax": 18 if is_left else -18,
-        "ay": -34 if is_low == is_chosen or is_low else 34,
+        "ay": -30 if is_up else 30,
         "xanchor": "left" if is_left else "right",
         "font": {"color": "--ink", "size": 13},
-        "bgcolor": "--paper",
     }
+
+
+def compared_figure(page: ComparedStudies) -> Figure | None:
+    """Return what both measured: its speed in the second study by its speed in the first; None where that is nothing."""
+    pairs = [pair for pair in page.pairs if pair.speed_ratio is not None]
+    if not pairs:
+        return None
+    numbers = (page.first.study.id, page.second.study.id)
+    x_range = _padded([pair.first.speed or 0.0 for pair in pairs])
+    y_range = _padded([pair.second.speed or 0.0 for pair in pairs], room=0.25)
+    reach = [min(x_range[0], y_range[0]), max(x_range[1], y_range[1])]
+    line = {"color": "--soft", "width": 1, "dash": "dash"}
+    same = {
+        "type": "line",
+        "x0": reach[0],
+        "x1": reach[1],
+        "y0": reach[0],
+        "y1": reach[1],
+        "line": line,
+        "layer": "below",
+    }
+    unit = page.first.speed_unit
+    traces = [_pairs_trace([p for p in pairs if mark_of(p) is role], role, numbers) for role in MARKS]
+    return {
+        "data": [trace for trace in traces if trace["x"]],
+        "layout": {
+            **_layout(420),
+            "xaxis": {**_axis(f"{unit} in study {numbers[0]}"), "range": x_range},
+            "yaxis": {**_axis(f"{unit} in study {numbers[1]}"), "range": y_range},
+            "shapes": [same],
+            "annotations": _pair_labels(pairs, sum(x_range) / 2, numbers),
+        },
+    }
+
+
+def _pairs_trace(pairs: Sequence[Pair], role: Role, numbers: tuple[int, int]) -> Figure:
+    symbol, colour, size = MARKS[role]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [pair.first.speed for pair in pairs],
+        "y": [pair.second.speed for pair in pairs],
+        "text": [f"{plain(pair.first.configuration)}: × {pair.speed_ratio:.2f}" for pair in pairs],
+        "marker": {"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": "--paper"}},
+        "hovertemplate": f"%{{text}}<br>study {numbers[0]}: %{{x:,.0f}}, study {numbers[1]}: %{{y:,.0f}}<extra></extra>",
+    }
+
+
+def _pair_labels(pairs: Sequence[Pair], middle: float, numbers: tuple[int, int]) -> list[Figure]:
+    """Return the labels of what is special, off the diagonal where the points are; no two in one half are as far off."""
+    labels: dict[bool, list[Figure]] = {True: [], False: []}
+    for pair in pairs:
+        x, y = pair.first.speed or 0.0, pair.second.speed or 0.0
+        if words := marks_of(pair, *numbers):
+            beside = labels[x < middle]
+            label = _label((x, y), words.replace(", ", ",<br>"), is_left=x < middle, is_up=x >= middle)
+            beside.append({**label, "ay": label["ay"] * (1 + len(beside))})
+    return [*labels[True], *labels[False]]
 
 
 def blocks_figure(report: StudyReport) -> Figure | None:
@@ -211,9 +278,12 @@ def path_figure(report: StudyReport) -> Figure | None:
     """Return the best so far by the trial's number, with each trial's own value and the default's line."""
     steps, aim = report.path, report.study.objective.aim
     seen = [step for step in steps if step.value is not None]
-    if not seen:
+    if len(seen) < 2:
         return None
-    scale = _GIB if aim.metric == PEAK else 1
+    unit, scale = aim.unit, 1
+    if aim.metric == PEAK:
+        name, scale = _memory_unit([step.value or 0.0 for step in seen])
+        unit = f"peak memory ({name})"
     best = [step for step in steps if step.best is not None]
     trials = _steps_trace(seen, [(step.value or 0.0) / scale for step in seen], "markers", "--right")
     trials["marker"] = {"symbol": "circle-open", "size": 7, "color": "--right"}
@@ -237,12 +307,11 @@ def path_figure(report: StudyReport) -> Figure | None:
                 "layer": "below",
             }
         ]
-    unit = "peak memory (GiB)" if aim.metric == PEAK else aim.unit
     return {
-        "data": [trials, line],
+        "data": [trials, line] if best else [trials],
         "layout": {
             **_layout(340),
-            "xaxis": _axis("trial of the search"),
+            "xaxis": {**_axis("trial of the search"), "tickformat": "d"},
             "yaxis": {**_axis(unit), "range": _padded(values)},
             "shapes": shapes,
         },
@@ -261,12 +330,12 @@ def _steps_trace(steps: Sequence[Step], values: Sequence[float], mode: str, colo
     }
 
 
-def _padded(values: Sequence[float], *, is_log: bool = False) -> list[float]:
-    """Return the range of an axis with room at both ends for marks; of its logarithm where that is asked for."""
+def _padded(values: Sequence[float], *, is_log: bool = False, room: float = 0.14) -> list[float]:
+    """Return the range of an axis, or of its logarithm. room: for marks at both ends, as a share of its span."""
     shown = [math.log10(value) for value in values] if is_log else list(values)
     low, high = min(shown), max(shown)
-    room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
-    return [low - room, high + room]
+    more = room * (high - low) or 0.1 * abs(high) or 1.0
+    return [low - more, high + more]
 
 
 def _axis(title: str) -> Figure:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from advisor.advice.ranking import Candidate
-from advisor.advice.recommendation import Recommendation
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import TIE_ZONE, Comparison
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -39,6 +38,10 @@ def measure_of(trials: Sequence[Trial]) -> Measure:
     return next((each for each in _MEASURES if any(each.of(one) is not None for one in figures)), _MEASURES[-1])
 
 
+#: Every configuration that was measured, with its evidence.
+Candidates = Mapping[Configuration, Candidate]
+
+
 class Role(StrEnum):
     """What a trial is to a reader; the charts give each a shape and a colour of its own."""
 
@@ -52,7 +55,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Point:
-    """A trial. speed: in the kind's own unit, with its interval; quality: the study's quality figure; None where not measured.
+    """A trial. key: of the configuration that ran.
+
+    speed: in the kind's own unit, with its interval; quality: the study's quality figure; None where not measured.
 
     ratio: over the default in the search, above 1 where better at what was asked for. value: of what was asked for. reason: why
     it failed, or all that stands against it. is_drawn: whether it stands for its configuration in the charts. wall_s: seconds it
@@ -60,6 +65,7 @@ class Point:
     """
 
     number: int
+    key: str
     configuration: str
     phase: str
     outcome: str
@@ -101,30 +107,22 @@ class Step:
 
 
 def points_of(
-    study: StudyRecord, trials: Sequence[Trial], found: Recommendation | None, measure: Measure
+    study: StudyRecord, trials: Sequence[Trial], known: Candidates, chosen: Configuration | None, measure: Measure
 ) -> tuple[Point, ...]:
-    """Return every trial as a point. measure: the study's quality figure."""
-    known = candidates_of(found)
-    return tuple(_point(study, trial, known.get(trial.ran), found, measure) for trial in trials)
-
-
-def candidates_of(found: Recommendation | None) -> dict[Configuration, Candidate]:
-    """Return every configuration that was measured, with its evidence."""
-    if found is None:
-        return {}
-    all_of = (found.chosen, found.default, *found.runners_up, *found.rejected)
-    return {candidate.configuration: candidate for candidate in all_of if candidate is not None}
+    """Return every trial as a point. known: what was measured; chosen: what is recommended; measure: the quality figure."""
+    return tuple(_point(study, trial, known.get(trial.ran), chosen, measure) for trial in trials)
 
 
 def _point(
-    study: StudyRecord, trial: Trial, candidate: Candidate | None, found: Recommendation | None, measure: Measure
+    study: StudyRecord, trial: Trial, candidate: Candidate | None, chosen: Configuration | None, measure: Measure
 ) -> Point:
     speed = trial.measurement(kind_of(study.workload).speed.metric)
     is_own = candidate is not None and candidate.trial.number == trial.number
-    role = _role(trial, candidate, found)
+    role = _role(trial, candidate, chosen)
     against = "; ".join(candidate.objections) if candidate is not None and role is Role.REJECTED else ""
     return Point(
         number=trial.number,
+        key=trial.ran.key,
         configuration=str(trial.ran if speed else trial.requested),
         phase=trial.phase if trial.block is None else f"{trial.phase} {trial.block}",
         outcome=str(trial.outcome),
@@ -142,23 +140,22 @@ def _point(
     )
 
 
-def _role(trial: Trial, candidate: Candidate | None, found: Recommendation | None) -> Role:
+def _role(trial: Trial, candidate: Candidate | None, chosen: Configuration | None) -> Role:
     """Return what a trial is, by what the advice says of its configuration."""
-    if trial.outcome in (Outcome.RUNNING, Outcome.CUT):
-        return Role.OPEN
-    if candidate is None or (trial.outcome.is_failure and not trial.measurements):
-        return Role.FAILED if trial.outcome.is_failure else Role.REJECTED if found is None else Role.OPEN
-    if found is not None and found.chosen is not None and candidate.configuration == found.chosen.configuration:
+    if trial.outcome.is_failure and not trial.measurements:
+        return Role.FAILED
+    if candidate is None or trial.outcome in (Outcome.RUNNING, Outcome.CUT):
+        return Role.FAILED if trial.outcome.is_failure else Role.OPEN
+    if candidate.configuration == chosen:
         return Role.CHOSEN
     if candidate.objections:
         return Role.REJECTED
     return Role.DEFAULT if candidate.is_default else Role.RIGHT
 
 
-def finalists_of(found: Recommendation | None) -> tuple[Finalist, ...]:
+def finalists_of(known: Candidates, chosen: Configuration | None) -> tuple[Finalist, ...]:
     """Return what met the default in blocks, the highest ratio first."""
-    compared = [c for c in candidates_of(found).values() if c.comparison is not None and not c.is_default]
-    chosen = found.configuration if found is not None else None
+    compared = [c for c in known.values() if not c.is_default]
     finalists = [_finalist(c, c.comparison, chosen) for c in compared if c.comparison is not None]
     return tuple(sorted(finalists, key=lambda finalist: -finalist.ratio))
 

@@ -9,9 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from advisor.pages.figures import blocks_figure, memory_figure, path_figure, quality_figure
-from advisor.pages.points import Role
+from advisor.pages.comparison import ComparedStudies
+from advisor.pages.figures import blocks_figure, compared_figure, memory_figure, path_figure, quality_figure
 from advisor.pages.study_report import StudyReport
+from advisor.pages.winners import WinnersMap, letter
 from advisor.terminal import gib, printable
 from advisor.version import __version__
 
@@ -30,6 +31,16 @@ def report_html(report: StudyReport) -> str:
     return _page("report.html", figures, title=report.title, report=report)
 
 
+def compared_html(page: ComparedStudies) -> str:
+    """Return the page of two studies beside each other."""
+    return _page("compare.html", {"both": compared_figure(page)}, title=page.title, page=page)
+
+
+def map_html(page: WinnersMap) -> str:
+    """Return the page of what wins where."""
+    return _page("map.html", {}, title=page.title, page=page)
+
+
 def _page(template: str, figures: dict[str, Any], **values: Any) -> str:
     """Return a template filled in. figures: by the name of their place in it, None for those that there are not."""
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -42,7 +53,6 @@ def _page(template: str, figures: dict[str, Any], **values: Any) -> str:
             scripts=scripts,
             hashes=" ".join(f"'sha256-{_hash(text)}'" for text in scripts.values() if text),
             style=_own("page.css"),
-            Role=Role,
             version=__version__,
             **values,
         )
@@ -62,7 +72,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    templates.filters |= {"data": _data, "gib": gib, "verbatim": _verbatim}
+    templates.filters |= {"data": _data, "gib": gib, "verbatim": _verbatim, "letter": letter}
     return templates
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
+from advisor.advice.evidence import Evidence
+from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import figure, seconds
 from advisor.nouns.model import ModelSource, is_drawn
+from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial, default_of
 from advisor.pages.points import Finalist, Point, Role, Step, finalists_of, measure_of, path_of, points_of
 from advisor.show.candidate_tables import figures_of
@@ -169,11 +173,15 @@ def report_of(store: Store, study_id: int, source: ModelSource | None = None) ->
         study = store.study(study_id)
     except NotMeasured as error:
         raise BadInput(str(error), "advisor trials lists them") from None
+    if source is not None and study.workload.key_for(source.architecture_key) != study.workload_key:
+        source = None  # another model is at its place by now
     trials = store.trials(study_id)
-    found, reasons = recommended(store, study, trials, source)
+    found, reasons = _recommended(store, study, source)
+    known = _candidates(store, study, trials, found)
+    chosen = found.configuration if found is not None else None
     kind = kind_of(study.workload)
     measure = measure_of(trials)
-    points = points_of(study, trials, found, measure)
+    points = points_of(study, trials, known, chosen, measure)
     code, no_code = _code_of(found)
     default = default_of(trials)
     refusals = refusal_rows(found.refusals if found else store.refusals(study_id))
@@ -191,7 +199,7 @@ def report_of(store: Store, study_id: int, source: ModelSource | None = None) ->
         code=code,
         no_code=no_code,
         points=points,
-        finalists=finalists_of(found),
+        finalists=finalists_of(known, chosen),
         path=path_of(study, points, trials),
         default_value=default.value(study.objective.metric) if default else None,
         refusals=tuple(refusals),
@@ -200,8 +208,8 @@ def report_of(store: Store, study_id: int, source: ModelSource | None = None) ->
     )
 
 
-def recommended(
-    store: Store, study: StudyRecord, trials: Sequence[Trial], source: ModelSource | None
+def _recommended(
+    store: Store, study: StudyRecord, source: ModelSource | None
 ) -> tuple[Recommendation | None, tuple[str, ...]]:
     """Return what a study recommends under its own objective and for its own weights, or None and why nothing is left.
 
@@ -211,6 +219,18 @@ def recommended(
         return recommend(store, own_source(study, source), study, study.objective), ()
     except NothingAdmissible as error:
         return None, error.reasons
+
+
+def _candidates(
+    store: Store, study: StudyRecord, trials: Sequence[Trial], found: Recommendation | None
+) -> dict[Configuration, Candidate]:
+    """Return every configuration that was measured with its evidence: the recommendation's, or where there is none, its own."""
+    if found is not None:
+        all_of = [found.chosen, found.default, *found.runners_up, *found.rejected]
+    else:
+        evidence = Evidence.of(store, own_source(study, None), study, study.objective, trials)
+        all_of = [evidence.default, *evidence.rejected]
+    return {candidate.configuration: candidate for candidate in all_of if candidate is not None}
 
 
 def own_source(study: StudyRecord, source: ModelSource | None) -> ModelSource:
@@ -225,6 +245,23 @@ def own_source(study: StudyRecord, source: ModelSource | None) -> ModelSource:
 def about(study: StudyRecord) -> tuple[tuple[str, str], ...]:
     """Return what a study was about, term by term."""
     environment, objective = study.environment, study.objective
+    weights = "drawn at random" if is_drawn(study.weights_digest) else study.weights_digest
+    shown: Mapping[str, str] = {
+        "Model": study.model_name,
+        "Weights": weights,
+        "Workload": str(study.workload),
+        "Made the best of": objective.aim.words,
+        "Asked": asked_words(objective),
+        "Device": _device(study),
+        "Versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
+        "Measured": _when(study),
+        "Environment": study.environment_key,
+    }
+    return tuple((term, words) for term, words in shown.items() if words)
+
+
+def asked_words(objective: Objective) -> str:
+    """Return within what limits the best was looked for."""
     limits = [f"quality {objective.quality}"]
     limits += [f"within {gib(objective.max_memory_bytes)}"] if objective.max_memory_bytes is not None else []
     limits += (
@@ -233,19 +270,7 @@ def about(study: StudyRecord) -> tuple[tuple[str, str], ...]:
     limits += [f"only {knob} {', '.join(names)}" for knob, names in objective.only]
     limits += [f"rules ignored: {', '.join(objective.ignored_rules)}"] if objective.ignored_rules else []
     limits += ["lossy choices allowed unjudged"] if objective.allow_unjudged else []
-    weights = "drawn at random" if is_drawn(study.weights_digest) else study.weights_digest
-    shown: Mapping[str, str] = {
-        "Model": study.model_name,
-        "Weights": weights,
-        "Workload": str(study.workload),
-        "Made the best of": objective.aim.words,
-        "Asked": "; ".join(limits),
-        "Device": _device(study),
-        "Versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
-        "Measured": _when(study),
-        "Environment": study.environment_key,
-    }
-    return tuple((term, words) for term, words in shown.items() if words)
+    return "; ".join(limits)
 
 
 def _device(study: StudyRecord) -> str:
@@ -291,7 +316,9 @@ def _code_of(found: Recommendation | None) -> tuple[Code | None, str]:
 def _unlike(study: StudyRecord, source: ModelSource | None) -> tuple[str, ...]:
     """Return what is to be told of a model that is not where it was, or not as it was."""
     if source is None:
-        return (f"the model is not found here: the code names it {study.model_name}, as it was measured",)
+        return (
+            f"the model that was measured is not found here: the code names it {study.model_name}, as it was named",
+        )
     if source.weights_digest != study.weights_digest:
-        return ("the model has other weights here by now than those that were measured",)
+        return ("the weights of the model here are not those that were measured",)
     return ()
