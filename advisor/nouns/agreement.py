@@ -17,7 +17,7 @@ from advisor.nouns.measurement import BOUNDS
 CHANGE = 0.10
 
 #: Processes now: fewer decide nothing, and so many are run at most unless more are asked for. More than MOST are none.
-LEAST_PROCESSES, USUAL_PROCESSES, MOST_PROCESSES = 3, 9, 99
+LEAST_PROCESSES, USUAL_PROCESSES, MOST_PROCESSES = 3, 15, 99
 
 #: The change as a logarithm, and the point halfway to it, at which it is decided.
 _CHANGE, _HALFWAY = math.log1p(CHANGE), math.log1p(CHANGE) / 2
