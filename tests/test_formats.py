@@ -244,7 +244,7 @@ def results_of(path: str) -> Any:
     return torch.stack([ready.results([tokenizer(text)["input_ids"]])[0] for text in TEXTS])
 
 
-@pytest.mark.parametrize("made", ["encoder", "causal", "modules", "cls"])
+@pytest.mark.parametrize("made", ["encoder", "causal", "modules", pytest.param("cls", marks=pytest.mark.slow)])
 def test_sentence_transformers_gives_the_embeddings(made: str, tmp_path: Path) -> None:
     """It gives the embeddings that were measured: with modules of its own, and where it would guess otherwise."""
     pytest.importorskip("sentence_transformers")
@@ -266,6 +266,7 @@ def test_sentence_transformers_gives_the_embeddings(made: str, tmp_path: Path) -
     near(ran(text, "embeddings", tmp_path), results_of(str(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_sentence_transformers_quantises(embeds: Recommendation, name: str, tmp_path: Path) -> None:
     """A quantised configuration is loaded so."""
