@@ -868,7 +868,9 @@ def test_a_gpu_runs_and_proves_it(name: str, kernels: Callable[[Sequence[str]], 
     model: Any = (
         BertModel(BertConfig(**settings))
         if name == "bettertransformer"
-        else LlamaForCausalLM(LlamaConfig(**settings, num_key_value_heads=4 if name == "sdpa-efficient" else 2))  # rule A25
+        else LlamaForCausalLM(
+            LlamaConfig(**settings, num_key_value_heads=4 if name == "sdpa-efficient" else 2)
+        )  # rule A25
     )
     model = model.to("cuda", torch.bfloat16).eval()
     ids = torch.randint(0, 64, (4, 128), device="cuda")

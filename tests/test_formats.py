@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def results_of(path: str) -> Any:
     return torch.stack([ready.results([tokenizer(text)["input_ids"]])[0] for text in TEXTS])
 
 
-@pytest.mark.parametrize("made", ["encoder", "causal", "modules", "cls"])
+@pytest.mark.parametrize("made", ["encoder", "causal", "modules", pytest.param("cls", marks=pytest.mark.slow)])
 def test_sentence_transformers_gives_the_embeddings(made: str, tmp_path: Path) -> None:
     """It gives the embeddings that were measured: with modules of its own, and where it would guess otherwise."""
     pytest.importorskip("sentence_transformers")
@@ -265,6 +266,7 @@ def test_sentence_transformers_gives_the_embeddings(made: str, tmp_path: Path) -
     near(ran(text, "embeddings", tmp_path), results_of(str(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_sentence_transformers_quantises(embeds: Recommendation, name: str, tmp_path: Path) -> None:
     """A quantised configuration is loaded so."""
@@ -289,6 +291,7 @@ def test_packed_is_not_dropped_silently(embeds: Recommendation, hidden: Recommen
 
     assert f"# {name} can't carry what is recommended, sdpa · fp32 · packed: it gives every sequence a row" in text
     assert f"what remains is {kept.configuration}: 1.00 × the default" in text
+    assert f"\n# not what is recommended: 1.00 × the default, which it is (trial {kept.trial.number}); measured" in text
     with pytest.raises(BadInput, match="nothing that it can carry was measured and is right"):
         FORMATS[name].write(replace(recommendation, runners_up=()), "cpu")
     assert FORMATS["yaml"].write(recommendation, "cpu").startswith(f"# {ENCODER}: sdpa · fp32 · packed")
@@ -337,7 +340,7 @@ def test_nothing_is_printed_where_nothing_is_recommended(
 ) -> None:
     """Where nothing is right, stdout stays empty, stderr has a line, and the status says so."""
     nothing = replace(embeds, chosen=None, verdict=Conclusion.NONE_RIGHT)
-    status = _answer(form, nothing, "cpu", to_stderr=False)
+    status = _answer(form, nothing, "cpu")
     printed, told = capsys.readouterr()
 
     assert (status, printed, told.count("\n")) == (4, "", 1)
@@ -417,8 +420,48 @@ def test_builds_and_versions_of_a_gpus_study(embeds: Recommendation) -> None:
 # ------------------------------------------------------------------------------------------------------------------ docs
 
 
-def test_the_page_has_every_format() -> None:
-    """docs/formats.md has a section for each, with what it prints: for the shipped models, by the same writers."""
+def shown(name: str) -> list[str]:
+    """Return the lines of code in a format's section of the page."""
     page = (MODELS.parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    return section.split("```")[1].splitlines()[1:]
 
-    assert [name for name in NAMES[1:] if f"\n## {name}\n" not in page] == []
+
+def masked(lines: Sequence[str]) -> list[str]:
+    """Return code without comments, where the model is here, the batch, versions and figures."""
+    text = "\n".join(line for line in lines if line.strip() and not line.startswith(("#", '"""')))
+    return re.sub(r"\d[\d.]*", "0", text.replace(str(ENCODER), "tests/models/encoder")).splitlines()
+
+
+@pytest.mark.parametrize("form", ["pipeline", "sentence-transformers", "env"])
+def test_the_page_shows_what_is_printed(embeds: Recommendation, hidden: Recommendation, form: str) -> None:
+    """docs/formats.md shows what the writers print of the shipped encoder, up to figures and versions."""
+    found = having(embeds, packing="padded") if form == "sentence-transformers" else having(hidden, packing="sorted")
+
+    page, printed = shown(form), FORMATS[form].write(found, "cpu").splitlines()
+    if form != "env":  # ruff formats the Python of pages: the statements are the same
+        page, printed = (ast.unparse(ast.parse("\n".join(lines))).splitlines() for lines in (page, printed))
+
+    assert masked(page) == masked(printed)
+
+
+def test_the_page_shows_data_and_the_script(hidden: Recommendation) -> None:
+    """It shows the keys of the YAML, the arguments in the JSON, and how the script begins."""
+    found = having(hidden, packing="sorted")
+    document, excerpt = yaml.safe_load("\n".join(shown("yaml"))), json.loads("\n".join(shown("json")))
+    printed, payload = yaml.safe_load(FORMATS["yaml"].write(found, "cpu")), recommendation_payload(found, "cpu")
+    script = masked(FORMATS["python"].write(found, "cpu").splitlines())
+
+    assert (list(document), list(document["proof"])) == (list(printed), list(printed["proof"]))
+    assert {key: document[key] for key in ("model_kwargs", "batching", "before_loading")} == {
+        key: printed[key] for key in ("model_kwargs", "batching", "before_loading")
+    }
+    assert excerpt["model_kwargs"] == payload["model_kwargs"]
+    assert masked(excerpt["load"]) == masked(payload["load"])
+    begun = masked(shown("python"))[:-1]
+    assert begun == script[: len(begun)]
+
+
+def test_the_page_has_every_format() -> None:
+    """docs/formats.md has a section for each."""
+    assert all(map(shown, NAMES[1:]))

@@ -160,7 +160,11 @@ def _show(parser: argparse.ArgumentParser, _: Kind) -> None:
 
 def _report(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument(
-        "study", metavar="STUDY", type=_study, nargs="?", help="its number, as advisor trials lists them (default: the newest)"
+        "study",
+        metavar="STUDY",
+        type=_study,
+        nargs="?",
+        help="its number, as advisor trials lists them (default: the newest)",
     )
     parser.add_argument("--compare", metavar=("A", "B"), type=_study, nargs=2, help="two studies beside each other")
     parser.add_argument("--allow-pickle", action="store_true", help="the model may have a pickle checkpoint")

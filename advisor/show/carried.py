@@ -58,9 +58,11 @@ class Carried:
         recommendation = self.recommendation
         study = recommendation.study
         when = (study.finished_at or study.started_at).date().isoformat()
+        # The verdict is of what is recommended: of what is printed in its place only the figures are known.
+        verdict = "not what is recommended" if self.left else str(recommendation.verdict)
         lines = (
             f"{recommendation.source.name}: {self.configuration} (written by advisor, --format {self.format})",
-            f"{recommendation.verdict}: {measured_words(self.found)}; measured {when} on {study.environment}",
+            f"{verdict}: {measured_words(self.found)}; measured {when} on {study.environment}",
             caution_of(recommendation),
             self.left,
             *more,
