@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 __version__ = "0.1.0"
 
 
@@ -12,6 +10,8 @@ def commit() -> str:
 
     A build says it in commit.txt; a checkout is asked.
     """
+    from pathlib import Path  # here: `import advisor` brings nothing that takes time
+
     package = Path(__file__).parent
     try:
         return (package / "commit.txt").read_text(encoding="utf-8").strip()

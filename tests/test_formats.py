@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -340,7 +341,7 @@ def test_nothing_is_printed_where_nothing_is_recommended(
 ) -> None:
     """Where nothing is right, stdout stays empty, stderr has a line, and the status says so."""
     nothing = replace(embeds, chosen=None, verdict=Conclusion.NONE_RIGHT)
-    status = _answer(form, nothing, "cpu")
+    status = _answer(Namespace(format=form, pareto=False, refusals=False), nothing, "cpu")
     printed, told = capsys.readouterr()
 
     assert (status, printed, told.count("\n")) == (4, "", 1)

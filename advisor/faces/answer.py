@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from html import escape
 from typing import Any
 
 from advisor.advice.recommendation import Recommendation
+from advisor.nouns.metrics import head, without_unit
+from advisor.workloads import kind_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,32 +56,32 @@ class Answer(Recommendation):
 
         sentence = " ".join(Text.from_markup(headline(self)).plain.split())
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        speed, aim = kind_of(self.study.workload).speed, self.objective.aim
+        metrics = [metric.metric for metric in dict.fromkeys((speed, aim)) if metric.metric not in _LAST]
         work = f"{self.source.name} · {self.study.workload} · {self.study.environment}"
         return (
             f"<div><p><strong>{escape(sentence)}</strong><br><small>{escape(work)}</small></p>"
-            f"{f'<ul>{notes}</ul>' if notes else ''}{_table(self.rows)}</div>"
+            f"{f'<ul>{notes}</ul>' if notes else ''}{_table(self.rows, metrics)}</div>"
         )
 
 
-#: What the table in a notebook shows of a row, and how a column is headed; the rest is in `rows`.
+#: What the table in a notebook shows of a row beside its figures, and how a column is headed; the rest is in `rows`.
 _SHOWN = {
     "configuration": "configuration",
     "ratio": "× default",
     "ratio_low": "from",
     "ratio_high": "to",
     "search_ratio": "× default in the search",
-    "tokens_per_s": "tokens/s",
-    "peak_bytes": "peak, GiB",
-    "tier": "tier",
-    "objections": "not recommended because",
 }
+_LAST = {"peak_bytes": "peak, GiB", "tier": "tier", "objections": "not recommended because"}
 
 
-def _table(rows: list[Mapping[str, Any]]) -> str:
-    shown = [name for name in _SHOWN if any(row.get(name) not in (None, "") for row in rows)]
-    heads = "".join(f'<th scope="col">{escape(_SHOWN[name])}</th>' for name in shown)
+def _table(rows: list[Mapping[str, Any]], metrics: Iterable[str]) -> str:
+    heads = {**_SHOWN, **{metric: head(metric) for metric in metrics}, **_LAST}
+    shown = [name for name in heads if any(row.get(name) not in (None, "") for row in rows)]
+    first = "".join(f'<th scope="col">{escape(heads[name])}</th>' for name in shown)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(name, row.get(name))}</td>' for name in shown)}</tr>" for row in rows)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(name: str, value: Any) -> str:
@@ -88,5 +90,5 @@ def _cell(name: str, value: Any) -> str:
     if name == "peak_bytes":
         return f"{value / 2**30:.2f}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+        return f"{value:.2f}" if name in _SHOWN else escape(without_unit(name, value))
     return escape(str(value))

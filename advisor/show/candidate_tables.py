@@ -71,6 +71,7 @@ def runners_up(recommendation: Recommendation) -> Table:
     metrics = _columns(recommendation)
     heads = [head(metric) for metric in metrics]
     table = Table("runner-up", "× default", *heads, "note", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].no_wrap = True  # a label is copied
     tied = {candidate.configuration for candidate in tie_set(recommendation)}
     for candidate in recommendation.runners_up[:5]:
         note = "as good as the recommendation" if candidate.configuration in tied else ""
@@ -94,6 +95,7 @@ def pareto_table(recommendation: Recommendation) -> Table:
         pad_edge=False,
         header_style="bold",
     )
+    table.columns[0].no_wrap = True
     for candidate in recommendation.pareto:
         quality, tier = candidate.quality, tier_of(candidate.configuration.items(), recommendation.facts)
         table.add_row(
