@@ -9,8 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from advisor.pages.compared_figure import compared_figure
 from advisor.pages.comparison import ComparedStudies
-from advisor.pages.figures import blocks_figure, compared_figure, memory_figure, path_figure, quality_figure
+from advisor.pages.figures import blocks_figure, memory_figure, path_figure, quality_figure
 from advisor.pages.study_report import StudyReport
 from advisor.pages.winners import WinnersMap, letter
 from advisor.terminal import gib, printable
