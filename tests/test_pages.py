@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget
 from advisor.pages.comparison import compared
 from advisor.pages.points import Role
-from advisor.pages.rendering import compared_html, map_html, report_html
+from advisor.pages.rendering import compared_html, map_html, report_html, times
 from advisor.pages.study_report import own_source, report_of
 from advisor.pages.winners import letter, map_of
 from advisor.storage.store import Store
@@ -273,6 +274,34 @@ def test_a_command_writes_a_page_and_says_where(
     assert (tmp_path / name).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_a_link_stays_a_link(command: Callable[..., int], tmp_path: Path) -> None:
+    """What it names is replaced."""
+    (tmp_path / "real.html").write_text("older")
+    (tmp_path / "link.html").symlink_to("real.html")
+
+    assert command("report", "1", "-o", "link.html") == 0
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_report_of_a_model_from_elsewhere_is_written_and_said(
+    sqlite_url: str,
+    tmp_path: Path,
+    landscapes: dict[str, Landscape],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A study's model that is not on this machine, whatever it is called there, is no reason to write nothing."""
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", laid(sqlite_url))
+    with Store.open(sqlite_url, write=True) as opened:
+        for name in ("/elsewhere/model", "/" + "long" * 500):
+            tuned(opened, landscapes[EVEN], trials=2, source=replace(find_model(str(MODEL)), name=name))
+            study = opened.studies()[0].id
+            capfd.readouterr()
+            assert run(["report", str(study), "-o", str(tmp_path / "page.html")]) == 0
+            assert f"note: the code names the model of study {study} as it was measured" in capfd.readouterr().err
+
+
 def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`-o -` writes the page there and no file."""
     assert command("map", str(MODEL), "-o", "-") == 0
@@ -285,6 +314,7 @@ def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capf
     [
         (("report", "1", "-o", "nowhere/page.html"), "there is no folder nowhere", 2),
         (("report", "1", "-o", "."), "is a folder", 2),
+        (("report", "1", "-o", os.devnull), "is no regular file", 2),
         (("report", "77"), "there is no study 77", 2),
         (("report", "--compare", "1", "77"), "there is no study 77", 2),
         (("report",), "--compare A B", 2),
@@ -516,6 +546,28 @@ def test_nothing_in_a_database_becomes_markup(
         assert seen_name in page.evaluate("document.body.innerText")
         assert "\u202e" not in text
         page.close()
+
+
+def test_a_label_of_a_chart_is_no_markup(browser: Browser, tmp_path: Path, store: Store) -> None:
+    """Plotly reads tags in texts: a configuration that looks like some is shown as it is."""
+    name = "<b>x</b><a href='javascript:1'>&lt;y"
+    report = report_of(store, 1)
+    finalists = tuple(replace(each, configuration=name) for each in report.finalists)
+    file = tmp_path / "page.html"
+    file.write_text(report_html(replace(report, finalists=finalists)), encoding="utf-8")
+    page, _ = shown(browser, file)
+    texts = page.evaluate(
+        "[...document.querySelectorAll('[data-figure=figure-blocks] .annotation-text')].map(t => t.textContent)"
+    )
+
+    assert texts == [name] * len(finalists)
+    assert page.locator(".plot a").count() == 0
+    page.close()
+
+
+def test_ratios_beyond_all_sense_are_short() -> None:
+    """The interval of two blocks that differ wildly can reach to the end of the floats."""
+    assert [times(ratio) for ratio in (None, 1.2345, 1e304, 1e-304)] == ["–", "1.234", "1.0e+304", "1.0e-304"]
 
 
 def test_a_page_lets_nothing_in(pages: dict[str, Path]) -> None:

@@ -278,7 +278,7 @@ def _code_of(found: Recommendation | None) -> tuple[Code | None, str]:
     try:
         lines = loading_lines(found.source, chosen, found.facts, study.workload, device)
         return Code("\n".join(lines), batching_words(chosen, found.facts), recommended_script(found, device)), ""
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # OSError: a name of another machine that can be no path here
         return None, str(error)
 
 
