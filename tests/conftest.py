@@ -34,6 +34,7 @@ LONGEST = (
     "test_together.py",
     "test_plugin_kind.py",
     "test_worker.py",
+    "test_pages.py",
 )
 
 #: How many modules were there when they were last left out of garbage collection.

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,12 +62,17 @@ def _map(options: argparse.Namespace, _: float) -> int:
 
 
 def _source_of(store: Store, study: int, *, allow_pickle: bool) -> ModelSource | None:
-    """Return where the model of a study is now, None where it is not found as what was measured."""
+    """Return where the model of a study is now; None, and a note of why, where it is not found."""
     from advisor.models.checkpoint import find_model
 
-    with suppress(NotMeasured, BadInput):
-        return find_model(store.study(study).model_name, allow_pickle=allow_pickle, download=False)
-    return None
+    try:
+        name = store.study(study).model_name
+        return find_model(name, allow_pickle=allow_pickle, download=False)
+    except NotMeasured:  # there is no such study, which whoever asks for it will say
+        return None
+    except (BadInput, OSError) as error:  # a database has names of other machines
+        note([f"the code names the model of study {study} as it was measured: {error}"])
+        return None
 
 
 def _write(text: str, file: str | None, usual: str) -> int:
@@ -84,8 +88,10 @@ def _write(text: str, file: str | None, usual: str) -> int:
     if path.is_dir() or not path.parent.is_dir():
         what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise BadInput(f"-o: {what}", "name a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"-o: {path} is no regular file", "-o - writes to stdout")
     try:
-        _replace(path, text)
+        _replace(path.resolve(), text)  # of a link, the file that it names
     except OSError as error:
         raise BadInput(f"{path} can't be written: {error.strerror}") from None
     print(in_a_line(str(path)))

@@ -9,8 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from advisor.pages.compared_figure import compared_figure
 from advisor.pages.comparison import ComparedStudies
-from advisor.pages.figures import blocks_figure, compared_figure, memory_figure, path_figure, quality_figure
+from advisor.pages.figures import blocks_figure, memory_figure, path_figure, quality_figure
 from advisor.pages.study_report import StudyReport
 from advisor.pages.winners import WinnersMap, letter
 from advisor.terminal import gib, printable
@@ -72,8 +73,15 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    templates.filters |= {"data": _data, "gib": gib, "verbatim": _verbatim, "letter": letter}
+    templates.filters |= {"data": _data, "gib": gib, "verbatim": _verbatim, "letter": letter, "times": times}
     return templates
+
+
+def times(ratio: float | None) -> str:
+    """Return a ratio for people; the interval of two blocks can reach beyond all that makes sense."""
+    if ratio is None:
+        return "–"
+    return f"{ratio:.3f}" if 0.001 <= ratio < 1000 else f"{ratio:.1e}"
 
 
 def _verbatim(text: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.text import Text
@@ -14,10 +14,10 @@ from advisor.advice.suggest import recommend
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.metrics import figure, seconds
+from advisor.nouns.metrics import figure
 from advisor.nouns.model import ModelSource, is_drawn
-from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial, default_of
+from advisor.pages.about import about
 from advisor.pages.points import Finalist, Point, Role, Step, finalists_of, measure_of, path_of, points_of
 from advisor.show.candidate_tables import figures_of
 from advisor.show.headline import against, headline
@@ -107,10 +107,26 @@ class StudyReport:
         return (self.study.finished_at or self.study.started_at).date().isoformat()
 
     @property
-    def legend(self) -> tuple[tuple[str, str], ...]:
-        """The roles that the charts of points show: the mark of each, and what it is in words."""
-        seen = {point.role for point in self.searched}
-        return tuple((str(role), str(role)) for role in Role if role in seen)
+    def in_memory_chart(self) -> tuple[Point, ...]:
+        """The points whose peak memory is known."""
+        return tuple(point for point in self.searched if point.peak_bytes)
+
+    @property
+    def in_quality_chart(self) -> tuple[Point, ...]:
+        """The points whose quality figure is known."""
+        return tuple(point for point in self.searched if point.quality is not None)
+
+    @property
+    def without_quality(self) -> str:
+        """What is missing in the chart of quality, in words; "" where nothing is."""
+        count = len(self.searched) - len(self.in_quality_chart)
+        return f" {count} of {len(self.searched)} are not in it: their quality was not looked at." if count else ""
+
+    @staticmethod
+    def legend(points: Sequence[Point]) -> list[tuple[str, str]]:
+        """Return the roles that a chart of these points shows: the mark of each, and what it is in words."""
+        seen = {point.role for point in points}
+        return [(str(role), str(role)) for role in Role if role in seen]
 
     def in_words(self, speed: float | None) -> str:
         """Return a speed without its unit."""
@@ -124,12 +140,12 @@ class StudyReport:
     @property
     def memory_summary(self) -> str:
         """The chart of speed against peak memory, in words."""
-        return self._summary("peak memory", [(p, gib(p.peak_bytes)) for p in self.searched if p.peak_bytes])
+        return self._summary("peak memory", [(p, gib(p.peak_bytes)) for p in self.in_memory_chart])
 
     @property
     def quality_summary(self) -> str:
         """The chart of speed against the quality figure, in words."""
-        shown = [(p, f"{p.quality:.2e}") for p in self.searched if p.quality is not None]
+        shown = [(p, f"{p.quality:.2e}") for p in self.in_quality_chart]
         return self._summary(self.quality_words, shown)
 
     def _summary(self, across: str, shown: Sequence[tuple[Point, str]]) -> str:
@@ -242,53 +258,6 @@ def own_source(study: StudyRecord, source: ModelSource | None) -> ModelSource:
     return replace(source, name=study.model_name, weights=weights, weights_digest=digest)
 
 
-def about(study: StudyRecord) -> tuple[tuple[str, str], ...]:
-    """Return what a study was about, term by term."""
-    environment, objective = study.environment, study.objective
-    weights = "drawn at random" if is_drawn(study.weights_digest) else study.weights_digest
-    shown: Mapping[str, str] = {
-        "Model": study.model_name,
-        "Weights": weights,
-        "Workload": str(study.workload),
-        "Made the best of": objective.aim.words,
-        "Asked": asked_words(objective),
-        "Device": _device(study),
-        "Versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
-        "Measured": _when(study),
-        "Environment": study.environment_key,
-    }
-    return tuple((term, words) for term, words in shown.items() if words)
-
-
-def asked_words(objective: Objective) -> str:
-    """Return within what limits the best was looked for."""
-    limits = [f"quality {objective.quality}"]
-    limits += [f"within {gib(objective.max_memory_bytes)}"] if objective.max_memory_bytes is not None else []
-    limits += (
-        [f"slowest batch within {seconds(objective.max_latency_s)}"] if objective.max_latency_s is not None else []
-    )
-    limits += [f"only {knob} {', '.join(names)}" for knob, names in objective.only]
-    limits += [f"rules ignored: {', '.join(objective.ignored_rules)}"] if objective.ignored_rules else []
-    limits += ["lossy choices allowed unjudged"] if objective.allow_unjudged else []
-    return "; ".join(limits)
-
-
-def _device(study: StudyRecord) -> str:
-    environment = study.environment
-    parts = [environment.device_name, gib(environment.memory_bytes)]
-    parts += [f"driver {environment.driver}"] if environment.driver else []
-    parts += [f"CUDA {environment.cuda}"] if environment.cuda and environment.is_cuda else []
-    parts += [f"limit {environment.power_limit_w} W"] if environment.power_limit_w else []
-    parts += [f"MIG {environment.mig_profile}"] if environment.mig_profile else []
-    parts += [f"{environment.threads} thread{'s' * (environment.threads != 1)}"] if environment.threads else []
-    return ", ".join(parts)
-
-
-def _when(study: StudyRecord) -> str:
-    when = study.finished_at or study.started_at
-    return f"{when:%Y-%m-%d %H:%M} UTC, {study.state}"
-
-
 def _plain(markup: str) -> str:
     return Text.from_markup(markup).plain
 
@@ -309,7 +278,7 @@ def _code_of(found: Recommendation | None) -> tuple[Code | None, str]:
     try:
         lines = loading_lines(found.source, chosen, found.facts, study.workload, device)
         return Code("\n".join(lines), batching_words(chosen, found.facts), recommended_script(found, device)), ""
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # OSError: a name of another machine that can be no path here
         return None, str(error)
 
 

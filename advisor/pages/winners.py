@@ -9,7 +9,7 @@ from itertools import groupby
 from advisor.advice.kept_answers import answer_of
 from advisor.errors import NotMeasured
 from advisor.nouns.answer import Answer
-from advisor.pages.study_report import asked_words
+from advisor.pages.about import asked_words
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 
