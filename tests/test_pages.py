@@ -319,7 +319,6 @@ def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capf
         (("report", "1", "-o", os.devnull), "is no regular file", 2),
         (("report", "77"), "there is no study 77", 2),
         (("report", "--compare", "1", "77"), "there is no study 77", 2),
-        (("report",), "--compare A B", 2),
         (("report", "1", "--compare", "1", "2"), "--compare A B", 2),
         (("report", "one"), "a study's number", 2),
         (("map", str(MODEL), "--on", "T4"), "no study of", 3),
