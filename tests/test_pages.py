@@ -30,6 +30,7 @@ from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget
 from advisor.nouns.trial import Outcome
 from advisor.pages.comparison import compared
+from advisor.pages.drawing import labels
 from advisor.pages.points import Role
 from advisor.pages.rendering import compared_html, map_html, report_html, times
 from advisor.pages.study_report import own_source, report_of
@@ -572,6 +573,21 @@ def test_a_label_of_a_chart_is_no_markup(browser: Browser, tmp_path: Path, store
     assert texts == [name] * len(finalists)
     assert page.locator(".plot a").count() == 0
     page.close()
+
+
+def test_a_label_goes_where_nothing_is() -> None:
+    """It leaves a side where points are, the edges, and other labels alone."""
+    reach = (0.0, 100.0)
+    middle, crowd = (50.0, 50.0), [(62.0 + x, 60.0) for x in range(8)]
+
+    (free,) = labels([(middle, "name")], [middle], reach, reach)
+    (crowded,) = labels([(middle, "name")], [middle, *crowd], reach, reach)
+    (edge,) = labels([((99.0, 99.0), "name")], [], reach, reach)
+    first, second = labels([(middle, "name"), ((50.0, 50.5), "other")], [], reach, reach)
+    assert (free["ax"] > 0, free["ay"] < 0) == (True, True)
+    assert (crowded["ax"] > 0, crowded["ay"] < 0) != (True, True)
+    assert (edge["ax"] < 0, edge["ay"] > 0) == (True, True)
+    assert (first["ax"], first["ay"]) != (second["ax"], second["ay"])
 
 
 def test_ratios_beyond_all_sense_are_short() -> None:

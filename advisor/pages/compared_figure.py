@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.pages.comparison import ComparedStudies, Pair, mark_of, marks_of
-from advisor.pages.drawing import MARKS, Figure, axis, label, layout, padded, plain
+from advisor.pages.drawing import MARKS, Figure, axis, labels, layout, padded, plain
 from advisor.pages.points import Role
 
 
@@ -16,7 +16,7 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
         return None
     numbers = (page.first.study.id, page.second.study.id)
     x_range = padded([pair.first.speed or 0.0 for pair in pairs])
-    y_range = padded([pair.second.speed or 0.0 for pair in pairs], room=0.25)
+    y_range = padded([pair.second.speed or 0.0 for pair in pairs])
     reach = [min(x_range[0], y_range[0]), max(x_range[1], y_range[1])]
     line = {"color": "--soft", "width": 1, "dash": "dash"}
     same = {
@@ -30,6 +30,9 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
     }
     unit = page.first.speed_unit
     traces = [_pairs_trace([p for p in pairs if mark_of(p) is role], role, numbers) for role in MARKS]
+    places = [(pair.first.speed or 0.0, pair.second.speed or 0.0) for pair in pairs]
+    words = [marks_of(pair, *numbers).replace(", ", ",<br>") for pair in pairs]
+    named = [(place, text) for place, text in zip(places, words, strict=True) if text]
     return {
         "data": [trace for trace in traces if trace["x"]],
         "layout": {
@@ -37,7 +40,7 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
             "xaxis": {**axis(f"{unit} in study {numbers[0]}"), "range": x_range},
             "yaxis": {**axis(f"{unit} in study {numbers[1]}"), "range": y_range},
             "shapes": [same],
-            "annotations": _pair_labels(pairs, sum(x_range) / 2, numbers),
+            "annotations": labels(named, places, x_range, y_range),
         },
     }
 
@@ -53,15 +56,3 @@ def _pairs_trace(pairs: Sequence[Pair], role: Role, numbers: tuple[int, int]) ->
         "marker": {"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": "--paper"}},
         "hovertemplate": f"%{{text}}<br>study {numbers[0]}: %{{x:,.0f}}, study {numbers[1]}: %{{y:,.0f}}<extra></extra>",
     }
-
-
-def _pair_labels(pairs: Sequence[Pair], middle: float, numbers: tuple[int, int]) -> list[Figure]:
-    """Return the labels of what is special, off the diagonal where the points are; no two in one half are as far off."""
-    labels: dict[bool, list[Figure]] = {True: [], False: []}
-    for pair in pairs:
-        x, y = pair.first.speed or 0.0, pair.second.speed or 0.0
-        if words := marks_of(pair, *numbers):
-            beside = labels[x < middle]
-            text = label((x, y), words.replace(", ", ",<br>"), is_left=x < middle, is_up=x >= middle)
-            beside.append({**text, "ay": text["ay"] * (1 + len(beside))})
-    return [*labels[True], *labels[False]]

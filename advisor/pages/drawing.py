@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from advisor.pages.points import Role
 from advisor.terminal import printable
 
 Figure = dict[str, Any]
+
+#: Where something is in a chart, in the axes' own values or in pixels; and the left, right, top and bottom of a label in pixels.
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+#: The width and height of a chart's inside on the narrowest screen, in pixels: labels are placed for that.
+_NARROW = (256, 300)
 
 #: How each role is drawn: plotly's symbol, the page's colour, and the size in pixels.
 MARKS: dict[Role, tuple[str, str, int]] = {
@@ -38,8 +46,47 @@ def memory_unit(sizes: Sequence[float]) -> tuple[str, int]:
     return ("GiB", 2**30) if max(sizes, default=0) >= 2**30 else ("MiB", 2**20)
 
 
-def label(place: tuple[float, float], words: str, *, is_left: bool, is_up: bool) -> Figure:
-    """Return a label beside its point. is_left: whether the point is in the left half; is_up: above it, for two may be close."""
+def labels(
+    wanted: Sequence[tuple[Place, str]], points: Sequence[Place], x_range: Sequence[float], y_range: Sequence[float]
+) -> list[Figure]:
+    """Return labels beside their points, each where the fewest points and labels are in its way on a narrow screen.
+
+    wanted: a place and its words, lines parted by <br>; points: all places of the chart.
+    """
+
+    def pixel(place: Place) -> Place:
+        x, y = ((at - low) / (high - low) for at, (low, high) in zip(place, (x_range, y_range), strict=True))
+        return x * _NARROW[0], (1 - y) * _NARROW[1]
+
+    crowd, found = [pixel(point) for point in points], []
+    taken: list[Box] = []
+    for place, words in wanted:
+        boxes = {offset: _box(pixel(place), offset, words) for offset in product((18, -18), (-30, 30, -56, 56))}
+        best = min(boxes, key=lambda offset: _in_the_way(boxes[offset], crowd, taken))
+        taken.append(boxes[best])
+        found.append(_label(place, words, best))
+    return found
+
+
+def _box(at: Place, offset: tuple[int, int], words: str) -> Box:
+    """Return the left, right, top and bottom of a label, in pixels."""
+    lines = words.split("<br>")
+    width, height = 8 * max(map(len, lines)), 18 * len(lines)
+    near = at[0] + offset[0]
+    middle = at[1] + offset[1]
+    left, right = (near, near + width) if offset[0] > 0 else (near - width, near)
+    return left, right, middle - height / 2, middle + height / 2
+
+
+def _in_the_way(box: Box, crowd: Sequence[Place], taken: Sequence[Box]) -> int:
+    """Return how much is in a label's way: the chart's edges and other labels count more than points."""
+    left, right, top, bottom = box
+    edges = (left < -40) + (right > _NARROW[0]) + (top < -8) + (bottom > _NARROW[1])
+    hidden = sum(left < other[1] and other[0] < right and top < other[3] and other[2] < bottom for other in taken)
+    return 20 * (edges + hidden) + sum(left - 6 < x < right + 6 and top - 6 < y < bottom + 6 for x, y in crowd)
+
+
+def _label(place: Place, words: str, offset: tuple[int, int]) -> Figure:
     return {
         "x": place[0],
         "y": place[1],
@@ -50,9 +97,9 @@ def label(place: tuple[float, float], words: str, *, is_left: bool, is_up: bool)
         "arrowwidth": 1,
         "arrowhead": 0,
         "standoff": 8,
-        "ax": 18 if is_left else -18,
-        "ay": -30 if is_up else 30,
-        "xanchor": "left" if is_left else "right",
+        "ax": offset[0],
+        "ay": offset[1],
+        "xanchor": "left" if offset[0] > 0 else "right",
         "font": {"color": "--ink", "size": 13},
     }
 

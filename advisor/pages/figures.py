@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from advisor.nouns.metrics import PEAK
-from advisor.pages.drawing import MARKS, Figure, axis, label, layout, log_axis, memory_unit, padded, plain, short
+from advisor.pages.drawing import MARKS, Figure, axis, labels, layout, log_axis, memory_unit, padded, plain, short
 from advisor.pages.points import Finalist, Point, Role, Step, tie_zone
 from advisor.pages.study_report import StudyReport
 
@@ -39,7 +39,8 @@ def _scatter(
         for role in MARKS
         if any(point.role is role for point in points)
     ]
-    labels = [_mark(point, across(point), x_range, is_log=is_log) for point in points if _is_marked(point)]
+    places = [(math.log10(across(point)) if is_log else across(point), point.speed or 0.0) for point in points]
+    named = [(place, _name(point)) for place, point in zip(places, points, strict=True) if _is_marked(point)]
     x_axis = log_axis(title, x_range) if is_log else {**axis(title), "range": x_range}
     return {
         "data": traces,
@@ -47,7 +48,7 @@ def _scatter(
             **layout(380),
             "xaxis": x_axis,
             "yaxis": {**axis(report.speed_unit), "range": y_range},
-            "annotations": labels,
+            "annotations": labels(named, places, x_range, y_range),
         },
     }
 
@@ -70,14 +71,11 @@ def _trace(role: Role, points: Sequence[Point], across: Callable[[Point], float]
     }
 
 
-def _mark(point: Point, x: float, x_range: list[float], *, is_log: bool) -> Figure:
-    """Return the label of the default or of what is recommended, on the side of its point where there is room."""
-    place = math.log10(x) if is_log else x
-    is_left = place < sum(x_range) / 2
+def _name(point: Point) -> str:
+    """Return what the default or what is recommended is called in a chart."""
     is_chosen = point.role is Role.CHOSEN
     words = "recommended: the default" if is_chosen and point.is_default else str(point.role)
-    words = "the default" if point.is_default and not is_chosen else words
-    return label((place, point.speed or 0.0), words, is_left=is_left, is_up=is_chosen)
+    return "the default" if point.is_default and not is_chosen else words
 
 
 def blocks_figure(report: StudyReport) -> Figure | None:

@@ -12,7 +12,7 @@ from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import recommend
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
-from advisor.nouns.answer import NONE_RIGHT
+from advisor.nouns.answer import NONE_RIGHT, Conclusion
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import figure
 from advisor.nouns.model import ModelSource, is_drawn
@@ -75,6 +75,11 @@ class StudyReport:
     def is_recommended(self) -> bool:
         """Whether anything is recommended."""
         return any(point.role is Role.CHOSEN for point in self.points)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the verdict is one that stands: neither unconfirmed nor unsearched."""
+        return Conclusion(self.verdict).exit_status == 0
 
     @property
     def failures(self) -> tuple[Point, ...]:
