@@ -46,8 +46,8 @@ MODEL = ROOT / "tests" / "models" / "causal"
 
 #: What is timed, and the most that it may take, in seconds.
 LIMITS_S = {
-    "advisor --help": 0.2,
-    "advisor suggest": 0.5,
+    "advisor --help": 0.12,
+    "advisor suggest": 0.4,
     "suggest's look-ups": 0.010,
     "suggest's look-ups, first": 0.010,
 }
