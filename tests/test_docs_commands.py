@@ -92,7 +92,7 @@ def test_a_command_of_a_page_runs(line: str, place: Path, capfd: pytest.CaptureF
     build_parser().parse_args(_with_defaults(words))
     if _OF_A_GPU.search(line):
         return
-    known = {"MODEL": MODEL, "STUDY.NUMBER": "3.7", "NAME": "json"}
+    known = {"MODEL": MODEL, "tests/models/causal": MODEL, "STUDY.NUMBER": "3.7", "NAME": "json"}
     asked = [known.get(word, word) for word in _with_defaults(words)]
     small = _SMALL.get(asked[0], [])
     if "--exhaustive" in asked:  # it says itself how far it goes

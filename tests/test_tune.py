@@ -283,7 +283,7 @@ def test_nothing_fits_the_memory_allowed(
 
     assert status == 4, streams.err
     assert "0 configurations are admissible" in streams.err
-    assert "advisor: nothing admissible: all " in streams.err
+    assert "advisor: nothing admissible, for these " in streams.err
     assert "M1 needs at least" in streams.err
     assert streams.out == ""
     with Store.open(url, write=False) as store:
