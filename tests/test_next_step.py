@@ -87,7 +87,7 @@ def block(number: int, **speeds: float) -> list[Trial]:
 
 ALL = (ran(DEFAULT), ran(PACKED, 150.0), ran(SORTED, 90.0))
 OVER = {"stop": Stop.EVERYTHING}
-NO_TIME = Done("the budget has no time for another block")
+NO_TIME, NO_BLOCK = Done("the budget has no time for another block"), Done("the budget has no time for a block")
 
 
 def compared(*ratios: float) -> dict[str, Any]:
@@ -133,9 +133,9 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
     "no blocks": (seen(*ALL, blocks=0, **OVER), Done()),
-    "no time for a block": (seen(*ALL, left_s=1.0, **OVER), NO_TIME),
+    "no time for a block": (seen(*ALL, left_s=1.0, **OVER), NO_BLOCK),
     "the budget ended a block": (
-        seen(*ALL, is_spent=True, **OVER), NO_TIME),
+        seen(*ALL, is_spent=True, **OVER), NO_BLOCK),
     "a block that is not compared": (seen(*ALL, *block(1), **OVER), Compare(compared(1.5)["comparisons"])),
     "one block": (seen(*ALL, *block(1), **OVER, **compared(1.5)), Confirm(2, (DEFAULT, PACKED))),
     "two blocks, and the third a little late": (

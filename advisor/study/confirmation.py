@@ -46,7 +46,7 @@ def confirmation_step(seen: Snapshot) -> Step:
     left_s = left_to_confirm_s(seen) if wanted.decides else seen.left_s
     rivals, _ = affordable(wanted.rivals, partial(_block_s, seen), left_s, wanted.lacking)
     if seen.is_spent or _block_s(seen, rivals) > left_s:
-        return Done("the budget has no time for another block")
+        return Done(f"the budget has no time for {'another' if seen.comparisons else 'a'} block")
     everybody = tuple(dict.fromkeys([seen.baseline, *rivals, *_must_be(seen)]))
     return Confirm(next_block(seen.stored), everybody, wanted.decides)
 
