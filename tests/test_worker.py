@@ -392,11 +392,11 @@ def test_how_busy_a_gpu_is_says_the_batch_that_was_profiled() -> None:
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("model", "workload", "waits"),
-    [(CAUSAL, Forward((64,) * 8, 8), True), (SHAPES / "bert-base.json", Forward((256,) * 128, 64, "hidden"), False)],
+    [(CAUSAL, Forward((64,) * 8, 8), True), (SHAPES / "bert-base.json", Forward((256,) * 512, 256, "hidden"), False)],
     ids=["tiny", "bert-base"],
 )
 def test_a_gpu_that_waits_for_its_launches_is_seen(model: Path, workload: Forward, waits: bool) -> None:
-    """The shipped model leaves an H100 idle most of the time; BERT-base at 64 x 256 does not."""
+    """The shipped model leaves an H100 idle most of the time; BERT-base at 256 x 256 does not."""
     runner = LocalRunner(probe.machine(None))
     try:
         source = find_model(str(model))
