@@ -65,6 +65,7 @@ def tuned(
     workload: Workload | None = None,
     environment: Environment | None = None,
     trials: int = 30,
+    blocks: int = 9,
     most_bytes: int | None = None,
     source: ModelSource | None = None,
     seed: int = 1,
@@ -73,7 +74,7 @@ def tuned(
     source = source or find_model(str(MODEL))
     machine = Machine(environment or landscape.environment, "host", "GPU-0", 0, 70 * 2**30)
     objective = replace(landscape.objective, max_memory_bytes=most_bytes)
-    job = Job(source, workload or landscape.workload, objective, Budget(trials=trials), machine)
+    job = Job(source, workload or landscape.workload, objective, Budget(trials=trials, blocks=blocks), machine)
     return tune(job, store, ReplayRunner(landscape, seed=seed), lambda _: None)
 
 
@@ -231,6 +232,35 @@ def test_the_map_has_what_was_measured_and_nothing_else(store: Store) -> None:
     assert map_html(page).count(">not measured<") == cells - measured > 0
 
 
+def test_the_map_says_what_is_not_confirmed(
+    sqlite_url: str, landscapes: dict[str, Landscape]
+) -> None:
+    """Where the default stays for now, its cell and its row name the fastest that was found, as `suggest` does."""
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        study = opened.study(tuned(opened, landscapes[PADDED], trials=3, blocks=0))
+        best = recommend(opened, own_source(study, None), study, study.objective).best
+        page = map_of(opened, "qwen", find_model(str(MODEL)).architecture_key)
+
+    assert best is not None
+    assert best.search_ratio is not None
+    words = f"fastest found, unconfirmed: {best.configuration} ≈{best.search_ratio:.2f} ×"
+    assert page.wins[0].winner == str(page.wins[0].answer.configuration) != str(best.configuration)
+    assert map_html(page).count(words) == 2
+
+
+def test_an_answer_stays_until_a_newer_one_is_there(sqlite_url: str, landscapes: dict[str, Landscape]) -> None:
+    """A newer study of the same question that has none yet takes no cell away, and is named."""
+    padded = landscapes[PADDED]
+    newer = replace(padded.environment, packages={**padded.environment.packages, "torch": "2.13.0"})
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        first = tuned(opened, padded, trials=3)
+        begun = opened.open_study(find_model(str(MODEL)), padded.workload, newer, padded.objective, Budget(60.0), 0)
+        page = map_of(opened, "qwen", find_model(str(MODEL)).architecture_key)
+
+    assert [win.study.id for win in page.wins] == [first]
+    assert page.unanswered == (begun,)
+
+
 def test_the_map_is_of_one_device(store: Store) -> None:
     """--on names another one, by key or by a part of its name; where nothing of it is stored, it says what there is."""
     key = find_model(str(MODEL)).architecture_key
@@ -287,6 +317,31 @@ def test_a_link_stays_a_link(command: Callable[..., int], tmp_path: Path) -> Non
     assert (tmp_path / "real.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_a_link_to_itself_is_said_in_a_line(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Links that name one another lead to no file."""
+    (tmp_path / "a.html").symlink_to("b.html")
+    (tmp_path / "b.html").symlink_to("a.html")
+
+    assert command("report", "1", "-o", "a.html") == 2
+    said = capfd.readouterr().err
+    assert said.startswith("advisor: -o: a.html ")
+    assert said.count("\n") == 1
+
+
+def test_a_name_may_be_as_long_as_a_file_system_takes(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In bytes, of which a letter may have four; of a model's name is taken what any file system takes."""
+    name = f"{'𝔪' * 62}.html"
+    assert command("report", "1", "-o", name) == 0
+    model = tmp_path / f"{'模' * 80}.json"
+    model.write_text(MODEL.read_text())
+    assert command("map", model.name) == 0
+    assert capfd.readouterr().out.splitlines() == [name, "advisor-map--.html"]
+
+
 def test_a_report_of_a_model_from_elsewhere_is_written_and_said(
     sqlite_url: str,
     tmp_path: Path,
@@ -317,6 +372,7 @@ def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capf
     [
         (("report", "1", "-o", "nowhere/page.html"), "there is no folder nowhere", 2),
         (("report", "1", "-o", "."), "is a folder", 2),
+        (("report", "1", "-o", ""), "is a folder", 2),
         (("report", "1", "-o", os.devnull), "is no regular file", 2),
         (("report", "77"), "there is no study 77", 2),
         (("report", "--compare", "1", "77"), "there is no study 77", 2),

@@ -33,6 +33,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
+from advisor.show.formats import FORMATS
 from advisor.show.rows import as_csv
 from advisor.storage.store import Store
 
@@ -264,6 +265,15 @@ def test_every_example_of_the_help_is_a_command() -> None:
             words = shlex.split(part)
             if words[0] == "advisor":
                 build_parser().parse_args(words[1:])
+
+
+def test_the_help_says_what_each_format_is() -> None:
+    """Wherever one can be asked for."""
+    commands = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    for name, forms in {"tune": FORMATS, "suggest": FORMATS, "reproduce": {"python": FORMATS["python"]}}.items():
+        told = " ".join(commands[name].format_help().split())
+        assert [form for form, each in forms.items() if f"{form}: {each.summary}" not in told] == []
+    assert "yaml:" not in commands["reproduce"].format_help()
 
 
 def test_flags_stand_in_groups() -> None:
