@@ -531,18 +531,47 @@ def test_charts_follow_light_and_dark(browser: Browser, pages: dict[str, Path]) 
     page.close()
 
 
+#: Of every chart, whether its labels are inside it and apart, and how many it has.
+_LABELS = """[...document.querySelectorAll('.plot')].map(plot => [plot.getBoundingClientRect(),
+  [...plot.querySelectorAll('.annotation-text')].map(text => text.getBoundingClientRect())]).map(([edge, labels]) => [
+  labels.every(one => one.left >= edge.left - 1 && one.right <= edge.right + 1 && one.top >= edge.top - 1),
+  labels.every((one, place) => labels.slice(place + 1).every(other => one.right <= other.left || other.right <= one.left
+    || one.bottom <= other.top || other.bottom <= one.top)), labels.length])"""
+
+
 def test_labels_of_charts_stay_inside_and_apart(browser: Browser, pages: dict[str, Path]) -> None:
     """No label of a chart is cut off by its edge or lies on another one, on a telephone too."""
-    script = """[...document.querySelectorAll('.plot')].map(plot => [plot.getBoundingClientRect(),
-      [...plot.querySelectorAll('.annotation-text')].map(text => text.getBoundingClientRect())]).map(([edge, labels]) => [
-      labels.every(one => one.left >= edge.left - 1 && one.right <= edge.right + 1 && one.top >= edge.top - 1),
-      labels.every((one, place) => labels.slice(place + 1).every(other => one.right <= other.left || other.right <= one.left
-        || one.bottom <= other.top || other.bottom <= one.top)), labels.length])"""
     for name in ("report", "compare"):
         page, _ = shown(browser, pages[name], 360)
-        found = page.evaluate(script)
+        found = page.evaluate(_LABELS)
         assert [(inside, apart) for inside, apart, _ in found] == [(True, True)] * len(found)
         assert max(count for *_, count in found) >= 2
+        page.close()
+
+
+def test_charts_of_few_points_can_be_read_on_a_telephone(
+    browser: Browser, tmp_path: Path, sqlite_url: str, landscapes: dict[str, Landscape]
+) -> None:
+    """Where the default stays, its label is inside, wherever its point is; a ratio's axis counts in powers of ten."""
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        report = report_of(opened, tuned(opened, landscapes[PADDED], trials=3, blocks=0))
+    (middle,) = [point for point in report.points if point.is_default]
+    for name, share in {"left": 0.6, "right": 1.4, "middle": 1.0}.items():
+        others = [
+            replace(middle, is_default=False, role=Role.RIGHT, quality=3.2e-4 * factor, peak_bytes=int(2**33 * factor))
+            for factor in (0.5, 1.5)
+        ]
+        moved = replace(middle, quality=3.2e-4 * share, peak_bytes=int(2**33 * share))
+        file = tmp_path / f"{name}.html"
+        file.write_text(report_html(replace(report, points=(moved, *others))), encoding="utf-8")
+        page, seen = shown(browser, file, 360)
+        assert [(inside, apart) for inside, apart, _ in page.evaluate(_LABELS)][:2] == [(True, True)] * 2
+        ticks = page.evaluate(
+            "[...document.querySelectorAll('[data-figure=figure-quality] .xtick')].map(tick => tick.textContent)"
+        )
+        assert ticks
+        assert all(re.fullmatch(r"\d(\.\d+)?e−\d+", tick) for tick in ticks), ticks
+        assert seen.said == []
         page.close()
 
 
