@@ -179,6 +179,14 @@ def test_why_not_fits_the_screen_and_its_command_is_whole(ask: Ask) -> None:
     assert max(len(line) for line in lines if line not in commands) <= 80
 
 
+@pytest.mark.parametrize("form", ["csv", "python", "env"])
+def test_why_not_is_told_in_words_alone(ask: Ask, form: str) -> None:
+    """A sentence is nothing to paste and no row: the format is refused, not passed over."""
+    status, out, said = ask("suggest", *WORK, "--why-not", "bf16", "--format", form)
+    assert (status, out) == (2, "")
+    assert f"--why-not is told in words, not as {form}" in said
+
+
 def test_a_label_is_one_in_every_form_and_is_taken_back(tuned: Tuned, ask: Ask) -> None:
     """What text prints, JSON and SQL have, CSV has, and --only, --why-not and show take."""
     payload = json.loads(ask(*SUGGEST, "--format", "json")[1])

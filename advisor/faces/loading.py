@@ -53,6 +53,9 @@ class Ready:
         call = self._call([row[kept] for row, kept in zip(input_ids, is_real, strict=True)])
         with torch.inference_mode():
             found = self._runtime.of_tokens(self.model, call, self.device)
+            if found is None and self._workload.needs.head is not Head.CLASSIFICATION:
+                what = f"what was measured, {self._workload.output}, is no output of a model for a padded batch"
+                raise BadInput(what, "use results()")
             if found is None:
                 scores = self._runtime.run(self.model, call, self.device)
                 return modeling_outputs.SequenceClassifierOutput(logits=scores)
