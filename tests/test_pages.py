@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -232,9 +233,7 @@ def test_the_map_has_what_was_measured_and_nothing_else(store: Store) -> None:
     assert map_html(page).count(">not measured<") == cells - measured > 0
 
 
-def test_the_map_says_what_is_not_confirmed(
-    sqlite_url: str, landscapes: dict[str, Landscape]
-) -> None:
+def test_the_map_says_what_is_not_confirmed(sqlite_url: str, landscapes: dict[str, Landscape]) -> None:
     """Where the default stays for now, its cell and its row name the fastest that was found, as `suggest` does."""
     with Store.open(laid(sqlite_url), write=True) as opened:
         study = opened.study(tuned(opened, landscapes[PADDED], trials=3, blocks=0))
@@ -259,6 +258,54 @@ def test_an_answer_stays_until_a_newer_one_is_there(sqlite_url: str, landscapes:
 
     assert [win.study.id for win in page.wins] == [first]
     assert page.unanswered == (begun,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (
+            "UPDATE workloads SET payload = replace(payload, '\"forward\"', '\"dreaming\"') WHERE id = 2",
+            "'dreaming'",
+            0,
+        ),
+        ("UPDATE trials SET outcome = 'dreamt' WHERE study_id = 2 AND number = 0", "trials is damaged", 2),
+    ],
+)
+def test_a_study_that_nobody_understands_hides_no_other(
+    tmp_path: Path,
+    landscapes: dict[str, Landscape],
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    damage: tuple[str, str, int],
+) -> None:
+    """Of a kind of work that is not known here, or damaged: the map is of the others and says so."""
+    statement, words, status = damage
+    url = laid(f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    with Store.open(url, write=True) as opened:
+        for name in (EVEN, PADDED):
+            tuned(opened, landscapes[name], trials=2)
+    with sqlite3.connect(tmp_path / "advisor.db") as connection:
+        connection.execute(statement)
+    connection.close()
+
+    assert command("map", str(MODEL)) == 0
+    told = capfd.readouterr()
+    assert words in told.err
+    assert (tmp_path / told.out.strip()).read_text().count(
+        '<tr><th scope="row">'
+    ) == 2  # a row of the map, one of the table
+    assert command("report") == status  # of the newest that can be understood
+    told = capfd.readouterr()
+    assert words in told.err
+    assert "no study" not in told.err
+    with sqlite3.connect(tmp_path / "advisor.db") as connection:
+        connection.execute(statement.replace("= 2", "> 0"))
+    connection.close()
+    for arguments in (["map", str(MODEL)], ["report"]):
+        assert command(*arguments) == 2
+        assert words in capfd.readouterr().err
 
 
 def test_the_map_is_of_one_device(store: Store) -> None:

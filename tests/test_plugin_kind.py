@@ -333,7 +333,7 @@ def test_an_option_of_a_taken_name_is_refused(names: list[str], words: str) -> N
     assert "odd" not in KINDS
 
 
-def test_what_it_gives_is_in_no_padded_batch(tuned: dict[str, Any], run: Run) -> None:  # noqa: ARG001
+def test_what_it_gives_is_in_no_padded_batch(tuned: dict[str, Any], run: Run) -> None:
     """A loaded model gives its results by token ids; called as a model it says so, and calls them no logits."""
     code = f"""
 import advisor, torch

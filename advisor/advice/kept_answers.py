@@ -29,9 +29,7 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     return answer_and_best(store, study, space=space)[0]
 
 
-def answer_and_best(
-    store: Store, study: StudyRecord, *, space: Space | None = None
-) -> tuple[Answer, Candidate | None]:
+def answer_and_best(store: Store, study: StudyRecord, *, space: Space | None = None) -> tuple[Answer, Candidate | None]:
     """Return the same, and the fastest that was found where that is not confirmed: see `Recommendation.best`."""
     made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
     digest = study.weights_digest

@@ -29,21 +29,14 @@ def _report(options: argparse.Namespace, _: float) -> int:
         from advisor.pages.comparison import compared
         from advisor.pages.rendering import compared_html, report_html
         from advisor.pages.study_report import report_of
+        from advisor.study.history import newest_study
 
-        numbers = options.compare or [_newest(store) if options.study is None else options.study]
+        numbers = options.compare or [newest_study(store).id if options.study is None else options.study]
         where = [_source_of(store, number, allow_pickle=options.allow_pickle) for number in numbers]
         reports = [report_of(store, number, source) for number, source in zip(numbers, where, strict=True)]
         text = report_html(reports[0]) if len(reports) == 1 else compared_html(compared(*reports))
         note(store.damaged)
     return _write(text, options.file, f"advisor-report-{'-'.join(map(str, numbers))}.html")
-
-
-def _newest(store: Store) -> int:
-    """Return the number of the study that was begun last. Raises NotMeasured where there is none."""
-    page = store.studies_page(None, None, 0, 1)
-    if not page:
-        raise NotMeasured("no study is stored", "advisor tune MODEL makes one")
-    return page[0].id
 
 
 def _map(options: argparse.Namespace, _: float) -> int:

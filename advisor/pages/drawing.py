@@ -123,7 +123,7 @@ def log_axis(title: str, reach: Sequence[float]) -> Figure:
 
 
 def axis(title: str, reach: Sequence[float] | None = None) -> Figure:
-    """Return an axis with its title. reach: its ends; small figures have powers of ten, for a reader knows no "320µ" of a ratio."""
+    """Return an axis with its title. reach: its ends; small figures have powers of ten, for nobody reads "320µ" of a ratio."""
     ends = {} if reach is None else {"range": list(reach)}
     small = {"exponentformat": "e"} if reach is not None and max(map(abs, reach)) < _SMALL else {}
     return {

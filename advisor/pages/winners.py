@@ -8,7 +8,7 @@ from itertools import groupby
 
 from advisor.advice.kept_answers import answer_and_best
 from advisor.advice.ranking import Candidate
-from advisor.errors import NotMeasured
+from advisor.errors import DamagedRow, NotMeasured
 from advisor.nouns.answer import Answer
 from advisor.pages.about import asked_words
 from advisor.storage.store import Store
@@ -49,7 +49,9 @@ class Win:
     @property
     def unconfirmed(self) -> str:
         """What was found faster and is not confirmed, in words; "" where nothing was."""
-        return "" if self.best is None else f"fastest found, unconfirmed: {self.best.configuration}{_measured(self.best)}"
+        return (
+            "" if self.best is None else f"fastest found, unconfirmed: {self.best.configuration}{_measured(self.best)}"
+        )
 
     @property
     def batch(self) -> str:
@@ -106,9 +108,12 @@ def letter(mark: int) -> str:
 def map_of(store: Store, model: str, architecture_key: str, on: str | None = None) -> WinnersMap:
     """Return what wins for the shapes of a model. on: an environment's key or a part of a device's name; None: the newest.
 
-    Raises NotMeasured where nothing of it is stored there.
+    Studies that can't be understood are passed over: `store.damaged` names them. Raises NotMeasured where nothing of it is
+    stored there, DamagedRow where nothing of it can be understood.
     """
     studies = store.studies(architecture_key)
+    if not studies and store.damaged:
+        raise DamagedRow(store.damaged[0])
     meant = [study for study in studies if on is None or _is_meant(study, on)]
     devices = sorted({study.environment.device_name for study in studies})
     if not meant:
@@ -117,6 +122,8 @@ def map_of(store: Store, model: str, architecture_key: str, on: str | None = Non
         raise NotMeasured(f"no study of {model}{where} is stored", known)
     device = meant[0].environment.device_name
     answers, unanswered = _answers(store, [s for s in meant if s.environment.device_name == device])
+    if not answers and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not answers:
         raise NotMeasured(f"no study of {model} on {device} has an answer yet", "advisor tune goes on with it")
     wins, legend = _marked(answers)
@@ -163,6 +170,8 @@ def _answers(store: Store, studies: Sequence[StudyRecord]) -> tuple[list[_Answer
             answers[question] = (study, *answer_and_best(store, study))
         except NotMeasured:
             unanswered.append(study.id)
+        except DamagedRow as error:
+            store.damaged.append(str(error))
     return list(answers.values()), unanswered
 
 

@@ -25,7 +25,9 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
         counted = f"{blocks} block{'s' * (blocks > 1)}"
         few = f"; {counted} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
         few = f"; after {counted} it is still open" if blocks >= LEAST_BLOCKS else few
-        lines.append(f"fastest found, unconfirmed: {escape(str(best.configuration))}, {_ratio_words(best, blocks)}{few}")
+        lines.append(
+            f"fastest found, unconfirmed: {escape(str(best.configuration))}, {_ratio_words(best, blocks)}{few}"
+        )
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
