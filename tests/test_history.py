@@ -318,6 +318,7 @@ WRONG = {
     "pruned": (["reproduce", "1.1"], "this trial was stopped early"),
     "wrong": (["reproduce", "1.2"], "this trial was refused by the gate"),
     "running": (["reproduce", "1.3"], "this trial has not ended"),
+    "broken off": (["reproduce", "1.4"], "this trial was broken off"),
     "too few processes": (["reproduce", "1.0", "--processes", "2"], "a whole number from 3 to 99, not '2'"),
     "no processes": (["reproduce", "1.0", "--processes", "some"], "a whole number from 3 to 99, not 'some'"),
     "no timeout": (["reproduce", "1.0", "--timeout", "soon"], "--timeout must be a duration"),
@@ -346,6 +347,7 @@ def test_what_can_not_be_done_is_told_in_one_line(url: str, capsys: pytest.Captu
             trial(SORTED, (1.0,), outcome=Outcome.PRUNED),
             trial(SORTED, (1.0,), outcome=Outcome.WRONG_OUTPUT),
             trial(SORTED, outcome=Outcome.RUNNING),
+            trial(EAGER, outcome=Outcome.CUT, reason="the budget ended"),
         ],
     )
     assert run(arguments) == 2
