@@ -2,8 +2,8 @@
 
     python benchmarks/reproduction.py measure OUT.json [--processes 60] [--name NAME] MODEL --lengths … [flags of advisor tune]
     python benchmarks/reproduction.py measure OUT.json [--processes 60] --trial STUDY.NUMBER
-    python benchmarks/reproduction.py replay FILE.json … [--draws 4000] [--then 1,4] [--most 9] [--slower 0.1] [--any-order]
-    python benchmarks/reproduction.py simulate [--draws 4000] [--then 1,4] [--most 9] [--slower 0.1]
+    python benchmarks/reproduction.py replay FILE.json … [--draws 4000] [--then 1,4] [--most 15] [--slower 0.1] [--any-order]
+    python benchmarks/reproduction.py simulate [--draws 4000] [--then 1,4] [--most 15] [--slower 0.1]
 
 `measure` tunes MODEL in a database of its own (by default its default alone, confirmed against nothing: further flags such as
 `--only packing=padded,sorted --trials 2 --blocks 5` bring blocks), or takes a stored trial of ADVISOR_DATABASE_URL, and then runs

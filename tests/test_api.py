@@ -639,11 +639,19 @@ def test_a_call_that_would_be_other_work_is_refused(url: str) -> None:
         ({"input_ids": ids, "labels": ids}, "labels is not what was measured"),
         ({"input_ids": ids, "output_hidden_states": True}, "output_hidden_states is not what was measured"),
         ({"input_ids": ids, "token_type_ids": torch.ones_like(ids)}, "token_type_ids is not what was measured"),
+        ({"input_ids": ids, "position_ids": torch.tensor([[1, 2], [0, 1]])}, "position_ids is not what was measured"),
+        ({"input_ids": ids, "position_ids": torch.tensor([0, 1])}, "position_ids is not what was measured"),
+        ({"input_ids": ids, "logits_to_keep": -1}, "logits_to_keep must be a whole number from 0 on, not -1"),
+        ({"input_ids": ids, "logits_to_keep": ids}, "logits_to_keep must be a whole number"),
+        ({"input_ids": ids, "return_dict": False}, "return_dict=False asks for a tuple"),
     ]
     for given, words in wrong:
         with pytest.raises(BadInput, match=words):
             ready(**given)
     assert ready(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits.shape == (2, 2, 2048)
+    left = {"input_ids": ids, "attention_mask": torch.tensor([[0, 1], [1, 1]])}
+    counted = ready(**left, position_ids=torch.tensor([[1, 0], [0, 1]]), return_dict=True).logits
+    assert torch.equal(counted, ready(**left).logits)
 
 
 def test_nothing_is_loaded_that_was_not_measured_here(url: str) -> None:

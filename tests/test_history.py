@@ -201,6 +201,21 @@ def test_ratios_follow_the_objective(url: str, capsys: pytest.CaptureFixture[str
     assert "1.50" in text
 
 
+def test_what_was_left_behind_is_interrupted(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trial that no tune runs any more was interrupted; where a tune has taken the study up again, it runs."""
+    study = studied(url, [trial(DEFAULT, (1000.0,)), trial(EAGER, outcome=Outcome.RUNNING)])
+
+    def ended() -> list[str]:
+        lines = [line.split() for line in printed(capsys, "trials").splitlines()]
+        return next(words for words in lines if words[:1] == [f"{study}.1"])[-3:]
+
+    assert ended() == ["interrupted", "–", "–"]
+    with Store.open(url, write=True) as store:
+        again = store.open_study(find_model(MODEL), WORKLOAD, here(), Objective(), Budget(60.0), 0)
+    assert again == study
+    assert ended() == ["running", "–", "–"]
+
+
 # ------------------------------------------------------------------------------------------------------------------ show
 
 
@@ -257,6 +272,25 @@ def test_what_was_interrupted_is_told_plainly(url: str, capsys: pytest.CaptureFi
     assert not any("nothing ran" in text or "attempts" in text for text in (words, running))
 
 
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"peak_bytes": None, "weight_bytes": None}, ""),
+        ({"peak_bytes": None}, " memory weights 8 MiB time "),
+        ({"weight_bytes": None}, " memory peak 1.0 GiB time "),
+    ],
+)
+def test_what_is_not_known_is_left_out(
+    url: str, capsys: pytest.CaptureFixture[str], known: dict[str, Any], words: str
+) -> None:
+    """Of memory that nobody read there is no line, and none of the half of it that is not known."""
+    study = studied(url, [trial(DEFAULT, (1000.0,)), trial(SORTED, **known)])
+    text = " ".join(printed(capsys, "show", f"{study}.1").split())
+
+    assert words in text
+    assert (" memory " in text) is bool(words)
+
+
 def test_gauges_are_told_as_ranges() -> None:
     """Figures of all rounds become a range, words are listed, and what could not be seen is left out."""
     states = [
@@ -284,6 +318,7 @@ WRONG = {
     "pruned": (["reproduce", "1.1"], "this trial was stopped early"),
     "wrong": (["reproduce", "1.2"], "this trial was refused by the gate"),
     "running": (["reproduce", "1.3"], "this trial has not ended"),
+    "broken off": (["reproduce", "1.4"], "this trial was broken off"),
     "too few processes": (["reproduce", "1.0", "--processes", "2"], "a whole number from 3 to 99, not '2'"),
     "no processes": (["reproduce", "1.0", "--processes", "some"], "a whole number from 3 to 99, not 'some'"),
     "no timeout": (["reproduce", "1.0", "--timeout", "soon"], "--timeout must be a duration"),
@@ -312,6 +347,7 @@ def test_what_can_not_be_done_is_told_in_one_line(url: str, capsys: pytest.Captu
             trial(SORTED, (1.0,), outcome=Outcome.PRUNED),
             trial(SORTED, (1.0,), outcome=Outcome.WRONG_OUTPUT),
             trial(SORTED, outcome=Outcome.RUNNING),
+            trial(EAGER, outcome=Outcome.CUT, reason="the budget ended"),
         ],
     )
     assert run(arguments) == 2

@@ -9,7 +9,9 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,21 @@ def test_the_version_says_its_commit() -> None:
     asked = subprocess.run([sys.executable, "-m", "advisor", "--version"], capture_output=True, text=True, check=True)
     assert asked.stdout == f"advisor {__version__} ({commit()})\n"
     assert re.fullmatch(r"[0-9a-f]{10,}\+?", commit())
+
+
+@pytest.mark.parametrize("path", ["", os.environ["PATH"]], ids=["no git", "git"])
+def test_a_commit_that_nobody_knows_stops_no_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Without git, or where git does not read the checkout, what is built says no commit."""
+    pytest.importorskip("hatchling", reason="hatchling is of the dev group")
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setenv("PATH", path)
+    hook = import_module("hatch_build")
+    (tmp_path / ".git").write_text("gitdir: nowhere")
+    made = hook.CommitHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    data: dict[str, Any] = {}
+    made.initialize("standard", data)
+    made.finalize("standard", data, "")
+    assert data == {}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +66,7 @@ def tuned(
     workload: Workload | None = None,
     environment: Environment | None = None,
     trials: int = 30,
+    blocks: int = 9,
     most_bytes: int | None = None,
     source: ModelSource | None = None,
     seed: int = 1,
@@ -73,7 +75,7 @@ def tuned(
     source = source or find_model(str(MODEL))
     machine = Machine(environment or landscape.environment, "host", "GPU-0", 0, 70 * 2**30)
     objective = replace(landscape.objective, max_memory_bytes=most_bytes)
-    job = Job(source, workload or landscape.workload, objective, Budget(trials=trials), machine)
+    job = Job(source, workload or landscape.workload, objective, Budget(trials=trials, blocks=blocks), machine)
     return tune(job, store, ReplayRunner(landscape, seed=seed), lambda _: None)
 
 
@@ -231,6 +233,81 @@ def test_the_map_has_what_was_measured_and_nothing_else(store: Store) -> None:
     assert map_html(page).count(">not measured<") == cells - measured > 0
 
 
+def test_the_map_says_what_is_not_confirmed(sqlite_url: str, landscapes: dict[str, Landscape]) -> None:
+    """Where the default stays for now, its cell and its row name the fastest that was found, as `suggest` does."""
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        study = opened.study(tuned(opened, landscapes[PADDED], trials=3, blocks=0))
+        best = recommend(opened, own_source(study, None), study, study.objective).best
+        page = map_of(opened, "qwen", find_model(str(MODEL)).architecture_key)
+
+    assert best is not None
+    assert best.search_ratio is not None
+    words = f"fastest found, unconfirmed: {best.configuration} ≈{best.search_ratio:.2f} ×"
+    assert page.wins[0].winner == str(page.wins[0].answer.configuration) != str(best.configuration)
+    assert map_html(page).count(words) == 2
+
+
+def test_an_answer_stays_until_a_newer_one_is_there(sqlite_url: str, landscapes: dict[str, Landscape]) -> None:
+    """A newer study of the same question that has none yet takes no cell away, and is named."""
+    padded = landscapes[PADDED]
+    newer = replace(padded.environment, packages={**padded.environment.packages, "torch": "2.13.0"})
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        first = tuned(opened, padded, trials=3)
+        begun = opened.open_study(find_model(str(MODEL)), padded.workload, newer, padded.objective, Budget(60.0), 0)
+        page = map_of(opened, "qwen", find_model(str(MODEL)).architecture_key)
+
+    assert [win.study.id for win in page.wins] == [first]
+    assert page.unanswered == (begun,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (
+            "UPDATE workloads SET payload = replace(payload, '\"forward\"', '\"dreaming\"') WHERE id = 2",
+            "'dreaming'",
+            0,
+        ),
+        ("UPDATE trials SET outcome = 'dreamt' WHERE study_id = 2 AND number = 0", "trials is damaged", 2),
+    ],
+)
+def test_a_study_that_nobody_understands_hides_no_other(
+    tmp_path: Path,
+    landscapes: dict[str, Landscape],
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    damage: tuple[str, str, int],
+) -> None:
+    """Of a kind of work that is not known here, or damaged: the map is of the others and says so."""
+    statement, words, status = damage
+    url = laid(f"sqlite:///{tmp_path}/advisor.db")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    with Store.open(url, write=True) as opened:
+        for name in (EVEN, PADDED):
+            tuned(opened, landscapes[name], trials=2)
+    with sqlite3.connect(tmp_path / "advisor.db") as connection:
+        connection.execute(statement)
+    connection.close()
+
+    assert command("map", str(MODEL)) == 0
+    told = capfd.readouterr()
+    assert words in told.err
+    assert (tmp_path / told.out.strip()).read_text().count(
+        '<tr><th scope="row">'
+    ) == 2  # a row of the map, one of the table
+    assert command("report") == status  # of the newest that can be understood
+    told = capfd.readouterr()
+    assert words in told.err
+    assert "no study" not in told.err
+    with sqlite3.connect(tmp_path / "advisor.db") as connection:
+        connection.execute(statement.replace("= 2", "> 0"))
+    connection.close()
+    for arguments in (["map", str(MODEL)], ["report"]):
+        assert command(*arguments) == 2
+        assert words in capfd.readouterr().err
+
+
 def test_the_map_is_of_one_device(store: Store) -> None:
     """--on names another one, by key or by a part of its name; where nothing of it is stored, it says what there is."""
     key = find_model(str(MODEL)).architecture_key
@@ -287,6 +364,31 @@ def test_a_link_stays_a_link(command: Callable[..., int], tmp_path: Path) -> Non
     assert (tmp_path / "real.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_a_link_to_itself_is_said_in_a_line(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Links that name one another lead to no file."""
+    (tmp_path / "a.html").symlink_to("b.html")
+    (tmp_path / "b.html").symlink_to("a.html")
+
+    assert command("report", "1", "-o", "a.html") == 2
+    said = capfd.readouterr().err
+    assert said.startswith("advisor: -o: a.html ")
+    assert said.count("\n") == 1
+
+
+def test_a_name_may_be_as_long_as_a_file_system_takes(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In bytes, of which a letter may have four; of a model's name is taken what any file system takes."""
+    name = f"{'𝔪' * 62}.html"
+    assert command("report", "1", "-o", name) == 0
+    model = tmp_path / f"{'模' * 80}.json"
+    model.write_text(MODEL.read_text())
+    assert command("map", model.name) == 0
+    assert capfd.readouterr().out.splitlines() == [name, "advisor-map--.html"]
+
+
 def test_a_report_of_a_model_from_elsewhere_is_written_and_said(
     sqlite_url: str,
     tmp_path: Path,
@@ -317,6 +419,7 @@ def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capf
     [
         (("report", "1", "-o", "nowhere/page.html"), "there is no folder nowhere", 2),
         (("report", "1", "-o", "."), "is a folder", 2),
+        (("report", "1", "-o", ""), "is a folder", 2),
         (("report", "1", "-o", os.devnull), "is no regular file", 2),
         (("report", "77"), "there is no study 77", 2),
         (("report", "--compare", "1", "77"), "there is no study 77", 2),
@@ -475,18 +578,47 @@ def test_charts_follow_light_and_dark(browser: Browser, pages: dict[str, Path]) 
     page.close()
 
 
+#: Of every chart, whether its labels are inside it and apart, and how many it has.
+_LABELS = """[...document.querySelectorAll('.plot')].map(plot => [plot.getBoundingClientRect(),
+  [...plot.querySelectorAll('.annotation-text')].map(text => text.getBoundingClientRect())]).map(([edge, labels]) => [
+  labels.every(one => one.left >= edge.left - 1 && one.right <= edge.right + 1 && one.top >= edge.top - 1),
+  labels.every((one, place) => labels.slice(place + 1).every(other => one.right <= other.left || other.right <= one.left
+    || one.bottom <= other.top || other.bottom <= one.top)), labels.length])"""
+
+
 def test_labels_of_charts_stay_inside_and_apart(browser: Browser, pages: dict[str, Path]) -> None:
     """No label of a chart is cut off by its edge or lies on another one, on a telephone too."""
-    script = """[...document.querySelectorAll('.plot')].map(plot => [plot.getBoundingClientRect(),
-      [...plot.querySelectorAll('.annotation-text')].map(text => text.getBoundingClientRect())]).map(([edge, labels]) => [
-      labels.every(one => one.left >= edge.left - 1 && one.right <= edge.right + 1 && one.top >= edge.top - 1),
-      labels.every((one, place) => labels.slice(place + 1).every(other => one.right <= other.left || other.right <= one.left
-        || one.bottom <= other.top || other.bottom <= one.top)), labels.length])"""
     for name in ("report", "compare"):
         page, _ = shown(browser, pages[name], 360)
-        found = page.evaluate(script)
+        found = page.evaluate(_LABELS)
         assert [(inside, apart) for inside, apart, _ in found] == [(True, True)] * len(found)
         assert max(count for *_, count in found) >= 2
+        page.close()
+
+
+def test_charts_of_few_points_can_be_read_on_a_telephone(
+    browser: Browser, tmp_path: Path, sqlite_url: str, landscapes: dict[str, Landscape]
+) -> None:
+    """Where the default stays, its label is inside, wherever its point is; a ratio's axis counts in powers of ten."""
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        report = report_of(opened, tuned(opened, landscapes[PADDED], trials=3, blocks=0))
+    (middle,) = [point for point in report.points if point.is_default]
+    for name, share in {"left": 0.6, "right": 1.4, "middle": 1.0}.items():
+        others = [
+            replace(middle, is_default=False, role=Role.RIGHT, quality=3.2e-4 * factor, peak_bytes=int(2**33 * factor))
+            for factor in (0.5, 1.5)
+        ]
+        moved = replace(middle, quality=3.2e-4 * share, peak_bytes=int(2**33 * share))
+        file = tmp_path / f"{name}.html"
+        file.write_text(report_html(replace(report, points=(moved, *others))), encoding="utf-8")
+        page, seen = shown(browser, file, 360)
+        assert [(inside, apart) for inside, apart, _ in page.evaluate(_LABELS)][:2] == [(True, True)] * 2
+        ticks = page.evaluate(
+            "[...document.querySelectorAll('[data-figure=figure-quality] .xtick')].map(tick => tick.textContent)"
+        )
+        assert ticks
+        assert all(re.fullmatch(r"\d(\.\d+)?e−\d+", tick) for tick in ticks), ticks
+        assert seen.said == []
         page.close()
 
 

@@ -333,6 +333,25 @@ def test_an_option_of_a_taken_name_is_refused(names: list[str], words: str) -> N
     assert "odd" not in KINDS
 
 
+def test_what_it_gives_is_in_no_padded_batch(tuned: dict[str, Any], run: Run) -> None:
+    """A loaded model gives its results by token ids; called as a model it says so, and calls them no logits."""
+    code = f"""
+import advisor, torch
+from advisor.errors import BadInput
+flags = dict(lengths=[9, 5, 7, 3, 8, 6], batch=3, quality="exact", device="cpu")
+ready = advisor.load({MODEL!r}, workload="likelihood", only={FEW[1::2]!r}, **flags)
+print(len(ready.results([[20, 21, 22], [23, 24]])))
+try:
+    print(ready(torch.tensor([[20, 21]])))
+except BadInput as error:
+    print(error)
+"""
+    count, said = run("-c", code).stdout.splitlines()
+    assert count == "2"
+    assert "mean log-likelihood" in said
+    assert "results()" in said
+
+
 # ------------------------------------------------------------------------------------------ databases, and without it
 
 

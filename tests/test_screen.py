@@ -33,6 +33,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
+from advisor.show.formats import FORMATS
 from advisor.show.rows import as_csv
 from advisor.storage.store import Store
 
@@ -178,6 +179,14 @@ def test_why_not_fits_the_screen_and_its_command_is_whole(ask: Ask) -> None:
     assert max(len(line) for line in lines if line not in commands) <= 80
 
 
+@pytest.mark.parametrize("form", ["csv", "python", "env"])
+def test_why_not_is_told_in_words_alone(ask: Ask, form: str) -> None:
+    """A sentence is nothing to paste and no row: the format is refused, not passed over."""
+    status, out, said = ask("suggest", *WORK, "--why-not", "bf16", "--format", form)
+    assert (status, out) == (2, "")
+    assert f"--why-not is told in words, not as {form}" in said
+
+
 def test_a_label_is_one_in_every_form_and_is_taken_back(tuned: Tuned, ask: Ask) -> None:
     """What text prints, JSON and SQL have, CSV has, and --only, --why-not and show take."""
     payload = json.loads(ask(*SUGGEST, "--format", "json")[1])
@@ -264,6 +273,15 @@ def test_every_example_of_the_help_is_a_command() -> None:
             words = shlex.split(part)
             if words[0] == "advisor":
                 build_parser().parse_args(words[1:])
+
+
+def test_the_help_says_what_each_format_is() -> None:
+    """Wherever one can be asked for."""
+    commands = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    for name, forms in {"tune": FORMATS, "suggest": FORMATS, "reproduce": {"python": FORMATS["python"]}}.items():
+        told = " ".join(commands[name].format_help().split())
+        assert [form for form, each in forms.items() if f"{form}: {each.summary}" not in told] == []
+    assert "yaml:" not in commands["reproduce"].format_help()
 
 
 def test_flags_stand_in_groups() -> None:

@@ -179,6 +179,20 @@ def test_a_tie_keeps_the_default(store: Store) -> None:
     assert "more blocks" not in shown(found)
 
 
+def test_what_is_open_is_not_as_good_as_the_default(store: Store) -> None:
+    """What is said to be found and not confirmed is in no tie with the default, and is told by its blocks, not by the search."""
+    attempts, untried = [attempt(DEFAULT, 1000), attempt(SORTED, 2500)], [Prospect(PACKED, 1.4, 3.0)]
+    studied(store, attempts, {SORTED: (1.9, 1.2, 1.5)}, left=untried, chance=0.6, stop=Stop.BUDGET)
+    found = answer(store)
+
+    assert (found.configuration, found.verdict) == (DEFAULT, "unsearched")
+    assert found.best is not None
+    assert found.best.configuration == SORTED
+    assert tie_set(found) == []
+    assert "as good as" not in shown(found)
+    assert f"fastest found, unconfirmed: {SORTED}, 1.51 × the default (95 % interval " in shown(found)
+
+
 def test_a_tie_that_more_blocks_may_decide_says_so(store: Store) -> None:
     """Where the middle of its blocks is clear of the default and the interval is not, the command with twice as many is told."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1500)], {SORTED: (1.9, 1.2, 1.5)})

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from advisor.advice.coverage import count_tried
+from advisor.advice.ranking import Candidate
 from advisor.advice.suggest import recommend
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT, Answer
@@ -25,6 +26,11 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
 
     Raises NotMeasured where it has no finished trial yet, or its model's facts are not known.
     """
+    return answer_and_best(store, study, space=space)[0]
+
+
+def answer_and_best(store: Store, study: StudyRecord, *, space: Space | None = None) -> tuple[Answer, Candidate | None]:
+    """Return the same, and the fastest that was found where that is not confirmed: see `Recommendation.best`."""
     made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
     digest = study.weights_digest
     weights = "random" if is_drawn(digest) else "trained"
@@ -33,7 +39,8 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
         found = recommend(store, own, study, study.objective, space=space)
     except NothingAdmissible as error:
         tried = count_tried(study.objective, store.trials(study.id))
-        return Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
+        none = Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)
+        return none, None
     chosen, ratio, low, high, blocks = found.chosen, None, None, None, 0
     if chosen is not None and chosen.comparison is not None:
         ratio, blocks = chosen.comparison.ratio, len(chosen.comparison.block_ratios)
@@ -41,7 +48,7 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     evidence = (ratio, low, high, blocks, found.tried, found.admissible)
     against = [f"{c.configuration}: {text}" for c in found.rejected for text in c.objections] if chosen is None else []
     why = tuple(text for text in (found.why, *against, *found.notes) if text)
-    return Answer(found.configuration, found.verdict, *evidence, why, METHOD, made_at)
+    return Answer(found.configuration, found.verdict, *evidence, why, METHOD, made_at), found.best
 
 
 def keep_answer(store: Store, study_id: int, *, space: Space | None = None) -> None:

@@ -215,7 +215,8 @@ def tie_set(recommendation: Recommendation) -> list[Candidate]:
     """Return the runners-up that are as good as what is recommended, in their order: within the tie zone, either way.
 
     By their confirmed ratios to the default where both have one (the default's own is 1), else by their ratios in the search.
-    Where the default is recommended, also those that the blocks could not tell from it.
+    Where the default is recommended, also those that the blocks could not tell from it; but for what is said to be found and
+    not confirmed.
     """
     chosen = recommendation.chosen
     if chosen is None:
@@ -223,5 +224,6 @@ def tie_set(recommendation: Recommendation) -> list[Candidate]:
     return [
         found
         for found in recommendation.runners_up
-        if is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie")
+        if found is not recommendation.best
+        and (is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie"))
     ]

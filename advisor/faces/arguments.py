@@ -15,7 +15,7 @@ from advisor.faces.question import know_plugins
 from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
-from advisor.show.formats import NAMES
+from advisor.show.formats import FORMATS, NAMES
 from advisor.version import __version__, commit
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
 
@@ -261,7 +261,9 @@ def _add_shown(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_format(parser: argparse._ActionsContainer, *forms: str) -> None:
-    parser.add_argument("--format", choices=forms, default=forms[0])
+    pasted = "".join(f"; {name}: {FORMATS[name].summary}" for name in forms if name in FORMATS)
+    words = f"as what it is printed{pasted} (default: %(default)s)"
+    parser.add_argument("--format", choices=forms, default=forms[0], help=words)
     if "csv" in forms:
         parser.add_argument("--csv", dest="format", action="store_const", const="csv", help="the same as --format csv")
 

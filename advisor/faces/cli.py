@@ -1,6 +1,6 @@
 """The command line: parse → run the command → its exit status, or one line of how it failed.
 
-It, `commands`, `records` and `printing` are the only files that print; `advisor.__main__` exits.
+It, `commands`, `records`, `pages` and `printing` are the only files that print; `advisor.__main__` exits.
 """
 
 from __future__ import annotations

@@ -131,6 +131,8 @@ def _suggest(options: argparse.Namespace, _: float) -> int:
     from advisor.storage.store import Store
 
     about = options.why_not
+    if about is not None and options.format not in ("text", "json"):
+        raise BadInput(f"--why-not is told in words, not as {options.format}", "--format text or json")
     choice = None if about is None else spelled(choices_in(about))
     question = question_of(options.model, vars(options))
     asked = resolve(question, to_measure=False)

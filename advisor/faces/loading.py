@@ -46,11 +46,16 @@ class Ready:
 
         from advisor.faces import sequences_torch
 
-        sequences_torch.refuse_unmeasured(more)
         is_real = sequences_torch.real_tokens(input_ids, attention_mask)
+        sequences_torch.refuse_unmeasured(more, is_real, self._subject.facts)
+        is_of_logits = self._workload.needs.head is Head.LANGUAGE
+        kept = sequences_torch.columns_kept(logits_to_keep, is_of_logits=is_of_logits)
         call = self._call([row[kept] for row, kept in zip(input_ids, is_real, strict=True)])
         with torch.inference_mode():
             found = self._runtime.of_tokens(self.model, call, self.device)
+            if found is None and self._workload.needs.head is not Head.CLASSIFICATION:
+                what = f"what was measured, {self._workload.output}, is no output of a model for a padded batch"
+                raise BadInput(what, "use results()")
             if found is None:
                 scores = self._runtime.run(self.model, call, self.device)
                 return modeling_outputs.SequenceClassifierOutput(logits=scores)
@@ -58,7 +63,7 @@ class Ready:
             padded = values[0].new_zeros((*is_real.shape, values[0].shape[-1]))
             padded[is_real.to(padded.device)] = torch.cat(values)
         if name == "logits":
-            return modeling_outputs.CausalLMOutput(logits=padded[:, -logits_to_keep:])
+            return modeling_outputs.CausalLMOutput(logits=padded[:, -kept:])
         return modeling_outputs.BaseModelOutput(last_hidden_state=padded)
 
     @property

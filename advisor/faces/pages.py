@@ -29,21 +29,14 @@ def _report(options: argparse.Namespace, _: float) -> int:
         from advisor.pages.comparison import compared
         from advisor.pages.rendering import compared_html, report_html
         from advisor.pages.study_report import report_of
+        from advisor.study.history import newest_study
 
-        numbers = options.compare or [_newest(store) if options.study is None else options.study]
+        numbers = options.compare or [newest_study(store).id if options.study is None else options.study]
         where = [_source_of(store, number, allow_pickle=options.allow_pickle) for number in numbers]
         reports = [report_of(store, number, source) for number, source in zip(numbers, where, strict=True)]
         text = report_html(reports[0]) if len(reports) == 1 else compared_html(compared(*reports))
         note(store.damaged)
     return _write(text, options.file, f"advisor-report-{'-'.join(map(str, numbers))}.html")
-
-
-def _newest(store: Store) -> int:
-    """Return the number of the study that was begun last. Raises NotMeasured where there is none."""
-    page = store.studies_page(None, None, 0, 1)
-    if not page:
-        raise NotMeasured("no study is stored", "advisor tune MODEL makes one")
-    return page[0].id
 
 
 def _map(options: argparse.Namespace, _: float) -> int:
@@ -57,7 +50,7 @@ def _map(options: argparse.Namespace, _: float) -> int:
     with Store.open(default_url(), write=False) as store:
         text = map_html(map_of(store, source.name, source.architecture_key, options.on))
         note(store.damaged)
-    name = re.sub(r"[^\w.-]+", "-", Path(source.name).name if Path(source.name).exists() else source.name)[:100]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.name).name if Path(source.name).exists() else source.name)[:100]
     return _write(text, options.file, f"advisor-map-{name.removesuffix('.json')}.html")
 
 
@@ -84,7 +77,7 @@ def _write(text: str, file: str | None, usual: str) -> int:
         else:
             stream.write(text.encode())
         return 0
-    path = Path(file or usual)
+    path = Path(usual if file is None else file)
     if path.is_dir() or not path.parent.is_dir():
         what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise BadInput(f"-o: {what}", "name a file in a folder that exists")
@@ -94,6 +87,8 @@ def _write(text: str, file: str | None, usual: str) -> int:
         _replace(path.resolve(), text)  # of a link, the file that it names
     except OSError as error:
         raise BadInput(f"{path} can't be written: {error.strerror}") from None
+    except RuntimeError:  # what pathlib makes of links that name one another
+        raise BadInput(f"-o: {path} is a link that leads back to itself") from None
     print(in_a_line(str(path)))
     return 0
 
@@ -102,7 +97,7 @@ def _replace(path: Path, text: str) -> None:
     """Put a text where a path says: until it is whole, what was there stays."""
     import tempfile
 
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}-", suffix=".part")
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)

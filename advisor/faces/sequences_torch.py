@@ -10,9 +10,10 @@ import torch
 from advisor.errors import BadInput
 from advisor.nouns.checked import shortened
 from advisor.nouns.model import ModelFacts
+from advisor.nouns.reading import shown, whole
 
 #: Arguments of a padded batch that change nothing where they are as a tokenizer makes them, or as inference wants them.
-_HARMLESS = ("return_dict", "use_cache", "position_ids", "output_attentions", "output_hidden_states")
+_HARMLESS = ("return_dict", "use_cache")
 
 
 def sequences_of(given: Iterable[Any], facts: ModelFacts) -> list[torch.Tensor]:
@@ -75,11 +76,40 @@ def real_tokens(input_ids: Any, attention_mask: Any) -> torch.Tensor:
     return is_real
 
 
-def refuse_unmeasured(arguments: Mapping[str, Any]) -> None:
-    """Raise BadInput for an argument of a call that would be other work than was measured and judged."""
+def refuse_unmeasured(arguments: Mapping[str, Any], is_real: torch.Tensor, facts: ModelFacts) -> None:
+    """Raise BadInput for an argument of a call that would be other work than was measured and judged.
+
+    is_real: which tokens of the batch are, [batch, columns].
+    """
+    if arguments.get("return_dict") is False:
+        raise BadInput("return_dict=False asks for a tuple, and this call returns a ModelOutput", "leave it out")
     for name, value in arguments.items():
-        if value is None or value is False or (name in _HARMLESS and not name.startswith("output_")):
+        if value is None or value is False or name in _HARMLESS:
+            continue
+        if name == "position_ids" and _are_counted(value, is_real, facts):
             continue
         if name == "token_type_ids" and not bool(torch.as_tensor(value).any()):
             continue  # one segment, which is what was measured
         raise BadInput(f"{name} is not what was measured: this call takes input_ids and attention_mask", "leave it out")
+
+
+def _are_counted(positions: Any, is_real: torch.Tensor, facts: ModelFacts) -> bool:
+    """Whether positions count from each sequence's first token, as was measured: from 0, or from where the model's begin."""
+    positions = torch.as_tensor(positions).to(is_real.device)
+    if positions.dim() != 2 or positions.shape[1] != is_real.shape[1] or len(positions) not in (1, len(is_real)):
+        return False
+    beyond = (positions.expand(is_real.shape) - (is_real.cumsum(-1) - 1))[is_real]
+    return any(bool((beyond == first).all()) for first in {0, facts.position_offset})
+
+
+def columns_kept(logits_to_keep: Any, *, is_of_logits: bool) -> int:
+    """Return how many of the last columns' logits are asked for, 0 for all. Raises BadInput for what is no such number."""
+    try:
+        kept = whole(logits_to_keep)
+    except ValueError:
+        kept = -1
+    if kept < 0:
+        raise BadInput(f"logits_to_keep must be a whole number from 0 on, not {shown(logits_to_keep)}")
+    if kept and not is_of_logits:
+        raise BadInput("logits_to_keep is of a language model's logits, and those were not measured", "leave it out")
+    return kept

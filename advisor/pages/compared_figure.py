@@ -31,14 +31,14 @@ def compared_figure(page: ComparedStudies) -> Figure | None:
     unit = page.first.speed_unit
     traces = [_pairs_trace([p for p in pairs if mark_of(p) is role], role, numbers) for role in MARKS]
     places = [(pair.first.speed or 0.0, pair.second.speed or 0.0) for pair in pairs]
-    words = [marks_of(pair, *numbers).replace(", ", ",<br>") for pair in pairs]
+    words = [marks_of(pair, *numbers).replace(", ", ",<br>").replace(" in ", "<br>in ") for pair in pairs]
     named = [(place, text) for place, text in zip(places, words, strict=True) if text]
     return {
         "data": [trace for trace in traces if trace["x"]],
         "layout": {
             **layout(420),
-            "xaxis": {**axis(f"{unit} in study {numbers[0]}"), "range": x_range},
-            "yaxis": {**axis(f"{unit} in study {numbers[1]}"), "range": y_range},
+            "xaxis": axis(f"{unit} in study {numbers[0]}", x_range),
+            "yaxis": axis(f"{unit} in study {numbers[1]}", y_range),
             "shapes": [same],
             "annotations": labels(named, places, x_range, y_range),
         },

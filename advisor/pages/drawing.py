@@ -27,6 +27,9 @@ MARKS: dict[Role, tuple[str, str, int]] = {
     Role.CHOSEN: ("star", "--chosen", 17),
 }
 
+#: What is less than this is written with a power of ten.
+_SMALL = 0.01
+
 #: Characters of a configuration that a chart's label shows; its table has all of them.
 _LABEL = 44
 
@@ -119,9 +122,13 @@ def log_axis(title: str, reach: Sequence[float]) -> Figure:
     return {**plain_axis, "type": "log", "exponentformat": "power", "dtick": every, "range": list(reach)}
 
 
-def axis(title: str) -> Figure:
-    """Return an axis with its title."""
+def axis(title: str, reach: Sequence[float] | None = None) -> Figure:
+    """Return an axis with its title. reach: its ends; small figures have powers of ten, for nobody reads "320µ" of a ratio."""
+    ends = {} if reach is None else {"range": list(reach)}
+    small = {"exponentformat": "e"} if reach is not None and max(map(abs, reach)) < _SMALL else {}
     return {
+        **ends,
+        **small,
         "title": {"text": plain(title), "font": {"color": "--ink", "size": 13}, "standoff": 8},
         "color": "--ink",
         "gridcolor": "--line",

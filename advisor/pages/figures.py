@@ -41,13 +41,13 @@ def _scatter(
     ]
     places = [(math.log10(across(point)) if is_log else across(point), point.speed or 0.0) for point in points]
     named = [(place, _name(point)) for place, point in zip(places, points, strict=True) if _is_marked(point)]
-    x_axis = log_axis(title, x_range) if is_log else {**axis(title), "range": x_range}
+    x_axis = log_axis(title, x_range) if is_log else axis(title, x_range)
     return {
         "data": traces,
         "layout": {
             **layout(380),
             "xaxis": x_axis,
-            "yaxis": {**axis(report.speed_unit), "range": y_range},
+            "yaxis": axis(report.speed_unit, y_range),
             "annotations": labels(named, places, x_range, y_range),
         },
     }
@@ -72,9 +72,9 @@ def _trace(role: Role, points: Sequence[Point], across: Callable[[Point], float]
 
 
 def _name(point: Point) -> str:
-    """Return what the default or what is recommended is called in a chart."""
+    """Return what the default or what is recommended is called in a chart: in lines that there is room for on a narrow screen."""
     is_chosen = point.role is Role.CHOSEN
-    words = "recommended: the default" if is_chosen and point.is_default else str(point.role)
+    words = "recommended:<br>the default" if is_chosen and point.is_default else str(point.role)
     return "the default" if point.is_default and not is_chosen else words
 
 
@@ -101,7 +101,7 @@ def blocks_figure(report: StudyReport) -> Figure | None:
         "data": [_blocks_trace(finalists, rows), _ratios_trace(finalists, rows)],
         "layout": {
             **layout(96 + 58 * count),
-            "xaxis": {**axis("× the default"), "range": reach},
+            "xaxis": axis("× the default", reach),
             "yaxis": y_axis,
             "shapes": [
                 {**band, "fillcolor": "--zone", "layer": "below"},
@@ -202,7 +202,7 @@ def path_figure(report: StudyReport) -> Figure | None:
         "layout": {
             **layout(340),
             "xaxis": {**axis("trial of the search"), "tickformat": "d"},
-            "yaxis": {**axis(unit), "range": padded(values)},
+            "yaxis": axis(unit, padded(values)),
             "shapes": shapes,
         },
     }

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from advisor.advice.kept_answers import answer_of
-from advisor.errors import NotMeasured
+from advisor.advice.kept_answers import answer_and_best
+from advisor.advice.ranking import Candidate
+from advisor.errors import DamagedRow, NotMeasured
 from advisor.nouns.answer import Answer
 from advisor.pages.about import asked_words
 from advisor.storage.store import Store
@@ -16,11 +17,15 @@ from advisor.storage.study_record import StudyRecord
 
 @dataclass(frozen=True)
 class Win:
-    """What won one study. mark: a letter and a colour by the winner, from 0 on, in the order of their wins; None: nothing won."""
+    """What won one study. mark: a letter and a colour by the winner, from 0 on, in the order of their wins; None: nothing won.
+
+    best: the fastest that was found, where that is not confirmed.
+    """
 
     study: StudyRecord
     answer: Answer
     mark: int | None
+    best: Candidate | None = None
 
     @property
     def place(self) -> tuple[float, int]:
@@ -40,6 +45,13 @@ class Win:
             return ""
         has_interval = answer.low is not None and answer.high is not None
         return f"{answer.ratio:.2f} ×" + (f" ({answer.low:.2f}–{answer.high:.2f})" if has_interval else "")
+
+    @property
+    def unconfirmed(self) -> str:
+        """What was found faster and is not confirmed, in words; "" where nothing was."""
+        return (
+            "" if self.best is None else f"fastest found, unconfirmed: {self.best.configuration}{_measured(self.best)}"
+        )
 
     @property
     def batch(self) -> str:
@@ -96,9 +108,12 @@ def letter(mark: int) -> str:
 def map_of(store: Store, model: str, architecture_key: str, on: str | None = None) -> WinnersMap:
     """Return what wins for the shapes of a model. on: an environment's key or a part of a device's name; None: the newest.
 
-    Raises NotMeasured where nothing of it is stored there.
+    Studies that can't be understood are passed over: `store.damaged` names them. Raises NotMeasured where nothing of it is
+    stored there, DamagedRow where nothing of it can be understood.
     """
     studies = store.studies(architecture_key)
+    if not studies and store.damaged:
+        raise DamagedRow(store.damaged[0])
     meant = [study for study in studies if on is None or _is_meant(study, on)]
     devices = sorted({study.environment.device_name for study in studies})
     if not meant:
@@ -106,7 +121,9 @@ def map_of(store: Store, model: str, architecture_key: str, on: str | None = Non
         known = f"there are studies on: {', '.join(devices)}" if devices else "advisor tune measures it"
         raise NotMeasured(f"no study of {model}{where} is stored", known)
     device = meant[0].environment.device_name
-    answers, unanswered = _answers(store, _newest_each([s for s in meant if s.environment.device_name == device]))
+    answers, unanswered = _answers(store, [s for s in meant if s.environment.device_name == device])
+    if not answers and store.damaged:
+        raise DamagedRow(store.damaged[0])
     if not answers:
         raise NotMeasured(f"no study of {model} on {device} has an answer yet", "advisor tune goes on with it")
     wins, legend = _marked(answers)
@@ -130,30 +147,39 @@ def _place(study: StudyRecord) -> tuple[float, int]:
     return round(study.workload.dealt.padding, 2), max(study.workload.lengths)
 
 
-def _newest_each(studies: Sequence[StudyRecord]) -> list[StudyRecord]:
-    """Return the newest study of every question: one workload, objective and weights. studies: the newest first."""
-    found: dict[tuple[str, str, str], StudyRecord] = {}
-    for study in studies:
-        found.setdefault((study.workload_key, str(study.objective.payload), study.weights_digest), study)
-    return list(found.values())
+def _measured(best: Candidate) -> str:
+    return f" ≈{best.search_ratio:.2f} ×" if best.search_ratio else ""
 
 
-def _answers(store: Store, studies: Sequence[StudyRecord]) -> tuple[list[tuple[StudyRecord, Answer]], list[int]]:
-    """Return the studies that have an answer with it, and the numbers of the others."""
-    answers, unanswered = [], []
+#: A study with its answer, and the fastest that was found where that is not confirmed.
+_Answered = tuple[StudyRecord, Answer, Candidate | None]
+
+
+def _answers(store: Store, studies: Sequence[StudyRecord]) -> tuple[list[_Answered], list[int]]:
+    """Return of every question the newest study that has an answer, and the numbers of newer ones that have none yet.
+
+    A question is one workload, objective and weights. studies: the newest first.
+    """
+    answers: dict[tuple[str, str, str], _Answered] = {}
+    unanswered = []
     for study in studies:
+        question = (study.workload_key, str(study.objective.payload), study.weights_digest)
+        if question in answers:
+            continue
         try:
-            answers.append((study, answer_of(store, study)))
+            answers[question] = (study, *answer_and_best(store, study))
         except NotMeasured:
             unanswered.append(study.id)
-    return answers, unanswered
+        except DamagedRow as error:
+            store.damaged.append(str(error))
+    return list(answers.values()), unanswered
 
 
-def _marked(answers: Sequence[tuple[StudyRecord, Answer]]) -> tuple[tuple[Win, ...], tuple[tuple[int, str], ...]]:
+def _marked(answers: Sequence[_Answered]) -> tuple[tuple[Win, ...], tuple[tuple[int, str], ...]]:
     """Return each win with its winner's mark, by cell and batch, and the marks; who wins most often comes first."""
-    names = sorted(str(answer.configuration) for _, answer in answers if answer.configuration is not None)
+    names = sorted(str(answer.configuration) for _, answer, _ in answers if answer.configuration is not None)
     counted = sorted(((-len(list(same)), name) for name, same in groupby(names)))
     marks = {name: mark for mark, (_, name) in enumerate(counted)}
-    wins = [Win(study, answer, marks.get(str(answer.configuration))) for study, answer in answers]
+    wins = [Win(study, answer, marks.get(str(answer.configuration)), best) for study, answer, best in answers]
     ordered = sorted(wins, key=lambda win: (*win.place, win.study.workload.batch or 0, win.study.id))
     return tuple(ordered), tuple((mark, name) for name, mark in marks.items())

@@ -136,7 +136,11 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
     }
     about |= {_called(measurement.metric): measured_words(measurement) for measurement in trial.measurements}
     about |= {
-        "memory": f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}",
+        "memory": ", ".join(
+            f"{name} {gib(size)}"
+            for name, size in (("peak", trial.peak_bytes), ("weights", trial.weight_bytes))
+            if size is not None
+        ),
         "time": ", ".join(
             f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
             for name in _TIMES

@@ -6,6 +6,7 @@ import re
 
 from rich.markup import escape
 
+from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation
 from advisor.nouns.answer import Conclusion, Prospect
 from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE
@@ -24,8 +25,9 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
         counted = f"{blocks} block{'s' * (blocks > 1)}"
         few = f"; {counted} can't confirm it, {LEAST_BLOCKS} could" if blocks else ""
         few = f"; after {counted} it is still open" if blocks >= LEAST_BLOCKS else few
-        ratio = f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
-        lines.append(f"fastest found, unconfirmed: {escape(str(best.configuration))}, {ratio}{few}")
+        lines.append(
+            f"fastest found, unconfirmed: {escape(str(best.configuration))}, {_ratio_words(best, blocks)}{few}"
+        )
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
@@ -37,6 +39,14 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
     return lines, _commands(recommendation)
+
+
+def _ratio_words(best: Candidate, blocks: int) -> str:
+    """Return how much better than the default it looks: by the blocks where there are enough of them, else by the search."""
+    if best.comparison is not None and blocks >= LEAST_BLOCKS:
+        low, high = best.comparison.interval
+        return f"{best.comparison.ratio:.2f} × the default (95 % interval {low:.2f}–{high:.2f})"
+    return f"≈{best.search_ratio:.2f} × the default in the search" if best.search_ratio else "no ratio"
 
 
 def _commands(recommendation: Recommendation) -> list[str]:

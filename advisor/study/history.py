@@ -83,6 +83,16 @@ def _records(store: Store, architecture_key: str | None, study: int | None) -> I
         yield from page
 
 
+def newest_study(store: Store) -> StudyRecord:
+    """Return the study that was begun last. Raises NotMeasured where there is none, DamagedRow where none can be understood."""
+    found = next(_records(store, None, None), None)
+    if found is None and store.damaged:
+        raise DamagedRow(store.damaged[0])
+    if found is None:
+        raise NotMeasured("no study is stored", "advisor tune MODEL makes one")
+    return found
+
+
 def _ratios(study: StudyRecord, trials: Sequence[Trial], of_default: Sequence[Trial]) -> dict[int, float]:
     """Return every trial's score over that of the default it is to be held to."""
     aim = study.objective.aim

@@ -178,9 +178,10 @@ def refuse_unrepeatable(study: StudyRecord, trial: Trial) -> None:
     """Raise BadInput for a trial that has no end or no figure to be compared with, or that nobody here knows how to run."""
     if missing := unknown(trial.requested):
         raise BadInput(f"this trial can't be run here: {missing[0]}", HAVE_PLUGIN)
-    if trial.outcome in (Outcome.RUNNING, Outcome.PRUNED, Outcome.WRONG_OUTPUT):
+    if trial.outcome in (Outcome.RUNNING, Outcome.CUT, Outcome.PRUNED, Outcome.WRONG_OUTPUT):
         why = {
             Outcome.RUNNING: "has not ended: it still runs, or was interrupted (the same tune goes on with it)",
+            Outcome.CUT: "was broken off before its end, so there is nothing to compare with",
             Outcome.PRUNED: "was stopped early, so it has no figure to compare with",
             Outcome.WRONG_OUTPUT: "was refused by the gate, which needs the whole study: run its tune again",
         }[trial.outcome]
