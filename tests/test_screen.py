@@ -356,3 +356,28 @@ class _Chosen:
 
     trial: Trial
     quality: None = None
+
+
+def test_a_study_that_goes_on_elsewhere_is_not_lost_without_a_word(
+    tuned: Tuned, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of it here stays, and that the file has another state of it is said; the same again says nothing."""
+    _, whole, _ = ask("export")
+    lines = [json.loads(line) for line in whole.splitlines()]
+    study = next(line for line in lines if "state" in line.get("study", {}) or "state" in line)
+    (tmp_path / "whole.jsonl").write_text(whole, encoding="utf-8")
+    changed = whole.replace('"state":"done"', '"state":"interrupted"')
+    assert changed != whole, study
+    (tmp_path / "half.jsonl").write_text(changed, encoding="utf-8")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{tmp_path}/elsewhere.db")
+    assert ask("import", str(tmp_path / "half.jsonl"))[2] == ""
+    assert ask("import", str(tmp_path / "half.jsonl"))[2] == ""
+    status, out, error = ask("import", str(tmp_path / "whole.jsonl"))
+    assert (status, "new here: nothing" in out) == (0, True)
+    assert "1 study is here with other trials than in the file, and was left as it is" in error
+
+
+def test_it_is_said_that_it_fits(ask: Ask) -> None:
+    """Asked within how much memory, the answer is the peak beside what is allowed."""
+    _, out, _ = ask(*SUGGEST, "--max-memory", "24GiB")
+    assert re.search(r"peak \d+ MiB of the 24.0 GiB allowed: it fits", out)

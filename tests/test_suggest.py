@@ -476,7 +476,7 @@ def test_counts_are_of_the_question_that_is_asked(store: Store, searched: Tier, 
     assert (found.tried, found.admissible) == (2, len(space.admissible))
     assert found.refusals == space.refusals
     assert found.prospects.left == len(space.admissible) - 2
-    assert found.why == f"nothing untried is likely to be better (it searched for quality {searched})"
+    assert found.why == f"nothing untried is likely to be better; it was a search for quality {searched}"
     assert f"2 of {len(space.admissible)} admissible configurations tried" in shown(found)
 
 
@@ -500,6 +500,32 @@ def test_more_than_was_searched_is_not_settled_by_what_was(store: Store, ratio: 
     assert "too little was tried to say that nothing is faster" in shown(wider)
     assert f"to go on: {wider.command}" in shown(wider)
     assert "--quality 4bit" in wider.command
+
+
+def test_what_was_faster_and_may_not_be_recommended_is_told(store: Store) -> None:
+    """The best of it with its ratio and what stands against it: who saw it in the tune's lines finds it in the answer."""
+    rough = Quality(0.2, 1.0, 0.5, 0.9, 64, 1.2, reference="fp32, eager")
+    studied(
+        store,
+        [
+            attempt(DEFAULT, 1000),
+            attempt(SORTED, 1200),
+            attempt(NF4, 3000, quality=rough),
+            attempt(FP16, 2000, quality=rough),
+        ],
+        {SORTED: (1.2, 1.21, 1.2)},
+        objective=Objective(Tier.DTYPE),
+    )
+    found = answer(store, objective=Objective(Tier.DTYPE))
+    said = shown(found)
+    assert found.configuration == SORTED
+    assert (
+        f"faster, and not to be recommended: {NF4}, ≈3.00 × the default in the search: its quality tier is 4bit" in said
+    )
+    assert "and 1 more (--why-not says of each)" in said
+    (fp16,) = [each for each in found.payload["rejected"] if each["label"] == str(FP16)]
+    assert (fp16["tier"], fp16["tier_reached"]) == ("dtype", None)
+    assert found.payload["recommendation"]["tier_reached"] == "exact"
 
 
 @pytest.mark.parametrize("only", [("precision", "tf32"), ("attention", "flash_attention_2")])
@@ -527,7 +553,7 @@ def test_a_search_without_lossy_choices_says_so_where_they_are_asked_for(store: 
     lossy = replace(Objective(Tier.FOUR_BIT), allow_unjudged=True)
 
     assert answer(store, DRAWN, Objective(Tier.FOUR_BIT)).why == "nothing untried is likely to be better"
-    assert answer(store, DRAWN, lossy).why.endswith("(it searched without lossy choices)")
+    assert answer(store, DRAWN, lossy).why.endswith("; it was a search without lossy choices")
 
 
 def test_what_ran_as_something_else_stays_refused_whatever_is_asked(store: Store) -> None:

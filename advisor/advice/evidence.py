@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from advisor.advice.ranking import Candidate, candidate, ranked
 from advisor.nouns.metrics import Metric, is_energy
-from advisor.nouns.model import ModelSource
-from advisor.nouns.objective import Objective
+from advisor.nouns.model import ModelFacts, ModelSource
+from advisor.nouns.objective import Limits, Objective, Tier
 from advisor.nouns.trial import Trial, default_of
+from advisor.quality.judge import tier_reached
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.prospects import searched
@@ -62,7 +63,12 @@ class Evidence:
             )
             for trial in _once_each(found, outside, default, aim)
         ]
-        order = [replace(each, same_weights=same_weights) for each in ranked(candidates, aim)]
+        order = [
+            replace(
+                each, same_weights=same_weights, tier_reached=_reached(each, facts, limits) if same_weights else None
+            )
+            for each in ranked(candidates, aim)
+        ]
         return cls(
             right=tuple(c for c in order if not c.objections),
             rejected=tuple(c for c in order if c.objections),
@@ -71,6 +77,11 @@ class Evidence:
             may_be=lambda trial: trial.phase == "search" and not against(trial),
             same_weights=same_weights,
         )
+
+
+def _reached(found: Candidate, facts: ModelFacts, limits: Mapping[Tier, Limits]) -> Tier | None:
+    quality = found.trial.quality
+    return None if quality is None or found.wrong else tier_reached(quality, found.configuration, facts, limits)
 
 
 def _once_each(

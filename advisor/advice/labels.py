@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import combinations
 
 from advisor.errors import BadInput, named
 from advisor.knobs import GENERIC, KNOBS, always
 from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.objective import Tier
 
 
 def choices_in(text: str, option: str = "why_not") -> dict[str, str]:
@@ -85,5 +87,15 @@ def _knobs_of(word: str, option: str) -> list[str]:
         raise BadInput(f"{flag}: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
     if not found:
         which = f"{knob} has" if knob else "there is"
-        raise BadInput(f"{flag}: {which} no choice {shortened(name)}", "advisor probe lists them")
+        raise BadInput(f"{flag}: {which} no choice {shortened(name)}", _meant(name, knob))
     return found
+
+
+def _meant(name: str, knob: str) -> str:
+    """Return what to do about a name that no choice has: a quality tier is none, and those that are written alike are named."""
+    if name in {str(tier) for tier in Tier}:
+        return f"{name} is a quality tier: name a choice of it, advisor probe lists them"
+    own = [each for each in KNOBS.values() if knob in ("", each.name)]
+    known = [choice.name for each in own for choice in each.choices.values() if choice.traits.advised]
+    near = get_close_matches(name, [each for each in known if each not in GENERIC], n=3, cutoff=0.7)
+    return f"nearest: {', '.join(near)}; advisor probe lists them" if near else "advisor probe lists them"

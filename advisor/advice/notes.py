@@ -89,7 +89,7 @@ def why_stopped(study: StudyRecord, coverage: Coverage) -> str:
     """Return why the search stopped, and what it was asked for where that is not what is asked now."""
     why = _why_stopped(study, count_tried(study.objective, coverage.trials))
     words = coverage.searched_words
-    return f"{why} (it searched {words})" if why and words else why
+    return f"{why}; it was a search {words}" if why and words else why
 
 
 def _why_stopped(study: StudyRecord, tried: int) -> str:

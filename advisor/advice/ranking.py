@@ -29,7 +29,8 @@ class Candidate:
     Ratios are above 1 where it is better at what the objective asks for, whichever way that is counted. objections: all that
     stands against recommending it; wrong: what of that is wrong with its output; is_default: it is what all are compared with;
     changes: how many of its choices are not the default's; metrics: of its kind of work. same_weights: whether it was measured
-    with the weights that are asked about: of others its speed is told, and not its quality.
+    with the weights that are asked about: of others its speed is told, and not its quality. tier: what its choices declare;
+    tier_reached: the worse of that and what its figures reach, None where they reach none or nobody knows.
     """
 
     trial: Trial
@@ -42,6 +43,7 @@ class Candidate:
     wrong: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     same_weights: bool = True
+    tier_reached: Tier | None = None
 
     @property
     def quality(self) -> Quality | None:
@@ -87,6 +89,7 @@ class Candidate:
             "trial": self.trial.number,
             "objections": list(self.objections),
             "tier": str(self.tier),
+            "tier_reached": str(self.tier_reached) if self.tier_reached is not None else None,
             "search_ratio": self.search_ratio,
             "ratio": self.comparison.ratio if self.comparison else None,
             "ratio_interval": list(self.comparison.interval) if self.comparison and blocks > 1 else None,

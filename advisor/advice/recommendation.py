@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from advisor.advice.ranking import Candidate, is_tied
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import TIE_ZONE
 from advisor.nouns.model import ModelFacts, ModelSource, is_drawn
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
@@ -141,6 +143,15 @@ class Recommendation:
         return f"{text}, counting useful operations"
 
     @property
+    def with_more_blocks(self) -> str:
+        """The command with more blocks where a tie's middle is clear of the default though its interval is not; else ""."""
+        if self.verdict is not Conclusion.TIE:
+            return ""
+        compared = [c.comparison for c in self.runners_up if c.comparison is not None and c.is_confirmed]
+        seen = max((len(c.block_ratios) for c in compared if c.verdict == "tie" and c.ratio > 1 + TIE_ZONE), default=0)
+        return f"{re.sub(r' --blocks [0-9]+', '', self.command)} --blocks {2 * seen}" if seen else ""
+
+    @property
     def payload(self) -> dict[str, Any]:
         """The recommendation as JSON values."""
         finished = self.study.finished_at or self.study.started_at
@@ -182,7 +193,7 @@ class Recommendation:
                 }
                 for prospect in self.prospects.promising
             ],
-            "command": self.command,
+            "command": self.with_more_blocks or self.command,
             "way_out": self.way_out,
             "refusals": [reason_payload(reason) for reason in self.refusals],
             "failures": [

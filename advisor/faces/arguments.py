@@ -67,7 +67,7 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
     know_plugins()
     parser = _Parser(
         prog="advisor",
-        description="The fastest way to run a transformers model on your GPU that is still right, with the proof.",
+        description="The fastest way to run a transformers model on your GPU that is still right,\nwith the proof.",
         epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -263,9 +263,10 @@ def _add_shown(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def _add_format(parser: argparse._ActionsContainer, *forms: str) -> None:
     pasted = "".join(f"; {name}: {FORMATS[name].summary}" for name in forms if name in FORMATS)
     words = f"as what it is printed{pasted} (default: %(default)s)"
-    parser.add_argument("--format", choices=forms, default=forms[0], help=words)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--format", choices=forms, default=forms[0], help=words)
     if "csv" in forms:
-        parser.add_argument("--csv", dest="format", action="store_const", const="csv", help="the same as --format csv")
+        one.add_argument("--csv", dest="format", action="store_const", const="csv", help="the same as --format csv")
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:

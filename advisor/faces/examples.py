@@ -85,8 +85,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 def epilog(command: str | None = None) -> str:
     """Return what stands below the flags of a command; None: of them all."""
     if command is None:
-        width = max(len(question) for question, _ in ASKED)
-        lines = [f"  {question:<{width}}  {line}" for question, line in ASKED]
+        lines = [text for question, line in ASKED for text in (f"  {question}:", f"      {line}")]
         return "\n".join(
             ["what people ask:", *lines, "", "advisor COMMAND --help has the flags of a command, and examples"]
         )

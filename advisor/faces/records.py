@@ -93,6 +93,11 @@ def _import(options: argparse.Namespace, _: float) -> int:
         keep_answers(store)
     counts = ", ".join(f"{count} {name}" for name, count in done.new.items() if count)
     print(f"new here: {counts or 'nothing'}; known already: {sum(done.known.values())} rows")
+    if done.differing:
+        many = "1 study is" if done.differing == 1 else f"{done.differing} studies are"
+        note(
+            [f"{many} here with other trials than in the file, and was left as it is: import it into another database"]
+        )
     return 0
 
 

@@ -187,7 +187,7 @@ def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
     text = f"predicted to be {HOPELESS * cost / slowest:.0f} times slower than the default, by operations and rates"
     subject, about = (
         " ".join(f"{knob}={situation.configuration[knob]}" for knob in knobs)
-        for knobs in (("precision", "quantization"), ("attention",))
+        for knobs in (("precision", "quantization"), ("attention", "packing"))
     )
     return [Reason("S1", Verdict.INVALID, text, "--ignore-rule S1 tries it", about=about, subject=subject)]
 

@@ -37,7 +37,10 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
         parts.append(
             f"the GPU computes {trial.busy:.0%} of the time and waits for launches else: this was timed for longer"
         )
-    parts.append(f"peak {gib(trial.peak_bytes)}, weights {gib(trial.weight_bytes)}")
+    allowed = (
+        f" of the {gib(objective.max_memory_bytes)} allowed: it fits" if objective.max_memory_bytes is not None else ""
+    )
+    parts.append(f"peak {gib(trial.peak_bytes)}{allowed}, weights {gib(trial.weight_bytes)}")
     if chosen.quality:
         parts.append(f"{quality_words(chosen.quality)} against {chosen.quality.reference}")
     elif not recommendation.same_weights:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.markup import escape
 
 from advisor.advice.ranking import Candidate
@@ -28,6 +26,7 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
         lines.append(
             f"fastest found, unconfirmed: {escape(str(best.configuration))}, {_ratio_words(best, blocks)}{few}"
         )
+    lines += _faster_but(recommendation)
     is_sure = recommendation.verdict.exit_status == 0
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
@@ -39,6 +38,20 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
     if recommendation.way_out:
         lines.append(f"[bold]the way out:[/] {recommendation.way_out}")
     return lines, _commands(recommendation)
+
+
+def _faster_but(recommendation: Recommendation) -> list[str]:
+    """Say what was measured better than what is recommended and may not be recommended: the best of it, why, how many more."""
+    chosen = recommendation.chosen
+    least = (1 + TIE_ZONE) * ((chosen.search_ratio if chosen is not None else None) or 1.0)
+    found = [c for c in recommendation.rejected if (c.search_ratio or 0.0) > least]
+    if chosen is None or not found:
+        return []
+    best = max(found, key=lambda c: c.search_ratio or 0.0)
+    more = f"; and {len(found) - 1} more (--why-not says of each)" if len(found) > 1 else ""
+    better = "faster" if recommendation.objective.aim.is_speed else "better"
+    what = f"{escape(str(best.configuration))}, ≈{best.search_ratio:.2f} × the default in the search"
+    return [f"{better}, and not to be recommended: {what}: {escape('; '.join(best.objections))}{more}"]
 
 
 def _ratio_words(best: Candidate, blocks: int) -> str:
@@ -56,20 +69,11 @@ def _commands(recommendation: Recommendation) -> list[str]:
         return [f"to measure these weights: [bold]{command}[/]"]
     if recommendation.verdict in going_on:
         return [f"to go on: [bold]{command}[/]"]
-    if undecided := _undecided_blocks(recommendation):
-        more = f"{re.sub(r' --blocks [0-9]+', '', recommendation.command)} --blocks {2 * undecided}"
+    if more := recommendation.with_more_blocks:
         return [f"more blocks may tell it from the default: [bold]{escape(more)}[/]"]
     if recommendation.prospects.is_open:
         return [f"to try what was never tried: [bold]{escape(recommendation.trying)}[/]"]
     return []
-
-
-def _undecided_blocks(recommendation: Recommendation) -> int:
-    """Return how many blocks a tie was seen in whose middle is clear of the default though its interval is not, else 0."""
-    if recommendation.verdict is not Conclusion.TIE:
-        return 0
-    compared = [c.comparison for c in recommendation.runners_up if c.comparison is not None and c.is_confirmed]
-    return max((len(c.block_ratios) for c in compared if c.verdict == "tie" and c.ratio > 1 + TIE_ZONE), default=0)
 
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:

@@ -69,9 +69,11 @@ def _candidate_row(found: Candidate, recommendation: Recommendation) -> Row:
         "peak_bytes": told["peak_bytes"],
         "weight_bytes": told["weight_bytes"],
         "tier": told["tier"],
+        "tier_reached": told["tier_reached"],
         **{name: quality.get(name) for name in ("rms", "kl", "top1", "perplexity_ratio", "cosine", "top10")},
         "objections": "; ".join(found.objections),
-        "trial": f"{recommendation.study.id}.{found.trial.number}",
+        "study": recommendation.study.id,
+        "number": found.trial.number,
     }
 
 
@@ -79,7 +81,8 @@ def trial_rows(listed: Iterable[Listed]) -> list[Row]:
     """Return a row for every trial, of all studies."""
     return [
         {
-            "id": f"{each.study.id}.{trial.number}",
+            "study": each.study.id,
+            "number": trial.number,
             "model": each.study.model_name,
             "workload": str(each.study.workload),
             "device": str(each.study.environment),

@@ -22,6 +22,7 @@ from advisor.errors import BadInput
 from advisor.nouns.configuration import IMPLIED, canonical_json
 from advisor.storage.exchange_format import FORMAT, LATER, PARTS
 from advisor.storage.exchange_reader import LINE_MOST, Reading
+from advisor.storage.known_studies import DIFFERING
 from advisor.storage.parcel import Parcel
 from advisor.storage.store import Store
 from advisor.version import __version__
@@ -29,10 +30,14 @@ from advisor.version import __version__
 
 @dataclass(frozen=True)
 class Imported:
-    """How many rows of which tables were new here, and how many were known: their study, or what it shares, was here."""
+    """How many rows of which tables were new here, and how many were known: their study, or what it shares, was here.
+
+    differing: how many studies were here already with other trials, or ended otherwise: they stay as they are.
+    """
 
     new: Counter[str]
     known: Counter[str]
+    differing: int = 0
 
 
 # ----------------------------------------------------------------------------------------------------------------- out
@@ -126,7 +131,8 @@ def import_lines(store: Store, lines: Iterable[str]) -> Imported:
             reading.links += parcel.links
             reading.new += store.unpack(parcel)
     store.link(reading.links)
-    return Imported(+reading.new, reading.read - reading.new)
+    differing = reading.new.pop(DIFFERING, 0)
+    return Imported(+reading.new, reading.read - reading.new, differing)
 
 
 @contextmanager

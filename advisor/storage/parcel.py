@@ -19,6 +19,7 @@ from advisor.nouns.checked import Malformed, parsed
 from advisor.nouns.configuration import Configuration, canonical_json, key_of
 from advisor.nouns.measurement import Comparison, Measurement
 from advisor.storage import answers, keyed_rows, rows, trial_rows
+from advisor.storage.known_studies import DIFFERING, differs
 from advisor.storage.tables import (
     CEILINGS,
     COMPARISONS,
@@ -273,6 +274,8 @@ def unpacked(connection: Connection, parcel: Parcel, statistics: Sequence[tuple[
         _insert(connection, REFUSALS, [{**_stored(row), "study_id": study} for row in parcel.refusals])
         link(connection, parcel.links)
         new.update(trials=len(parcel.trials), comparisons=len(compared), refusals=len(parcel.refusals))
+    elif differs(connection, study, parcel.study["state"], parcel.trials):
+        new[DIFFERING] += 1
     return new
 
 

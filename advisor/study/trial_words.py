@@ -25,13 +25,17 @@ def words_of(reading: Mapping[str, Any]) -> dict[str, str]:
     return {name: words for name, words in shown.items() if words}
 
 
+#: What counts up from some moment: its range says nothing.
+_COUNTERS = frozenset({"energy_j", "at_s", "waited_s"})
+
+
 def device_words(measurement: Measurement) -> dict[str, str]:
     """Return in words what was seen of the device while it was measured: ranges of figures, and what disturbed it."""
     seen: dict[str, list[Any]] = {}
     for state in measurement.device_state.get("after_each_round", ()):
         for name, value in state.items():
             seen.setdefault(name, []).append(value)
-    shown = {name.replace("_", " "): _range(values) for name, values in seen.items() if name != "energy_j"}
+    shown = {name.replace("_", " "): _range(values) for name, values in seen.items() if name not in _COUNTERS}
     discarded = list(measurement.device_state.get("discarded", ()))
     if discarded:
         shown["rounds thrown away"] = f"{len(discarded)}: {', '.join(sorted(set(discarded)))}"
