@@ -378,7 +378,7 @@ def test_a_trial_that_comes_out_otherwise_is_status_1(url: str, capsys: pytest.C
 
     assert found["old_figure"] == {"median": 1e9, "interval": [0.99e9, 1.01e9]}
     assert found["then"] == [{"id": f"{study}.0", "median": 1e9, "disturbance": ""}]
-    assert LEAST_PROCESSES <= len(found["now"]) <= found["processes_at_most"] == 9
+    assert LEAST_PROCESSES <= len(found["now"]) <= found["processes_at_most"] == USUAL_PROCESSES
     assert {each["outcome"] for each in found["now"]} == {"ok"}
     medians = [each["median"] for each in found["now"] if not each["disturbance"]]
     if len(medians) >= LEAST_PROCESSES:
