@@ -80,7 +80,7 @@ def test_a_commit_that_nobody_knows_stops_no_build(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_wheel_runs_where_nothing_else_is(built: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_wheel_runs_where_nothing_else_is(built: tuple[Path, Path, str], tmp_path: Path) -> None:
     """Pip installs it in a fresh environment, from another folder: probe, and a tune of a config.json to its answer."""
     _, wheel, made_of = built
     venv.create(tmp_path / "env", with_pip=True)

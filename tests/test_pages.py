@@ -421,6 +421,7 @@ def test_a_page_goes_to_stdout(command: Callable[..., int], tmp_path: Path, capf
         (("report", "1", "-o", "."), "is a folder", 2),
         (("report", "1", "-o", ""), "is a folder", 2),
         (("report", "1", "-o", os.devnull), "is no regular file", 2),
+        (("report", "1", "-o", "long" * 100), "can't be written: File name too long", 2),
         (("report", "77"), "there is no study 77", 2),
         (("report", "--compare", "1", "77"), "there is no study 77", 2),
         (("report", "1", "--compare", "1", "2"), "--compare A B", 2),

@@ -777,9 +777,9 @@ def test_an_upgrade_keeps_every_row(kind: str, tmp_path: Path, request: pytest.F
         "trials": (("device_uuid", None),),
         "comparisons": (("planned", None),),
     }
-    told = [row[-2:] for row in after["workloads"]]
+    columns_told = [row[-2:] for row in after["workloads"]]
     after["workloads"] = [row[:-2] for row in after["workloads"]]
-    assert [(name, bool(value)) for row in told for name, value in row] == [("words", True), ("padding", True)]
+    assert [(name, bool(value)) for row in columns_told for name, value in row] == [("words", True), ("padding", True)]
     for table, columns in added.items():
         after[table] = [row[: -len(columns)] for row in after[table] if row[-len(columns) :] == columns]
     assert after == before

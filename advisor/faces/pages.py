@@ -78,12 +78,8 @@ def _write(text: str, file: str | None, usual: str) -> int:
             stream.write(text.encode())
         return 0
     path = Path(usual if file is None else file)
-    if path.is_dir() or not path.parent.is_dir():
-        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise BadInput(f"-o: {what}", "name a file in a folder that exists")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"-o: {path} is no regular file", "-o - writes to stdout")
     try:
+        _refuse_no_file(path)
         _replace(path.resolve(), text)  # of a link, the file that it names
     except OSError as error:
         raise BadInput(f"{path} can't be written: {error.strerror}") from None
@@ -91,6 +87,15 @@ def _write(text: str, file: str | None, usual: str) -> int:
         raise BadInput(f"-o: {path} is a link that leads back to itself") from None
     print(in_a_line(str(path)))
     return 0
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raise BadInput for what is there and no file, and for a file in no folder."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise BadInput(f"-o: {what}", "name a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"-o: {path} is no regular file", "-o - writes to stdout")
 
 
 def _replace(path: Path, text: str) -> None:
