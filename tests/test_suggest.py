@@ -538,6 +538,15 @@ def test_what_only_leaves_and_rules_refuse_is_no_answer(store: Store, only: tupl
     assert any(text.startswith("=".join(only)) for text in refused.value.reasons)
 
 
+def test_what_only_leaves_and_nobody_tried_is_not_known(store: Store) -> None:
+    """However unlikely it is to be better: the one configuration that was asked about was not measured, and the command does."""
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900)], {SORTED: (0.9, 0.9, 0.91)}, stop=Stop.UNLIKELY)
+    asked = replace(ANY, only=tuple(sorted((knob, (name,)) for knob, name in EAGER.spelled.items())))
+    found = answer(store, objective=asked)
+    assert (found.verdict, found.exit_status, found.tried, found.admissible) == ("unsearched", 3, 0, 1)
+    assert "--only attention=eager" in found.command
+
+
 def test_what_only_leaves_and_is_wrong_leaves_the_default(store: Store) -> None:
     """A form that would give wrong outputs was asked for: the default is the answer, and the rule stands beside it."""
     studied(store, [attempt(DEFAULT, 1000)], stop=Stop.UNLIKELY)

@@ -16,13 +16,18 @@ from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects
 
 
-def conclude(evidence: Evidence, look: Callable[[], Prospects], *, is_own: bool) -> tuple[Candidate | None, Conclusion]:
+def conclude(
+    evidence: Evidence, look: Callable[[], Prospects], *, is_own: bool, is_untouched: bool = False
+) -> tuple[Candidate | None, Conclusion]:
     """Return what is recommended, and how sure that is. Nothing is made of what was never compared, or hardly searched for.
 
     look: what finds out about what was never tried, asked only where that decides something, for it can take a second.
     is_own: whether the question is the one that was searched; where more is asked than was, the best found is that for now.
+    is_untouched: whether nothing at all was tried of what the question leaves: then nothing is known of it.
     """
     chosen, verdict = _concluded(evidence, look)
+    if is_untouched and chosen is not None:
+        return chosen, Conclusion.UNSEARCHED
     is_settled = verdict in (Conclusion.FASTER, Conclusion.SLOWER_BUT_RIGHT)
     return chosen, Conclusion.UNSEARCHED if is_settled and not is_own and look().is_open else verdict
 

@@ -75,6 +75,11 @@ class Coverage:
         return None if self.space is None else len(self.space.admissible)
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether something is left to be tried, of another question than the study's, and nothing of it was."""
+        return not self.is_own and bool(self.admissible) and self.tried == 0
+
+    @property
     def leaves_nothing(self) -> bool:
         """Whether rules leave nothing at all, as far as that is known."""
         if self.given is None and self.admissible is not None:

@@ -75,7 +75,7 @@ def recommend(
 
     if not evidence.right and not look().left:
         refuse_nothing_admissible(evidence, trials, coverage)
-    chosen, verdict = conclude(evidence, look, is_own=coverage.is_own)
+    chosen, verdict = conclude(evidence, look, is_own=coverage.is_own, is_untouched=coverage.is_untouched)
     command, trying = _commands(source, study, objective, verdict, is_own=coverage.is_own and evidence.same_weights)
     return Recommendation(
         source=source,
