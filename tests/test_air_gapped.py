@@ -1,4 +1,4 @@
-"""Hosts without a network: a tune, an answer, a script and a list ask for none, seen by an audit hook in every Python."""
+"""Hosts without a network: a tune, an answer, a script, a list and pages ask for none, seen by an audit hook in every Python."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ ASKED = {
     "suggest": ["suggest", "causal", *WORK],
     "script": ["suggest", "causal", *WORK, "--format", "python"],
     "trials": ["trials"],
+    "a study's page": ["report", "", "1"],
+    "a model's map": ["map", "causal"],
     "probe": ["probe"],
 }
 
@@ -66,7 +68,7 @@ def test_nothing_asks_for_a_network(tmp_path: Path) -> None:
     log.unlink()
 
     for name, (verb, *rest) in ASKED.items():
-        model = [str(MODELS / rest[0])] if rest else []
+        model = [str(MODELS / rest[0])] if rest and rest[0] else []
         command = [*isolated, sys.executable, "-m", "advisor", verb, *model, *rest[1:]]
         done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 3), f"{name}: {done.stderr}"
