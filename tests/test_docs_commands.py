@@ -55,7 +55,7 @@ def test_there_are_commands_of_every_kind() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Make a folder with a user's texts and a database with four studies, each tuned for real."""
+    """Make a folder with a user's texts and a database with five studies, each tuned for real."""
     folder = tmp_path_factory.mktemp("docs")
     texts = [{"prompt": " ".join(["word"] * (3 + n % 7))} for n in range(16)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, texts)) + "\n", encoding="utf-8")
@@ -66,6 +66,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             work = ["--lengths", str(longest), "--padding", "0.3", "--batch", "4", "--batches", "2", "--device", "cpu"]
             quality = ["--quality", "dtype" if trials == 2 else "exact"]
             assert run(["tune", MODEL, *work, *quality, "--trials", str(trials), "--blocks", "0"]) == 0
+        demo = ["--lengths", "96", "--padding", "0.5", "--batch", "8", "--batches", "4", "--quality", "exact"]  # the README's
+        assert run(["tune", MODEL, *demo, "--device", "cpu", "--threads", "1", "--trials", "1", "--blocks", "0"]) == 0
         (folder / "studies.jsonl").write_text(exported(), encoding="utf-8")
         yield folder
 
