@@ -66,7 +66,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             work = ["--lengths", str(longest), "--padding", "0.3", "--batch", "4", "--batches", "2", "--device", "cpu"]
             quality = ["--quality", "dtype" if trials == 2 else "exact"]
             assert run(["tune", MODEL, *work, *quality, "--trials", str(trials), "--blocks", "0"]) == 0
-        demo = ["--lengths", "96", "--padding", "0.5", "--batch", "8", "--batches", "4", "--quality", "exact"]  # the README's
+        demo = [
+            "--lengths",
+            "96",
+            "--padding",
+            "0.5",
+            "--batch",
+            "8",
+            "--batches",
+            "4",
+            "--quality",
+            "exact",
+        ]  # the README's
         assert run(["tune", MODEL, *demo, "--device", "cpu", "--threads", "1", "--trials", "1", "--blocks", "0"]) == 0
         (folder / "studies.jsonl").write_text(exported(), encoding="utf-8")
         yield folder
