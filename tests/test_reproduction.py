@@ -474,7 +474,7 @@ def test_another_model_is_not_run_for_it(url: str, tmp_path: Path, capsys: pytes
     assert "its config.json has other shapes (--model says where that one is now)" in line
 
 
-@pytest.mark.parametrize("name", ["/home/somebody/llama", "./llama", "somebody/llama"])
+@pytest.mark.parametrize("name", ["/somewhere/llama", "./llama", "somebody/llama"])
 def test_a_model_that_is_elsewhere_is_asked_for(url: str, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Of a study from another machine, where its model lay in another place, the line says what tells where it is now."""
     study = studied(url, [trial(DEFAULT, ANY_SPEED)], source=replace(find_model(MODEL), name=name))

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import shlex
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -21,18 +22,13 @@ from pathlib import Path
 import pytest
 from made_databases import probed
 
-from advisor.advice.notes import notes_of
 from advisor.errors import BadInput
 from advisor.faces.arguments import build_parser
 from advisor.faces.cli import run
 from advisor.faces.examples import ASKED, EXAMPLES
 from advisor.faces.question import question_of
 from advisor.machine import probe, processors
-from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import Measurement
-from advisor.nouns.objective import Objective
-from advisor.nouns.trial import Outcome, Trial
 from advisor.show.formats import FORMATS
 from advisor.show.rows import as_csv
 from advisor.storage.store import Store
@@ -335,27 +331,24 @@ def test_more_threads_than_processors_are_refused(ask: Ask) -> None:
         probe.refuse_too_many(there + 1)
 
 
-def test_a_machine_that_was_not_left_alone_is_told(tuned: Tuned) -> None:
-    """Where disturbed rounds had to be kept the answer says so, with the reason that most of them had."""
+def test_a_machine_that_was_not_left_alone_is_told(
+    tuned: Tuned, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where disturbed rounds had to be kept the answer says so, with the reason that most of them had; and where not, not."""
+    copy = tmp_path / "copy.db"
+    with sqlite3.connect(tuned.url.removeprefix("sqlite:///")) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+        target.execute("UPDATE measurements SET device_state = '{}'")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{copy}")
+    assert "not left alone" not in ask(*SUGGEST)[1]
     states = [{"at_s": 1.0}, {"disturbed": "its threads waited"}, {"disturbed": "its threads waited"}]
-    measured = Measurement("tokens_per_s", "tokens/s", (1.0, 2.0, 3.0), device_state={"after_each_round": states})
-    with Store.open(tuned.url, write=False) as store:
-        study = store.study(1)
-    requested = Configuration.of({"attention": "sdpa", "precision": "fp32"})
-    for state, said in ((measured, True), (Measurement("tokens_per_s", "tokens/s", (1.0,)), False)):
-        trial = Trial(0, requested, requested, Outcome.OK, measurements=(state,))
-        found = _Chosen(trial)
-        notes = notes_of(study, find_model(MODEL), Objective(), found, None)  # type: ignore[arg-type]
-        words = "the machine was not left alone: 2 of the 3 rounds were disturbed (its threads waited)"
-        assert (words in notes) is said
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """As much of a candidate as notes look at."""
-
-    trial: Trial
-    quality: None = None
+    with sqlite3.connect(copy) as target:
+        told = json.dumps({"after_each_round": states})
+        target.execute("UPDATE measurements SET device_state = ? WHERE metric = 'round_s'", (told,))
+    words = "the machine was not left alone: 2 of the 3 rounds were disturbed (its threads waited)"
+    assert words in " ".join(ask(*SUGGEST)[1].split())
+    source.close()
+    target.close()
 
 
 def test_a_study_that_goes_on_elsewhere_is_not_lost_without_a_word(

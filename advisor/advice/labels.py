@@ -7,33 +7,33 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import combinations
 
-from advisor.errors import BadInput, named
+from advisor.errors import BadInput
 from advisor.knobs import GENERIC, KNOBS, always
 from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.objective import Tier
 
 
-def choices_in(text: str, option: str = "why_not") -> dict[str, str]:
-    """Read one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
+def choices_in(text: str) -> dict[str, str]:
+    """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
 
     A configuration as it is printed has all knobs: those of which it says nothing have their implied choice. Else a word goes
     to the one knob that has such a choice and that no other word names. A generic one ("none") says nothing by itself: it
     needs its knob, or a whole configuration around it, in the order in which it is printed: between dots, or with a word for
-    every knob. option: the name of the option that the text is of. Raises BadInput.
+    every knob. Raises BadInput.
     """
     joined = re.sub(rf"(?<![\w-])({'|'.join(KNOBS)})[=:\s]+", r"\1=", text)
     words = [word for word in re.split(r"[\s,;·|()]+", joined) if word not in ("", "with")]
     if not words:
-        raise BadInput(f"{named(option)} names no choice", "advisor probe lists them")
+        raise BadInput("--why-not names no choice", "advisor probe lists them")
     names_all = len(words) >= sum(knob.applies is always for knob in KNOBS.values())
     if ("·" in text or names_all) and (label := _label(words)) is not None:
         return dict(label.over(KNOBS))
-    chosen = _chosen([word for word in words if word not in GENERIC], text, option)
+    chosen = _chosen([word for word in words if word not in GENERIC], text)
     generic = [word for word in words if word in GENERIC]
     if generic:
-        spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0], option))
-        raise BadInput(f"{named(option)}: {generic[0]} says nothing without its knob", f"write {spelled}")
+        spelled = " or ".join(f"{knob}={generic[0]}" for knob in _knobs_of(generic[0]))
+        raise BadInput(f"--why-not: {generic[0]} says nothing without its knob", f"write {spelled}")
     return chosen
 
 
@@ -57,37 +57,34 @@ def _has_choice(knob: str, name: str) -> bool:
     return name in KNOBS[knob].choices
 
 
-def _chosen(words: Sequence[str], text: str, option: str) -> dict[str, str]:
+def _chosen(words: Sequence[str], text: str) -> dict[str, str]:
     """Return the choice by knob that words name. text: where they are from. Raises BadInput."""
     chosen: dict[str, str] = {}
     # What only one knob has leaves the others fewer.
-    for word in sorted(words, key=lambda word: len(_knobs_of(word, option))):
+    for word in sorted(words, key=lambda word: len(_knobs_of(word))):
         name = word.rpartition("=")[2]
-        knobs = [knob for knob in _knobs_of(word, option) if chosen.get(knob, name) == name]
+        knobs = [knob for knob in _knobs_of(word) if chosen.get(knob, name) == name]
         if not knobs:
-            what = f"a configuration has one choice of {_knobs_of(word, option)[0]}, and {shortened(text)} names two"
-            raise BadInput(f"{named(option)}: {what}", "ask for each by itself")
+            what = f"a configuration has one choice of {_knobs_of(word)[0]}, and {shortened(text)} names two"
+            raise BadInput(f"--why-not: {what}", "ask for each by itself")
         if len(knobs) > 1:
             spelled = " or ".join(f"{knob}={word}" for knob in knobs)
-            raise BadInput(
-                f"{named(option)}: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {spelled}"
-            )
+            raise BadInput(f"--why-not: {shortened(word)} is a choice of {' and of '.join(knobs)}", f"write {spelled}")
         chosen[knobs[0]] = name
     return chosen
 
 
-def _knobs_of(word: str, option: str) -> list[str]:
+def _knobs_of(word: str) -> list[str]:
     """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
     knob, _, name = word.rpartition("=")
-    flag = named(option)
     if knob and knob not in KNOBS:
-        raise BadInput(f"{flag}: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
+        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
     found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
     if not found and word in KNOBS:
-        raise BadInput(f"{flag}: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
+        raise BadInput(f"--why-not: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
     if not found:
         which = f"{knob} has" if knob else "there is"
-        raise BadInput(f"{flag}: {which} no choice {shortened(name)}", _meant(name, knob))
+        raise BadInput(f"--why-not: {which} no choice {shortened(name)}", _meant(name, knob))
     return found
 
 

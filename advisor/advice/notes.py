@@ -41,7 +41,6 @@ def notes_of(
         notes.append(
             f"nothing was measured with {', '.join(unmet)} ignored: tune --ignore-rule {' '.join(unmet)} would"
         )
-    notes += [_busy_note(chosen.trial)] if chosen is not None and _busy_note(chosen.trial) else []
     return notes + _aim_notes(study, objective)
 
 
@@ -60,13 +59,17 @@ def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[
     return notes
 
 
-def _busy_note(trial: Trial) -> str:
-    """Say that figures are of a machine that was not left alone, "" where it was: disturbed rounds are kept where all are."""
+def busy_notes(trial: Trial) -> list[str]:
+    """Say that figures are of a machine that was not left alone, where it was not: disturbed rounds are kept where all are.
+
+    trial: whole, with what was seen of the device.
+    """
     states = [state for each in trial.measurements for state in each.device_state.get("after_each_round", ())]
     why = [str(state["disturbed"]) for state in states if isinstance(state, Mapping) and state.get("disturbed")]
     if not why:
-        return ""
-    return f"the machine was not left alone: {len(why)} of the {len(states)} rounds were disturbed ({max(why, key=why.count)})"
+        return []
+    most = max(why, key=why.count)
+    return [f"the machine was not left alone: {len(why)} of the {len(states)} rounds were disturbed ({most})"]
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:

@@ -14,7 +14,7 @@ from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admi
 from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
 from advisor.advice.lookup import study_for
-from advisor.advice.notes import notes_of, way_out, why_stopped
+from advisor.advice.notes import busy_notes, notes_of, way_out, why_stopped
 from advisor.advice.ranking import pareto
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import NotMeasured
@@ -89,7 +89,12 @@ def recommend(
         runners_up=tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration),
         refusals=coverage.refusals,
         failures=tuple(_of_these(t, same_weights=evidence.same_weights) for t in trials if t.outcome.is_failure),
-        notes=(*notes, *notes_of(study, source, objective, chosen, evidence.default)),
+        notes=(
+            *notes,
+            *notes_of(study, source, objective, chosen, evidence.default),
+            # What was seen of the device is read of this one trial alone: of all of them it is megabytes.
+            *(busy_notes(store.trial(study.id, chosen.trial.number)) if chosen is not None else ()),
+        ),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
         ceilings=store.ceilings(study.environment_key),
         tried=coverage.tried,
