@@ -347,6 +347,11 @@ def test_a_machine_that_was_not_left_alone_is_told(
         target.execute("UPDATE measurements SET device_state = ? WHERE metric = 'round_s'", (told,))
     words = "the machine was not left alone: 2 of the 3 rounds were disturbed (its threads waited)"
     assert words in " ".join(ask(*SUGGEST)[1].split())
+    with sqlite3.connect(copy) as target:
+        target.execute("UPDATE measurements SET device_state = '{broken' WHERE metric = 'round_s'")
+    status, out, _ = ask(*SUGGEST)
+    assert (status == tuned.status, "▸" in out) == (True, True)
+    assert "whether the machine was left alone is not known" in " ".join(out.split())
     source.close()
     target.close()
 

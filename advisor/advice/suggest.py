@@ -15,9 +15,9 @@ from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
 from advisor.advice.lookup import study_for
 from advisor.advice.notes import busy_notes, notes_of, way_out, why_stopped
-from advisor.advice.ranking import pareto
+from advisor.advice.ranking import Candidate, pareto
 from advisor.advice.recommendation import Recommendation
-from advisor.errors import NotMeasured
+from advisor.errors import DamagedRow, NotMeasured
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts, ModelSource
@@ -92,8 +92,7 @@ def recommend(
         notes=(
             *notes,
             *notes_of(study, source, objective, chosen, evidence.default),
-            # What was seen of the device is read of this one trial alone: of all of them it is megabytes.
-            *(busy_notes(store.trial(study.id, chosen.trial.number)) if chosen is not None else ()),
+            *_seen_of(store, study, chosen),
         ),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),
         ceilings=store.ceilings(study.environment_key),
@@ -109,6 +108,19 @@ def recommend(
         looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
         spent_s=sum(t.wall_s or 0.0 for t in trials),
     )
+
+
+def _seen_of(store: Store, study: StudyRecord, chosen: Candidate | None) -> list[str]:
+    """Return what the device showed while what is recommended was measured, as far as it makes its figures doubtful.
+
+    Read of this one trial alone: of all of them it is megabytes. What is damaged of it takes no answer away.
+    """
+    if chosen is None:
+        return []
+    try:
+        return busy_notes(store.trial(study.id, chosen.trial.number))
+    except DamagedRow as error:
+        return [f"whether the machine was left alone is not known: {error}"]
 
 
 def _facts_of(study: StudyRecord, source: ModelSource, trials: Sequence[Trial]) -> ModelFacts:
