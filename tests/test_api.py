@@ -20,13 +20,13 @@ from made_databases import laid
 from made_models import SMALL
 
 import advisor
+from advisor.asking.options import EFFORT, ON, PLACE, objective_options
+from advisor.asking.question import effort_of, question_of
+from advisor.asking.resolve import resolve
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured, named, spelled_for_python
 from advisor.faces import api
 from advisor.faces.arguments import build_parser
 from advisor.faces.cli import run
-from advisor.faces.options import EFFORT, ON, PLACE, objective_options
-from advisor.faces.question import effort_of, question_of
-from advisor.faces.resolve import resolve
 from advisor.machine import probe
 from advisor.models.checkpoint import find_model
 from advisor.models.declared import is_encoder, max_positions

@@ -32,10 +32,10 @@ from sqlalchemy import create_engine, text
 
 import advisor as package
 from advisor.advice.suggest import recommend
+from advisor.asking.question import Question, effort_of, question_of
 from advisor.errors import BadInput
 from advisor.faces.arguments import build_parser
 from advisor.faces.cli import run
-from advisor.faces.question import Question, effort_of, question_of
 from advisor.knobs.choice import Reason, Verdict
 from advisor.machine import probe
 from advisor.models.checkpoint import find_model

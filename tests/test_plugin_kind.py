@@ -396,8 +396,8 @@ def test_without_the_kind_its_rows_are_said_and_the_others_stay(
 
 def test_a_kind_is_a_value_with_a_way_back(kind: ModuleType) -> None:
     """Payload and flags say all of a workload; another kind of the same list has another key, and is far from it."""
+    from advisor.asking.question import question_of
     from advisor.faces.arguments import build_parser, kind_in
-    from advisor.faces.question import question_of
     from advisor.models.checkpoint import find_model
 
     made = kind.Likelihood((9, 5, 7), 3, "total")

@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 from made_databases import probed
 
+from advisor.asking.question import question_of
 from advisor.errors import BadInput
 from advisor.faces.arguments import build_parser
 from advisor.faces.cli import run
 from advisor.faces.examples import ASKED, EXAMPLES
-from advisor.faces.question import question_of
 from advisor.machine import probe, processors
 from advisor.nouns.configuration import Configuration
 from advisor.show.formats import FORMATS

@@ -19,7 +19,7 @@ from statistics import fmean, median
 import pytest
 from made_models import LLAMA_1B
 
-from advisor.faces.options import DEFAULT_PAYBACK
+from advisor.asking.options import DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment

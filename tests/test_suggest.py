@@ -27,8 +27,8 @@ from advisor.advice.ranking import Candidate, ranked
 from advisor.advice.recommendation import Recommendation, tie_set
 from advisor.advice.suggest import recommend, suggest
 from advisor.advice.why_not import why_not
+from advisor.asking.options import DEFAULT_BUDGET, DEFAULT_PAYBACK
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
-from advisor.faces.options import DEFAULT_BUDGET, DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
 from advisor.knobs.choice import Reason, Verdict
 from advisor.nouns.answer import Conclusion, Prospect, SearchEnd, Stop

@@ -17,14 +17,14 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from advisor.asking.options import EFFORT, ON, PLACE, objective_options
+from advisor.asking.question import Question, effort_of, kind_of, question_of
+from advisor.asking.resolve import resolve
+from advisor.asking.verbs import Listener, answered, job_of, measured, open_to_write
 from advisor.errors import NothingAdmissible, NotMeasured, spelled_for_python
 from advisor.faces.answer import Answer
 from advisor.faces.loading import Ready, loaded
-from advisor.faces.options import EFFORT, ON, PLACE, objective_options
-from advisor.faces.question import Question, effort_of, kind_of, question_of
-from advisor.faces.resolve import resolve
 from advisor.faces.signatures import documented
-from advisor.faces.verbs import Listener, answered, job_of, measured, open_to_write
 from advisor.nouns.environment import Machine
 from advisor.workloads import DEFAULT_KIND, KINDS, Kind
 

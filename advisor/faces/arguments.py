@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from advisor.asking.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
+from advisor.asking.question import know_plugins
 from advisor.errors import BadInput
 from advisor.faces.examples import epilog
-from advisor.faces.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
-from advisor.faces.question import know_plugins
 from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advisor.asking.options import CASE_EFFORT, PLACE, THREADS, TIMEOUT
+from advisor.asking.question import budget_of, effort_of, question_of
 from advisor.errors import BadInput
-from advisor.faces.options import CASE_EFFORT, PLACE, THREADS, TIMEOUT
 from advisor.faces.pages import PAGES
 from advisor.faces.printing import note, print_json
-from advisor.faces.question import budget_of, effort_of, question_of
 from advisor.faces.records import STORED
 from advisor.nouns.option import values_of
 from advisor.nouns.reading import read_trial
@@ -72,7 +72,7 @@ def _probe(options: argparse.Namespace, _: float) -> int:
     chosen = probe.machine(options.device, threads)
     ceilings = None
     if options.ceilings:
-        from advisor.faces.verbs import ceilings_of
+        from advisor.asking.verbs import ceilings_of
 
         ceilings = ceilings_of(chosen, _say_waiting)
     availability = probe.availability(chosen.environment)
@@ -87,7 +87,7 @@ def _probe(options: argparse.Namespace, _: float) -> int:
 
 
 def _tune(options: argparse.Namespace, began: float) -> int:
-    from advisor.faces.verbs import job_of, measured, open_to_write
+    from advisor.asking.verbs import job_of, measured, open_to_write
 
     if options.dry_run and options.format in FORMATS:
         raise BadInput("--dry-run measures nothing, so there is nothing to paste", "--format text or json")
@@ -108,7 +108,7 @@ def _tune(options: argparse.Namespace, began: float) -> int:
 
 
 def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
-    from advisor.faces.verbs import planned
+    from advisor.asking.verbs import planned
     from advisor.show.history_report import print_plan
 
     plan = planned(job, _say_waiting)
@@ -124,8 +124,8 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 def _suggest(options: argparse.Namespace, _: float) -> int:
     from advisor.advice.labels import choices_in
     from advisor.advice.why_not import spelled, why_not
-    from advisor.faces.resolve import resolve
-    from advisor.faces.verbs import answered
+    from advisor.asking.resolve import resolve
+    from advisor.asking.verbs import answered
     from advisor.show.report import print_lines
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
@@ -175,7 +175,7 @@ def _answer(options: argparse.Namespace, recommendation: Recommendation, device:
 
 
 def _reproduce(options: argparse.Namespace, _: float) -> int:
-    from advisor.faces.verbs import Rerun, reproduced
+    from advisor.asking.verbs import Rerun, reproduced
     from advisor.show.reproduction_report import print_reproduction, say_process
     from advisor.show.script import script_for
 
@@ -207,7 +207,7 @@ def _reproduce(options: argparse.Namespace, _: float) -> int:
 
 
 def _reproduce_seed(options: argparse.Namespace, _: float) -> int:
-    from advisor.faces.verbs import open_to_write
+    from advisor.asking.verbs import open_to_write
     from advisor.measure.runner import LocalRunner
     from advisor.models.checkpoint import find_model
     from advisor.models.declared import refuse_unknown

@@ -82,7 +82,7 @@ def _export(options: argparse.Namespace, _: float) -> int:
 
 def _import(options: argparse.Namespace, _: float) -> int:
     from advisor.advice.kept_answers import keep_answers
-    from advisor.faces.verbs import open_to_write
+    from advisor.asking.verbs import open_to_write
     from advisor.storage.exchange import bounded_lines, import_lines
 
     with _opened(options.file) as lines, open_to_write() as store:

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from advisor.asking.question import Question
 from advisor.errors import BadInput, named
-from advisor.faces.question import Question
 from advisor.machine.device import energy_problem
 from advisor.nouns.entry import Texts
 from advisor.nouns.environment import Machine

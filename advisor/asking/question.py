@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from advisor.errors import BadInput, named
-from advisor.faces.options import (
+from advisor.asking.options import (
     DEFAULT_BUDGET,
     DEFAULT_PAYBACK,
     EFFORT,
@@ -19,6 +18,7 @@ from advisor.faces.options import (
     Restriction,
     objective_options,
 )
+from advisor.errors import BadInput, named
 from advisor.nouns.checked import shortened
 from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.objective import Budget, Objective, Tier

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from advisor.asking.question import Effort, Question
+from advisor.asking.resolve import Resolved, resolve
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.faces.question import Effort, Question
-from advisor.faces.resolve import Resolved, resolve
 from advisor.nouns.environment import Machine
 from advisor.nouns.model import ModelSource
 

@@ -1,0 +1,1 @@
+"""Web: the daemon over HTTP, as JSON for programs and as pages for browsers."""
