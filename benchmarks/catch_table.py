@@ -428,6 +428,8 @@ def _in_mxfp4(folder: Path) -> str:
 class _Trusting:
     """A runner that believes of every class that it switches attention on a loaded model: what rule A23 is about."""
 
+    interrupted = ""
+
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
 

@@ -72,6 +72,8 @@ class Verdict:
 class InProcess:
     """A runner that answers requests in this process, with the worker's own operations."""
 
+    interrupted = ""
+
     def __init__(self) -> None:
         """Hold no model yet."""
         self.session = Session(lambda _: None)

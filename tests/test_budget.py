@@ -93,6 +93,8 @@ class Device:
     ran: every trial that was run to its end, with the process it ran in.
     """
 
+    interrupted = ""
+
     speeds: Mapping[Configuration, float] = field(default_factory=dict)
     seconds: Mapping[type, float] = field(default_factory=dict)
     trial_s: Callable[[Configuration], float] = lambda _: 10.0

@@ -87,6 +87,8 @@ class MadeUp:
     operators: what the default's profiled step shows; broken: choices of attention that fail.
     """
 
+    interrupted = ""
+
     speeds: Mapping[int, Mapping[str, float]]
     operators: tuple[str, ...] = (_MATH,)
     broken: tuple[str, ...] = ()

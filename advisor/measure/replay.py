@@ -40,6 +40,7 @@ class ReplayRunner:
         self.landscape, self.seed = landscape, seed
         self.ran: list[Trial] = []
         self.spent_s = 0.0
+        self.interrupted = ""
         self._last: Trial | None = None
 
     def run(self, request: Request, timeout_s: float) -> Answer:  # noqa: ARG002  (the seam's)

@@ -9,12 +9,14 @@ gone.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import select
 import signal
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -45,14 +47,21 @@ from advisor.workloads import Workload
 #: What a worker may write without saying anything, before it is taken for broken (bytes).
 _LINE_LIMIT = 64 * 2**20
 
+#: How long a device that is taken is left alone between two looks, seconds.
+LOCK_PAUSE_S = 0.1
+
 Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Runner(Protocol):
     """Runs one request and returns its answer: of the class that the request names, or a Failure."""
 
+    @property
+    def interrupted(self) -> str:
+        """Why nothing is run any more, "" while it is."""
+
     def run(self, request: Request, timeout_s: float) -> Answer:
-        """Run it within `timeout_s` seconds."""
+        """Run it within `timeout_s` seconds. Raises Interrupted."""
 
     def restart(self) -> None:
         """Have the next request run in a fresh process, and keep the device."""
@@ -63,6 +72,10 @@ class Runner(Protocol):
 
 class DeviceTaken(Exception):
     """Another advisor measured on the device for as long as it was waited for."""
+
+
+class Interrupted(Exception):
+    """Somebody stopped what ran, and says why. What was stored stays, and the trial that ran is left behind for another tune."""
 
 
 class LocalRunner:
@@ -82,10 +95,17 @@ class LocalRunner:
         self._count = 0
         self.lock_wait_s: float | None = None
         self.start_s = 0.0
+        self.interrupted = ""
         self._launched_at = 0.0
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        weakref.finalize(self, _close_both, self._wake, self._waker)
 
     def run(self, request: Request, timeout_s: float) -> Answer:
-        """Run a request and return its answer: whatever the worker does is an outcome, and within `timeout_s` seconds."""
+        """Run a request and return its answer: whatever the worker does is an outcome, and within `timeout_s` seconds.
+
+        Raises Interrupted, with the worker's whole process group killed, as soon as :meth:`interrupt` says so.
+        """
+        self._refuse_interrupted()
         self._count += 1
         deadline = time.monotonic() + timeout_s
         if self._process is None or self._process.poll() is not None:
@@ -114,6 +134,11 @@ class LocalRunner:
         if isinstance(answer, (Failure, TrialDone)) and answer.outcome.is_failure:
             self._kill()
         return answer
+
+    def interrupt(self, why: str) -> None:
+        """Have what runs now killed at once, and nothing run from now on. From any thread."""
+        self.interrupted = why
+        os.write(self._waker, b"\0")
 
     def restart(self) -> None:
         """Stop the worker but keep the device: the next request gets a fresh process."""
@@ -160,18 +185,20 @@ class LocalRunner:
     def _wait_for_lock(self) -> None:
         """Wait until the device is free. Raises DeviceTaken where it does not get free in time."""
         assert self._lock is not None
-        if self.lock_wait_s is None:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            return
-        until = time.monotonic() + self.lock_wait_s
-        while time.monotonic() < until:
+        until = math.inf if self.lock_wait_s is None else time.monotonic() + self.lock_wait_s
+        while time.monotonic() < until and not self.interrupted:
             with suppress(BlockingIOError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            time.sleep(0.1)
+            select.select([self._wake], [], [], LOCK_PAUSE_S)
         os.close(self._lock)
         self._lock = None
+        self._refuse_interrupted()
         raise DeviceTaken
+
+    def _refuse_interrupted(self) -> None:
+        if self.interrupted:
+            raise Interrupted(self.interrupted)
 
     def _wait(self, request: Request, deadline: float, timeout_s: float) -> Answer:
         """Sleep until the worker answers, closes its channel or the deadline passes."""
@@ -196,7 +223,9 @@ class LocalRunner:
         assert self._process is not None
         assert self._process.stdout is not None
         stream = self._process.stdout.fileno()
-        if not select.select([stream], [], [], timeout_s)[0]:
+        ready = select.select([stream, self._wake], [], [], timeout_s)[0]
+        self._refuse_interrupted()
+        if stream not in ready:
             return []
         data = os.read(stream, 2**16)
         if not data:
@@ -254,6 +283,11 @@ class LocalRunner:
         if self._errors is not None:
             self._errors.close()
         self._process, self._errors = None, None
+
+
+def _close_both(wake: int, waker: int) -> None:
+    for end in (wake, waker):
+        os.close(end)
 
 
 def _not_understood(what: str, line: bytes) -> Failure:

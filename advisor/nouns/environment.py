@@ -74,6 +74,15 @@ class Environment:
         return key_of(self.payload)
 
     @property
+    def device_class(self) -> str:
+        """What of it stays through upgrades: the device's name, its slice and its memory, in words.
+
+        Jobs wait for a device of a class, for a new driver or package makes another environment of the same device.
+        """
+        part = f" {self.mig_profile}" if self.mig_profile else ""
+        return f"{self.device_name}{part}, {self.memory_bytes / 2**30:.0f} GiB"
+
+    @property
     def is_cuda(self) -> bool:
         """Whether the device is an NVIDIA GPU."""
         return self.device == "cuda"

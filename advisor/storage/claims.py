@@ -26,7 +26,7 @@ from advisor.storage.tables import TRIALS
 from advisor.version import __version__
 
 #: A tune that has said nothing for so long is taken for gone (seconds), and how often one says that it is there.
-LEASE_S, BEAT_S = 60.0, 15.0
+LEASE_S, BEAT_S = 30.0, 5.0
 
 IsAlive = Callable[[str], bool]
 

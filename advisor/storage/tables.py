@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 #: Every revision of the schema, oldest first. `HEAD` is what this version of advisor reads and writes.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData(
@@ -249,4 +249,24 @@ RECOMMENDATIONS = Table(
     _moment("made_at"),
     _text("method"),
     UniqueConstraint("study_id"),
+)
+
+#: The devices that a daemon's workers tune on. name: of the device, which no other host's has; lease: until when the slot is
+#: known to be there, None where it said that it goes; busy_s: seconds that it has spent on jobs.
+SLOTS = Table(
+    "slots",
+    METADATA,
+    _id(),
+    _text("name"),
+    _text("host"),
+    _to("environment_id", "environments"),
+    _text("device_class"),
+    _text("owner", nullable=True),
+    _text("state"),
+    _text("why"),
+    _text("job", nullable=True),
+    _figure("busy_s"),
+    _moment("lease", nullable=True),
+    _text("advisor_version"),
+    UniqueConstraint("name"),
 )

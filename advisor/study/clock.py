@@ -82,6 +82,11 @@ class Bounded:
             raise spent
         return answer
 
+    @property
+    def interrupted(self) -> str:
+        """Why nothing is run any more, "" while it is."""
+        return self.runner.interrupted
+
     def allow(self, seconds: float) -> None:
         """Let what runs from now on take so many seconds of the budget at most, all that is left where they are infinite."""
         self.share = Clock(None if math.isinf(seconds) else seconds, self.clock.now, self.clock.now())

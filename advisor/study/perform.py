@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from advisor.advice.kept_answers import keep_answer
 from advisor.measure.messages import Ceilings, CeilingsAsked
+from advisor.measure.runner import Interrupted
 from advisor.nouns.answer import SearchEnd, Stop
 from advisor.nouns.step import Baseline, Compare, Confirm, Discard, EndSearch, Probe, Search, Step, Wait
 from advisor.search.prospects import prospects_of, searched
@@ -61,6 +62,8 @@ def _wait(tuner: Tuner, theirs: Sequence[int]) -> None:
         tuner.listen({"event": "stage", "stage": f"waiting: another tune of this study runs {trials}"})
         tuner.is_waiting = True
     while tuner.store.still_taken(tuner.study, theirs) == set(theirs) and not tuner.runner.clock.is_over:
+        if tuner.runner.interrupted:
+            raise Interrupted(tuner.runner.interrupted)
         time.sleep(PAUSE_S)
 
 

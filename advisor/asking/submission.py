@@ -1,0 +1,153 @@
+"""Submission: a tune that is asked for and runs later, on whatever host: a model, options by name, a priority, as JSON values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from advisor.asking.options import DEVICE, EFFORT, ON, THREADS, objective_options
+from advisor.asking.question import Effort, Question, effort_of, kind_of, question_of
+from advisor.errors import BadInput, named
+from advisor.nouns.reading import shown
+
+#: Priorities that there are: a higher one is tuned first.
+LEAST_PRIORITY, MOST_PRIORITY = -1000, 1000
+
+#: What a submission's payload may hold at most, in bytes: some ten thousand lengths.
+MOST_BYTES = 256 * 1024
+
+#: What a model on the hub is called (huggingface_hub's `validate_repo_id`).
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+#: What the one who runs the daemon decides, and no request: a pickle can run code.
+OPERATORS = frozenset({"allow_pickle"})
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A tune that is asked for.
+
+    model: a hub id, or a path on the hosts that tune; given: what is asked of the options of `tune`, by name, as JSON values;
+    priority: a higher one is tuned first; device_class: where it is to run (`Environment.device_class`), "" until it is placed.
+    """
+
+    model: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    device_class: str = ""
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The submission as JSON values."""
+        return {
+            "model": self.model,
+            "given": dict(self.given),
+            "priority": self.priority,
+            "device_class": self.device_class,
+        }
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Submission:
+        """Build one from a payload that somebody sent. Raises BadInput, naming what can't be."""
+        if unknown := sorted(set(payload) - {"model", "given", "priority", "device_class"}):
+            raise BadInput(f"a job has no {shown(unknown[0])}", "it has model, given and priority")
+        model, given = payload.get("model"), payload.get("given", {})
+        if not isinstance(model, str) or not model.strip() or len(model) > 1000:
+            raise BadInput(f"model must be a hub id or a path, not {shown(model)}")
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise BadInput(f"given must be options by name, not {shown(given)}")
+        device_class = payload.get("device_class", "")
+        if not isinstance(device_class, str):
+            raise BadInput(f"device_class must be a text, not {shown(device_class)}")
+        return cls(model, dict(given), _priority(payload.get("priority", 0)), device_class)
+
+    @property
+    def question(self) -> Question:
+        """What is asked. Raises BadInput."""
+        return question_of(self.model, self.given)
+
+    def effort(self, question: Question) -> Effort:
+        """How much it may spend. Raises BadInput."""
+        return effort_of(self.given, question.objective)
+
+    def checked(self, *, model_root: Path | None, most_budget_s: float, is_operator: bool = False) -> Submission:
+        """Return it as it is to be stored. Raises BadInput for what is not understood, and for what the daemon does not let in.
+
+        model_root: models of its host lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may
+        spend. is_operator: whoever asks has the database in hand, and decides alone.
+        """
+        if len(json.dumps(self.payload)) > MOST_BYTES:
+            raise BadInput(f"a job takes at most {MOST_BYTES // 1024} KiB", "fewer lengths say the same")
+        self._refuse_unknown()
+        question = self.question
+        seconds = self.effort(question).budget.seconds
+        if is_operator:
+            return self
+        if taken := sorted(OPERATORS & {name for name, value in self.given.items() if value}):
+            raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
+        if (seconds is None or seconds > most_budget_s) and most_budget_s:
+            much = "no end" if seconds is None else f"{seconds:g} s"
+            raise BadInput(f"{named('budget')}: {much} is more than the {most_budget_s:g} s that a job may spend here")
+        return replace(self, model=let_in(self.model, model_root))
+
+    def _refuse_unknown(self) -> None:
+        """Raise BadInput for options that a job has not."""
+        kind = kind_of(self.given)
+        known = {option.name for option in (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)} | {
+            "workload"
+        }
+        for name, value in self.given.items():
+            if name == DEVICE.name and value is not None:
+                raise BadInput(
+                    f"{named('device')} is a machine's own, and a job runs on any", f"{named('on')} names a device"
+                )
+            if name == "lengths_from" and value is not None:
+                raise BadInput(
+                    f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
+                )
+            if name not in known and value is not None:
+                raise BadInput(f"a job has no option {shown(name)}")
+
+
+def let_in(model: str, root: Path | None) -> str:
+    """Return the model that a request names, if it may: a hub id, or what lies under a folder when links are resolved.
+
+    Raises BadInput, with the same words whether there is such a path or not.
+    """
+    is_here = root is not None and _is_there(root / model)
+    if _HUB_ID.fullmatch(model) and ".." not in model and not is_here and not _is_there(Path(model)):
+        return model
+    elsewhere = BadInput(f"{shown(model)} is no hub id, and no model that lies where this daemon's models are")
+    if root is None:
+        raise elsewhere
+    try:
+        base = root.resolve(strict=True)
+        path = (base / Path(model)).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise elsewhere from None
+    if base not in path.parents:
+        raise elsewhere
+    return str(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds what no path may
+        return False
+
+
+def _priority(value: Any) -> int:
+    """Return a priority. Raises BadInput."""
+    try:
+        number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    if number is None or not LEAST_PRIORITY <= number <= MOST_PRIORITY:
+        bounds = f"{LEAST_PRIORITY} to {MOST_PRIORITY}"
+        raise BadInput(f"{named('priority')} must be a whole number from {bounds}, not {shown(value)}")
+    return number

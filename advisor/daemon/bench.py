@@ -1,0 +1,34 @@
+"""The bench of a real device: a submission becomes a tune on it, and a worker process runs that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from advisor.asking.submission import Submission
+from advisor.asking.verbs import job_of
+from advisor.measure.runner import LocalRunner
+from advisor.nouns.environment import Machine
+from advisor.study.tuning import Job
+
+
+class DeviceBench:
+    """A device of this machine. allow_pickle: whether models' pickles are loaded, which can run code."""
+
+    def __init__(self, machine: Machine, *, allow_pickle: bool = False) -> None:
+        """Measure on this device."""
+        self.machine, self.allow_pickle = machine, allow_pickle
+
+    def tuning(self, submission: Submission) -> Job:
+        """Return what is to be tuned: the model is found, and fetched where it is the hub's. Raises AdvisorError."""
+        question = submission.question
+        where = replace(
+            question, device=self.machine.user_device, allow_pickle=question.allow_pickle or self.allow_pickle
+        )
+        job, _ = job_of(where, submission.effort(question))
+        return job
+
+    def runner(self, job: Job, listen: Callable[[Mapping[str, Any]], None]) -> LocalRunner:
+        """Return a runner whose worker is started when it is needed."""
+        return LocalRunner(job.machine, listen)

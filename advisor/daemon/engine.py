@@ -1,0 +1,369 @@
+"""The engine: durable jobs on DBOS, and the only place of it. A job waits in a queue for a device of its class; slots take it.
+
+A job is a DBOS workflow: its input is the submission, its attributes what is known of it since. One that ran on a slot which is
+gone goes back to its queue (`recover`), and what it had measured is in the store. While it runs, a share of it waits in the same
+queue behind the jobs of its priority: a slot that would idle takes that, and tunes the same study. DBOS keeps its tables beside
+ours: in a file of its own beside a SQLite file, in the schema `dbos` of a PostgreSQL server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, DBOSClient, Serializer
+from sqlalchemy.exc import SQLAlchemyError
+
+from advisor.asking.submission import MOST_PRIORITY, Submission
+from advisor.errors import NotMeasured, StoreError, Unreachable
+from advisor.storage.place import file_of, place_of, shown
+
+#: What our workflows are called, and the version of what their input means: hosts of other versions leave them alone.
+JOB, SHARE, VERSION, APPLICATION = "job", "share", "1", "advisor"
+
+#: How often a slot looks for something to do, seconds. A trial takes seconds at least.
+POLL_S = 0.25
+
+#: What DBOS calls the states of a workflow, and what they are called here.
+_STATES = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "CANCELLED": "cancelled",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+}
+
+#: What a job can be. A job that found nothing to recommend is done; one that could not be tuned has failed.
+STATES = ("queued", "running", "done", "failed", "cancelled")
+
+_OPEN = ("queued", "running")
+
+#: Signs of an id, in the order of their codes: ids made later sort behind.
+_SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class _Json(Serializer):
+    """What DBOS stores of ours is JSON: the default is pickle, which runs code of whoever may write to the database."""
+
+    def serialize(self, data: Any) -> str:
+        """Return it as JSON, an exception by its words."""
+        return json.dumps(data, default=lambda value: {"error": str(value)})
+
+    def deserialize(self, serialized_data: str) -> Any:
+        """Return what is meant; anything else than JSON as the text that it is."""
+        try:
+            return json.loads(serialized_data)
+        except ValueError:
+            return serialized_data
+
+    def name(self) -> str:
+        """What it is called in DBOS's rows."""
+        return "advisor_json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it stands.
+
+    state: of STATES; submitted_at, started_at, finished_at: aware, None until then; slot: that runs it or ran it; study: its
+    number in the store, None until it is opened; why: what it waits for or why it failed, in words; words: all that is noted.
+    """
+
+    id: str
+    submission: Submission
+    state: str
+    submitted_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    slot: str | None = None
+    study: int | None = None
+    why: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in _OPEN
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        moments = {name: getattr(self, name) for name in ("submitted_at", "started_at", "finished_at")}
+        return {
+            "id": self.id,
+            "model": self.submission.model,
+            "given": dict(self.submission.given),
+            "priority": self.submission.priority,
+            "device_class": self.submission.device_class,
+            "state": self.state,
+            **{name: moment.isoformat() if moment else None for name, moment in moments.items()},
+            "slot": self.slot,
+            "study": self.study,
+            "why": self.why,
+        }
+
+
+class Jobs:
+    """The jobs of a database. Raises StoreError where it can't be reached; no call waits for a server that is away."""
+
+    def __init__(self, url: str) -> None:
+        """Open the jobs that belong to a store. Raises NotMeasured where no daemon ever ran on it."""
+        self._url = url
+        path = file_of(place_of(_beside(url)))
+        if path is not None and not path.exists():
+            raise NotMeasured("no daemon has run on this database", "advisor serve")
+        with _told(url):
+            self._client = DBOSClient(
+                system_database_url=_beside(url),
+                application_name=APPLICATION,
+                retry_connection_errors=False,
+                serializer=_Json(),
+                lazy=True,
+            )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.destroy()
+
+    def submit(self, submission: Submission) -> str:
+        """Have a job wait for a device of its class; return its id."""
+        name = _new_id()
+        self._enqueue(JOB, name, submission, [submission.payload], after=0)
+        return name
+
+    def share(self, job: Job, number: int, delay_s: float = 0.0) -> None:
+        """Have a share of a running job wait for a slot that would idle; said twice it is one."""
+        self._enqueue(SHARE, f"{job.id}+{number}", job.submission, [job.id, number], after=1, delay_s=delay_s)
+
+    def _enqueue(
+        self, workflow: str, name: str, submission: Submission, given: list[Any], *, after: int, delay_s: float = 0.0
+    ) -> None:
+        # DBOS takes the lowest number first: a share stands behind every job of its priority.
+        rank = 2 * (MOST_PRIORITY - submission.priority) + 1 + after
+        options: dict[str, Any] = {
+            "workflow_name": workflow,
+            "queue_name": queue_of(submission.device_class),
+            "workflow_id": name,
+            "app_version": VERSION,
+            "priority": rank,
+            **({"delay_seconds": delay_s} if delay_s else {}),
+        }
+        with _told(self._url):
+            self._client.enqueue(options, *given)  # type: ignore[arg-type]
+
+    def cancel(self, name: str) -> Job:
+        """Cancel a job that waits or runs: its slot kills what it runs. Return it. Raises NotMeasured where there is none."""
+        job = self.job(name)
+        if job.is_open:
+            with _told(self._url):
+                self._client.cancel_workflow(job.id)
+                job = self.job(job.id)
+        return job
+
+    def job(self, name: str) -> Job:
+        """Return a job by its id, or by a beginning that no other one has. Raises NotMeasured."""
+        with _told(self._url):
+            found = self._client.list_workflows(
+                workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
+            )
+        exact = [each for each in found if each.workflow_id == name] or found
+        if not name or len(exact) != 1:
+            several = f"several jobs begin with {name!r}" if exact else f"there is no job {name!r}"
+            raise NotMeasured(several, "advisor jobs lists them")
+        return _job(exact[0])
+
+    def page(self, state: str | None = None, first: int = 0, most: int = 50) -> list[Job]:
+        """Return jobs from the `first` on, the newest first, `most` at most; of a state alone where one is named."""
+        statuses = None if state is None else [name for name, ours in _STATES.items() if ours == state]
+        if state in ("done", "failed"):
+            statuses = ["SUCCESS", *(statuses or ())] if state == "failed" else ["SUCCESS"]
+        with _told(self._url):
+            found = self._client.list_workflows(
+                name=JOB,
+                status=statuses,
+                offset=first,
+                limit=most,
+                sort_desc=True,
+                application_name=APPLICATION,
+                attributes={"outcome": state} if state in ("done", "failed") else None,
+            )
+        return [_job(each) for each in found]
+
+    def waiting(self, device_class: str | None = None) -> int:
+        """Return how many jobs wait, for a device of a class alone where one is named."""
+        queue = None if device_class is None else queue_of(device_class)
+        with _told(self._url):
+            return len(
+                self._client.list_workflows(
+                    name=JOB, status=["ENQUEUED", "DELAYED"], queue_name=queue, load_input=False, load_output=False
+                )
+            )
+
+    def is_cancelled(self, name: str) -> bool:
+        """Whether a job was cancelled. Raises StoreError where nobody can say."""
+        with _told(self._url):
+            found = self._client.list_workflows(workflow_ids=[name], load_input=False, load_output=False)
+        return bool(found) and found[0].status == "CANCELLED"
+
+    def tell(self, name: str, **words: Any) -> None:
+        """Note what is known of a job by now: its study, why it waits."""
+        with _told(self._url):
+            self._client.update_workflow_attributes(name, words, merge=True)
+
+    def running_on(self, slots: Sequence[str]) -> list[str]:
+        """Return the workflows that run on these slots, or did when the slots went."""
+        with _told(self._url):
+            found = self._client.list_workflows(
+                status="PENDING", executor_id=list(slots), load_input=False, load_output=False
+            )
+        return [each.workflow_id for each in found]
+
+
+def queue_of(device_class: str) -> str:
+    """Return the queue of the jobs that wait for a device of a class."""
+    return f"device: {device_class}"
+
+
+def prepare(url: str) -> None:
+    """Make DBOS's tables, or bring them to its version."""
+    with _launched(url, "nobody", migrate=True):
+        pass
+
+
+def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[str]:
+    """Put what ran on slots that are gone back into its queue; return it. Raises StoreError where that took too long.
+
+    DBOS does that for its own executor when it starts, so that it is started under each name for a moment, taking nothing up.
+    """
+    jobs = Jobs(url)
+    put_back: list[str] = []
+    try:
+        for slot in slots:
+            left = jobs.running_on([slot])
+            if not left:
+                continue
+            with _launched(url, slot, migrate=False):
+                until = time.monotonic() + patience_s
+                while jobs.running_on([slot]) and time.monotonic() < until:
+                    time.sleep(0.05)
+            put_back += left
+    finally:
+        jobs.close()
+    return put_back
+
+
+@contextmanager
+def at_work(
+    url: str, slot: str, device_class: str, perform: Callable[[str, int, Any], dict[str, Any]]
+) -> Iterator[None]:
+    """Take jobs up while this lasts, one at a time.
+
+    perform: is called with a job's id, the number of the share, 0 for the job itself, and the submission's payload (None for a
+    share), in a thread of DBOS's; what it returns ends the job. It is called again, from the start, for a job that was put back.
+    """
+
+    @DBOS.workflow(name=JOB, max_recovery_attempts=None)
+    def job(submission: Any) -> dict[str, Any]:
+        return perform(str(DBOS.workflow_id), 0, submission)
+
+    @DBOS.workflow(name=SHARE, max_recovery_attempts=None)
+    def share(name: str, number: int) -> dict[str, Any]:
+        return perform(name, number, None)
+
+    queue = queue_of(device_class)
+    with _launched(url, slot, migrate=False, queues=[queue]):
+        DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=POLL_S)
+        yield
+
+
+@contextmanager
+def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] = ()) -> Iterator[None]:
+    logging.getLogger("dbos").setLevel(logging.ERROR)
+    with _told(url):
+        DBOS(
+            config={
+                "name": APPLICATION,
+                "system_database_url": _beside(url),
+                "application_version": VERSION,
+                "executor_id": executor,
+                "run_migrations": migrate,
+                "use_listen_notify": False,
+                "enable_otlp": False,
+                "log_level": "ERROR",
+                "serializer": _Json(),
+            }
+        )
+        DBOS.listen_queues(list(queues))
+        DBOS.launch()
+    try:
+        yield
+    finally:
+        DBOS.destroy(workflow_completion_timeout_sec=0)
+
+
+def _beside(url: str) -> str:
+    """Return the URL of DBOS's tables beside a store's: another file, or the same server."""
+    place = place_of(url)
+    path = file_of(place)
+    if path is None:
+        return place.set(drivername=place.get_backend_name()).render_as_string(hide_password=False)
+    return f"sqlite:///{Path(path).with_name(f'{path.stem}-jobs{path.suffix}')}"
+
+
+def _job(status: Any) -> Job:
+    words = status.attributes or {}
+    state = _STATES[status.status]
+    given = status.input["args"][0] if status.input and status.input.get("args") else {}
+    submission = Submission(
+        str(given.get("model", "")), given.get("given", {}), given.get("priority", 0), given.get("device_class", "")
+    )
+    return Job(
+        status.workflow_id,
+        submission,
+        words.get("outcome", state) if state == "done" else state,
+        _moment(status.created_at) or datetime.now(UTC),
+        _moment(status.dequeued_at),
+        _moment(status.completed_at),
+        status.executor_id,
+        words.get("study"),
+        str(words.get("why", "")),
+        words,
+    )
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _new_id() -> str:
+    """Return an id that nobody else has: the time in milliseconds, so that ids sort by age, and chance."""
+    number, signs = (time.time_ns() // 10**6 << 15) | secrets.randbits(15), ""
+    while number:
+        number, sign = divmod(number, 32)
+        signs = _SIGNS[sign] + signs
+    return signs
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Have what the database does wrong told in a line of our own."""
+    try:
+        yield
+    except (NotMeasured, StoreError):
+        raise
+    except SQLAlchemyError as error:
+        where = shown(place_of(url))
+        text = str(getattr(error, "orig", error)).strip().splitlines()
+        raise Unreachable(
+            f"the jobs in {where} can't be reached: {text[0] if text else type(error).__name__}"
+        ) from error

@@ -1,0 +1,43 @@
+"""The process of a slot: its device is all that it sees, it dies with its supervisor, and SIGTERM has it let go and end.
+
+python -m advisor.daemon.process '{"url": URL, "parent": PID, …}'        as `advisor.daemon.supervisor` starts it
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from advisor.daemon.courtesy import Courtesy, Hours
+from advisor.daemon.logs import log_json
+from advisor.daemon.slot import Bench, Slot
+from advisor.machine.leftovers import die_with_parent, name_process
+
+
+def at_work(bench: Bench, settings: Mapping[str, Any]) -> None:
+    """Work on a bench's device, by the supervisor's settings, until SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    hours = settings["only"] and Hours.of(settings["only"])
+    Slot(bench, settings["url"], Courtesy(hours or None, settings["assume_idle"])).run(stop)
+
+
+def main(settings: Mapping[str, Any]) -> None:
+    """Find the device that this process sees, and work on it."""
+    die_with_parent(settings["parent"])
+    name_process("advisor-slot")
+    log_json()
+    from advisor.daemon.bench import DeviceBench
+    from advisor.machine import probe
+
+    machine = probe.machine(None if settings["cuda"] else "cpu")
+    at_work(DeviceBench(machine, allow_pickle=settings["allow_pickle"]), settings)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,265 @@
+"""A slot: one device that jobs are tuned on. It takes them up, gives its device back where it must, and says that it is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from advisor.asking.submission import Submission
+from advisor.daemon.budget import left_of
+from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
+from advisor.daemon.engine import Job, Jobs, at_work
+from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
+from advisor.machine.leftovers import owner
+from advisor.measure.runner import Interrupted, Runner
+from advisor.nouns.environment import Machine
+from advisor.nouns.step import Done
+from advisor.storage.roster import BEAT_S, Roster
+from advisor.storage.store import Store
+from advisor.study.next_step import next_step
+from advisor.study.opening import opened
+from advisor.study.tune import carried_out
+from advisor.study.tuning import Job as Tuning
+
+#: How often a slot asks whether its job was cancelled, seconds: what runs is to be gone within two.
+ASK_S = 0.5
+
+#: How long a database that is away, or full, is left alone, seconds.
+AGAIN_S = 2.0
+
+#: How long what runs has to be let go after SIGTERM, seconds.
+STOP_S = 12.0
+
+#: A share that fits no device of this environment waits so long for another one, seconds.
+ELSEWHERE_S = 5.0
+
+_log = logging.getLogger("advisor.slot")
+
+
+class Stoppable(Runner, Protocol):
+    """A runner that another thread can stop."""
+
+    def interrupt(self, why: str) -> None:
+        """Have what runs now killed at once, and nothing run from now on."""
+
+
+class Bench(Protocol):
+    """What a slot measures with: how a submission becomes a tune on its device, and what runs that."""
+
+    machine: Machine
+
+    def tuning(self, submission: Submission) -> Tuning:
+        """Return what is to be tuned. Raises AdvisorError."""
+
+    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None]) -> Stoppable:
+        """Return what runs it."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job's work on this slot ended. outcome: "done" or "failed", "" where it is another's to say."""
+
+    outcome: str = ""
+    why: str = ""
+
+
+class Slot:
+    """One device at work."""
+
+    def __init__(self, bench: Bench, url: str, courtesy: Courtesy) -> None:
+        """Tune on this bench's device what waits in a database."""
+        self.bench, self.url, self.name = bench, url, bench.machine.uuid
+        self.owner = owner()
+        self.watch = Watch(bench.machine, courtesy)
+        self.store, self.jobs = Store.open(url, write=True), Jobs(url)
+        self.roster = Roster(self.store)
+        self._state, self._why, self._job = "idle", "", ""
+        self._runner: Stoppable | None = None
+        self._beaten = time.monotonic()
+        self._stopping, self._idle = threading.Event(), threading.Event()
+        self._idle.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until it is told to stop; then let go of what runs."""
+        machine = self.bench.machine
+        while not self.roster.enter(self.name, machine.host, machine.environment, self.owner):
+            _log.warning("another worker has this device: it is waited for", extra={"slot": self.name})
+            if stop.wait(BEAT_S):
+                return
+        for work in (self._beat, self._look):
+            threading.Thread(target=work, name=f"advisor-slot{work.__name__}", daemon=True).start()
+        with at_work(self.url, self.name, machine.environment.device_class, self._perform):
+            _log.info("ready", extra={"slot": self.name, "device": machine.environment.device_class})
+            stop.wait()
+            self._stopping.set()
+            self._interrupt("the daemon stops")
+            self._idle.wait(STOP_S)
+            with suppress(StoreError):
+                self.roster.leave(self.name, self.owner)
+            os._exit(0)  # what was let go is still this slot's in the queue, and DBOS would call it done
+
+    # ---------------------------------------------------------------------------------------------------------- jobs
+
+    def _perform(self, name: str, number: int, _: Any) -> dict[str, Any]:
+        """Work on a job or a share of it until it is done; see `engine.at_work`."""
+        self._idle.clear()
+        try:
+            job = self._patiently(lambda: self.jobs.job(name))
+            if not job.is_open:
+                return {}
+            ended = self._worked_on(job, number)
+            if ended.outcome:
+                _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
+                self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
+            return {"outcome": ended.outcome}
+        finally:
+            self._is("idle")
+            self._idle.set()
+            if self._stopping.is_set():
+                threading.Event().wait()  # the process ends here, and the job goes back to its queue
+
+    def _worked_on(self, job: Job, number: int) -> Ended:
+        """Tune until the study is done, as often as the device is given back meanwhile."""
+        try:
+            tuning = self.bench.tuning(job.submission)
+        except AdvisorError as error:
+            return Ended("failed", str(error)) if not number else Ended()
+        here = tuning.machine.environment.key
+        if number and job.words.get("environment") != here:
+            self._patiently(lambda: self.jobs.share(job, number + 1, ELSEWHERE_S))
+            return Ended()
+        if not number:
+            self._patiently(lambda: self.jobs.tell(job.id, environment=here))
+        self._patiently(lambda: self.jobs.share(job, number + 1))
+        while self._may_begin(job):
+            if (ended := self._attempted(job, tuning, number)) is not None:
+                return ended
+        return Ended()
+
+    def _attempted(self, job: Job, tuning: Tuning, number: int) -> Ended | None:
+        """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
+        try:
+            done = self._tuned(job, tuning)
+            return Ended() if number else done  # how a job ends is said by who has the job itself
+        except Interrupted as stopped:
+            _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
+        except StoreError as error:
+            if isinstance(error, DamagedRow):
+                return Ended("failed", str(error))
+            _log.error("the database can't be used", extra={"slot": self.name, "job": job.id, "why": str(error)})
+            self._is("waiting", str(error), job.id)
+            self._stopping.wait(AGAIN_S)
+        except AdvisorError as error:
+            # Where a study is there, what its earlier slots did not get to was beyond the budget.
+            is_spent = isinstance(error, NotMeasured) and job.study is not None
+            return Ended("done" if is_spent else "failed", str(error))
+        except Exception as error:  # noqa: BLE001 - the slot has other jobs to do
+            _log.exception("a fault of advisor's own", extra={"slot": self.name, "job": job.id})
+            return Ended("failed", f"a fault of advisor's own: {type(error).__name__}: {error}")
+        return None
+
+    def _tuned(self, job: Job, tuning: Tuning) -> Ended:
+        """Tune once, with what is left of the job's budget. Raises Interrupted."""
+        job = self.jobs.job(job.id)
+        if job.study is not None:
+            left = left_of(tuning.budget, self.store.trials(job.study), int(job.words.get("first", 0)))
+            tuning = replace(tuning, budget=left)
+        runner = self.bench.runner(tuning, self._hear)
+        self._runner = runner
+        self._is("busy", "", job.id)
+        try:
+            with opened(tuning, self.store, runner, self._hear, time.monotonic) as tuner:
+                if job.study is None:
+                    self.jobs.tell(job.id, study=tuner.study, first=len(tuner.snapshot().stored))
+                while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
+                    carried_out(tuner, seen, step)
+            return Ended("done", step.text)
+        finally:
+            self._runner = None
+            runner.close()
+
+    def _may_begin(self, job: Job) -> bool:
+        """Wait until the device may be used; return False where the job is over, or the daemon stops, before that."""
+        while not self._stopping.is_set():
+            with suppress(StoreError):
+                if not self.jobs.job(job.id).is_open:
+                    return False
+            hindrance = self.watch.hindrance()
+            if not hindrance:
+                return True
+            self._is("waiting", hindrance, job.id)
+            self._stopping.wait(LOOK_S)
+        return False
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        about = {"slot": self.name, "job": self._job}
+        if event["event"] == "trial":
+            trial = event["trial"]
+            words = {"trial": trial.number, "configuration": str(trial.requested), "outcome": str(trial.outcome)}
+            _log.info("a trial ended", extra={**about, **words, "why": trial.reason})
+        elif str(event.get("stage", "")).startswith("waiting"):
+            _log.info(event["stage"], extra=about)
+
+    def _patiently(self, verb: Callable[[], Any]) -> Any:
+        """Return what a verb of the jobs says, as soon as their database is there."""
+        while True:
+            try:
+                return verb()
+            except StoreError as error:
+                _log.warning("the database can't be reached", extra={"slot": self.name, "why": str(error)})
+                time.sleep(AGAIN_S)
+
+    # ------------------------------------------------------------------------------------------------------- threads
+
+    def _is(self, state: str, why: str = "", job: str = "") -> None:
+        self._state, self._why, self._job = state, why, job
+
+    def _interrupt(self, why: str) -> None:
+        runner = self._runner
+        if runner is not None and not runner.interrupted:
+            runner.interrupt(why)
+
+    def _beat(self) -> None:
+        """Say that the slot is there, for as long as it is."""
+        while True:
+            now = time.monotonic()
+            busy_s = now - self._beaten if self._state == "busy" else 0.0
+            try:
+                if not self.roster.beat(self.name, self.owner, self._state, self._why, self._job or None, busy_s):
+                    _log.error("another worker has taken this slot over", extra={"slot": self.name})
+                    os._exit(1)
+                self._beaten = now
+            except StoreError as error:
+                _log.warning("not heard", extra={"slot": self.name, "why": str(error)})
+            time.sleep(BEAT_S)
+
+    def _look(self) -> None:
+        """Stop what runs where its job was cancelled, or somebody else came to the device."""
+        looked = 0.0
+        while True:
+            time.sleep(ASK_S)
+            name = self._job
+            if self._runner is None or not name:
+                continue
+            with suppress(StoreError):
+                if self.jobs.is_cancelled(name):
+                    self._interrupt("it was cancelled")
+            if time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                if hindrance := self.watch.hindrance(own_pids(), works=True):
+                    self._interrupt(hindrance)
+
+
+def own_pids() -> list[int]:
+    """Return the processes that this one started, and theirs."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    return []

@@ -1,0 +1,171 @@
+"""The supervisor of a host: a slot for each device, started again when one dies; and jobs of slots that are gone are put back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from advisor.daemon.engine import Jobs, recover
+from advisor.errors import BadInput, StoreError
+from advisor.machine.leftovers import owner
+from advisor.nouns.environment import Machine
+from advisor.storage.roster import Roster, Slot
+from advisor.storage.store import Store
+
+#: How often the slots' processes are looked at, and how often the roster is looked through for slots that are gone, seconds.
+LOOK_S, SWEEP_S = 0.2, 3.0
+
+#: How soon a slot's process that died is started again at first, and at last where it keeps dying, seconds.
+AGAIN_S, AGAIN_MOST_S = 0.2, 30.0
+
+#: A process that lived for so long did not die of how it was started, seconds.
+LIVED_S = 20.0
+
+#: How long slots have after SIGTERM before they are killed, seconds.
+STOP_S = 13.0
+
+_log = logging.getLogger("advisor.supervisor")
+
+
+@dataclass
+class Place:
+    """Where a slot's process runs. started_at: by time.monotonic(); due_at: when the next one is to be started."""
+
+    machine: Machine
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    due_at: float = 0.0
+    again_s: float = AGAIN_S
+
+
+@dataclass
+class Supervisor:
+    """The slots of a host. command: what starts one, the settings are added as JSON; settings: for all of them."""
+
+    url: str
+    machines: Sequence[Machine]
+    settings: Mapping[str, Any]
+    command: Sequence[str] = (sys.executable, "-P", "-m", "advisor.daemon.process")
+    places: list[Place] = field(default_factory=list)
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep the slots at work until told to stop; then have them let go of what runs, and put it back."""
+        self.places = [Place(machine) for machine in self.machines]
+        sweeper = threading.Thread(target=self._sweep_while, args=(stop,), name="advisor-sweeper", daemon=True)
+        sweeper.start()
+        with tempfile.TemporaryDirectory(prefix="advisor-daemon-") as folder:
+            try:
+                while not stop.wait(LOOK_S):
+                    for place in self.places:
+                        self._look(place, folder)
+            finally:
+                self._end()
+        sweeper.join(SWEEP_S)
+        with suppress(StoreError):
+            self.sweep()
+
+    def _look(self, place: Place, folder: str) -> None:
+        """Start a slot's process, or start it again where it died."""
+        now = time.monotonic()
+        if place.process is not None and place.process.poll() is not None:
+            lived_s = now - place.started_at
+            place.again_s = AGAIN_S if lived_s > LIVED_S else min(2 * place.again_s, AGAIN_MOST_S)
+            place.due_at = now + place.again_s
+            words = {"slot": place.machine.uuid, "status": place.process.returncode, "again_s": place.again_s}
+            _log.warning("a slot's process ended", extra=words)
+            place.process = None
+        if place.process is None and now >= place.due_at:
+            place.process = self._started(place.machine, folder)
+            place.started_at = now
+
+    def _started(self, machine: Machine, folder: str) -> subprocess.Popen[bytes]:
+        is_cuda = machine.environment.is_cuda
+        settings = {**self.settings, "url": self.url, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
+        environment = {
+            **os.environ,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": machine.uuid if is_cuda else "",
+        }
+        # In a folder of its own: a hub's id names no folder of where the daemon was started.
+        command = [*self.command, json.dumps(settings)]
+        return subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def _end(self) -> None:
+        """Have every slot let go of what it runs, and end."""
+        running = [place.process for place in self.places if place.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + STOP_S
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.0))
+        for process in running:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _sweep_while(self, stop: threading.Event) -> None:
+        while not stop.wait(SWEEP_S):
+            try:
+                self.sweep()
+            except StoreError as error:
+                _log.warning("the roster can't be looked through", extra={"why": str(error)})
+
+    def sweep(self) -> None:
+        """Put back what runs on slots that are gone. One sweeper at a time has a slot, and it can't come back meanwhile."""
+        with Store.open(self.url, write=True) as store:
+            jobs, roster = Jobs(self.url), Roster(store)
+            try:
+                gone = [slot for slot in roster.slots() if not slot.is_there()]
+                left = [slot for slot in gone if jobs.running_on([slot.name])]
+            finally:
+                jobs.close()
+            for slot in left:
+                self._put_back(roster, slot)
+
+    def _put_back(self, roster: Roster, slot: Slot) -> None:
+        me = owner()
+        if not roster.enter(slot.name, slot.host, slot.environment, me):
+            return
+        try:
+            for name in recover(self.url, [slot.name]):
+                _log.warning("put back", extra={"job": name, "slot": slot.name, "why": "its slot is gone"})
+        finally:
+            roster.leave(slot.name, me)
+
+
+def machines_of(workers: str) -> list[Machine]:
+    """Return the devices that this host's slots are of: every GPU that can be used, or the CPU where there is none; or none.
+
+    Raises BadInput where torch can use nothing here.
+    """
+    from advisor.machine import probe
+
+    if workers == "none":
+        return []
+    *gpus, cpu = probe.machines()
+    # A process that sees one slice of a GPU alone can use it: only beside others it can't.
+    usable = [gpu for gpu in gpus if not gpu.problem or gpu.environment.mig_profile is not None]
+    if workers == "cpu" or not usable:
+        if cpu.problem:
+            raise BadInput(cpu.problem, cpu.remedy)
+        return [cpu]
+    return usable
+
+
+def host_name() -> str:
+    """Return what this host is called."""
+    return platform.node()

@@ -1,0 +1,94 @@
+"""Served: what every request is answered from, opened once: the store, the jobs, the roster, and what requests may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from advisor.asking.submission import Submission
+from advisor.daemon.engine import Job, Jobs
+from advisor.errors import BadInput, named
+from advisor.storage.roster import Roster, Slot
+from advisor.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests may do.
+
+    model_root: models of the hosts lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may spend,
+    0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request.
+    """
+
+    model_root: Path | None = None
+    most_budget_s: float = 3600.0
+    most_waiting: int = 10_000
+    most_body_bytes: int = 1024 * 1024
+
+
+class QueueFull(BadInput):
+    """So many jobs wait that no other one is let in for now."""
+
+
+class NoDevice(BadInput):
+    """No slot was ever seen that could run a job."""
+
+
+@dataclass
+class Served:
+    """A daemon's database, open. Safe to share between threads."""
+
+    url: str
+    store: Store
+    jobs: Jobs
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def open(cls, url: str, limits: Limits) -> Self:
+        """Open what a daemon has prepared (`advisor.daemon.engine.prepare`). Raises StoreError, NotMeasured."""
+        return cls(url, Store.open(url, write=True), Jobs(url), limits)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.jobs.close()
+        self.store.close()
+
+    @property
+    def roster(self) -> Roster:
+        """The slots."""
+        return Roster(self.store)
+
+    def submit(self, submission: Submission, *, is_operator: bool = False) -> Job:
+        """Have a job wait for a device; return it. Raises BadInput, QueueFull, NoDevice.
+
+        is_operator: whoever asks has the database in hand: the daemon's limits are for requests.
+        """
+        limits = self.limits
+        asked = submission.checked(
+            model_root=limits.model_root, most_budget_s=limits.most_budget_s, is_operator=is_operator
+        )
+        placed = placed_on(asked, self.roster.slots())
+        if not is_operator and self.jobs.waiting() >= limits.most_waiting:
+            raise QueueFull(f"{limits.most_waiting} jobs wait already", "submit it again later")
+        return self.jobs.job(self.jobs.submit(placed))
+
+
+def placed_on(submission: Submission, slots: list[Slot]) -> Submission:
+    """Return a submission with the class of the devices that it is to run on: those that `on` names, else GPUs before CPUs.
+
+    Slots that are at work come first, then those that were last seen. Raises NoDevice.
+    """
+    wanted = submission.given.get("on")
+    fitting = [slot for slot in slots if wanted is None or _is_meant(slot, str(wanted))]
+    if not fitting:
+        known = sorted({slot.device_class for slot in slots})
+        what = f"{named('on')} {wanted} names no device of this daemon's" if wanted else "this daemon has no device"
+        raise NoDevice(what, f"there are {'; '.join(known)}" if known else "advisor serve or advisor worker brings one")
+    ranked = sorted(fitting, key=lambda slot: (not slot.is_there(), not slot.environment.is_cuda))
+    return replace(submission, device_class=ranked[0].device_class)
+
+
+def _is_meant(slot: Slot, wanted: str) -> bool:
+    """Whether a slot is of the environment that is asked for, as `suggest` reads it: by key, or part of the device's name."""
+    return slot.environment.key.startswith(wanted) or wanted.lower() in slot.device_class.lower()
