@@ -24,7 +24,10 @@ class DeviceBench:
         """Return what is to be tuned: the model is found, and fetched where it is the hub's. Raises AdvisorError."""
         question = submission.question
         where = replace(
-            question, device=self.machine.user_device, allow_pickle=question.allow_pickle or self.allow_pickle
+            question,
+            device=self.machine.user_device,
+            threads=question.threads or self.machine.environment.threads or None,
+            allow_pickle=question.allow_pickle or self.allow_pickle,
         )
         job, _ = job_of(where, submission.effort(question))
         return job

@@ -34,8 +34,9 @@ def main(settings: Mapping[str, Any]) -> None:
     log_json()
     from advisor.daemon.bench import DeviceBench
     from advisor.machine import probe
+    from advisor.machine.processors import slot_threads
 
-    machine = probe.machine(None if settings["cuda"] else "cpu")
+    machine = probe.machine(None if settings["cuda"] else "cpu", slot_threads())
     at_work(DeviceBench(machine, allow_pickle=settings["allow_pickle"]), settings)
 
 

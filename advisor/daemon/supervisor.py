@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -153,10 +152,11 @@ def machines_of(workers: str) -> list[Machine]:
     Raises BadInput where torch can use nothing here.
     """
     from advisor.machine import probe
+    from advisor.machine.processors import slot_threads
 
     if workers == "none":
         return []
-    *gpus, cpu = probe.machines()
+    *gpus, cpu = probe.machines(slot_threads())
     # A process that sees one slice of a GPU alone can use it: only beside others it can't.
     usable = [gpu for gpu in gpus if not gpu.problem or gpu.environment.mig_profile is not None]
     if workers == "cpu" or not usable:
@@ -164,8 +164,3 @@ def machines_of(workers: str) -> list[Machine]:
             raise BadInput(cpu.problem, cpu.remedy)
         return [cpu]
     return usable
-
-
-def host_name() -> str:
-    """Return what this host is called."""
-    return platform.node()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from advisor.asking.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
 from advisor.asking.question import know_plugins
 from advisor.errors import BadInput
+from advisor.faces import daemon_arguments
 from advisor.faces.examples import epilog
 from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
@@ -105,7 +106,7 @@ def _tune(parser: argparse.ArgumentParser, kind: Kind) -> None:
 def _suggest(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.usage = "advisor suggest MODEL [flags]"
     _add_question(parser, kind)
-    _add(parser.add_argument_group("where it was measured"), (ON, *PLACE))
+    _add(parser.add_argument_group("where it was measured"), (ON, *PLACE, daemon_arguments.SERVER))
     shown = _add_shown(parser)
     shown.add_argument(
         "--why-not",
@@ -229,6 +230,26 @@ def _db(parser: argparse.ArgumentParser, _: Kind) -> None:
     parser.add_argument("action", choices=("upgrade", "url", "path"))
 
 
+def _serve(parser: argparse.ArgumentParser, _: Kind) -> None:
+    daemon_arguments.serve(parser, _add)
+
+
+def _worker(parser: argparse.ArgumentParser, _: Kind) -> None:
+    daemon_arguments.worker(parser, _add)
+
+
+def _submit(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    daemon_arguments.submit(parser, _add, kind, _add_question)
+
+
+def _jobs(parser: argparse.ArgumentParser, _: Kind) -> None:
+    daemon_arguments.jobs(parser, _add)
+
+
+def _cancel(parser: argparse.ArgumentParser, _: Kind) -> None:
+    daemon_arguments.cancel(parser, _add)
+
+
 _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], None]]] = (
     ("probe", "what this machine can do, what it cannot, why, and how to get it", _probe),
     ("tune", "measure configurations of a model and find the fastest that is right", _tune),
@@ -243,6 +264,11 @@ _COMMANDS: Sequence[tuple[str, str, Callable[[argparse.ArgumentParser, Kind], No
         "measure the advice that advisor grew from on this GPU, and say what it is worth",
         _reproduce_seed,
     ),
+    ("serve", "answer over HTTP, and tune what is submitted on this host's devices", _serve),
+    ("worker", "tune what is submitted to a daemon's database on this host's devices", _worker),
+    ("submit", "have a model tuned by a daemon, and go on", _submit),
+    ("jobs", "list what was submitted, or watch it", _jobs),
+    ("cancel", "cancel a job that waits or runs", _cancel),
     ("export", "write studies to stdout, for another database", _export),
     ("import", "add studies that another database exported", _import),
     ("db", "the database: upgrade it, show its URL or its path", _db),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.asking.options import CASE_EFFORT, PLACE, THREADS, TIMEOUT
 from advisor.asking.question import budget_of, effort_of, question_of
 from advisor.errors import BadInput
+from advisor.faces.daemon import DAEMON
 from advisor.faces.pages import PAGES
 from advisor.faces.printing import note, print_json
 from advisor.faces.records import STORED
@@ -254,4 +255,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, float], int]] = {
     "reproduce-seed": _reproduce_seed,
     **STORED,
     **PAGES,
+    **DAEMON,
 }

@@ -59,6 +59,31 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("advisor reproduce-seed --svg figures.svg", "drawn, too"),
         ("advisor reproduce-seed --case 1024:0.5:8 --budget 5m", "another case, in five minutes"),
     ),
+    "serve": (
+        ("advisor serve", "answer at http://127.0.0.1:8420, and tune on this host's devices"),
+        ("ADVISOR_TOKEN=… advisor serve --host 0.0.0.0 --model-root /models", "for a team, with its models"),
+        ("advisor serve --only 22:00-07:00 --workers auto", "answer always, tune at night"),
+    ),
+    "worker": (
+        ("ADVISOR_DATABASE_URL=postgresql://… advisor worker", "bring this host's GPUs to the team's daemon"),
+        ("advisor worker --workers cpu", "this host's CPU"),
+        ("advisor worker --assume-idle", "in a container, where who else uses a GPU can't be seen"),
+    ),
+    "submit": (
+        ("advisor submit MODEL --lengths 2048 --padding 0.3 --batch 8", "have it tuned when a device is idle"),
+        ("advisor submit MODEL --lengths 2048 --on H200 --priority 10", "on an H200, before others"),
+        ("advisor submit MODEL --lengths 2048 --server http://gpu1:8420", "by the daemon of another host"),
+    ),
+    "jobs": (
+        ("advisor jobs", "what waits, runs, and is done"),
+        ("advisor jobs --watch", "tell what changes, until nothing waits or runs"),
+        ("advisor jobs 1m8f3 --format json", "all of one job, for a program"),
+    ),
+    "cancel": (
+        ("advisor cancel 1m8f3vaxe615", "what it runs is killed; what it measured stays"),
+        ("advisor cancel 1m8f", "by the beginning of its id"),
+        ("advisor cancel 1m8f --server http://gpu1:8420", "at another host's daemon"),
+    ),
     "export": (
         ("advisor export > studies.jsonl", "all studies"),
         ("advisor export --study 3 --study 4 > two.jsonl", "two of them"),

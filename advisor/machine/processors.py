@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 #: What the kernel says of each processor: those with the same package and core are threads of one core.
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+
+#: What a control group's processes may have of the processors, seen from inside: microseconds in each period of microseconds.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def allowed() -> frozenset[int]:
@@ -14,6 +18,20 @@ def allowed() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
+
+
+def quota() -> float:
+    """Return how many processors' time a control group lets this process have, infinite without a limit (cgroup v2's cpu.max)."""
+    try:
+        most, period = _QUOTA.read_text(encoding="utf-8").split()
+        return int(most) / int(period)
+    except (OSError, ValueError):  # "max 100000": no limit
+        return math.inf
+
+
+def slot_threads() -> int:
+    """Return the CPU threads of a slot: those that torch takes, but no more than the control group lets run at once."""
+    return max(1, min(usual_threads(), math.floor(min(quota(), 2**16 - 1))))
 
 
 def usual_threads() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from advisor.errors import StoreError
 from advisor.nouns.configuration import Configuration
@@ -41,6 +41,12 @@ class Finished(NamedTuple):
         return cls(
             trial, trial_rows.trial_values(trial), [trial_rows.measurement_values(m) for m in trial.measurements]
         )
+
+
+def count(connection: Connection, study_id: int) -> int:
+    """Return how many trials a study has, running ones too: their numbers have no gaps, and the last one is found at once."""
+    last = connection.execute(select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)).scalar()
+    return 0 if last is None else int(last) + 1
 
 
 def page(

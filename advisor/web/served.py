@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import Job, Jobs
 from advisor.errors import BadInput, named
+from advisor.nouns.answer import Answer
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
 
@@ -72,6 +74,47 @@ class Served:
         if not is_operator and self.jobs.waiting() >= limits.most_waiting:
             raise QueueFull(f"{limits.most_waiting} jobs wait already", "submit it again later")
         return self.jobs.job(self.jobs.submit(placed))
+
+    def told(self, name: str) -> dict[str, Any]:
+        """Return a job with how its study stands, as JSON values. Raises NotMeasured where there is no such job."""
+        return self._told(self.jobs.job(name), {slot.name: slot for slot in self.roster.slots()})
+
+    def listed(self, state: str | None, first: int, most: int) -> list[dict[str, Any]]:
+        """Return jobs with how their studies stand, the newest first."""
+        slots = {slot.name: slot for slot in self.roster.slots()}
+        return [self._told(job, slots) for job in self.jobs.page(state, first, most)]
+
+    def _told(self, job: Job, slots: Mapping[str, Slot]) -> dict[str, Any]:
+        """Add to a job how many trials there are of its study, what is found by now, and what it waits for."""
+        payload = {**job.payload, "trials": 0, "answer": ""}
+        if job.study is not None:
+            payload["trials"] = self.store.count_trials(job.study)
+            found = self.store.answer(job.study)
+            payload["answer"] = "" if found is None else answer_words(found)
+        if not job.is_open or job.why:
+            return payload
+        return {**payload, "why": _waits_for(job, slots)}
+
+
+def answer_words(answer: Answer) -> str:
+    """Return a stored answer in words, short."""
+    if answer.configuration is None:
+        return "nothing is right"
+    times = "" if answer.ratio is None else f" {answer.ratio:.2f}×"
+    return f"{answer.verdict}{times}: {answer.configuration}"
+
+
+def _waits_for(job: Job, slots: Mapping[str, Slot]) -> str:
+    """Return what an open job waits for, in words, "" where it runs."""
+    if job.state == "running":
+        slot = slots.get(job.slot or "")
+        if slot is None or not slot.is_there():
+            return "its slot is gone: it is put back, and goes on elsewhere"
+        return slot.why if slot.state == "waiting" and slot.job == job.id else ""
+    there = [s for s in slots.values() if s.device_class == job.submission.device_class and s.is_there()]
+    if not there:
+        return f"no slot with {job.submission.device_class} is at work"
+    return next((slot.why for slot in there if slot.why), "")
 
 
 def placed_on(submission: Submission, slots: list[Slot]) -> Submission:

@@ -1,0 +1,262 @@
+"""The commands of the daemon: serve, worker, submit, jobs and cancel. Imports that cost time stand in the functions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.asking.options import EFFORT, ON, THREADS, objective_options
+from advisor.asking.question import kind_of
+from advisor.errors import AdvisorError, BadInput, named
+from advisor.faces.daemon_arguments import SERVE_OPTIONS, WORKER_OPTIONS
+from advisor.faces.printing import note, print_json
+from advisor.faces.remote import Remote
+from advisor.nouns.option import values_of
+from advisor.terminal import in_a_line
+
+if TYPE_CHECKING:
+    from advisor.asking.submission import Submission
+    from advisor.web.served import Served
+
+#: How often a watcher looks, seconds.
+_LOOK_S = 1.0
+
+
+@contextmanager
+def _needing_extra() -> Iterator[None]:
+    """Say which extra is lacking where a library of the daemon's is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        hint = "pip install 'transformers-advisor[serve]'"
+        raise AdvisorError(f"the daemon's commands need {error.name}, which isn't installed", hint) from None
+
+
+# ------------------------------------------------------------------------------------------------------ serve, worker
+
+
+def _serve(options: argparse.Namespace, _: float) -> int:
+    given = values_of(SERVE_OPTIONS, vars(options))
+    with _needing_extra():
+        from advisor.web.served import Limits
+        from advisor.web.server import Settings, serving
+
+        root = given["model_root"] and _folder(given["model_root"])
+        limits = Limits(root, given["max_budget"], given["max_waiting"])
+        settings = Settings(given["host"], _port(given["port"]), os.environ.get("ADVISOR_TOKEN", ""))
+        settings.refuse_open()
+        return _at_work(options.workers, given, lambda served, stop: serving(served, settings, stop, _say), limits)
+
+
+def _worker(options: argparse.Namespace, _: float) -> int:
+    given = values_of(WORKER_OPTIONS, vars(options))
+    with _needing_extra():
+        return _at_work(options.workers, given, None, None)
+
+
+def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) -> int:
+    """Run this host's slots, and what serves, until SIGTERM or Ctrl-C; return the exit status."""
+    from advisor.daemon.courtesy import Hours
+    from advisor.daemon.engine import prepare
+    from advisor.daemon.logs import log_json
+    from advisor.daemon.supervisor import Supervisor, machines_of
+    from advisor.storage.place import default_url
+    from advisor.storage.store import Store
+
+    if given["only"]:
+        Hours.of(given["only"])
+    url, machines = default_url(), machines_of(workers)
+    log_json()
+    Store.open(url, write=True).close()  # the schemas are made here once, and not by every slot
+    prepare(url)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle")}
+    supervisor = Supervisor(url, machines, settings)
+    if serving is None:
+        _say(f"at work: {len(machines)} slot{'' if len(machines) == 1 else 's'}")
+        supervisor.run(stop)
+        return 0
+    from advisor.web.served import Served
+
+    served = Served.open(url, limits)
+    at_work = threading.Thread(target=supervisor.run, args=(stop,), name="advisor-supervisor")
+    at_work.start()
+    try:
+        serving(served, stop)
+    finally:
+        stop.set()
+        at_work.join()
+        served.close()
+    return 0
+
+
+def _say(text: str) -> None:
+    print(in_a_line(text), flush=True)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise BadInput(f"{named('model_root')}: there is no folder {path}")
+    return path.resolve()
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise BadInput(f"{named('port')} takes a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------------ submit, jobs, cancel
+
+
+def _submit(options: argparse.Namespace, _: float) -> int:
+    from advisor.asking.submission import Submission
+
+    given, notes = _given(options)
+    submission = Submission.of({"model": _meant(options), "given": given, "priority": options.priority})
+    note(notes)
+    with _needing_extra():
+        job = Remote(options.server).submit(submission.payload) if options.server else _submitted(submission)
+    if options.format == "json":
+        print_json(job)
+        return 0
+    at = f" --server {shlex.quote(options.server)}" if options.server else ""
+    print(in_a_line(f"job {job['id']} waits for a device of the kind {job['device_class']}"))
+    print(in_a_line(f"advisor jobs {job['id']} --watch{at} tells how it goes on"))
+    return 0
+
+
+def _submitted(submission: Submission) -> dict[str, Any]:
+    with _opened() as served:
+        job = served.submit(submission, is_operator=True)
+        if not any(
+            slot.is_there() and slot.device_class == job.submission.device_class for slot in served.roster.slots()
+        ):
+            note(
+                [
+                    f"no slot with {job.submission.device_class} is at work now: advisor serve or advisor worker brings one"
+                ]
+            )
+        return job.payload
+
+
+def _given(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Return what of the options is asked, as JSON values, and what is to be told of it.
+
+    The lengths of a file of this machine are counted here, for a job runs on any.
+    """
+    given, kind = vars(options), kind_of(vars(options))
+    if given.get("lengths_from") is None:
+        return _without_defaults(given), []
+    from advisor.asking.question import question_of
+    from advisor.asking.resolve import resolve
+    from advisor.faces.arguments import build_parser
+
+    asked = resolve(question_of(options.model, given), to_measure=False)
+    spelled = build_parser(kind).parse_args(["submit", options.model, *shlex.split(asked.workload.flags)])
+    work = {option.name: getattr(spelled, option.name) for option in kind.options}
+    told = "its texts stay here: the job runs others of these lengths"
+    return _without_defaults({**given, **work}), [
+        *asked.notes,
+        f"the lengths of {given['lengths_from']} are sent; {told}",
+    ]
+
+
+def _without_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    kind = kind_of(given)
+    options = (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)
+    said = {option.name: given[option.name] for option in options if option.name in given}
+    asked = {name: value for name, value in said.items() if value not in (None, [], (), False)}
+    return {"workload": given["workload"], **asked} if given.get("workload") else asked
+
+
+def _meant(options: argparse.Namespace) -> str:
+    """Return the model that is meant on every host: a path of this one is absolute."""
+    path = Path(options.model).expanduser()
+    return str(path.resolve()) if not options.server and path.exists() else str(options.model)
+
+
+def _cancel(options: argparse.Namespace, _: float) -> int:
+    with _needing_extra():
+        if options.server:
+            job = Remote(options.server).cancel(options.job)
+        else:
+            with _opened() as served:
+                job = served.jobs.cancel(options.job).payload
+    if options.format == "json":
+        print_json(job)
+    else:
+        is_new = job["state"] == "cancelled"
+        print(in_a_line(f"job {job['id']} is {'' if is_new else 'already '}{job['state']}"))
+    return 0
+
+
+def _jobs(options: argparse.Namespace, _: float) -> int:
+    with _needing_extra():
+        if options.server:
+            remote = Remote(options.server)
+            return _listed(options, remote.job, lambda: remote.jobs(options.state, options.limit))
+        with _opened() as served:
+            every = served.listed
+            return _listed(options, served.told, lambda: every(options.state, 0, options.limit))
+
+
+def _listed(
+    options: argparse.Namespace, one: Callable[[str], dict[str, Any]], every: Callable[[], list[dict[str, Any]]]
+) -> int:
+    from advisor.show.job_table import change, print_jobs
+
+    def look() -> list[dict[str, Any]]:
+        return every() if options.job is None else [one(options.job)]
+
+    found = look()
+    if not options.watch:
+        if options.format == "json":
+            print_json(found if options.job is None else found[0])
+        else:
+            print_jobs(found)
+        return 0
+    told: dict[str, str] = {}
+    while True:
+        for job in reversed(found):
+            if (line := change(job)) != told.get(job["id"]):
+                told[job["id"]] = line
+                _say(line)
+        if not any(job["state"] in ("queued", "running") for job in found):
+            return 0
+        time.sleep(_LOOK_S)
+        found = look()
+
+
+@contextmanager
+def _opened() -> Iterator[Served]:
+    """Give the jobs of the database, for whoever has it in hand. Raises NotMeasured where no daemon ever ran on it."""
+    from advisor.storage.place import default_url
+    from advisor.web.served import Limits, Served
+
+    served = Served.open(default_url(), Limits())
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+#: What runs each of these commands, as `advisor.faces.commands.COMMANDS` has it.
+DAEMON: dict[str, Callable[[argparse.Namespace, float], int]] = {
+    "serve": _serve,
+    "worker": _worker,
+    "submit": _submit,
+    "jobs": _jobs,
+    "cancel": _cancel,
+}

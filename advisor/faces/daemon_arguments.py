@@ -1,0 +1,112 @@
+"""The parsers of the daemon's commands: serve, worker, submit, jobs, cancel. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
+from advisor.nouns.option import Option, switch
+from advisor.nouns.reading import read_count, read_duration, read_text
+from advisor.workloads import Kind
+
+#: Where a daemon is asked instead of the database.
+SERVER = Option(
+    "server",
+    "ask the daemon at this URL, with the token in ADVISOR_TOKEN (default: the database itself)",
+    read_text,
+    metavar="URL",
+)
+
+#: Which devices a host brings, and when they may be used.
+_WORKING = (
+    Option("only", "use the devices in these hours alone, such as 22:00-07:00", read_text, metavar="HOURS"),
+    switch("assume_idle", "take a GPU for idle where nobody can see who else uses it, as in a container"),
+    replace(ALLOW_PICKLE, help="load pickle checkpoints, which can run code: of every job"),
+)
+
+#: How an address is listened at, and what requests may do.
+_SERVING = (
+    Option(
+        "host", "the address to listen at (default: %(default)s)", read_text, default="127.0.0.1", metavar="ADDRESS"
+    ),
+    Option("port", "the port to listen at, 0 for any (default: %(default)s)", read_text, default="8420", metavar="N"),
+    Option("model_root", "let jobs name models of this host, in this folder", read_text, metavar="FOLDER"),
+    Option(
+        "max_budget", "time that a job may spend (default: %(default)s)", read_duration, default="1h", metavar="TIME"
+    ),
+    Option(
+        "max_waiting", "jobs that may wait (default: %(default)s)", read_count, default=10_000, metavar="N", word=int
+    ),
+)
+
+WORKER_OPTIONS, SERVE_OPTIONS = _WORKING, (*_SERVING, *_WORKING)
+
+Add = Callable[[argparse._ActionsContainer, Iterable[Option]], None]
+
+
+def serve(parser: argparse.ArgumentParser, add: Add) -> None:
+    """Add the flags of `advisor serve`."""
+    add(parser, _SERVING)
+    _add_workers(parser, "auto", "cpu", "none")
+    add(parser, _WORKING)
+
+
+def worker(parser: argparse.ArgumentParser, add: Add) -> None:
+    """Add the flags of `advisor worker`."""
+    _add_workers(parser, "auto", "cpu")
+    add(parser, _WORKING)
+
+
+def submit(parser: argparse.ArgumentParser, add: Add, kind: Kind, question: Callable[..., None]) -> None:
+    """Add the flags of `advisor submit`: those of a tune that any host can answer. question: adds the model and the work."""
+    parser.usage = "advisor submit MODEL [flags]"
+    question(parser, kind)
+    add(parser.add_argument_group("how much may be spent"), EFFORT)
+    group = parser.add_argument_group("where, and when")
+    add(
+        group,
+        (
+            replace(
+                ON, help="a device's name or a part of it, or an environment's key (default: a GPU, if there is one)"
+            ),
+        ),
+    )
+    group.add_argument("--priority", type=int, default=0, metavar="N", help="a higher one is tuned first (default: 0)")
+    add(group, (THREADS, SERVER))
+    _add_format(parser)
+
+
+def jobs(parser: argparse.ArgumentParser, add: Add) -> None:
+    """Add the flags of `advisor jobs`."""
+    parser.add_argument("job", metavar="JOB", nargs="?", help="one job, by its id or a beginning of it (default: all)")
+    states = ("queued", "running", "done", "failed", "cancelled")
+    parser.add_argument("--state", choices=states, help="jobs of this state alone")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N jobs (default: 50)")
+    parser.add_argument("--watch", action="store_true", help="tell what changes, until no job waits or runs")
+    add(parser, (SERVER,))
+    _add_format(parser)
+
+
+def cancel(parser: argparse.ArgumentParser, add: Add) -> None:
+    """Add the flags of `advisor cancel`."""
+    parser.add_argument("job", metavar="JOB", help="its id, or a beginning of it")
+    add(parser, (SERVER,))
+    _add_format(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser, *words: str) -> None:
+    parser.add_argument(
+        "--workers",
+        choices=words,
+        default=words[0],
+        help="auto: a slot for each GPU that this process may use, or one for the CPU where there is none; "
+        f"cpu: that one{'; none: no slot, only answers' if 'none' in words else ''} (default: %(default)s)",
+    )
+
+
+def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str] = ("text", "json")) -> None:
+    parser.add_argument(
+        "--format", choices=forms, default=forms[0], help="as what it is printed (default: %(default)s)"
+    )

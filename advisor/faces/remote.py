@@ -1,0 +1,101 @@
+"""A daemon of another host, asked over HTTP: what it answers, and what is wrong, in a line. No library beside Python's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, named
+from advisor.version import __version__
+
+#: How long a daemon may take to answer, seconds.
+WAIT_S = 30.0
+
+
+class Remote:
+    """A daemon at a URL. The token in ADVISOR_TOKEN goes with every request, and follows no redirection elsewhere."""
+
+    def __init__(self, url: str) -> None:
+        """Ask the daemon there. Raises BadInput for what is no URL of one."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.username:
+            raise BadInput(f"{named('server')} takes a URL such as http://gpu1:8420, not {url!r}")
+        self.url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(_NoRedirect())
+
+    def submit(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Submit a job; return it."""
+        return self._asked("POST", "/jobs", payload)
+
+    def job(self, name: str) -> dict[str, Any]:
+        """Return a job."""
+        return self._asked("GET", f"/jobs/{quote(name, safe='')}")
+
+    def jobs(self, state: str | None, most: int) -> list[dict[str, Any]]:
+        """Return the newest jobs."""
+        asked = urlencode({"limit": most, **({"state": state} if state else {})})
+        return list(self._asked("GET", f"/jobs?{asked}")["jobs"])
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        """Cancel a job; return it."""
+        return self._asked("DELETE", f"/jobs/{quote(name, safe='')}")
+
+    def suggest(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a question, as `advisor suggest --format json` prints it."""
+        return self._asked("POST", "/suggest", {"model": model, "given": dict(given)})
+
+    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        headers = {"Accept": "application/json", "User-Agent": f"advisor/{__version__}"}
+        if token := os.environ.get("ADVISOR_TOKEN"):
+            headers["Authorization"] = f"Bearer {token}"
+        data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(f"{self.url}/api/v1{path}", data, headers, method=method)  # noqa: S310 - http alone
+        try:
+            with self._opener.open(request, timeout=WAIT_S) as answer:
+                return _understood(answer.read(), self.url)
+        except urllib.error.HTTPError as error:
+            raise _problem(error, self.url) from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "reason", None) or error
+            raise AdvisorError(
+                f"the daemon at {self.url} can't be reached: {why}", "advisor serve starts one"
+            ) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none: the token is for this daemon."""
+
+
+def _understood(answer: bytes, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise AdvisorError(f"what answers at {url} is no daemon of advisor's")
+    return found
+
+
+def _problem(error: urllib.error.HTTPError, url: str) -> AdvisorError:
+    """Return what a daemon refused, as the same failure would be here (RFC 9457's detail, and our hint)."""
+    try:
+        problem = json.loads(error.read())
+        detail, hint = str(problem["detail"]), str(problem.get("hint") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return AdvisorError(f"{url} answers with status {error.code}: {error.reason}")
+    if error.code in (401, 403):
+        return AdvisorError(f"{url}: {detail}", hint or "ADVISOR_TOKEN is to be the daemon's")
+    if error.code == 404:
+        return NotMeasured(detail, hint)
+    reasons = problem.get("reasons")
+    if error.code == 409 and isinstance(reasons, list):
+        return NothingAdmissible([str(reason) for reason in reasons])
+    return StoreError(detail, hint) if error.code == 503 else BadInput(detail, hint)

@@ -1,0 +1,59 @@
+"""What people see of jobs: a table, and a line for each change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from advisor.show.console import console
+from advisor.terminal import duration
+
+_COLOURS = {"queued": "dim", "running": "bold", "done": "green", "failed": "red", "cancelled": "yellow"}
+
+
+def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print jobs as a table; of one alone, all that is known of it."""
+    out = console(stderr=False)
+    if not jobs:
+        out.print("no jobs: advisor submit MODEL")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("job", "state", "model", "trials", "study", "age"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("trials", "study", "age") else "left")
+    for job in jobs:
+        colour = _COLOURS[job["state"]]
+        table.add_row(
+            escape(job["id"]),
+            f"[{colour}]{job['state']}[/]",
+            escape(_short(job["model"])),
+            str(job.get("trials", "")) or "",
+            "" if job["study"] is None else str(job["study"]),
+            duration((datetime.now(UTC) - datetime.fromisoformat(job["submitted_at"])).total_seconds()),
+        )
+    out.print(table)
+    for job in jobs:
+        if text := _about(job):
+            out.print(f"{escape(job['id'])}: {escape(text)}")
+
+
+def change(job: Mapping[str, Any]) -> str:
+    """Return a line of how a job stands: it changes when something happened."""
+    parts = [job["id"], job["state"], _short(job["model"])]
+    if job["study"] is not None:
+        parts.append(f"study {job['study']}, {job.get('trials', 0)} trials")
+    if text := _about(job):
+        parts.append(text)
+    return " · ".join(parts)
+
+
+def _about(job: Mapping[str, Any]) -> str:
+    """Return what there is to say of a job beside its state: what it waits for, why it failed, what it found."""
+    return str(job.get("answer") or job.get("why") or "")
+
+
+def _short(model: str) -> str:
+    return model if len(model) <= 40 else f"…{model[-39:]}"
