@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -282,15 +283,15 @@ def test_what_a_dead_host_ran_is_waited_for_and_then_run(
 def test_a_budget_ends_a_wait(
     elsewhere: Callable[..., tuple[Store, int]], job_on: Callable[..., Job], landscape: Landscape
 ) -> None:
-    """Another tune's trial that lasts longer than the budget is not waited for any longer than that."""
-    job = job_on("GPU-0", seconds=1.5, exhaustive=False)
+    """Another tune's default that lasts longer than the budget is not waited for any longer: what can be searched meanwhile is."""
+    job = replace(job_on("GPU-0", seconds=1.5, exhaustive=False), budget=Budget(seconds=1.5, trials=3, blocks=3))
     store, study = elsewhere(job, lease_s=600.0)
     began = time.monotonic()
     tune(job, store, ReplayRunner(landscape), lambda _: None)
     took_s, record = time.monotonic() - began, store.study(study)
 
     assert 1.5 <= took_s < 30
-    assert [trial.outcome for trial in store.trials(study)] == [Outcome.RUNNING]
+    assert [trial.outcome for trial in store.trials(study)] == [Outcome.RUNNING, Outcome.OK, Outcome.OK]
     assert record.state == "running"
     assert record.end is not None
     assert record.end.stop == "budget"

@@ -113,6 +113,10 @@ class Job:
         }
 
 
+class Failed(Exception):
+    """A job that could not be tuned, and why: so DBOS knows it."""
+
+
 class Jobs:
     """The jobs of a database. Raises StoreError where it can't be reached; no call waits for a server that is away."""
 
@@ -156,6 +160,7 @@ class Jobs:
             "workflow_id": name,
             "app_version": VERSION,
             "priority": rank,
+            "workflow_id_reuse_policy": "return-existing" if workflow == SHARE else "reject",
             **({"delay_seconds": delay_s} if delay_s else {}),
         }
         with _told(self._url):
@@ -185,8 +190,6 @@ class Jobs:
     def page(self, state: str | None = None, first: int = 0, most: int = 50) -> list[Job]:
         """Return jobs from the `first` on, the newest first, `most` at most; of a state alone where one is named."""
         statuses = None if state is None else [name for name, ours in _STATES.items() if ours == state]
-        if state in ("done", "failed"):
-            statuses = ["SUCCESS", *(statuses or ())] if state == "failed" else ["SUCCESS"]
         with _told(self._url):
             found = self._client.list_workflows(
                 name=JOB,
@@ -195,7 +198,6 @@ class Jobs:
                 limit=most,
                 sort_desc=True,
                 application_name=APPLICATION,
-                attributes={"outcome": state} if state in ("done", "failed") else None,
             )
         return [_job(each) for each in found]
 
@@ -264,21 +266,22 @@ def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[st
 
 @contextmanager
 def at_work(
-    url: str, slot: str, device_class: str, perform: Callable[[str, int, Any], dict[str, Any]]
+    url: str, slot: str, device_class: str, perform: Callable[[str, int], str]
 ) -> Iterator[None]:
     """Take jobs up while this lasts, one at a time.
 
-    perform: is called with a job's id, the number of the share, 0 for the job itself, and the submission's payload (None for a
-    share), in a thread of DBOS's; what it returns ends the job. It is called again, from the start, for a job that was put back.
+    perform: is called with a job's id and the number of the share, 0 for the job itself, in a thread of DBOS's. What it returns
+    ends the job: why it failed, "" where it did not. It is called again, from the start, for a job that was put back.
     """
 
     @DBOS.workflow(name=JOB, max_recovery_attempts=None)
-    def job(submission: Any) -> dict[str, Any]:
-        return perform(str(DBOS.workflow_id), 0, submission)
+    def job(_: Any) -> None:
+        if why := perform(str(DBOS.workflow_id), 0):
+            raise Failed(why)
 
     @DBOS.workflow(name=SHARE, max_recovery_attempts=None)
-    def share(name: str, number: int) -> dict[str, Any]:
-        return perform(name, number, None)
+    def share(name: str, number: int) -> None:
+        perform(name, number)
 
     queue = queue_of(device_class)
     with _launched(url, slot, migrate=False, queues=[queue]):
@@ -288,7 +291,7 @@ def at_work(
 
 @contextmanager
 def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] = ()) -> Iterator[None]:
-    logging.getLogger("dbos").setLevel(logging.ERROR)
+    logging.getLogger("dbos").setLevel(logging.CRITICAL)  # what fails is told by us
     with _told(url):
         DBOS(
             config={
@@ -299,7 +302,7 @@ def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] =
                 "run_migrations": migrate,
                 "use_listen_notify": False,
                 "enable_otlp": False,
-                "log_level": "ERROR",
+                "log_level": "CRITICAL",
                 "serializer": _Json(),
             }
         )
@@ -330,7 +333,7 @@ def _job(status: Any) -> Job:
     return Job(
         status.workflow_id,
         submission,
-        words.get("outcome", state) if state == "done" else state,
+        state,
         _moment(status.created_at) or datetime.now(UTC),
         _moment(status.dequeued_at),
         _moment(status.completed_at),
@@ -347,7 +350,7 @@ def _moment(milliseconds: int | None) -> datetime | None:
 
 def _new_id() -> str:
     """Return an id that nobody else has: the time in milliseconds, so that ids sort by age, and chance."""
-    number, signs = (time.time_ns() // 10**6 << 15) | secrets.randbits(15), ""
+    number, signs = (time.time_ns() // 10**6 << 30) | secrets.randbits(30), ""
     while number:
         number, sign = divmod(number, 32)
         signs = _SIGNS[sign] + signs

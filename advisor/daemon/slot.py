@@ -57,7 +57,7 @@ class Bench(Protocol):
     def tuning(self, submission: Submission) -> Tuning:
         """Return what is to be tuned. Raises AdvisorError."""
 
-    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None]) -> Stoppable:
+    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None], /) -> Stoppable:
         """Return what runs it."""
 
 
@@ -106,18 +106,18 @@ class Slot:
 
     # ---------------------------------------------------------------------------------------------------------- jobs
 
-    def _perform(self, name: str, number: int, _: Any) -> dict[str, Any]:
-        """Work on a job or a share of it until it is done; see `engine.at_work`."""
+    def _perform(self, name: str, number: int) -> str:
+        """Work on a job or a share of it until it is done; return why it failed, "" where it did not."""
         self._idle.clear()
         try:
             job = self._patiently(lambda: self.jobs.job(name))
-            if not job.is_open:
-                return {}
+            if not job.is_open or job.words.get("outcome"):
+                return ""
             ended = self._worked_on(job, number)
             if ended.outcome:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
-            return {"outcome": ended.outcome}
+            return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")
             self._idle.set()
@@ -136,11 +136,18 @@ class Slot:
             return Ended()
         if not number:
             self._patiently(lambda: self.jobs.tell(job.id, environment=here))
-        self._patiently(lambda: self.jobs.share(job, number + 1))
+        self._patiently(lambda: self._offer(job, number))
         while self._may_begin(job):
             if (ended := self._attempted(job, tuning, number)) is not None:
                 return ended
         return Ended()
+
+    def _offer(self, job: Job, number: int) -> None:
+        """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""
+        wanted = job.submission.device_class
+        others = sum(s.device_class == wanted and s.is_there() for s in self.roster.slots()) - 1 if not number else 1
+        for each in range(number + 1, number + 1 + max(others, 1)):
+            self.jobs.share(job, each)
 
     def _attempted(self, job: Job, tuning: Tuning, number: int) -> Ended | None:
         """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
@@ -175,14 +182,22 @@ class Slot:
         self._is("busy", "", job.id)
         try:
             with opened(tuning, self.store, runner, self._hear, time.monotonic) as tuner:
-                if job.study is None:
-                    self.jobs.tell(job.id, study=tuner.study, first=len(tuner.snapshot().stored))
+                # What failed since the job began is not tried again because a slot joins, or was killed.
+                tuner.first = self._told_study(job, tuner.study, tuner.first)
                 while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
                     carried_out(tuner, seen, step)
             return Ended("done", step.text)
         finally:
             self._runner = None
             runner.close()
+
+    def _told_study(self, job: Job, study: int, first: int) -> int:
+        """Note the study of a job, and its first trial that is the job's, unless that is noted; return the latter."""
+        noted = self.jobs.job(job.id)
+        if noted.study is None:
+            self.jobs.tell(job.id, study=study, first=first)
+            return first
+        return min(first, int(noted.words.get("first", first)))
 
     def _may_begin(self, job: Job) -> bool:
         """Wait until the device may be used; return False where the job is over, or the daemon stops, before that."""

@@ -61,16 +61,26 @@ def _search_step(seen: Snapshot) -> Step:
     if text := in_common(seen.searched):
         return EndSearch(Stop.FAILURES, text)
     following = _following(seen)
-    return _end(seen, following) if isinstance(following, Stop) else Search(following, most_s=_available_s(seen))
+    if isinstance(following, Stop):
+        return _after_all(seen, following)
+    return Search(following, most_s=_available_s(seen))
+
+
+def _after_all(seen: Snapshot, stop: Stop) -> Step:
+    """Return the step where nothing is left to be tried, and why.
+
+    Another tune may still run the default: what is searched beside it needs no word of it, but what is right is told by it.
+    """
+    if seen.default is None and (theirs := _running(seen.tried(seen.space.baseline))):
+        return Wait(theirs) if seen.left_s > 0 else EndSearch(Stop.BUDGET)
+    return _end(seen, stop)
 
 
 def _must_be(seen: Snapshot) -> Step | None:
     """Return the step to what is measured whatever is found: the default first, for what is right is told by it."""
-    defaults, over = seen.tried(seen.space.baseline), EndSearch(Stop.BUDGET)
-    if not defaults:
+    over = EndSearch(Stop.BUDGET)
+    if not seen.tried(seen.space.baseline):
         return Baseline(seen.space.baseline)
-    if seen.default is None and (theirs := _running(defaults)):
-        return Wait(theirs) if seen.left_s > 0 else over
     untried = (c for c in seen.job.also if c in seen.space.admissible and not seen.tried(c))
     following = next(untried, None)
     if following is None:

@@ -1,0 +1,152 @@
+"""A host whose devices are made up: its slots replay a recorded landscape, and each run takes a fixed time.
+
+    python tests/faults/replay_host.py '{"url": URL, "devices": ["GPU-0", "GPU-1"], "host": "a", "run_s": 0.2, "log": PATH,
+                                       "whole": false, "landscape": NAME}'
+
+What the daemon does is the daemon's own: its supervisor, a process for each slot, its queue, its store. Only what would measure
+on a GPU answers from the recording, some twenty configurations of it or the whole. A job's model is a name alone: jobs of
+different models have studies of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+LANDSCAPES = ROOT / "tests" / "landscapes"
+
+#: Of what was recorded there: some twenty configurations, of which several are as good as the best.
+ONLY = (
+    ("attention", ("eager", "flash_attention_2", "flex_attention", "sdpa-efficient", "sdpa-math")),
+    ("precision", ("bf16", "tf32")),
+)
+
+
+def machine(name: str, host: str, landscape: Any) -> Any:
+    """Return a made-up device of the kind that the landscape was recorded on."""
+    from advisor.nouns.environment import Machine
+
+    return Machine(landscape.environment, host, name, 0, landscape.environment.memory_bytes)
+
+
+def landscape(name: str) -> Any:
+    """Return the recording."""
+    from advisor.measure.landscape import Landscape
+
+    return Landscape.of(json.loads((LANDSCAPES / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def slot(settings: Mapping[str, Any]) -> None:
+    """Be the slot of a made-up device."""
+    from advisor.asking.submission import Submission
+    from advisor.daemon.logs import log_json
+    from advisor.daemon.process import at_work
+    from advisor.machine.leftovers import die_with_parent
+    from advisor.measure.messages import Answer, BlockAsked, Request, TrialAsked
+    from advisor.measure.replay import ReplayRunner
+    from advisor.measure.runner import Interrupted
+    from advisor.nouns.model import ModelSource
+    from advisor.nouns.objective import Budget
+    from advisor.study.tuning import Job
+
+    die_with_parent(settings["parent"])
+    log_json()
+    recorded = landscape(settings["landscape"])
+    log = os.open(settings["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    class Fixed(ReplayRunner):
+        """Takes a fixed time for every run, and can be stopped amid one."""
+
+        def __init__(self, job: Job) -> None:
+            super().__init__(recorded, seed=sum(map(ord, settings["device"])))
+            self.job, self._stopped = job, threading.Event()
+
+        def interrupt(self, why: str) -> None:
+            self.interrupted = why
+            self._stopped.set()
+
+        def run(self, request: Request, timeout_s: float) -> Answer:
+            if self.interrupted:
+                raise Interrupted(self.interrupted)
+            if not isinstance(request, (TrialAsked, BlockAsked)) or timeout_s == math.inf:  # a contestant of a block
+                return super().run(request, timeout_s)
+            is_block = isinstance(request, BlockAsked)
+            asked = request.contestants if is_block else [request.configuration]
+            words = {
+                "device": settings["device"],
+                "op": "block" if is_block else "trial",
+                "model": self.job.source.name,
+                "seed": request.seed if is_block else None,
+                "asked": [configuration.key for configuration in asked],
+            }
+            self._write({**words, "is": "begun"})
+            result = super().run(request, timeout_s)
+            if self._stopped.wait(settings["run_s"] * len(asked)):
+                raise Interrupted(self.interrupted)
+            self._write({**words, "is": "over"})
+            return result
+
+        def _write(self, words: Mapping[str, Any]) -> None:
+            os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
+
+    class Recording:
+        """A bench that replays."""
+
+        machine = machine(settings["device"], settings["host"], recorded)
+
+        def tuning(self, submission: Submission) -> Job:
+            digest = f"sha256:{submission.model}"
+            source = ModelSource(
+                submission.model, "/nowhere", {"model_type": "llama"}, "trained", digest, has_tokenizer=False
+            )
+            given = submission.given
+            budget = Budget(
+                trials=given.get("trials"),
+                exhaustive=given.get("trials") is None,
+                blocks=given.get("blocks", Budget().blocks),
+            )
+            objective = recorded.objective if settings["whole"] else replace(recorded.objective, only=ONLY)
+            return Job(source, recorded.workload, objective, budget, self.machine, seed=0)
+
+        def runner(self, job: Job, _: Callable[[Mapping[str, Any]], None]) -> Fixed:
+            return Fixed(job)
+
+    at_work(Recording(), settings)
+
+
+def host(settings: Mapping[str, Any]) -> None:
+    """Be the supervisor of a host with these devices, as `advisor worker` is."""
+    from advisor.daemon.engine import prepare
+    from advisor.daemon.logs import log_json
+    from advisor.daemon.supervisor import Supervisor
+    from advisor.storage.store import Store
+
+    log_json()
+    Store.open(settings["url"], write=True).close()
+    prepare(settings["url"])
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    recorded = landscape(settings["landscape"])
+    devices = [machine(name, settings["host"], recorded) for name in settings["devices"]]
+    shared = {
+        "only": None,
+        "assume_idle": True,
+        "allow_pickle": False,
+        **{name: settings[name] for name in ("host", "run_s", "log", "whole", "landscape")},
+    }
+    command = (sys.executable, str(Path(__file__).resolve()), "--slot")
+    Supervisor(settings["url"], devices, shared, command).run(stop)
+
+
+if __name__ == "__main__":
+    slot(json.loads(sys.argv[2])) if sys.argv[1] == "--slot" else host(json.loads(sys.argv[1]))
