@@ -189,8 +189,10 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
 
 #: What one of several sees. The trials whose numbers are in `taken` are run by the others.
 SHARED: dict[str, tuple[Snapshot, Step]] = {
-    "another runs the default": (seen(running(DEFAULT), taken=(0,)), Wait((0,))),
-    "another runs the default, no time": (seen(running(DEFAULT), taken=(0,), left_s=0.0), EndSearch(Stop.BUDGET)),
+    "another runs the default": (seen(running(DEFAULT), taken=(0,)), Search(PACKED)),
+    "another runs the default, all else is tried": (seen(running(DEFAULT), *ALL[1:], taken=(0,)), Wait((0,))),
+    "another runs the default, no time": (
+        seen(running(DEFAULT), *ALL[1:], taken=(0,), left_s=0.0), EndSearch(Stop.BUDGET)),
     "another runs the likeliest": (seen(ran(DEFAULT), running(PACKED), taken=(1,)), Search(SORTED)),
     "others run all that is left": (
         seen(ran(DEFAULT), running(PACKED), running(SORTED), taken=(1, 2)), Wait((1, 2))),

@@ -283,7 +283,7 @@ def test_what_a_dead_host_ran_is_waited_for_and_then_run(
 def test_a_budget_ends_a_wait(
     elsewhere: Callable[..., tuple[Store, int]], job_on: Callable[..., Job], landscape: Landscape
 ) -> None:
-    """Another tune's default that lasts longer than the budget is not waited for any longer: what can be searched meanwhile is."""
+    """Another tune's default that lasts longer than the budget is waited for no longer; what can be searched meanwhile is."""
     job = replace(job_on("GPU-0", seconds=1.5, exhaustive=False), budget=Budget(seconds=1.5, trials=3, blocks=3))
     store, study = elsewhere(job, lease_s=600.0)
     began = time.monotonic()

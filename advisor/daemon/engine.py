@@ -12,9 +12,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from dbos import DBOS, DBOSClient, Serializer
 from sqlalchemy.exc import SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
+from advisor.daemon.job import Job
 from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.storage.place import file_of, place_of, shown
 
@@ -42,11 +42,6 @@ _STATES = {
     "CANCELLED": "cancelled",
     "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
 }
-
-#: What a job can be. A job that found nothing to recommend is done; one that could not be tuned has failed.
-STATES = ("queued", "running", "done", "failed", "cancelled")
-
-_OPEN = ("queued", "running")
 
 #: Signs of an id, in the order of their codes: ids made later sort behind.
 _SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -69,48 +64,6 @@ class _Json(Serializer):
     def name(self) -> str:
         """What it is called in DBOS's rows."""
         return "advisor_json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it stands.
-
-    state: of STATES; submitted_at, started_at, finished_at: aware, None until then; slot: that runs it or ran it; study: its
-    number in the store, None until it is opened; why: what it waits for or why it failed, in words; words: all that is noted.
-    """
-
-    id: str
-    submission: Submission
-    state: str
-    submitted_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    slot: str | None = None
-    study: int | None = None
-    why: str = ""
-    words: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in _OPEN
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """The job as JSON values."""
-        moments = {name: getattr(self, name) for name in ("submitted_at", "started_at", "finished_at")}
-        return {
-            "id": self.id,
-            "model": self.submission.model,
-            "given": dict(self.submission.given),
-            "priority": self.submission.priority,
-            "device_class": self.submission.device_class,
-            "state": self.state,
-            **{name: moment.isoformat() if moment else None for name, moment in moments.items()},
-            "slot": self.slot,
-            "study": self.study,
-            "why": self.why,
-        }
 
 
 class Failed(Exception):
@@ -265,9 +218,7 @@ def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[st
 
 
 @contextmanager
-def at_work(
-    url: str, slot: str, device_class: str, perform: Callable[[str, int], str]
-) -> Iterator[None]:
+def at_work(url: str, slot: str, device_class: str, perform: Callable[[str, int], str]) -> Iterator[None]:
     """Take jobs up while this lasts, one at a time.
 
     perform: is called with a job's id and the number of the share, 0 for the job itself, in a thread of DBOS's. What it returns

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from advisor.asking.submission import Submission
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
-from advisor.daemon.engine import Job, Jobs, at_work
+from advisor.daemon.engine import Jobs, at_work
+from advisor.daemon.job import Job
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
 from advisor.measure.runner import Interrupted, Runner

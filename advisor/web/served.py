@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from advisor.asking.submission import Submission
-from advisor.daemon.engine import Job, Jobs
+from advisor.daemon.engine import Jobs
+from advisor.daemon.job import Job
 from advisor.errors import BadInput, named
 from advisor.nouns.answer import Answer
 from advisor.storage.roster import Roster, Slot

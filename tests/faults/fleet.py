@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from advisor.asking.submission import Submission
-from advisor.daemon.engine import Job, Jobs, prepare
+from advisor.daemon.engine import Jobs, prepare
+from advisor.daemon.job import Job
 from advisor.errors import StoreError
 from advisor.storage.roster import Roster
 from advisor.storage.store import Store

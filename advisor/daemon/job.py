@@ -1,0 +1,57 @@
+"""Job: a tune that somebody submitted, as it stands: what is asked, whether it waits, runs or is over, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from advisor.asking.submission import Submission
+
+#: What a job can be. A job that found nothing to recommend is done; one that could not be tuned has failed.
+STATES = ("queued", "running", "done", "failed", "cancelled")
+
+_OPEN = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it stands.
+
+    state: of STATES; submitted_at, started_at, finished_at: aware, None until then; slot: that runs it or ran it; study: its
+    number in the store, None until it is opened; why: what it waits for or why it failed, in words; words: all that is noted.
+    """
+
+    id: str
+    submission: Submission
+    state: str
+    submitted_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    slot: str | None = None
+    study: int | None = None
+    why: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in _OPEN
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        moments = {name: getattr(self, name) for name in ("submitted_at", "started_at", "finished_at")}
+        return {
+            "id": self.id,
+            "model": self.submission.model,
+            "given": dict(self.submission.given),
+            "priority": self.submission.priority,
+            "device_class": self.submission.device_class,
+            "state": self.state,
+            **{name: moment.isoformat() if moment else None for name, moment in moments.items()},
+            "slot": self.slot,
+            "study": self.study,
+            "why": self.why,
+        }
