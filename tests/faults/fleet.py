@@ -69,7 +69,7 @@ class Fleet:
         locks.mkdir(exist_ok=True)
         return {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "TMPDIR": str(self.folder),
             "ADVISOR_LOCK_DIR": str(locks),
             "ADVISOR_DATABASE_URL": self.url,
@@ -87,7 +87,11 @@ class Fleet:
 
     def start_real(self, name: str = "real") -> None:
         """Start a host whose CPU is its slot, as a user does."""
-        self._start(name, [sys.executable, "-m", "advisor", "worker", "--workers", "cpu"])
+        self.start_working(["--workers", "cpu"], name)
+
+    def start_working(self, flags: Sequence[str], name: str = "real") -> None:
+        """Start `advisor worker` with these flags."""
+        self._start(name, [sys.executable, "-m", "advisor", "worker", *flags])
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         with (self.folder / "words").open("ab") as words:

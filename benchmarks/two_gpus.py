@@ -1,0 +1,139 @@
+"""Two GPUs of one host at work on a daemon's jobs: one study on both, then two studies, beside one GPU alone.
+
+    python benchmarks/two_gpus.py OUT [--trials 32] [--config benchmarks/shapes/llama-3.2-1b.json]
+
+The hosts are `advisor worker` as a user starts it. Trials per minute are counted from the begin of the first trial to the end of
+the last one. Every study is of the same work, so that what they found can be held against each other: the interval of every
+comparison, and whether a block was ever run on two GPUs. Writes OUT/two-gpus.json and OUT/two-gpus.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "faults"))
+
+from fleet import Fleet, wrong_with  # noqa: E402
+
+#: The work: padded sequences, as packing is about; two of them differ by seed of the lengths alone.
+WORK = {"padding": "0.4", "batch": "4", "batches": 2, "quality": "dtype", "blocks": 6}
+
+#: A study may take so long, seconds.
+MOST_S = 420.0
+
+
+def sat(place: Path, name: str, devices: str, config: Path, trials: int, lengths: list[str]) -> dict[str, Any]:
+    """Tune a study for each length on these devices (CUDA_VISIBLE_DEVICES); return what was found and how fast."""
+    place.mkdir(parents=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    fleet = Fleet(f"sqlite:///{place}/advisor.db", place)
+    try:
+        fleet.start_working(["--assume-idle"])
+        fleet.slots(len(devices.split(",")), 120.0)
+        began = time.monotonic()
+        jobs = [fleet.submit(str(config), lengths=length, trials=trials, budget="20m", **WORK) for length in lengths]
+        fleet.all_over(jobs, MOST_S)
+        waited_s = time.monotonic() - began
+        studies = [fleet.store.study(fleet.job(job).study or 0) for job in jobs]
+        found = [told(fleet, study.id) for study in studies]
+        return {
+            "name": name,
+            "waited_s": waited_s,
+            "per_minute": per_minute(fleet, [s.id for s in studies]),
+            "studies": found,
+        }
+    finally:
+        fleet.close()
+
+
+def told(fleet: Fleet, study: int) -> dict[str, Any]:
+    """Return what a study came to: its trials by device, its comparisons, what is wrong with it."""
+    trials = fleet.store.trials(study)
+    devices = sorted({trial.device_uuid for trial in trials})
+    answer = fleet.store.answer(study)
+    return {
+        "trials": len(trials),
+        "ok": sum(trial.outcome == "ok" for trial in trials),
+        "by_device": {device: sum(trial.device_uuid == device for trial in trials) for device in devices},
+        "wrong": wrong_with(trials),
+        "answer": None if answer is None else f"{answer.verdict} {answer.configuration} {answer.ratio}",
+        "comparisons": {c.candidate: [c.ratio, c.low, c.high, c.blocks] for c in fleet.store.comparisons(study)},
+    }
+
+
+def per_minute(fleet: Fleet, studies: list[int]) -> float:
+    """Return the trials per minute, from the begin of the first to the end of the last."""
+    listed = ",".join(map(str, studies))
+    asked = f"SELECT started_at, finished_at FROM trials WHERE study_id IN ({listed}) AND finished_at IS NOT NULL"
+    with fleet.store._database.engine.connect() as connection:
+        rows = connection.exec_driver_sql(asked).all()
+    from datetime import datetime
+
+    first = min(datetime.fromisoformat(row[0]) for row in rows)
+    last = max(datetime.fromisoformat(row[1]) for row in rows)
+    return 60 * len(rows) / (last - first).total_seconds()
+
+
+def table(found: dict[str, dict[str, Any]], device: str) -> str:
+    """Return the sitting as a Markdown table."""
+    one = found["one GPU, one study"]["per_minute"]
+    lines = [f"{device}", "", "| what | trials a minute | × one GPU | trials by GPU | wrong |", "|---|---|---|---|---|"]
+    for name, each in found.items():
+        shares = "; ".join("/".join(map(str, study["by_device"].values())) for study in each["studies"])
+        wrong = sum(len(study["wrong"]) for study in each["studies"])
+        lines.append(f"| {name} | {each['per_minute']:.1f} | {each['per_minute'] / one:.2f} | {shares} | {wrong} |")
+    lines += ["", "| configuration | one GPU | two GPUs | overlap |", "|---|---|---|---|"]
+    alone, both = (found[name]["studies"][0]["comparisons"] for name in ("one GPU, one study", "two GPUs, one study"))
+    for key in sorted(set(alone) & set(both)):
+        (a, al, ah, _), (b, bl, bh, _) = alone[key], both[key]
+        overlap = "not known" if None in (al, ah, bl, bh) else str(al <= bh and bl <= ah)
+        lines.append(f"| {key} | {a:.3f} ({al}–{ah}) | {b:.3f} ({bl}–{bh}) | {overlap} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Sit, write what was found, and return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--config", type=Path, default=ROOT / "benchmarks" / "shapes" / "llama-3.2-1b.json")
+    options = parser.parse_args()
+    from advisor.machine import probe
+
+    gpus = [machine for machine in probe.machines() if machine.environment.is_cuda]
+    if len(gpus) < 2:
+        print(f"this machine has {len(gpus)} GPUs, and two are needed", file=sys.stderr)
+        return 2
+    first, second = gpus[0].uuid, gpus[1].uuid
+    found: dict[str, dict[str, Any]] = {}
+    for name, devices, lengths in (
+        ("two GPUs, one study", f"{first},{second}", ["2048"]),
+        ("one GPU, one study", first, ["2048"]),
+        ("two GPUs, two studies", f"{first},{second}", ["2048", "1536"]),
+    ):
+        place = options.out / name.replace(", ", "-").replace(" ", "-")
+        found[name] = sat(place, name, devices, options.config.resolve(), options.trials, lengths)
+            options.out / name.replace(", ", "-").replace(" ", "-"),
+            name,
+            devices,
+            options.config.resolve(),
+            options.trials,
+            lengths,
+        )
+        (options.out / "two-gpus.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        print(name, json.dumps({k: v for k, v in found[name].items() if k != "studies"}), flush=True)
+    text = table(found, str(gpus[0].environment))
+    (options.out / "two-gpus.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
