@@ -120,13 +120,6 @@ def main() -> int:
     ):
         place = options.out / name.replace(", ", "-").replace(" ", "-")
         found[name] = sat(place, name, devices, options.config.resolve(), options.trials, lengths)
-            options.out / name.replace(", ", "-").replace(" ", "-"),
-            name,
-            devices,
-            options.config.resolve(),
-            options.trials,
-            lengths,
-        )
         (options.out / "two-gpus.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(name, json.dumps({k: v for k, v in found[name].items() if k != "studies"}), flush=True)
     text = table(found, str(gpus[0].environment))
