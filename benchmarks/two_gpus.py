@@ -1,6 +1,6 @@
 """Two GPUs of one host at work on a daemon's jobs: one study on both, then two studies, beside one GPU alone.
 
-    python benchmarks/two_gpus.py OUT [--trials 32] [--config benchmarks/shapes/llama-3.2-1b.json]
+    python benchmarks/two_gpus.py OUT [--config benchmarks/shapes/llama-3.2-1b.json]
 
 The hosts are `advisor worker` as a user starts it. Trials per minute are counted from the begin of the first trial to the end of
 the last one. Every study is of the same work, so that what they found can be held against each other: the interval of every
@@ -22,14 +22,32 @@ sys.path.insert(0, str(ROOT / "tests" / "faults"))
 
 from fleet import Fleet, wrong_with  # noqa: E402
 
-#: The work: padded sequences, as packing is about; two of them differ by seed of the lengths alone.
-WORK = {"padding": "0.4", "batch": "4", "batches": 2, "quality": "dtype", "blocks": 6}
+#: The work: padded sequences, and every configuration measured to its end, so that all sittings do the same. What is compiled
+#: for a minute (flex_attention) is left out: one such trial would be most of a study.
+WORK = {
+    "padding": "0.4",
+    "batch": "auto",
+    "exhaustive": True,
+    "blocks": 6,
+    "only": [
+        "attention=eager,sdpa,sdpa-efficient,sdpa-math,sdpa-cudnn,flash_attention_2,torch_varlen",
+        "precision=bf16",
+        "batch=1,2,4,8,16",
+    ],
+}
+
+#: How many GPUs there are for studies of these lengths.
+SITTINGS = {
+    "one GPU, one study": (1, ["2048"]),
+    "two GPUs, one study": (2, ["2048"]),
+    "two GPUs, two studies": (2, ["2048", "1536"]),
+}
 
 #: A study may take so long, seconds.
 MOST_S = 420.0
 
 
-def sat(place: Path, name: str, devices: str, config: Path, trials: int, lengths: list[str]) -> dict[str, Any]:
+def sat(place: Path, name: str, devices: str, config: Path, lengths: list[str]) -> dict[str, Any]:
     """Tune a study for each length on these devices (CUDA_VISIBLE_DEVICES); return what was found and how fast."""
     place.mkdir(parents=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = devices
@@ -38,7 +56,7 @@ def sat(place: Path, name: str, devices: str, config: Path, trials: int, lengths
         fleet.start_working(["--assume-idle"])
         fleet.slots(len(devices.split(",")), 120.0)
         began = time.monotonic()
-        jobs = [fleet.submit(str(config), lengths=length, trials=trials, budget="20m", **WORK) for length in lengths]
+        jobs = [fleet.submit(str(config), lengths=length, budget="20m", **WORK) for length in lengths]
         fleet.all_over(jobs, MOST_S)
         waited_s = time.monotonic() - began
         studies = [fleet.store.study(fleet.job(job).study or 0) for job in jobs]
@@ -57,14 +75,14 @@ def told(fleet: Fleet, study: int) -> dict[str, Any]:
     """Return what a study came to: its trials by device, its comparisons, what is wrong with it."""
     trials = fleet.store.trials(study)
     devices = sorted({trial.device_uuid for trial in trials})
-    answer = fleet.store.answer(study)
+    answer, compared = fleet.store.answer(study), fleet.store.comparisons(study)
     return {
         "trials": len(trials),
         "ok": sum(trial.outcome == "ok" for trial in trials),
         "by_device": {device: sum(trial.device_uuid == device for trial in trials) for device in devices},
         "wrong": wrong_with(trials),
         "answer": None if answer is None else f"{answer.verdict} {answer.configuration} {answer.ratio}",
-        "comparisons": {c.candidate: [c.ratio, c.low, c.high, c.blocks] for c in fleet.store.comparisons(study)},
+        "comparisons": {c.candidate: [c.ratio, *c.interval, len(c.block_ratios)] for c in compared},
     }
 
 
@@ -93,8 +111,7 @@ def table(found: dict[str, dict[str, Any]], device: str) -> str:
     alone, both = (found[name]["studies"][0]["comparisons"] for name in ("one GPU, one study", "two GPUs, one study"))
     for key in sorted(set(alone) & set(both)):
         (a, al, ah, _), (b, bl, bh, _) = alone[key], both[key]
-        overlap = "not known" if None in (al, ah, bl, bh) else str(al <= bh and bl <= ah)
-        lines.append(f"| {key} | {a:.3f} ({al}–{ah}) | {b:.3f} ({bl}–{bh}) | {overlap} |")
+        lines.append(f"| {key} | {a:.3f} ({al:.3f}–{ah:.3f}) | {b:.3f} ({bl:.3f}–{bh:.3f}) | {al <= bh and bl <= ah} |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +119,7 @@ def main() -> int:
     """Sit, write what was found, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--sitting", action="append", choices=list(SITTINGS), help="this one alone; repeat it")
     parser.add_argument("--config", type=Path, default=ROOT / "benchmarks" / "shapes" / "llama-3.2-1b.json")
     options = parser.parse_args()
     from advisor.machine import probe
@@ -111,17 +128,17 @@ def main() -> int:
     if len(gpus) < 2:
         print(f"this machine has {len(gpus)} GPUs, and two are needed", file=sys.stderr)
         return 2
-    first, second = gpus[0].uuid, gpus[1].uuid
-    found: dict[str, dict[str, Any]] = {}
-    for name, devices, lengths in (
-        ("two GPUs, one study", f"{first},{second}", ["2048"]),
-        ("one GPU, one study", first, ["2048"]),
-        ("two GPUs, two studies", f"{first},{second}", ["2048", "1536"]),
-    ):
+    file = options.out / "two-gpus.json"
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name in options.sitting or SITTINGS:
+        count, lengths = SITTINGS[name]
         place = options.out / name.replace(", ", "-").replace(" ", "-")
-        found[name] = sat(place, name, devices, options.config.resolve(), options.trials, lengths)
-        (options.out / "two-gpus.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        devices = ",".join(gpu.uuid for gpu in gpus[:count])
+        found[name] = sat(place, name, devices, options.config.resolve(), lengths)
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(name, json.dumps({k: v for k, v in found[name].items() if k != "studies"}), flush=True)
+    if set(found) != set(SITTINGS):
+        return 0
     text = table(found, str(gpus[0].environment))
     (options.out / "two-gpus.md").write_text(text, encoding="utf-8")
     print(text)
