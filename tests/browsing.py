@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ def chromium() -> Iterator[Browser]:
 
 def until(page: Page, condition: str, seconds: float = 10.0) -> None:
     """Wait for a condition. The page's policy lets nobody evaluate a text in it, as Playwright's own waiting does."""
-    for _ in range(int(seconds / 0.05)):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         if page.evaluate(condition):
             return
         page.wait_for_timeout(50)

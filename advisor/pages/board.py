@@ -77,6 +77,11 @@ class Job:
         return self.state in ("queued", "running")
 
     @property
+    def command(self) -> str:
+        """The command line that would tune the same here."""
+        return f"advisor tune {shlex.quote(self.model)} {self.flags}".strip()
+
+    @property
     def short_flags(self) -> str:
         """What is asked, short enough for a list."""
         return self.flags if len(self.flags) <= _FLAGS else f"{self.flags[: _FLAGS - 1]}…"
@@ -168,7 +173,6 @@ def job_page_of(
     at, best = now or datetime.now(UTC), best_so_far(report) if report is not None else ""
     shown = job_of(job, {str(slot["name"]): device_of(slot) for slot in slots}, "", at)
     terms = {
-        "Asked": f"advisor tune {shlex.quote(shown.model)} {shown.flags}".strip(),
         "Priority": str(shown.priority),
         "Time": shown.when,
         "Trials so far" if shown.is_open else "Trials": str(shown.trials) if shown.study is not None else "",
@@ -200,7 +204,8 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
     state, slot = str(job["state"]), job["slot"]
     named = ("submitted", "submitted_at"), ("started", "started_at"), ("ended", "finished_at")
     moments = {words: moment for words, name in named if (moment := moment_of(job[name])) is not None}
-    said = (job["why"], f"best so far: {best}" if best else "") if state in ("queued", "running") else (job.get("answer"), job["why"])
+    found = f"best so far: {best}" if best else ""
+    said = (job["why"], found) if state in ("queued", "running") else (job.get("answer"), job["why"])
     at = devices[slot].device if slot in devices and state != "queued" else str(job["device_class"])
     return Job(
         id=str(job["id"]),

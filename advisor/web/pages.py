@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import STATES
-from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError, Unreachable
+from advisor.errors import AdvisorError, BadInput, DamagedRow, NotMeasured, StoreError, Unreachable
 from advisor.models.checkpoint import find_model
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Tier
@@ -181,7 +181,7 @@ class Pages:
         payload = self._served.told(_named(name))
         slots, report = [slot.payload for slot in self._served.roster.slots()], None
         if payload["study"] is not None:
-            with suppress(NotMeasured):
+            with suppress(NotMeasured, BadInput, DamagedRow):  # the study's own page says why; the job can be cancelled
                 report = self._report(payload["study"])
         page = job_page_of(payload, slots, report)
         return _page(job_html(page, _live(request, page.said, changes=page.job.is_open)))
