@@ -253,13 +253,13 @@ class Work:
         """Let nothing go on yet."""
         self.may_go_on, self.ended = threading.Semaphore(0), threading.Event()
 
-    def perform(self, name: str, _: int, payload: Any) -> dict[str, Any]:
-        """Tune a job, with a batch of its own so that its study is another one."""
+    def perform(self, name: str, _: int) -> str:
+        """Tune a job, with a batch of its own so that its study is another one; see `engine.at_work`."""
         served = self.daemon.served
         served.roster.beat(GPU, owner(), "busy", "", name)
 
         landscape = self.daemon.landscape
-        tuning = asked_of(landscape, batch=int(payload["given"]["batch"]))
+        tuning = asked_of(landscape, batch=int(served.jobs.job(name).submission.given["batch"]))
         try:
             with (
                 Store.open(self.url, write=True) as store,
@@ -268,13 +268,12 @@ class Work:
                 served.jobs.tell(name, study=tuner.study)
                 while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
                     carried_out(tuner, seen, step)
-            served.jobs.tell(name, outcome="done")
         except BaseException as error:
             self.failures.append(error)
             raise
         finally:
             self.ended.set()
-        return {"outcome": "done"}
+        return ""
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Wait after each trial until the next may begin."""
@@ -441,7 +440,7 @@ def test_the_board_follows_jobs_without_a_reload(context: BrowserContext, daemon
     assert page.evaluate("document.activeElement.closest('li').id") == f"job-{first}"
     other, other_seen = visited(context, daemon, f"/jobs/{second}")
     other.get_by_role("button", name="Cancel this job").press("Enter")
-    until(other, "document.getElementById('said').textContent === 'This job is cancelled.'", SEEN_S)
+    until(other, "document.getElementById('said').textContent === 'This job was cancelled.'", SEEN_S)
     assert other.get_by_role("button", name="Cancel this job").count() == 0
     page.bring_to_front()
     until(page, f"document.querySelector('#job-{second} .state').textContent === 'cancelled'", SEEN_S)
@@ -640,5 +639,5 @@ def test_pages_work_without_script(browser: Browser, daemon: Daemon) -> None:
     page.goto(f"{daemon.address}/jobs/{name}")
     page.get_by_role("button", name="Cancel this job").click()
     page.wait_for_url(f"{daemon.address}/jobs/{name}")
-    assert "This job is cancelled." in page.locator("#said").inner_text()
+    assert "This job was cancelled." in page.locator("#said").inner_text()
     context.close()

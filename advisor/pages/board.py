@@ -18,13 +18,20 @@ from advisor.terminal import duration
 #: Jobs of one page.
 PAGE = 50
 
-#: What the states of a job and of a slot are called here.
+#: What the states of a job and of a slot are called here: in a word, and in a sentence.
 JOB_WORDS = {
     "queued": "waiting",
     "running": "running",
     "done": "done",
     "failed": "failed",
     "cancelled": "cancelled",
+}
+JOB_SENTENCES = {
+    "queued": "This job is waiting",
+    "running": "This job is running",
+    "done": "This job is done",
+    "failed": "This job has failed",
+    "cancelled": "This job was cancelled",
 }
 SLOT_WORDS = {"idle": "idle", "busy": "at work", "waiting": "waiting", "gone": "gone"}
 
@@ -140,7 +147,7 @@ class JobPage:
         """How the job stands, in words."""
         job = self.job
         trials = f", {_many(job.trials, 'trial')} so far" if job.is_open and job.study is not None else ""
-        return f"This job is {job.standing}{trials}."
+        return f"{JOB_SENTENCES.get(job.state, f'This job is {job.state}')}{trials}."
 
 
 def board_of(
