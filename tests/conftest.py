@@ -34,6 +34,7 @@ LONGEST = (
     "test_together.py",
     "test_plugin_kind.py",
     "test_worker.py",
+    "test_board.py",
     "test_pages.py",
 )
 

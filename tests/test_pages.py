@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import HOSTILE, INVALID_CHARTS, Seen, chromium, until, violations
 from made_databases import laid
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from advisor.advice.kept_answers import answer_of
 from advisor.advice.suggest import recommend
@@ -48,9 +48,6 @@ PADDED, EVEN, OTHER = (
     "h100-qwen2.5-1.5b-8x2048-padding-0",
     "h200-llama-3.2-1b-4x4096",
 )
-
-#: What a page must not be led astray by, wherever a database has it.
-HOSTILE = "</pre></script><script>window.led=1</script><img src=x onerror='window.led=2'>\u202e&amp;{{ 7*7 }}"
 
 
 @pytest.fixture(scope="module")
@@ -476,26 +473,11 @@ def test_commands_without_pages_import_none_of_it() -> None:
 # --------------------------------------------------------------------------------------------------------- in a browser
 
 
-@dataclass
-class Seen:
-    """What a browser saw of a page: requests beyond the file itself, and what its console said."""
-
-    requests: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Start a real Chromium."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium here: apt-get install chromium")
-    quiet = ("background-networking", "component-update", "sync", "gpu", "quic", "dev-shm-usage")
-    arguments = ["--no-sandbox", "--headless", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -516,31 +498,13 @@ def pages(database: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: folder / f"{name}.html" for name in texts}
 
 
-def until(page: Page, condition: str) -> None:
-    """Wait for a condition. The page's policy lets nobody evaluate a text in it, as Playwright's own waiting does."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"this never came: {condition}")
-
-
 def shown(browser: Browser, file: Path, width: int = 1440, scheme: Any = "light") -> tuple[Page, Seen]:
     """Open a page, and keep what it asks for and says."""
     page, seen = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), Seen()
-    page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("console", lambda message: seen.said.append(message.text))
-    page.on("pageerror", lambda error: seen.said.append(str(error)))
+    seen.watch(page)
     page.goto(file.as_uri())
     until(page, "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
     return page, seen
-
-
-#: What plotly finds wrong with the charts as they are drawn.
-_INVALID = """[...document.querySelectorAll('.plot')].flatMap(plot => {
-  const traces = plot.data.map(({uid, ...trace}) => trace);
-  return (Plotly.validate(traces, plot.layout) || []).map(found => found.msg);
-})"""
 
 
 @pytest.mark.parametrize("name", ["report", "none-right", "compare", "unfair", "map"])
@@ -549,20 +513,17 @@ def test_a_page_is_quiet_fits_and_is_accessible(browser: Browser, pages: dict[st
 
     On a telephone and on a desktop, light and dark, with all that is folded opened.
     """
-    from axe_playwright_python.sync_playwright import Axe
-
     page, seen = shown(browser, pages[name])
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     for width, scheme in product((360, 1440), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
         until(page, f"[...document.querySelectorAll('.main-svg')].every(plot => plot.clientWidth <= {width})")
-        found = Axe().run(page).response["violations"]
-        assert [(width, scheme, each["id"], each["nodes"][0]["html"]) for each in found] == []
+        assert [(width, scheme, *each) for each in violations(page)] == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert seen.requests == [pages[name].as_uri()]
     assert seen.said == []
-    assert page.evaluate(f"typeof Plotly === 'undefined' ? [] : {_INVALID}") == []
+    assert page.evaluate(f"typeof Plotly === 'undefined' ? [] : {INVALID_CHARTS}") == []
     page.close()
 
 

@@ -335,6 +335,16 @@ def test_studies_come_newest_first(store: Store) -> None:
     assert [record.id for record in store.studies_for(key, WORKLOAD.key_for(key))] == [third, first]
 
 
+def test_shapes_are_found_by_a_models_name(store: Store) -> None:
+    """Of several that had the name it is the newest study's; no other name has any."""
+    opened(store)
+    assert store.architecture_of("org/model") == SOURCE.architecture_key
+    newer = replace(SOURCE, config={"model_type": "gpt2"})
+    opened(store, source=newer)
+    assert store.architecture_of("org/model") == newer.architecture_key
+    assert store.architecture_of("org/mode%") is None
+
+
 def test_figures_that_are_not_finite_are_refused(store: Store, database_url: str) -> None:
     """NaN and infinities never reach the database, and nothing of such a trial does."""
     study = opened(store)

@@ -143,6 +143,11 @@ class Store:
             raise NotMeasured(f"there is no study {study_id}")
         return found[0]
 
+    def architecture_of(self, model_name: str) -> str | None:
+        """Return the architecture key of the newest study of a model of this name, or None where there is none."""
+        with self._database.reading() as connection:
+            return studies.architecture_of(connection, model_name)
+
     def environments(self) -> list[tuple[str, Environment]]:
         """Return the key and the environment of each one with a trial that is ok, the newest first."""
         with self._database.reading() as connection:

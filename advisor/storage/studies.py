@@ -85,6 +85,13 @@ def save_facts(connection: Connection, source: ModelSource, facts: ModelFacts, s
         connection.execute(update(STUDIES).where(STUDIES.c.id == study_id).values(facts=payload))
 
 
+def architecture_of(connection: Connection, model_name: str) -> str | None:
+    """Return the shapes of a model by its name: see :meth:`advisor.storage.store.Store.architecture_of`."""
+    named = select(MODELS.c.architecture_key).join(STUDIES, STUDIES.c.model_id == MODELS.c.id)
+    newest = named.where(MODELS.c.name == model_name).order_by(STUDIES.c.started_at.desc(), STUDIES.c.id.desc())
+    return connection.execute(newest.limit(1)).scalar()
+
+
 def page(
     connection: Connection, architecture_key: str | None, study_id: int | None, first: int, most: int, damage: list[str]
 ) -> list[StudyRecord] | None:

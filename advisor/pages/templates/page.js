@@ -1,6 +1,7 @@
 "use strict";
 // Charts: colours are names of the page's own (--ink), looked up whenever the page turns light or dark.
 (() => {
+  const drawn = new WeakMap();
   const coloured = (value, style) => {
     if (typeof value === "string" && /^--[a-z0-9-]+$/.test(value)) return style.getPropertyValue(value).trim();
     if (Array.isArray(value)) return value.map((each) => coloured(each, style));
@@ -9,16 +10,20 @@
     }
     return value;
   };
-  const draw = () => {
+  const draw = (anew) => {
     const style = getComputedStyle(document.documentElement);
     for (const place of document.querySelectorAll(".plot")) {
-      const figure = coloured(JSON.parse(document.getElementById(place.dataset.figure).textContent), style);
+      const text = document.getElementById(place.dataset.figure).textContent;
+      if (!anew && drawn.get(place) === text) continue;
+      drawn.set(place, text);
+      const figure = coloured(JSON.parse(text), style);
       Plotly.react(place, figure.data, figure.layout, { displayModeBar: false, responsive: true, scrollZoom: false });
     }
   };
   if (typeof Plotly !== "undefined") {
-    draw();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    draw(true);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw(true));
+    document.addEventListener("advisor:changed", () => draw(false));
   }
 })();
 // Code to copy: through the clipboard where the browser lets us, else by selecting it.
@@ -30,19 +35,23 @@
     getSelection().addRange(range);
     return document.execCommand("copy");
   };
-  for (const button of document.querySelectorAll("button[data-copies]")) {
-    button.hidden = false;
+  const show = () => {
+    for (const button of document.querySelectorAll("button[data-copies]")) button.hidden = false;
+  };
+  show();
+  document.addEventListener("advisor:changed", show);
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("button[data-copies]");
+    if (!button) return;
     const said = document.getElementById(button.getAttribute("aria-describedby"));
-    button.addEventListener("click", async () => {
-      const pre = document.getElementById(button.dataset.copies);
-      let done = true;
-      try {
-        await navigator.clipboard.writeText(pre.textContent);
-      } catch {
-        done = byHand(pre);
-      }
-      said.textContent = "";
-      setTimeout(() => { said.textContent = done ? "copied" : "selected: press Ctrl+C or ⌘C"; }, 30);
-    });
-  }
+    const pre = document.getElementById(button.dataset.copies);
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(pre.textContent);
+    } catch {
+      done = byHand(pre);
+    }
+    said.textContent = "";
+    setTimeout(() => { said.textContent = done ? "copied" : "selected: press Ctrl+C or ⌘C"; }, 30);
+  });
 })();
