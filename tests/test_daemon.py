@@ -132,7 +132,6 @@ def test_what_is_no_submission_is_refused(payload: dict[str, object], words: str
         ({"lengths": "8", "device": "cuda:1"}, "--device is a machine's own"),
         ({"lengths_from": "/etc/passwd"}, "--lengths-from names a file of this machine"),
         ({"lengths": "8", "budget": "3h"}, "--budget: 10800 s is more than the 3600 s that a job may spend"),
-        ({"lengths": "8", "exhaustive": True}, "--budget: no end is more than"),
         ({"lengths": "8", "dry_run": True}, "a job has no option 'dry_run'"),
         ({"lengths": "none"}, "--lengths"),
         ({"lengths": ",".join(["8"] * 200_000)}, "a job takes at most 256 KiB"),
@@ -142,6 +141,12 @@ def test_what_a_daemon_does_not_take_is_refused(given: dict[str, object], words:
     """Options that are a machine's, the operator's, or beyond the daemon's limits are refused before anything is stored."""
     with pytest.raises(BadInput, match=words):
         Submission("org/model", given).checked(model_root=None, most_budget_s=3600.0)
+
+
+def test_a_request_that_names_no_end_gets_the_daemons() -> None:
+    """What is bounded by trials alone, or by nothing, may take what a job may spend."""
+    asked = Submission("org/model", {"lengths": "8", "exhaustive": True}).checked(model_root=None, most_budget_s=90.0)
+    assert asked.effort(asked.question).budget == Budget(90.0, exhaustive=True)
 
 
 def test_who_has_the_database_in_hand_decides_alone() -> None:

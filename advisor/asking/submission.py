@@ -78,7 +78,8 @@ class Submission:
         """Return it as it is to be stored. Raises BadInput for what is not understood, and for what the daemon does not let in.
 
         model_root: models of its host lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may
-        spend. is_operator: whoever asks has the database in hand, and decides alone.
+        spend, also where it names no end of its own, 0 for any. is_operator: whoever asks has the
+        database in hand, and decides alone.
         """
         if len(json.dumps(self.payload)) > MOST_BYTES:
             raise BadInput(f"a job takes at most {MOST_BYTES // 1024} KiB", "fewer lengths say the same")
@@ -89,10 +90,12 @@ class Submission:
             return self
         if taken := sorted(OPERATORS & {name for name, value in self.given.items() if value}):
             raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
-        if (seconds is None or seconds > most_budget_s) and most_budget_s:
-            much = "no end" if seconds is None else f"{seconds:g} s"
-            raise BadInput(f"{named('budget')}: {much} is more than the {most_budget_s:g} s that a job may spend here")
-        return replace(self, model=let_in(self.model, model_root))
+        if most_budget_s and seconds is not None and seconds > most_budget_s:
+            raise BadInput(
+                f"{named('budget')}: {seconds:g} s is more than the {most_budget_s:g} s that a job may spend here"
+            )
+        bound = {"budget": f"{most_budget_s:g}s"} if most_budget_s and seconds is None else {}
+        return replace(self, model=let_in(self.model, model_root), given={**self.given, **bound})
 
     def _refuse_unknown(self) -> None:
         """Raise BadInput for options that a job has not."""

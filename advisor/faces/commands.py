@@ -123,6 +123,10 @@ def _dry_run(form: str, job: Job, notes: Sequence[str]) -> int:
 
 @_without_collection()
 def _suggest(options: argparse.Namespace, _: float) -> int:
+    if options.server:
+        from advisor.faces.daemon import suggested
+
+        return suggested(options)
     from advisor.advice.labels import choices_in
     from advisor.advice.why_not import spelled, why_not
     from advisor.asking.resolve import resolve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +21,8 @@ from advisor.faces.daemon_arguments import SERVE_OPTIONS, WORKER_OPTIONS
 from advisor.faces.printing import note, print_json
 from advisor.faces.remote import Remote
 from advisor.nouns.option import values_of
-from advisor.terminal import in_a_line
+from advisor.show.console import PIPE_COLUMNS
+from advisor.terminal import in_a_line, printable
 
 if TYPE_CHECKING:
     from advisor.asking.submission import Submission
@@ -46,13 +48,14 @@ def _needing_extra() -> Iterator[None]:
 def _serve(options: argparse.Namespace, _: float) -> int:
     given = values_of(SERVE_OPTIONS, vars(options))
     with _needing_extra():
+        from advisor.web.security import Settings
         from advisor.web.served import Limits
-        from advisor.web.server import Settings, serving
+        from advisor.web.server import serving
 
         root = given["model_root"] and _folder(given["model_root"])
         limits = Limits(root, given["max_budget"], given["max_waiting"])
         token, names = os.environ.get("ADVISOR_TOKEN", ""), given["allowed_host"]
-        settings = Settings(given["host"], _port(given["port"]), token, allowed_hosts=names)
+        settings = Settings(given["host"], _port(given["port"]), token, allowed_hosts=tuple(names))
         settings.refuse_open()
         return _at_work(options.workers, given, lambda served, stop: serving(served, settings, stop, _say), limits)
 
@@ -186,6 +189,23 @@ def _meant(options: argparse.Namespace) -> str:
     """Return the model that is meant on every host: a path of this one is absolute."""
     path = Path(options.model).expanduser()
     return str(path.resolve()) if not options.server and path.exists() else str(options.model)
+
+
+def suggested(options: argparse.Namespace) -> int:
+    """Print what a daemon elsewhere answers; return the status of what it says."""
+    if options.why_not is not None:
+        raise BadInput("--why-not is answered from a database alone", f"leave {named('server')} out")
+    given, notes = _given(options)
+    columns = {"columns": shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns}
+    shown = {"format": options.format, "pareto": options.pareto, "refusals": options.refusals, **columns}
+    found = Remote(options.server).suggest(options.model, given, shown)
+    note(notes)
+    status = int(found.pop("exit_status", 0))
+    if options.format == "json":
+        print_json(found)
+    else:
+        print(printable(str(found.get("text", ""))), end="")
+    return status
 
 
 def _cancel(options: argparse.Namespace, _: float) -> int:

@@ -45,9 +45,9 @@ class Remote:
         """Cancel a job; return it."""
         return self._asked("DELETE", f"/jobs/{quote(name, safe='')}")
 
-    def suggest(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the answer to a question, as `advisor suggest --format json` prints it."""
-        return self._asked("POST", "/suggest", {"model": model, "given": dict(given)})
+    def suggest(self, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a question, as JSON or, where `shown` names another form, with a `text`."""
+        return self._asked("POST", "/suggest", {"model": model, "given": dict(given), **shown})
 
     def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Accept": "application/json", "User-Agent": f"advisor/{__version__}"}

@@ -79,6 +79,11 @@ def message_html(title: str, text: str, hint: str, live: Live) -> str:
     return _page("message.html", {}, live, title=title, text=text, hint=hint)
 
 
+def api_html(description: Mapping[str, Any], live: Live) -> str:
+    """Return a page of an API's description (OpenAPI) that needs no other host."""
+    return _page("api.html", {}, live, title="The API", description=description)
+
+
 def _figures(report: StudyReport) -> dict[str, Any]:
     return {
         "memory": memory_figure(report),

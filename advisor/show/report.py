@@ -35,13 +35,19 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
 
 
 def print_recommendation(
-    recommendation: Recommendation, device: str, *, pareto: bool = False, refusals: bool = False
+    recommendation: Recommendation,
+    device: str,
+    *,
+    pareto: bool = False,
+    refusals: bool = False,
+    out: Console | None = None,
 ) -> None:
-    """Print a recommendation for people on stdout: what it is made of, then what it is, so that it stands last on the screen.
+    """Print a recommendation for people: what it is made of, then what it is, so that it stands last on the screen.
 
-    pareto: with what no other beats in speed, memory and quality at once; refusals: with what was refused, and why.
+    pareto: with what no other beats in speed, memory and quality at once; refusals: with what was refused, and why. out: where
+    it is printed, None for stdout.
     """
-    out = console(stderr=False)
+    out = console(stderr=False) if out is None else out
     _print_origin(out, recommendation)
     if pareto:
         out.print(pareto_table(recommendation))

@@ -21,8 +21,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
 from advisor.asking.submission import Submission
-from advisor.daemon.engine import STATES
-from advisor.errors import AdvisorError, BadInput, DamagedRow, NotMeasured, StoreError, Unreachable
+from advisor.daemon.job import STATES
+from advisor.errors import AdvisorError, BadInput, DamagedRow, NotMeasured, StoreError
 from advisor.models.checkpoint import find_model
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Tier
@@ -41,17 +41,15 @@ from advisor.pages.rendering import (
 )
 from advisor.pages.study_report import StudyReport, report_of
 from advisor.pages.winners import map_of
+from advisor.web.problems import AGAIN_S, status_of
 from advisor.web.running import Running
-from advisor.web.served import NoDevice, QueueFull, Served
+from advisor.web.served import Served
 
 #: What a page's answer says of keeping it: what it shows changes, and may be for whoever has the token alone.
 _FRESH = {"Cache-Control": "no-store"}
 
 #: A script's place has its version in it: what is there never changes.
 _FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
-
-#: After so many seconds it may be tried again, where the database is away or the queue is full.
-_AGAIN_S = 5
 
 #: How long it is believed where a model is, seconds: its weights are digested each time that somebody looks.
 _LOOK_S = 60.0
@@ -91,7 +89,7 @@ class NotThere(NotMeasured):
 def problem_page(request: Request, error: AdvisorError, status: int | None = None) -> HTMLResponse:
     """Return a failure as a page, with its line and what to do next. status: of HTTP, None for what fits the failure."""
     error.names_keywords = True
-    number = status or _status(error)
+    number = status or status_of(error)
     title = (
         "This is not here"
         if number == 404
@@ -99,21 +97,8 @@ def problem_page(request: Request, error: AdvisorError, status: int | None = Non
         if number >= 500
         else "This is not possible"
     )
-    again = {"Retry-After": str(_AGAIN_S)} if number in (429, 503) else {}
+    again = {"Retry-After": str(AGAIN_S)} if number in (429, 503) else {}
     return _page(message_html(title, str(error), "", _live(request)), number, again)
-
-
-def _status(error: AdvisorError) -> int:
-    """Return the status of HTTP that fits a failure."""
-    fitting: tuple[tuple[type[AdvisorError], int], ...] = (
-        (QueueFull, 429),
-        (NoDevice, 409),
-        (NotMeasured, 404),
-        (Unreachable, 503),
-        (StoreError, 503),
-        (BadInput, 422),
-    )
-    return next((status for kind, status in fitting if isinstance(error, kind)), 409)
 
 
 def _page(text: str, status: int = 200, more: Mapping[str, str] | None = None) -> HTMLResponse:
@@ -201,7 +186,7 @@ class Pages:
             job = self._served.submit(_submission(typed))
         except (BadInput, StoreError) as error:
             error.names_keywords = True
-            return self._form(request, typed, str(error), _status(error))
+            return self._form(request, typed, str(error), status_of(error))
         return RedirectResponse(f"/jobs/{quote(job.id)}", 303, _FRESH)
 
     def _form(self, request: Request, typed: Mapping[str, str], error: str, status: int = 200) -> Response:

@@ -1,0 +1,56 @@
+"""The application: the API, the pages, metrics and its own description, behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+
+from advisor.errors import AdvisorError
+from advisor.pages.live import Live
+from advisor.pages.rendering import api_html
+from advisor.version import __version__
+from advisor.web import pages, problems
+from advisor.web.routes import api
+from advisor.web.security import Guard, Settings, TooMuch
+from advisor.web.served import Served
+
+
+def application(served: Served, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """Return the application of a daemon. stopping: whether it ends."""
+    app = FastAPI(
+        title="advisor",
+        version=__version__,
+        description="The fastest way to run a transformers model that is still right, with the proof.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.include_router(api(served, stopping))
+    app.include_router(pages.router(served))
+    _add_description(app)
+    app.add_exception_handler(AdvisorError, problems.of_failure)
+    app.add_exception_handler(RequestValidationError, problems.of_request)
+    app.add_exception_handler(HTTPException, problems.of_http)
+    app.add_exception_handler(TooMuch, _too_much(served))
+    app.add_exception_handler(Exception, problems.of_fault)
+    app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
+    return app
+
+
+def _add_description(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    def docs(request: Request) -> Response:
+        """Describe the API on a page that needs no other host."""
+        return HTMLResponse(api_html(app.openapi(), Live(nonce=getattr(request.state, "nonce", None))))
+
+
+def _too_much(served: Served) -> Callable[[Request, Exception], Any]:
+    def told(_: Request, __: Exception) -> Response:
+        return problems.problem(413, "too much", f"a request has at most {served.limits.most_body_bytes} bytes")
+
+    return told

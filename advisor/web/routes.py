@@ -1,0 +1,193 @@
+"""The API, version 1: jobs, answers and what is stored, as JSON. Each route is a verb that the command line has too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from advisor.asking.submission import OPERATORS, Submission, let_in
+from advisor.daemon.job import STATES
+from advisor.errors import AdvisorError, BadInput, NotMeasured, named
+from advisor.version import __version__
+from advisor.web.events import NEWEST, told
+from advisor.web.problems import problem
+from advisor.web.served import Served
+
+#: Rows of a page, and how many a request may ask for.
+PAGE, MOST = 50, 500
+
+_Id = Annotated[str, Path(max_length=64, description="a job's id, or a beginning that no other one has")]
+_First = Annotated[int, Query(ge=0, le=10**7)]
+_Limit = Annotated[int, Query(ge=1, le=MOST)]
+_Before = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+_Study = Annotated[int, Query(ge=1, le=2**31 - 1)]
+
+_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
+
+#: What any route may answer beside what it is for.
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "no JSON", **_PROBLEM},
+    401: {"description": "the token is missing or wrong", **_PROBLEM},
+    404: {"description": "not here, or not measured", **_PROBLEM},
+    409: {"description": "not possible: nothing is admissible, or no device is of that kind", **_PROBLEM},
+    413: {"description": "too many bytes", **_PROBLEM},
+    421: {"description": "the daemon is not called by this name", **_PROBLEM},
+    422: {"description": "not understood", **_PROBLEM},
+    503: {"description": "the database is away", **_PROBLEM},
+}
+
+
+def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
+    """Return the routes. stopping: whether the daemon ends, so that whoever listens is let go."""
+    router = APIRouter(prefix="/api/v1", responses=_ANSWERS)
+    _add_jobs(router, served)
+    _add_events(router, served, stopping)
+    _add_answers(router, served)
+    _add_stored(router, served)
+    return router
+
+
+def _add_jobs(router: APIRouter, served: Served) -> None:
+    @router.post("/jobs", status_code=201, responses={429: {"description": "too many jobs wait", **_PROBLEM}})
+    def submit(
+        payload: Annotated[dict[str, Any], Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}])],
+    ) -> Any:
+        """Submit a job: `model`, the options of `advisor tune` by name in `given`, and `priority`, a higher one first."""
+        job = served.submit(Submission.of(payload))
+        return JSONResponse(served.told(job.id), 201, {"Location": f"/api/v1/jobs/{job.id}"})
+
+    @router.get("/jobs")
+    def jobs(state: str | None = None, first: _First = 0, limit: _Limit = PAGE) -> Any:
+        """List jobs, the newest first: of a state alone where one is named. `next` is where it goes on."""
+        if state is not None and state not in STATES:
+            raise BadInput(f"state is one of {', '.join(STATES)}, not {state[:40]!r}")
+        found = served.listed(state, first, limit + 1)
+        named_state = "" if state is None else f"&state={state}"
+        following = f"/api/v1/jobs?first={first + limit}&limit={limit}{named_state}" if len(found) > limit else None
+        return {"jobs": found[:limit], "next": following}
+
+    @router.get("/jobs/{job}")
+    def job(job: _Id) -> Any:
+        """Return a job, and how its study stands."""
+        return served.told(job)
+
+    @router.delete("/jobs/{job}")
+    def cancel(job: _Id) -> Any:
+        """Cancel a job that waits or runs: what it runs is killed, what it measured stays."""
+        return served.told(served.jobs.cancel(job).id)
+
+
+def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool]) -> None:
+    def stream(request: Request, look: Callable[[], list[dict[str, Any]]], *, ends: bool) -> StreamingResponse:
+        lines = told(request, look, ends=ends, stopping=stopping)
+        return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    @router.get("/events")
+    def events(request: Request) -> Any:
+        """Tell how the newest jobs stand, as it changes (server-sent events)."""
+        return stream(request, lambda: served.listed(None, 0, NEWEST), ends=False)
+
+    @router.get("/jobs/{job}/events")
+    def job_events(request: Request, job: _Id) -> Any:
+        """Tell how a job stands, as it changes, until it is over (server-sent events)."""
+        name = served.jobs.job(job).id
+        return stream(request, lambda: [served.told(name)], ends=True)
+
+
+def _add_answers(router: APIRouter, served: Served) -> None:
+    @router.post("/suggest")
+    def suggest(
+        payload: Annotated[dict[str, Any], Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}])],
+    ) -> Any:
+        """Answer from what was measured, as `advisor suggest --format json` does; `exit_status` is the command's.
+
+        `format`: another form that the command has, as `text`; `columns`, `pareto` and `refusals` are that form's.
+        """
+        asked = Submission.of({name: value for name, value in payload.items() if name in ("model", "given")})
+        return answered(
+            served, asked.model, asked.given, {n: v for n, v in payload.items() if n not in ("model", "given")}
+        )
+
+    @router.get("/suggest")
+    def suggest_get(request: Request, model: Annotated[str, Query(max_length=1000)]) -> Any:
+        """The same of a query: the options of `advisor suggest` by name, such as `lengths=2048&batch=8`."""
+        given = {name: value for name, value in request.query_params.items() if name != "model"}
+        return answered(served, model, given, {})
+
+
+def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer to a question that a request asks. shown: in which form. Raises AdvisorError."""
+    from advisor.asking.question import question_of
+    from advisor.asking.resolve import resolve
+    from advisor.asking.verbs import answered as answer
+    from advisor.show.report import recommendation_payload
+    from advisor.show.sent import answer_text
+
+    if taken := sorted(OPERATORS & {name for name, value in given.items() if value}):
+        raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
+    if given.get("lengths_from") is not None:
+        raise BadInput(
+            f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
+        )
+    question = question_of(let_in(model, served.limits.model_root), given)
+    asked = resolve(question, to_measure=False)
+    found = answer(asked, served.store, question.on)
+    device = "cuda" if found.study.environment.is_cuda else "cpu"
+    if (form := shown.get("format", "json")) == "json":
+        return {**recommendation_payload(found, device), "exit_status": found.exit_status}
+    columns, flags = shown.get("columns", 80), {name: bool(shown.get(name)) for name in ("pareto", "refusals")}
+    if not isinstance(form, str) or not isinstance(columns, int):
+        raise BadInput("format is a text, and columns a whole number")
+    return {"text": answer_text(found, device, form, columns, **flags), "exit_status": found.exit_status}
+
+
+def _add_stored(router: APIRouter, served: Served) -> None:
+    @router.get("/trials")
+    def trials(
+        study: _Study,
+        before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+        limit: _Limit = PAGE,
+        *,
+        failed: bool = False,
+    ) -> Any:
+        """List a study's trials, the newest first, from below a number on; failures alone where those are asked for."""
+        from advisor.study.history import study_payload, trial_payload
+
+        record = served.store.study(study)
+        page = served.store.page(study, before, limit, failed=failed)
+        more = page.last is not None and page.last > 0
+        asked = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
+        listed = [trial_payload(record, trial) for trial in page.trials]
+        return {**study_payload(record), "trials": listed, "next": f"/api/v1/trials?{asked}" if more else None}
+
+    @router.get("/studies")
+    def studies(first: _First = 0, limit: _Limit = PAGE) -> Any:
+        """List studies, the newest first."""
+        from advisor.study.history import study_payload
+
+        found = served.store.studies_page(None, None, first, limit)
+        following = f"/api/v1/studies?first={first + limit}&limit={limit}"
+        listed = [study_payload(each) for each in islice(found or (), limit)]
+        return {"studies": listed, "next": following if found is not None else None}
+
+    @router.get("/environments")
+    def environments() -> Any:
+        """List the slots, those at work first, and the environments with measurements."""
+        measured = [{"key": key, "words": str(each), **each.payload} for key, each in served.store.environments()]
+        return {"slots": [slot.payload for slot in served.roster.slots()], "measured": measured}
+
+    @router.get("/health")
+    def health() -> Any:
+        """Say whether the database answers."""
+        try:
+            slots = served.roster.slots()
+            served.jobs.page(None, 0, 1)
+        except AdvisorError as error:
+            if isinstance(error, NotMeasured):
+                raise
+            return problem(503, "not well", "the database does not answer")
+        return {"status": "ok", "version": __version__, "slots": sum(slot.is_there() for slot in slots)}

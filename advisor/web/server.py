@@ -1,0 +1,66 @@
+"""The server: uvicorn, in the process of `advisor serve`, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+
+from advisor.errors import BadInput, named
+from advisor.web.app import application
+from advisor.web.security import Settings
+from advisor.web.served import Served
+
+#: How long whoever is being answered is waited for in the end, seconds.
+GRACE_S = 3
+
+_log = logging.getLogger("advisor.web")
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the command, which has slots to end too."""
+
+    def install_signal_handlers(self) -> None:
+        """Install none."""
+
+
+def serving(served: Served, settings: Settings, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Answer requests until told to stop. say: hears the address as soon as it listens. Raises BadInput for one that is taken."""
+    settings.refuse_open()
+    listening = _listening(settings)
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # a route's fault is told by us, once
+    app = application(served, settings, stop.is_set)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off"
+    )
+    server = _Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
+    thread.start()
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"http://{shown}:{port}")
+    _log.info("listening", extra={"host": host, "port": port})
+    while not stop.wait(0.2):
+        if not thread.is_alive():
+            raise BadInput(f"the server at {settings.host}:{port} ended")
+    server.should_exit = True
+    thread.join(GRACE_S + 2)
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """Return a socket that listens at the address that was asked for. Raises BadInput."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((settings.host, settings.port))
+        made.listen(128)
+    except OSError as error:
+        hint = f"{named('port')} names another one, 0 any"
+        raise BadInput(
+            f"{settings.host}:{settings.port} can't be listened at: {error.strerror or error}", hint
+        ) from None
+    return made
