@@ -73,13 +73,16 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     from advisor.daemon.logs import log_json
     from advisor.daemon.supervisor import Supervisor, machines_of
     from advisor.storage.place import default_url
+    from advisor.storage.roster import Roster
     from advisor.storage.store import Store
 
     if given["only"]:
         Hours.of(given["only"])
     url, machines = default_url(), machines_of(workers)
     log_json()
-    Store.open(url, write=True).close()  # the schemas are made here once, and not by every slot
+    with Store.open(url, write=True) as store:  # the schemas are made here once, and not by every slot
+        for machine in machines:
+            Roster(store).know(machine.uuid, machine.host, machine.environment)
     prepare(url)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -109,6 +109,21 @@ class Roster:
             connection.execute(update(SLOTS).where(SLOTS.c.name == name).values(values))
             return True
 
+    def know(self, name: str, host: str, environment: Environment) -> None:
+        """Note a slot that will be there, unless it is known: jobs can be submitted for its device before it is."""
+        with self._database.writing() as connection:
+            values = {
+                "name": name,
+                "host": host,
+                "environment_id": keyed_rows.environment_id(connection, environment),
+                "device_class": environment.device_class,
+                "state": "gone",
+                "why": "",
+                "busy_s": 0.0,
+                "advisor_version": __version__,
+            }
+            keyed_rows.insert_unless_there(connection, SLOTS, values)
+
     def beat(
         self, name: str, owner: str, state: str, why: str = "", job: str | None = None, busy_s: float = 0.0
     ) -> bool:
