@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSClient, Serializer
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
@@ -157,12 +158,22 @@ class Jobs:
     def waiting(self, device_class: str | None = None) -> int:
         """Return how many jobs wait, for a device of a class alone where one is named."""
         queue = None if device_class is None else queue_of(device_class)
-        with _told(self._url):
-            return len(
-                self._client.list_workflows(
-                    name=JOB, status=["ENQUEUED", "DELAYED"], queue_name=queue, load_input=False, load_output=False
-                )
-            )
+        return self._counted(queue).get("queued", 0)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs there are by state."""
+        return self._counted(None)
+
+    def _counted(self, queue: str | None) -> dict[str, int]:
+        # DBOS lists its workflows, and counts none: a queue of ten thousand would be read to be counted.
+        table = self._client._sys_db.tables.workflow_status
+        wanted = [table.c.name == JOB, *([] if queue is None else [table.c.queue_name == queue])]
+        counted = select(table.c.status, func.count()).where(*wanted).group_by(table.c.status)
+        found: dict[str, int] = {}
+        with _told(self._url), self._client._sys_db.engine.connect() as connection:
+            for status, count in connection.execute(counted):
+                found[_STATES[status]] = found.get(_STATES[status], 0) + int(count)
+        return found
 
     def is_cancelled(self, name: str) -> bool:
         """Whether a job was cancelled. Raises StoreError where nobody can say."""

@@ -15,6 +15,7 @@ from advisor.pages.live import Live
 from advisor.pages.rendering import api_html
 from advisor.version import __version__
 from advisor.web import pages, problems
+from advisor.web.metrics import CONTENT_TYPE, Metrics
 from advisor.web.routes import api
 from advisor.web.security import Guard, Settings, TooMuch
 from advisor.web.served import Served
@@ -33,6 +34,7 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     app.include_router(api(served, stopping))
     app.include_router(pages.router(served))
     _add_description(app)
+    _add_metrics(app, served)
     app.add_exception_handler(AdvisorError, problems.of_failure)
     app.add_exception_handler(RequestValidationError, problems.of_request)
     app.add_exception_handler(HTTPException, problems.of_http)
@@ -40,6 +42,15 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     app.add_exception_handler(Exception, problems.of_fault)
     app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
     return app
+
+
+def _add_metrics(app: FastAPI, served: Served) -> None:
+    metrics = Metrics(served)
+
+    @app.get("/metrics", include_in_schema=False)
+    def told() -> Response:
+        """Tell Prometheus how things stand."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _add_description(app: FastAPI) -> None:

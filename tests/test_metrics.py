@@ -1,0 +1,119 @@
+"""What Prometheus is told: every figure is what the database has, on both databases, however often it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from made_databases import laid
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from advisor.asking.submission import Submission
+from advisor.daemon import engine
+from advisor.machine.leftovers import owner
+from advisor.nouns.answer import Answer
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget, Objective
+from advisor.nouns.step import Search
+from advisor.nouns.trial import Outcome, Trial
+from advisor.storage import counts as counts_module
+from advisor.storage.counts import Counts
+from advisor.storage.roster import Roster
+from advisor.storage.store import Store
+from advisor.version import __version__
+from advisor.web.metrics import Metrics
+from advisor.web.served import Limits, Served
+from advisor.workloads.forward import Forward
+
+CPU = Environment("cpu", "a processor", None, 2**30, threads=1)
+SOURCE = ModelSource("org/model", "/models/model", {"model_type": "llama"}, "trained", "d1", has_tokenizer=True)
+DEFAULT = Configuration.of({"attention": "sdpa", "precision": "fp32"})
+
+
+@pytest.fixture
+def served(database_url: str) -> Iterator[Served]:
+    """Give a database that a daemon has run on, with a slot at work."""
+    Store.open(laid(database_url), write=True).close()
+    engine.prepare(database_url)
+    made = Served.open(database_url, Limits())
+    Roster(made.store).enter("cpu-here", "here", CPU, owner())
+    yield made
+    made.close()
+
+
+def ran(store: Store, study: int, count: int, outcome: Outcome | None = Outcome.RUNTIME_ERROR) -> None:
+    """Begin some trials of other configurations each, and end them; None: leave them running."""
+    for _ in range(count):
+        place = store.count_trials(study)
+        configuration = Configuration.of({"attention": "sdpa", "precision": f"fp{place + 1}"})
+        assert store.claim(study, Search(configuration), f"host:1:{place}") == (place,)
+        if outcome is not None:
+            assert store.finish_trial(study, Trial(place, configuration, None, outcome, "it broke"), f"host:1:{place}")
+
+
+def figures(served: Served, metrics: Metrics | None = None) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Return the figures of an answer by name and labels."""
+    told = (metrics or Metrics(served)).text().decode()
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(told)
+        for sample in family.samples
+    }
+
+
+def test_every_figure_is_what_the_database_has(served: Served) -> None:
+    """Trials by outcome, jobs by state, the queue, slots and what they spent, the newest answer's age, the version."""
+    study = served.store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
+    ran(served.store, study, 3)
+    ran(served.store, study, 2, Outcome.TIMEOUT)
+    ran(served.store, study, 1, None)
+    jobs = [served.submit(Submission("org/model", {"lengths": "8"})) for _ in range(4)]
+    served.jobs.cancel(jobs[0].id)
+    served.roster.beat("cpu-here", owner(), "busy", busy_s=2.5)
+    served.roster.know("GPU-2", "there", CPU)
+
+    found = figures(served)
+
+    assert found["advisor_trials_total", ("runtime_error",)] == 3
+    assert found["advisor_trials_total", ("timeout",)] == 2
+    assert found["advisor_trials_total", ("running",)] == 1
+    assert found["advisor_jobs", ("queued",)] == found["advisor_queue_depth", (CPU.device_class,)] == 3
+    assert found["advisor_jobs", ("cancelled",)] == 1
+    assert found["advisor_jobs", ("done",)] == 0
+    assert found["advisor_gpu_seconds_total", ("here", "cpu-here")] == 2.5
+    assert (found["advisor_slots", ("busy",)], found["advisor_slots", ("gone",)]) == (1, 1)
+    assert found["advisor_build_info", (__version__,)] == 1
+    assert ("advisor_newest_recommendation_age_seconds", ()) not in found
+    keys = served.store.trials(study)[0].requested
+    served.store.save_answer(study, Answer(keys, "default", None, None, None, 0, 1, 1, (), "m"))
+    assert 0 <= figures(served)["advisor_newest_recommendation_age_seconds", ()] < 60
+
+
+@pytest.mark.parametrize("newest", [0, 2, 1000])
+def test_trials_are_counted_on_from_where_they_were(
+    served: Served, newest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends, begins or is written by another process between two looks is counted once, as a count of all rows says."""
+    monkeypatch.setattr(counts_module, "NEWEST", newest)
+    counts, store = Counts(served.store), served.store
+    one = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
+    two = store.open_study(SOURCE, Forward((16,), 1), CPU, Objective(), Budget(), 0)
+
+    def all_rows() -> dict[str, int]:
+        with store._database.reading() as connection:
+            return dict(connection.execute(text("SELECT outcome, COUNT(*) FROM trials GROUP BY outcome")).all())
+
+    assert counts.trials() == all_rows() == {}
+    ran(store, one, 2)
+    ran(store, two, 1, None)
+    ran(store, one, 2, Outcome.TIMEOUT)
+    assert counts.trials() == all_rows() == {"runtime_error": 2, "running": 1, "timeout": 2}
+    first = store.trials(two)[0]
+    store.finish_trial(two, Trial(0, first.requested, None, Outcome.RUNTIME_ERROR, "it broke"), "host:1:0")
+    ran(store, two, 1, None)
+    assert counts.trials() == all_rows() == {"runtime_error": 3, "running": 1, "timeout": 2}
+    ran(store, one, 1)
+    assert counts.trials() == counts.trials() == all_rows()
