@@ -51,7 +51,8 @@ def _serve(options: argparse.Namespace, _: float) -> int:
 
         root = given["model_root"] and _folder(given["model_root"])
         limits = Limits(root, given["max_budget"], given["max_waiting"])
-        settings = Settings(given["host"], _port(given["port"]), os.environ.get("ADVISOR_TOKEN", ""))
+        token, names = os.environ.get("ADVISOR_TOKEN", ""), given["allowed_host"]
+        settings = Settings(given["host"], _port(given["port"]), token, allowed_hosts=names)
         settings.refuse_open()
         return _at_work(options.workers, given, lambda served, stop: serving(served, settings, stop, _say), limits)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
 from advisor.nouns.option import Option, switch
-from advisor.nouns.reading import read_count, read_duration, read_text
+from advisor.nouns.reading import read_count, read_duration, read_text, read_texts
 from advisor.workloads import Kind
 
 #: Where a daemon is asked instead of the database.
@@ -32,6 +32,14 @@ _SERVING = (
         "host", "the address to listen at (default: %(default)s)", read_text, default="127.0.0.1", metavar="ADDRESS"
     ),
     Option("port", "the port to listen at, 0 for any (default: %(default)s)", read_text, default="8420", metavar="N"),
+    Option(
+        "allowed_host",
+        "a name beside localhost and that address by which requests may call the daemon; may be given again",
+        read_texts,
+        default=(),
+        metavar="NAME",
+        repeats=True,
+    ),
     Option("model_root", "let jobs name models of this host, in this folder", read_text, metavar="FOLDER"),
     Option(
         "max_budget", "time that a job may spend (default: %(default)s)", read_duration, default="1h", metavar="TIME"
