@@ -1,4 +1,4 @@
-"""The files that the daemon is deployed by: what can be said of them without an engine that runs containers, or systemd as the first process."""
+"""The files that the daemon is deployed by: what can be said of them where nothing runs containers, nor systemd the machine."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def _above(path: str) -> Iterator[str]:
 
 
 def test_the_image_is_built_of_what_is_let_in(tmp_path: Path) -> None:
-    """The wheel of the files that .dockerignore lets in and the Dockerfile copies is whole, and says the commit that it is told."""
+    """The wheel of what .dockerignore lets in and the Dockerfile copies is whole, and says the commit that it is told."""
     pytest.importorskip("hatchling", reason="hatchling is of the dev group")
     copied = re.findall(r"^COPY (?!--)(.*) (\S+)$", read(DEPLOY / "Dockerfile"), re.MULTILINE)
     for sources, _ in copied:
@@ -267,7 +267,7 @@ def test_systemd_reads_the_units(unit: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_stops_in_time_and_leaves_cuda_alone(unit: str) -> None:
-    """Its command is advisor's; SIGTERM has more than 15 s; a killed trial does not end it; and nothing that hides a GPU is set."""
+    """Its command is advisor's, SIGTERM has more than 15 s, a killed trial does not end it, and nothing hides a GPU."""
     said = _settings(unit)
     words = shlex.split(said["ExecStart"][0])
     assert parsed(words[1:]).command == ("serve" if unit == UNITS[0] else "worker")
@@ -277,7 +277,7 @@ def test_a_unit_stops_in_time_and_leaves_cuda_alone(unit: str) -> None:
     assert said["User"] == ["advisor"]
     hiding = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute", "ProtectProc"}
     assert not hiding & set(said)
-    assert not [value for value in sum(said.values(), []) if "TOKEN" in value]
+    assert not [value for values in said.values() for value in values if "TOKEN" in value]
 
 
 def test_the_units_are_of_one_mind() -> None:
@@ -291,7 +291,7 @@ def test_the_units_are_of_one_mind() -> None:
 
 
 def test_prometheus_asks_the_daemon_by_a_name_that_it_answers_to(compose: Mapping[str, Any]) -> None:
-    """With the token as compose lays it down, at the daemon's port, and by a name that both daemons have and let themselves be called."""
+    """With the token as compose lays it down, at the daemon's port, by a name that both daemons have and let requests use."""
     (job,) = yaml.safe_load(read(DEPLOY / "prometheus.yml"))["scrape_configs"]
     services = compose["services"]
     (secret,) = services["prometheus"]["secrets"]
@@ -354,15 +354,18 @@ def test_every_query_of_the_board_asks_for_what_there_is() -> None:
 
 
 def test_the_page_of_metrics_is_in_step() -> None:
-    """docs/deploy.md names what the board asks for, with labels that its queries group by."""
+    """docs/deploy.md names what the board asks for, and each query picks and groups by labels that its own metrics have there."""
+    promql = pytest.importorskip("promql_parser", reason="promql-parser is of the dev group")
     rows = dict(re.findall(r"^\| `(advisor_\w+)(?:\{([\w,]*)\})?` \|", read(ROOT / "docs" / "deploy.md"), re.MULTILINE))
     assert set(rows) == PLANNED
-    labels = {label for each in rows.values() for label in each.split(",") if label} | {"version"}
-    for panel in board()["panels"]:
-        for target in panel["targets"]:
-            grouped = {label for by in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in by.split(", ")}
-            assert grouped <= labels
-            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped
+    rows["up"] = "job"
+    for target in (target for panel in board()["panels"] for target in panel["targets"]):
+        query = target["expr"]
+        metrics = list(_selected(promql.parse(query.replace("$__rate_interval", "1m").replace("$__range", "6h"))))
+        labels = set.intersection(*(set(rows[name].split(",")) for name, _ in metrics))
+        grouped = {label for by in re.findall(r"by \(([^)]*)\)", query) for label in by.split(", ")}
+        assert grouped | set().union(*(picked for _, picked in metrics)) <= labels, query
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped, query
 
 
 def test_the_board_is_put_where_grafana_looks(compose: Mapping[str, Any]) -> None:
