@@ -17,6 +17,7 @@ from advisor.daemon import engine
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import Courtesy, Hours, Watch
 from advisor.errors import BadInput, NotMeasured
+from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
 from advisor.nouns.configuration import Configuration
@@ -252,6 +253,18 @@ def test_a_job_is_stored_listed_and_cancelled(served: Served) -> None:
     assert served.jobs.waiting() == 0
     assert [each.id for each in served.jobs.page("cancelled")] == [job.id]
     json.dumps(served.told(job.id))
+
+
+def test_a_nought_is_submitted_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No block and no padding are asked for, as another number is; a flag that nobody gave is not."""
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", served.url)
+    work = ["--lengths", "8", "--padding", "0", "--batch", "2", "--blocks", "0"]
+    assert run(["submit", "org/model", *work, "--format", "json"]) == 0
+    given = json.loads(capsys.readouterr().out)["given"]
+    assert (given["blocks"], given["padding"]) == (0, 0.0)
+    assert "exhaustive" not in given
 
 
 def test_jobs_are_listed_the_newest_first_in_pages(served: Served) -> None:
