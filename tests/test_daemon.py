@@ -16,9 +16,12 @@ from advisor.asking.submission import Submission, let_in
 from advisor.daemon import engine
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import Courtesy, Hours, Watch
+from advisor.daemon.supervisor import Supervisor
 from advisor.errors import BadInput, NotMeasured
+from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
+from advisor.measure.runner import environment_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.objective import Budget
@@ -259,6 +262,18 @@ def test_a_job_is_stored_listed_and_cancelled(served: Served) -> None:
     json.dumps(served.told(job.id))
 
 
+def test_a_nought_is_submitted_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No block and no padding are asked for, as another number is; a flag that nobody gave is not."""
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", served.url)
+    work = ["--lengths", "8", "--padding", "0", "--batch", "2", "--blocks", "0"]
+    assert run(["submit", "org/model", *work, "--format", "json"]) == 0
+    given = json.loads(capsys.readouterr().out)["given"]
+    assert (given["blocks"], given["padding"]) == (0, 0.0)
+    assert "exhaustive" not in given
+
+
 def test_jobs_are_listed_the_newest_first_in_pages(served: Served) -> None:
     """And a beginning that several have names none."""
     names = [served.submit(Submission("org/model", {"lengths": "8"})).id for _ in range(3)]
@@ -322,6 +337,27 @@ def test_a_slot_is_one_processes_at_a_time(url: str) -> None:
         assert roster.enter("GPU-1", "b", H100, owner(1))
         assert roster.enter("GPU-1", "b", H100, GONE, is_alive=lambda name: name != owner(1))
         assert roster.slots()[0].busy_s == 2.5
+
+
+def test_no_secret_is_where_others_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot is told the database's password in its environment, for its command is everybody's to read; a trial is told none."""
+    import sys
+
+    url = "postgresql+psycopg://advisor:hunter2@127.0.0.1:1/advisor"
+    monkeypatch.setenv("ADVISOR_TOKEN", "token-of-the-daemon")
+    monkeypatch.setenv("ADVISOR_DATABASE_URL", url)
+    device = Machine(CPU, "here", "cpu-here", None, 2**30)
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+    slot = Supervisor(url, [device], {"only": None}, command)._started(device, str(tmp_path))
+    try:
+        assert b"hunter2" not in Path(f"/proc/{slot.pid}/cmdline").read_bytes()
+        assert f"ADVISOR_DATABASE_URL={url}".encode() in Path(f"/proc/{slot.pid}/environ").read_bytes()
+    finally:
+        slot.kill()
+        slot.wait()
+    told = " ".join(environment_of(device).values())
+    assert "hunter2" not in told
+    assert "token-of-the-daemon" not in told
 
 
 def test_a_job_of_a_slot_that_is_gone_goes_back_to_its_queue(url: str) -> None:

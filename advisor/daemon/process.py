@@ -1,6 +1,6 @@
 """The process of a slot: its device is all that it sees, it dies with its supervisor, and SIGTERM has it let go and end.
 
-python -m advisor.daemon.process '{"url": URL, "parent": PID, …}'        as `advisor.daemon.supervisor` starts it
+python -m advisor.daemon.process '{"parent": PID, "cuda": true, …}'        as `advisor.daemon.supervisor` starts it
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from advisor.daemon.courtesy import Courtesy, Hours
 from advisor.daemon.logs import log_json
 from advisor.daemon.slot import Bench, Slot
 from advisor.machine.leftovers import die_with_parent, name_process
+from advisor.storage.place import default_url
 
 
 def at_work(bench: Bench, settings: Mapping[str, Any]) -> None:
-    """Work on a bench's device, by the supervisor's settings, until SIGTERM."""
+    """Work on a bench's device, by the supervisor's settings and in the database of ADVISOR_DATABASE_URL, until SIGTERM."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     hours = settings["only"] and Hours.of(settings["only"])
-    Slot(bench, settings["url"], Courtesy(hours or None, settings["assume_idle"])).run(stop)
+    Slot(bench, default_url(), Courtesy(hours or None, settings["assume_idle"])).run(stop)
 
 
 def main(settings: Mapping[str, Any]) -> None:

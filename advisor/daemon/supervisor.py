@@ -91,9 +91,10 @@ class Supervisor:
 
     def _started(self, machine: Machine, folder: str) -> subprocess.Popen[bytes]:
         is_cuda = machine.environment.is_cuda
-        settings = {**self.settings, "url": self.url, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
+        settings = {**self.settings, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
         environment = {
             **os.environ,
+            "ADVISOR_DATABASE_URL": self.url,  # has a password, and everybody on a host can read what a process was started with
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": machine.uuid if is_cuda else "",
         }

@@ -184,7 +184,8 @@ def _without_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     kind = kind_of(given)
     options = (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)
     said = {option.name: given[option.name] for option in options if option.name in given}
-    asked = {name: value for name, value in said.items() if value not in (None, [], (), False)}
+    # 0 is something that is asked for, and equal to False.
+    asked = {name: value for name, value in said.items() if value is not False and value not in (None, [], ())}
     return {"workload": given["workload"], **asked} if given.get("workload") else asked
 
 

@@ -40,8 +40,8 @@ _KILLED = -int(signal.SIGKILL)
 #: imported; the worker sets it anew.
 _OF_A_RUN = frozenset({"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "ADVISOR_THREADS", "OMP_NUM_THREADS"})
 
-#: Variables of ours that no worker reads.
-_OF_THE_ASKING = frozenset({"ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR"})
+#: Variables of ours that no worker reads; two of them are secret, and a model's own code may run in a worker.
+_OF_THE_ASKING = frozenset({"ADVISOR_DATABASE_URL", "ADVISOR_LOCK_DIR", "ADVISOR_TOKEN"})
 
 Listener = Callable[[Mapping[str, Any]], None]
 
