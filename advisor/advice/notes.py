@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from advisor.advice.coverage import Coverage, count_tried, weights_words
 from advisor.advice.ranking import Candidate
@@ -59,12 +59,11 @@ def _quality_notes(chosen: Candidate | None, default: Candidate | None) -> list[
     return notes
 
 
-def busy_notes(trial: Trial) -> list[str]:
+def busy_notes(states: Sequence[object]) -> list[str]:
     """Say that figures are of a machine that was not left alone, where it was not: disturbed rounds are kept where all are.
 
-    trial: whole, with what was seen of the device.
+    states: what was seen of the device after each round.
     """
-    states = [state for each in trial.measurements for state in each.device_state.get("after_each_round", ())]
     why = [str(state["disturbed"]) for state in states if isinstance(state, Mapping) and state.get("disturbed")]
     if not why:
         return []

@@ -206,8 +206,9 @@ def pareto(candidates: Sequence[Candidate], aim: Metric, default: Trial | None, 
     def costs(found: Candidate) -> tuple[float, float, float]:
         return (-speed(found), found.trial.peak_bytes or 0, found.tier.rank)
 
-    def beats(one: Candidate, other: Candidate) -> bool:
-        return all(a <= b for a, b in zip(costs(one), costs(other), strict=True)) and costs(one) != costs(other)
+    def beats(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+        return one != other and one[0] <= other[0] and one[1] <= other[1] and one[2] <= other[2]
 
-    found = [c for c in candidates if not any(beats(other, c) for other in candidates)]
+    cost = [costs(c) for c in candidates]
+    found = [c for c, own in zip(candidates, cost, strict=True) if not any(beats(other, own) for other in cost)]
     return sorted(found, key=lambda c: -speed(c))

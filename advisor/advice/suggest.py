@@ -44,8 +44,9 @@ def suggest(
     measured on, whatever environment has rows. Raises NotMeasured with the nearest that was measured, NothingAdmissible
     with every reason.
     """
-    study, notes = study_for(store, source, workload, objective, here, on)
-    return recommend(store, source, study, objective, notes)
+    with store.at_one_moment():
+        study, notes = study_for(store, source, workload, objective, here, on)
+        return recommend(store, source, study, objective, notes)
 
 
 def recommend(
@@ -61,7 +62,7 @@ def recommend(
 
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules or --only leave nothing at all.
     """
-    trials, refusals = store.trials(study.id), tuple(store.refusals(study.id))
+    trials, refusals = store.weighed(study.id), tuple(store.refusals(study.id))
     facts = _facts_of(study, source, trials)
     evidence = Evidence.of(store, source, study, objective, trials)
     coverage = Coverage(study, source, objective, trials, refusals, space)
@@ -118,7 +119,7 @@ def _seen_of(store: Store, study: StudyRecord, chosen: Candidate | None) -> list
     if chosen is None:
         return []
     try:
-        return busy_notes(store.trial(study.id, chosen.trial.number))
+        return busy_notes(store.device_states(study.id, chosen.trial.number))
     except DamagedRow as error:
         return [f"whether the machine was left alone is not known: {error}"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from advisor.asking.question import Question
 from advisor.errors import BadInput, named
@@ -37,11 +38,25 @@ class Resolved:
     earlier: Callable[[], Iterator[tuple[str, Workload]]] = lambda: iter(())
 
 
-def resolve(question: Question, *, to_measure: bool) -> Resolved:
+class Look(Protocol):
+    """How the device and the model of a question are looked up by who answers many, and has looked at both before."""
+
+    def machine(self, wanted: str | None, threads: int | None) -> Machine:
+        """Return what `advisor.machine.probe.machine` does. Raises BadInput."""
+
+    def model(self, name: str, *, allow_pickle: bool) -> ModelSource:
+        """Return what `advisor.models.checkpoint.find_model` does without a download. Raises BadInput."""
+
+
+def resolve(question: Question, *, to_measure: bool, look: Look | None = None) -> Resolved:
     """Find the model and the device that a question names, and the workload for them. Raises BadInput.
 
-    to_measure: on this machine, so that the model may be downloaded, and all that would hinder it is said now.
+    to_measure: on this machine, so that the model may be downloaded, and all that would hinder it is said now. look: how both
+    are looked up where nothing is to be measured, None for a look at this moment.
     """
+    if look is not None and not to_measure:
+        machine = look.machine(question.device, question.threads)
+        return _with_workload(question, look.model(question.model, allow_pickle=question.allow_pickle), machine)
     from advisor.machine import probe
     from advisor.machine.leftovers import somebody_measures
     from advisor.measure.launch import warm_up

@@ -239,10 +239,12 @@ def _proven(knob: Knob, name: str, reading: Reading) -> str:
 
 def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:
     """Return the quality tier of choices: the worst of theirs. Unknown names count as exact; what is implied is exact."""
-    tiers = [
-        KNOBS[knob].choices[name].tier(facts) for knob, name in choices if knob in KNOBS and name in KNOBS[knob].choices
-    ]
-    return Tier.worst(Tier.EXACT, *tiers)
+    worst = Tier.EXACT
+    for knob, name in choices:
+        choice = KNOBS[knob].choices.get(name) if knob in KNOBS else None
+        if choice is not None and (tier := choice.tier(facts)) is not worst:
+            worst = Tier.worst(worst, tier)
+    return worst
 
 
 def rule_ids() -> list[str] | None:

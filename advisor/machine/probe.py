@@ -78,7 +78,11 @@ def machine(wanted: str | None = None, threads: int | None = None) -> Machine:
     With None it is the first GPU that can be used, else the CPU; only then may the answer have a problem (no torch).
     Raises BadInput for a device that is unknown, not there, or can't be used, with what would help.
     """
-    found = machines(threads)
+    return chosen(machines(threads), wanted)
+
+
+def chosen(found: Sequence[Machine], wanted: str | None) -> Machine:
+    """Return one of the devices that :func:`machines` found, by name: see :func:`machine`."""
     cpu, gpus = found[-1], found[:-1]
     if wanted is None:
         return next((gpu for gpu in gpus if not gpu.problem), cpu)
@@ -86,15 +90,15 @@ def machine(wanted: str | None = None, threads: int | None = None) -> Machine:
     if not match:
         raise BadInput(f"{named('device')} must be cpu, cuda or cuda:<number>, not {wanted!r}")
     if wanted == "cpu":
-        chosen = cpu
+        named_one = cpu
     else:
         index = int(match[1] or 0)
         if index >= len(gpus):
             raise BadInput(f"{wanted}: {_how_many(len(gpus))}")
-        chosen = gpus[index]
-    if chosen.problem:
-        raise BadInput(f"{wanted}: {chosen.problem}", chosen.remedy)
-    return chosen
+        named_one = gpus[index]
+    if named_one.problem:
+        raise BadInput(f"{wanted}: {named_one.problem}", named_one.remedy)
+    return named_one
 
 
 def machines(threads: int | None = None) -> list[Machine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +172,25 @@ def _hub_kernel(config: Mapping[str, Any]) -> str | None:
 
 def _is_known(name: str) -> bool:
     """Whether the installed transformers names such a class somewhere in its lists, or can't be read."""
+    file = _lists()
+    try:
+        seen = file.stat()
+    except OSError:
+        return True
+    return not file.is_file() or _is_named(name, file, seen.st_mtime_ns, seen.st_size)
+
+
+@cache
+def _lists() -> Path:
+    """Return the file in which the installed transformers lists its classes."""
     found = importlib.util.find_spec("transformers")
-    file = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py" if found and found.origin else Path()
-    if not file.is_file() or f'"{name}"' in file.read_text(encoding="utf-8"):
+    return Path(found.origin).parent / "models" / "auto" / "modeling_auto.py" if found and found.origin else Path()
+
+
+@lru_cache(maxsize=256)
+def _is_named(name: str, file: Path, written_ns: int, size: int) -> bool:
+    """Whether a class is named in the lists as they were written then: reading them takes longer than most answers."""
+    if f'"{name}"' in file.read_text(encoding="utf-8"):
         return True
     # A class in none of the lists of tasks (GPT2DoubleHeadsModel), in the file of the kind that its name begins with.
     kinds = file.parent.parent.glob("*/modeling_*.py")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,10 @@ class Configuration(Mapping[str, str]):
     def __iter__(self) -> Iterator[str]:
         """Iterate over the knobs whose choice is stated."""
         return (knob for knob, _ in self.choices)
+
+    def items(self) -> ItemsView[str, str]:
+        """Return the stated choices: what a mapping does by itself looks each of them up again."""
+        return dict(self.choices).items()
 
     def __len__(self) -> int:
         """Return the number of stated choices."""

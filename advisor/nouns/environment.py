@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from advisor.nouns.checked import checked, matches
@@ -56,7 +56,7 @@ class Environment:
     @property
     def payload(self) -> dict[str, Any]:
         """The environment as JSON values."""
-        payload = asdict(self)
+        payload = dict(vars(self))
         payload["compute_capability"] = list(self.compute_capability) if self.compute_capability else None
         payload["packages"] = dict(self.packages)
         return payload

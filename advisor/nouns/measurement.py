@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -112,12 +112,12 @@ class Measurement:
         if not self.samples or not all(map(math.isfinite, self.samples)):
             raise ValueError(f"{self.metric}: samples must be finite and not empty")
 
-    @property
+    @cached_property
     def median(self) -> float:
         """The samples' median."""
         return median(self.samples)
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
         """The interval of the median."""
         return interval_of_median(self.samples)
@@ -147,12 +147,12 @@ class Comparison:
         if self.planned is not None and self.planned < 1:
             raise ValueError(f"no blocks can't be planned: {self.planned}")
 
-    @property
+    @cached_property
     def ratio(self) -> float:
         """The geometric mean of the blocks' ratios."""
         return math.exp(fmean(math.log(r) for r in self.block_ratios))
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
         """The ratio's 95 % interval, at every look where blocks were looked at; with one block it is (0, largest float)."""
         logs = [math.log(r) for r in self.block_ratios]
@@ -195,7 +195,7 @@ class Comparison:
         low, high = self.interval
         return self.verdict == "tie" and not (low >= 1 / (1 + TIE_ZONE) and high <= 1 + TIE_ZONE)
 
-    @property
+    @cached_property
     def verdict(self) -> str:
         """Return "faster", "slower" or "tie": the interval must be clear of the tie zone around 1, over enough blocks."""
         if len(self.block_ratios) < LEAST_BLOCKS:

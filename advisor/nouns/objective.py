@@ -24,12 +24,16 @@ class Tier(StrEnum):
     @property
     def rank(self) -> int:
         """0 for exact, 3 for 4bit."""
-        return list(Tier).index(self)
+        return _RANKS[self]
 
     @staticmethod
     def worst(*tiers: Tier) -> Tier:
         """Return the tier of a configuration whose choices have these tiers."""
         return max(tiers, key=lambda tier: tier.rank)
+
+
+#: By tier: asked for every candidate of every answer.
+_RANKS = {tier: rank for rank, tier in enumerate(Tier)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Objective:
     @property
     def payload(self) -> dict[str, Any]:
         """The objective as JSON values. What came later is left out where it says nothing, so that old keys stay."""
-        payload = {**asdict(self), "quality": str(self.quality), "ignored_rules": sorted(self.ignored_rules)}
+        payload = {**vars(self), "quality": str(self.quality), "ignored_rules": sorted(self.ignored_rules)}
         payload["only"] = {knob: sorted(names) for knob, names in self.only}
         return {name: value for name, value in payload.items() if value or name not in ("only", "max_latency_s")}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -103,7 +104,7 @@ class Quality:
     @property
     def payload(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        return asdict(self)
+        return dict(zip(_ORDER, _READ(self), strict=True))
 
     @classmethod
     def of(cls, payload: Mapping[str, Any] | None) -> Quality | None:
@@ -119,8 +120,12 @@ class Quality:
         return cls(**checked(cls, payload))
 
 
+#: The names of all figures in order, and what reads them: `asdict` copies each, which takes twenty times as long.
+_ORDER = tuple(field.name for field in fields(Quality))
+_READ = attrgetter(*_ORDER)
+
 #: The names of all figures, which the payload of a row of this version has.
-_FIGURES = frozenset(field.name for field in fields(Quality))
+_FIGURES = frozenset(_ORDER)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
@@ -274,6 +275,7 @@ class Database:
         self._place = place
         self.engine = engine
         self.note = ""
+        self._together = threading.local()
         # On PostgreSQL too a reader sees one moment, however many statements it reads with.
         options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
         self._reader = engine.execution_options(**options)
@@ -323,9 +325,19 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection inside one transaction, which sees one moment; what goes wrong in it is a StoreError."""
+        """Give a connection inside one transaction, which sees one moment; what goes wrong in it is a StoreError.
+
+        Inside another one of this thread it is that one.
+        """
+        if (outer := getattr(self._together, "connection", None)) is not None:
+            yield outer
+            return
         with _told(self._place), self._reader.connect() as connection, connection.begin():
-            yield connection
+            self._together.connection = connection
+            try:
+                yield connection
+            finally:
+                self._together.connection = None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,12 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close it."""
         self.close()
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Have all that this thread reads meanwhile be of one moment, and one transaction."""
+        with self._database.reading():
+            yield
 
     # ------------------------------------------------------------------------------------------------------- studies
 
@@ -183,6 +190,14 @@ class Store:
                 trial for _, trial in trial_rows.trials(connection, where, full=full, damage=damage, study=study_id)
             ]
 
+    def weighed(self, study_id: int) -> list[Trial]:
+        """Return the study's trials by number as an answer weighs them: of blocks with no measurement but their energy.
+
+        What the blocks measured is in the comparisons. Raises DamagedRow.
+        """
+        with self._database.reading() as connection:
+            return trials.weighed(connection, study_id)
+
     def page(self, study_id: int, below: int | None, most: int, *, failed: bool = False) -> Page:
         """Return the study's newest trials whose numbers are below one, or failures alone, `most` at most.
 
@@ -209,6 +224,11 @@ class Store:
         if not found:
             raise NotMeasured(f"study {study_id} has no trial {number}")
         return found[0][1]
+
+    def device_states(self, study_id: int, number: int) -> list[Mapping[str, Any]]:
+        """Return what was seen of the device after each round of a trial. Raises DamagedRow."""
+        with self._database.reading() as connection:
+            return trial_rows.device_states(connection, study_id, number)
 
     def standing(self, study_id: int) -> Standing:
         """Return all of a study that decisions depend on, as it is at one moment."""

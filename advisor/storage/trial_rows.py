@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, Row, TextualSelect, column, text
 
 from advisor.errors import DamagedRow
 from advisor.nouns.checked import Test, is_text, is_whole, matches, parsed, test_of
@@ -56,35 +56,50 @@ def measurement_values(measurement: Measurement) -> dict[str, Any]:
     }
 
 
+def named(statement: str, columns: Sequence[str]) -> TextualSelect:
+    """Return a SELECT as text whose columns SQLAlchemy is told: else it finds their names anew in each result."""
+    return text(statement).columns(*map(column, columns))
+
+
+_OF_TRIAL = ("id", "number", "outcome", "reason", "phase", "block", "quality", "attempts", "device_uuid", *FIGURES)
+_OF_MEASUREMENT = ("id", "trial_id", "metric", "unit", "phase", "samples")
+
+
 @cache
-def _trials_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT t.id, t.number, t.outcome, t.reason, t.phase, t.block, t.quality, t.attempts, t.device_uuid,
-  {", ".join(f"t.{name}" for name in FIGURES)}, {"t.reading," if full else ""}
+def _trials_where(where: str, *, full: bool) -> TextualSelect:
+    columns = (*_OF_TRIAL, *(["reading"] if full else []), "requested", "effective", "effective_id", "reused_from")
+    statement = f"""SELECT {", ".join(f"t.{name}" for name in _OF_TRIAL)}, {"t.reading," if full else ""}
   r.payload AS requested, f.payload AS effective, t.effective_id, o.number AS reused_from
 FROM trials t
   LEFT JOIN configurations r ON r.id = t.requested_id
   LEFT JOIN configurations f ON f.id = t.effective_id
   LEFT JOIN trials o ON o.id = t.reused_from AND o.study_id = t.study_id
-WHERE {where} ORDER BY t.number""")  # noqa: S608
+WHERE {where} ORDER BY t.number"""  # noqa: S608
+    return named(statement, columns)
 
 
 @cache
-def _measurements_where(where: str, *, full: bool) -> TextClause:
-    return text(f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
+def _measurements_where(where: str, *, full: bool) -> TextualSelect:
+    statement = f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
 FROM measurements x JOIN trials t ON t.id = x.trial_id
-WHERE {where} ORDER BY x.id""")  # noqa: S608
+WHERE {where} ORDER BY x.id"""  # noqa: S608
+    return named(statement, (*_OF_MEASUREMENT, *(["device_state"] if full else [])))
 
 
 def trials(
-    connection: Connection, where: str, *, full: bool, damage: list[str] | None = None, **values: Any
+    connection: Connection, where: str, *, full: bool, damage: list[str] | None = None, which: str = "", **values: Any
 ) -> list[tuple[int, Trial]]:
-    """Return row ids and trials WHERE this holds of t, by number. damage: see :func:`readable`."""
+    """Return row ids and trials WHERE this holds of t, by number. damage: see :func:`readable`.
+
+    which: what must hold of a measurement x too, "" for all.
+    """
     measured: dict[int, list[Measurement | DamagedRow]] = {}
-    for row in connection.execute(_measurements_where(where, full=full), values):
-        measured.setdefault(row.trial_id, []).append(_measurement(row, full=full))
+    wanted = f"{where} AND {which}" if which else where
+    for row in connection.execute(_measurements_where(wanted, full=full), values).all():
+        measured.setdefault(row[1], []).append(_measurement(row, full=full))
 
     def read(row: Row[*tuple[Any, ...]]) -> tuple[int, Trial]:
-        return row.id, _trial(row, measured.get(row.id, ()), full=full)
+        return row[0], _trial(row, measured.get(row[0], ()), full=full)
 
     return readable(read, connection.execute(_trials_where(where, full=full), values).all(), damage)
 
@@ -113,6 +128,21 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
             return Measurement(metric, unit, tuple(samples), phase, state)
     except DamagedRow as error:
         return error
+
+
+_STATES = text("""SELECT x.id, x.device_state FROM measurements x JOIN trials t ON t.id = x.trial_id
+WHERE t.study_id = :study AND t.number = :number ORDER BY x.id""")
+
+
+def device_states(connection: Connection, study_id: int, number: int) -> list[Mapping[str, Any]]:
+    """Return what was seen after each round of a trial, without anything else of it: see `advisor.storage.store.Store`."""
+    found: list[Mapping[str, Any]] = []
+    for row_id, stored in connection.execute(_STATES, {"study": study_id, "number": number}).all():
+        with in_row("measurements", row_id):
+            state = parsed(stored)
+            _check_members(state, _SEEN)
+            found += state.get("after_each_round", ())
+    return found
 
 
 #: What is looked at in a stored reading: see `advisor.knobs.choice.Reading`.

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from advisor.errors import StoreError
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.metrics import METRICS, is_energy
 from advisor.nouns.trial import Trial
 from advisor.storage import trial_rows
 from advisor.storage.keyed_rows import configuration_ids
@@ -47,6 +48,18 @@ def count(connection: Connection, study_id: int) -> int:
     """Return how many trials a study has, running ones too: their numbers have no gaps, and the last one is found at once."""
     last = connection.execute(select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)).scalar()
     return 0 if last is None else int(last) + 1
+
+
+#: The measurements that an answer weighs: those of the search, and of blocks the energy alone.
+_WEIGHED = "(t.phase = 'search' OR x.metric IN ({}))"
+
+
+def weighed(connection: Connection, study_id: int) -> list[Trial]:
+    """Return a study's trials as an answer weighs them: see :meth:`advisor.storage.store.Store.weighed`."""
+    energies = ", ".join(f"'{name}'" for name in sorted(METRICS) if is_energy(name))
+    which = _WEIGHED.format(energies)
+    read = trial_rows.trials(connection, "t.study_id = :study", full=False, which=which, study=study_id)
+    return [trial for _, trial in read]
 
 
 def page(

@@ -37,14 +37,8 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
     refuse_absurd(batch * batches, longest)
     if padding == 0:
         return (longest,) * (batch * batches)
-    low, high, padded = 0.0, 1000.0, longest * batch * batches
-    for _ in range(60):
-        middle = (low + high) / 2
-        if 1 - sum(map(sum, _groups(longest, middle, batch, batches))) / padded < padding:
-            low = middle
-        else:
-            high = middle
-    lengths = _dealt(longest, high, batch, batches)
+    padded = longest * batch * batches
+    lengths = _dealt(longest, _exponent(longest, padding, batch, batches), batch, batches)
     reached = 1 - sum(lengths) / padded
     if abs(reached - padding) > 0.02:
         raise BadInput(
@@ -52,6 +46,28 @@ def quantile_lengths(longest: int, padding: float, batch: int, batches: int = DE
             f"{named('lengths')} {longest}: {reached:.2f} can"
         )
     return lengths
+
+
+def _exponent(longest: int, padding: float, batch: int, batches: int) -> float:
+    """Return the smallest k, as near as it shows in whole tokens, whose padding is what is asked or more, 1000 at most."""
+    padded = longest * batch * batches
+
+    def tokens(exponent: float) -> int:
+        return sum(map(sum, _groups(longest, exponent, batch, batches)))
+
+    low, high, least = 0.0, 0.5, padded
+    while 1 - (most := tokens(high)) / padded < padding and high < 1000:
+        low, high, least = high, min(2 * high, 1000.0), most
+    for _ in range(60):
+        if least - most <= 1:  # no length but one differs between the two: nothing lies between them
+            break
+        middle = (low + high) / 2
+        found = tokens(middle)
+        if 1 - found / padded < padding:
+            low, least = middle, found
+        else:
+            high, most = middle, found
+    return high
 
 
 def refuse_absurd(sequences: int, longest: int = 1) -> None:
@@ -70,9 +86,15 @@ def refuse_absurd(sequences: int, longest: int = 1) -> None:
 
 def _groups(longest: int, exponent: float, batch: int, batches: int) -> Iterator[list[int]]:
     """Yield the lengths of every batch, each with one of the longest, before they are shuffled."""
-    for number in range(batches):
-        ranks = [0.0] + [rank + number / batches for rank in range(1, batch)]
-        yield [max(1, round(longest * (1 - rank / batch) ** exponent)) for rank in ranks]
+    for shares in _shares(batch, batches):
+        yield [round(longest * share**exponent) or 1 for share in shares]
+
+
+@lru_cache(maxsize=64)
+def _shares(batch: int, batches: int) -> tuple[tuple[float, ...], ...]:
+    """Return of every batch the places of its sequences among all, from the longest down: 1 to nearly 0."""
+    ranks = [[0.0] + [rank + number / batches for rank in range(1, batch)] for number in range(batches)]
+    return tuple(tuple(1 - rank / batch for rank in each) for each in ranks)
 
 
 def _dealt(longest: int, exponent: float, batch: int, batches: int) -> tuple[int, ...]:
