@@ -40,9 +40,7 @@ def questions(url: str, count: int, seed: int) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         stored = connection.execute(text("SELECT COUNT(*) FROM workloads")).scalar_one()
     engine.dispose()
-    given = [
-        {**each, "quality": tier, "on": "H100"} for each in islice(asked(), stored) for tier in ("dtype", "exact")
-    ]
+    given = [{**each, "quality": tier, "on": "H100"} for each in islice(asked(), stored) for tier in ("dtype", "exact")]
     random.Random(seed).shuffle(given)
     return (given * (1 + count // len(given)))[:count]
 
@@ -82,9 +80,7 @@ def told(name: str, took: Sequence[float], seconds: float, busy_s: float) -> str
     ordered = sorted(took)
     p50, p95, p99 = (1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.95, 0.99))
     rate, busy = len(took) / seconds, busy_s / seconds
-    return (
-        f"| {name} | {rate:.0f} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {1000 * ordered[-1]:.1f} | {busy:.0%} |"
-    )
+    return f"| {name} | {rate:.0f} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {1000 * ordered[-1]:.1f} | {busy:.0%} |"
 
 
 def main() -> None:
@@ -104,6 +100,7 @@ def main() -> None:
 
         for given in asked_for[:WARM]:
             answer(given)
+        desk.settle()
         began, busy_s = time.perf_counter(), time.process_time()
         took = fired(answer, asked_for[WARM:], arguments.rate)
         seconds, busy_s = time.perf_counter() - began, time.process_time() - busy_s

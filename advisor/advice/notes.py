@@ -10,7 +10,6 @@ from advisor.models.declared import notes_on
 from advisor.nouns.answer import Stop
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
-from advisor.nouns.trial import Trial
 from advisor.quality.judge import depends, is_judged
 from advisor.storage.study_record import StudyRecord
 
