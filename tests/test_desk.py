@@ -1,4 +1,4 @@
-"""The desk: what a process that runs for long answers is what the command says, from any thread, and of the files as they are now."""
+"""The desk: what a process that runs for long answers is what the command says, from any thread, of the files as they are now."""
 
 from __future__ import annotations
 

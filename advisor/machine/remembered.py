@@ -1,4 +1,4 @@
-"""This machine as it was seen a moment ago: for who answers many requests, and can't probe it for each.
+"""The machine as it was seen a moment ago: for who answers many requests, and can't probe it for each.
 
 A probe takes milliseconds of reading the packages' metadata, and tens where a driver is asked.
 """
