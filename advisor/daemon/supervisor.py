@@ -20,6 +20,7 @@ from advisor.daemon.engine import Jobs, recover
 from advisor.errors import BadInput, StoreError
 from advisor.machine.leftovers import owner
 from advisor.nouns.environment import Machine
+from advisor.storage.place import absolute_url
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
 
@@ -94,7 +95,8 @@ class Supervisor:
         settings = {**self.settings, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
         environment = {
             **os.environ,
-            "ADVISOR_DATABASE_URL": self.url,  # has a password, and everybody on a host can read what a process was started with
+            # Not on its command line, which everybody on a host can read, for it has a password.
+            "ADVISOR_DATABASE_URL": absolute_url(self.url),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": machine.uuid if is_cuda else "",
         }
