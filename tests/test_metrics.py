@@ -47,7 +47,7 @@ def served(database_url: str) -> Iterator[Served]:
 def ran(store: Store, study: int, count: int, outcome: Outcome | None = Outcome.RUNTIME_ERROR) -> None:
     """Begin some trials of other configurations each, and end them; None: leave them running."""
     for _ in range(count):
-        place = store.count_trials(study)
+        place = Counts(store).of_study(study)
         configuration = Configuration.of({"attention": "sdpa", "precision": f"fp{place + 1}"})
         assert store.claim(study, Search(configuration), f"host:1:{place}") == (place,)
         if outcome is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Text, func, select, type_coerce
 
-from advisor.storage import rows
+from advisor.storage import rows, trials
 from advisor.storage.store import Store
 from advisor.storage.tables import RECOMMENDATIONS, TRIALS
 
@@ -46,6 +46,11 @@ class Counts:
             self._finished.update(dict(fresh))
             self._below = max(below, self._below)
             return self._finished + Counter(dict(open_))
+
+    def of_study(self, study_id: int) -> int:
+        """Return how many trials a study has, running ones too: their numbers have no gaps, and the last one is found at once."""
+        with self._database.reading() as connection:
+            return trials.count(connection, study_id)
 
     def newest_answer_age_s(self) -> float | None:
         """Return how long ago the newest answer of a study was made, seconds; None where there is none."""

@@ -191,11 +191,6 @@ class Store:
         with self._database.reading() as connection:
             return trials.page(connection, study_id, below, most, failed=failed, damage=self.damaged)
 
-    def count_trials(self, study_id: int) -> int:
-        """Return how many trials a study has, running ones too."""
-        with self._database.reading() as connection:
-            return trials.count(connection, study_id)
-
     def default_trials(self, study_id: int) -> list[Trial]:
         """Return the ok trials of what the study began with, what transformers does when told nothing, by number."""
         with self._database.reading() as connection:

@@ -30,6 +30,7 @@ from fleet import MODEL, Fleet
 from kill import server
 
 from advisor.asking.submission import Submission
+from advisor.storage.counts import Counts
 from advisor.storage.roster import Roster
 
 #: Until when something is killed after its last restart, at the latest, seconds: the warm parent imports for some of them.
@@ -272,7 +273,7 @@ def scaled(bed: Bed, studies: int) -> Cell:
             problems += fleet.problems
             lines = fleet.lines()
             spent_s = max(line["at"] for line in lines) - min(line["at"] for line in lines)
-            trials = sum(fleet.store.count_trials(fleet.job(name).study or 0) for name in names)
+            trials = sum(Counts(fleet.store).of_study(fleet.job(name).study or 0) for name in names)
             rates.append(60 * trials / spent_s)
         fleet.log.unlink()
     ratio = rates[1] / rates[0]
