@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from advisor.daemon.engine import Jobs, recover
+from advisor.daemon.slot import YIELDED
 from advisor.errors import BadInput, StoreError
 from advisor.machine.leftovers import owner
 from advisor.nouns.environment import Machine
@@ -80,12 +81,13 @@ class Supervisor:
         """Start a slot's process, or start it again where it died."""
         now = time.monotonic()
         if place.process is not None and place.process.poll() is not None:
-            lived_s = now - place.started_at
-            place.again_s = AGAIN_S if lived_s > LIVED_S else min(2 * place.again_s, AGAIN_MOST_S)
-            place.due_at = now + place.again_s
-            words = {"slot": place.machine.uuid, "status": place.process.returncode, "again_s": place.again_s}
-            _log.warning("a slot's process ended", extra=words)
-            place.process = None
+            status, lived_s = place.process.returncode, now - place.started_at
+            is_well = status == YIELDED or lived_s > LIVED_S
+            place.again_s = AGAIN_S if is_well else min(2 * place.again_s, AGAIN_MOST_S)
+            place.due_at, place.process = now + place.again_s, None
+            if status != YIELDED:
+                words = {"slot": place.machine.uuid, "status": status, "again_s": place.again_s}
+                _log.warning("a slot's process ended", extra=words)
         if place.process is None and now >= place.due_at:
             place.process = self._started(place.machine, folder)
             place.started_at = now

@@ -214,6 +214,46 @@ def cancelled(bed: Bed) -> Cell:
     )
 
 
+def polite(bed: Bed) -> Cell:
+    """Have somebody else come to a device amid a trial, and go again: alone, and beside a device that stays."""
+    took, problems = [], []
+    with bed.fleet() as fleet:
+        fleet.start_replaying("a", ["GPU-0"], 2.0)
+        fleet.slots(1)
+        name = fleet.submit("org/model", blocks=3, trials=8)
+        somebody = fleet.log.with_name("GPU-0.foreign")
+        for count in range(max(2, bed.kills // 10)):
+            begun = len(fleet.lines())
+            fleet.until(lambda begun=begun: len(fleet.lines()) > begun + 1, 60.0, "a trial")
+            time.sleep(bed.chance.uniform(0.0, 2.0))
+            somebody.touch()
+            began = time.monotonic()
+            fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
+            took.append(time.monotonic() - began)
+            ran = len(fleet.lines())
+            if count == 0:
+                time.sleep(3.0)
+                if len(fleet.lines()) != ran:
+                    problems.append("the device was used while somebody else was there")
+                if (state := fleet.job(name).state) != "queued":
+                    problems.append(f"the job is {state} meanwhile")
+            else:
+                fleet.start_replaying("b", ["GPU-1"], 0.2)
+                fleet.until(lambda: any(line["device"] == "GPU-1" for line in fleet.lines()), 30.0, "it runs elsewhere")
+            somebody.unlink()
+        fleet.all_over([name], 120.0)
+        fleet.check([name], len(took))
+        problems += fleet.problems
+        failed = [t.number for t in fleet.store.trials(fleet.job(name).study or 1) if "interrupt" in t.reason]
+    if failed:
+        problems.append(f"trials {failed} were cut")
+    if max(took) > 10.0:
+        problems.append(f"the device was given back after {max(took):.1f} s")
+    seen = f"given back after {min(took):.1f} to {max(took):.1f} s ({len(took)} times); put back, gone on with here and elsewhere"
+    expected = "yields within 10 s, the trial is put back"
+    return Cell("somebody else comes to the device", bed.database, expected, seen, tuple(problems))
+
+
 def thousand(bed: Bed) -> Cell:
     """Submit 1,000 jobs at once from eight threads, and see in which order they are taken up."""
     problems: list[str] = []
@@ -293,6 +333,7 @@ CELLS: dict[str, tuple[Callable[[Bed], Cell], tuple[str, ...]]] = {
     "away": (server_away, ("PostgreSQL",)),
     "full": (disk_full, ("SQLite",)),
     "cancel": (cancelled, ("SQLite", "PostgreSQL")),
+    "polite": (polite, ("SQLite", "PostgreSQL")),
     "thousand": (thousand, ("SQLite", "PostgreSQL")),
     "one": (lambda bed: scaled(bed, 1), ("PostgreSQL",)),
     "eight": (lambda bed: scaled(bed, 8), ("PostgreSQL",)),
