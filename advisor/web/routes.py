@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
@@ -129,13 +128,12 @@ def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mappin
 
     if taken := sorted(OPERATORS & {name for name, value in given.items() if value}):
         raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
-    if given.get("lengths_from") is not None:
-        raise BadInput(
-            f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
-        )
+    Submission(model, given).refuse_unknown("a question")
+    if unknown := sorted(set(shown) - {"format", "columns", "pareto", "refusals"}):
+        raise BadInput(f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals")
     question = question_of(let_in(model, served.limits.model_root), given)
     asked = resolve(question, to_measure=False)
-    found = answer(asked, served.store, question.on)
+    found = answer(asked, served.store.anew(), question.on)
     device = "cuda" if found.study.environment.is_cuda else "cpu"
     if (form := shown.get("format", "json")) == "json":
         return {**recommendation_payload(found, device), "exit_status": found.exit_status}
@@ -157,8 +155,9 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         """List a study's trials, the newest first, from below a number on; failures alone where those are asked for."""
         from advisor.study.history import study_payload, trial_payload
 
-        record = served.store.study(study)
-        page = served.store.page(study, before, limit, failed=failed)
+        store = served.store.anew()
+        record = store.study(study)
+        page = store.page(study, before, limit, failed=failed)
         more = page.last is not None and page.last > 0
         asked = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
         listed = [trial_payload(record, trial) for trial in page.trials]
@@ -169,15 +168,16 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         """List studies, the newest first."""
         from advisor.study.history import study_payload
 
-        found = served.store.studies_page(None, None, first, limit)
-        following = f"/api/v1/studies?first={first + limit}&limit={limit}"
-        listed = [study_payload(each) for each in islice(found or (), limit)]
-        return {"studies": listed, "next": following if found is not None else None}
+        store = served.store.anew()
+        found = store.studies_page(None, None, first, limit) or []
+        is_last = store.studies_page(None, None, first + limit, 1) is None
+        following = None if is_last else f"/api/v1/studies?first={first + limit}&limit={limit}"
+        return {"studies": [study_payload(each) for each in found], "next": following}
 
     @router.get("/environments")
     def environments() -> Any:
         """List the slots, those at work first, and the environments with measurements."""
-        measured = [{"key": key, "words": str(each), **each.payload} for key, each in served.store.environments()]
+        measured = [{"key": key, "words": str(each), **each.payload} for key, each in served.store.anew().environments()]
         return {"slots": [slot.payload for slot in served.roster.slots()], "measured": measured}
 
     @router.get("/health")
