@@ -213,7 +213,6 @@ def test_tokens_and_cookies_are_compared_in_constant_time(
         ("0.0.0.0", "", "on 0.0.0.0 others reach the daemon, and it has no token .*leave --host out"),
         ("::", "", "on :: others reach the daemon"),
         ("gpu1", "", "on gpu1 others reach the daemon"),
-        ("", "", "on  others reach the daemon|on any address"),
         ("0.0.0.0", "x" * 15, "has 15 characters"),
         ("127.0.0.1", "geheimnis-mit-ümläut", "ADVISOR_TOKEN holds what no header takes"),
         ("127.0.0.1", "a-token-with-a-line's-end\n", "ADVISOR_TOKEN holds what no header takes"),
@@ -222,7 +221,7 @@ def test_tokens_and_cookies_are_compared_in_constant_time(
 )
 def test_what_would_be_open_is_refused(host: str, token: str, words: str) -> None:
     """Before it listens, and without the token's own words."""
-    with pytest.raises(BadInput, match=words.replace("on  o", "on ?o")) as refused:
+    with pytest.raises(BadInput, match=words) as refused:
         Settings(host=host, token=token).refuse_open()
     assert not token or token not in str(refused.value)
 

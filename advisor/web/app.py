@@ -29,6 +29,7 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirection would name the scheme that a proxy in between speaks with us
     )
     app.include_router(api(served, stopping))
     app.include_router(pages.router(served))
