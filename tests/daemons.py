@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,10 @@ class Daemon:
         return int(self.address.rpartition(":")[2])
 
     def ask(self, method: str, place: str, body: Any = None, **headers: str | None) -> Told:
-        """Ask, and return the answer. body: bytes as they are, chunks of them, or JSON. headers: `_` for `-`; None leaves one out."""
+        """Ask, and return the answer. body: bytes as they are, chunks of them, or JSON.
+
+        headers: a name has `_` for `-`; None leaves one out.
+        """
         given = {name.replace("_", "-"): value for name, value in {**self.headers, **headers}.items()}
         if body is not None and not isinstance(body, (bytes, Iterator)):
             body, given = json.dumps(body).encode(), {"Content-Type": "application/json", **given}
@@ -93,10 +96,8 @@ class Daemon:
             for name, value in given.items():
                 if value is not None:
                     connection.putheader(name, value)
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):  # it has heard enough, and answers
                 connection.endheaders(body, encode_chunked=isinstance(body, Iterator))
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it has heard enough, and answers
             answer = connection.getresponse()
             return Told(answer.status, answer.headers, answer.read())
         finally:
@@ -147,7 +148,12 @@ def database(url: str, landscape: Landscape | None = None) -> str:
         if landscape is not None:
             machine = Machine(landscape.environment, "host", GPU, 0, 70 * 2**30)
             asked = find_model(str(MODELS / MODEL)), landscape.workload, landscape.objective
-            tune(Job(*asked, Budget(trials=30, blocks=9), machine), store, ReplayRunner(landscape, seed=1), lambda _: None)
+            tune(
+                Job(*asked, Budget(trials=30, blocks=9), machine),
+                store,
+                ReplayRunner(landscape, seed=1),
+                lambda _: None,
+            )
     engine.prepare(url)
     return url
 

@@ -51,7 +51,9 @@ def serving(url: str, *flags: str, **variables: str) -> Iterator[tuple[subproces
             assert process.stdout is not None
             address = process.stdout.readline().strip()
             assert address.startswith("http://"), address
-            assert time.monotonic() - began < 20  # how long it takes is measured by a benchmark: this is no machine for that
+            assert (
+                time.monotonic() - began < 20
+            )  # how long it takes is measured by a benchmark: this is no machine for that
             yield process, address
         finally:
             process.terminate()
@@ -64,7 +66,9 @@ def serving(url: str, *flags: str, **variables: str) -> Iterator[tuple[subproces
 def told(address: str, place: str, token: str = "") -> Any:
     """Return what a daemon answers."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with urllib.request.urlopen(urllib.request.Request(f"{address}/api/v1/{place}", headers=headers), timeout=PATIENCE_S) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}/api/v1/{place}", headers=headers), timeout=PATIENCE_S
+    ) as answer:
         return json.loads(answer.read())
 
 
@@ -119,11 +123,19 @@ def test_what_cant_be_served_is_a_line(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for flags, more, words in (
-            (["--port", port], {}, f"127.0.0.1:{port} can't be listened at: Address already in use (--port names another one"),
+            (
+                ["--port", port],
+                {},
+                f"127.0.0.1:{port} can't be listened at: Address already in use (--port names another one",
+            ),
             (["--host", "0.0.0.0"], {}, "on 0.0.0.0 others reach the daemon, and it has no token (set ADVISOR_TOKEN"),
             (["--port", "0"], {"ADVISOR_TOKEN": "short"}, "ADVISOR_TOKEN has 5 characters"),
             (["--port", "99999"], {}, "--port takes a number from 0 to 65535"),
-            (["--host", "no.such.host.invalid"], {"ADVISOR_TOKEN": TOKEN}, "no.such.host.invalid:8420 can't be listened at: "),
+            (
+                ["--host", "no.such.host.invalid"],
+                {"ADVISOR_TOKEN": TOKEN},
+                "no.such.host.invalid:8420 can't be listened at: ",
+            ),
             (["--model-root", str(tmp_path / "none")], {}, "--model-root: there is no folder"),
         ):
             command = [sys.executable, "-m", "advisor", "serve", "--workers", "none", *flags]
@@ -152,8 +164,12 @@ def test_commands_ask_a_daemon(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         assert json.loads(run_here("jobs", job["id"], "--format", "json", *at, **known).stdout)["id"] == job["id"]
         assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is cancelled\n"
         assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is already cancelled\n"
-        assert run_here("jobs", job["id"], "--watch", *at, **known).stdout.startswith(f"{job['id']} · cancelled · org/model")
-        assert json.loads(run_here("jobs", "--state", "queued", "--limit", "1", "--format", "json", *at, **known).stdout)
+        assert run_here("jobs", job["id"], "--watch", *at, **known).stdout.startswith(
+            f"{job['id']} · cancelled · org/model"
+        )
+        assert json.loads(
+            run_here("jobs", "--state", "queued", "--limit", "1", "--format", "json", *at, **known).stdout
+        )
         for command in (["jobs", "nothing"], ["cancel", "nothing"]):
             ran = run_here(*command, *at, **known)
             assert (ran.returncode, ran.stderr) == (3, "advisor: there is no job 'nothing' (advisor jobs lists them)\n")
@@ -175,7 +191,12 @@ def test_where_no_daemon_is_a_line_says_so(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # it does not listen
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        for command in (["jobs"], ["cancel", "x"], ["submit", "org/model", "--lengths", "8"], ["suggest", "org/model", "--lengths", "8"]):
+        for command in (
+            ["jobs"],
+            ["cancel", "x"],
+            ["submit", "org/model", "--lengths", "8"],
+            ["suggest", "org/model", "--lengths", "8"],
+        ):
             ran = run_here(*command, "--server", address)
             assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
             assert ran.stderr.startswith(f"advisor: the daemon at {address} can't be reached: ")

@@ -138,7 +138,9 @@ def test_a_page_that_cant_be_is_not_understood(kept: Daemon, query: str, words: 
     assert told.problem["detail"].startswith(words)
 
 
-@pytest.mark.parametrize("name", ["nothing", "%25", "_", "a%00b", "..", "..%2f..", "x" * 64, "%F0%9F%A4%97", "'--", "1+1"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "%25", "_", "a%00b", "..", "..%2f..", "x" * 64, "%F0%9F%A4%97", "'--", "1+1"]
+)
 def test_a_job_that_is_not_there_is_told(start: Callable[..., Daemon], name: str) -> None:
     """Whatever its name is: no sign of it is a pattern, none is a path, and no database chokes on it."""
     daemon = start()
@@ -244,8 +246,14 @@ def test_suggest_is_the_commands_answer(kept: Daemon, kept_url: str, landscape: 
     assert kept.get(f"/api/v1/suggest?model={MODEL}&{query}").json == wanted
 
 
-@pytest.mark.parametrize("shown", [{"format": "text", "refusals": True}, {"format": "text", "pareto": True}, *(
-    {"format": form} for form in ("text", "yaml", "python", "csv"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"format": "text", "refusals": True},
+        {"format": "text", "pareto": True},
+        *({"format": form} for form in ("text", "yaml", "python", "csv")),
+    ],
+)
 def test_suggest_as_text_is_the_commands_too(
     kept: Daemon, kept_url: str, landscape: Landscape, shown: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     app.add_exception_handler(AdvisorError, problems.of_failure)
     app.add_exception_handler(RequestValidationError, problems.of_request)
     app.add_exception_handler(HTTPException, problems.of_http)
-    app.add_exception_handler(TooMuch, lambda _, error: too_much(error))  # type: ignore[arg-type]
+    app.add_exception_handler(TooMuch, lambda _, error: too_much(error))
     app.add_exception_handler(Exception, of_fault)
     app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
     return app

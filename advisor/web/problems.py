@@ -42,7 +42,9 @@ def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     # What somebody sent is named in it, and may hold what no UTF-8 takes.
-    told = {name: in_a_line(text) if isinstance(text, str) else text for name, text in {"detail": detail, **more}.items()}
+    told = {
+        name: in_a_line(text) if isinstance(text, str) else text for name, text in {"detail": detail, **more}.items()
+    }
     body = {"type": "about:blank", "title": title, "status": status, **told}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
