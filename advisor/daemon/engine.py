@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,9 @@ _STATES = {
 
 #: Signs of an id, in the order of their codes: ids made later sort behind.
 _SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+#: What can be an id, or a beginning of one: no database is asked for anything else.
+_ID = re.compile(r"[0-9a-z]{1,64}")
 
 
 class _Json(Serializer):
@@ -131,12 +135,14 @@ class Jobs:
 
     def job(self, name: str) -> Job:
         """Return a job by its id, or by a beginning that no other one has. Raises NotMeasured."""
-        with _told(self._url):
-            found = self._client.list_workflows(
-                workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
-            )
+        found = []
+        if _ID.fullmatch(name):
+            with _told(self._url):
+                found = self._client.list_workflows(
+                    workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
+                )
         exact = [each for each in found if each.workflow_id == name] or found
-        if not name or len(exact) != 1:
+        if len(exact) != 1:
             several = f"several jobs begin with {name!r}" if exact else f"there is no job {name!r}"
             raise NotMeasured(several, "advisor jobs lists them")
         return _job(exact[0])

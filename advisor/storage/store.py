@@ -41,7 +41,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         """Read and write this database; use :meth:`open`."""
         self._database = database
-        self.damaged: list[str] = []
+        self.damaged: list[str] = rows.Damage()
 
     @classmethod
     def open(cls, url: str, *, write: bool) -> Store:
@@ -51,6 +51,10 @@ class Store:
         writer, or has another schema than this version of advisor, BadInput where the URL is none.
         """
         return cls(Database.open(url, write=write))
+
+    def anew(self) -> Store:
+        """Return the same open database for another question: what is passed over for one is told of that one alone."""
+        return Store(self._database)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -52,15 +52,18 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
 
 def _listening(settings: Settings) -> socket.socket:
     """Return a socket that listens at the address that was asked for. Raises BadInput."""
+    made: socket.socket | None = None
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
         made.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that no name can be
+        if made is not None:
+            made.close()
         hint = f"{named('port')} names another one, 0 any"
         raise BadInput(
-            f"{settings.host}:{settings.port} can't be listened at: {error.strerror or error}", hint
+            f"{settings.host}:{settings.port} can't be listened at: {getattr(error, 'strerror', None) or error}", hint
         ) from None
     return made
