@@ -225,7 +225,7 @@ def test_facts_are_read_again_where_a_worker_was_killed(kills: int, is_transient
     asked: list[object] = []
 
     class Killed:
-        def run(self, request: object, timeout_s: float) -> object:
+        def run(self, request: object, _: float) -> object:
             asked.append(request)
             if len(asked) <= kills:
                 return Failure(outcome=Outcome.OUT_OF_MEMORY, reason="killed", transient=is_transient)
