@@ -36,15 +36,18 @@ _LIKE_EVER = settings(
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 
+#: Any text, halves of characters too, which JSON can spell and UTF-8 can't.
+_TEXT = st.text(st.characters(), max_size=8)
+
 #: Whatever JSON can hold, and what Python reads as JSON beside it.
 _JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text()
+    | _TEXT
     | st.sampled_from(["auto", "8", "8,16", "1h", "fp32", "0"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4),
     max_leaves=8,
 )
 
@@ -148,7 +151,7 @@ def test_no_value_of_an_option_is_a_fault(daemon: Daemon, verb: str) -> None:
     @settings(_LIKE_EVER, max_examples=5 * EXAMPLES)
     @given(
         st.sampled_from([MODEL, "org/model"]),
-        st.dictionaries(st.sampled_from(_OPTIONS) | st.text(max_size=8), _JSON, max_size=3),
+        st.dictionaries(st.sampled_from(_OPTIONS) | _TEXT, _JSON, max_size=3),
         st.booleans(),
     )
     def asked(model: str, options: dict[str, Any], works: bool) -> None:
