@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from made_databases import laid
 from sqlalchemy import create_engine, text
+from test_suggest import ANY, DEFAULT, H200, SOURCE, T4, attempt, studied
 
 from advisor.advice.suggest import suggest
 from advisor.errors import DamagedRow, NotMeasured
@@ -18,8 +20,6 @@ from advisor.storage.place import with_driver
 from advisor.storage.store import Store
 from advisor.workloads import Workload
 from advisor.workloads.forward import OUTPUTS, Forward
-from tests.made_databases import laid
-from tests.test_suggest import ANY, DEFAULT, H200, SOURCE, T4, attempt, studied
 
 OTHER = replace(SOURCE, name="org/other", config={"model_type": "llama", "hidden_size": 8})
 
