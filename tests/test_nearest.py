@@ -13,7 +13,7 @@ from test_suggest import ANY, DEFAULT, H200, SOURCE, T4, attempt, studied
 
 from advisor.advice.suggest import suggest
 from advisor.errors import DamagedRow, NotMeasured
-from advisor.nouns.objective import Budget
+from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.storage import nearest
 from advisor.storage.nearest import nearest_studies
 from advisor.storage.place import with_driver
@@ -38,10 +38,14 @@ def drawn(rng: random.Random) -> Workload:
 
 
 def by_reading_all(store: Store, workload: Workload) -> list[int]:
-    """Return the studies least far from a workload, newest first, as anybody would find them."""
+    """Return the newest study in each environment of those least far from a workload, newest first."""
     found = store.studies(SOURCE.architecture_key)
     least = min(study.workload.distance(workload) for study in found)
-    return [study.id for study in found if study.workload.distance(workload) == least]
+    newest: dict[str, int] = {}
+    for study in found:
+        if study.workload.distance(workload) == least:
+            newest.setdefault(study.environment_key, study.id)
+    return list(newest.values())
 
 
 def test_it_is_what_reading_all_finds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +104,20 @@ def test_a_damaged_row_is_another_questions(store: Store, database_url: str) -> 
             suggest(store, SOURCE, near, ANY, H200)
         with pytest.raises(NotMeasured, match="Nearest measured: forward, 1 × 512 tokens"):
             suggest(store, SOURCE, asked, ANY, H200)
+    assert len(store.damaged) == 1
+
+
+def test_an_older_study_stands_in_for_one_that_cant_be_read(store: Store, database_url: str) -> None:
+    """Of the same workload in the same environment."""
+    older = studied(store, [attempt(DEFAULT, 1000)], workload=Forward((64,), 1))
+    broken = studied(store, [attempt(DEFAULT, 1000)], workload=Forward((64,), 1), objective=Objective(Tier.EXACT))
+    studied(store, [attempt(DEFAULT, 1000)], workload=Forward((512,), 1))
+    engine = create_engine(with_driver(database_url))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE studies SET state = 'dreamt' WHERE id = {broken}"))
+    engine.dispose()
+
+    assert [each.id for each in nearest_studies(store, SOURCE.architecture_key, Forward((60,), 1))] == [older]
     assert len(store.damaged) == 1
 
 

@@ -33,7 +33,7 @@ KNOWN_MOST = 200_000
 
 
 def nearest_studies(store: Store, architecture_key: str, workload: Workload) -> list[StudyRecord]:
-    """Return the studies of the workload, or the several, least far from one, newest first; none where there are none.
+    """Return of the workloads least far from one the newest study in each environment, newest first; none where there are none.
 
     Rows on the way that can't be understood are passed over, and told in `store.damaged`.
     """
@@ -41,11 +41,20 @@ def nearest_studies(store: Store, architecture_key: str, workload: Workload) -> 
         own, likenesses = workload.likeness, _likenesses(connection, architecture_key, store.damaged)
         far = sorted((own.distance(each), row_id) for row_id, each in likenesses.items())
         for _, tied in groupby(far, key=lambda each: each[0]):
-            listed = ", ".join(str(row_id) for _, row_id in tied)
-            where = f"m.architecture_key = :architecture AND s.workload_id IN ({listed})"
-            if found := studies.read(connection, where, store.damaged, architecture=architecture_key):
+            if found := _newest(connection, [row_id for _, row_id in tied], store.damaged):
                 return found
     return []
+
+
+def _newest(connection: Connection, row_ids: list[int], damage: list[str]) -> list[StudyRecord]:
+    """Return the newest study of any of these workloads in each environment, newest first: hundreds can be as far as one."""
+    where = f"s.workload_id IN ({', '.join(map(str, row_ids))})"
+    order = f"SELECT s.id, s.environment_id FROM studies s WHERE {where} ORDER BY s.started_at, s.id"  # noqa: S608 - ids
+    newest = {row.environment_id: row.id for row in connection.execute(text(order))}
+    listed = ", ".join(map(str, newest.values()))
+    found = studies.read(connection, f"s.id IN ({listed})", damage) if newest else []
+    # Where an environment's newest can't be read, an older one may be.
+    return found if len(found) == len(newest) else studies.read(connection, where, damage)
 
 
 def _likenesses(connection: Connection, architecture_key: str, damage: list[str]) -> dict[int, Likeness]:
