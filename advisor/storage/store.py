@@ -115,11 +115,14 @@ class Store:
                 state = "running"
             studies.close(connection, study_id, state, end=end, ran=ran, budget=budget)
 
-    def studies_for(self, architecture_key: str, workload_key: str) -> list[StudyRecord]:
-        """Return the studies of this workload on this architecture, newest first."""
+    def studies_for(
+        self, architecture_key: str, workload_key: str, damage: list[str] | None = None
+    ) -> list[StudyRecord]:
+        """Return the studies of this workload on this architecture, newest first. damage: takes in place of `damaged`."""
+        damage = self.damaged if damage is None else damage
         where = "m.architecture_key = :architecture AND w.key = :workload"
         with self._database.reading() as connection:
-            return studies.read(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
+            return studies.read(connection, where, damage, architecture=architecture_key, workload=workload_key)
 
     def studies(self, architecture_key: str | None = None) -> list[StudyRecord]:
         """Return all studies, or all of one architecture, whatever the workload, newest first."""
