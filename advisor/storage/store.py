@@ -271,7 +271,7 @@ class Store:
         with self._database.reading() as connection:
             return trials.reusable(connection, study_id, requested, self.damaged)
 
-    # --------------------------------------------------------------------------------------- comparisons and refusals
+    # ------------------------------------------------------------------------------ comparisons, refusals and answers
 
     def save_comparisons(self, study_id: int, comparisons: Sequence[Comparison]) -> None:
         """Store these as the study's comparisons, instead of what was stored. Raises StoreError for an unknown key."""
@@ -305,8 +305,6 @@ class Store:
         with self._database.reading() as connection:
             return answers.refusals(connection, study_id)
 
-    # --------------------------------------------------------------------------------------------------------- answers
-
     def save_answer(self, study_id: int, answer: Answer) -> None:
         """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows."""
         columns = answers.answer_values(answer)
@@ -322,8 +320,6 @@ class Store:
         """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
         with self._database.reading() as connection:
             return answers.unanswered(connection, method)
-
-    # ------------------------------------------------------------------------------------------- from database to database
 
     def pack(self, study_ids: Iterable[int] | None = None) -> Iterator[Parcel]:
         """Give these studies, or all, oldest first, each as it is by then; and those whose trials they reuse.
