@@ -411,3 +411,24 @@ def test_a_job_of_a_slot_that_is_gone_goes_back_to_its_queue(url: str) -> None:
         first.wait()
         first.stdout.close()
         jobs.close()
+
+
+def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
+    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed has failed, put back or not."""
+    from advisor.daemon.slot import Slot
+
+    class Bench:
+        machine = Machine(CPU, "here", "cpu-here", None, 2**30)
+
+        def tuning(self, submission: Submission) -> None:
+            raise BadInput(f"{submission.model} can't be tuned here")
+
+    slot = Slot(Bench(), url, Courtesy())
+    name = slot.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, CPU.device_class))
+
+    assert slot._perform(name, 1) == ""
+    assert "outcome" not in slot.jobs.job(name).words
+    assert slot._perform(name, 0) == "org/model can't be tuned here"
+    assert slot.jobs.job(name).words["outcome"] == "failed"
+    assert slot._perform(name, 0) == "org/model can't be tuned here"
+    assert slot._perform(name, 1) == ""

@@ -107,7 +107,7 @@ def test_every_operation_answers_as_it_is_described(daemon: Daemon, operation: s
 
     @_LIKE_EVER
     @given(schema[place][method].as_strategy(generation_mode=mode), st.none() | st.sampled_from(names))
-    def asked(case: schemathesis.Case, name: str | None) -> None:
+    def asked(case: schemathesis.Case[Any], name: str | None) -> None:
         if name is not None and "job" in case.path_parameters:
             case.path_parameters["job"] = name
         if place.endswith("/events"):
@@ -131,7 +131,7 @@ def submitted(daemon: Daemon) -> str:
     return str(told.json["id"])
 
 
-def streamed(case: schemathesis.Case, daemon: Daemon) -> int:
+def streamed(case: schemathesis.Case[Any], daemon: Daemon) -> int:
     """Ask for a stream and leave after its first piece; return its status. It is a stream, or a problem."""
     asked = case.as_transport_kwargs(base_url=daemon.address)
     with requests.request(**asked, stream=True, timeout=30) as answer:

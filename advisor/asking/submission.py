@@ -119,7 +119,8 @@ class Submission:
 def let_in(model: str, root: Path | None) -> str:
     """Return the model that a request names, if it may: a hub id, or what lies under a folder when links are resolved.
 
-    Raises BadInput, with the same words whether there is such a path or not.
+    Raises BadInput, with the same words for every path that it may not name; a folder of this name where the daemon was started
+    is such a path.
     """
     is_here = root is not None and _is_there(root / model)
     if _HUB_ID.fullmatch(model) and ".." not in model and not is_here and not _is_there(Path(model)):

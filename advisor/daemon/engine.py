@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSClient, Serializer
+from dbos import error as failures
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -228,6 +229,8 @@ def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[st
                 until = time.monotonic() + patience_s
                 while jobs.running_on([slot]) and time.monotonic() < until:
                     time.sleep(0.05)
+            if jobs.running_on([slot]):
+                raise StoreError(f"what ran on {slot} was not put back within {patience_s:.0f} s")
             put_back += left
     finally:
         jobs.close()
@@ -260,26 +263,28 @@ def at_work(url: str, slot: str, device_class: str, perform: Callable[[str, int]
 @contextmanager
 def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] = ()) -> Iterator[None]:
     logging.getLogger("dbos").setLevel(logging.CRITICAL)  # what fails is told by us
-    with _told(url):
-        DBOS(
-            config={
-                "name": APPLICATION,
-                "system_database_url": _beside(url),
-                "application_version": VERSION,
-                "executor_id": executor,
-                "run_migrations": migrate,
-                "use_listen_notify": False,
-                "enable_otlp": False,
-                "log_level": "CRITICAL",
-                "serializer": _Json(),
-            }
-        )
-        DBOS.listen_queues(list(queues))
-        DBOS.launch()
     try:
+        with _told(url):
+            DBOS(
+                config={
+                    "name": APPLICATION,
+                    "system_database_url": _beside(url),
+                    "application_version": VERSION,
+                    "executor_id": executor,
+                    "run_migrations": migrate,
+                    "use_listen_notify": False,
+                    "enable_otlp": False,
+                    "log_level": "CRITICAL",
+                    "serializer": _Json(),
+                }
+            )
+            DBOS.listen_queues(list(queues))
+            DBOS.launch()
         yield
     finally:
-        DBOS.destroy(workflow_completion_timeout_sec=0)
+        DBOS.destroy(
+            workflow_completion_timeout_sec=0
+        )  # whatever came of it: there is one for a process, and it keeps its name
 
 
 def _beside(url: str) -> str:
@@ -332,6 +337,8 @@ def _told(url: str) -> Iterator[None]:
         yield
     except (NotMeasured, StoreError):
         raise
+    except failures.DBOSException as error:
+        raise StoreError(f"the jobs in {shown(place_of(url))} can't be used: {' '.join(str(error).split())}") from error
     except SQLAlchemyError as error:
         where = shown(place_of(url))
         text = str(getattr(error, "orig", error)).strip().splitlines()

@@ -134,10 +134,13 @@ class Slot:
         self._idle.clear()
         try:
             job = self._patiently(lambda: self.jobs.job(name))
-            if not job.is_open or job.words.get("outcome"):
+            noted = Ended(str(job.words.get("outcome", "")), str(job.words.get("why", "")))
+            if number:  # how a job ends is said by who has the job itself
+                if job.is_open and not noted.outcome:
+                    self._worked_on(job, number)
                 return ""
-            ended = self._worked_on(job, number)
-            if ended.outcome:
+            ended = noted if noted.outcome or not job.is_open else self._worked_on(job, number)
+            if ended.outcome and not noted.outcome:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
             return ended.why if ended.outcome == "failed" else ""
@@ -149,10 +152,11 @@ class Slot:
 
     def _worked_on(self, job: Job, number: int) -> Ended:
         """Tune until the study is done, as often as the device is given back meanwhile."""
+        self._is("busy", "", job.id)
         try:
             tuning = self.bench.tuning(job.submission)
         except AdvisorError as error:
-            return Ended("failed", str(error)) if not number else Ended()
+            return Ended("failed", str(error))
         here = tuning.machine.environment.key
         if number and job.words.get("environment") != here:
             self._patiently(lambda: self.jobs.share(job, number + 1, ELSEWHERE_S))
@@ -161,7 +165,7 @@ class Slot:
             self._patiently(lambda: self.jobs.tell(job.id, environment=here))
         self._patiently(lambda: self._offer(job, number))
         while self._may_begin(job):
-            if (ended := self._attempted(job, tuning, number)) is not None:
+            if (ended := self._attempted(job, tuning)) is not None:
                 return ended
         return Ended()
 
@@ -172,17 +176,16 @@ class Slot:
         for each in range(number + 1, number + 1 + max(others, 1)):
             self.jobs.share(job, each)
 
-    def _attempted(self, job: Job, tuning: Tuning, number: int) -> Ended | None:
+    def _attempted(self, job: Job, tuning: Tuning) -> Ended | None:
         """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
         try:
-            done = self._tuned(job, tuning)
-            return Ended() if number else done  # how a job ends is said by who has the job itself
+            return self._tuned(job, tuning)
         except Interrupted as stopped:
             _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
-        except StoreError as error:
+        except (StoreError, OSError) as error:  # a disk that is full, no file more: it may pass
             if isinstance(error, DamagedRow):
                 return Ended("failed", str(error))
-            _log.error("the database can't be used", extra={"slot": self.name, "job": job.id, "why": str(error)})
+            _log.error("what is needed can't be used", extra={"slot": self.name, "job": job.id, "why": str(error)})
             self._is("waiting", str(error), job.id)
             self._leaving.wait(AGAIN_S)
         except AdvisorError as error:
@@ -248,6 +251,8 @@ class Slot:
         while True:
             try:
                 return verb()
+            except DamagedRow:
+                raise
             except StoreError as error:
                 _log.warning("the database can't be reached", extra={"slot": self.name, "why": str(error)})
                 time.sleep(AGAIN_S)
@@ -272,26 +277,31 @@ class Slot:
                     _log.error("another worker has taken this slot over", extra={"slot": self.name})
                     os._exit(1)
                 self._beaten = now
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - a slot that is silent is taken for gone
                 _log.warning("not heard", extra={"slot": self.name, "why": str(error)})
             time.sleep(BEAT_S)
 
     def _look(self) -> None:
         """Stop what runs where its job was cancelled, or somebody else came to the device."""
         looked = 0.0
-        while True:
-            time.sleep(ASK_S)
-            name = self._job
-            with suppress(StoreError):
+        while not self._leaving.wait(ASK_S):
+            try:
+                name = self._job
                 if self._runner is not None and name and self.jobs.is_cancelled(name):
                     self._interrupt("it was cancelled")
-            if time.monotonic() - looked >= LOOK_S:
-                looked = time.monotonic()
-                works = self._runner is not None
-                if hindrance := self.watch.hindrance(own_pids(), works=works):
-                    _log.info("given back", extra={"slot": self.name, "job": name or None, "why": hindrance})
-                    self._leave(hindrance)
-                    return
+                if time.monotonic() - looked >= LOOK_S:
+                    looked = time.monotonic()
+                    self._look_at_device()
+            except Exception as error:  # noqa: BLE001 - who comes, or cancels, is to be seen the next time
+                _log.warning("not looked", extra={"slot": self.name, "why": str(error)})
+
+    def _look_at_device(self) -> None:
+        """Give the device back where somebody else came to it."""
+        works = self._runner is not None
+        hindrance = self.watch.hindrance(own_pids(), works=works)
+        if hindrance and works == (self._runner is not None):  # else it looked while its own runner came or went
+            _log.info("given back", extra={"slot": self.name, "job": self._job or None, "why": hindrance})
+            self._leave(hindrance)
 
 
 def own_pids() -> list[int]:

@@ -20,13 +20,6 @@ GRACE_S = 3
 _log = logging.getLogger("advisor.web")
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the command, which has slots to end too."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-
 def serving(served: Served, settings: Settings, stop: threading.Event, say: Callable[[str], None]) -> None:
     """Answer requests until told to stop. say: hears the address as soon as it listens. Raises BadInput for one that is taken."""
     settings.refuse_open()
@@ -36,7 +29,7 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off"
     )
-    server = _Server(config)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
     thread.start()
     host, port = listening.getsockname()[:2]

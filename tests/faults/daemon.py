@@ -214,6 +214,10 @@ def cancelled(bed: Bed) -> Cell:
     )
 
 
+def _ran_more(fleet: Fleet, lines: int) -> bool:
+    return len(fleet.lines()) > lines
+
+
 def polite(bed: Bed) -> Cell:
     """Have somebody else come to a device amid a trial, and go again: alone, and beside a device that stays."""
     took, problems = [], []
@@ -224,7 +228,7 @@ def polite(bed: Bed) -> Cell:
         somebody = fleet.log.with_name("GPU-0.foreign")
         for count in range(max(2, bed.kills // 10)):
             begun = len(fleet.lines())
-            fleet.until(lambda begun=begun: len(fleet.lines()) > begun + 1, 60.0, "a trial")
+            fleet.until(partial(_ran_more, fleet, begun + 1), 60.0, "a trial")
             time.sleep(bed.chance.uniform(0.0, 2.0))
             somebody.touch()
             began = time.monotonic()
@@ -283,7 +287,7 @@ def thousand(bed: Bed) -> Cell:
         jobs = {name: fleet.job(name) for name in submitted}
         fleet.start_replaying("a", ["GPU-0"], 0.0)
         fleet.until(lambda: len(fleet.jobs.page("done", 0, 100)) > looked_at, 240.0, "some jobs done")
-        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: job.started_at)
+        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: str(job.started_at))
         taken = [job.id for job in over if job.id != first][:looked_at]
         wanted = sorted(jobs.values(), key=lambda job: (-job.submission.priority, job.submitted_at))
         for place, name in enumerate(taken):

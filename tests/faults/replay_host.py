@@ -133,7 +133,7 @@ def slot(settings: Mapping[str, Any]) -> int:
         def runner(self, job: Job, _: Callable[[Mapping[str, Any]], None]) -> Fixed:
             return Fixed(job)
 
-    slot_module.Watch = _watching(Path(settings["log"]).with_name(f"{settings['device']}.foreign"))
+    slot_module.__dict__["Watch"] = _watching(Path(settings["log"]).with_name(f"{settings['device']}.foreign"))
     return at_work(Recording(), settings)
 
 
