@@ -414,7 +414,7 @@ def test_a_job_of_a_slot_that_is_gone_goes_back_to_its_queue(url: str) -> None:
 
 
 def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
-    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed has failed, put back or not."""
+    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed stays so when it is put back."""
     from advisor.daemon.slot import Slot
 
     class Bench:
@@ -432,3 +432,6 @@ def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
     assert slot.jobs.job(name).words["outcome"] == "failed"
     assert slot._perform(name, 0) == "org/model can't be tuned here"
     assert slot._perform(name, 1) == ""
+    slot.jobs.close()
+    slot.store.close()
+    slot.watch.close()
