@@ -414,7 +414,7 @@ def test_a_job_of_a_slot_that_is_gone_goes_back_to_its_queue(url: str) -> None:
 
 
 def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
-    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed stays so when it is put back."""
+    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed stays so when put back."""
     from advisor.daemon.slot import Slot
 
     class Bench:
