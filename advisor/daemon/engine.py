@@ -150,17 +150,16 @@ class Jobs:
 
     def page(self, state: str | None = None, first: int = 0, most: int = 50) -> list[Job]:
         """Return jobs from the `first` on, the newest first, `most` at most; of a state alone where one is named."""
-        statuses = None if state is None else [name for name, ours in _STATES.items() if ours == state]
-        with _told(self._url):
-            found = self._client.list_workflows(
-                name=JOB,
-                status=statuses,
-                offset=first,
-                limit=most,
-                sort_desc=True,
-                application_name=APPLICATION,
-            )
-        return [_job(each) for each in found]
+        table = self._client._sys_db.tables.workflow_status
+        statuses = [status for status, ours in _STATES.items() if state in (None, ours)]
+        # DBOS orders by the moment alone: of several that have one, a page would tell some again and leave others out.
+        newest = (table.c.created_at.desc(), table.c.workflow_uuid.desc())
+        asked = select(table.c.workflow_uuid).where(table.c.name == JOB, table.c.status.in_(statuses)).order_by(*newest)
+        with _told(self._url), self._client._sys_db.engine.connect() as connection:
+            names = list(connection.execute(asked.offset(first).limit(most)).scalars())
+            listed = self._client.list_workflows(workflow_ids=names) if names else []
+        found = {each.workflow_id: each for each in listed}
+        return [_job(found[name]) for name in names if name in found]
 
     def waiting(self, device_class: str | None = None) -> int:
         """Return how many jobs wait, for a device of a class alone where one is named."""
