@@ -287,9 +287,11 @@ def thousand(bed: Bed) -> Cell:
         jobs = {name: fleet.job(name) for name in submitted}
         fleet.start_replaying("a", ["GPU-0"], 0.0)
         fleet.until(lambda: len(fleet.jobs.page("done", 0, 100)) > looked_at, 240.0, "some jobs done")
-        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: str(job.started_at))
-        taken = [job.id for job in over if job.id != first][:looked_at]
         wanted = sorted(jobs.values(), key=lambda job: (-job.submission.priority, job.submitted_at))
+        places = {job.id: place for place, job in enumerate(wanted)}
+        # SQLite's moments are seconds: of those that began in one, nobody can say which was first.
+        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: (str(job.started_at), places.get(job.id, -1)))
+        taken = [job.id for job in over if job.id != first][:looked_at]
         for place, name in enumerate(taken):
             mine, theirs = jobs[name], wanted[place]
             if (mine.submission.priority, mine.submitted_at) != (theirs.submission.priority, theirs.submitted_at):
