@@ -22,7 +22,7 @@ from typing import Any
 from dbos import DBOS, DBOSClient, Serializer
 from dbos import error as failures
 from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
 from advisor.daemon.job import Job
@@ -338,6 +338,8 @@ def _told(url: str) -> Iterator[None]:
         raise
     except failures.DBOSException as error:
         raise StoreError(f"the jobs in {shown(place_of(url))} can't be used: {' '.join(str(error).split())}") from error
+    except ProgrammingError as error:  # a server that has no such table
+        raise NotMeasured("no daemon has run on this database", "advisor serve") from error
     except SQLAlchemyError as error:
         where = shown(place_of(url))
         text = str(getattr(error, "orig", error)).strip().splitlines()
