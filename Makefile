@@ -52,11 +52,12 @@ $(OLDER)/.installed: pyproject.toml
 test-older: $(OLDER)/.installed  ## gate, worker, encoders and attention with the oldest transformers that is supported
 	$(OLDER)/bin/python $(PYTEST) tests/test_gate.py tests/test_gate_parts.py tests/test_worker.py tests/test_encoders.py tests/test_attention.py
 
-faults: $(BIN)/.installed  ## kill -9 of a tune, and of tunes that share a study, at 20 random moments, on SQLite and on PostgreSQL
+faults: $(BIN)/.installed  ## kill -9 of tunes and of the daemon, a host gone, a server away, a disk full, many jobs: some two hours
 	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0
 	$(BIN)/python tests/faults/kill.py --kills 20 --seed 0 --postgresql
 	$(BIN)/python tests/faults/together.py --tunes 4 --kills 20 --seed 0
 	$(BIN)/python tests/faults/together.py --tunes 4 --kills 20 --seed 0 --postgresql
+	$(BIN)/python tests/faults/daemon.py --kills 30 --seed 0 --write docs/faults.md
 
 bench: $(BIN)/.installed  ## start-up times, and the gate's calibration in 100 runs
 	$(BIN)/python benchmarks/startup.py

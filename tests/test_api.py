@@ -392,7 +392,7 @@ def test_names_that_all_work_takes_are_no_kinds_own() -> None:
     assert parsers is not None
     commands = parsers._group_actions[0].choices
     assert isinstance(commands, dict)
-    flags = {action.dest for verb in ("tune", "suggest") for action in commands[verb]._actions}
+    flags = {action.dest for verb in ("tune", "suggest", "submit") for action in commands[verb]._actions}
     keywords = {name for verb in (api.tune, api.suggest, api.load) for name in inspect.signature(verb).parameters}
 
     assert flags | keywords - {"flags"} | {"command", "version"} == TAKEN | own

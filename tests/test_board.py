@@ -113,15 +113,15 @@ class Daemon:
                 return error.code, error.headers, error.read()
 
 
-def told(served: Served, request: Request) -> StreamingResponse:
-    """Tell of jobs and their trials as they change, as the API does."""
+def told(served: Served, request: Request, stopping: threading.Event) -> StreamingResponse:
+    """Tell of jobs and their trials as they change, as the API does, until nobody listens or the server ends."""
 
     def standing() -> str:
         return json.dumps([(job["id"], job["state"], job["trials"]) for job in served.listed(None, 0, PAGE)])
 
     async def events() -> AsyncIterator[str]:
         last = ""
-        while not await request.is_disconnected():
+        while not stopping.is_set() and not await request.is_disconnected():
             now = await asyncio.to_thread(standing)
             yield f"event: job\ndata: {now}\n\n" if now != last else ": still here\n\n"
             last = now
@@ -154,12 +154,13 @@ def serving(daemon: Daemon, port: int = 0) -> Iterator[Daemon]:
     """Serve the pages with uvicorn, on a port that is free where none is named."""
     app = FastAPI()
     app.include_router(router(daemon.served))
+    stopping = threading.Event()
 
     async def events(request: Request) -> StreamingResponse:
-        return told(daemon.served, request)
+        return told(daemon.served, request, stopping)
 
     app.add_api_route("/api/v1/events", events, response_model=None)
-    config = uvicorn.Config(guarded(app), port=port, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(guarded(app), port=port, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -168,6 +169,7 @@ def serving(daemon: Daemon, port: int = 0) -> Iterator[Daemon]:
         port = server.servers[0].sockets[0].getsockname()[1]
         yield replace(daemon, address=f"http://127.0.0.1:{port}")
     finally:
+        stopping.set()
         server.should_exit = True
         thread.join()
 

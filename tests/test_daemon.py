@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import time
 from pathlib import Path
 
@@ -312,11 +313,12 @@ def test_a_job_waits_for_the_device_that_it_names(served: Served) -> None:
 
 def test_a_database_that_no_daemon_ran_on_says_so(database_url: str) -> None:
     """Listing jobs makes nothing."""
-    if not database_url.startswith("sqlite"):
-        pytest.skip("a server's schema is looked at by its first question")
     Store.open(laid(database_url), write=True).close()
-    with pytest.raises(NotMeasured, match="no daemon has run on this database"):
-        engine.Jobs(database_url)
+    with (
+        pytest.raises(NotMeasured, match="no daemon has run on this database"),
+        closing(engine.Jobs(database_url)) as jobs,
+    ):
+        jobs.page()
 
 
 def test_a_slot_is_one_processes_at_a_time(url: str) -> None:
@@ -411,3 +413,27 @@ def test_a_job_of_a_slot_that_is_gone_goes_back_to_its_queue(url: str) -> None:
         first.wait()
         first.stdout.close()
         jobs.close()
+
+
+def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
+    """A slot that helps and fails leaves the job to who has it; a job that was told to have failed stays so when put back."""
+    from advisor.daemon.slot import Slot
+
+    class Bench:
+        machine = Machine(CPU, "here", "cpu-here", None, 2**30)
+
+        def tuning(self, submission: Submission) -> None:
+            raise BadInput(f"{submission.model} can't be tuned here")
+
+    slot = Slot(Bench(), url, Courtesy())
+    name = slot.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, CPU.device_class))
+
+    assert slot._perform(name, 1) == ""
+    assert "outcome" not in slot.jobs.job(name).words
+    assert slot._perform(name, 0) == "org/model can't be tuned here"
+    assert slot.jobs.job(name).words["outcome"] == "failed"
+    assert slot._perform(name, 0) == "org/model can't be tuned here"
+    assert slot._perform(name, 1) == ""
+    slot.jobs.close()
+    slot.store.close()
+    slot.watch.close()

@@ -47,7 +47,7 @@ def served(database_url: str) -> Iterator[Served]:
 def ran(store: Store, study: int, count: int, outcome: Outcome | None = Outcome.RUNTIME_ERROR) -> None:
     """Begin some trials of other configurations each, and end them; None: leave them running."""
     for _ in range(count):
-        place = store.count_trials(study)
+        place = Counts(store).of_study(study)
         configuration = Configuration.of({"attention": "sdpa", "precision": f"fp{place + 1}"})
         assert store.claim(study, Search(configuration), f"host:1:{place}") == (place,)
         if outcome is not None:
@@ -92,28 +92,72 @@ def test_every_figure_is_what_the_database_has(served: Served) -> None:
     assert 0 <= figures(served)["advisor_newest_recommendation_age_seconds", ()] < 60
 
 
-@pytest.mark.parametrize("newest", [0, 2, 1000])
+def all_rows(store: Store) -> dict[str, int]:
+    """Count every row, which is what the counts must come to."""
+    with store._database.reading() as connection:
+        return dict(connection.execute(text("SELECT outcome, COUNT(*) FROM trials GROUP BY outcome")).all())
+
+
+@pytest.mark.parametrize("settled_s", [0.0, 60.0])
 def test_trials_are_counted_on_from_where_they_were(
-    served: Served, newest: int, monkeypatch: pytest.MonkeyPatch
+    served: Served, settled_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ends, begins or is written by another process between two looks is counted once, as a count of all rows says."""
-    monkeypatch.setattr(counts_module, "NEWEST", newest)
+    monkeypatch.setattr(counts_module, "SETTLED_S", settled_s)
     counts, store = Counts(served.store), served.store
     one = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
     two = store.open_study(SOURCE, Forward((16,), 1), CPU, Objective(), Budget(), 0)
 
-    def all_rows() -> dict[str, int]:
-        with store._database.reading() as connection:
-            return dict(connection.execute(text("SELECT outcome, COUNT(*) FROM trials GROUP BY outcome")).all())
-
-    assert counts.trials() == all_rows() == {}
+    assert counts.trials() == all_rows(store) == {}
     ran(store, one, 2)
     ran(store, two, 1, None)
     ran(store, one, 2, Outcome.TIMEOUT)
-    assert counts.trials() == all_rows() == {"runtime_error": 2, "running": 1, "timeout": 2}
+    for _ in range(3):  # counted as the newest, then once and for all, then from what was kept
+        assert counts.trials() == all_rows(store) == {"runtime_error": 2, "running": 1, "timeout": 2}
     first = store.trials(two)[0]
     store.finish_trial(two, Trial(0, first.requested, None, Outcome.RUNTIME_ERROR, "it broke"), "host:1:0")
     ran(store, two, 1, None)
-    assert counts.trials() == all_rows() == {"runtime_error": 3, "running": 1, "timeout": 2}
+    for _ in range(3):
+        assert counts.trials() == all_rows(store) == {"runtime_error": 3, "running": 1, "timeout": 2}
     ran(store, one, 1)
-    assert counts.trials() == counts.trials() == all_rows()
+    assert counts.trials() == counts.trials() == all_rows(store)
+
+
+def test_a_trial_that_is_left_behind_has_no_other_row_read_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that runs for good, before many that ended: only what came since is counted, and it is still told as running."""
+    monkeypatch.setattr(counts_module, "SETTLED_S", 0.0)
+    counts, store = Counts(served.store), served.store
+    study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
+    ran(store, study, 1, None)
+    ran(store, study, 5)
+    assert counts.trials() == counts.trials() == all_rows(store)
+    with store._database.writing() as connection:  # a row that is read again would be told as what it is now
+        connection.execute(text("UPDATE trials SET outcome = 'timeout' WHERE number = 3"))
+    ran(store, study, 2)
+    assert counts.trials() == {"running": 1, "runtime_error": 7}
+    left = store.trials(study)[0]
+    store.finish_trial(study, Trial(0, left.requested, None, Outcome.TIMEOUT, "it hung"), "host:1:0")
+    assert counts.trials() == {"timeout": 1, "runtime_error": 7}
+
+
+def test_trials_that_come_behind_later_ones_are_counted(postgres_url: str) -> None:
+    """PostgreSQL gives ids before a transaction ends: an import that takes its time comes behind 1,500 trials of another one."""
+    with Store.open(laid(postgres_url), write=True) as store:
+        counts = Counts(store)
+        study = store.open_study(SOURCE, Forward((8,), 1), CPU, Objective(), Budget(), 0)
+        ran(store, study, 1)
+        with store._database.reading() as connection:
+            row = connection.execute(text("SELECT * FROM trials")).mappings().one()
+        kept = [name for name in row if name not in {"id", "number"}]
+        copied = (
+            f"INSERT INTO trials (number, {', '.join(kept)}) SELECT g, {', '.join(kept)} FROM trials "
+            "CROSS JOIN generate_series(CAST(:first AS int), CAST(:last AS int)) g WHERE number = 0"
+        )
+        with store._database.writing() as slow:
+            slow.execute(text(copied), {"first": 1, "last": 5})
+            with store._database.writing() as quick:
+                quick.execute(text(copied), {"first": 6, "last": 1505})
+            assert counts.trials() == counts.trials() == all_rows(store) == {"runtime_error": 1501}
+        assert counts.trials() == counts.trials() == all_rows(store) == {"runtime_error": 1506}

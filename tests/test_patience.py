@@ -211,3 +211,30 @@ def test_when_a_process_started_tells_it_from_the_next() -> None:
     other.wait()
     assert started(other.pid) == ""
     assert int(started(os.getpid())) > 0
+
+
+@pytest.mark.parametrize(
+    ("kills", "is_transient", "is_read"), [(0, True, True), (2, True, True), (3, True, False), (1, False, False)]
+)
+def test_facts_are_read_again_where_a_worker_was_killed(kills: int, is_transient: bool, is_read: bool) -> None:
+    """A worker that is killed while it reads a model says nothing of the model; what fails for good is not tried again."""
+    from advisor.measure.messages import FactsRead, Failure
+    from advisor.measure.runner import read_facts
+
+    facts = object()
+    asked: list[object] = []
+
+    class Killed:
+        def run(self, request: object, _: float) -> object:
+            asked.append(request)
+            if len(asked) <= kills:
+                return Failure(outcome=Outcome.OUT_OF_MEMORY, reason="killed", transient=is_transient)
+            return FactsRead(facts=facts)
+
+    if is_read:
+        assert read_facts(Killed(), SOURCE, Forward((8,), 1)) is facts
+        assert len(asked) == kills + 1
+    else:
+        with pytest.raises(AdvisorError, match="the model can't be used: killed"):
+            read_facts(Killed(), SOURCE, Forward((8,), 1))
+        assert len(asked) == (3 if is_transient else 1)

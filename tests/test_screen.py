@@ -34,12 +34,13 @@ from advisor.show.rows import as_csv
 from advisor.storage.store import Store
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
+# three quarters are padding: packing is about three times the default, so a busy machine finds a winner to confirm too
 WORK = [
     MODEL,
     "--lengths",
-    "16",
+    "256",
     "--padding",
-    "0.4",
+    "0.75",
     "--batch",
     "4",
     "--batches",
@@ -113,7 +114,7 @@ def lines_of(screen: str) -> list[str]:
 
 def test_the_answer_of_a_tune_is_on_stdout_alone(tuned: Tuned, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress goes to stderr; stdout has what `suggest` prints of the same, and what is recommended stands last."""
-    assert tuned.status in (0, 3)  # on a busy machine three blocks may not confirm it
+    assert tuned.status in (0, 3)  # where the machine is busy, three blocks may not confirm it
     said = " ".join(tuned.out.split())
     assert said.count("▸ ") == 1
     assert "▸" not in tuned.screen

@@ -62,8 +62,7 @@ def _keep_if_readable(store: Store, study_id: int) -> None:
     try:
         keep_answer(store, study_id)
     except DamagedRow as error:
-        if str(error) not in store.damaged:
-            store.damaged.append(str(error))
+        store.damaged.append(str(error))
 
 
 def keep_answers(store: Store, study_ids: Iterable[int] | None = None) -> int:

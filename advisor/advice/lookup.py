@@ -9,6 +9,7 @@ from advisor.errors import DamagedRow, NotMeasured
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Objective
+from advisor.storage.nearest import nearest_studies
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.terminal import gib
@@ -22,10 +23,14 @@ def study_for(
 
     Raises NotMeasured with the nearest that was measured, DamagedRow where what there is can't be read.
     """
-    studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key))
+    damaged: list[str] = []  # of this question: an open store's own list is of all that were asked
+    studies = store.studies_for(source.architecture_key, workload.key_for(source.architecture_key), damaged)
+    for line in damaged:
+        if line not in store.damaged:
+            store.damaged.append(line)
     studies, notes = _in_environment(studies, here, on)
-    if not studies and store.damaged:
-        raise DamagedRow(store.damaged[0])
+    if not studies and damaged:
+        raise DamagedRow(damaged[0])
     if not studies:
         raise NotMeasured(_nearest(store, source, workload, objective, here, on))
     study, more = _best_study(studies, source, objective)
@@ -98,10 +103,10 @@ def _nearest(
     if on is not None and known and not any(_is_meant(key, environment, on) for key, environment in known):
         stored = "; ".join(f"{key}, {environment}" for key, environment in known)
         return f"not measured: no environment {on!r} is stored, by name or key. There are rows of: {stored}"
-    neighbours = store.studies(source.architecture_key)
+    neighbours = nearest_studies(store, source.architecture_key, workload)
     if neighbours:
         elsewhere = {s.id: s.environment_key != here.key if on is None else not _is_on(s, on) for s in neighbours}
-        nearest = min(neighbours, key=lambda s: (s.workload.distance(workload), elsewhere[s.id]))
+        nearest = min(neighbours, key=lambda s: elsewhere[s.id])
         differences = _differences(nearest.workload, workload)
         if elsewhere[nearest.id]:
             differences += _elsewhere(nearest.environment, here) if on is None else [f"device (not {on})"]

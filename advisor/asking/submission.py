@@ -83,7 +83,7 @@ class Submission:
         """
         if len(json.dumps(self.payload)) > MOST_BYTES:
             raise BadInput(f"a job takes at most {MOST_BYTES // 1024} KiB", "fewer lengths say the same")
-        self._refuse_unknown()
+        self.refuse_unknown()
         question = self.question
         seconds = self.effort(question).budget.seconds
         if is_operator:
@@ -97,8 +97,8 @@ class Submission:
         bound = {"budget": f"{most_budget_s:g}s"} if most_budget_s and seconds is None else {}
         return replace(self, model=let_in(self.model, model_root), given={**self.given, **bound})
 
-    def _refuse_unknown(self) -> None:
-        """Raise BadInput for options that a job has not."""
+    def refuse_unknown(self, what: str = "a job") -> None:
+        """Raise BadInput for options that it has not. what: it is, in words."""
         kind = kind_of(self.given)
         known = {option.name for option in (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)} | {
             "workload"
@@ -106,20 +106,21 @@ class Submission:
         for name, value in self.given.items():
             if name == DEVICE.name and value is not None:
                 raise BadInput(
-                    f"{named('device')} is a machine's own, and a job runs on any", f"{named('on')} names a device"
+                    f"{named('device')} is a machine's own, and {what} is for any", f"{named('on')} names a device"
                 )
             if name == "lengths_from" and value is not None:
                 raise BadInput(
                     f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
                 )
             if name not in known and value is not None:
-                raise BadInput(f"a job has no option {shown(name)}")
+                raise BadInput(f"{what} has no option {shown(name)}")
 
 
 def let_in(model: str, root: Path | None) -> str:
     """Return the model that a request names, if it may: a hub id, or what lies under a folder when links are resolved.
 
-    Raises BadInput, with the same words whether there is such a path or not.
+    Raises BadInput, with the same words for every path that it may not name; a folder of this name where the daemon was started
+    is such a path.
     """
     is_here = root is not None and _is_there(root / model)
     if _HUB_ID.fullmatch(model) and ".." not in model and not is_here and not _is_there(Path(model)):

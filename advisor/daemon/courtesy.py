@@ -81,17 +81,19 @@ class Watch:
         hours, moment = self.courtesy.hours, now or datetime.now().astimezone().time()
         if hours is not None and not hours.hold(moment):
             return f"it is only used {hours}"
-        if self.machine.environment.is_cuda and (others := self._others(own_pids)):
+        if self.machine.environment.is_cuda and (others := self._others(own_pids, works=works)):
             return others
         if not works and self._is_locked():
             return "another advisor measures on it"
         return ""
 
-    def _others(self, own_pids: Collection[int]) -> str:
+    def _others(self, own_pids: Collection[int], *, works: bool) -> str:
         self._gauges.own_pids = frozenset({os.getpid(), *own_pids})
-        foreign = self._gauges.read(own_pid_expected=bool(own_pids))["foreign_processes"]
+        foreign = self._gauges.read()["foreign_processes"]
+        if foreign == NOT_OBSERVABLE and works:  # in a container a list that has our own processes is whole
+            foreign = self._gauges.read(own_pid_expected=True)["foreign_processes"]
         if foreign == NOT_OBSERVABLE:
-            if self.courtesy.assume_idle or own_pids:  # what could not be seen before it began can't be seen now
+            if self.courtesy.assume_idle or works:  # what could not be seen before it began can't be seen now
                 return ""
             return "who else uses it can't be seen here, as in a container: --assume-idle takes it for idle"
         many = f"process{'es' if len(foreign) > 1 else ''} {', '.join(map(str, foreign))}"

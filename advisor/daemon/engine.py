@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSClient, Serializer
+from dbos import error as failures
 from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
 from advisor.daemon.job import Job
@@ -46,6 +48,9 @@ _STATES = {
 
 #: Signs of an id, in the order of their codes: ids made later sort behind.
 _SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+#: What can be an id, or a beginning of one: no database is asked for anything else.
+_ID = re.compile(r"[0-9a-z]{1,64}")
 
 
 class _Json(Serializer):
@@ -131,29 +136,30 @@ class Jobs:
 
     def job(self, name: str) -> Job:
         """Return a job by its id, or by a beginning that no other one has. Raises NotMeasured."""
-        with _told(self._url):
-            found = self._client.list_workflows(
-                workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
-            )
+        found = []
+        if _ID.fullmatch(name):
+            with _told(self._url):
+                found = self._client.list_workflows(
+                    workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
+                )
         exact = [each for each in found if each.workflow_id == name] or found
-        if not name or len(exact) != 1:
+        if len(exact) != 1:
             several = f"several jobs begin with {name!r}" if exact else f"there is no job {name!r}"
             raise NotMeasured(several, "advisor jobs lists them")
         return _job(exact[0])
 
     def page(self, state: str | None = None, first: int = 0, most: int = 50) -> list[Job]:
         """Return jobs from the `first` on, the newest first, `most` at most; of a state alone where one is named."""
-        statuses = None if state is None else [name for name, ours in _STATES.items() if ours == state]
-        with _told(self._url):
-            found = self._client.list_workflows(
-                name=JOB,
-                status=statuses,
-                offset=first,
-                limit=most,
-                sort_desc=True,
-                application_name=APPLICATION,
-            )
-        return [_job(each) for each in found]
+        table = self._client._sys_db.tables.workflow_status
+        statuses = [status for status, ours in _STATES.items() if state in (None, ours)]
+        # DBOS orders by the moment alone: of several that have one, a page would tell some again and leave others out.
+        newest = (table.c.created_at.desc(), table.c.workflow_uuid.desc())
+        asked = select(table.c.workflow_uuid).where(table.c.name == JOB, table.c.status.in_(statuses)).order_by(*newest)
+        with _told(self._url), self._client._sys_db.engine.connect() as connection:
+            names = list(connection.execute(asked.offset(first).limit(most)).scalars())
+            listed = self._client.list_workflows(workflow_ids=names) if names else []
+        found = {each.workflow_id: each for each in listed}
+        return [_job(found[name]) for name in names if name in found]
 
     def waiting(self, device_class: str | None = None) -> int:
         """Return how many jobs wait, for a device of a class alone where one is named."""
@@ -222,6 +228,8 @@ def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[st
                 until = time.monotonic() + patience_s
                 while jobs.running_on([slot]) and time.monotonic() < until:
                     time.sleep(0.05)
+            if jobs.running_on([slot]):
+                raise StoreError(f"what ran on {slot} was not put back within {patience_s:.0f} s")
             put_back += left
     finally:
         jobs.close()
@@ -254,26 +262,28 @@ def at_work(url: str, slot: str, device_class: str, perform: Callable[[str, int]
 @contextmanager
 def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] = ()) -> Iterator[None]:
     logging.getLogger("dbos").setLevel(logging.CRITICAL)  # what fails is told by us
-    with _told(url):
-        DBOS(
-            config={
-                "name": APPLICATION,
-                "system_database_url": _beside(url),
-                "application_version": VERSION,
-                "executor_id": executor,
-                "run_migrations": migrate,
-                "use_listen_notify": False,
-                "enable_otlp": False,
-                "log_level": "CRITICAL",
-                "serializer": _Json(),
-            }
-        )
-        DBOS.listen_queues(list(queues))
-        DBOS.launch()
     try:
+        with _told(url):
+            DBOS(
+                config={
+                    "name": APPLICATION,
+                    "system_database_url": _beside(url),
+                    "application_version": VERSION,
+                    "executor_id": executor,
+                    "run_migrations": migrate,
+                    "use_listen_notify": False,
+                    "enable_otlp": False,
+                    "log_level": "CRITICAL",
+                    "serializer": _Json(),
+                }
+            )
+            DBOS.listen_queues(list(queues))
+            DBOS.launch()
         yield
     finally:
-        DBOS.destroy(workflow_completion_timeout_sec=0)
+        DBOS.destroy(
+            workflow_completion_timeout_sec=0
+        )  # whatever came of it: there is one for a process, and it keeps its name
 
 
 def _beside(url: str) -> str:
@@ -326,6 +336,10 @@ def _told(url: str) -> Iterator[None]:
         yield
     except (NotMeasured, StoreError):
         raise
+    except failures.DBOSException as error:
+        raise StoreError(f"the jobs in {shown(place_of(url))} can't be used: {' '.join(str(error).split())}") from error
+    except ProgrammingError as error:  # a server that has no such table
+        raise NotMeasured("no daemon has run on this database", "advisor serve") from error
     except SQLAlchemyError as error:
         where = shown(place_of(url))
         text = str(getattr(error, "orig", error)).strip().splitlines()

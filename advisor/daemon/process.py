@@ -19,16 +19,16 @@ from advisor.machine.leftovers import die_with_parent, name_process
 from advisor.storage.place import default_url
 
 
-def at_work(bench: Bench, settings: Mapping[str, Any]) -> None:
-    """Work on a bench's device, by the supervisor's settings and in the database of ADVISOR_DATABASE_URL, until SIGTERM."""
+def at_work(bench: Bench, settings: Mapping[str, Any]) -> int:
+    """Work on a bench's device, by the supervisor's settings and in the database of ADVISOR_DATABASE_URL; return the status."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     hours = settings["only"] and Hours.of(settings["only"])
-    Slot(bench, default_url(), Courtesy(hours or None, settings["assume_idle"])).run(stop)
+    return Slot(bench, default_url(), Courtesy(hours or None, settings["assume_idle"])).run(stop)
 
 
-def main(settings: Mapping[str, Any]) -> None:
+def main(settings: Mapping[str, Any]) -> int:
     """Find the device that this process sees, and work on it."""
     die_with_parent(settings["parent"])
     name_process("advisor-slot")
@@ -38,8 +38,8 @@ def main(settings: Mapping[str, Any]) -> None:
     from advisor.machine.processors import slot_threads
 
     machine = probe.machine(None if settings["cuda"] else "cpu", slot_threads())
-    at_work(DeviceBench(machine, allow_pickle=settings["allow_pickle"]), settings)
+    return at_work(DeviceBench(machine, allow_pickle=settings["allow_pickle"]), settings)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from advisor.asking.submission import Submission
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
-from advisor.daemon.engine import Jobs, at_work
+from advisor.daemon.engine import Jobs, at_work, recover
 from advisor.daemon.job import Job
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
@@ -33,6 +33,9 @@ ASK_S = 0.5
 
 #: How long a database that is away, or full, is left alone, seconds.
 AGAIN_S = 2.0
+
+#: The exit status of a slot that gave its device back: it is started again, and waits until it may use it.
+YIELDED = 75
 
 #: How long what runs has to be let go after SIGTERM, seconds.
 STOP_S = 12.0
@@ -83,27 +86,46 @@ class Slot:
         self._state, self._why, self._job = "idle", "", ""
         self._runner: Stoppable | None = None
         self._beaten = time.monotonic()
-        self._stopping, self._idle = threading.Event(), threading.Event()
+        self._leaving, self._idle = threading.Event(), threading.Event()
         self._idle.set()
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until it is told to stop; then let go of what runs."""
+    def run(self, stop: threading.Event) -> int:
+        """Work until told to stop, or until the device is somebody else's; let go of what runs, and return the exit status.
+
+        The process is to end with it: what it let go of is still its own in the queue, until it or its supervisor puts it back.
+        """
         machine = self.bench.machine
         while not self.roster.enter(self.name, machine.host, machine.environment, self.owner):
             _log.warning("another worker has this device: it is waited for", extra={"slot": self.name})
             if stop.wait(BEAT_S):
-                return
-        for work in (self._beat, self._look):
-            threading.Thread(target=work, name=f"advisor-slot{work.__name__}", daemon=True).start()
+                return 0
+        self._start(self._beat)
+        recover(self.url, [self.name])  # what ran here when its last process ended may run elsewhere meanwhile
+        while hindrance := self.watch.hindrance():
+            self._is("waiting", hindrance)
+            if stop.wait(LOOK_S):
+                self.roster.leave(self.name, self.owner)
+                return 0
+        self._is("idle")
+        self._start(self._look)
         with at_work(self.url, self.name, machine.environment.device_class, self._perform):
             _log.info("ready", extra={"slot": self.name, "device": machine.environment.device_class})
-            stop.wait()
-            self._stopping.set()
-            self._interrupt("the daemon stops")
+            while not stop.wait(ASK_S) and not self._leaving.is_set():
+                pass
+            self._leave("the daemon stops")
             self._idle.wait(STOP_S)
-            with suppress(StoreError):
-                self.roster.leave(self.name, self.owner)
-            os._exit(0)  # what was let go is still this slot's in the queue, and DBOS would call it done
+            if stop.is_set():
+                with suppress(StoreError):
+                    self.roster.leave(self.name, self.owner)
+            os._exit(0 if stop.is_set() else YIELDED)  # DBOS would call done what was let go
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name=f"advisor-slot{work.__name__}", daemon=True).start()
+
+    def _leave(self, why: str) -> None:
+        """Have what runs stopped, and nothing begun: the device is given back."""
+        self._leaving.set()
+        self._interrupt(why)
 
     # ---------------------------------------------------------------------------------------------------------- jobs
 
@@ -112,25 +134,29 @@ class Slot:
         self._idle.clear()
         try:
             job = self._patiently(lambda: self.jobs.job(name))
-            if not job.is_open or job.words.get("outcome"):
+            noted = Ended(str(job.words.get("outcome", "")), str(job.words.get("why", "")))
+            if number:  # how a job ends is said by who has the job itself
+                if job.is_open and not noted.outcome:
+                    self._worked_on(job, number)
                 return ""
-            ended = self._worked_on(job, number)
-            if ended.outcome:
+            ended = noted if noted.outcome or not job.is_open else self._worked_on(job, number)
+            if ended.outcome and not noted.outcome:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")
             self._idle.set()
-            if self._stopping.is_set():
+            if self._leaving.is_set():
                 threading.Event().wait()  # the process ends here, and the job goes back to its queue
 
     def _worked_on(self, job: Job, number: int) -> Ended:
         """Tune until the study is done, as often as the device is given back meanwhile."""
+        self._is("busy", "", job.id)
         try:
             tuning = self.bench.tuning(job.submission)
         except AdvisorError as error:
-            return Ended("failed", str(error)) if not number else Ended()
+            return Ended("failed", str(error))
         here = tuning.machine.environment.key
         if number and job.words.get("environment") != here:
             self._patiently(lambda: self.jobs.share(job, number + 1, ELSEWHERE_S))
@@ -139,7 +165,7 @@ class Slot:
             self._patiently(lambda: self.jobs.tell(job.id, environment=here))
         self._patiently(lambda: self._offer(job, number))
         while self._may_begin(job):
-            if (ended := self._attempted(job, tuning, number)) is not None:
+            if (ended := self._attempted(job, tuning)) is not None:
                 return ended
         return Ended()
 
@@ -150,19 +176,18 @@ class Slot:
         for each in range(number + 1, number + 1 + max(others, 1)):
             self.jobs.share(job, each)
 
-    def _attempted(self, job: Job, tuning: Tuning, number: int) -> Ended | None:
+    def _attempted(self, job: Job, tuning: Tuning) -> Ended | None:
         """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
         try:
-            done = self._tuned(job, tuning)
-            return Ended() if number else done  # how a job ends is said by who has the job itself
+            return self._tuned(job, tuning)
         except Interrupted as stopped:
             _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
-        except StoreError as error:
+        except (StoreError, OSError) as error:  # a disk that is full, no file more: it may pass
             if isinstance(error, DamagedRow):
                 return Ended("failed", str(error))
-            _log.error("the database can't be used", extra={"slot": self.name, "job": job.id, "why": str(error)})
+            _log.error("what is needed can't be used", extra={"slot": self.name, "job": job.id, "why": str(error)})
             self._is("waiting", str(error), job.id)
-            self._stopping.wait(AGAIN_S)
+            self._leaving.wait(AGAIN_S)
         except AdvisorError as error:
             # Where a study is there, what its earlier slots did not get to was beyond the budget.
             is_spent = isinstance(error, NotMeasured) and job.study is not None
@@ -180,6 +205,8 @@ class Slot:
             tuning = replace(tuning, budget=left)
         runner = self.bench.runner(tuning, self._hear)
         self._runner = runner
+        if self._leaving.is_set():  # since it was looked
+            runner.interrupt("the device is given back")
         self._is("busy", "", job.id)
         try:
             with opened(tuning, self.store, runner, self._hear, time.monotonic) as tuner:
@@ -189,8 +216,8 @@ class Slot:
                     carried_out(tuner, seen, step)
             return Ended("done", step.text)
         finally:
-            self._runner = None
             runner.close()
+            self._runner = None  # only now: until then the device's lock is this slot's own
 
     def _told_study(self, job: Job, study: int, first: int) -> int:
         """Note the study of a job, and its first trial that is the job's, unless that is noted; return the latter."""
@@ -201,16 +228,13 @@ class Slot:
         return min(first, int(noted.words.get("first", first)))
 
     def _may_begin(self, job: Job) -> bool:
-        """Wait until the device may be used; return False where the job is over, or the daemon stops, before that."""
-        while not self._stopping.is_set():
+        """Whether to go on with a job: it is not over, and the device is not to be given back."""
+        if hindrance := self.watch.hindrance():
+            self._leave(hindrance)
+        while not self._leaving.is_set():
             with suppress(StoreError):
-                if not self.jobs.job(job.id).is_open:
-                    return False
-            hindrance = self.watch.hindrance()
-            if not hindrance:
-                return True
-            self._is("waiting", hindrance, job.id)
-            self._stopping.wait(LOOK_S)
+                return self.jobs.job(job.id).is_open
+            self._leaving.wait(AGAIN_S)
         return False
 
     def _hear(self, event: Mapping[str, Any]) -> None:
@@ -227,6 +251,8 @@ class Slot:
         while True:
             try:
                 return verb()
+            except DamagedRow:
+                raise
             except StoreError as error:
                 _log.warning("the database can't be reached", extra={"slot": self.name, "why": str(error)})
                 time.sleep(AGAIN_S)
@@ -251,25 +277,31 @@ class Slot:
                     _log.error("another worker has taken this slot over", extra={"slot": self.name})
                     os._exit(1)
                 self._beaten = now
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - a slot that is silent is taken for gone
                 _log.warning("not heard", extra={"slot": self.name, "why": str(error)})
             time.sleep(BEAT_S)
 
     def _look(self) -> None:
         """Stop what runs where its job was cancelled, or somebody else came to the device."""
         looked = 0.0
-        while True:
-            time.sleep(ASK_S)
-            name = self._job
-            if self._runner is None or not name:
-                continue
-            with suppress(StoreError):
-                if self.jobs.is_cancelled(name):
+        while not self._leaving.wait(ASK_S):
+            try:
+                name = self._job
+                if self._runner is not None and name and self.jobs.is_cancelled(name):
                     self._interrupt("it was cancelled")
-            if time.monotonic() - looked >= LOOK_S:
-                looked = time.monotonic()
-                if hindrance := self.watch.hindrance(own_pids(), works=True):
-                    self._interrupt(hindrance)
+                if time.monotonic() - looked >= LOOK_S:
+                    looked = time.monotonic()
+                    self._look_at_device()
+            except Exception as error:  # noqa: BLE001 - who comes, or cancels, is to be seen the next time
+                _log.warning("not looked", extra={"slot": self.name, "why": str(error)})
+
+    def _look_at_device(self) -> None:
+        """Give the device back where somebody else came to it."""
+        works = self._runner is not None
+        hindrance = self.watch.hindrance(own_pids(), works=works)
+        if hindrance and works == (self._runner is not None):  # else it looked while its own runner came or went
+            _log.info("given back", extra={"slot": self.name, "job": self._job or None, "why": hindrance})
+            self._leave(hindrance)
 
 
 def own_pids() -> list[int]:

@@ -14,13 +14,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from advisor.daemon.engine import Jobs, recover
+from advisor.daemon.slot import YIELDED
 from advisor.errors import BadInput, StoreError
 from advisor.machine.leftovers import owner
 from advisor.nouns.environment import Machine
-from advisor.storage.roster import Roster, Slot
+from advisor.storage.place import absolute_url
+from advisor.storage.roster import LEASE_S, Roster, Slot
 from advisor.storage.store import Store
 
 #: How often the slots' processes are looked at, and how often the roster is looked through for slots that are gone, seconds.
@@ -64,7 +67,7 @@ class Supervisor:
         self.places = [Place(machine) for machine in self.machines]
         sweeper = threading.Thread(target=self._sweep_while, args=(stop,), name="advisor-sweeper", daemon=True)
         sweeper.start()
-        with tempfile.TemporaryDirectory(prefix="advisor-daemon-") as folder:
+        with tempfile.TemporaryDirectory(prefix="advisor-daemon-", ignore_cleanup_errors=True) as folder:
             try:
                 while not stop.wait(LOOK_S):
                     for place in self.places:
@@ -79,22 +82,31 @@ class Supervisor:
         """Start a slot's process, or start it again where it died."""
         now = time.monotonic()
         if place.process is not None and place.process.poll() is not None:
-            lived_s = now - place.started_at
-            place.again_s = AGAIN_S if lived_s > LIVED_S else min(2 * place.again_s, AGAIN_MOST_S)
-            place.due_at = now + place.again_s
-            words = {"slot": place.machine.uuid, "status": place.process.returncode, "again_s": place.again_s}
-            _log.warning("a slot's process ended", extra=words)
-            place.process = None
+            status, lived_s = place.process.returncode, now - place.started_at
+            is_well = status == YIELDED or lived_s > LIVED_S
+            place.again_s = AGAIN_S if is_well else min(2 * place.again_s, AGAIN_MOST_S)
+            place.due_at, place.process = now + place.again_s, None
+            if status != YIELDED:
+                words = {"slot": place.machine.uuid, "status": status, "again_s": place.again_s}
+                _log.warning("a slot's process ended", extra=words)
         if place.process is None and now >= place.due_at:
-            place.process = self._started(place.machine, folder)
             place.started_at = now
+            try:
+                Path(folder).mkdir(exist_ok=True)  # who cleans /tmp may have removed it
+                place.process = self._started(place.machine, folder)
+            except OSError as error:
+                place.again_s = min(2 * place.again_s, AGAIN_MOST_S)
+                place.due_at = now + place.again_s
+                words = {"slot": place.machine.uuid, "why": str(error), "again_s": place.again_s}
+                _log.error("a slot's process can't be started", extra=words)
 
     def _started(self, machine: Machine, folder: str) -> subprocess.Popen[bytes]:
         is_cuda = machine.environment.is_cuda
         settings = {**self.settings, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
         environment = {
             **os.environ,
-            "ADVISOR_DATABASE_URL": self.url,  # has a password, and everybody on a host can read what a process was started with
+            # Not on its command line, which everybody on a host can read, for it has a password.
+            "ADVISOR_DATABASE_URL": absolute_url(self.url),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": machine.uuid if is_cuda else "",
         }
@@ -118,10 +130,14 @@ class Supervisor:
                 process.wait()
 
     def _sweep_while(self, stop: threading.Event) -> None:
-        while not stop.wait(SWEEP_S):
+        wait_s = SWEEP_S
+        while not stop.wait(wait_s):
             try:
                 self.sweep()
-            except StoreError as error:
+                wait_s = SWEEP_S
+            except Exception as error:  # noqa: BLE001 - what is not put back now is the next time
+                # Where the database was away nobody was heard: all may say that they are there before any is taken for gone.
+                wait_s = LEASE_S
                 _log.warning("the roster can't be looked through", extra={"why": str(error)})
 
     def sweep(self) -> None:

@@ -23,6 +23,7 @@ from advisor.faces.remote import Remote
 from advisor.nouns.option import values_of
 from advisor.show.console import PIPE_COLUMNS
 from advisor.terminal import in_a_line, printable
+from advisor.workloads import DEFAULT_KIND
 
 if TYPE_CHECKING:
     from advisor.asking.submission import Submission
@@ -181,12 +182,17 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _without_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is asked of the options: neither what was left out nor what is meant where it is."""
     kind = kind_of(given)
     options = (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)
-    said = {option.name: given[option.name] for option in options if option.name in given}
+    said = {option.name: (given[option.name], option.default) for option in options if option.name in given}
     # 0 is something that is asked for, and equal to False.
-    asked = {name: value for name, value in said.items() if value is not False and value not in (None, [], ())}
-    return {"workload": given["workload"], **asked} if given.get("workload") else asked
+    asked = {
+        name: value
+        for name, (value, usual) in said.items()
+        if value is not False and value not in (None, [], ()) and value != usual
+    }
+    return asked if kind.name == DEFAULT_KIND.name else {"workload": kind.name, **asked}
 
 
 def _meant(options: argparse.Namespace) -> str:

@@ -47,6 +47,9 @@ from advisor.workloads import Workload
 #: What a worker may write without saying anything, before it is taken for broken (bytes).
 _LINE_LIMIT = 64 * 2**20
 
+#: How often a model's facts are read again where what failed may be the moment's.
+AGAIN = 2
+
 #: How long a device that is taken is left alone between two looks, seconds.
 LOCK_PAUSE_S = 0.1
 
@@ -311,7 +314,11 @@ def environment_of(machine: Machine) -> dict[str, str]:
 
 def read_facts(runner: Runner, source: ModelSource, workload: Workload, timeout_s: float = 120.0) -> ModelFacts:
     """Return a model's facts for a workload, or raise AdvisorError with the reason why they can't be read."""
-    answer = runner.run(FactsAsked(source=source.files, workload=workload), timeout_s)
+    asked = FactsAsked(source=source.files, workload=workload)
+    answer = runner.run(asked, timeout_s)
+    for _ in range(AGAIN):
+        if isinstance(answer, Failure) and answer.transient:  # a worker that was killed says nothing of the model
+            answer = runner.run(asked, timeout_s)
     if isinstance(answer, Failure):
         raise AdvisorError(f"the model can't be used: {answer.reason}")
     assert isinstance(answer, FactsRead)

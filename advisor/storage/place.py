@@ -80,6 +80,11 @@ def with_driver(url: str) -> str:
     return url
 
 
+def absolute_url(url: str) -> str:
+    """Return a URL that means the same in any folder, with its password. Raises BadInput where it can't be read."""
+    return place_of(url).render_as_string(hide_password=False)
+
+
 def place_of(url: str) -> URL:
     """Return what a URL says, the path of a SQLite file absolute. Raises BadInput where it says nothing we can open."""
     try:

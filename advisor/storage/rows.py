@@ -16,6 +16,9 @@ from advisor.workloads import UnknownKind
 
 _Noun = TypeVar("_Noun")
 
+#: Lines of what was passed over that are kept: more than anybody reads.
+_MOST_DAMAGE = 1000
+
 
 def now(later_s: float = 0.0) -> datetime:
     """Return this moment, or one so many seconds later."""
@@ -62,6 +65,15 @@ class in_row:  # noqa: N801 - it reads as what it is: with in_row(table, id)
             raise DamagedRow(f"row {self._id} of {self._table} is damaged: {in_a_line(said)[:200]}") from None
 
 
+class Damage(list[str]):
+    """Lines of what was passed over: each once, and so many that a process which lives long does not fill with them."""
+
+    def append(self, line: str) -> None:
+        """Keep a line, if it is new and there is room."""
+        if len(self) < _MOST_DAMAGE and line not in self:
+            super().append(line)
+
+
 def readable(read: Callable[[Any], _Noun], found: Iterable[Any], damage: list[str] | None) -> list[_Noun]:
     """Return what rows say. damage: takes a line for each that can't be understood, once; without it that is raised."""
     nouns = []
@@ -71,8 +83,7 @@ def readable(read: Callable[[Any], _Noun], found: Iterable[Any], damage: list[st
         except DamagedRow as error:
             if damage is None:
                 raise
-            if str(error) not in damage:
-                damage.append(str(error))
+            damage.append(str(error))
     return nouns
 
 

@@ -42,7 +42,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         """Read and write this database; use :meth:`open`."""
         self._database = database
-        self.damaged: list[str] = []
+        self.damaged: list[str] = rows.Damage()
 
     @classmethod
     def open(cls, url: str, *, write: bool) -> Store:
@@ -52,6 +52,10 @@ class Store:
         writer, or has another schema than this version of advisor, BadInput where the URL is none.
         """
         return cls(Database.open(url, write=write))
+
+    def anew(self) -> Store:
+        """Return the same open database for another question: what is passed over for one is told of that one alone."""
+        return Store(self._database)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -118,11 +122,14 @@ class Store:
                 state = "running"
             studies.close(connection, study_id, state, end=end, ran=ran, budget=budget)
 
-    def studies_for(self, architecture_key: str, workload_key: str) -> list[StudyRecord]:
-        """Return the studies of this workload on this architecture, newest first."""
+    def studies_for(
+        self, architecture_key: str, workload_key: str, damage: list[str] | None = None
+    ) -> list[StudyRecord]:
+        """Return the studies of this workload on this architecture, newest first. damage: takes in place of `damaged`."""
+        damage = self.damaged if damage is None else damage
         where = "m.architecture_key = :architecture AND w.key = :workload"
         with self._database.reading() as connection:
-            return studies.read(connection, where, self.damaged, architecture=architecture_key, workload=workload_key)
+            return studies.read(connection, where, damage, architecture=architecture_key, workload=workload_key)
 
     def studies(self, architecture_key: str | None = None) -> list[StudyRecord]:
         """Return all studies, or all of one architecture, whatever the workload, newest first."""
@@ -206,11 +213,6 @@ class Store:
         with self._database.reading() as connection:
             return trials.page(connection, study_id, below, most, failed=failed, damage=self.damaged)
 
-    def count_trials(self, study_id: int) -> int:
-        """Return how many trials a study has, running ones too."""
-        with self._database.reading() as connection:
-            return trials.count(connection, study_id)
-
     def default_trials(self, study_id: int) -> list[Trial]:
         """Return the ok trials of what the study began with, what transformers does when told nothing, by number."""
         with self._database.reading() as connection:
@@ -289,7 +291,7 @@ class Store:
         with self._database.reading() as connection:
             return trials.reusable(connection, study_id, requested, self.damaged)
 
-    # --------------------------------------------------------------------------------------- comparisons and refusals
+    # ------------------------------------------------------------------------------ comparisons, refusals and answers
 
     def save_comparisons(self, study_id: int, comparisons: Sequence[Comparison]) -> None:
         """Store these as the study's comparisons, instead of what was stored. Raises StoreError for an unknown key."""
@@ -323,8 +325,6 @@ class Store:
         with self._database.reading() as connection:
             return answers.refusals(connection, study_id)
 
-    # --------------------------------------------------------------------------------------------------------- answers
-
     def save_answer(self, study_id: int, answer: Answer) -> None:
         """Store what a study comes to, instead of what was stored, unless that was made of a later moment's rows."""
         columns = answers.answer_values(answer)
@@ -340,8 +340,6 @@ class Store:
         """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
         with self._database.reading() as connection:
             return answers.unanswered(connection, method)
-
-    # ------------------------------------------------------------------------------------------- from database to database
 
     def pack(self, study_ids: Iterable[int] | None = None) -> Iterator[Parcel]:
         """Give these studies, or all, oldest first, each as it is by then; and those whose trials they reuse.

@@ -150,4 +150,4 @@ def heartbeat(store: Store, study: int, name: str, every_s: float = BEAT_S) -> I
         yield
     finally:
         over.set()
-        thread.join(every_s)
+        thread.join(max(every_s, AGAIN_S))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +16,7 @@ from advisor.version import __version__
 from advisor.web import pages, problems
 from advisor.web.metrics import CONTENT_TYPE, Metrics
 from advisor.web.routes import api
-from advisor.web.security import Guard, Settings, TooMuch
+from advisor.web.security import Guard, Settings, TooMuch, of_fault, too_much
 from advisor.web.served import Served
 
 
@@ -30,6 +29,7 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirection would name the scheme that a proxy in between speaks with us
     )
     app.include_router(api(served, stopping))
     app.include_router(pages.router(served))
@@ -38,8 +38,8 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     app.add_exception_handler(AdvisorError, problems.of_failure)
     app.add_exception_handler(RequestValidationError, problems.of_request)
     app.add_exception_handler(HTTPException, problems.of_http)
-    app.add_exception_handler(TooMuch, _too_much(served))
-    app.add_exception_handler(Exception, problems.of_fault)
+    app.add_exception_handler(TooMuch, lambda _, error: too_much(error))
+    app.add_exception_handler(Exception, of_fault)
     app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
     return app
 
@@ -58,10 +58,3 @@ def _add_description(app: FastAPI) -> None:
     def docs(request: Request) -> Response:
         """Describe the API on a page that needs no other host."""
         return HTMLResponse(api_html(app.openapi(), Live(nonce=getattr(request.state, "nonce", None))))
-
-
-def _too_much(served: Served) -> Callable[[Request, Exception], Any]:
-    def told(_: Request, __: Exception) -> Response:
-        return problems.problem(413, "too much", f"a request has at most {served.limits.most_body_bytes} bytes")
-
-    return told

@@ -199,8 +199,9 @@ class Pages:
         """The studies, the newest first."""
         if not 0 <= first <= 10**9:
             raise BadInput("first must be a number from 0 on")
-        found = self._served.store.studies_page(None, None, first, PAGE) or []
-        older = self._served.store.studies_page(None, None, first + PAGE, 1) is not None
+        store = self._served.store.anew()
+        found = store.studies_page(None, None, first, PAGE) or []
+        older = store.studies_page(None, None, first + PAGE, 1) is not None
         places = (
             f"/studies?first={max(0, first - PAGE)}" if first else None,
             f"/studies?first={first + PAGE}" if older else None,
@@ -224,7 +225,7 @@ class Pages:
         return _page(report_html(report, live))
 
     def _report(self, number: int) -> StudyReport:
-        return report_of(self._served.store, number, _source_of(self._served.store.study(number).model_name))
+        return report_of(self._served.store.anew(), number, _source_of(self._served.store.study(number).model_name))
 
     def map(self, request: Request, model: str = "", on: str | None = None) -> Response:
         """Which choice wins where, as `advisor map` writes it: of a model by the name that its studies have."""
@@ -233,7 +234,7 @@ class Pages:
         key = None if "\0" in model else self._served.store.architecture_of(model)
         if key is None:
             raise NotThere("no study of this model is stored", "/studies lists those that there are")
-        page = map_of(self._served.store, model, key, on or None)
+        page = map_of(self._served.store.anew(), model, key, on or None)
         said = f"{len(page.unanswered)} without an answer yet. The page follows them." if page.unanswered else ""
         return _page(map_html(page, _live(request, said, changes=bool(page.unanswered))))
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
+from advisor.terminal import in_a_line
 from advisor.web.served import NoDevice, QueueFull
 
 #: After so many seconds it may be tried again, where the database is away or the queue is full.
@@ -40,7 +41,11 @@ def problem(status: int, title: str, detail: str, **more: Any) -> JSONResponse:
     headers = {"Retry-After": str(AGAIN_S)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+    # What somebody sent is named in it, and may hold what no UTF-8 takes.
+    told = {
+        name: in_a_line(text) if isinstance(text, str) else text for name, text in {"detail": detail, **more}.items()
+    }
+    body = {"type": "about:blank", "title": title, "status": status, **told}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
@@ -53,7 +58,7 @@ def of_failure(_: Request, error: Exception) -> JSONResponse:
     detail = whole.removesuffix(f" ({' '.join(hint.split())})") if hint else whole
     more: dict[str, Any] = {"hint": whole.removeprefix(detail).strip()[1:-1]} if len(detail) < len(whole) else {}
     if isinstance(error, NothingAdmissible):
-        more["reasons"] = list(error.reasons)
+        more["reasons"] = [in_a_line(reason) for reason in error.reasons]
     titles = {404: "not here", 409: "not possible", 422: "not understood", 429: "too many jobs wait"}
     return problem(status, titles.get(status, "not possible for now"), detail, **more)
 

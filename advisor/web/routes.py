@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from advisor.asking.submission import OPERATORS, Submission, let_in
+from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, Submission, let_in
 from advisor.daemon.job import STATES
 from advisor.errors import AdvisorError, BadInput, NotMeasured, named
 from advisor.version import __version__
@@ -32,13 +31,36 @@ _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     400: {"description": "no JSON", **_PROBLEM},
     401: {"description": "the token is missing or wrong", **_PROBLEM},
+    403: {"description": "a page of another site asks", **_PROBLEM},
     404: {"description": "not here, or not measured", **_PROBLEM},
     409: {"description": "not possible: nothing is admissible, or no device is of that kind", **_PROBLEM},
     413: {"description": "too many bytes", **_PROBLEM},
+    415: {"description": "the body is not called JSON", **_PROBLEM},
     421: {"description": "the daemon is not called by this name", **_PROBLEM},
     422: {"description": "not understood", **_PROBLEM},
-    503: {"description": "the database is away", **_PROBLEM},
+    500: {"description": "a fault of the daemon's own, and how its log calls it", **_PROBLEM},
+    503: {"description": "the database is away: Retry-After says when to come again", **_PROBLEM},
 }
+
+
+#: What the streams answer.
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "events, as they come", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+def _asked(**more: dict[str, Any]) -> Any:
+    """Return how a body is described that names a model and options. more: its members beside these."""
+    members = {"model": {"type": "string", "minLength": 1, "maxLength": 1000}, "given": {"type": "object"}, **more}
+    described = {"properties": members, "required": ["model"], "additionalProperties": False}
+    return Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}], json_schema_extra=described)
+
+
+#: The bodies of a job and of a question.
+_JOB = _asked(priority={"type": "integer", "minimum": LEAST_PRIORITY, "maximum": MOST_PRIORITY})
+_QUESTION = _asked(
+    format={"type": "string"}, columns={"type": "integer"}, pareto={"type": "boolean"}, refusals={"type": "boolean"}
+)
 
 
 def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
@@ -54,7 +76,7 @@ def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
 def _add_jobs(router: APIRouter, served: Served) -> None:
     @router.post("/jobs", status_code=201, responses={429: {"description": "too many jobs wait", **_PROBLEM}})
     def submit(
-        payload: Annotated[dict[str, Any], Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}])],
+        payload: Annotated[dict[str, Any], _JOB],
     ) -> Any:
         """Submit a job: `model`, the options of `advisor tune` by name in `given`, and `priority`, a higher one first."""
         job = served.submit(Submission.of(payload))
@@ -86,12 +108,12 @@ def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool])
         lines = told(request, look, ends=ends, stopping=stopping)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
-    @router.get("/events")
+    @router.get("/events", response_class=StreamingResponse, responses=_STREAM)
     def events(request: Request) -> Any:
         """Tell how the newest jobs stand, as it changes (server-sent events)."""
         return stream(request, lambda: served.listed(None, 0, NEWEST), ends=False)
 
-    @router.get("/jobs/{job}/events")
+    @router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=_STREAM)
     def job_events(request: Request, job: _Id) -> Any:
         """Tell how a job stands, as it changes, until it is over (server-sent events)."""
         name = served.jobs.job(job).id
@@ -101,7 +123,7 @@ def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool])
 def _add_answers(router: APIRouter, served: Served) -> None:
     @router.post("/suggest")
     def suggest(
-        payload: Annotated[dict[str, Any], Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}])],
+        payload: Annotated[dict[str, Any], _QUESTION],
     ) -> Any:
         """Answer from what was measured, as `advisor suggest --format json` does; `exit_status` is the command's.
 
@@ -129,13 +151,14 @@ def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mappin
 
     if taken := sorted(OPERATORS & {name for name, value in given.items() if value}):
         raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
-    if given.get("lengths_from") is not None:
+    Submission(model, given).refuse_unknown("a question")
+    if unknown := sorted(set(shown) - {"format", "columns", "pareto", "refusals"}):
         raise BadInput(
-            f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
+            f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
         )
     question = question_of(let_in(model, served.limits.model_root), given)
     asked = resolve(question, to_measure=False)
-    found = answer(asked, served.store, question.on)
+    found = answer(asked, served.store.anew(), question.on)
     device = "cuda" if found.study.environment.is_cuda else "cpu"
     if (form := shown.get("format", "json")) == "json":
         return {**recommendation_payload(found, device), "exit_status": found.exit_status}
@@ -157,8 +180,9 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         """List a study's trials, the newest first, from below a number on; failures alone where those are asked for."""
         from advisor.study.history import study_payload, trial_payload
 
-        record = served.store.study(study)
-        page = served.store.page(study, before, limit, failed=failed)
+        store = served.store.anew()
+        record = store.study(study)
+        page = store.page(study, before, limit, failed=failed)
         more = page.last is not None and page.last > 0
         asked = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
         listed = [trial_payload(record, trial) for trial in page.trials]
@@ -169,15 +193,18 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         """List studies, the newest first."""
         from advisor.study.history import study_payload
 
-        found = served.store.studies_page(None, None, first, limit)
-        following = f"/api/v1/studies?first={first + limit}&limit={limit}"
-        listed = [study_payload(each) for each in islice(found or (), limit)]
-        return {"studies": listed, "next": following if found is not None else None}
+        store = served.store.anew()
+        found = store.studies_page(None, None, first, limit) or []
+        is_last = store.studies_page(None, None, first + limit, 1) is None
+        following = None if is_last else f"/api/v1/studies?first={first + limit}&limit={limit}"
+        return {"studies": [study_payload(each) for each in found], "next": following}
 
     @router.get("/environments")
     def environments() -> Any:
         """List the slots, those at work first, and the environments with measurements."""
-        measured = [{"key": key, "words": str(each), **each.payload} for key, each in served.store.environments()]
+        measured = [
+            {"key": key, "words": str(each), **each.payload} for key, each in served.store.anew().environments()
+        ]
         return {"slots": [slot.payload for slot in served.roster.slots()], "measured": measured}
 
     @router.get("/health")

@@ -10,11 +10,13 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from advisor.errors import BadInput, named
+from advisor.web import problems
 from advisor.web.problems import problem
 
 #: The cookie that a browser gets in return for the token.
@@ -26,6 +28,9 @@ _OPEN = ("/api/v1/health", "/login", "/static/")
 #: A token shorter than this can be guessed.
 _SHORT = 16
 
+#: How one is made that can't be.
+_NEW = 'ADVISOR_TOKEN="$(openssl rand -hex 32)"'
+
 #: What a browser may do with an answer of ours: nothing of another host, and nothing in a frame.
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -33,6 +38,9 @@ _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data: blob:; "
     b"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
+
+#: What it may keep of one: nothing.
+_FRESH = {b"cache-control": b"no-store"}
 
 _LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>advisor</title><style>body{{font:1rem system-ui;margin:3rem auto;max-width:22rem;padding:0 1rem;color-scheme:light dark}}
@@ -53,9 +61,10 @@ class Settings:
 
     def refuse_open(self) -> None:
         """Raise BadInput where anybody could ask: on an address that others reach, without a token; or with one that is short."""
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise BadInput("ADVISOR_TOKEN holds what no header takes: letters, digits and signs of ASCII do", _NEW)
         if self.token and len(self.token) < _SHORT:
-            hint = 'ADVISOR_TOKEN="$(openssl rand -hex 32)"'
-            raise BadInput(f"ADVISOR_TOKEN has {len(self.token)} characters, and fewer than {_SHORT} are guessed", hint)
+            raise BadInput(f"ADVISOR_TOKEN has {len(self.token)} characters, and fewer than {_SHORT} are guessed", _NEW)
         if not self.token and not is_loopback(self.host):
             hint = f"set ADVISOR_TOKEN, or leave {named('host')} out"
             raise BadInput(f"on {self.host} others reach the daemon, and it has no token", hint)
@@ -117,7 +126,7 @@ class Guard:
                 421, "not this daemon", "this daemon is not called by the name that the request has", hint=hint
             )
         if not length.isascii() or not length.isdigit() or int(length) > self.most_bytes:
-            return problem(413, "too much", f"a request has at most {self.most_bytes} bytes")
+            return too_much(TooMuch(self.most_bytes))
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not _is_of_our_page(headers):
             return problem(403, "not from here", "what changes something is asked from no page of another site")
         if self.settings.token and not scope["path"].startswith(_OPEN) and not self._is_known(headers):
@@ -148,7 +157,9 @@ class Guard:
 
         try:
             given = parse_qs((await request.body()).decode("utf-8", errors="replace"), max_num_fields=10)
-        except (ValueError, _TooMuch):
+        except TooMuch as error:
+            return too_much(error)
+        except ValueError:
             given = {}
         if not self.settings.lets_in(given.get("token", [""])[0]):
             return HTMLResponse(_LOGIN.format(told="That is not the token."), 401, headers=fresh)
@@ -163,28 +174,45 @@ def _is_of_our_page(headers: Headers) -> bool:
     if (site := headers.get("sec-fetch-site")) is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:
+        return False
 
 
-class _TooMuch(Exception):
-    """A body is longer than it may be, whatever its header said."""
+class TooMuch(HTTPException):
+    """A body is longer than it may be, whatever its header said. What reads a body lets an exception of HTTP's through."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """Say how long it may be."""
+        super().__init__(413, f"a request has at most {most_bytes} bytes")
 
 
 class _Limited:
     """Receives a request's body, and no more of it than is allowed."""
 
     def __init__(self, receive: Receive, most_bytes: int) -> None:
-        self.receive, self.left = receive, most_bytes
+        self.receive, self.most_bytes, self.left = receive, most_bytes, most_bytes
 
     async def __call__(self) -> Message:
         message = await self.receive()
         self.left -= len(message.get("body", b""))
         if self.left < 0:
-            raise _TooMuch
+            raise TooMuch(self.most_bytes)
         return message
 
 
-TooMuch = _TooMuch
+def too_much(error: TooMuch) -> Response:
+    """Return what a request hears that is too long."""
+    return problem(413, "too much", str(error.detail))
+
+
+def of_fault(request: Request, error: Exception) -> Response:
+    """Return a fault of our own with our headers: whoever answers that stands before the guard."""
+    found = problems.of_fault(request, error)
+    for name, value in {**_HEADERS, **_FRESH}.items():
+        found.headers.setdefault(name.decode(), value.decode())
+    return found
 
 
 def _marking(scope: Scope, send: Send) -> Send:
@@ -193,9 +221,8 @@ def _marking(scope: Scope, send: Send) -> Send:
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
             there = {name.lower() for name, _ in message.get("headers", ())}
-            ours = [(name, value) for name, value in _HEADERS.items() if name not in there]
-            if b"cache-control" not in there and not scope["path"].startswith("/static/"):
-                ours.append((b"cache-control", b"no-store"))
+            usual = _HEADERS if scope["path"].startswith("/static/") else {**_HEADERS, **_FRESH}
+            ours = [(name, value) for name, value in usual.items() if name not in there]
             message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await send(message)
 

@@ -12,6 +12,7 @@ from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
 from advisor.errors import BadInput, named
 from advisor.nouns.answer import Answer
+from advisor.storage.counts import Counts
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
 
@@ -89,7 +90,7 @@ class Served:
         """Add to a job how many trials there are of its study, what is found by now, and what it waits for."""
         payload = {**job.payload, "trials": 0, "answer": ""}
         if job.study is not None:
-            payload["trials"] = self.store.count_trials(job.study)
+            payload["trials"] = Counts(self.store).of_study(job.study)
             found = self.store.answer(job.study)
             payload["answer"] = "" if found is None else answer_words(found)
         if not job.is_open or job.why:

@@ -20,13 +20,6 @@ GRACE_S = 3
 _log = logging.getLogger("advisor.web")
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the command, which has slots to end too."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-
 def serving(served: Served, settings: Settings, stop: threading.Event, say: Callable[[str], None]) -> None:
     """Answer requests until told to stop. say: hears the address as soon as it listens. Raises BadInput for one that is taken."""
     settings.refuse_open()
@@ -36,7 +29,7 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off"
     )
-    server = _Server(config)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
     thread.start()
     host, port = listening.getsockname()[:2]
@@ -52,15 +45,18 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
 
 def _listening(settings: Settings) -> socket.socket:
     """Return a socket that listens at the address that was asked for. Raises BadInput."""
+    made: socket.socket | None = None
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
         made.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that no name can be
+        if made is not None:
+            made.close()
         hint = f"{named('port')} names another one, 0 any"
         raise BadInput(
-            f"{settings.host}:{settings.port} can't be listened at: {error.strerror or error}", hint
+            f"{settings.host}:{settings.port} can't be listened at: {getattr(error, 'strerror', None) or error}", hint
         ) from None
     return made

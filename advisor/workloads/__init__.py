@@ -15,6 +15,7 @@ from advisor.nouns.checked import Malformed, shortened
 from advisor.nouns.option import TAKEN
 from advisor.workloads import forward
 from advisor.workloads.kind import Kind, Preparation, Running, Served
+from advisor.workloads.likeness import Likeness
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
 from advisor.workloads.runtime import Call, Runtime, plain
 from advisor.workloads.workload import Head, Layout, Needs, Work, Workload, auto_class, shape_class
@@ -28,6 +29,7 @@ __all__ = [
     "Head",
     "Kind",
     "Layout",
+    "Likeness",
     "Needs",
     "Preparation",
     "Running",

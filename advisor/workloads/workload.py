@@ -7,7 +7,6 @@ could not be seen.
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,8 @@ from advisor.nouns.checked import Test, checked
 from advisor.nouns.configuration import key_of
 from advisor.nouns.entry import Sent
 from advisor.nouns.model import ModelFacts
+from advisor.workloads.likeness import Likeness
 from advisor.workloads.quantiles import DEALT, list_flags
-
-#: What two workloads of different kinds are apart at least: further than any two of one kind (see :meth:`Workload.distance`).
-OTHER_KIND = 100.0
 
 Batches = tuple[tuple[int, ...], ...]
 
@@ -205,20 +202,14 @@ class Workload(ABC):
             "output": self.output,
         }
 
-    def distance(self, other: Workload) -> float:
-        """Return how unlike two workloads are: by the logarithms of sizes, three times the difference of shares, and words.
+    @property
+    def likeness(self) -> Likeness:
+        """What it has to be told from others by, without the list of its lengths."""
+        return Likeness(type(self), self.features)
 
-        measurement.md, C.4; the weights of padding and output are ours.
-        """
-        mine, theirs = self.features, other.features
-        apart = 0.0 if type(self) is type(other) else OTHER_KIND
-        for name in mine.keys() & theirs.keys():
-            one, two = mine[name], theirs[name]
-            if isinstance(one, str) or isinstance(two, str):
-                apart += one != two
-            else:
-                apart += abs(one - two) * 3 if name.startswith("share") else abs(math.log(one / two))
-        return apart
+    def distance(self, other: Workload) -> float:
+        """Return how unlike two workloads are: see :meth:`advisor.workloads.likeness.Likeness.distance`."""
+        return self.likeness.distance(other.likeness)
 
     @property
     def described(self) -> dict[str, object]:

@@ -30,6 +30,7 @@ from fleet import MODEL, Fleet
 from kill import server
 
 from advisor.asking.submission import Submission
+from advisor.storage.counts import Counts
 from advisor.storage.roster import Roster
 
 #: Until when something is killed after its last restart, at the latest, seconds: the warm parent imports for some of them.
@@ -213,6 +214,50 @@ def cancelled(bed: Bed) -> Cell:
     )
 
 
+def _ran_more(fleet: Fleet, lines: int) -> bool:
+    return len(fleet.lines()) > lines
+
+
+def polite(bed: Bed) -> Cell:
+    """Have somebody else come to a device amid a trial, and go again: alone, and beside a device that stays."""
+    took, problems = [], []
+    with bed.fleet() as fleet:
+        fleet.start_replaying("a", ["GPU-0"], 2.0)
+        fleet.slots(1)
+        name = fleet.submit("org/model", blocks=3, trials=8)
+        somebody = fleet.log.with_name("GPU-0.foreign")
+        for count in range(max(2, bed.kills // 10)):
+            begun = len(fleet.lines())
+            fleet.until(partial(_ran_more, fleet, begun + 1), 60.0, "a trial")
+            time.sleep(bed.chance.uniform(0.0, 2.0))
+            somebody.touch()
+            began = time.monotonic()
+            fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
+            took.append(time.monotonic() - began)
+            ran = len(fleet.lines())
+            if count == 0:
+                time.sleep(3.0)
+                if len(fleet.lines()) != ran:
+                    problems.append("the device was used while somebody else was there")
+                if (state := fleet.job(name).state) != "queued":
+                    problems.append(f"the job is {state} meanwhile")
+            else:
+                fleet.start_replaying("b", ["GPU-1"], 0.2)
+                fleet.until(lambda: any(line["device"] == "GPU-1" for line in fleet.lines()), 30.0, "it runs elsewhere")
+            somebody.unlink()
+        fleet.all_over([name], 120.0)
+        fleet.check([name], len(took))
+        problems += fleet.problems
+        failed = [t.number for t in fleet.store.trials(fleet.job(name).study or 1) if "interrupt" in t.reason]
+    if failed:
+        problems.append(f"trials {failed} were cut")
+    if max(took) > 10.0:
+        problems.append(f"the device was given back after {max(took):.1f} s")
+    seen = f"given back after {min(took):.1f} to {max(took):.1f} s ({len(took)} times); put back, gone on with here and elsewhere"
+    expected = "yields within 10 s, the trial is put back"
+    return Cell("somebody else comes to the device", bed.database, expected, seen, tuple(problems))
+
+
 def thousand(bed: Bed) -> Cell:
     """Submit 1,000 jobs at once from eight threads, and see in which order they are taken up."""
     problems: list[str] = []
@@ -242,9 +287,11 @@ def thousand(bed: Bed) -> Cell:
         jobs = {name: fleet.job(name) for name in submitted}
         fleet.start_replaying("a", ["GPU-0"], 0.0)
         fleet.until(lambda: len(fleet.jobs.page("done", 0, 100)) > looked_at, 240.0, "some jobs done")
-        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: job.started_at)
-        taken = [job.id for job in over if job.id != first][:looked_at]
         wanted = sorted(jobs.values(), key=lambda job: (-job.submission.priority, job.submitted_at))
+        places = {job.id: place for place, job in enumerate(wanted)}
+        # SQLite's moments are seconds: of those that began in one, nobody can say which was first.
+        over = sorted(fleet.jobs.page("done", 0, 100), key=lambda job: (str(job.started_at), places.get(job.id, -1)))
+        taken = [job.id for job in over if job.id != first][:looked_at]
         for place, name in enumerate(taken):
             mine, theirs = jobs[name], wanted[place]
             if (mine.submission.priority, mine.submitted_at) != (theirs.submission.priority, theirs.submitted_at):
@@ -261,7 +308,7 @@ def thousand(bed: Bed) -> Cell:
 def scaled(bed: Bed, studies: int) -> Cell:
     """Tune studies with one made-up device and with four: trials per minute from the first run's begin to the last one's end."""
     rates, problems = [], []
-    run_s = 3.0 if bed.kills >= 10 else 1.0
+    run_s = (5.0 if studies == 1 else 2.0) if bed.kills >= 10 else 1.0
     for count in (1, 4):
         with bed.fleet() as fleet:
             fleet.start_replaying("a", [f"GPU-{place}" for place in range(count)], run_s, whole=studies == 1)
@@ -272,7 +319,7 @@ def scaled(bed: Bed, studies: int) -> Cell:
             problems += fleet.problems
             lines = fleet.lines()
             spent_s = max(line["at"] for line in lines) - min(line["at"] for line in lines)
-            trials = sum(fleet.store.count_trials(fleet.job(name).study or 0) for name in names)
+            trials = sum(Counts(fleet.store).of_study(fleet.job(name).study or 0) for name in names)
             rates.append(60 * trials / spent_s)
         fleet.log.unlink()
     ratio = rates[1] / rates[0]
@@ -292,6 +339,7 @@ CELLS: dict[str, tuple[Callable[[Bed], Cell], tuple[str, ...]]] = {
     "away": (server_away, ("PostgreSQL",)),
     "full": (disk_full, ("SQLite",)),
     "cancel": (cancelled, ("SQLite", "PostgreSQL")),
+    "polite": (polite, ("SQLite", "PostgreSQL")),
     "thousand": (thousand, ("SQLite", "PostgreSQL")),
     "one": (lambda bed: scaled(bed, 1), ("PostgreSQL",)),
     "eight": (lambda bed: scaled(bed, 8), ("PostgreSQL",)),

@@ -46,9 +46,21 @@ def landscape(name: str) -> Any:
     return Landscape.of(json.loads((LANDSCAPES / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def slot(settings: Mapping[str, Any]) -> None:
+def _watching(somebody: Path) -> Any:
+    """Return a watch that sees somebody else's process on its device where a file is there."""
+    from advisor.daemon.courtesy import Watch
+
+    class Seen(Watch):
+        def hindrance(self, own_pids: Any = (), **more: Any) -> str:
+            return "somebody else computes on it" if somebody.exists() else super().hindrance(own_pids, **more)
+
+    return Seen
+
+
+def slot(settings: Mapping[str, Any]) -> int:
     """Be the slot of a made-up device."""
     from advisor.asking.submission import Submission
+    from advisor.daemon import slot as slot_module
     from advisor.daemon.logs import log_json
     from advisor.daemon.process import at_work
     from advisor.machine.leftovers import die_with_parent
@@ -121,7 +133,8 @@ def slot(settings: Mapping[str, Any]) -> None:
         def runner(self, job: Job, _: Callable[[Mapping[str, Any]], None]) -> Fixed:
             return Fixed(job)
 
-    at_work(Recording(), settings)
+    slot_module.__dict__["Watch"] = _watching(Path(settings["log"]).with_name(f"{settings['device']}.foreign"))
+    return at_work(Recording(), settings)
 
 
 def host(settings: Mapping[str, Any]) -> None:
@@ -149,4 +162,6 @@ def host(settings: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    slot(json.loads(sys.argv[2])) if sys.argv[1] == "--slot" else host(json.loads(sys.argv[1]))
+    if sys.argv[1] == "--slot":
+        sys.exit(slot(json.loads(sys.argv[2])))
+    host(json.loads(sys.argv[1]))
