@@ -34,6 +34,7 @@ PLANNED = {
     "advisor_gpu_seconds_total",
     "advisor_slots",
     "advisor_newest_recommendation_age_seconds",
+    "advisor_request_seconds_bucket",
     "advisor_build_info",
 }
 
@@ -314,7 +315,7 @@ def exported() -> set[str]:
         return PLANNED
     constants = [node.value for node in ast.walk(ast.parse(read(Path(found.origin)))) if isinstance(node, ast.Constant)]
     names = {text for text in constants if isinstance(text, str) and re.fullmatch(r"advisor_[a-z_]+", text)}
-    return names | {f"{name}_total" for name in names} | {f"{name}_info" for name in names}
+    return names | {f"{name}_{ending}" for name in names for ending in ("total", "info", "bucket")}
 
 
 def _selected(expression: Any) -> Iterator[tuple[str, set[str]]]:

@@ -41,7 +41,7 @@ LANDSCAPE = "h100-minilm-l6-8x64-padding-0.4"
 LENGTHS = (64, 32, 48, 16)
 
 #: What is spent on studies of batches of 1, 2 and 3: one that is confirmed, one whose search was cut, one without blocks.
-BUDGETS = (Budget(trials=12), Budget(trials=2), Budget(trials=6, blocks=0))
+BUDGETS = (Budget(trials=20), Budget(trials=2), Budget(trials=6, blocks=0))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def plainly(question: Question, store: Store) -> Any:
 def at(desk: Desk, question: Question) -> Any:
     """Return the same of a desk."""
     try:
-        return desk.payload(question)
+        return recommendation_payload(desk.answer(question), "cuda")
     except AdvisorError as error:
         return type(error), str(error)
 
@@ -91,7 +91,6 @@ def test_answers_are_those_of_the_command(measured: str) -> None:
     """A desk that answers the same questions twice says what is said plainly, errors too, and so does another reader."""
     with Store.open(measured, write=False) as store, Store.open(measured, write=False) as other:
         desk = Desk(store)
-        desk.settle()
         first, second = ([at(desk, question) for question in questions()] for _ in range(2))
         plain = [plainly(question, other) for question in questions()]
 
@@ -104,7 +103,7 @@ def test_answers_are_those_of_the_command(measured: str) -> None:
 def test_command_prints_what_the_desk_says(measured: str) -> None:
     """`advisor suggest --format json`, in a process of its own, prints the desk's payload."""
     with Store.open(measured, write=False) as store:
-        said = Desk(store).payload(asked(1))
+        said = recommendation_payload(Desk(store).answer(asked(1)), "cuda")
     lengths = ",".join(map(str, LENGTHS))
     command = [sys.executable, "-m", "advisor", "suggest", str(MODEL), "--lengths", lengths, "--batch", "1"]
     command += ["--output", "pooled", "--on", "H100", "--format", "json"]
@@ -131,11 +130,11 @@ def test_an_answer_is_of_what_is_stored_now(measured: str) -> None:
     machine = Machine(landscape.environment, "host", "GPU-0", 0, landscape.environment.memory_bytes)
     with Store.open(measured, write=True) as store:
         desk = Desk(store)
-        before = desk.payload(asked(2))
+        before = recommendation_payload(desk.answer(asked(2)), "cuda")
         workload, budget = Forward(LENGTHS, 2, EMBEDDINGS), Budget(trials=9)
         job = Job(find_model(str(MODEL)), workload, Objective(Tier.DTYPE), budget, machine)
         tune(job, store, ReplayRunner(landscape), lambda _: None)
-        after = desk.payload(asked(2))
+        after = recommendation_payload(desk.answer(asked(2)), "cuda")
 
     assert before["tried"] < after["tried"]
 

@@ -161,3 +161,17 @@ def test_trials_that_come_behind_later_ones_are_counted(postgres_url: str) -> No
                 quick.execute(text(copied), {"first": 6, "last": 1505})
             assert counts.trials() == counts.trials() == all_rows(store) == {"runtime_error": 1501}
         assert counts.trials() == counts.trials() == all_rows(store) == {"runtime_error": 1506}
+
+
+def test_requests_are_counted_by_their_route(served: Served) -> None:
+    """A request falls under every bound that it was not longer than."""
+    metrics = Metrics(served)
+    for took_s in (0.004, 0.02):
+        metrics.count("/api/v1/suggest", took_s)
+    found = figures(served, metrics)
+
+    under = {
+        le: found["advisor_request_seconds_bucket", (le, "/api/v1/suggest")] for le in ("0.0025", "0.005", "0.025")
+    }
+    assert under == {"0.0025": 0, "0.005": 1, "0.025": 2}
+    assert found["advisor_request_seconds_sum", ("/api/v1/suggest",)] == pytest.approx(0.024)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from advisor.knobs import KNOBS, tier_of
@@ -77,9 +78,12 @@ class Candidate:
         """The lower end of the ratio's interval; 1 for the default."""
         return self.comparison.interval[0] if self.comparison is not None else 1.0
 
-    @property
+    @cached_property
     def payload(self) -> dict[str, Any]:
-        """The candidate as JSON values; what is said of its quality is said by today's rules."""
+        """The candidate as JSON values; what is said of its quality is said by today's rules.
+
+        Made once: one that is recommended, or the default, stands in several lists of an answer. Not to be changed.
+        """
         blocks = len(self.comparison.block_ratios) if self.comparison else 0
         quality = self.quality
         judged = quality is not None and is_judged(quality, self.tier)

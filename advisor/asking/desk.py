@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advisor.asking.question import Question
 from advisor.asking.resolve import resolve
@@ -35,6 +35,7 @@ class Desk:
         self._store = store
         self._machine = RememberedMachine()
         self._turn = threading.Lock()
+        self._is_settled = False
 
     def answer(self, question: Question) -> Recommendation:
         """Return what the store recommends.
@@ -44,25 +45,21 @@ class Desk:
         """
         is_mine = self._turn.acquire(timeout=LONGEST_TURN_S)
         try:
-            return answered(resolve(question, to_measure=False, look=self), self._store, question.on)
+            return answered(resolve(question, to_measure=False, look=self), self._store.anew(), question.on)
         finally:
+            self._settle()
             if is_mine:
                 self._turn.release()
 
-    def payload(self, question: Question) -> dict[str, Any]:
-        """Return the answer as JSON values, as `advisor suggest --format json` prints it. Raises what `answer` does."""
-        from advisor.show.report import recommendation_payload
-
-        found = self.answer(question)
-        return recommendation_payload(found, "cuda" if found.study.environment.is_cuda else "cpu")
-
-    def settle(self) -> None:
-        """Have Python's garbage collector leave alone all that this process has made by now, once it has answered a question.
+    def _settle(self) -> None:
+        """Have Python's garbage collector leave alone all that this process has made, after the first answer imported the rest.
 
         A full collection stops every thread: with what is imported to answer, for some 50 ms.
         """
-        gc.collect()
-        gc.freeze()
+        if not self._is_settled:
+            self._is_settled = True
+            gc.collect()
+            gc.freeze()
 
     def machine(self, wanted: str | None, threads: int | None) -> Machine:
         """Return a device of this machine, as it was a few seconds ago: see `advisor.asking.resolve.Look`."""

@@ -23,7 +23,7 @@ from advisor.nouns.configuration import IMPLIED, canonical_json
 from advisor.storage.exchange_format import FORMAT, LATER, PARTS
 from advisor.storage.exchange_reader import LINE_MOST, Reading
 from advisor.storage.known_studies import DIFFERING
-from advisor.storage.parcel import Parcel
+from advisor.storage.parcel import Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
 from advisor.storage.store import Store
 from advisor.version import __version__
 
@@ -48,7 +48,7 @@ def export_lines(store: Store, study_ids: Iterable[int] | None = None) -> Iterat
 
     Studies whose trials these reuse come along. Raises NotMeasured for an id that no study has.
     """
-    parcels, told = store.pack(study_ids), set()
+    parcels, told = _parcels(store, study_ids), set()
     implied = {knob: choice for knob, choice in IMPLIED.items() if choice}
     yield canonical_json({"advisor": __version__, "format": FORMAT, "implied": implied})
     for parcel in parcels:
@@ -57,6 +57,19 @@ def export_lines(store: Store, study_ids: Iterable[int] | None = None) -> Iterat
                 told.add(line)
                 yield line
         yield from _study_lines(parcel)
+
+
+def _parcels(store: Store, study_ids: Iterable[int] | None) -> Iterator[Parcel]:
+    """Give these studies, or all, oldest first, each as it is by then; and those whose trials they reuse. Raises NotMeasured."""
+    with store._database.reading() as connection:
+        keys = study_keys(connection)
+        ids = with_sources(connection, keys, study_ids)
+    return (_parcel(store, study_id, keys) for study_id in ids)
+
+
+def _parcel(store: Store, study_id: int, keys: Mapping[int, str]) -> Parcel:
+    with store._database.reading() as connection:
+        return packed(connection, study_id, keys)
 
 
 def _about(parcel: Parcel) -> Iterator[str]:
@@ -129,10 +142,21 @@ def import_lines(store: Store, lines: Iterable[str]) -> Imported:
             break
         if parcel is not None:
             reading.links += parcel.links
-            reading.new += store.unpack(parcel)
-    store.link(reading.links)
+            reading.new += _stored(store, parcel)
+    with store._database.writing() as connection:
+        link(connection, reading.links)  # as far as both are here by now
     differing = reading.new.pop(DIFFERING, 0)
     return Imported(+reading.new, reading.read - reading.new, differing)
+
+
+def _stored(store: Store, parcel: Parcel) -> Counter[str]:
+    """Store a study from elsewhere, all of it or nothing; return how many rows of which tables are new.
+
+    A study that is here already stays as it is, with its trials, comparisons and refusals.
+    """
+    statistics = statistics_of(parcel)
+    with store._database.writing() as connection:
+        return unpacked(connection, parcel, statistics)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ PATIENCE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 300.0, 0.25, 5.0
 _VERBS = frozenset(
     name
     for name, verb in vars(Store).items()
-    if isfunction(verb) and not name.startswith("_") and name not in ("close", "pack", "at_one_moment")
+    if isfunction(verb) and not name.startswith("_") and name not in ("close", "at_one_moment")
 )
 
 Listener = Callable[[Mapping[str, Any]], None]

@@ -6,7 +6,6 @@ What a verb does stands with what it is about: `advisor.storage.studies`, `envir
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,7 +26,6 @@ from advisor.nouns.trial import Trial
 from advisor.storage import answers, claims, environments, rows, studies, trial_rows, trials
 from advisor.storage.claims import LEASE_S, Claim, IsAlive, Standing
 from advisor.storage.database import Database
-from advisor.storage.parcel import Link, Parcel, link, packed, statistics_of, study_keys, unpacked, with_sources
 from advisor.storage.study_record import STATES, StudyRecord
 from advisor.storage.trials import Page
 from advisor.workloads import Workload
@@ -340,31 +338,3 @@ class Store:
         """Return the ids of the studies whose stored answer is missing or of another method, oldest first."""
         with self._database.reading() as connection:
             return answers.unanswered(connection, method)
-
-    def pack(self, study_ids: Iterable[int] | None = None) -> Iterator[Parcel]:
-        """Give these studies, or all, oldest first, each as it is by then; and those whose trials they reuse.
-
-        Raises NotMeasured for an id that no study has.
-        """
-        with self._database.reading() as connection:
-            keys = study_keys(connection)
-            ids = with_sources(connection, keys, study_ids)
-        return (self._packed(study_id, keys) for study_id in ids)
-
-    def _packed(self, study_id: int, keys: Mapping[int, str]) -> Parcel:
-        with self._database.reading() as connection:
-            return packed(connection, study_id, keys)
-
-    def unpack(self, parcel: Parcel) -> Counter[str]:
-        """Store a study from elsewhere, all of it or nothing; return how many rows of which tables are new.
-
-        A study that is here already stays as it is, with its trials, comparisons and refusals.
-        """
-        statistics = statistics_of(parcel)
-        with self._database.writing() as connection:
-            return unpacked(connection, parcel, statistics)
-
-    def link(self, links: Sequence[Link]) -> None:
-        """Say of trials from elsewhere whose measurements they have, as far as both are here by now."""
-        with self._database.writing() as connection:
-            link(connection, links)

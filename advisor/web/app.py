@@ -18,6 +18,7 @@ from advisor.web.metrics import CONTENT_TYPE, Metrics
 from advisor.web.routes import api
 from advisor.web.security import Guard, Settings, TooMuch, of_fault, too_much
 from advisor.web.served import Served
+from advisor.web.timing import Timed
 
 
 def application(served: Served, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
@@ -34,19 +35,19 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     app.include_router(api(served, stopping))
     app.include_router(pages.router(served))
     _add_description(app)
-    _add_metrics(app, served)
+    metrics = Metrics(served)
+    _add_metrics(app, metrics)
     app.add_exception_handler(AdvisorError, problems.of_failure)
     app.add_exception_handler(RequestValidationError, problems.of_request)
     app.add_exception_handler(HTTPException, problems.of_http)
     app.add_exception_handler(TooMuch, lambda _, error: too_much(error))
     app.add_exception_handler(Exception, of_fault)
+    app.add_middleware(Timed, counted=metrics.count)
     app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
     return app
 
 
-def _add_metrics(app: FastAPI, served: Served) -> None:
-    metrics = Metrics(served)
-
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", include_in_schema=False)
     def told() -> Response:
         """Tell Prometheus how things stand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -18,6 +18,9 @@ from advisor.web.served import Served
 #: What the text of an answer is, for the header.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
+#: Bounds that requests are counted between, seconds: an answer is to take ten milliseconds at most.
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
 
 class Metrics:
     """The metrics of a daemon's database."""
@@ -27,6 +30,17 @@ class Metrics:
         self._served, self._counts = served, Counts(served.store)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        self._requests = Histogram(
+            "advisor_request_seconds",
+            "Seconds that this daemon's requests took until their answers began, by route",
+            ["route"],
+            buckets=_BOUNDS_S,
+            registry=self._registry,
+        )
+
+    def count(self, route: str, took_s: float) -> None:
+        """Count a request: the template of its route, and how many seconds it took."""
+        self._requests.labels(route).observe(took_s)
 
     def text(self) -> bytes:
         """Return all of them in Prometheus' words. Raises StoreError."""

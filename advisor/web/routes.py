@@ -130,22 +130,20 @@ def _add_answers(router: APIRouter, served: Served) -> None:
         `format`: another form that the command has, as `text`; `columns`, `pareto` and `refusals` are that form's.
         """
         asked = Submission.of({name: value for name, value in payload.items() if name in ("model", "given")})
-        return answered(
-            served, asked.model, asked.given, {n: v for n, v in payload.items() if n not in ("model", "given")}
-        )
+        shown = {n: v for n, v in payload.items() if n not in ("model", "given")}
+        # A response, for FastAPI takes longer to look through its values than the answer takes to make.
+        return JSONResponse(answered(served, asked.model, asked.given, shown))
 
     @router.get("/suggest")
     def suggest_get(request: Request, model: Annotated[str, Query(max_length=1000)]) -> Any:
         """The same of a query: the options of `advisor suggest` by name, such as `lengths=2048&batch=8`."""
         given = {name: value for name, value in request.query_params.items() if name != "model"}
-        return answered(served, model, given, {})
+        return JSONResponse(answered(served, model, given, {}))
 
 
 def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
     """Return the answer to a question that a request asks. shown: in which form. Raises AdvisorError."""
     from advisor.asking.question import question_of
-    from advisor.asking.resolve import resolve
-    from advisor.asking.verbs import answered as answer
     from advisor.show.report import recommendation_payload
     from advisor.show.sent import answer_text
 
@@ -157,8 +155,7 @@ def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mappin
             f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
         )
     question = question_of(let_in(model, served.limits.model_root), given)
-    asked = resolve(question, to_measure=False)
-    found = answer(asked, served.store.anew(), question.on)
+    found = served.desk.answer(question)
     device = "cuda" if found.study.environment.is_cuda else "cpu"
     if (form := shown.get("format", "json")) == "json":
         return {**recommendation_payload(found, device), "exit_status": found.exit_status}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from advisor.asking.desk import Desk
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
@@ -47,6 +48,11 @@ class Served:
     store: Store
     jobs: Jobs
     limits: Limits = field(default_factory=Limits)
+    desk: Desk = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open a desk for questions."""
+        self.desk = Desk(self.store)
 
     @classmethod
     def open(cls, url: str, limits: Limits) -> Self:
