@@ -286,6 +286,27 @@ def test_mig_devices_replace_their_card(on: Answers) -> None:
     assert on(MACHINES, FAKE_NVML="mig", CUDA_VISIBLE_DEVICES="MIG-dddd3333") == [[0, "MIG-dddd3333", "", ""]]
 
 
+@pytest.mark.parametrize(
+    ("mode", "variables", "slots"),
+    [
+        ("h200x2", {}, ["GPU-aaaa0000", "GPU-bbbb1111"]),
+        ("h200x2", {"CUDA_VISIBLE_DEVICES": "1"}, ["GPU-bbbb1111"]),
+        ("mig", {}, ["MIG-cccc2222", "MIG-dddd3333"]),
+        ("mig", {"CUDA_VISIBLE_DEVICES": "MIG-dddd3333"}, ["MIG-dddd3333"]),
+    ],
+)
+def test_slots_are_the_gpus_and_mig_devices_that_are_let_through(
+    on: Answers, mode: str, variables: dict[str, str], slots: list[str]
+) -> None:
+    """A daemon has a slot for each, by its UUID; the process of a slot, which sees that one alone, can use it."""
+    found = on("[m.uuid for m in __import__('advisor.daemon.supervisor', fromlist=['x']).machines_of('auto')]",
+               FAKE_NVML=mode, **variables)  # fmt: skip
+
+    assert found == slots
+    for slot in slots:
+        assert on(MACHINES, FAKE_NVML=mode, CUDA_VISIBLE_DEVICES=slot) == [[0, slot, "", ""]]
+
+
 def test_an_nvml_that_refuses(on: Answers) -> None:
     """Questions that NVML refuses are None in the GPU and "not observable" in a reading, never an exception."""
     (gpu,) = on("[asdict(g) for g in device.gpus()[0]]", FAKE_NVML="refuses")
