@@ -67,14 +67,24 @@ def job_of(question: Question, effort: Effort, began: float | None = None) -> tu
 
 
 def open_to_write() -> Store:
-    """Open the database to write to. Raises StoreError for a read-only file: SQLite in WAL mode says so only at a row."""
+    """Open the database to write to.
+
+    Raises StoreError for a read-only file, for SQLite in WAL mode says so only at a row; and where this host's clock is wrong.
+    """
+    from advisor.storage.clock import refuse_wrong_clock
     from advisor.storage.place import database_path, default_url
     from advisor.storage.store import Store
 
     path = database_path(default_url())
     if path is not None and path.exists() and not os.access(path, os.W_OK):
         raise StoreError(f"{path} can't be written: the file or its directory is read-only")
-    return Store.open(default_url(), write=True)
+    store = Store.open(default_url(), write=True)
+    try:
+        refuse_wrong_clock(store)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def measured(job: Job, store: Store, listen: Listener) -> Recommendation:

@@ -73,6 +73,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     from advisor.daemon.engine import prepare
     from advisor.daemon.logs import log_json
     from advisor.daemon.supervisor import Supervisor, machines_of
+    from advisor.storage.clock import refuse_wrong_clock
     from advisor.storage.place import default_url
     from advisor.storage.roster import Roster
     from advisor.storage.store import Store
@@ -82,6 +83,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     url, machines = default_url(), machines_of(workers)
     log_json()
     with Store.open(url, write=True) as store:  # the schemas are made here once, and not by every slot
+        refuse_wrong_clock(store)
         for machine in machines:
             Roster(store).know(machine.uuid, machine.host, machine.environment)
     prepare(url)
