@@ -13,7 +13,7 @@ MOST_S = 5.0
 
 
 def ahead_s(store: Store) -> float:
-    """Return how many seconds this host's clock is ahead of the server's, below 0 where it is behind; 0 for a file of this host."""
+    """Return how many seconds this host's clock is ahead of the server's, below 0 where it is behind; 0 for a file."""
     with store._database.reading() as connection:
         if connection.dialect.name == "sqlite":
             return 0.0
