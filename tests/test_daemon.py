@@ -7,10 +7,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import time
+from datetime import time, timedelta
 from pathlib import Path
 
 import pytest
+from daemons import waited
 from made_databases import laid
 
 from advisor.asking.submission import Submission, let_in
@@ -437,3 +438,58 @@ def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
     slot.jobs.close()
     slot.store.close()
     slot.watch.close()
+
+
+def test_jobs_that_were_over_long_ago_are_removed(served: Served) -> None:
+    """And shares that are over; neither a job that waits, however old, nor what was measured."""
+    jobs = [served.submit(Submission("org/model", {"lengths": "8"})) for _ in range(3)]
+    shares = [f"{jobs[2].id}+{number}" for number in (1, 2)]
+    for number in (1, 2):
+        served.jobs.share(jobs[2], number)
+    for name in (jobs[0].id, jobs[1].id, shares[0]):
+        served.jobs._client.cancel_workflow(name)
+    day, now = timedelta(days=1), timedelta(days=-1)  # what is over ends before the next day
+
+    assert served.jobs.prune(day) == 0
+    assert served.jobs.prune(None) == 0
+    assert len(served.jobs.page()) == 3
+    assert served.jobs.prune(None, now) == 1
+    assert [each.workflow_id for each in served.jobs._client.list_workflows(name="share")] == [shares[1]]
+    assert served.jobs.prune(now) == 2
+    assert [job.id for job in served.jobs.page()] == [jobs[2].id]
+    with pytest.raises(NotMeasured):
+        served.jobs.job(jobs[0].id)
+
+
+def test_many_jobs_that_are_over_are_removed_in_parts(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction holds few of them, and all are gone in the end."""
+    monkeypatch.setattr(engine, "PRUNED_AT_ONCE", 2)
+    for _ in range(5):
+        served.jobs.cancel(served.submit(Submission("org/model", {"lengths": "8"})).id)
+    assert served.jobs.prune(timedelta(days=-1)) == 5
+    assert served.jobs.page() == []
+
+
+def test_a_supervisor_removes_what_was_over_long_ago(served: Served) -> None:
+    """As soon as it is at work; what is not that old stays."""
+    old, young = (served.submit(Submission("org/model", {"lengths": "8"})) for _ in range(2))
+    for job in (old, young):
+        served.jobs.cancel(job.id)
+    table = served.jobs._client._sys_db.tables.workflow_status
+    with served.jobs._client._sys_db.engine.begin() as connection:
+        connection.execute(table.update().where(table.c.workflow_uuid == old.id).values(completed_at=1))
+    stop = threading.Event()
+    working = threading.Thread(target=Supervisor(served.url, [], {}, keep_jobs=timedelta(days=30)).run, args=(stop,))
+    working.start()
+    try:
+        waited(lambda: [job.id for job in served.jobs.page()] == [young.id])
+    finally:
+        stop.set()
+        working.join()
+
+
+@pytest.mark.parametrize("days", ["-1", "99999"])
+def test_days_that_jobs_are_kept_are_from_nought_on(days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nought is for ever."""
+    assert run(["serve", "--keep-jobs", days]) == 2
+    assert f"--keep-jobs takes days from 0, for ever, to 36525, not {days}" in capsys.readouterr().err

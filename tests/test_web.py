@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import run_here
 from daemons import GPU, MODEL, MODELS, Daemon, Events, Told, at_work, database, opened, recorded, waited
+from sqlalchemy import Engine, event
 
 from advisor.errors import BadInput
 from advisor.knobs import Reason
@@ -26,6 +27,7 @@ from advisor.machine.leftovers import owner
 from advisor.measure.landscape import Landscape
 from advisor.storage.store import Store
 from advisor.version import __version__
+from advisor.web.events import LOOK_S
 from advisor.web.problems import AGAIN_S
 from advisor.web.security import Settings
 from advisor.web.server import serving
@@ -198,6 +200,79 @@ def test_who_leaves_a_stream_is_no_longer_told(
         events.close()
         waited(lambda: time.monotonic() - looks[-1] > 3)
         assert daemon.get("/api/v1/health").status == 200
+
+
+@contextmanager
+def listened(asked: list[str]) -> Iterator[None]:
+    """Note what any database is asked meanwhile."""
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_all_who_listen_share_a_look(kept_url: str, landscape: Landscape) -> None:
+    """Ten who listen cost the database what one does: a handful of questions for fifty jobs with a study each."""
+    with opened(kept_url, landscape) as served, at_work(served) as daemon:
+        for _ in range(50):
+            served.jobs.tell(submitted(daemon), study=1, first=0)
+        asked = list[str]()
+        with ExitStack() as stack:
+            streams = [stack.enter_context(closing(Events(daemon, "/api/v1/events"))) for _ in range(10)]
+            for stream in streams:
+                jobs = [stream.next() for _ in range(50)]
+                assert all(job["trials"] > 0 and job["answer"] for _, job in jobs if job["study"])
+            began = time.monotonic()
+            with listened(asked):
+                time.sleep(10 * LOOK_S)
+                looks = (time.monotonic() - began) / LOOK_S
+            assert 0 < len(asked) <= 10 * looks
+            name = submitted(daemon)
+            assert [(stream.next() or ("", {}))[1]["id"] for stream in streams] == [name] * 10
+            for each in served.jobs.page("queued", 0, 100):
+                served.jobs.cancel(each.id)
+
+
+def test_there_are_so_many_streams_and_no_more(kept_url: str, landscape: Landscape) -> None:
+    """Whoever comes then is told when to come again; who leaves makes room."""
+    with opened(kept_url, landscape, most_streams=2) as served, at_work(served) as daemon:
+        name = submitted(daemon)
+        places = ["/api/v1/events", f"/api/v1/jobs/{name}/events"]
+        streams = [Events(daemon, place) for place in places]
+        assert all(stream.next() for stream in streams)
+        for place in places:
+            told = daemon.get(place)
+            assert (told.status, told.headers["Retry-After"]) == (503, str(AGAIN_S))
+            assert told.problem["detail"] == "2 streams are open, and there are no more at once"
+        streams.pop().close()
+        waited(lambda: _is_heard(daemon, places[0]))
+        streams.pop().close()
+        daemon.ask("DELETE", f"/api/v1/jobs/{name}")
+
+
+def _is_heard(daemon: Daemon, place: str) -> bool:
+    with closing(Events(daemon, place)) as events:
+        return events.answer.status == 200
+
+
+def test_an_answer_that_is_damaged_takes_no_list_down(landscape: Landscape, postgres_url: str) -> None:
+    """The jobs beside it are told, and what is wrong with it is said where it would stand."""
+    with opened(database(postgres_url, landscape), landscape) as served, at_work(served) as daemon:
+        name, other = submitted(daemon), submitted(daemon)
+        served.jobs.tell(name, study=1, first=0)
+        with served.store._database.writing() as connection:
+            connection.exec_driver_sql("UPDATE recommendations SET why = 'no list', made_at = '2020-01-01 00:00:00'")
+        told = {job["id"]: job for job in daemon.get("/api/v1/jobs").json["jobs"]}
+        assert told[other]["answer"] == ""
+        assert "recommendations" in told[name]["answer"]
+        assert daemon.get("/").status == 200
+        with closing(Events(daemon, f"/api/v1/jobs/{name}/events")) as events:
+            assert events.next() == ("job", told[name])
 
 
 def test_a_daemon_that_ends_lets_go_who_listens(kept_url: str, landscape: Landscape) -> None:

@@ -11,43 +11,33 @@ from __future__ import annotations
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dbos import DBOS, DBOSClient, Serializer
 from dbos import error as failures
-from sqlalchemy import func, select
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
 from advisor.daemon.job import Job
+from advisor.daemon.record import APPLICATION, JOB, SHARE, Record, beside, in_order, job_of, new_id
 from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.storage.place import file_of, place_of, shown
 
-#: What our workflows are called, and the version of what their input means: hosts of other versions leave them alone.
-JOB, SHARE, VERSION, APPLICATION = "job", "share", "1", "advisor"
+#: The version of what our workflows' input means: hosts of other versions leave them alone.
+VERSION = "1"
 
 #: How often a slot looks for something to do, seconds. A trial takes seconds at least.
 POLL_S = 0.25
 
-#: What DBOS calls the states of a workflow, and what they are called here.
-_STATES = {
-    "ENQUEUED": "queued",
-    "DELAYED": "queued",
-    "PENDING": "running",
-    "SUCCESS": "done",
-    "ERROR": "failed",
-    "CANCELLED": "cancelled",
-    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
-}
+#: How long a share that is over is kept: nobody asks for it, but whoever looks into a fault of today.
+SHARES_KEPT = timedelta(days=1)
 
-#: Signs of an id, in the order of their codes: ids made later sort behind.
-_SIGNS = "0123456789abcdefghjkmnpqrstvwxyz"
+#: So many rows are removed in a transaction: others are not kept waiting for longer than a moment.
+PRUNED_AT_ONCE = 500
 
 #: What can be an id, or a beginning of one: no database is asked for anything else.
 _ID = re.compile(r"[0-9a-z]{1,64}")
@@ -82,17 +72,22 @@ class Jobs:
     def __init__(self, url: str) -> None:
         """Open the jobs that belong to a store. Raises NotMeasured where no daemon ever ran on it."""
         self._url = url
-        path = file_of(place_of(_beside(url)))
+        path = file_of(place_of(beside(url)))
         if path is not None and not path.exists():
             raise NotMeasured("no daemon has run on this database", "advisor serve")
         with _told(url):
             self._client = DBOSClient(
-                system_database_url=_beside(url),
+                system_database_url=beside(url),
                 application_name=APPLICATION,
                 retry_connection_errors=False,
                 serializer=_Json(),
                 lazy=True,
             )
+
+    @property
+    def _record(self) -> Record:
+        """DBOS's rows, over the client's own connections: it opens them when it first asks for something."""
+        return Record(self._client._sys_db.engine, self._client._sys_db.tables.workflow_status)
 
     def close(self) -> None:
         """Close every connection."""
@@ -100,7 +95,7 @@ class Jobs:
 
     def submit(self, submission: Submission) -> str:
         """Have a job wait for a device of its class; return its id."""
-        name = _new_id()
+        name = new_id()
         self._enqueue(JOB, name, submission, [submission.payload], after=0)
         return name
 
@@ -146,20 +141,13 @@ class Jobs:
         if len(exact) != 1:
             several = f"several jobs begin with {name!r}" if exact else f"there is no job {name!r}"
             raise NotMeasured(several, "advisor jobs lists them")
-        return _job(exact[0])
+        return job_of(exact[0])
 
     def page(self, state: str | None = None, first: int = 0, most: int = 50) -> list[Job]:
         """Return jobs from the `first` on, the newest first, `most` at most; of a state alone where one is named."""
-        table = self._client._sys_db.tables.workflow_status
-        statuses = [status for status, ours in _STATES.items() if state in (None, ours)]
-        # DBOS orders by the moment alone: of several that have one, a page would tell some again and leave others out.
-        newest = (table.c.created_at.desc(), table.c.workflow_uuid.desc())
-        asked = select(table.c.workflow_uuid).where(table.c.name == JOB, table.c.status.in_(statuses)).order_by(*newest)
-        with _told(self._url), self._client._sys_db.engine.connect() as connection:
-            names = list(connection.execute(asked.offset(first).limit(most)).scalars())
-            listed = self._client.list_workflows(workflow_ids=names) if names else []
-        found = {each.workflow_id: each for each in listed}
-        return [_job(found[name]) for name in names if name in found]
+        with _told(self._url):
+            names = self._record.newest(state, first, most)
+            return in_order(names, self._client.list_workflows(workflow_ids=names)) if names else []
 
     def waiting(self, device_class: str | None = None) -> int:
         """Return how many jobs wait, for a device of a class alone where one is named."""
@@ -171,15 +159,8 @@ class Jobs:
         return self._counted(None)
 
     def _counted(self, queue: str | None) -> dict[str, int]:
-        # DBOS lists its workflows, and counts none: a queue of ten thousand would be read to be counted.
-        table = self._client._sys_db.tables.workflow_status
-        wanted = [table.c.name == JOB, *([] if queue is None else [table.c.queue_name == queue])]
-        counted = select(table.c.status, func.count()).where(*wanted).group_by(table.c.status)
-        found: dict[str, int] = {}
-        with _told(self._url), self._client._sys_db.engine.connect() as connection:
-            for status, count in connection.execute(counted):
-                found[_STATES[status]] = found.get(_STATES[status], 0) + int(count)
-        return found
+        with _told(self._url):
+            return self._record.counts(queue)
 
     def is_cancelled(self, name: str) -> bool:
         """Whether a job was cancelled. Raises StoreError where nobody can say."""
@@ -191,6 +172,22 @@ class Jobs:
         """Note what is known of a job by now: its study, why it waits."""
         with _told(self._url):
             self._client.update_workflow_attributes(name, words, merge=True)
+
+    def prune(self, kept: timedelta | None, shares_kept: timedelta = SHARES_KEPT) -> int:
+        """Remove the jobs that were over so long ago, none where None, and what is left of shares; return how many.
+
+        What was measured stays, and so does a job that waits or runs, however old. Raises StoreError.
+        """
+        removed, now = 0, datetime.now(UTC)
+        for name, age in ((SHARE, shares_kept), (JOB, kept)):
+            while age is not None:
+                with _told(self._url):
+                    some = self._record.over_before(name, now - age, PRUNED_AT_ONCE)
+                    self._client.delete_workflows(some)
+                removed += len(some)
+                if len(some) < PRUNED_AT_ONCE:
+                    break
+        return removed
 
     def running_on(self, slots: Sequence[str]) -> list[str]:
         """Return the workflows that run on these slots, or did when the slots went."""
@@ -267,7 +264,7 @@ def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] =
             DBOS(
                 config={
                     "name": APPLICATION,
-                    "system_database_url": _beside(url),
+                    "system_database_url": beside(url),
                     "application_version": VERSION,
                     "executor_id": executor,
                     "run_migrations": migrate,
@@ -284,49 +281,6 @@ def _launched(url: str, executor: str, *, migrate: bool, queues: Sequence[str] =
         DBOS.destroy(
             workflow_completion_timeout_sec=0
         )  # whatever came of it: there is one for a process, and it keeps its name
-
-
-def _beside(url: str) -> str:
-    """Return the URL of DBOS's tables beside a store's: another file, or the same server."""
-    place = place_of(url)
-    path = file_of(place)
-    if path is None:
-        return place.set(drivername=place.get_backend_name()).render_as_string(hide_password=False)
-    return f"sqlite:///{Path(path).with_name(f'{path.stem}-jobs{path.suffix}')}"
-
-
-def _job(status: Any) -> Job:
-    words = status.attributes or {}
-    state = _STATES[status.status]
-    given = status.input["args"][0] if status.input and status.input.get("args") else {}
-    submission = Submission(
-        str(given.get("model", "")), given.get("given", {}), given.get("priority", 0), given.get("device_class", "")
-    )
-    return Job(
-        status.workflow_id,
-        submission,
-        state,
-        _moment(status.created_at) or datetime.now(UTC),
-        _moment(status.dequeued_at),
-        _moment(status.completed_at),
-        status.executor_id,
-        words.get("study"),
-        str(words.get("why", "")),
-        words,
-    )
-
-
-def _moment(milliseconds: int | None) -> datetime | None:
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _new_id() -> str:
-    """Return an id that nobody else has: the time in milliseconds, so that ids sort by age, and chance."""
-    number, signs = (time.time_ns() // 10**6 << 30) | secrets.randbits(30), ""
-    while number:
-        number, sign = divmod(number, 32)
-        signs = _SIGNS[sign] + signs
-    return signs
 
 
 @contextmanager

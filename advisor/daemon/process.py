@@ -25,7 +25,8 @@ def at_work(bench: Bench, settings: Mapping[str, Any]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     hours = settings["only"] and Hours.of(settings["only"])
-    return Slot(bench, default_url(), Courtesy(hours or None, settings["assume_idle"])).run(stop)
+    courtesy = Courtesy(hours or None, settings["assume_idle"])
+    return Slot(bench, default_url(), courtesy, settings["supervisor"]).run(stop)
 
 
 def main(settings: Mapping[str, Any]) -> int:

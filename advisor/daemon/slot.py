@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from advisor.asking.submission import Submission
+from advisor.daemon import deaths
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
-from advisor.daemon.engine import Jobs, at_work, recover
+from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
@@ -38,7 +39,7 @@ AGAIN_S = 2.0
 YIELDED = 75
 
 #: How long what runs has to be let go after SIGTERM, seconds.
-STOP_S = 12.0
+STOP_S = 8.0
 
 #: A share that fits no device of this environment waits so long for another one, seconds.
 ELSEWHERE_S = 5.0
@@ -76,15 +77,16 @@ class Ended:
 class Slot:
     """One device at work."""
 
-    def __init__(self, bench: Bench, url: str, courtesy: Courtesy) -> None:
-        """Tune on this bench's device what waits in a database."""
-        self.bench, self.url, self.name = bench, url, bench.machine.uuid
+    def __init__(self, bench: Bench, url: str, courtesy: Courtesy, supervisor: str = "") -> None:
+        """Tune on this bench's device what waits in a database. supervisor: who starts it again, "" where nobody does."""
+        self.bench, self.url, self.name, self.supervisor = bench, url, bench.machine.uuid, supervisor
         self.owner = owner()
         self.watch = Watch(bench.machine, courtesy)
         self.store, self.jobs = Store.open(url, write=True), Jobs(url)
         self.roster = Roster(self.store)
         self._state, self._why, self._job = "idle", "", ""
         self._runner: Stoppable | None = None
+        self._held: tuple[str, int] | None = None
         self._beaten = time.monotonic()
         self._leaving, self._idle = threading.Event(), threading.Event()
         self._idle.set()
@@ -100,7 +102,8 @@ class Slot:
             if stop.wait(BEAT_S):
                 return 0
         self._start(self._beat)
-        recover(self.url, [self.name])  # what ran here when its last process ended may run elsewhere meanwhile
+        # What ran here when its last process ended may run elsewhere meanwhile.
+        deaths.put_back(self.url, self.store, self.name, self.supervisor)
         while hindrance := self.watch.hindrance():
             self._is("waiting", hindrance)
             if stop.wait(LOOK_S):
@@ -114,6 +117,9 @@ class Slot:
                 pass
             self._leave("the daemon stops")
             self._idle.wait(STOP_S)
+            with suppress(StoreError):
+                if held := self._held:
+                    deaths.let_go(self.jobs, *held)
             if stop.is_set():
                 with suppress(StoreError):
                     self.roster.leave(self.name, self.owner)
@@ -152,7 +158,11 @@ class Slot:
 
     def _worked_on(self, job: Job, number: int) -> Ended:
         """Tune until the study is done, as often as the device is given back meanwhile."""
+        if why := deaths.refusal(job, number):
+            return Ended("failed", why)
         self._is("busy", "", job.id)
+        self._held = job.id, number
+        self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
         try:
             tuning = self.bench.tuning(job.submission)
         except AdvisorError as error:

@@ -14,10 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from advisor.daemon.engine import Jobs, recover
+from advisor.daemon import deaths
+from advisor.daemon.engine import Jobs
 from advisor.daemon.slot import YIELDED
 from advisor.errors import BadInput, StoreError
 from advisor.machine.leftovers import owner
@@ -36,7 +38,13 @@ AGAIN_S, AGAIN_MOST_S = 0.2, 30.0
 LIVED_S = 20.0
 
 #: How long slots have after SIGTERM before they are killed, seconds.
-STOP_S = 13.0
+STOP_S = 10.0
+
+#: How long what they let go of may take to be put back at last, seconds: with STOP_S it is within the 15 that are promised.
+LAST_S = 3.0
+
+#: How often jobs that were over long ago are removed, seconds.
+PRUNE_S = 3600.0
 
 _log = logging.getLogger("advisor.supervisor")
 
@@ -54,12 +62,17 @@ class Place:
 
 @dataclass
 class Supervisor:
-    """The slots of a host. command: what starts one, the settings are added as JSON; settings: for all of them."""
+    """The slots of a host. command: what starts one, the settings are added as JSON; settings: for all of them.
+
+    keep_jobs: how long a job that is over is kept, None for ever: of all hosts on a database the one that keeps them for the
+    shortest time decides.
+    """
 
     url: str
     machines: Sequence[Machine]
     settings: Mapping[str, Any]
     command: Sequence[str] = (sys.executable, "-P", "-m", "advisor.daemon.process")
+    keep_jobs: timedelta | None = None
     places: list[Place] = field(default_factory=list)
 
     def run(self, stop: threading.Event) -> None:
@@ -76,7 +89,7 @@ class Supervisor:
                 self._end()
         sweeper.join(SWEEP_S)
         with suppress(StoreError):
-            self.sweep()
+            self.sweep(is_last=True)
 
     def _look(self, place: Place, folder: str) -> None:
         """Start a slot's process, or start it again where it died."""
@@ -102,7 +115,13 @@ class Supervisor:
 
     def _started(self, machine: Machine, folder: str) -> subprocess.Popen[bytes]:
         is_cuda = machine.environment.is_cuda
-        settings = {**self.settings, "parent": os.getpid(), "cuda": is_cuda, "device": machine.uuid}
+        settings = {
+            **self.settings,
+            "parent": os.getpid(),
+            "supervisor": owner(),
+            "cuda": is_cuda,
+            "device": machine.uuid,
+        }
         environment = {
             **os.environ,
             # Not on its command line, which everybody on a host can read, for it has a password.
@@ -130,18 +149,33 @@ class Supervisor:
                 process.wait()
 
     def _sweep_while(self, stop: threading.Event) -> None:
-        wait_s = SWEEP_S
+        wait_s, pruned_at = SWEEP_S, -PRUNE_S
         while not stop.wait(wait_s):
             try:
                 self.sweep()
                 wait_s = SWEEP_S
+                if time.monotonic() - pruned_at >= PRUNE_S:
+                    self._prune()
+                    pruned_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 - what is not put back now is the next time
                 # Where the database was away nobody was heard: all may say that they are there before any is taken for gone.
                 wait_s = LEASE_S
                 _log.warning("the roster can't be looked through", extra={"why": str(error)})
 
-    def sweep(self) -> None:
-        """Put back what runs on slots that are gone. One sweeper at a time has a slot, and it can't come back meanwhile."""
+    def _prune(self) -> None:
+        """Remove what was over long ago."""
+        jobs = Jobs(self.url)
+        try:
+            if removed := jobs.prune(self.keep_jobs):
+                _log.info("removed what was over long ago", extra={"rows": removed})
+        finally:
+            jobs.close()
+
+    def sweep(self, *, is_last: bool = False) -> None:
+        """Put back what runs on slots that are gone. One sweeper at a time has a slot, and it can't come back meanwhile.
+
+        is_last: this host's slots have ended because they were told to, and whoever stops the host does not wait for long.
+        """
         with Store.open(self.url, write=True) as store:
             jobs, roster = Jobs(self.url), Roster(store)
             try:
@@ -150,14 +184,15 @@ class Supervisor:
             finally:
                 jobs.close()
             for slot in left:
-                self._put_back(roster, slot)
+                self._put_back(store, slot, is_last=is_last)
 
-    def _put_back(self, roster: Roster, slot: Slot) -> None:
-        me = owner()
+    def _put_back(self, store: Store, slot: Slot, *, is_last: bool) -> None:
+        roster, me = Roster(store), owner()
         if not roster.enter(slot.name, slot.host, slot.environment, me):
             return
         try:
-            for name in recover(self.url, [slot.name]):
+            asking, patience_s = ("", LAST_S) if is_last else (me, SWEEP_S * 3)
+            for name in deaths.put_back(self.url, store, slot.name, asking, patience_s):
                 _log.warning("put back", extra={"job": name, "slot": slot.name, "why": "its slot is gone"})
         finally:
             roster.leave(slot.name, me)

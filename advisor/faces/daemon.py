@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,8 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle")}
-    supervisor = Supervisor(url, machines, settings)
+    days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
+    supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:
         _say(f"at work: {len(machines)} slot{'' if len(machines) == 1 else 's'}")
         supervisor.run(stop)

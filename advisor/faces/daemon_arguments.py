@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
+from advisor.errors import BadInput, named
 from advisor.nouns.option import Option, switch
-from advisor.nouns.reading import read_count, read_duration, read_text, read_texts
+from advisor.nouns.reading import read_count, read_duration, read_text, read_texts, read_whole
 from advisor.workloads import Kind
 
 #: Where a daemon is asked instead of the database.
@@ -18,6 +19,9 @@ SERVER = Option(
     read_text,
     metavar="URL",
 )
+
+#: A century: more days than any database has.
+_MOST_DAYS = 36_525
 
 #: Which devices a host brings, and when they may be used.
 _WORKING = (
@@ -49,14 +53,35 @@ _SERVING = (
     ),
 )
 
-WORKER_OPTIONS, SERVE_OPTIONS = _WORKING, (*_SERVING, *_WORKING)
+
+def _read_days(value: object, name: str) -> int:
+    """Return days, 0 for ever. Raises BadInput."""
+    days = read_whole(value, name)
+    if not 0 <= days <= _MOST_DAYS:
+        raise BadInput(f"{named(name)} takes days from 0, for ever, to {_MOST_DAYS}, not {days}")
+    return days
+
+
+#: What is stored, and what is removed again.
+_KEEPING = (
+    Option(
+        "keep_jobs",
+        "days that a job which is over stays in the list, 0 for ever; what it measured stays anyway (default: %(default)s)",
+        _read_days,
+        default=30,
+        metavar="DAYS",
+        word=int,
+    ),
+)
+
+WORKER_OPTIONS, SERVE_OPTIONS = _WORKING, (*_SERVING, *_KEEPING, *_WORKING)
 
 Add = Callable[[argparse._ActionsContainer, Iterable[Option]], None]
 
 
 def serve(parser: argparse.ArgumentParser, add: Add) -> None:
     """Add the flags of `advisor serve`."""
-    add(parser, _SERVING)
+    add(parser, (*_SERVING, *_KEEPING))
     _add_workers(parser, "auto", "cpu", "none")
     add(parser, _WORKING)
 

@@ -6,18 +6,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Text, func, select, type_coerce
 
 from advisor.storage import rows, trials
 from advisor.storage.store import Store
-from advisor.storage.tables import RECOMMENDATIONS, TRIALS
+from advisor.storage.tables import RECOMMENDATIONS, STUDIES, TRIALS
 
 #: How long a row may come behind one with a higher id, seconds: PostgreSQL's transactions don't end in the order of their ids.
 SETTLED_S = 60.0
 
 #: So many ids are asked for at once: SQLite takes 32,766.
 _AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """How far a study is. trials: that it has, running ones too; answered_at: when its answer was made, in its words."""
+
+    trials: int
+    answered_at: str | None
 
 
 class Counts:
@@ -64,6 +73,20 @@ class Counts:
         """Return how many trials a study has, running ones too: their numbers have no gaps, and the last one is found at once."""
         with self._database.reading() as connection:
             return trials.count(connection, study_id)
+
+    def of_studies(self, study_ids: Collection[int]) -> dict[int, Size]:
+        """Return how far studies are, by id, in one question whatever their number; what is no study is left out."""
+        if not study_ids:
+            return {}
+        last = select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == STUDIES.c.id).scalar_subquery()
+        made = select(type_coerce(RECOMMENDATIONS.c.made_at, Text)).where(RECOMMENDATIONS.c.study_id == STUDIES.c.id)
+        asked = select(STUDIES.c.id, last.label("last"), made.scalar_subquery().label("made"))
+        with self._database.reading() as connection:
+            found = connection.execute(asked.where(STUDIES.c.id.in_(study_ids)))
+            return {
+                row.id: Size(0 if row.last is None else int(row.last) + 1, None if row.made is None else str(row.made))
+                for row in found
+            }
 
     def newest_answer_age_s(self) -> float | None:
         """Return how long ago the newest answer of a study was made, seconds; None where there is none."""

@@ -12,7 +12,7 @@ from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, 
 from advisor.daemon.job import STATES
 from advisor.errors import AdvisorError, BadInput, NotMeasured, named
 from advisor.version import __version__
-from advisor.web.events import NEWEST, told
+from advisor.web.events import NEWEST, Streams
 from advisor.web.problems import problem
 from advisor.web.served import Served
 
@@ -104,20 +104,18 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
 
 
 def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool]) -> None:
-    def stream(request: Request, look: Callable[[], list[dict[str, Any]]], *, ends: bool) -> StreamingResponse:
-        lines = told(request, look, ends=ends, stopping=stopping)
-        return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    streams = Streams(served.limits.most_streams, stopping)
 
     @router.get("/events", response_class=StreamingResponse, responses=_STREAM)
     def events(request: Request) -> Any:
         """Tell how the newest jobs stand, as it changes (server-sent events)."""
-        return stream(request, lambda: served.listed(None, 0, NEWEST), ends=False)
+        return streams.stream(request, "", lambda: served.listed(None, 0, NEWEST), ends=False)
 
     @router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=_STREAM)
     def job_events(request: Request, job: _Id) -> Any:
         """Tell how a job stands, as it changes, until it is over (server-sent events)."""
         name = served.jobs.job(job).id
-        return stream(request, lambda: [served.told(name)], ends=True)
+        return streams.stream(request, name, lambda: [served.told(name)], ends=True)
 
 
 def _add_answers(router: APIRouter, served: Served) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,11 +12,14 @@ from advisor.asking.desk import Desk
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
-from advisor.errors import BadInput, named
+from advisor.errors import BadInput, DamagedRow, named
 from advisor.nouns.answer import Answer
-from advisor.storage.counts import Counts
+from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
+
+#: Studies whose answers are remembered in words: those of many pages of jobs.
+_MOST_ANSWERS = 4096
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,14 @@ class Limits:
     """What requests may do.
 
     model_root: models of the hosts lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may spend,
-    0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request.
+    0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request; most_streams: of events, at once.
     """
 
     model_root: Path | None = None
     most_budget_s: float = 3600.0
     most_waiting: int = 10_000
     most_body_bytes: int = 1024 * 1024
+    most_streams: int = 256
 
 
 class QueueFull(BadInput):
@@ -48,7 +53,9 @@ class Served:
     store: Store
     jobs: Jobs
     limits: Limits = field(default_factory=Limits)
-    desk: Desk = field(init=False)
+    desk: Desk = field(init=False, repr=False)
+    _answers: dict[int, tuple[str, str]] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         """Open a desk for questions."""
@@ -85,23 +92,44 @@ class Served:
 
     def told(self, name: str) -> dict[str, Any]:
         """Return a job with how its study stands, as JSON values. Raises NotMeasured where there is no such job."""
-        return self._told(self.jobs.job(name), {slot.name: slot for slot in self.roster.slots()})
+        return self._all_told([self.jobs.job(name)])[0]
 
     def listed(self, state: str | None, first: int, most: int) -> list[dict[str, Any]]:
         """Return jobs with how their studies stand, the newest first."""
-        slots = {slot.name: slot for slot in self.roster.slots()}
-        return [self._told(job, slots) for job in self.jobs.page(state, first, most)]
+        return self._all_told(self.jobs.page(state, first, most))
 
-    def _told(self, job: Job, slots: Mapping[str, Slot]) -> dict[str, Any]:
-        """Add to a job how many trials there are of its study, what is found by now, and what it waits for."""
+    def _all_told(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Add to jobs how many trials there are of their studies, what is found by now, and what they wait for."""
+        slots = {slot.name: slot for slot in self.roster.slots()} if any(job.is_open for job in jobs) else {}
+        sizes = Counts(self.store).of_studies({job.study for job in jobs if job.study is not None})
+        return [self._told(job, slots, sizes) for job in jobs]
+
+    def _told(self, job: Job, slots: Mapping[str, Slot], sizes: Mapping[int, Size]) -> dict[str, Any]:
         payload = {**job.payload, "trials": 0, "answer": ""}
-        if job.study is not None:
-            payload["trials"] = Counts(self.store).of_study(job.study)
-            found = self.store.answer(job.study)
-            payload["answer"] = "" if found is None else answer_words(found)
+        if job.study is not None and (size := sizes.get(job.study)) is not None:
+            payload |= {"trials": size.trials, "answer": self._answer_words(job.study, size.answered_at)}
         if not job.is_open or job.why:
             return payload
         return {**payload, "why": _waits_for(job, slots)}
+
+    def _answer_words(self, study: int, answered_at: str | None) -> str:
+        """Return a study's answer in words, "" where there is none. answered_at: when it was made: it is read once."""
+        if answered_at is None:
+            return ""
+        with self._lock:
+            made_at, words = self._answers.get(study, ("", ""))
+        if made_at == answered_at:
+            return words
+        try:
+            found = self.store.answer(study)
+            words = "" if found is None else answer_words(found)
+        except DamagedRow as error:  # the jobs beside it can be told
+            words = str(error)
+        with self._lock:
+            if len(self._answers) >= _MOST_ANSWERS:
+                self._answers.clear()
+            self._answers[study] = (answered_at, words)
+        return words
 
 
 def answer_words(answer: Answer) -> str:

@@ -93,9 +93,13 @@ def killed(bed: Bed, what: str) -> Cell:
             fleet.look()
         began = time.monotonic()
         fleet.all_over(names, 600.0)
-        fleet.check(names, hits)
+        given_up = [fleet.job(name) for name in names if fleet.job(name).why.startswith("its worker died")]
+        again = [fleet.jobs.submit(job.submission) for job in given_up]  # its study goes on where it was
+        fleet.all_over(again, 600.0)
+        fleet.check([*(set(names) - {job.id for job in given_up}), *again], hits)
         took_s, trials = time.monotonic() - began, len(fleet.finished)
         seen = f"{hits} kills, {len(names)} studies, {trials} trials; over {took_s:.0f} s after the last"
+        seen += f"; {len(again)} given up after three deaths in a row, and submitted again" if again else ""
         expected = "every study ends; every trial number recorded once; nothing lost"
         fault = f"kill −9 of the {what}{'’s process' if what == 'trial' else ''}"
         return Cell(fault, bed.database, expected, seen, tuple(fleet.problems))

@@ -1,0 +1,75 @@
+"""Jobs that take their slot's process with them: they end, and say why; what was let go of in order is no death."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+
+from fleet import Fleet
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Give a host with a made-up device, as real processes."""
+    made = Fleet(database_url, tmp_path)
+    made.start_replaying("a", ["GPU-0"], 0.05)
+    made.slots(1)
+    yield made
+    made.close()
+
+
+def test_a_job_that_kills_its_slot_fails_and_others_go_on(fleet: Fleet) -> None:
+    """It is tried three times; then it has failed, says why, and who waits behind it has the device."""
+    deadly = fleet.submit("org/deadly", priority=1, trials=2, blocks=0)
+    other = fleet.submit("org/other", trials=2, blocks=0)
+
+    fleet.all_over([deadly, other], 60.0)
+
+    failed = fleet.job(deadly)
+    said = "its worker died 3 times while it ran, and no trial ended between: the log of GPU-0 says how"
+    assert (failed.state, failed.why) == ("failed", said)
+    assert fleet.job(other).state == "done"
+    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) == 3
+
+
+def test_a_job_that_gets_on_between_deaths_is_gone_on_with(fleet: Fleet) -> None:
+    """A slot that dies after each trial brings the job to its end all the same."""
+    name = fleet.submit("org/often-deadly", trials=4, blocks=0)
+
+    fleet.all_over([name], 90.0)
+
+    assert fleet.job(name).state == "done"
+    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) >= 3
+
+
+def _ran_more(fleet: Fleet, lines: int) -> bool:
+    return len(fleet.lines()) > lines
+
+
+def test_a_device_that_is_given_back_is_no_death(fleet: Fleet) -> None:
+    """However often somebody else comes to it, and the host is stopped in order."""
+    name = fleet.submit("org/model", exhaustive=True)
+    somebody = fleet.log.with_name("GPU-0.foreign")
+    for _ in range(2):
+        begun = len(fleet.lines())
+        fleet.until(partial(_ran_more, fleet, begun), 60.0, "a trial")
+        somebody.touch()
+        fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
+        somebody.unlink()
+    begun = len(fleet.lines())
+    fleet.until(partial(_ran_more, fleet, begun), 60.0, "a trial")
+    fleet.hosts["a"].terminate()
+    fleet.hosts["a"].wait(20.0)
+
+    job = fleet.job(name)
+    assert job.state == "queued"
+    assert job.words["worker"] is None
+    assert "deaths" not in job.words
