@@ -36,6 +36,9 @@ from advisor.storage.roster import Roster
 #: Until when something is killed after its last restart, at the latest, seconds: the warm parent imports for some of them.
 LATEST_S = 8.0
 
+#: Every other one is killed after a trial's process is seen, so many seconds later at most, and not while all is only starting.
+WORKING_S = 4.0
+
 #: Jobs that wait or run while something is killed.
 OPEN = 2
 
@@ -82,7 +85,11 @@ def killed(bed: Bed, what: str) -> Cell:
         while hits < bed.kills:
             while sum(fleet.job(name).is_open for name in names) < OPEN:
                 names.append(fleet.submit(str(MODEL), lengths=f"{16 + len(names)},12", trials=4, blocks=3, threads=1))
-            time.sleep(bed.chance.uniform(0.0, LATEST_S))
+            if bed.chance.random() < 0.5:
+                fleet.until(lambda: fleet.processes("real", "trial"), 120.0, "a trial's process")
+                time.sleep(bed.chance.uniform(0.0, WORKING_S))
+            else:
+                time.sleep(bed.chance.uniform(0.0, LATEST_S))
             there = fleet.processes("real", what)
             if not there or not fleet.kill(bed.chance.choice(there)):
                 continue
