@@ -23,6 +23,7 @@ from advisor.errors import BadInput, NotMeasured
 from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
+from advisor.machine.locks import wanting
 from advisor.measure.runner import environment_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -211,6 +212,11 @@ def test_a_device_that_another_advisor_measures_on_is_left_to_it(
         assert watch.hindrance() == "another advisor measures on it"
         assert not watch.hindrance(works=True)
     assert not watch.hindrance()
+    with wanting("cpu-locked"), wanting("cpu-locked"):
+        assert (
+            watch.hindrance(works=True) == watch.hindrance() == "an advisor that somebody started by hand waits for it"
+        )
+    assert not watch.hindrance(works=True)
 
 
 def test_a_control_groups_quota_bounds_a_slots_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ import pytest
 from conftest import run_here
 from daemons import PATIENCE_S, database, opened, recorded, waited
 
+MODEL = str(Path(__file__).parent / "models" / "causal")
+
 TOKEN = "a-token-that-nobody-guesses-0123456789"
 
 
@@ -106,6 +108,30 @@ def test_two_daemons_share_a_database(tmp_path: Path) -> None:
         first.send_signal(signal.SIGTERM)
         assert first.wait(PATIENCE_S) == 0
         waited(lambda: told(other, "health")["slots"] == 1)
+    waited(lambda: not processes_of(url))
+
+
+def test_a_tune_by_hand_goes_before_a_job(tmp_path: Path) -> None:
+    """The slot gives its device back to whoever waits for it, and goes on with its job when that has ended."""
+    url, locks = f"sqlite:///{tmp_path}/advisor.db", str(tmp_path)
+    work = ["--lengths", "48", "--padding", "0", "--batch", "2", "--blocks", "0"]
+    with serving(url, "--workers", "cpu", ADVISOR_LOCK_DIR=locks) as (_, address):
+        waited(lambda: [slot["state"] for slot in told(address, "environments")["slots"]] == ["idle"])
+        long = ["--lengths", "24", "--batches", "2", "--exhaustive", "--budget", "10m"]
+        ran = run_here("submit", MODEL, *long, ADVISOR_DATABASE_URL=url)
+        assert ran.returncode == 0, ran.stderr
+        job = told(address, "jobs")["jobs"][0]["id"]
+        waited(lambda: told(address, f"jobs/{job}")["trials"] > 0)
+        ours = {**environment(url, ADVISOR_LOCK_DIR=locks), "ADVISOR_DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}
+        tune = [sys.executable, "-m", "advisor", "tune", MODEL, *work, "--device", "cpu", "--trials", "1"]
+        done = subprocess.run(tune, env=ours, capture_output=True, text=True, check=False, timeout=4 * PATIENCE_S)
+        assert "waiting: another advisor measures on cpu-" in done.stderr
+        assert "sdpa" in done.stdout, done.stderr
+        before = told(address, f"jobs/{job}")
+        assert before["state"] in ("queued", "running")
+        waited(lambda: told(address, f"jobs/{job}")["trials"] > before["trials"])
+        told_again = run_here("cancel", job, ADVISOR_DATABASE_URL=url)
+        assert told_again.returncode == 0, told_again.stderr
     waited(lambda: not processes_of(url))
 
 

@@ -34,4 +34,4 @@ class DeviceBench:
 
     def runner(self, job: Job, listen: Callable[[Mapping[str, Any]], None]) -> LocalRunner:
         """Return a runner whose worker is started when it is needed."""
-        return LocalRunner(job.machine, listen)
+        return LocalRunner(job.machine, listen, is_by_hand=False)
