@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.asking.question import Effort, Question
 from advisor.asking.resolve import Resolved, resolve
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.nouns.environment import Machine
+from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.model import ModelSource
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
@@ -41,6 +41,23 @@ def answered(asked: Resolved, store: Store, on: str | None) -> Recommendation:
             found = answer(store, asked.source, workload, asked.objective, asked.machine.environment, on)
             return replace(found, notes=(f"this was measured on {words}, not on a sample of it", *found.notes))
     raise lacking
+
+
+def answered_there(asked: Resolved, store: Store, question: Question, there: Iterable[Environment]) -> Recommendation:
+    """Return what is recommended on other devices as they are now, else what `answered` says of this machine.
+
+    there: their environments, the first that has an answer of its own before what is stale. Raises NotMeasured.
+    """
+    stale = []
+    for environment in there:
+        if not environment.is_cuda and question.threads not in (None, environment.threads):
+            continue
+        with suppress(NotMeasured):
+            found = answered(replace(asked, machine=replace(asked.machine, environment=environment)), store, None)
+            if found.study.environment_key == environment.key:
+                return found
+            stale += [found] if found.stale else []
+    return stale[0] if stale else answered(asked, store, question.on)
 
 
 def job_of(question: Question, effort: Effort, began: float | None = None) -> tuple[Job, tuple[str, ...]]:
