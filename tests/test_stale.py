@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import MODEL, MODELS, Daemon, at_work, database, opened, recorded
 from made_databases import laid
 from rich.console import Console
 
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import suggest
+from advisor.asking.submission import Again, Submission
+from advisor.daemon.recheck import queue_stale
 from advisor.errors import NotMeasured
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, upgraded
@@ -61,7 +64,12 @@ def measured(
         (number,) = store.claim(study, Search(configuration), "a:1:1") or ()
         quality = Quality(0.01, 0.1, 1e-3, 0.99, 64, 1.001, reference="fp32, eager")
         figures = (Measurement("tokens_per_s", "tokens/s", tuple(speed * f for f in (0.99, 1.0, 1.01, 1.0))),)
-        known = {"measurements": figures, "quality": quality, "peak_bytes": 2**34, "weight_bytes": 16 * 10**9}
+        known: dict[str, Any] = {
+            "measurements": figures,
+            "quality": quality,
+            "peak_bytes": 2**34,
+            "weight_bytes": 16 * 10**9,
+        }
         store.finish_trial(study, Trial(number, configuration, configuration, Outcome.OK, "", **known), "a:1:1")
     store.save_comparisons(study, [Comparison(best.key, DEFAULT.key, (ratio, ratio * 1.01, ratio * 0.99))])
     store.close_study(study, state)
@@ -198,3 +206,67 @@ def test_a_report_is_marked(store: Store) -> None:
     assert report.is_stale
     assert not report.is_sure
     assert f"stale: measured before {', '.join(CHANGED)}" in report.headline
+
+
+# -------------------------------------------------------------------------------------------------- what a daemon says
+
+
+@pytest.fixture
+def daemon(database_url: str) -> Iterator[Daemon]:
+    """Give a daemon whose GPU was measured on before its torch was changed."""
+    landscape = recorded()
+    now = landscape.environment
+    then = replace(now, packages={**now.packages, "torch": "2.0.1"})
+    url = database(database_url, replace(landscape, environment=then))
+    with opened(url, landscape, model_root=MODELS) as served, at_work(served) as found:
+        yield found
+
+
+def test_a_daemon_marks_what_its_devices_outdated(daemon: Daemon) -> None:
+    """It answers for the devices of its slots as they are now; for an environment that a question names it marks nothing."""
+    landscape, slot = recorded(), daemon.served.roster.slots()[0]
+    changed = [f"torch 2.0.1 → {slot.environment.packages['torch']}"]
+    (then, _), *_ = daemon.served.store.environments()
+    given = {"lengths": list(landscape.workload.lengths), "batch": landscape.workload.batch, "quality": "4bit"}
+
+    def told(**more: Any) -> dict[str, Any]:
+        answered = daemon.post("/api/v1/suggest", {"model": MODEL, "given": {**given, **more.pop("given", {})}, **more})
+        assert answered.status == 200, answered.body
+        return dict(answered.json)
+
+    for on in ({}, {"on": "H100"}, {"on": slot.environment.key[:8]}):
+        found = told(given=on)
+        assert (found["stale"], found["exit_status"], found["environment"]["key"]) == (changed, 3, then)
+    text = told(format="text")
+    assert text["exit_status"] == 3
+    assert f"stale: measured before {changed[0]}" in " ".join(text["text"].split())
+    assert told(given={"on": then[:8]})["stale"] == []
+    assert f"stale: measured before {changed[0]}" in daemon.get("/studies/1").body.decode()
+
+
+def test_what_is_measured_again_is_seen_and_asked_by_nobody(daemon: Daemon) -> None:
+    """Lists of jobs and the pages say what it is; a request can't name it; a job that waits keeps it from the queue."""
+    served = daemon.served
+    here = served.roster.slots()[0].environment
+    waits = served.submit(Submission("org/model", {"lengths": "8"}))
+    assert queue_stale(served.store, served.jobs, here) is None
+    served.jobs.cancel(waits.id)
+    name = queue_stale(served.store, served.jobs, here)
+    assert name == f"again1x{here.key}"
+    assert queue_stale(served.store, served.jobs, here) is None
+    assert [job["id"] for job in daemon.get("/api/v1/jobs?state=queued").json["jobs"]] == [name]
+
+    words = f"measured again: torch 2.0.1 → {here.packages['torch']}"
+    assert daemon.get(f"/api/v1/jobs/{name}").json["again"]["words"] == words
+    assert words in daemon.get("/").body.decode()
+    page = daemon.get(f"/jobs/{name}").body.decode()
+    assert words in page
+    assert "advisor tune" not in page
+    again = {"study": 1, "environment": here.key, "changed": []}
+    assert "a job has no 'again'" in daemon.post("/api/v1/jobs", {"model": MODEL, "again": again}).problem["detail"]
+
+    served.jobs.cancel(str(name))
+    assert queue_stale(served.store, served.jobs, here) is None
+    again_there = Submission("org/model", {}, 0, here.device_class, Again(1, here.key, ("torch",)))
+    assert served.jobs.submit(again_there) == name
+    assert served.jobs.job(str(name)).state == "cancelled"

@@ -154,6 +154,8 @@ def _waits_for(job: Job, slots: Mapping[str, Slot]) -> str:
         slot = slots.get(job.slot or "")
         if slot is None or not slot.is_there():
             return "its slot is gone: it is put back, and goes on elsewhere"
+        if job.submission.again is not None and slot.job not in (None, job.id):
+            return f"job {slot.job} goes first"
         return slot.why if slot.state == "waiting" and slot.job == job.id else ""
     there = [s for s in slots.values() if s.device_class == job.submission.device_class and s.is_there()]
     if not there:
