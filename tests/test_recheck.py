@@ -100,6 +100,8 @@ def test_two_idle_slots_measure_again_once(database_url: str, tmp_path: Path) ->
         fleet.start_replaying("a", ["GPU-0", "GPU-1"], 0.1, recheck_after_s=0.5)
         fleet.until(lambda: [job for job in again_of(fleet) if job.state == "done"], 90.0, "it is measured again")
         (job,) = again_of(fleet)
+        # A slot that shared it ends a moment after the job.
+        fleet.until(lambda: fleet.store.study(job.study).state == "done", 30.0, "nobody works on its study")
 
         assert (job.submission.model, job.submission.again.study) == ("org/model", old)
         assert job.payload["again"]["words"] == f"measured again: {CHANGED}"
@@ -137,6 +139,7 @@ def test_a_job_that_somebody_submits_goes_first(sqlite_url: str, tmp_path: Path)
         assert over[first : first + 3] == ["org/mine"] * 3
         assert first <= 2  # what ran when it was submitted, and one that began before the slot heard of it
         assert "org/mine" not in over[first + 3 :]
+        fleet.until(lambda: fleet.store.study(fleet.job(again.id).study).state == "done", 30.0, "its study ends")
         assert answer(fleet.store, "org/model").stale == ()
         assert FLEET.wrong_with(fleet.store.trials(fleet.job(again.id).study)) == []
 
