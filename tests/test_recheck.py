@@ -22,12 +22,14 @@ from made_databases import laid, probed
 from advisor.advice.suggest import suggest
 from advisor.daemon import engine
 from advisor.daemon.recheck import BEST
+from advisor.daemon.slot import YIELDED
 from advisor.measure.replay import ReplayRunner
 from advisor.measure.runner import LocalRunner
 from advisor.models.checkpoint import find_model
 from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.trial import Trial
+from advisor.storage.roster import Roster
 from advisor.storage.stale import stale_studies
 from advisor.storage.store import Store
 from advisor.study.tune import tune
@@ -191,17 +193,19 @@ def _settings(parent: int) -> dict[str, Any] | None:
 
 
 @contextmanager
-def slot(url: str, folder: Path, machine: Machine) -> Iterator[Callable[[], str]]:
-    """Start the process of a slot of this CPU, which looks for what is stale after half a second; give what it logged."""
+def slot(
+    url: str, folder: Path, machine: Machine, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """Start the process of a slot of this CPU, which looks for what is stale after half a second; give it and what it logged."""
     settings = {"parent": os.getpid(), "cuda": False, "device": machine.uuid, "only": None, "assume_idle": True}
     told = {**settings, "allow_pickle": False, "supervisor": "", "recheck_after_s": 0.5}
-    known = {**os.environ, "ADVISOR_DATABASE_URL": url, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    known = {**os.environ, "ADVISOR_DATABASE_URL": url, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
     log = folder / "log"
     with log.open("w") as words:
         command = [sys.executable, "-m", "advisor.daemon.process", json.dumps(told)]
         process = subprocess.Popen(command, env={**known, "PYTHONWARNINGS": "ignore"}, stderr=words)
         try:
-            yield log.read_text
+            yield process, log.read_text
         finally:
             process.terminate()
             process.wait(30)
@@ -231,7 +235,7 @@ def test_a_model_that_is_gone_fails_and_others_go_on(sqlite_url: str, tmp_path: 
         finally:
             runner.close()
         jobs = engine.Jobs(url)
-        with slot(url, tmp_path, machine) as log:
+        with slot(url, tmp_path, machine) as (_, log):
             until_s = time.monotonic() + 150.0
             while "done" not in jobs.again(now.key).values() and time.monotonic() < until_s:
                 time.sleep(0.1)
@@ -242,3 +246,29 @@ def test_a_model_that_is_gone_fails_and_others_go_on(sqlite_url: str, tmp_path: 
         found = suggest(store, there, Forward((12, 9), 2), wanted, now)
         assert (found.stale, found.study.environment) == ((), now)
         jobs.close()
+
+
+def test_a_slot_begins_anew_where_a_package_was_changed(sqlite_url: str, tmp_path: Path) -> None:
+    """What was installed meanwhile is the next process's: until then the slot has the environment that it began with."""
+    from advisor.machine import probe
+    from advisor.machine.processors import slot_threads
+
+    url, machine = probed(sqlite_url), probe.machine("cpu", slot_threads())
+    engine.prepare(url)
+    site = tmp_path / "site"
+    site.mkdir()
+    found = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+    with slot(url, tmp_path, machine, PYTHONPATH=found) as (process, log):
+        waited(lambda: '"ready"' in log())
+        time.sleep(2.0)
+        assert process.poll() is None
+        (site / "kernels-99.0.dist-info").mkdir()
+        (site / "kernels-99.0.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: kernels\nVersion: 99.0\n"
+        )
+        assert process.wait(30) == YIELDED, log()
+    assert "its driver or a package was changed" in log()
+    with slot(url, tmp_path, machine, PYTHONPATH=found) as (_, log), Store.open(url, write=False) as store:
+        waited(lambda: '"ready"' in log())
+        (there,) = Roster(store).slots()
+        assert there.environment.packages["kernels"] == "99.0"

@@ -112,3 +112,12 @@ class Watch:
             finally:
                 os.close(lock)
         return False
+
+
+def own_pids() -> list[int]:
+    """Return the processes that this one started, and theirs."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    return []

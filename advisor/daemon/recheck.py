@@ -57,17 +57,20 @@ def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
     return None
 
 
-def queue_when_idle(
-    queue: Callable[[], str | None], idle_s: Callable[[], float], leaving: threading.Event, after_s: float
+def look_when_idle(
+    look: Callable[[], str | None], idle_s: Callable[[], float], leaving: threading.Event, after_s: float
 ) -> None:
-    """Queue what is stale whenever a slot was idle for so long, until it leaves. idle_s: how long it is idle by now, seconds."""
+    """Look for what is stale whenever a slot was idle for so long, until it leaves. idle_s: how long it is by now, seconds.
+
+    look: queues a job, and returns its id.
+    """
     looked = -math.inf
     while not leaving.wait(min(after_s, LOOK_S)):
         if idle_s() < after_s or time.monotonic() - looked < after_s:
             continue
         looked = time.monotonic()
         try:
-            if name := queue():
+            if name := look():
                 _log.info("something stale is measured again", extra={"job": name})
         except Exception as error:  # noqa: BLE001 - the slot has jobs to do
             _log.warning("what is stale can't be looked for", extra={"why": str(error)})

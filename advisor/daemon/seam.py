@@ -31,5 +31,8 @@ class Bench(Protocol):
     def again(self, study: StudyRecord, also: tuple[Configuration, ...], /) -> Tuning:
         """Return what measures the default of a study and these of its configurations again. Raises AdvisorError."""
 
+    def is_as_it_was(self) -> bool:
+        """Whether the device has the versions still that it had when the process began."""
+
     def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None], /) -> Stoppable:
         """Return what runs it."""

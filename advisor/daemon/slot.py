@@ -14,11 +14,11 @@ from typing import Any
 
 from advisor.daemon import deaths
 from advisor.daemon.budget import left_of
-from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
+from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
 from advisor.daemon.queues import queue_again
-from advisor.daemon.recheck import queue_stale, queue_when_idle, tuning_again
+from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
 from advisor.daemon.seam import Bench, Stoppable
 from advisor.daemon.turns import Turns
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
@@ -108,9 +108,8 @@ class Slot:
         self._start(self._look)
         queues = [] if self.recheck_after_s is None else [queue_again(machine.environment.key)]
         with at_work(self.url, self.name, machine.environment.device_class, self._perform, queues):
-            if self.recheck_after_s is not None:
-                queue = partial(queue_stale, self.store, self.jobs, machine.environment)
-                self._start(partial(queue_when_idle, queue, self._idle_s, self._leaving, self.recheck_after_s))
+            after_s = self.recheck_after_s or IDLE_S
+            self._start(partial(look_when_idle, self._look_for_stale, self._idle_s, self._leaving, after_s))
             _log.info("ready", extra={"slot": self.name, "device": machine.environment.device_class})
             while not stop.wait(ASK_S) and not self._leaving.is_set():
                 pass
@@ -291,6 +290,15 @@ class Slot:
         self._since = time.monotonic()
         self._state, self._why, self._job = state, why, job
 
+    def _look_for_stale(self) -> str | None:
+        """Queue something stale; where the device has other versions by now, the next process is to begin with them."""
+        if not self.bench.is_as_it_was():
+            _log.info("begins anew: its driver or a package was changed", extra={"slot": self.name})
+            self._leave("a driver or a package was changed")
+        elif self.recheck_after_s is not None:
+            return queue_stale(self.store, self.jobs, self.bench.machine.environment)
+        return None
+
     def _idle_s(self) -> float:
         return time.monotonic() - self._since if self._state == "idle" else 0.0
 
@@ -334,12 +342,3 @@ class Slot:
         if hindrance and works == (self._runner is not None):  # else it looked while its own runner came or went
             _log.info("given back", extra={"slot": self.name, "job": self._job or None, "why": hindrance})
             self._leave(hindrance)
-
-
-def own_pids() -> list[int]:
-    """Return the processes that this one started, and theirs."""
-    import psutil
-
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process().children(recursive=True)]
-    return []

@@ -59,6 +59,14 @@ def objective_of(recorded: Any, *, whole: bool) -> Any:
     return recorded.objective if whole else replace(recorded.objective, only=ONLY)
 
 
+class Unchanging:
+    """A bench whose device has the versions of a recording for ever."""
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has them still."""
+        return True
+
+
 def note(log: int, words: Mapping[str, Any]) -> None:
     """Note what is run, in a line of an open file."""
     os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
@@ -132,7 +140,7 @@ def slot(settings: Mapping[str, Any]) -> int:
             note(log, {**words, "is": "over"})
             return result
 
-    class Recording:
+    class Recording(Unchanging):
         """A bench that replays."""
 
         machine = machine(settings["device"], settings["host"], recorded)
