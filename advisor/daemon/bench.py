@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.asking.submission import Submission
-from advisor.asking.verbs import job_of
+from advisor.asking.verbs import job_again, job_of
+from advisor.errors import BadInput
 from advisor.measure.runner import LocalRunner
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
+from advisor.storage.study_record import StudyRecord
 from advisor.study.tuning import Job
 
 
@@ -31,6 +34,21 @@ class DeviceBench:
         )
         job, _ = job_of(where, submission.effort(question))
         return job
+
+    def again(self, study: StudyRecord, also: tuple[Configuration, ...]) -> Job:
+        """Return what measures the default of a study and these of its configurations again. Raises AdvisorError."""
+        threads = self.machine.environment.threads or None
+        return job_again(study, also, self.machine.user_device, threads, allow_pickle=self.allow_pickle)
+
+    def is_as_it_was(self) -> bool:
+        """Whether the device has the versions still that it had when the process began: the driver's, and the packages'."""
+        from advisor.machine import probe
+
+        try:
+            now = probe.machine(self.machine.user_device, self.machine.environment.threads or None)
+        except BadInput:  # amid an upgrade: the next look sees what came of it
+            return True
+        return now.environment.key == self.machine.environment.key
 
     def runner(self, job: Job, listen: Callable[[Mapping[str, Any]], None]) -> LocalRunner:
         """Return a runner whose worker is started when it is needed."""

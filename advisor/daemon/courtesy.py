@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, time
 
@@ -98,3 +99,12 @@ class Watch:
             return "who else uses it can't be seen here, as in a container: --assume-idle takes it for idle"
         many = f"process{'es' if len(foreign) > 1 else ''} {', '.join(map(str, foreign))}"
         return f"{many} of somebody else's computes on it" if foreign else ""
+
+
+def own_pids() -> list[int]:
+    """Return the processes that this one started, and theirs."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    return []

@@ -15,6 +15,11 @@ STATES = ("queued", "running", "done", "failed", "cancelled")
 _OPEN = ("queued", "running")
 
 
+def is_open(state: str) -> bool:
+    """Whether a job of this state waits or runs."""
+    return state in _OPEN
+
+
 @dataclass(frozen=True)
 class Job:
     """A job as it stands.
@@ -37,7 +42,7 @@ class Job:
     @property
     def is_open(self) -> bool:
         """Whether it waits or runs."""
-        return self.state in _OPEN
+        return is_open(self.state)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -54,4 +59,5 @@ class Job:
             "slot": self.slot,
             "study": self.study,
             "why": self.why,
+            "again": None if self.submission.again is None else self.submission.again.payload,
         }

@@ -14,7 +14,8 @@ from typing import Any
 
 from advisor.daemon.courtesy import Courtesy, Hours
 from advisor.daemon.logs import log_json
-from advisor.daemon.slot import Bench, Slot
+from advisor.daemon.seam import Bench
+from advisor.daemon.slot import Slot
 from advisor.machine.leftovers import die_with_parent, name_process
 from advisor.storage.place import default_url
 
@@ -26,7 +27,7 @@ def at_work(bench: Bench, settings: Mapping[str, Any]) -> int:
         signal.signal(number, lambda *_: stop.set())
     hours = settings["only"] and Hours.of(settings["only"])
     courtesy = Courtesy(hours or None, settings["assume_idle"])
-    return Slot(bench, default_url(), courtesy, settings["supervisor"]).run(stop)
+    return Slot(bench, default_url(), courtesy, settings["supervisor"], settings.get("recheck_after_s")).run(stop)
 
 
 def main(settings: Mapping[str, Any]) -> int:

@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-from advisor.asking.submission import Submission
 from advisor.daemon import deaths
 from advisor.daemon.budget import left_of
-from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
+from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
+from advisor.daemon.queues import queue_again
+from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
+from advisor.daemon.seam import Bench, Stoppable
+from advisor.daemon.turns import Turns
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
-from advisor.measure.runner import Interrupted, Runner
-from advisor.nouns.environment import Machine
+from advisor.measure.runner import Interrupted
 from advisor.nouns.step import Done
 from advisor.storage.roster import BEAT_S, Roster
 from advisor.storage.store import Store
@@ -47,25 +50,6 @@ ELSEWHERE_S = 5.0
 _log = logging.getLogger("advisor.slot")
 
 
-class Stoppable(Runner, Protocol):
-    """A runner that another thread can stop."""
-
-    def interrupt(self, why: str) -> None:
-        """Have what runs now killed at once, and nothing run from now on."""
-
-
-class Bench(Protocol):
-    """What a slot measures with: how a submission becomes a tune on its device, and what runs that."""
-
-    machine: Machine
-
-    def tuning(self, submission: Submission) -> Tuning:
-        """Return what is to be tuned. Raises AdvisorError."""
-
-    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None], /) -> Stoppable:
-        """Return what runs it."""
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a job's work on this slot ended. outcome: "done" or "failed", "" where it is another's to say."""
@@ -77,19 +61,30 @@ class Ended:
 class Slot:
     """One device at work."""
 
-    def __init__(self, bench: Bench, url: str, courtesy: Courtesy, supervisor: str = "") -> None:
-        """Tune on this bench's device what waits in a database. supervisor: who starts it again, "" where nobody does."""
+    def __init__(
+        self,
+        bench: Bench,
+        url: str,
+        courtesy: Courtesy,
+        supervisor: str = "",
+        recheck_after_s: float | None = None,
+    ) -> None:
+        """Tune on this bench's device what waits in a database. supervisor: who starts it again, "" where nobody does.
+
+        recheck_after_s: how long it has nothing to do before it looks for what is stale, seconds; None: it never does.
+        """
         self.bench, self.url, self.name, self.supervisor = bench, url, bench.machine.uuid, supervisor
         self.owner = owner()
         self.watch = Watch(bench.machine, courtesy)
         self.store, self.jobs = Store.open(url, write=True), Jobs(url)
         self.roster = Roster(self.store)
+        self.turns, self.recheck_after_s = Turns(), recheck_after_s
         self._state, self._why, self._job = "idle", "", ""
+        self._since = time.monotonic()
         self._runner: Stoppable | None = None
         self._held: tuple[str, int] | None = None
         self._beaten = time.monotonic()
-        self._leaving, self._idle = threading.Event(), threading.Event()
-        self._idle.set()
+        self._leaving = threading.Event()
 
     def run(self, stop: threading.Event) -> int:
         """Work until told to stop, or until the device is somebody else's; let go of what runs, and return the exit status.
@@ -111,12 +106,15 @@ class Slot:
                 return 0
         self._is("idle")
         self._start(self._look)
-        with at_work(self.url, self.name, machine.environment.device_class, self._perform):
+        queues = [] if self.recheck_after_s is None else [queue_again(machine.environment.key)]
+        with at_work(self.url, self.name, machine.environment.device_class, self._perform, queues):
+            after_s = self.recheck_after_s or IDLE_S
+            self._start(partial(look_when_idle, self._look_for_stale, self._idle_s, self._leaving, after_s))
             _log.info("ready", extra={"slot": self.name, "device": machine.environment.device_class})
             while not stop.wait(ASK_S) and not self._leaving.is_set():
                 pass
             self._leave("the daemon stops")
-            self._idle.wait(STOP_S)
+            self.turns.wait_free(STOP_S)
             with suppress(StoreError):
                 if held := self._held:
                     deaths.let_go(self.jobs, *held)
@@ -126,7 +124,7 @@ class Slot:
             os._exit(0 if stop.is_set() else YIELDED)  # DBOS would call done what was let go
 
     def _start(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=f"advisor-slot{work.__name__}", daemon=True).start()
+        threading.Thread(target=work, name="advisor-slot", daemon=True).start()
 
     def _leave(self, why: str) -> None:
         """Have what runs stopped, and nothing begun: the device is given back."""
@@ -137,7 +135,15 @@ class Slot:
 
     def _perform(self, name: str, number: int) -> str:
         """Work on a job or a share of it until it is done; return why it failed, "" where it did not."""
-        self._idle.clear()
+        job = self._patiently(lambda: self.jobs.job(name))
+        try:
+            with self.turns.turn(is_last=job.submission.again is not None):
+                return self._performed(name, number)
+        finally:
+            if self._leaving.is_set():
+                threading.Event().wait()  # the process ends here, and the job goes back to its queue
+
+    def _performed(self, name: str, number: int) -> str:
         try:
             job = self._patiently(lambda: self.jobs.job(name))
             noted = Ended(str(job.words.get("outcome", "")), str(job.words.get("why", "")))
@@ -152,9 +158,6 @@ class Slot:
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")
-            self._idle.set()
-            if self._leaving.is_set():
-                threading.Event().wait()  # the process ends here, and the job goes back to its queue
 
     def _worked_on(self, job: Job, number: int) -> Ended:
         """Tune until the study is done, as often as the device is given back meanwhile."""
@@ -164,7 +167,8 @@ class Slot:
         self._held = job.id, number
         self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
         try:
-            tuning = self.bench.tuning(job.submission)
+            again = job.submission.again
+            tuning = self.bench.tuning(job.submission) if again is None else tuning_again(self.store, again, self.bench)
         except AdvisorError as error:
             return Ended("failed", str(error))
         here = tuning.machine.environment.key
@@ -177,7 +181,18 @@ class Slot:
         while self._may_begin(job):
             if (ended := self._attempted(job, tuning)) is not None:
                 return ended
+            if again is not None and self.turns.is_wanted:
+                self._let_pass(job, number)
         return Ended()
+
+    def _let_pass(self, job: Job, number: int) -> None:
+        """Let the job that waits have the device until it is done: what becomes of this process meanwhile is no death of this."""
+        self._is("idle")
+        self._patiently(lambda: deaths.let_go(self.jobs, job.id, number))
+        self.turns.let_pass()
+        if not self._leaving.is_set():
+            self._held = job.id, number
+            self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
 
     def _offer(self, job: Job, number: int) -> None:
         """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""
@@ -223,6 +238,8 @@ class Slot:
                 # What failed since the job began is not tried again because a slot joins, or was killed.
                 tuner.first = self._told_study(job, tuner.study, tuner.first)
                 while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
+                    if job.submission.again is not None and self.turns.is_wanted:
+                        raise Interrupted("what somebody submitted goes first")
                     carried_out(tuner, seen, step)
             return Ended("done", step.text)
         finally:
@@ -270,7 +287,20 @@ class Slot:
     # ------------------------------------------------------------------------------------------------------- threads
 
     def _is(self, state: str, why: str = "", job: str = "") -> None:
+        self._since = time.monotonic()
         self._state, self._why, self._job = state, why, job
+
+    def _look_for_stale(self) -> str | None:
+        """Queue something stale; where the device has other versions by now, the next process is to begin with them."""
+        if not self.bench.is_as_it_was():
+            _log.info("begins anew: its driver or a package was changed", extra={"slot": self.name})
+            self._leave("a driver or a package was changed")
+        elif self.recheck_after_s is not None:
+            return queue_stale(self.store, self.jobs, self.bench.machine.environment)
+        return None
+
+    def _idle_s(self) -> float:
+        return time.monotonic() - self._since if self._state == "idle" else 0.0
 
     def _interrupt(self, why: str) -> None:
         runner = self._runner
@@ -312,12 +342,3 @@ class Slot:
         if hindrance and works == (self._runner is not None):  # else it looked while its own runner came or went
             _log.info("given back", extra={"slot": self.name, "job": self._job or None, "why": hindrance})
             self._leave(hindrance)
-
-
-def own_pids() -> list[int]:
-    """Return the processes that this one started, and theirs."""
-    import psutil
-
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process().children(recursive=True)]
-    return []

@@ -73,6 +73,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     from advisor.daemon.courtesy import Hours
     from advisor.daemon.engine import prepare
     from advisor.daemon.logs import log_json
+    from advisor.daemon.recheck import IDLE_S
     from advisor.daemon.supervisor import Supervisor, machines_of
     from advisor.storage.clock import refuse_wrong_clock
     from advisor.storage.place import default_url
@@ -92,6 +93,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle")}
+    settings["recheck_after_s"] = None if given["no_recheck"] else IDLE_S
     days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
     supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:

@@ -27,6 +27,7 @@ _MOST_DAYS = 36_525
 _WORKING = (
     Option("only", "use the devices in these hours alone, such as 22:00-07:00", read_text, metavar="HOURS"),
     switch("assume_idle", "take a GPU for idle where nobody can see who else uses it, as in a container"),
+    switch("no_recheck", "don't measure again in idle time what was measured before a driver or a package changed"),
     replace(ALLOW_PICKLE, help="load pickle checkpoints, which can run code: of every job"),
 )
 

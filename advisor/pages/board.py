@@ -61,7 +61,8 @@ class Job:
     """A job. flags: what is asked, as the command line spells it; standing: its state in words; about: why, or what it found.
 
     device: that runs it or ran it, or whose kind it waits for; when: since when, or how long it took; moments: each with its
-    name. study, trials: its study and how many trials there are of it, None and 0 before that is opened.
+    name. is_again: whether a slot measures it again by itself. study, trials: its study and how many trials there are of it, None
+    and 0 before that is opened.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Job:
     moments: tuple[tuple[str, datetime], ...]
     study: int | None
     trials: int
+    is_again: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -85,8 +87,8 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command line that would tune the same here."""
-        return f"advisor tune {shlex.quote(self.model)} {self.flags}".strip()
+        """The command line that would tune the same here; "" where nobody asked for it, as for what is measured again."""
+        return "" if self.is_again else f"advisor tune {shlex.quote(self.model)} {self.flags}".strip()
 
     @property
     def short_flags(self) -> str:
@@ -208,7 +210,7 @@ def device_of(slot: Payload) -> Device:
 
 def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime) -> Job:
     """Return a job as it is shown. best: the best so far, in words."""
-    state, slot = str(job["state"]), job["slot"]
+    state, slot, again = str(job["state"]), job["slot"], job.get("again") or {}
     named = ("submitted", "submitted_at"), ("started", "started_at"), ("ended", "finished_at")
     moments = {words: moment for words, name in named if (moment := moment_of(job[name])) is not None}
     found = f"best so far: {best}" if best else ""
@@ -221,13 +223,14 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
         priority=int(job["priority"]),
         state=state,
         standing=JOB_WORDS.get(state, state),
-        about="; ".join(str(words) for words in said if words),
+        about="; ".join(str(words) for words in (again.get("words"), *said) if words),
         device=at,
         slot=slot if slot in devices and state != "queued" else None,
         when=_when(state, moments, now),
         moments=tuple(moments.items()),
         study=job["study"],
         trials=int(job.get("trials") or 0),
+        is_again=bool(again),
     )
 
 

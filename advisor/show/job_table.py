@@ -51,8 +51,9 @@ def change(job: Mapping[str, Any]) -> str:
 
 
 def _about(job: Mapping[str, Any]) -> str:
-    """Return what there is to say of a job beside its state: what it waits for, why it failed, what it found."""
-    return str(job.get("answer") or job.get("why") or "")
+    """Return what there is to say of a job beside its state: what it measures again, waits for, failed of, or found."""
+    again = (job.get("again") or {}).get("words")
+    return "; ".join(str(words) for words in (again, job.get("answer") or job.get("why")) if words)
 
 
 def _short(model: str) -> str:

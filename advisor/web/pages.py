@@ -225,7 +225,8 @@ class Pages:
         return _page(report_html(report, live))
 
     def _report(self, number: int) -> StudyReport:
-        return report_of(self._served.store.anew(), number, _source_of(self._served.store.study(number).model_name))
+        source = _source_of(self._served.store.study(number).model_name)
+        return report_of(self._served.store.anew(), number, source, self._served.environments())
 
     def map(self, request: Request, model: str = "", on: str | None = None) -> Response:
         """Which choice wins where, as `advisor map` writes it: of a model by the name that its studies have."""

@@ -14,6 +14,7 @@ from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
 from advisor.errors import BadInput, DamagedRow, named
 from advisor.nouns.answer import Answer
+from advisor.nouns.environment import Environment
 from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
@@ -75,6 +76,13 @@ class Served:
     def roster(self) -> Roster:
         """The slots."""
         return Roster(self.store)
+
+    def environments(self, wanted: str | None = None) -> list[Environment]:
+        """Return the environments of the slots that are at work, GPUs first, each once. wanted: of those that it names alone."""
+        slots = [slot for slot in self.roster.slots() if slot.is_there()]
+        meant = [slot.environment for slot in slots if wanted is None or _is_meant(slot, wanted)]
+        found = {environment.key: environment for environment in meant}
+        return sorted(found.values(), key=lambda environment: not environment.is_cuda)
 
     def submit(self, submission: Submission, *, is_operator: bool = False) -> Job:
         """Have a job wait for a device; return it. Raises BadInput, QueueFull, NoDevice.
@@ -146,6 +154,8 @@ def _waits_for(job: Job, slots: Mapping[str, Slot]) -> str:
         slot = slots.get(job.slot or "")
         if slot is None or not slot.is_there():
             return "its slot is gone: it is put back, and goes on elsewhere"
+        if job.submission.again is not None and slot.job not in (None, job.id):
+            return f"job {slot.job} goes first"
         return slot.why if slot.state == "waiting" and slot.job == job.id else ""
     there = [s for s in slots.values() if s.device_class == job.submission.device_class and s.is_there()]
     if not there:

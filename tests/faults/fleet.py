@@ -78,10 +78,21 @@ class Fleet:
         }
 
     def start_replaying(
-        self, name: str, devices: Sequence[str], run_s: float, prefix: Sequence[str] = (), *, whole: bool = False
+        self,
+        name: str,
+        devices: Sequence[str],
+        run_s: float,
+        prefix: Sequence[str] = (),
+        *,
+        whole: bool = False,
+        recheck_after_s: float | None = None,
     ) -> None:
-        """Start a host with made-up devices. prefix: a command that runs it, such as unshare; whole: all that was recorded."""
+        """Start a host with made-up devices. prefix: a command that runs it, such as unshare; whole: all that was recorded.
+
+        recheck_after_s: after how long with nothing to do its slots measure again what is stale, seconds; None: never.
+        """
         shared = {"run_s": run_s, "log": str(self.log), "whole": whole, "landscape": LANDSCAPE}
+        shared["recheck_after_s"] = recheck_after_s
         settings = {"url": self.url, "devices": list(devices), "host": name, **shared}
         self._start(name, [*prefix, sys.executable, str(HERE / "replay_host.py"), json.dumps(settings)])
 
