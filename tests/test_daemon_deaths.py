@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,22 @@ def test_a_job_that_gets_on_between_deaths_is_gone_on_with(fleet: Fleet) -> None
 
     assert fleet.job(name).state == "done"
     assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) >= 3
+
+
+def test_a_host_ends_in_time_though_a_slot_hangs(fleet: Fleet) -> None:
+    """SIGTERM is followed within 15 s, what ran is back in its queue, and nothing is left of the slot."""
+    name = fleet.submit("org/model", exhaustive=True)
+    fleet.until(lambda: len(fleet.lines()) > 1, 60.0, "a trial")
+    (slot,) = fleet.processes("a", "worker")
+    slot.suspend()
+    began = time.monotonic()
+    fleet.hosts["a"].terminate()
+    fleet.hosts["a"].wait(30.0)
+
+    assert time.monotonic() - began < 15.0
+    assert fleet.job(name).state == "queued"
+    assert "deaths" not in fleet.job(name).words
+    assert not slot.is_running()
 
 
 def _ran_more(fleet: Fleet, lines: int) -> bool:

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from advisor.asking.submission import Submission
 from advisor.daemon import deaths
+from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
-from advisor.measure.runner import Interrupted, Runner
-from advisor.nouns.environment import Machine
+from advisor.measure.runner import Interrupted
 from advisor.nouns.step import Done
 from advisor.storage.roster import BEAT_S, Roster
 from advisor.storage.store import Store
@@ -45,25 +45,6 @@ STOP_S = 8.0
 ELSEWHERE_S = 5.0
 
 _log = logging.getLogger("advisor.slot")
-
-
-class Stoppable(Runner, Protocol):
-    """A runner that another thread can stop."""
-
-    def interrupt(self, why: str) -> None:
-        """Have what runs now killed at once, and nothing run from now on."""
-
-
-class Bench(Protocol):
-    """What a slot measures with: how a submission becomes a tune on its device, and what runs that."""
-
-    machine: Machine
-
-    def tuning(self, submission: Submission) -> Tuning:
-        """Return what is to be tuned. Raises AdvisorError."""
-
-    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None], /) -> Stoppable:
-        """Return what runs it."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +145,11 @@ class Slot:
         self._held = job.id, number
         self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
         try:
+            self._fetch(job.submission)
             tuning = self.bench.tuning(job.submission)
+        except Interrupted as stopped:
+            _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
+            return Ended()
         except AdvisorError as error:
             return Ended("failed", str(error))
         here = tuning.machine.environment.key
@@ -178,6 +163,16 @@ class Slot:
             if (ended := self._attempted(job, tuning)) is not None:
                 return ended
         return Ended()
+
+    def _fetch(self, submission: Submission) -> None:
+        """Bring the model here. Raises Interrupted where that was stopped, AdvisorError where it can't be."""
+        self._runner = fetching = self.bench.fetching(submission)
+        try:
+            if self._leaving.is_set():  # since it was looked
+                fetching.interrupt("the device is given back")
+            fetching.run()
+        finally:
+            self._runner = None
 
     def _offer(self, job: Job, number: int) -> None:
         """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""

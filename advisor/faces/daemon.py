@@ -89,7 +89,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle")}
+    settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle", "max_download")}
     days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
     supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:

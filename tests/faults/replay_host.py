@@ -63,10 +63,15 @@ def _die_where(is_deadly: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _write(log: int, words: Mapping[str, Any]) -> None:
+    os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
+
+
 def slot(settings: Mapping[str, Any]) -> int:
     """Be the slot of a made-up device."""
     from advisor.asking.submission import Submission
     from advisor.daemon import slot as slot_module
+    from advisor.daemon.fetch import Fetch, Wanted
     from advisor.daemon.logs import log_json
     from advisor.daemon.process import at_work
     from advisor.machine.leftovers import die_with_parent
@@ -109,20 +114,20 @@ def slot(settings: Mapping[str, Any]) -> int:
                 "seed": request.seed if is_block else None,
                 "asked": [configuration.key for configuration in asked],
             }
-            self._write({**words, "is": "begun"})
+            _write(log, {**words, "is": "begun"})
             result = super().run(request, timeout_s)
             if self._stopped.wait(settings["run_s"] * len(asked)):
                 raise Interrupted(self.interrupted)
-            self._write({**words, "is": "over"})
+            _write(log, {**words, "is": "over"})
             return result
-
-        def _write(self, words: Mapping[str, Any]) -> None:
-            os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
 
     class Recording:
         """A bench that replays."""
 
         machine = machine(settings["device"], settings["host"], recorded)
+
+        def fetching(self, _: Submission) -> Fetch:
+            return Fetch(Wanted("/nowhere"))
 
         def tuning(self, submission: Submission) -> Job:
             _die_where(submission.model == "org/deadly")
