@@ -18,6 +18,7 @@ from advisor.asking.submission import Submission, let_in
 from advisor.daemon import engine
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import Courtesy, Hours, Watch
+from advisor.daemon.fetch import Fetch, Wanted
 from advisor.daemon.supervisor import Supervisor
 from advisor.errors import BadInput, NotMeasured
 from advisor.faces.cli import run
@@ -428,6 +429,9 @@ def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
 
     class Bench:
         machine = Machine(CPU, "here", "cpu-here", None, 2**30)
+
+        def fetching(self, _: Submission) -> Fetch:
+            return Fetch(Wanted("/nowhere"))
 
         def tuning(self, submission: Submission) -> None:
             raise BadInput(f"{submission.model} can't be tuned here")

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from conftest import run_here
 from daemons import PATIENCE_S, database, opened, recorded, waited
+
+from advisor.asking.submission import Submission
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
 
@@ -189,7 +191,10 @@ def test_commands_ask_a_daemon(tmp_path: Path) -> None:
         assert ran.stdout.count("queued") == 2
         assert json.loads(run_here("jobs", job["id"], "--format", "json", *at, **known).stdout)["id"] == job["id"]
         assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is cancelled\n"
-        assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is cancelled\n"
+        for where, variables in ((at, known), ([], {"ADVISOR_DATABASE_URL": url})):
+            ran = run_here("cancel", job["id"], *where, **variables)
+            said = f"advisor: job {job['id']} is over already: it is cancelled\n"
+            assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", said)
         assert run_here("jobs", job["id"], "--watch", *at, **known).stdout.startswith(
             f"{job['id']} · cancelled · org/model"
         )
@@ -209,6 +214,61 @@ def test_commands_ask_a_daemon(tmp_path: Path) -> None:
             assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
             assert "the token is missing or wrong" in ran.stderr
             assert not token or token not in ran.stderr
+
+
+@contextmanager
+def watching(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], str]]]:
+    """Watch jobs in a process of its own; give it, and what waits for a line of it that has some words."""
+    command, said = [sys.executable, "-u", "-m", "advisor", "jobs", "--watch", *flags], list[str]()
+    env = environment(variables.pop("url", "sqlite:////nowhere/advisor.db"), **variables)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
+        reader = threading.Thread(target=lambda: said.extend(iter(process.stdout.readline, "")))
+
+        def line(words: str) -> str:
+            return str(waited(lambda: next((each for each in said if words in each), None)))
+
+        reader.start()
+        try:
+            yield process, line
+        finally:
+            process.kill()
+            reader.join()
+
+
+def test_a_watcher_outlasts_a_daemon_that_is_away(tmp_path: Path) -> None:
+    """It says that it can't be reached, once, and goes on when it is back; Ctrl-C ends it with 130, away or not."""
+    url = database(f"sqlite:///{tmp_path}/advisor.db")
+    with opened(url, recorded()) as served, ExitStack() as stack:
+        job = served.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, "a device"))
+        with serving(url, "--workers", "none") as (_, address):
+            port = address.rpartition(":")[2]
+            process, line = stack.enter_context(watching("--server", address))
+            line(f"{job} · queued")
+        said = line("can't be reached")
+        assert said.startswith(f"note: the daemon at {address} can't be reached: ")
+        assert process.poll() is None
+        other, its_line = stack.enter_context(watching(job, url=url))
+        its_line(f"{job} · queued")
+        other.send_signal(signal.SIGINT)
+        assert other.wait(PATIENCE_S) == 130
+        with serving(url, "--workers", "none", "--port", port) as _:
+            line("it answers again")
+            served.cancel(job)
+            line(f"{job} · cancelled")
+            assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_watcher_that_is_interrupted_while_all_is_away_ends(tmp_path: Path) -> None:
+    """There is no traceback, and nothing to wait for."""
+    url = database(f"sqlite:///{tmp_path}/advisor.db")
+    with opened(url, recorded()) as served, ExitStack() as stack:
+        served.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, "a device"))
+        with serving(url, "--workers", "none") as (_, address):
+            process, line = stack.enter_context(watching("--server", address))
+            line("queued")
+        line("can't be reached")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
 
 
 def test_where_no_daemon_is_a_line_says_so(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from dbos import error as failures
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
-from advisor.daemon.job import Job
+from advisor.daemon.job import Job, is_id
 from advisor.daemon.queues import again_id, again_study, queue_for, queue_of
 from advisor.daemon.record import APPLICATION, JOB, SHARE, Record, beside, in_order, job_of, new_id
 from advisor.errors import NotMeasured, StoreError, Unreachable
@@ -39,9 +38,6 @@ SHARES_KEPT = timedelta(days=1)
 
 #: So many rows are removed in a transaction: others are not kept waiting for longer than a moment.
 PRUNED_AT_ONCE = 500
-
-#: What can be an id, or a beginning of one: no database is asked for anything else.
-_ID = re.compile(r"[0-9a-z]{1,64}")
 
 
 class _Json(Serializer):
@@ -134,7 +130,7 @@ class Jobs:
     def job(self, name: str) -> Job:
         """Return a job by its id, or by a beginning that no other one has. Raises NotMeasured."""
         found = []
-        if _ID.fullmatch(name):
+        if is_id(name):
             with _told(self._url):
                 found = self._client.list_workflows(
                     workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION

@@ -16,9 +16,9 @@ from contextlib import suppress
 from advisor.advice.kept_answers import source_of
 from advisor.advice.suggest import recommend
 from advisor.asking.submission import LEAST_PRIORITY, Again, Submission
+from advisor.daemon.bench import Bench
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import is_open
-from advisor.daemon.seam import Bench
 from advisor.errors import DamagedRow, NotMeasured
 from advisor.nouns.environment import Environment
 from advisor.storage.stale import stale_studies

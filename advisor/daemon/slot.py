@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from advisor.daemon import deaths
+from advisor.asking.submission import Submission
+from advisor.daemon import deaths, shares
+from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
 from advisor.daemon.queues import queue_again
 from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
-from advisor.daemon.seam import Bench, Stoppable
 from advisor.daemon.turns import Turns
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
@@ -43,9 +44,6 @@ YIELDED = 75
 
 #: How long what runs has to be let go after SIGTERM, seconds.
 STOP_S = 8.0
-
-#: A share that fits no device of this environment waits so long for another one, seconds.
-ELSEWHERE_S = 5.0
 
 _log = logging.getLogger("advisor.slot")
 
@@ -168,16 +166,23 @@ class Slot:
         self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
         try:
             again = job.submission.again
-            tuning = self.bench.tuning(job.submission) if again is None else tuning_again(self.store, again, self.bench)
+            if again is None:
+                self._fetch(job.submission)
+                tuning = self.bench.tuning(job.submission)
+            else:
+                tuning = tuning_again(self.store, again, self.bench)
+        except Interrupted as stopped:
+            _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
+            return Ended()
         except AdvisorError as error:
             return Ended("failed", str(error))
         here = tuning.machine.environment.key
         if number and job.words.get("environment") != here:
-            self._patiently(lambda: self.jobs.share(job, number + 1, ELSEWHERE_S))
+            self._patiently(lambda: self.jobs.share(job, number + 1, shares.ELSEWHERE_S))
             return Ended()
         if not number:
             self._patiently(lambda: self.jobs.tell(job.id, environment=here))
-        self._patiently(lambda: self._offer(job, number))
+        self._patiently(lambda: shares.offer(self.jobs, self.roster, job, number))
         while self._may_begin(job):
             if (ended := self._attempted(job, tuning)) is not None:
                 return ended
@@ -194,12 +199,15 @@ class Slot:
             self._held = job.id, number
             self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
 
-    def _offer(self, job: Job, number: int) -> None:
-        """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""
-        wanted = job.submission.device_class
-        others = sum(s.device_class == wanted and s.is_there() for s in self.roster.slots()) - 1 if not number else 1
-        for each in range(number + 1, number + 1 + max(others, 1)):
-            self.jobs.share(job, each)
+    def _fetch(self, submission: Submission) -> None:
+        """Bring the model here. Raises Interrupted where that was stopped, AdvisorError where it can't be."""
+        self._runner = fetching = self.bench.fetching(submission)
+        try:
+            if self._leaving.is_set():  # since it was looked
+                fetching.interrupt("the device is given back")
+            fetching.run()
+        finally:
+            self._runner = None
 
     def _attempted(self, job: Job, tuning: Tuning) -> Ended | None:
         """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
@@ -236,7 +244,7 @@ class Slot:
         try:
             with opened(tuning, self.store, runner, self._hear, time.monotonic) as tuner:
                 # What failed since the job began is not tried again because a slot joins, or was killed.
-                tuner.first = self._told_study(job, tuner.study, tuner.first)
+                tuner.first = shares.noted(self.jobs, job, tuner.study, tuner.first)
                 while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
                     if job.submission.again is not None and self.turns.is_wanted:
                         raise Interrupted("what somebody submitted goes first")
@@ -245,14 +253,6 @@ class Slot:
         finally:
             runner.close()
             self._runner = None  # only now: until then the device's lock is this slot's own
-
-    def _told_study(self, job: Job, study: int, first: int) -> int:
-        """Note the study of a job, and its first trial that is the job's, unless that is noted; return the latter."""
-        noted = self.jobs.job(job.id)
-        if noted.study is None:
-            self.jobs.tell(job.id, study=study, first=first)
-            return first
-        return min(first, int(noted.words.get("first", first)))
 
     def _may_begin(self, job: Job) -> bool:
         """Whether to go on with a job: it is not over, and the device is not to be given back."""

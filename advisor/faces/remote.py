@@ -13,11 +13,14 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from advisor.daemon.job import STATES
-from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, named
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, Unreachable, named
 from advisor.version import __version__
 
 #: How long a daemon may take to answer, seconds.
 WAIT_S = 30.0
+
+#: What a proxy answers where the daemon behind it is away.
+_OF_A_PROXY = (502, 503, 504)
 
 
 class Remote:
@@ -71,9 +74,7 @@ class Remote:
             raise _problem(error, self.url) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             why = getattr(error, "reason", None) or error
-            raise AdvisorError(
-                f"the daemon at {self.url} can't be reached: {why}", "advisor serve starts one"
-            ) from None
+            raise Unreachable(f"the daemon at {self.url} can't be reached: {why}", "advisor serve starts one") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -134,7 +135,8 @@ def _problem(error: urllib.error.HTTPError, url: str) -> AdvisorError:
         problem = json.loads(error.read())
         detail, hint = str(problem["detail"]), str(problem.get("hint") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, http.client.HTTPException):
-        return AdvisorError(f"{url} answers with status {error.code}: {error.reason}")
+        kind = Unreachable if error.code in _OF_A_PROXY else AdvisorError
+        return kind(f"{url} answers with status {error.code}: {error.reason}")
     if error.code in (401, 403):
         return AdvisorError(f"{url}: {detail}", hint or "ADVISOR_TOKEN is to be the daemon's")
     if error.code == 404:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
 from advisor.terminal import in_a_line
-from advisor.web.served import NoDevice, QueueFull
+from advisor.web.served import NoDevice, OverAlready, QueueFull
 
 #: After so many seconds it may be tried again, where the database is away or the queue is full.
 AGAIN_S = 5
@@ -22,6 +22,7 @@ AGAIN_S = 5
 _STATUSES: tuple[tuple[type[AdvisorError], int], ...] = (
     (QueueFull, 429),
     (NoDevice, 409),
+    (OverAlready, 409),
     (NotMeasured, 404),
     (NothingAdmissible, 409),
     (StoreError, 503),

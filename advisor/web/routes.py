@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, Submission, let_in
-from advisor.daemon.job import STATES
+from advisor.daemon.job import LONGEST_ID, STATES
 from advisor.errors import AdvisorError, BadInput, NotMeasured, named
 from advisor.version import __version__
 from advisor.web.events import NEWEST, Streams
@@ -19,7 +19,7 @@ from advisor.web.served import Served
 #: Rows of a page, and how many a request may ask for.
 PAGE, MOST = 50, 500
 
-_Id = Annotated[str, Path(max_length=64, description="a job's id, or a beginning that no other one has")]
+_Id = Annotated[str, Path(max_length=LONGEST_ID, description="a job's id, or a beginning that no other one has")]
 _First = Annotated[int, Query(ge=0, le=10**7)]
 _Limit = Annotated[int, Query(ge=1, le=MOST)]
 _Before = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
@@ -99,8 +99,8 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
 
     @router.delete("/jobs/{job}")
     def cancel(job: _Id) -> Any:
-        """Cancel a job that waits or runs: what it runs is killed, what it measured stays."""
-        return served.told(served.jobs.cancel(job).id)
+        """Cancel a job that waits or runs: what it runs is killed, what it measured stays. 409 for one that is over."""
+        return served.told(served.cancel(job).id)
 
 
 def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool]) -> None:
@@ -181,7 +181,12 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         more = page.last is not None and page.last > 0
         asked = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
         listed = [trial_payload(record, trial) for trial in page.trials]
-        return {**study_payload(record), "trials": listed, "next": f"/api/v1/trials?{asked}" if more else None}
+        return {
+            **study_payload(record),
+            "trials": listed,
+            "next": f"/api/v1/trials?{asked}" if more else None,
+            "damaged": list(store.damaged),
+        }
 
     @router.get("/studies")
     def studies(first: _First = 0, limit: _Limit = PAGE) -> Any:
@@ -189,10 +194,10 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         from advisor.study.history import study_payload
 
         store = served.store.anew()
-        found = store.studies_page(None, None, first, limit) or []
+        found, damaged = store.studies_page(None, None, first, limit) or [], list(store.damaged)
         is_last = store.studies_page(None, None, first + limit, 1) is None
         following = None if is_last else f"/api/v1/studies?first={first + limit}&limit={limit}"
-        return {"studies": [study_payload(each) for each in found], "next": following}
+        return {"studies": [study_payload(each) for each in found], "next": following, "damaged": damaged}
 
     @router.get("/environments")
     def environments() -> Any:

@@ -42,6 +42,10 @@ class QueueFull(BadInput):
     """So many jobs wait that no other one is let in for now."""
 
 
+class OverAlready(BadInput):
+    """A job that is over can't be cancelled."""
+
+
 class NoDevice(BadInput):
     """No slot was ever seen that could run a job."""
 
@@ -97,6 +101,14 @@ class Served:
         if not is_operator and self.jobs.waiting() >= limits.most_waiting:
             raise QueueFull(f"{limits.most_waiting} jobs wait already", "submit it again later")
         return self.jobs.job(self.jobs.submit(placed))
+
+    def cancel(self, name: str) -> Job:
+        """Cancel a job that waits or runs; return it. Raises NotMeasured where there is none, OverAlready."""
+        before = self.jobs.job(name)
+        job = self.jobs.cancel(before.id)
+        if not before.is_open or job.state != "cancelled":
+            raise OverAlready(f"job {job.id} is over already: it is {job.state}")
+        return job
 
     def told(self, name: str) -> dict[str, Any]:
         """Return a job with how its study stands, as JSON values. Raises NotMeasured where there is no such job."""

@@ -35,13 +35,14 @@ MODEL = ROOT / "tests" / "models" / "causal"
 
 @dataclass
 class Fleet:
-    """Hosts on one database. folder: for their words and logs."""
+    """Hosts on one database. folder: for their words and logs; variables: of the hosts' environment, before all others."""
 
     url: str
     folder: Path
     hosts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     finished: dict[tuple[int, int], Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the schemas."""
@@ -75,6 +76,7 @@ class Fleet:
             "ADVISOR_DATABASE_URL": self.url,
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            **self.variables,
         }
 
     def start_replaying(

@@ -60,11 +60,25 @@ def objective_of(recorded: Any, *, whole: bool) -> Any:
 
 
 class Unchanging:
-    """A bench whose device has the versions of a recording for ever."""
+    """A bench whose device has the versions of a recording for ever, and whose models need no files."""
 
     def is_as_it_was(self) -> bool:
         """Whether it has them still."""
         return True
+
+    def fetching(self, _: Any) -> Any:
+        """Return what has nothing to bring."""
+        from advisor.daemon.fetch import Fetch, Wanted
+
+        return Fetch(Wanted("/nowhere"))
+
+    def again(self, study: Any, also: tuple[Any, ...]) -> Any:
+        """Return what measures a study's default and these again."""
+        from advisor.nouns.objective import Budget
+        from advisor.study.tuning import Job
+
+        source, device = model(study.model_name), self.machine  # type: ignore[attr-defined]
+        return Job(source, study.workload, study.objective, Budget(trials=1), device, also=also)
 
 
 def note(log: int, words: Mapping[str, Any]) -> None:
@@ -156,11 +170,6 @@ def slot(settings: Mapping[str, Any]) -> int:
             )
             objective = objective_of(recorded, whole=settings["whole"])
             return Job(source, recorded.workload, objective, budget, self.machine, seed=0)
-
-        def again(self, study: Any, also: tuple[Any, ...]) -> Job:
-            return Job(
-                model(study.model_name), study.workload, study.objective, Budget(trials=1), self.machine, also=also
-            )
 
         def runner(self, job: Job, _: Callable[[Mapping[str, Any]], None]) -> Fixed:
             return Fixed(job)

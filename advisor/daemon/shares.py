@@ -1,0 +1,27 @@
+"""Shares: how several slots come to tune one study. A share waits behind the jobs of its priority, and each offers the next."""
+
+from __future__ import annotations
+
+from advisor.daemon.engine import Jobs
+from advisor.daemon.job import Job
+from advisor.storage.roster import Roster
+
+#: A share that fits no device of this environment waits so long for another one, seconds.
+ELSEWHERE_S = 5.0
+
+
+def offer(jobs: Jobs, roster: Roster, job: Job, number: int) -> None:
+    """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""
+    wanted = job.submission.device_class
+    others = sum(s.device_class == wanted and s.is_there() for s in roster.slots()) - 1 if not number else 1
+    for each in range(number + 1, number + 1 + max(others, 1)):
+        jobs.share(job, each)
+
+
+def noted(jobs: Jobs, job: Job, study: int, first: int) -> int:
+    """Note the study of a job, and its first trial that is the job's, unless that is noted; return the latter."""
+    told = jobs.job(job.id)
+    if told.study is None:
+        jobs.tell(job.id, study=study, first=first)
+        return first
+    return min(first, int(told.words.get("first", first)))
