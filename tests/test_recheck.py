@@ -198,7 +198,7 @@ def slot(
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
     """Start the process of a slot of this CPU, which looks for what is stale after half a second; give it and what it logged."""
     settings = {"parent": os.getpid(), "cuda": False, "device": machine.uuid, "only": None, "assume_idle": True}
-    told = {**settings, "allow_pickle": False, "supervisor": "", "recheck_after_s": 0.5}
+    told = {**settings, "allow_pickle": False, "max_download": 0, "supervisor": "", "recheck_after_s": 0.5}
     known = {**os.environ, "ADVISOR_DATABASE_URL": url, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
     log = folder / "log"
     with log.open("w") as words:
