@@ -116,6 +116,11 @@ class Submission:
                 raise BadInput(f"{what} has no option {shown(name)}")
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a model on the hub can be called so."""
+    return _HUB_ID.fullmatch(model) is not None and ".." not in model
+
+
 def let_in(model: str, root: Path | None) -> str:
     """Return the model that a request names, if it may: a hub id, or what lies under a folder when links are resolved.
 
@@ -123,7 +128,7 @@ def let_in(model: str, root: Path | None) -> str:
     is such a path.
     """
     is_here = root is not None and _is_there(root / model)
-    if _HUB_ID.fullmatch(model) and ".." not in model and not is_here and not _is_there(Path(model)):
+    if is_hub_id(model) and not is_here and not _is_there(Path(model)):
         return model
     elsewhere = BadInput(f"{shown(model)} is no hub id, and no model that lies where this daemon's models are")
     if root is None:

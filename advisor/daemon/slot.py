@@ -104,7 +104,11 @@ class Slot:
         self._start(self._beat)
         # What ran here when its last process ended may run elsewhere meanwhile.
         deaths.put_back(self.url, self.store, self.name, self.supervisor)
+        told = ""
         while hindrance := self.watch.hindrance():
+            if hindrance != told:
+                _log.info("waits", extra={"slot": self.name, "why": hindrance})
+            told = hindrance
             self._is("waiting", hindrance)
             if stop.wait(LOOK_S):
                 self.roster.leave(self.name, self.owner)

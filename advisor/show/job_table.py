@@ -22,14 +22,17 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
         out.print("no jobs: advisor submit MODEL")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "state", "model", "trials", "study", "age"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("trials", "study", "age") else "left")
+    has_priority = any(job.get("priority") for job in jobs)
+    numbers = (*(["prio"] if has_priority else []), "trials", "study", "age")
+    for name in ("job", "state", "model", *numbers):
+        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
     for job in jobs:
         colour = _COLOURS[job["state"]]
         table.add_row(
             escape(job["id"]),
             f"[{colour}]{job['state']}[/]",
             escape(_short(job["model"])),
+            *([str(job.get("priority", ""))] if has_priority else []),
             str(job.get("trials", "")) or "",
             "" if job["study"] is None else str(job["study"]),
             duration((datetime.now(UTC) - datetime.fromisoformat(job["submitted_at"])).total_seconds()),
@@ -43,6 +46,8 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
 def change(job: Mapping[str, Any]) -> str:
     """Return a line of how a job stands: it changes when something happened."""
     parts = [job["id"], job["state"], _short(job["model"])]
+    if job.get("priority"):
+        parts.append(f"priority {job['priority']}")
     if job["study"] is not None:
         parts.append(f"study {job['study']}, {job.get('trials', 0)} trials")
     if text := _about(job):
@@ -51,8 +56,11 @@ def change(job: Mapping[str, Any]) -> str:
 
 
 def _about(job: Mapping[str, Any]) -> str:
-    """Return what there is to say of a job beside its state: what it waits for, why it failed, what it found."""
-    return str(job.get("answer") or job.get("why") or "")
+    """Return what there is to say of a job beside its state: what it waits for and what it found by then; or how it ended."""
+    why, answer = str(job.get("why") or ""), str(job.get("answer") or "")
+    if job["state"] in ("queued", "running"):
+        return "; ".join(words for words in (why, answer and f"so far {answer}") if words)
+    return answer or why
 
 
 def _short(model: str) -> str:

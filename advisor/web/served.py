@@ -17,6 +17,7 @@ from advisor.nouns.answer import Answer
 from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
+from advisor.web.waiting import Queue
 
 #: Studies whose answers are remembered in words: those of many pages of jobs.
 _MOST_ANSWERS = 4096
@@ -100,17 +101,18 @@ class Served:
 
     def _all_told(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Add to jobs how many trials there are of their studies, what is found by now, and what they wait for."""
-        slots = {slot.name: slot for slot in self.roster.slots()} if any(job.is_open for job in jobs) else {}
+        slots = self.roster.slots() if any(job.is_open for job in jobs) else []
+        queue = Queue.of(self.jobs, jobs, slots)
         sizes = Counts(self.store).of_studies({job.study for job in jobs if job.study is not None})
-        return [self._told(job, slots, sizes) for job in jobs]
+        return [self._told(job, queue, sizes) for job in jobs]
 
-    def _told(self, job: Job, slots: Mapping[str, Slot], sizes: Mapping[int, Size]) -> dict[str, Any]:
+    def _told(self, job: Job, queue: Queue, sizes: Mapping[int, Size]) -> dict[str, Any]:
         payload = {**job.payload, "trials": 0, "answer": ""}
         if job.study is not None and (size := sizes.get(job.study)) is not None:
             payload |= {"trials": size.trials, "answer": self._answer_words(job.study, size.answered_at)}
         if not job.is_open or job.why:
             return payload
-        return {**payload, "why": _waits_for(job, slots)}
+        return {**payload, "why": queue.reason(job)}
 
     def _answer_words(self, study: int, answered_at: str | None) -> str:
         """Return a study's answer in words, "" where there is none. answered_at: when it was made: it is read once."""
@@ -138,19 +140,6 @@ def answer_words(answer: Answer) -> str:
         return "nothing is right"
     times = "" if answer.ratio is None else f" {answer.ratio:.2f}×"
     return f"{answer.verdict}{times}: {answer.configuration}"
-
-
-def _waits_for(job: Job, slots: Mapping[str, Slot]) -> str:
-    """Return what an open job waits for, in words, "" where it runs."""
-    if job.state == "running":
-        slot = slots.get(job.slot or "")
-        if slot is None or not slot.is_there():
-            return "its slot is gone: it is put back, and goes on elsewhere"
-        return slot.why if slot.state == "waiting" and slot.job == job.id else ""
-    there = [s for s in slots.values() if s.device_class == job.submission.device_class and s.is_there()]
-    if not there:
-        return f"no slot with {job.submission.device_class} is at work"
-    return next((slot.why for slot in there if slot.why), "")
 
 
 def placed_on(submission: Submission, slots: list[Slot]) -> Submission:
