@@ -57,3 +57,8 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """Return a share in per cent, with a decimal where it is small."""
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio as so many times something."""
+    return f"{ratio:.2f} ×"

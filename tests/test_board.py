@@ -38,7 +38,8 @@ from advisor.nouns.environment import Machine
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget
 from advisor.nouns.step import Done
-from advisor.pages.board import PAGE, best_so_far, board_of, flags_of
+from advisor.pages.board import PAGE, board_of, flags_of
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import report_of
 from advisor.storage.store import Store
 from advisor.study.next_step import next_step
@@ -336,7 +337,7 @@ def test_the_board_says_when_and_how_many(kept: Daemon) -> None:
     jobs = [
         job,
         {**job, "state": "running", "started_at": started, "slot": GPU},
-        {**job, "state": "done", "started_at": started, "finished_at": ended, "answer": "faster 2.00×: x"},
+        {**job, "state": "done", "started_at": started, "finished_at": ended, "answer": "faster 2.00 ×: x"},
     ]
     board = board_of(jobs, slots, {"a device": 1}, now=now)
 
@@ -345,7 +346,7 @@ def test_the_board_says_when_and_how_many(kept: Daemon) -> None:
         "running for 30 min",
         "took 20 min, ended 10 min ago",
     ]
-    assert [each.about for each in board.jobs] == ["", "", "faster 2.00×: x"]
+    assert [each.about for each in board.jobs] == ["", "", "faster 2.00 ×: x"]
     assert board.said == "1 job waits. 0 of 2 slots at work."
     assert (board.newer, board.older) == (None, None)
     second = board_of([job] * (PAGE + 1), slots, {}, state="queued", first=PAGE, now=now)
@@ -363,7 +364,8 @@ def test_the_best_so_far_is_where_the_search_stands(kept: Daemon) -> None:
 
     assert report.best_after(report.path[-1].number) in words
     assert best.configuration in words
-    assert f"{best.ratio:.2f} × the default" in words
+    compared = {each.configuration: each.ratio for each in report.finalists}
+    assert f"{compared[best.configuration]:.2f} × the default in " in words
 
 
 # ------------------------------------------------------------------------------------------------------------ addresses

@@ -97,12 +97,12 @@ def test_a_slot_outside_its_hours_is_named_when_a_job_is_submitted(
     ("job", "said"),
     [
         (
-            {"state": "running", "why": "it is put back", "answer": "faster 1.20×: sdpa"},
+            {"state": "running", "why": "it is put back", "answer": "faster 1.20 ×: sdpa"},
             "it is put back; so far faster",
         ),
         ({"state": "queued", "why": "no slot is at work", "answer": ""}, "no slot is at work"),
         ({"state": "failed", "why": "out of memory", "answer": ""}, "out of memory"),
-        ({"state": "done", "why": "enough", "answer": "faster 1.20×: sdpa"}, "faster 1.20×: sdpa"),
+        ({"state": "done", "why": "enough", "answer": "faster 1.20 ×: sdpa"}, "faster 1.20 ×: sdpa"),
     ],
 )
 def test_the_reason_comes_before_what_was_found_by_then(job: dict[str, str], said: str) -> None:

@@ -59,7 +59,7 @@ _SERVING = (
     ),
     Option(
         "max_waiting",
-        "jobs that may wait before requests are refused (default: %(default)s)",
+        "jobs that may wait before others are refused (default: %(default)s)",
         read_count,
         default=10_000,
         metavar="N",

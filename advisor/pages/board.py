@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from advisor.nouns.metrics import figure
 from advisor.pages.live import ago, moment_of
-from advisor.pages.points import Point, Role
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import StudyReport
 from advisor.terminal import duration
 
@@ -177,13 +176,15 @@ def job_page_of(
     job: Payload, slots: Sequence[Payload], report: StudyReport | None = None, now: datetime | None = None
 ) -> JobPage:
     """Return the page of a job. report: of its study, None where there is none yet."""
-    at, best = now or datetime.now(UTC), best_so_far(report) if report is not None else ""
+    at, answer = now or datetime.now(UTC), str(job.get("answer") or "")
+    best = best_so_far(report) if report is not None and (not answer or job["state"] == "running") else ""
     shown = job_of(job, {str(slot["name"]): device_of(slot) for slot in slots}, "", at)
     terms = {
         "Priority": str(shown.priority),
         "Time": shown.when,
         "Trials so far" if shown.is_open else "Trials": str(shown.trials) if shown.study is not None else "",
         "Best so far" if shown.is_open else "Best found": best,
+        "Answer so far" if shown.is_open else "Answer": answer,
         "Device": shown.device,
         "Slot": shown.slot or "",
     }
@@ -265,25 +266,6 @@ def _when(state: str, moments: Mapping[str, datetime], now: datetime) -> str:
         return f"submitted {ago(submitted or now, now)} ago"
     took = f"took {ago(started, ended)}, " if started is not None else ""
     return f"{took}ended {ago(ended, now)} ago"
-
-
-def best_so_far(report: StudyReport) -> str:
-    """Return the best that may be recommended by now, in words, "" where nothing may be."""
-    aim = report.study.objective.aim
-    right = [
-        point
-        for point in report.searched
-        if point.value is not None and point.role in (Role.CHOSEN, Role.DEFAULT, Role.RIGHT)
-    ]
-    if not right:
-        return ""
-
-    def worth(point: Point) -> float:
-        return (point.value or 0.0) * (-1 if aim.less_is_better else 1)
-
-    best = max(right, key=worth)
-    times = "" if best.ratio is None or best.is_default else f", {best.ratio:.2f} × the default"
-    return f"{figure(aim.metric, best.value)}{times}: {best.configuration}{' (the default)' if best.is_default else ''}"
 
 
 def _page(state: str | None, first: int) -> str:

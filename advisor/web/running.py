@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from advisor.errors import AdvisorError
-from advisor.pages.board import best_so_far
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import report_of
 from advisor.storage.store import Store
 

@@ -55,8 +55,8 @@ input,button{{font:inherit;width:100%;box-sizing:border-box;padding:.5rem;margin
 class Settings:
     """How the daemon is asked.
 
-    token: "" where everybody on this host may; allowed_hosts: names beside loopback's and its own; own: what the machine is called
-    where the daemon listens at every address (`addresses.own_names`, read when it starts).
+    token: "" where everybody on this host may; allowed_hosts: names beside loopback's and its own; own: what this machine is
+    called where the daemon listens at every address (`addresses.own_names`, read when it starts).
     """
 
     host: str = "127.0.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +13,7 @@ from advisor.asking.desk import Desk
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
-from advisor.errors import BadInput, DamagedRow, named
-from advisor.nouns.answer import Answer
+from advisor.errors import BadInput, DamagedRow, NotMeasured, named
 from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
@@ -123,8 +123,7 @@ class Served:
         if made_at == answered_at:
             return words
         try:
-            found = self.store.answer(study)
-            words = "" if found is None else answer_words(found)
+            words = self._worded(study)
         except DamagedRow as error:  # the jobs beside it can be told
             words = str(error)
         with self._lock:
@@ -133,13 +132,18 @@ class Served:
             self._answers[study] = (answered_at, words)
         return words
 
+    def _worded(self, study: int) -> str:
+        """Return a study's answer in words, and what it leaves open. Raises DamagedRow."""
+        from advisor.pages.short import answer_words, is_open
+        from advisor.pages.study_report import report_of
 
-def answer_words(answer: Answer) -> str:
-    """Return a stored answer in words, short."""
-    if answer.configuration is None:
-        return "nothing is right"
-    times = "" if answer.ratio is None else f" {answer.ratio:.2f}×"
-    return f"{answer.verdict}{times}: {answer.configuration}"
+        found, report = self.store.answer(study), None
+        if found is None:
+            return ""
+        if is_open(found):
+            with suppress(BadInput, NotMeasured):  # what can't be told of its trials leaves the answer as it is
+                report = report_of(self.store, study)
+        return answer_words(found, report)
 
 
 def placed_on(submission: Submission, slots: list[Slot]) -> Submission:

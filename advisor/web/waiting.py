@@ -16,7 +16,7 @@ from advisor.storage.roster import Slot
 
 @dataclass(frozen=True)
 class Queue:
-    """What stands before jobs. slots: by name; before: how many jobs do, by id; began: when those that run were taken up, by id."""
+    """What stands before jobs. slots: by name; before: how many jobs do, by id; began: when those in slots were taken up."""
 
     slots: Mapping[str, Slot] = field(default_factory=dict)
     before: Mapping[str, int] = field(default_factory=dict)
