@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from advisor.machine.leftovers import owner
 from advisor.measure.runner import Interrupted, Runner
 from advisor.nouns.environment import Machine
 from advisor.nouns.step import Done
+from advisor.storage.counts import Counts
 from advisor.storage.roster import BEAT_S, Roster
 from advisor.storage.store import Store
 from advisor.study.next_step import next_step
@@ -34,6 +36,9 @@ ASK_S = 0.5
 
 #: How long a database that is away, or full, is left alone, seconds.
 AGAIN_S = 2.0
+
+#: How often it is told that another worker has the device, seconds.
+HELD_S = 60.0
 
 #: The exit status of a slot that gave its device back: it is started again, and waits until it may use it.
 YIELDED = 75
@@ -97,8 +102,13 @@ class Slot:
         The process is to end with it: what it let go of is still its own in the queue, until it or its supervisor puts it back.
         """
         machine = self.bench.machine
+        told_at = -math.inf
         while not self.roster.enter(self.name, machine.host, machine.environment, self.owner):
-            _log.warning("another worker has this device: it is waited for", extra={"slot": self.name})
+            if time.monotonic() - told_at >= HELD_S:
+                told_at = time.monotonic()
+                holder = next((slot.holder for slot in self.roster.slots() if slot.name == self.name), "")
+                about = {"slot": self.name, "holder": holder}
+                _log.warning("another worker has this device: it is waited for", extra=about)
             if stop.wait(BEAT_S):
                 return 0
         self._start(self._beat)
@@ -153,6 +163,8 @@ class Slot:
             if ended.outcome and not noted.outcome:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
+            if not self._leaving.is_set():
+                self._patiently(lambda: self._told_last(name))
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")
@@ -240,6 +252,12 @@ class Slot:
             self.jobs.tell(job.id, study=study, first=first)
             return first
         return min(first, int(noted.words.get("first", first)))
+
+    def _told_last(self, name: str) -> None:
+        """Note how many trials the study of a job has as the job ends: later ones are others'."""
+        job = self.jobs.job(name)
+        if job.study is not None and "last" not in job.words:
+            self.jobs.tell(name, last=Counts(self.store).of_study(job.study))
 
     def _may_begin(self, job: Job) -> bool:
         """Whether to go on with a job: it is not over, and the device is not to be given back."""

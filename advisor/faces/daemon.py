@@ -85,8 +85,10 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     log_json()
     with Store.open(url, write=True) as store:  # the schemas are made here once, and not by every slot
         refuse_wrong_clock(store)
+        roster = Roster(store)
         for machine in machines:
-            Roster(store).know(machine.uuid, machine.host, machine.environment)
+            roster.know(machine.uuid, machine.host, machine.environment)
+        holders = {slot.name: slot.holder for slot in roster.slots()}
     prepare(url)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +97,9 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
     supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:
-        _say(f"at work: {len(machines)} slot{'' if len(machines) == 1 else 's'}")
+        for machine in machines:
+            held = holders.get(machine.uuid, "")
+            _say(f"slot {machine.uuid}{held and f': {held} has it, and is waited for'}")
         supervisor.run(stop)
         return 0
     from advisor.web.served import Served

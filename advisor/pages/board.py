@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from advisor.pages.live import ago, moment_of
 from advisor.pages.short import best_so_far
 from advisor.pages.study_report import StudyReport
+from advisor.show.job_table import trials_words
 from advisor.terminal import duration
 
 #: Jobs of one page.
@@ -60,7 +61,7 @@ class Job:
     """A job. flags: what is asked, as the command line spells it; standing: its state in words; about: why, or what it found.
 
     device: that runs it or ran it, or whose kind it waits for; when: since when, or how long it took; moments: each with its
-    name. study, trials: its study and how many trials there are of it, None and 0 before that is opened.
+    name. study: None before that is opened; trials: how many were run while it ran, and of how many, in words.
     """
 
     id: str
@@ -75,7 +76,7 @@ class Job:
     when: str
     moments: tuple[tuple[str, datetime], ...]
     study: int | None
-    trials: int
+    trials: str
 
     @property
     def is_open(self) -> bool:
@@ -145,7 +146,7 @@ class JobPage:
     def said(self) -> str:
         """How the job stands, in words."""
         job = self.job
-        trials = f", {_many(job.trials, 'trial')} so far" if job.is_open and job.study is not None else ""
+        trials = f", {job.trials} so far" if job.is_open and job.study is not None else ""
         return f"{JOB_SENTENCES.get(job.state, f'This job is {job.state}')}{trials}."
 
 
@@ -182,7 +183,7 @@ def job_page_of(
     terms = {
         "Priority": str(shown.priority),
         "Time": shown.when,
-        "Trials so far" if shown.is_open else "Trials": str(shown.trials) if shown.study is not None else "",
+        "Trials so far" if shown.is_open else "Trials": shown.trials if shown.study is not None else "",
         "Best so far" if shown.is_open else "Best found": best,
         "Answer so far" if shown.is_open else "Answer": answer,
         "Device": shown.device,
@@ -228,7 +229,7 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
         when=_when(state, moments, now),
         moments=tuple(moments.items()),
         study=job["study"],
-        trials=int(job.get("trials") or 0),
+        trials=trials_words(job),
     )
 
 

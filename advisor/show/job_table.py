@@ -49,10 +49,17 @@ def change(job: Mapping[str, Any]) -> str:
     if job.get("priority"):
         parts.append(f"priority {job['priority']}")
     if job["study"] is not None:
-        parts.append(f"study {job['study']}, {job.get('trials', 0)} trials")
+        parts.append(f"study {job['study']}, {trials_words(job)}")
     if text := _about(job):
         parts.append(text)
     return " · ".join(parts)
+
+
+def trials_words(job: Mapping[str, Any]) -> str:
+    """Return how many trials were run while a job ran, and how many its study has by now where others added some."""
+    count, whole = int(job.get("trials") or 0), int(job.get("study_trials") or 0)
+    words = f"{count} trial{'' if count == 1 else 's'}"
+    return f"{words} of its study's {whole} by now" if whole > count else words
 
 
 def _about(job: Mapping[str, Any]) -> str:

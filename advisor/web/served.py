@@ -107,9 +107,10 @@ class Served:
         return [self._told(job, queue, sizes) for job in jobs]
 
     def _told(self, job: Job, queue: Queue, sizes: Mapping[int, Size]) -> dict[str, Any]:
-        payload = {**job.payload, "trials": 0, "answer": ""}
+        payload = {**job.payload, "trials": 0, "study_trials": 0, "answer": ""}
         if job.study is not None and (size := sizes.get(job.study)) is not None:
-            payload |= {"trials": size.trials, "answer": self._answer_words(job.study, size.answered_at)}
+            payload |= {"trials": job.trials(size.trials), "study_trials": size.trials}
+            payload["answer"] = self._answer_words(job.study, size.answered_at)
         if not job.is_open or job.why:
             return payload
         return {**payload, "why": queue.reason(job)}
