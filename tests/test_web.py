@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import sqlite3
@@ -558,6 +559,36 @@ def test_what_http_calls_wrong_is_a_problem_too(kept: Daemon, method: str, place
         assert told.problem["status"] == status
     if status == 405:
         assert told.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/api/v1/jobs", "/api/v1/health", "/api/v1/events", "/api/v1/studies", "/metrics", "/", "/docs", "/openapi.json"],
+)
+def test_head_is_answered_as_get_is_without_its_body(kept: Daemon, place: str) -> None:
+    """On a connection that is used again, which a body that nobody asked for would break; what POST alone has is refused."""
+    connection = http.client.HTTPConnection("127.0.0.1", kept.port, timeout=10)
+    with closing(connection):
+        for _ in range(2):
+            connection.request("HEAD", place)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b"")
+            is_streamed = place == "/api/v1/events"
+            connection.request("GET", "/api/v1/health" if is_streamed else place)
+            whole = connection.getresponse()
+            assert (whole.status, bool(whole.read())) == (200, True)
+            assert is_streamed or answer.headers["Content-Type"] == whole.headers["Content-Type"]
+    assert kept.ask("HEAD", "/api/v1/suggest").status == 422
+    assert kept.ask("HEAD", "/jobs/x/cancel").status == 405
+
+
+def test_a_browser_that_asks_for_nothing_gets_a_page(kept: Daemon) -> None:
+    """A program gets a problem, and so does whoever asks the API."""
+    page = kept.get("/nothing", Accept="text/html,*/*")
+    assert (page.status, page.headers.get_content_type()) == (404, "text/html")
+    assert b"there is no such page" in page.body
+    for place, accept in (("/nothing", "*/*"), ("/api/v1/nothing", "text/html")):
+        assert kept.get(place, Accept=accept).problem["title"] == "no such place"
 
 
 def test_a_queue_that_is_full_says_when_to_come_again(start: Callable[..., Daemon]) -> None:

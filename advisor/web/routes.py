@@ -204,7 +204,7 @@ def _add_stored(router: APIRouter, served: Served) -> None:
 
     @router.get("/health")
     def health() -> Any:
-        """Say whether the database answers."""
+        """Say whether the database answers. `slots` are those at work, on any host: with 0 nothing is tuned, though all is well here."""
         try:
             slots = served.roster.slots()
             served.jobs.page(None, 0, 1)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from advisor.errors import BadInput, named
 from advisor.web import problems
 from advisor.web.addresses import plain
-from advisor.web.problems import problem
+from advisor.web.problems import ONLY_HEAD, problem
 
 #: The cookie that a browser gets in return for the token.
 COOKIE = "advisor"
@@ -114,6 +114,8 @@ class Guard:
             return
         headers, marked = Headers(scope=scope), _marking(scope, send)
         refused = self._refused(scope, headers)
+        if scope["method"] == "HEAD":  # what GET answers: the server leaves its body out
+            scope = {**scope, "method": "GET", ONLY_HEAD: True}
         if refused is not None:
             await refused(scope, receive, marked)
         elif scope["path"] == "/login":
