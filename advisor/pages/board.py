@@ -18,22 +18,14 @@ from advisor.terminal import duration
 #: Jobs of one page.
 PAGE = 50
 
-#: What the states of a job and of a slot are called here: in a word, and in a sentence.
-JOB_WORDS = {
-    "queued": "waiting",
-    "running": "running",
-    "done": "done",
-    "failed": "failed",
-    "cancelled": "cancelled",
-}
+#: What the states of a job are called in a sentence. In a word a job's and a slot's are what the API calls them.
 JOB_SENTENCES = {
-    "queued": "This job is waiting",
+    "queued": "This job is queued",
     "running": "This job is running",
     "done": "This job is done",
     "failed": "This job has failed",
     "cancelled": "This job was cancelled",
 }
-SLOT_WORDS = {"idle": "idle", "busy": "at work", "waiting": "waiting", "gone": "gone"}
 
 #: Characters of a job's flags that a list shows; its own page has all of them.
 _FLAGS = 120
@@ -43,13 +35,12 @@ Payload = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Device:
-    """A slot. device: its name and what stays of it through upgrades; doing: its state in words; why: what it waits for."""
+    """A slot. device: its name and what stays of it through upgrades; why: what it waits for."""
 
     name: str
     host: str
     device: str
     state: str
-    doing: str
     why: str
     job: str | None
     busy: str
@@ -58,18 +49,19 @@ class Device:
 
 @dataclass(frozen=True)
 class Job:
-    """A job. flags: what is asked, as the command line spells it; standing: its state in words; about: why, or what it found.
+    """A job. flags: what is asked, as the command line spells it; about: why, or what it found.
 
-    device: that runs it or ran it, or whose kind it waits for; when: since when, or how long it took; moments: each with its
-    name. study: None before that is opened; trials: how many were run while it ran, and of how many, in words.
+    tune_flags: the same flags but for the device, which is a host's own. device: that runs it or ran it, or whose kind it waits
+    for; when: since when, or how long it took; moments: each with its name. study: None before that is opened; trials: how many
+    were run while it ran, and of how many, in words.
     """
 
     id: str
     model: str
     flags: str
+    tune_flags: str
     priority: int
     state: str
-    standing: str
     about: str
     device: str
     slot: str | None
@@ -84,9 +76,15 @@ class Job:
         return self.state in ("queued", "running")
 
     @property
-    def command(self) -> str:
-        """The command line that would tune the same here."""
-        return f"advisor tune {shlex.quote(self.model)} {self.flags}".strip()
+    def submit_command(self) -> str:
+        """The command line that submits the same."""
+        priority = f" --priority {self.priority}" if self.priority else ""
+        return f"advisor submit {shlex.quote(self.model)} {self.flags}".strip() + priority
+
+    @property
+    def tune_command(self) -> str:
+        """The command line that tunes the same where it is typed."""
+        return f"advisor tune {shlex.quote(self.model)} {self.tune_flags}".strip()
 
     @property
     def short_flags(self) -> str:
@@ -113,7 +111,7 @@ class Board:
     @property
     def filters(self) -> tuple[tuple[str, str, bool], ...]:
         """The lists that there are: its words, where it is, and whether it is this one."""
-        named = [("all", "/", None), *((words, f"/?state={state}", state) for state, words in JOB_WORDS.items())]
+        named = [("all", "/", None), *((state, f"/?state={state}", state) for state in JOB_SENTENCES)]
         return tuple((words, place, state == self.state) for words, place, state in named)
 
     @property
@@ -124,8 +122,8 @@ class Board:
         if not there:
             slots = "No slot is there: advisor serve or advisor worker brings one."
         else:
-            slots = f"{busy} of {_many(len(there), 'slot')} at work."
-        return f"{_many(waits, 'job')} {'waits' if waits == 1 else 'wait'}. {slots}"
+            slots = f"{busy} of {_many(len(there), 'slot')} busy."
+        return f"{_many(waits, 'job')} queued. {slots}"
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,6 @@ def device_of(slot: Payload) -> Device:
         host=str(slot["host"]),
         device=str(slot["device_class"]),
         state=state,
-        doing=SLOT_WORDS.get(state, state),
         why=str(slot["why"] or ""),
         job=slot["job"] or None,
         busy=duration(float(slot["busy_s"])),
@@ -220,9 +217,9 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
         id=str(job["id"]),
         model=str(job["model"]),
         flags=flags_of(job["given"]),
+        tune_flags=flags_of({name: value for name, value in job["given"].items() if name != "on"}),
         priority=int(job["priority"]),
         state=state,
-        standing=JOB_WORDS.get(state, state),
         about="; ".join(str(words) for words in said if words),
         device=at,
         slot=slot if slot in devices and state != "queued" else None,

@@ -35,7 +35,7 @@ class Queue:
             return self._of_running(job)
         there = [s for s in self.slots.values() if s.device_class == job.submission.device_class and s.is_there()]
         if not there:
-            return f"no slot with {job.submission.device_class} is at work: advisor serve or advisor worker brings one"
+            return f"no slot with {job.submission.device_class} is there: advisor serve or advisor worker brings one"
         count = self.before.get(job.id, 0)
         ahead = f"{count} job{'' if count == 1 else 's'} before it" if count else ""
         return "; ".join(words for words in (ahead, self._of_slots(there)) if words)
@@ -47,7 +47,7 @@ class Queue:
         return slot.why if slot.state == "waiting" and slot.job == job.id else ""
 
     def _of_slots(self, there: Sequence[Slot]) -> str:
-        """Return why none of the slots that are at work takes a job up, "" where one is idle."""
+        """Return why none of the slots that are there takes a job up, "" where one is idle."""
         if any(slot.state == "idle" for slot in there):
             return ""
         first = min(there, key=lambda slot: (slot.state != "busy", slot.name))
