@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_a_job_tells_the_trials_that_were_run_while_it_ran(fleet: Fleet) -> None
         assert f"{told['trials']} trials of its study's {told['study_trials']} by now" in change(told)
     finally:
         served.close()
+
+
+def test_a_slot_outside_its_hours_says_so(fleet: Fleet) -> None:
+    """In its log, once; and whoever has the roster can tell."""
+    now = datetime.now().astimezone()
+    hours = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
+    fleet.start_working(["--workers", "cpu", "--only", hours])
+    why = f"it is only used {hours}"
+    slot = fleet.until(
+        lambda: next((s for s in fleet.slots(1) if s.state == "waiting"), None), 60.0, "a slot that waits"
+    )
+    assert slot.why == why
+    told = fleet.until(lambda: [line for line in fleet.words() if line.get("what") == "waits"], 10.0, "its line")
+    assert [(line["slot"], line["why"]) for line in told] == [(slot.name, why)]
 
 
 def test_a_second_worker_of_a_device_says_who_has_it(fleet: Fleet) -> None:
