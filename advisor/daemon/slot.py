@@ -255,9 +255,10 @@ class Slot:
 
     def _told_last(self, name: str) -> None:
         """Note how many trials the study of a job has as the job ends: later ones are others'."""
-        job = self.jobs.job(name)
-        if job.study is not None and "last" not in job.words:
-            self.jobs.tell(name, last=Counts(self.store).of_study(job.study))
+        with suppress(NotMeasured):  # it is over, and was removed since
+            job = self.jobs.job(name)
+            if job.study is not None and "last" not in job.words:
+                self.jobs.tell(name, last=Counts(self.store).of_study(job.study))
 
     def _may_begin(self, job: Job) -> bool:
         """Whether to go on with a job: it is not over, and the device is not to be given back."""
