@@ -54,6 +54,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def percent(share: float) -> str:
-    """Return a share in per cent, with a decimal where it is small."""
-    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+def percent(share: float, decimals: int | None = None) -> str:
+    """Return a share in per cent, with so many decimals; None: with one where it is small, and none else."""
+    digits = decimals if decimals is not None else 0 if share >= 0.1 else 1
+    return f"{100 * share:.{digits}f} %"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio as so many times something."""
+    return f"{ratio:.2f} ×"

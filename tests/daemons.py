@@ -142,14 +142,14 @@ def recorded() -> Landscape:
     return read_landscapes(Path(__file__).parent / "landscapes")["h100-qwen2.5-1.5b-8x2048-padding-0.4"]
 
 
-def database(url: str, landscape: Landscape | None = None) -> str:
+def database(url: str, landscape: Landscape | None = None, blocks: int = 9) -> str:
     """Make a daemon's database with a slot at work, and a study of what was recorded where it is given; return its URL."""
     with Store.open(laid(url), write=True) as store:
         if landscape is not None:
             machine = Machine(landscape.environment, "host", GPU, 0, 70 * 2**30)
             asked = find_model(str(MODELS / MODEL)), landscape.workload, landscape.objective
             tune(
-                Job(*asked, Budget(trials=30, blocks=9), machine),
+                Job(*asked, Budget(trials=30, blocks=blocks), machine),
                 store,
                 ReplayRunner(landscape, seed=1),
                 lambda _: None,

@@ -217,7 +217,7 @@ def test_a_round_that_others_had_the_processor_for_is_thrown_away() -> None:
     assert disturbed(before, {"waited_s": 10.09, "at_s": 101.0}) == ""
     assert (
         disturbed(before, {"waited_s": 10.5, "at_s": 101.0})
-        == "its threads waited for a processor for 50% of the time together"
+        == "its threads waited for a processor for 50 % of the time together"
     )
     assert disturbed(before, {"waited_s": "not observable", "at_s": 101.0}) == ""
 

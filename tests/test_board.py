@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import secrets
+import shlex
 import threading
 import time
 import urllib.error
@@ -30,6 +31,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from advisor.asking.submission import Submission
 from advisor.daemon import engine
+from advisor.faces.arguments import build_parser
 from advisor.machine.leftovers import owner
 from advisor.measure.landscape import Landscape, read_landscapes
 from advisor.measure.replay import ReplayRunner
@@ -38,7 +40,8 @@ from advisor.nouns.environment import Machine
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget
 from advisor.nouns.step import Done
-from advisor.pages.board import PAGE, best_so_far, board_of, flags_of
+from advisor.pages.board import PAGE, board_of, flags_of, job_page_of
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import report_of
 from advisor.storage.store import Store
 from advisor.study.next_step import next_step
@@ -327,6 +330,19 @@ def test_what_is_asked_is_spelled_as_flags(given: dict[str, Any], flags: str) ->
     assert flags_of(given) == flags
 
 
+def test_a_jobs_page_says_what_submits_the_same_again(kept: Daemon) -> None:
+    """And what tunes the same without a daemon: the parsers take both, and `tune` knows no other host's device."""
+    given = {"lengths": "8,16", "batch": 2, "on": kept.landscape.environment.device_class, "exhaustive": True}
+    payload = {**kept.served.jobs.job(kept.submit()).payload, "given": given, "priority": 3}
+    job = job_page_of(payload, []).job
+
+    for command, verb in ((job.submit_command, "submit"), (job.tune_command, "tune")):
+        told = vars(build_parser().parse_args(shlex.split(command)[1:]))
+        assert (told["command"], told["lengths"], told["exhaustive"]) == (verb, "8,16", True)
+        assert told.get("on") == (given["on"] if verb == "submit" else None)
+        assert told.get("priority") == (3 if verb == "submit" else None)
+
+
 def test_the_board_says_when_and_how_many(kept: Daemon) -> None:
     """Jobs say how long they wait, run or took; a page has so many, and names the pages beside it."""
     now = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -336,7 +352,7 @@ def test_the_board_says_when_and_how_many(kept: Daemon) -> None:
     jobs = [
         job,
         {**job, "state": "running", "started_at": started, "slot": GPU},
-        {**job, "state": "done", "started_at": started, "finished_at": ended, "answer": "faster 2.00×: x"},
+        {**job, "state": "done", "started_at": started, "finished_at": ended, "answer": "faster 2.00 ×: x"},
     ]
     board = board_of(jobs, slots, {"a device": 1}, now=now)
 
@@ -345,8 +361,8 @@ def test_the_board_says_when_and_how_many(kept: Daemon) -> None:
         "running for 30 min",
         "took 20 min, ended 10 min ago",
     ]
-    assert [each.about for each in board.jobs] == ["", "", "faster 2.00×: x"]
-    assert board.said == "1 job waits. 0 of 2 slots at work."
+    assert [each.about for each in board.jobs] == ["", "", "faster 2.00 ×: x"]
+    assert board.said == "1 job queued. 0 of 2 slots busy."
     assert (board.newer, board.older) == (None, None)
     second = board_of([job] * (PAGE + 1), slots, {}, state="queued", first=PAGE, now=now)
     assert (second.newer, second.older) == ("/?state=queued", f"/?state=queued&first={2 * PAGE}")
@@ -363,7 +379,8 @@ def test_the_best_so_far_is_where_the_search_stands(kept: Daemon) -> None:
 
     assert report.best_after(report.path[-1].number) in words
     assert best.configuration in words
-    assert f"{best.ratio:.2f} × the default" in words
+    compared = {each.configuration: each.ratio for each in report.finalists}
+    assert f"{compared[best.configuration]:.2f} × the default in " in words
 
 
 # ------------------------------------------------------------------------------------------------------------ addresses
@@ -441,9 +458,11 @@ def test_the_board_follows_jobs_without_a_reload(context: BrowserContext, daemon
     assert "a process of somebody else's computes on it" in page.locator(f"#slot-{OTHER_GPU}").inner_text()
     assert page.evaluate("document.activeElement.closest('li').id") == f"job-{first}"
     other, other_seen = visited(context, daemon, f"/jobs/{second}")
-    other.get_by_role("button", name="Cancel this job").press("Enter")
+    assert not other.get_by_role("button", name="Yes, cancel it").is_visible()  # it asks first
+    other.locator("#cancel summary").press("Enter")
+    other.get_by_role("button", name="Yes, cancel it").press("Enter")
     until(other, "document.getElementById('said').textContent === 'This job was cancelled.'", SEEN_S)
-    assert other.get_by_role("button", name="Cancel this job").count() == 0
+    assert other.locator("#cancel").count() == 0
     page.bring_to_front()
     until(page, f"document.querySelector('#job-{second} .state').textContent === 'cancelled'", SEEN_S)
     assert daemon.served.jobs.job(second).state == "cancelled"
@@ -471,6 +490,7 @@ def test_pages_follow_a_study_trial_by_trial(context: BrowserContext, daemon: Da
     until(study, f"{POINTS} > {before}", SEEN_S)
 
     assert "This study is running" in study.locator("#said").inner_text()
+    assert "run the same tune again" not in study.content()  # it runs already
     assert study.locator("#trials ~ details[open] tbody tr").count() > before
     board, board_seen = visited(context, daemon, "/")
     until(board, f"/best so far: .*tokens.s/.test(document.getElementById('job-{name}').innerText)", SEEN_S)
@@ -495,7 +515,7 @@ def test_pages_follow_a_study_trial_by_trial(context: BrowserContext, daemon: Da
 
 
 #: Whether a page has seen that what it followed is over, and follows nothing any more.
-_ENDED = "!document.body.dataset.follows && !/running|waiting/.test(document.getElementById('said').textContent)"
+_ENDED = "!document.body.dataset.follows && !/running|queued/.test(document.getElementById('said').textContent)"
 
 
 def test_a_page_says_when_the_daemon_is_gone(context: BrowserContext, kept: Daemon) -> None:
@@ -581,7 +601,7 @@ def test_a_job_is_submitted_by_keyboard(context: BrowserContext, daemon: Daemon)
     on = daemon.landscape.environment.device_class
     assert dict(job.submission.given) == {"lengths": "64,128", "batch": "auto", "budget": "2m", "on": on}
     assert (job.submission.model, job.submission.priority) == ("org/typed", 3)
-    assert "waiting" in page.locator("#said").inner_text()
+    assert "queued" in page.locator("#said").inner_text()
     assert is_quiet(daemon, seen)
 
 
@@ -639,7 +659,8 @@ def test_pages_work_without_script(browser: Browser, daemon: Daemon) -> None:
     assert page.locator("#loading").is_visible()
     assert page.locator("meta[http-equiv=refresh]").count() == 0  # it is done
     page.goto(f"{daemon.address}/jobs/{name}")
-    page.get_by_role("button", name="Cancel this job").click()
+    page.get_by_text("Cancel this job").click()
+    page.get_by_role("button", name="Yes, cancel it").click()
     page.wait_for_url(f"{daemon.address}/jobs/{name}")
     assert "This job was cancelled." in page.locator("#said").inner_text()
     context.close()

@@ -141,6 +141,9 @@ def test_what_is_no_submission_is_refused(payload: dict[str, object], words: str
         ({"lengths": "8", "budget": "3h"}, "--budget: 10800 s is more than the 3600 s that a job may spend"),
         ({"lengths": "8", "dry_run": True}, "a job has no option 'dry_run'"),
         ({"lengths": "none"}, "--lengths"),
+        ({"lengths": "8", "budget": 20}, "--budget 20 has no unit .*write 20m or 20s"),
+        ({"lengths": "8", "timeout": 1.5}, "--timeout 1.5 has no unit"),
+        ({"lengths": "8", "max_latency": 2}, "--max-latency must be a time such as 80ms"),
         ({"lengths": ",".join(["8"] * 200_000)}, "a job takes at most 256 KiB"),
     ],
 )

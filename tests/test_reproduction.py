@@ -320,7 +320,7 @@ def test_the_sentence_is_one() -> None:
     assert " in score, where more is better (95 % interval" in verdict_words(slower)
     wild = rerun(trial(SORTED, (100.0,)), *(trial(SORTED, (speed,)) for speed in (70.0, 100.0, 130.0)), most=3)
     assert verdict_words(wild).endswith("3 processes now, 1 then): undecided")
-    assert undecided_words(wild).startswith("processes scatter by 31%, and so 10% can't be told from nothing with 3 ")
+    assert undecided_words(wild).startswith("processes scatter by 31 %, and so 10 % can't be told from nothing with 3 ")
     assert "leave the machine alone" in undecided_words(wild)
     surer = undecided_words(replace(wild, blocks=(4, 6, 8)))
     assert surer.endswith("or try advisor reproduce 1.4, of which 3 processes ran then")

@@ -186,6 +186,9 @@ def test_commands_ask_a_daemon(tmp_path: Path) -> None:
         assert (job["state"], job["priority"], job["given"]["lengths"]) == ("queued", 3, "8")
         ran = run_here("submit", *work, *at, **known)
         assert f"--watch --server {address}" in ran.stdout
+        ran = run_here("jobs", "--server", f"{address}/elsewhere", **known)
+        assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+        assert f"there is no advisor at {address}/elsewhere" in ran.stderr
         ran = run_here("jobs", *at, **known)
         assert ran.returncode == 0
         assert ran.stdout.count("queued") == 2
@@ -302,5 +305,6 @@ def test_where_no_daemon_is_a_line_says_so(tmp_path: Path) -> None:
             ran = run_here(*command, "--server", address)
             assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
             assert f"{address} answers with status {status}" in ran.stderr
+            assert "(is it the address that advisor serve printed?)" in ran.stderr
         server.shutdown()
         thread.join()

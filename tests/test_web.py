@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import http.client
 import json
 import logging
 import sqlite3
@@ -22,6 +24,7 @@ from daemons import GPU, MODEL, MODELS, Daemon, Events, Told, at_work, database,
 from sqlalchemy import Engine, event
 
 from advisor.errors import BadInput
+from advisor.faces.arguments import build_parser
 from advisor.knobs import Reason
 from advisor.knobs.choice import Verdict
 from advisor.machine.leftovers import owner
@@ -487,6 +490,15 @@ def test_studies_are_listed_page_by_page(kept: Daemon, tmp_path: Path, landscape
             assert ([study["study"] for study in found], pages) == ([4, 3, 2, 1], wanted)
 
 
+def submittable() -> set[str]:
+    """Return the options that `advisor submit` has of a question, as its own parser lists them."""
+    parser = next(
+        action.choices["submit"] for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    not_asked = {"help", "model", "priority", "server", "format", "lengths_from", "allow_pickle"}
+    return {action.dest for action in parser._actions} - not_asked
+
+
 def test_the_api_describes_itself(kept: Daemon) -> None:
     """Every route is in /openapi.json with what it may answer, and /docs shows it without another host."""
     described = kept.get("/openapi.json").json
@@ -507,12 +519,27 @@ def test_the_api_describes_itself(kept: Daemon) -> None:
     for place, each in described["paths"].items():
         for method, operation in each.items():
             assert operation["description"] or operation["summary"], (method, place)
-            assert {"401", "503"} <= set(operation["responses"])
+            assert {"401", "421", "503"} <= set(operation["responses"])
+            has_body, changes = "requestBody" in operation, method != "get"
+            assert ({"400", "413", "415"} <= set(operation["responses"])) == has_body, (method, place)
+            assert ("403" in operation["responses"]) == changes, (method, place)
+            assert ("429" in operation["responses"]) == (place == "/api/v1/jobs" and has_body)
+            for each_parameter in operation.get("parameters", []):
+                assert each_parameter["description"], (method, place)
+    for place in ("/api/v1/jobs", "/api/v1/suggest"):
+        body = described["paths"][place]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(body["properties"]["given"]["properties"]) == submittable()
+        assert body["properties"]["given"]["properties"]["budget"]["description"].startswith(
+            "time to spend, with its unit"
+        )
     docs = kept.get("/docs")
     assert docs.status == 200
     assert all(place in docs.body.decode() for place in described["paths"])
     assert b"http://" not in docs.body.replace(b"http://www.w3.org", b"")
     assert b"https://" not in docs.body
+    assert b"`" not in docs.body
+    assert all(f"<code>{name}</code>" in docs.body.decode() for name in submittable())
+    assert "one of queued, running, done, failed, cancelled" in docs.body.decode()
 
 
 def test_metrics_are_served(kept: Daemon) -> None:
@@ -603,6 +630,36 @@ def test_what_http_calls_wrong_is_a_problem_too(kept: Daemon, method: str, place
         assert told.problem["status"] == status
     if status == 405:
         assert told.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/api/v1/jobs", "/api/v1/health", "/api/v1/events", "/api/v1/studies", "/metrics", "/", "/docs", "/openapi.json"],
+)
+def test_head_is_answered_as_get_is_without_its_body(kept: Daemon, place: str) -> None:
+    """On a connection that is used again, which a body that nobody asked for would break; what POST alone has is refused."""
+    connection = http.client.HTTPConnection("127.0.0.1", kept.port, timeout=10)
+    with closing(connection):
+        for _ in range(2):
+            connection.request("HEAD", place)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b"")
+            is_streamed = place == "/api/v1/events"
+            connection.request("GET", "/api/v1/health" if is_streamed else place)
+            whole = connection.getresponse()
+            assert (whole.status, bool(whole.read())) == (200, True)
+            assert is_streamed or answer.headers["Content-Type"] == whole.headers["Content-Type"]
+    assert kept.ask("HEAD", "/api/v1/suggest").status == 422
+    assert kept.ask("HEAD", "/jobs/x/cancel").status == 405
+
+
+def test_a_browser_that_asks_for_nothing_gets_a_page(kept: Daemon) -> None:
+    """A program gets a problem, and so does whoever asks the API."""
+    page = kept.get("/nothing", Accept="text/html,*/*")
+    assert (page.status, page.headers.get_content_type()) == (404, "text/html")
+    assert b"there is no such page" in page.body
+    for place, accept in (("/nothing", "*/*"), ("/api/v1/nothing", "text/html")):
+        assert kept.get(place, Accept=accept).problem["title"] == "no such place"
 
 
 def test_a_queue_that_is_full_says_when_to_come_again(start: Callable[..., Daemon]) -> None:

@@ -6,9 +6,12 @@ import hmac
 import json
 import logging
 import os
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -297,6 +300,36 @@ def test_what_a_page_elsewhere_resolves_here_is_no_name(open_to_all: Daemon, hos
         if told.status == 421:
             assert told.problem["title"] == "not this daemon"
     assert open_to_all.post("/api/v1/jobs", {}, Host=host).status in (400, 421)
+
+
+def addresses() -> list[str]:
+    """Return this machine's addresses of IPv4, as the kernel lists them (`/proc/net/fib_trie` is what `ip addr` reads too)."""
+    found = list[str]()
+    lines = Path("/proc/net/fib_trie").read_text().splitlines()
+    for above, line in pairwise(lines):
+        if "/32 host LOCAL" in line:
+            found.append(above.split()[-1])
+    return sorted({each for each in found if not each.startswith(("127.", "169.254."))})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_daemon_at_every_address_is_called_by_each(url: str, landscape: Landscape, host: str) -> None:
+    """By those that this machine has and by its name; what a page elsewhere resolves here is no name of it."""
+    with opened(url, landscape) as served, at_work(served, host=host, token=TOKEN) as daemon:
+        for name in (*addresses(), socket.gethostname(), socket.gethostname().upper(), "localhost", "127.0.0.1"):
+            assert daemon.get("/api/v1/jobs", Host=f"{name}:{daemon.port}").status == 200, name
+        for name in ("evil.com", "198.51.100.77", f"{socket.gethostname()}.evil.com", "[2001:db8::77]", ""):
+            assert daemon.get("/api/v1/jobs", Host=name).status in (400, 421), name
+        assert "0.0.0.0" not in daemon.address
+        assert "::" not in daemon.address.removeprefix("http://[")[:2]
+        with urllib.request.urlopen(f"{daemon.address}/api/v1/health", timeout=10) as answer:
+            assert answer.status == 200
+
+
+def test_a_daemon_at_one_address_is_not_called_by_others(open_to_all: Daemon) -> None:
+    """They lead to nothing of its own."""
+    for name in addresses():
+        assert open_to_all.get("/api/v1/jobs", Host=name).status == 421
 
 
 def test_a_request_without_a_name_is_refused(open_to_all: Daemon) -> None:

@@ -19,7 +19,9 @@ def notes_of(
 ) -> list[str]:
     """Return what a reader must know of a study to weigh what it recommends. source: the model that is asked about."""
     notes = []
-    if study.state != "done":
+    if study.state == "running":
+        notes.append("the study is running, or was left behind: this is what it comes to by now")
+    elif study.state != "done":
         notes.append(f"the study is {study.state}: run the same tune again to go on with it")
     if default is None:
         notes.append("the default could not be measured, so there is no ratio")

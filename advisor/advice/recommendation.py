@@ -19,6 +19,7 @@ from advisor.nouns.trial import Trial
 from advisor.search.cost import useful_operations
 from advisor.search.prospects import Prospects, needed_bytes
 from advisor.storage.study_record import StudyRecord
+from advisor.terminal import percent
 from advisor.workloads import kind_of
 
 
@@ -156,7 +157,9 @@ class Recommendation:
         precision = self.chosen.configuration["precision"]
         reached = self.ceilings[f"matmul_{precision}_per_s"]
         unit, scale = ("TFLOP/s", 1e12) if reached >= 1e12 else ("GFLOP/s", 1e9)
-        text = f"{share:.0%} of the {reached / scale:,.0f} {unit} that matrix products in {precision} reach here"
+        text = (
+            f"{percent(share, 0)} of the {reached / scale:,.0f} {unit} that matrix products in {precision} reach here"
+        )
         return f"{text}, counting useful operations"
 
     @property

@@ -12,7 +12,9 @@ from typing import Any
 from advisor.asking.options import DEVICE, EFFORT, ON, THREADS, objective_options
 from advisor.asking.question import Effort, Question, effort_of, kind_of, question_of
 from advisor.errors import BadInput, named
-from advisor.nouns.reading import shown
+from advisor.nouns.option import Option
+from advisor.nouns.reading import read_duration, read_latency, shown
+from advisor.workloads import Kind, kind_named, names
 
 #: Priorities that there are: a higher one is tuned first.
 LEAST_PRIORITY, MOST_PRIORITY = -1000, 1000
@@ -132,10 +134,8 @@ class Submission:
 
     def refuse_unknown(self, what: str = "a job") -> None:
         """Raise BadInput for options that it has not. what: it is, in words."""
-        kind = kind_of(self.given)
-        known = {option.name for option in (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)} | {
-            "workload"
-        }
+        options = _options(kind_of(self.given))
+        known = {option.name for option in options} | {"workload"}
         for name, value in self.given.items():
             if name == DEVICE.name and value is not None:
                 raise BadInput(
@@ -147,6 +147,26 @@ class Submission:
                 )
             if name not in known and value is not None:
                 raise BadInput(f"{what} has no option {shown(name)}")
+        for option in options:  # as in a text: who writes 20 may mean minutes
+            value = self.given.get(option.name)
+            if option.read in (read_duration, read_latency) and isinstance(value, (int, float)):
+                option.read(str(value), option.name)
+
+
+def _options(kind: Kind) -> tuple[Option, ...]:
+    return (*kind.options, *objective_options(kind), *EFFORT, ON, THREADS)
+
+
+def options_of_requests() -> list[Option]:
+    """Return the options that a request may give, of every kind of work, each once."""
+    refused = OPERATORS | {"lengths_from"}
+    every = {option.name: option for kind in map(kind_named, reversed(names())) for option in _options(kind)}
+    return [option for name, option in sorted(every.items()) if name not in refused]
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model on the hub can be called so."""
+    return _HUB_ID.fullmatch(model) is not None and ".." not in model
 
 
 def let_in(model: str, root: Path | None) -> str:
@@ -156,7 +176,7 @@ def let_in(model: str, root: Path | None) -> str:
     is such a path.
     """
     is_here = root is not None and _is_there(root / model)
-    if _HUB_ID.fullmatch(model) and ".." not in model and not is_here and not _is_there(Path(model)):
+    if is_hub_id(model) and not is_here and not _is_there(Path(model)):
         return model
     elsewhere = BadInput(f"{shown(model)} is no hub id, and no model that lies where this daemon's models are")
     if root is None:

@@ -162,6 +162,16 @@ class Jobs:
         """Return how many jobs there are by state."""
         return self._counted(None)
 
+    def before(self, names: Sequence[str]) -> dict[str, int]:
+        """Return how many jobs are to be taken up before these, by id, of those that wait."""
+        with _told(self._url):
+            return self._record.before(names) if names else {}
+
+    def began(self, names: Sequence[str]) -> dict[str, datetime]:
+        """Return when jobs were taken up, by id, of those that were."""
+        with _told(self._url):
+            return self._record.began(names) if names else {}
+
     def _counted(self, queue: str | None) -> dict[str, int]:
         with _told(self._url):
             return self._record.counts(queue)

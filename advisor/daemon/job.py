@@ -55,6 +55,11 @@ class Job:
         """Whether it waits or runs."""
         return is_open(self.state)
 
+    def trials(self, count: int) -> int:
+        """Return how many trials of its study were run while it ran. count: of all that its study has by now, other jobs' too."""
+        last = int(self.words.get("last", count))
+        return max(min(last, count) - int(self.words.get("first", 0)), 0)
+
     @property
     def payload(self) -> dict[str, Any]:
         """The job as JSON values."""

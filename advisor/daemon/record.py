@@ -72,6 +72,27 @@ class Record:
         with self._engine.connect() as connection:
             return {name: _STATES[status] for name, status in connection.execute(asked)}
 
+    def before(self, names: Sequence[str]) -> dict[str, int]:
+        """Return how many jobs stand before these in their queues, by id, in one question; who does not wait is left out."""
+        row = self._table.c
+        waiting = [status for status, ours in _STATES.items() if ours == "queued"]
+        order = (row.priority.asc(), row.created_at.asc(), row.workflow_uuid.asc())  # as DBOS takes them
+        place = func.row_number().over(partition_by=row.queue_name, order_by=order)
+        queues = (
+            select(row.workflow_uuid, place.label("place")).where(row.name == JOB, row.status.in_(waiting)).subquery()
+        )
+        asked = select(queues.c.workflow_uuid, queues.c.place).where(queues.c.workflow_uuid.in_(names))
+        with self._engine.connect() as connection:
+            return {name: int(number) - 1 for name, number in connection.execute(asked)}
+
+    def began(self, names: Sequence[str]) -> dict[str, datetime]:
+        """Return when workflows were taken up, by id; who was not is left out."""
+        row = self._table.c
+        asked = select(row.workflow_uuid, row.started_at_epoch_ms).where(row.workflow_uuid.in_(names))
+        with self._engine.connect() as connection:
+            found = {name: _moment(began) for name, began in connection.execute(asked)}
+        return {name: moment for name, moment in found.items() if moment is not None}
+
     def over_before(self, name: str, moment: datetime, most: int) -> list[str]:
         """Return the ids of workflows of a name that were over before a moment, at most so many: none that waits or runs."""
         row = self._table.c

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
+from advisor.errors import NotMeasured
+from advisor.storage.counts import Counts
 from advisor.storage.roster import Roster
+from advisor.storage.store import Store
 
 #: A share that fits no device of this environment waits so long for another one, seconds.
 ELSEWHERE_S = 5.0
@@ -25,3 +30,11 @@ def noted(jobs: Jobs, job: Job, study: int, first: int) -> int:
         jobs.tell(job.id, study=study, first=first)
         return first
     return min(first, int(told.words.get("first", first)))
+
+
+def ended(jobs: Jobs, store: Store, name: str) -> None:
+    """Note how many trials the study of a job has as the job ends: later ones are others'."""
+    with suppress(NotMeasured):  # it is over, and was removed since
+        job = jobs.job(name)
+        if job.study is not None and "last" not in job.words:
+            jobs.tell(name, last=Counts(store).of_study(job.study))

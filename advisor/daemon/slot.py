@@ -18,6 +18,7 @@ from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
+from advisor.daemon.entry import entered
 from advisor.daemon.job import Job
 from advisor.daemon.queues import queue_again
 from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
@@ -90,18 +91,14 @@ class Slot:
         The process is to end with it: what it let go of is still its own in the queue, until it or its supervisor puts it back.
         """
         machine = self.bench.machine
-        while not self.roster.enter(self.name, machine.host, machine.environment, self.owner):
-            _log.warning("another worker has this device: it is waited for", extra={"slot": self.name})
-            if stop.wait(BEAT_S):
-                return 0
+        if not entered(self.roster, machine, self.owner, stop):
+            return 0
         self._start(self._beat)
         # What ran here when its last process ended may run elsewhere meanwhile.
         deaths.put_back(self.url, self.store, self.name, self.supervisor)
-        while hindrance := self.watch.hindrance():
-            self._is("waiting", hindrance)
-            if stop.wait(LOOK_S):
-                self.roster.leave(self.name, self.owner)
-                return 0
+        if not self._may_use_it(stop):
+            self.roster.leave(self.name, self.owner)
+            return 0
         self._is("idle")
         self._start(self._look)
         queues = [] if self.recheck_after_s is None else [queue_again(machine.environment.key)]
@@ -120,6 +117,18 @@ class Slot:
                 with suppress(StoreError):
                     self.roster.leave(self.name, self.owner)
             os._exit(0 if stop.is_set() else YIELDED)  # DBOS would call done what was let go
+
+    def _may_use_it(self, stop: threading.Event) -> bool:
+        """Wait until the device may be used; return whether it may, which it may not where the slot is told to stop."""
+        told = ""
+        while hindrance := self.watch.hindrance():
+            if hindrance != told:
+                _log.info("waits", extra={"slot": self.name, "why": hindrance})
+            told = hindrance
+            self._is("waiting", hindrance)
+            if stop.wait(LOOK_S):
+                return False
+        return True
 
     def _start(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="advisor-slot", daemon=True).start()
@@ -153,6 +162,8 @@ class Slot:
             if ended.outcome and not noted.outcome:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
+            if not self._leaving.is_set():
+                self._patiently(lambda: shares.ended(self.jobs, self.store, name))
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")

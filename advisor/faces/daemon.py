@@ -86,8 +86,10 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     log_json()
     with Store.open(url, write=True) as store:  # the schemas are made here once, and not by every slot
         refuse_wrong_clock(store)
+        roster = Roster(store)
         for machine in machines:
-            Roster(store).know(machine.uuid, machine.host, machine.environment)
+            roster.know(machine.uuid, machine.host, machine.environment)
+        holders = {slot.name: slot.holder for slot in roster.slots()}
     prepare(url)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,7 +99,9 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
     supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:
-        _say(f"at work: {len(machines)} slot{'' if len(machines) == 1 else 's'}")
+        for machine in machines:
+            held = holders.get(machine.uuid, "")
+            _say(f"slot {machine.uuid}{held and f': {held} has it, and is waited for'}")
         supervisor.run(stop)
         return 0
     from advisor.web.served import Served
@@ -138,10 +142,13 @@ def _submit(options: argparse.Namespace, _: float) -> int:
     from advisor.asking.submission import Submission
 
     given, notes = _given(options)
-    submission = Submission.of({"model": _meant(options), "given": given, "priority": options.priority})
-    note(notes)
+    model, warned = _meant(options)
+    submission = Submission.of({"model": model, "given": given, "priority": options.priority})
+    note([*notes, *warned])
     with _needing_extra():
         job = Remote(options.server).submit(submission.payload) if options.server else _submitted(submission)
+    if job.get("why"):
+        note([str(job["why"])])
     if options.format == "json":
         print_json(job)
         return 0
@@ -153,16 +160,7 @@ def _submit(options: argparse.Namespace, _: float) -> int:
 
 def _submitted(submission: Submission) -> dict[str, Any]:
     with _opened() as served:
-        job = served.submit(submission, is_operator=True)
-        if not any(
-            slot.is_there() and slot.device_class == job.submission.device_class for slot in served.roster.slots()
-        ):
-            note(
-                [
-                    f"no slot with {job.submission.device_class} is at work now: advisor serve or advisor worker brings one"
-                ]
-            )
-        return job.payload
+        return served.told(served.submit(submission, is_operator=True).id)
 
 
 def _given(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -201,10 +199,18 @@ def _without_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return asked if kind.name == DEFAULT_KIND.name else {"workload": kind.name, **asked}
 
 
-def _meant(options: argparse.Namespace) -> str:
-    """Return the model that is meant on every host: a path of this one is absolute."""
+def _meant(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the model that is meant on every host: a path of this one is absolute. And what is to be told of it."""
+    from advisor.asking.submission import is_hub_id
+
     path = Path(options.model).expanduser()
-    return str(path.resolve()) if not options.server and path.exists() else str(options.model)
+    if options.server:  # its own folder is meant, and it says what is not there
+        return str(options.model), []
+    if path.exists():
+        return str(path.resolve()), []
+    if is_hub_id(options.model):
+        return str(options.model), []
+    return str(path.absolute()), [f"{path.absolute()} is not here: the host that takes the job must have it there"]
 
 
 def suggested(options: argparse.Namespace) -> int:

@@ -25,7 +25,12 @@ _MOST_DAYS = 36_525
 
 #: Which devices a host brings, and when they may be used.
 _WORKING = (
-    Option("only", "use the devices in these hours alone, such as 22:00-07:00", read_text, metavar="HOURS"),
+    Option(
+        "only",
+        "use the devices in these hours of this host's local time alone, such as 22:00-07:00",
+        read_text,
+        metavar="HOURS",
+    ),
     switch("assume_idle", "take a GPU for idle where nobody can see who else uses it, as in a container"),
     switch("no_recheck", "don't measure again in idle time what was measured before a driver or a package changed"),
     Option(
@@ -51,12 +56,21 @@ _SERVING = (
         metavar="NAME",
         repeats=True,
     ),
-    Option("model_root", "let jobs name models of this host, in this folder", read_text, metavar="FOLDER"),
+    Option("model_root", "let requests name models of this host, in this folder", read_text, metavar="FOLDER"),
     Option(
-        "max_budget", "time that a job may spend (default: %(default)s)", read_duration, default="1h", metavar="TIME"
+        "max_budget",
+        "time that a requested job may spend (default: %(default)s)",
+        read_duration,
+        default="1h",
+        metavar="TIME",
     ),
     Option(
-        "max_waiting", "jobs that may wait (default: %(default)s)", read_count, default=10_000, metavar="N", word=int
+        "max_waiting",
+        "jobs that may wait before others are refused (default: %(default)s)",
+        read_count,
+        default=10_000,
+        metavar="N",
+        word=int,
     ),
 )
 
@@ -86,8 +100,14 @@ WORKER_OPTIONS, SERVE_OPTIONS = _WORKING, (*_SERVING, *_KEEPING, *_WORKING)
 Add = Callable[[argparse._ActionsContainer, Iterable[Option]], None]
 
 
+#: Whom the limits are for.
+_WHOSE = """--max-budget, --max-waiting and --model-root bound what comes over HTTP. Who runs
+a plain advisor submit has the database in hand, and is bound by none of them."""
+
+
 def serve(parser: argparse.ArgumentParser, add: Add) -> None:
     """Add the flags of `advisor serve`."""
+    parser.epilog = f"{_WHOSE}\n\n{parser.epilog}"
     add(parser, (*_SERVING, *_KEEPING))
     _add_workers(parser, "auto", "cpu", "none")
     add(parser, _WORKING)
@@ -118,12 +138,19 @@ def submit(parser: argparse.ArgumentParser, add: Add, kind: Kind, question: Call
     _add_format(parser)
 
 
+def _count(text: str) -> int:
+    """Read how many. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
 def jobs(parser: argparse.ArgumentParser, add: Add) -> None:
     """Add the flags of `advisor jobs`."""
     parser.add_argument("job", metavar="JOB", nargs="?", help="one job, by its id or a beginning of it (default: all)")
     states = ("queued", "running", "done", "failed", "cancelled")
     parser.add_argument("--state", choices=states, help="jobs of this state alone")
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N jobs (default: 50)")
+    parser.add_argument("--limit", type=_count, default=50, metavar="N", help="the newest N jobs (default: 50)")
     parser.add_argument("--watch", action="store_true", help="tell what changes, until no job waits or runs")
     add(parser, (SERVER,))
     _add_format(parser)

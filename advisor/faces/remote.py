@@ -16,6 +16,9 @@ from advisor.daemon.job import STATES
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, Unreachable, named
 from advisor.version import __version__
 
+#: What to look at where something else answers.
+_NONE = "is it the address that advisor serve printed?"
+
 #: How long a daemon may take to answer, seconds.
 WAIT_S = 30.0
 
@@ -136,7 +139,9 @@ def _problem(error: urllib.error.HTTPError, url: str) -> AdvisorError:
         detail, hint = str(problem["detail"]), str(problem.get("hint") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, http.client.HTTPException):
         kind = Unreachable if error.code in _OF_A_PROXY else AdvisorError
-        return kind(f"{url} answers with status {error.code}: {error.reason}")
+        return kind(f"{url} answers with status {error.code}: {error.reason}", _NONE)
+    if problem.get("title") == "no such place":
+        return AdvisorError(f"there is no advisor at {url}", _NONE)
     if error.code in (401, 403):
         return AdvisorError(f"{url}: {detail}", hint or "ADVISOR_TOKEN is to be the daemon's")
     if error.code == 404:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from advisor.terminal import percent
+
 #: The driver's library, by the name under which pynvml loads it too.
 LIBRARY = "libnvidia-ml.so.1"
 
@@ -278,7 +280,11 @@ def _waited_for_cpu(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if NOT_OBSERVABLE in (*waited, *elapsed) or elapsed[1] <= elapsed[0]:
         return ""
     share = (waited[1] - waited[0]) / (elapsed[1] - elapsed[0])
-    return f"its threads waited for a processor for {share:.0%} of the time together" if share > MOST_WAITING else ""
+    return (
+        f"its threads waited for a processor for {percent(share, 0)} of the time together"
+        if share > MOST_WAITING
+        else ""
+    )
 
 
 def _in_first_pid_namespace() -> bool:

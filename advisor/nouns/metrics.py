@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from advisor.terminal import gib
+from advisor.terminal import gib, percent
 
 #: The seconds of a round by the wall clock and by CUDA's: every kind of work has them, and no objective is made of them.
 ROUND, GPU_ROUND = "round_s", "gpu_round_s"
@@ -128,7 +128,7 @@ def figure(metric: str, value: float | None) -> str:
     if metric in METRICS:
         return METRICS[metric].show(value)
     if metric == GPU_BUSY:
-        return f"{value:.0%} of the time"
+        return f"{percent(value, 0)} of the time"
     return gib(value) if metric.endswith("_bytes") else seconds(value) if metric.endswith("_s") else f"{value:g}"
 
 

@@ -44,11 +44,10 @@ def asked_words(objective: Objective) -> str:
 
 def _device(study: StudyRecord) -> str:
     environment = study.environment
-    parts = [environment.device_name, gib(environment.memory_bytes)]
+    parts = [environment.device_class]
     parts += [f"driver {environment.driver}"] if environment.driver else []
     parts += [f"CUDA {environment.cuda}"] if environment.cuda and environment.is_cuda else []
     parts += [f"limit {environment.power_limit_w} W"] if environment.power_limit_w else []
-    parts += [f"MIG {environment.mig_profile}"] if environment.mig_profile else []
     parts += [f"{environment.threads} thread{'s' * (environment.threads != 1)}"] if environment.threads else []
     return ", ".join(parts)
 

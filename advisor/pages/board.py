@@ -9,31 +9,23 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from advisor.nouns.metrics import figure
 from advisor.pages.live import ago, moment_of
-from advisor.pages.points import Point, Role
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import StudyReport
+from advisor.show.job_table import trials_words
 from advisor.terminal import duration
 
 #: Jobs of one page.
 PAGE = 50
 
-#: What the states of a job and of a slot are called here: in a word, and in a sentence.
-JOB_WORDS = {
-    "queued": "waiting",
-    "running": "running",
-    "done": "done",
-    "failed": "failed",
-    "cancelled": "cancelled",
-}
+#: What the states of a job are called in a sentence. In a word a job's and a slot's are what the API calls them.
 JOB_SENTENCES = {
-    "queued": "This job is waiting",
+    "queued": "This job is queued",
     "running": "This job is running",
     "done": "This job is done",
     "failed": "This job has failed",
     "cancelled": "This job was cancelled",
 }
-SLOT_WORDS = {"idle": "idle", "busy": "at work", "waiting": "waiting", "gone": "gone"}
 
 #: Characters of a job's flags that a list shows; its own page has all of them.
 _FLAGS = 120
@@ -43,13 +35,12 @@ Payload = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Device:
-    """A slot. device: its name and what stays of it through upgrades; doing: its state in words; why: what it waits for."""
+    """A slot. device: its name and what stays of it through upgrades; why: what it waits for."""
 
     name: str
     host: str
     device: str
     state: str
-    doing: str
     why: str
     job: str | None
     busy: str
@@ -58,26 +49,26 @@ class Device:
 
 @dataclass(frozen=True)
 class Job:
-    """A job. flags: what is asked, as the command line spells it; standing: its state in words; about: why, or what it found.
+    """A job. flags: what is asked, as the command line spells it; about: why, or what it found.
 
-    device: that runs it or ran it, or whose kind it waits for; when: since when, or how long it took; moments: each with its
-    name. is_again: whether a slot measures it again by itself. study, trials: its study and how many trials there are of it, None
-    and 0 before that is opened.
+    tune_flags: the same flags but for the device, which is a host's own. device: that runs it or ran it, or whose kind it waits
+    for; when: since when, or how long it took; moments: each with its name. study: None before that is opened; trials: how many
+    were run while it ran, and of how many, in words. is_again: whether a slot measures it again by itself.
     """
 
     id: str
     model: str
     flags: str
+    tune_flags: str
     priority: int
     state: str
-    standing: str
     about: str
     device: str
     slot: str | None
     when: str
     moments: tuple[tuple[str, datetime], ...]
     study: int | None
-    trials: int
+    trials: str
     is_again: bool = False
 
     @property
@@ -86,9 +77,15 @@ class Job:
         return self.state in ("queued", "running")
 
     @property
-    def command(self) -> str:
-        """The command line that would tune the same here; "" where nobody asked for it, as for what is measured again."""
-        return "" if self.is_again else f"advisor tune {shlex.quote(self.model)} {self.flags}".strip()
+    def submit_command(self) -> str:
+        """The command line that submits the same; "" where nobody asked for it, as for what is measured again."""
+        priority = f" --priority {self.priority}" if self.priority else ""
+        return "" if self.is_again else f"advisor submit {shlex.quote(self.model)} {self.flags}".strip() + priority
+
+    @property
+    def tune_command(self) -> str:
+        """The command line that tunes the same where it is typed, "" likewise."""
+        return "" if self.is_again else f"advisor tune {shlex.quote(self.model)} {self.tune_flags}".strip()
 
     @property
     def short_flags(self) -> str:
@@ -115,7 +112,7 @@ class Board:
     @property
     def filters(self) -> tuple[tuple[str, str, bool], ...]:
         """The lists that there are: its words, where it is, and whether it is this one."""
-        named = [("all", "/", None), *((words, f"/?state={state}", state) for state, words in JOB_WORDS.items())]
+        named = [("all", "/", None), *((state, f"/?state={state}", state) for state in JOB_SENTENCES)]
         return tuple((words, place, state == self.state) for words, place, state in named)
 
     @property
@@ -126,8 +123,8 @@ class Board:
         if not there:
             slots = "No slot is there: advisor serve or advisor worker brings one."
         else:
-            slots = f"{busy} of {_many(len(there), 'slot')} at work."
-        return f"{_many(waits, 'job')} {'waits' if waits == 1 else 'wait'}. {slots}"
+            slots = f"{busy} of {_many(len(there), 'slot')} busy."
+        return f"{_many(waits, 'job')} queued. {slots}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ class JobPage:
     def said(self) -> str:
         """How the job stands, in words."""
         job = self.job
-        trials = f", {_many(job.trials, 'trial')} so far" if job.is_open and job.study is not None else ""
+        trials = f", {job.trials} so far" if job.is_open and job.study is not None else ""
         return f"{JOB_SENTENCES.get(job.state, f'This job is {job.state}')}{trials}."
 
 
@@ -179,13 +176,15 @@ def job_page_of(
     job: Payload, slots: Sequence[Payload], report: StudyReport | None = None, now: datetime | None = None
 ) -> JobPage:
     """Return the page of a job. report: of its study, None where there is none yet."""
-    at, best = now or datetime.now(UTC), best_so_far(report) if report is not None else ""
+    at, answer = now or datetime.now(UTC), str(job.get("answer") or "")
+    best = best_so_far(report) if report is not None and (not answer or job["state"] == "running") else ""
     shown = job_of(job, {str(slot["name"]): device_of(slot) for slot in slots}, "", at)
     terms = {
         "Priority": str(shown.priority),
         "Time": shown.when,
-        "Trials so far" if shown.is_open else "Trials": str(shown.trials) if shown.study is not None else "",
+        "Trials so far" if shown.is_open else "Trials": shown.trials if shown.study is not None else "",
         "Best so far" if shown.is_open else "Best found": best,
+        "Answer so far" if shown.is_open else "Answer": answer,
         "Device": shown.device,
         "Slot": shown.slot or "",
     }
@@ -200,7 +199,6 @@ def device_of(slot: Payload) -> Device:
         host=str(slot["host"]),
         device=str(slot["device_class"]),
         state=state,
-        doing=SLOT_WORDS.get(state, state),
         why=str(slot["why"] or ""),
         job=slot["job"] or None,
         busy=duration(float(slot["busy_s"])),
@@ -220,16 +218,16 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
         id=str(job["id"]),
         model=str(job["model"]),
         flags=flags_of(job["given"]),
+        tune_flags=flags_of({name: value for name, value in job["given"].items() if name != "on"}),
         priority=int(job["priority"]),
         state=state,
-        standing=JOB_WORDS.get(state, state),
         about="; ".join(str(words) for words in (again.get("words"), *said) if words),
         device=at,
         slot=slot if slot in devices and state != "queued" else None,
         when=_when(state, moments, now),
         moments=tuple(moments.items()),
         study=job["study"],
-        trials=int(job.get("trials") or 0),
+        trials=trials_words(job),
         is_again=bool(again),
     )
 
@@ -268,25 +266,6 @@ def _when(state: str, moments: Mapping[str, datetime], now: datetime) -> str:
         return f"submitted {ago(submitted or now, now)} ago"
     took = f"took {ago(started, ended)}, " if started is not None else ""
     return f"{took}ended {ago(ended, now)} ago"
-
-
-def best_so_far(report: StudyReport) -> str:
-    """Return the best that may be recommended by now, in words, "" where nothing may be."""
-    aim = report.study.objective.aim
-    right = [
-        point
-        for point in report.searched
-        if point.value is not None and point.role in (Role.CHOSEN, Role.DEFAULT, Role.RIGHT)
-    ]
-    if not right:
-        return ""
-
-    def worth(point: Point) -> float:
-        return (point.value or 0.0) * (-1 if aim.less_is_better else 1)
-
-    best = max(right, key=worth)
-    times = "" if best.ratio is None or best.is_default else f", {best.ratio:.2f} × the default"
-    return f"{figure(aim.metric, best.value)}{times}: {best.configuration}{' (the default)' if best.is_default else ''}"
 
 
 def _page(state: str | None, first: int) -> str:

@@ -171,7 +171,14 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    templates.filters |= {"data": _data, "gib": gib, "verbatim": _verbatim, "letter": letter, "times": times}
+    templates.filters |= {
+        "data": _data,
+        "gib": gib,
+        "verbatim": _verbatim,
+        "letter": letter,
+        "times": times,
+        "coded": coded,
+    }
     return templates
 
 
@@ -180,6 +187,16 @@ def times(ratio: float | None) -> str:
     if ratio is None:
         return "–"
     return f"{ratio:.3f}" if 0.001 <= ratio < 1000 else f"{ratio:.1e}"
+
+
+def coded(text: str) -> Any:
+    """Return text with what stands between backticks as code. All of it is escaped."""
+    from markupsafe import Markup
+
+    parts = printable(text).split("`")
+    if len(parts) % 2 == 0:  # one is left over, and means itself
+        return text
+    return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _verbatim(text: str) -> Any:

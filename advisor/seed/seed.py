@@ -12,6 +12,7 @@ from pathlib import Path
 
 from advisor.errors import BadInput
 from advisor.nouns.configuration import Configuration
+from advisor.terminal import percent
 from advisor.workloads import Workload, quantile_lengths, workload_of
 
 #: The shape of tiiuae/falcon-7b: weights are drawn, for speed does not depend on them.
@@ -42,7 +43,7 @@ class Case:
 
     def __str__(self) -> str:
         """Return the case in words."""
-        padding = f"{self.padding:.0%} padding".replace("%", " %") if self.padding else "no padding"
+        padding = f"{percent(self.padding, 0)} padding" if self.padding else "no padding"
         return f"{self.longest} tokens, {padding}"
 
 

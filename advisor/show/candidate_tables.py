@@ -13,7 +13,7 @@ from advisor.knobs import tier_of
 from advisor.nouns.metrics import PEAK, Gauge, Metric, head, without_unit
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Quality
-from advisor.terminal import gib
+from advisor.terminal import gib, percent
 from advisor.workloads import kind_of
 
 
@@ -33,9 +33,9 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     ]
     parts += [", ".join(shown)] if shown else []
     parts += [f"reaches {recommendation.ceiling_words}"] if recommendation.ceiling_words else []
-    if trial.is_launch_bound:
+    if trial.is_launch_bound and trial.busy is not None:
         parts.append(
-            f"the GPU computes {trial.busy:.0%} of the time and waits for launches else: this was timed for longer"
+            f"the GPU computes {percent(trial.busy, 0)} of the time and waits for launches else: this was timed for longer"
         )
     allowed = (
         f" of the {gib(objective.max_memory_bytes)} allowed: it fits" if objective.max_memory_bytes is not None else ""
@@ -61,10 +61,10 @@ def quality_words(quality: Quality) -> str:
     embeds = quality.top10 is not None and quality.cosine is not None
     figures = [] if embeds else [f"rms {quality.rms:.1e}"]
     figures += [f"KL {quality.kl:.1e} nats"] if quality.kl is not None else []
-    figures += [f"top-1 {quality.top1:.2%}"] if quality.top1 is not None else []
+    figures += [f"top-1 {percent(quality.top1, 2)}"] if quality.top1 is not None else []
     figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
     figures += [f"cosine ≥ {quality.cosine:.6f}"] if quality.cosine is not None else []
-    figures += [f"nearest ten {quality.top10:.1%} the same"] if quality.top10 is not None else []
+    figures += [f"nearest ten {percent(quality.top10, 1)} the same"] if quality.top10 is not None else []
     figures += [quality.quantised] if quality.quantised else []
     return ", ".join(figures)
 

@@ -22,14 +22,17 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
         out.print("no jobs: advisor submit MODEL")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "state", "model", "trials", "study", "age"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("trials", "study", "age") else "left")
+    has_priority = any(job.get("priority") for job in jobs)
+    numbers = (*(["prio"] if has_priority else []), "trials", "study", "age")
+    for name in ("job", "state", "model", *numbers):
+        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
     for job in jobs:
         colour = _COLOURS[job["state"]]
         table.add_row(
             escape(job["id"]),
             f"[{colour}]{job['state']}[/]",
             escape(_short(job["model"])),
+            *([str(job.get("priority", ""))] if has_priority else []),
             str(job.get("trials", "")) or "",
             "" if job["study"] is None else str(job["study"]),
             duration((datetime.now(UTC) - datetime.fromisoformat(job["submitted_at"])).total_seconds()),
@@ -43,17 +46,29 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
 def change(job: Mapping[str, Any]) -> str:
     """Return a line of how a job stands: it changes when something happened."""
     parts = [job["id"], job["state"], _short(job["model"])]
+    if job.get("priority"):
+        parts.append(f"priority {job['priority']}")
     if job["study"] is not None:
-        parts.append(f"study {job['study']}, {job.get('trials', 0)} trials")
+        parts.append(f"study {job['study']}, {trials_words(job)}")
     if text := _about(job):
         parts.append(text)
     return " · ".join(parts)
 
 
+def trials_words(job: Mapping[str, Any]) -> str:
+    """Return how many trials were run while a job ran, and how many its study has by now where others added some."""
+    count, whole = int(job.get("trials") or 0), int(job.get("study_trials") or 0)
+    words = f"{count} trial{'' if count == 1 else 's'}"
+    return f"{words} of its study's {whole} by now" if whole > count else words
+
+
 def _about(job: Mapping[str, Any]) -> str:
-    """Return what there is to say of a job beside its state: what it measures again, waits for, failed of, or found."""
-    again = (job.get("again") or {}).get("words")
-    return "; ".join(str(words) for words in (again, job.get("answer") or job.get("why")) if words)
+    """Return what there is to say of a job beside its state: what it measures again, waits for, and found by then; or its end."""
+    why, answer = str(job.get("why") or ""), str(job.get("answer") or "")
+    again = str((job.get("again") or {}).get("words") or "")
+    if job["state"] in ("queued", "running"):
+        return "; ".join(words for words in (again, why, answer and f"so far {answer}") if words)
+    return "; ".join(words for words in (again, answer or why) if words)
 
 
 def _short(model: str) -> str:

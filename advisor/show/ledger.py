@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from advisor.terminal import percent
+
 #: The stages of `advisor.measure.worker` and `advisor.study.tune` in which figures are taken, and what the others are called.
 WORK = frozenset(
     {
@@ -66,4 +68,6 @@ class Ledger:
         most = sorted(rest.items(), key=lambda item: -item[1])[:4]
         told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in most if seconds >= 0.05)
         share = work_s / whole_s if whole_s > 0 else 0.0
-        return f"{share:.0%} of {whole_s:.1f} s were timed, gated and confirmed work" + (f"; {told}" if told else "")
+        return f"{percent(share, 0)} of {whole_s:.1f} s were timed, gated and confirmed work" + (
+            f"; {told}" if told else ""
+        )

@@ -75,7 +75,7 @@ def undecided_words(done: Reproduction) -> str:
         return "the device shows no such figure here"
     if found.scatter is None or found.interval is None:
         return f"of {_processes(len(done.now))} {len(done.calm)} ran undisturbed: leave the machine alone"
-    why = f"processes scatter by {percent(found.scatter)}, and so {CHANGE:.0%} can't be told from nothing"
+    why = f"processes scatter by {percent(found.scatter)}, and so {percent(CHANGE, 0)} can't be told from nothing"
     return f"{why} with {_processes(len(found.now))} now and {len(found.then)} then: {_remedy(done, found)}"
 
 

@@ -60,6 +60,12 @@ class Slot:
         return is_alive(self.owner)
 
     @property
+    def holder(self) -> str:
+        """Who has it, in words, "" where nobody has."""
+        pid = (self.owner or "").rpartition(":")[0].rpartition(":")[2]
+        return f"process {pid} on {self.host}" if pid and self.is_there() else ""
+
+    @property
     def payload(self) -> dict[str, Any]:
         """The slot as JSON values."""
         there = self.is_there()

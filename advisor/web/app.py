@@ -39,12 +39,20 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
     _add_metrics(app, metrics)
     app.add_exception_handler(AdvisorError, problems.of_failure)
     app.add_exception_handler(RequestValidationError, problems.of_request)
-    app.add_exception_handler(HTTPException, problems.of_http)
+    app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(TooMuch, lambda _, error: too_much(error))
     app.add_exception_handler(Exception, of_fault)
     app.add_middleware(Timed, counted=metrics.count)
     app.add_middleware(Guard, settings=settings, most_bytes=served.limits.most_body_bytes)
     return app
+
+
+def _of_http(request: Request, error: Exception) -> Response:
+    """Return what HTTP itself calls wrong: to a browser that asks for a page that there is none of, as a page."""
+    is_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+    if is_page and isinstance(error, HTTPException) and error.status_code == 404:
+        return pages.problem_page(request, pages.NotThere("there is no such page", "the first page lists the jobs"))
+    return problems.of_http(request, error)
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:

@@ -14,19 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from advisor.errors import AdvisorError, StoreError
 from advisor.terminal import in_a_line
-from advisor.web.problems import problem
+from advisor.web.problems import ONLY_HEAD, problem
 
 #: How often it is looked, and after how much silence a comment keeps the line open, seconds.
 LOOK_S, SILENCE_S = 0.7, 15.0
 
 #: Jobs that are told of where nobody names one: the newest.
 NEWEST = 50
+
+_TYPE = "text/event-stream"
 
 _log = logging.getLogger("advisor.web")
 
@@ -53,8 +55,10 @@ class Streams:
         self.most, self.stopping, self.count = most, stopping, 0
         self._readers: dict[str, _Reader] = {}
 
-    def stream(self, request: Request, key: str, look: Look, *, ends: bool) -> Stream:
+    def stream(self, request: Request, key: str, look: Look, *, ends: bool) -> Response:
         """Return the answer that is a stream. key: what is looked at, the same for all who share a look; ends: with its jobs."""
+        if request.scope.get(ONLY_HEAD):
+            return Response(media_type=_TYPE)
         return Stream(self, self.told(request, key, look, ends=ends))
 
     async def told(self, request: Request, key: str, look: Look, *, ends: bool) -> AsyncIterator[bytes]:
@@ -143,7 +147,7 @@ class Stream(StreamingResponse):
 
     def __init__(self, streams: Streams, lines: AsyncIterator[bytes]) -> None:
         """Tell these lines."""
-        super().__init__(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        super().__init__(lines, media_type=_TYPE, headers={"X-Accel-Buffering": "no"})
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

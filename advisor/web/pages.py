@@ -157,7 +157,7 @@ class Pages:
         classes = sorted({str(slot["device_class"]) for slot in slots})
         depths = {name: self._served.jobs.waiting(name) for name in classes}
         open_studies = {str(job["id"]): job for job in jobs if job["state"] == "running" and job["study"] is not None}
-        bests = {name: self._running.best(job["study"], job["trials"]) for name, job in open_studies.items()}
+        bests = {name: self._running.best(job["study"], job["study_trials"]) for name, job in open_studies.items()}
         page = board_of(jobs, slots, depths, state=state, first=first, bests=bests)
         return _page(board_html(page, _live(request, page.said, changes=True)))
 

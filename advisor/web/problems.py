@@ -15,6 +15,12 @@ from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasure
 from advisor.terminal import in_a_line
 from advisor.web.served import NoDevice, OverAlready, QueueFull
 
+#: Of a request (ASGI's scope) whose answer's headers alone are asked for.
+ONLY_HEAD = "advisor.only_head"
+
+#: What a problem is titled where a path leads nowhere: whoever asks takes something else for a daemon.
+NO_ROUTE = "no such place"
+
 #: After so many seconds it may be tried again, where the database is away or the queue is full.
 AGAIN_S = 5
 
@@ -78,7 +84,9 @@ def of_request(request: Request, error: Exception) -> JSONResponse:
 def of_http(_: Request, error: Exception) -> JSONResponse:
     """Return what HTTP itself calls wrong: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    found = problem(error.status_code, "not here" if error.status_code == 404 else "not possible", str(error.detail))
+    if error.status_code == 404:
+        return problem(404, NO_ROUTE, "nothing of advisor's is at this address", hint="/docs lists what there is")
+    found = problem(error.status_code, "not possible", str(error.detail))
     found.headers.update(error.headers or {})
     return found
 

@@ -12,6 +12,7 @@ from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, 
 from advisor.daemon.job import LONGEST_ID, STATES
 from advisor.errors import AdvisorError, BadInput, NotMeasured, named
 from advisor.version import __version__
+from advisor.web.description import ANY, BODY, POSTED, answers, asked
 from advisor.web.events import NEWEST, Streams
 from advisor.web.problems import problem
 from advisor.web.served import Served
@@ -20,28 +21,13 @@ from advisor.web.served import Served
 PAGE, MOST = 50, 500
 
 _Id = Annotated[str, Path(max_length=LONGEST_ID, description="a job's id, or a beginning that no other one has")]
-_First = Annotated[int, Query(ge=0, le=10**7)]
-_Limit = Annotated[int, Query(ge=1, le=MOST)]
-_Before = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
-_Study = Annotated[int, Query(ge=1, le=2**31 - 1)]
-
-_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
-
-#: What any route may answer beside what it is for.
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "no JSON", **_PROBLEM},
-    401: {"description": "the token is missing or wrong", **_PROBLEM},
-    403: {"description": "a page of another site asks", **_PROBLEM},
-    404: {"description": "not here, or not measured", **_PROBLEM},
-    409: {"description": "not possible: nothing is admissible, or no device is of that kind", **_PROBLEM},
-    413: {"description": "too many bytes", **_PROBLEM},
-    415: {"description": "the body is not called JSON", **_PROBLEM},
-    421: {"description": "the daemon is not called by this name", **_PROBLEM},
-    422: {"description": "not understood", **_PROBLEM},
-    500: {"description": "a fault of the daemon's own, and how its log calls it", **_PROBLEM},
-    503: {"description": "the database is away: Retry-After says when to come again", **_PROBLEM},
-}
-
+_First = Annotated[int, Query(ge=0, le=10**7, description="how many newer ones are left out, a whole number")]
+_Limit = Annotated[int, Query(ge=1, le=MOST, description=f"how many at most, from 1 to {MOST}")]
+_Before = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="trials with a lower number than this alone")]
+_Study = Annotated[int, Query(ge=1, le=2**31 - 1, description="a study's number")]
+_State = Annotated[str | None, Query(description=f"jobs of this state alone: one of {', '.join(STATES)}")]
+_Failed = Annotated[bool, Query(description="true for those alone that failed or were wrong")]
+_Model = Annotated[str, Query(max_length=1000, description="a hub id, or a path where the daemon's models are")]
 
 #: What the streams answer.
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -49,23 +35,20 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _asked(**more: dict[str, Any]) -> Any:
-    """Return how a body is described that names a model and options. more: its members beside these."""
-    members = {"model": {"type": "string", "minLength": 1, "maxLength": 1000}, "given": {"type": "object"}, **more}
-    described = {"properties": members, "required": ["model"], "additionalProperties": False}
-    return Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}], json_schema_extra=described)
+def _body(**more: dict[str, Any]) -> Any:
+    return Body(examples=[{"model": "org/model", "given": {"lengths": 2048}}], json_schema_extra=asked(**more))
 
 
 #: The bodies of a job and of a question.
-_JOB = _asked(priority={"type": "integer", "minimum": LEAST_PRIORITY, "maximum": MOST_PRIORITY})
-_QUESTION = _asked(
+_JOB = _body(priority={"type": "integer", "minimum": LEAST_PRIORITY, "maximum": MOST_PRIORITY})
+_QUESTION = _body(
     format={"type": "string"}, columns={"type": "integer"}, pareto={"type": "boolean"}, refusals={"type": "boolean"}
 )
 
 
 def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
     """Return the routes. stopping: whether the daemon ends, so that whoever listens is let go."""
-    router = APIRouter(prefix="/api/v1", responses=_ANSWERS)
+    router = APIRouter(prefix="/api/v1", responses=answers(*ANY))
     _add_jobs(router, served)
     _add_events(router, served, stopping)
     _add_answers(router, served)
@@ -74,7 +57,7 @@ def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
 
 
 def _add_jobs(router: APIRouter, served: Served) -> None:
-    @router.post("/jobs", status_code=201, responses={429: {"description": "too many jobs wait", **_PROBLEM}})
+    @router.post("/jobs", status_code=201, responses=answers(*POSTED, *BODY, 409, 429))
     def submit(
         payload: Annotated[dict[str, Any], _JOB],
     ) -> Any:
@@ -82,8 +65,8 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
         job = served.submit(Submission.of(payload))
         return JSONResponse(served.told(job.id), 201, {"Location": f"/api/v1/jobs/{job.id}"})
 
-    @router.get("/jobs")
-    def jobs(state: str | None = None, first: _First = 0, limit: _Limit = PAGE) -> Any:
+    @router.get("/jobs", responses=answers(422))
+    def jobs(state: _State = None, first: _First = 0, limit: _Limit = PAGE) -> Any:
         """List jobs, the newest first: of a state alone where one is named. `next` is where it goes on."""
         if state is not None and state not in STATES:
             raise BadInput(f"state is one of {', '.join(STATES)}, not {state[:40]!r}")
@@ -92,12 +75,12 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
         following = f"/api/v1/jobs?first={first + limit}&limit={limit}{named_state}" if len(found) > limit else None
         return {"jobs": found[:limit], "next": following}
 
-    @router.get("/jobs/{job}")
+    @router.get("/jobs/{job}", responses=answers(404, 422))
     def job(job: _Id) -> Any:
         """Return a job, and how its study stands."""
         return served.told(job)
 
-    @router.delete("/jobs/{job}")
+    @router.delete("/jobs/{job}", responses=answers(*POSTED, 404, 422))
     def cancel(job: _Id) -> Any:
         """Cancel a job that waits or runs: what it runs is killed, what it measured stays. 409 for one that is over."""
         return served.told(served.cancel(job).id)
@@ -111,7 +94,7 @@ def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool])
         """Tell how the newest jobs stand, as it changes (server-sent events)."""
         return streams.stream(request, "", lambda: served.listed(None, 0, NEWEST), ends=False)
 
-    @router.get("/jobs/{job}/events", response_class=StreamingResponse, responses=_STREAM)
+    @router.get("/jobs/{job}/events", response_class=StreamingResponse, responses={**_STREAM, **answers(404, 422)})
     def job_events(request: Request, job: _Id) -> Any:
         """Tell how a job stands, as it changes, until it is over (server-sent events)."""
         name = served.jobs.job(job).id
@@ -119,7 +102,7 @@ def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool])
 
 
 def _add_answers(router: APIRouter, served: Served) -> None:
-    @router.post("/suggest")
+    @router.post("/suggest", responses=answers(*POSTED, *BODY, 404, 409))
     def suggest(
         payload: Annotated[dict[str, Any], _QUESTION],
     ) -> Any:
@@ -127,13 +110,13 @@ def _add_answers(router: APIRouter, served: Served) -> None:
 
         `format`: another form that the command has, as `text`; `columns`, `pareto` and `refusals` are that form's.
         """
-        asked = Submission.of({name: value for name, value in payload.items() if name in ("model", "given")})
+        question = Submission.of({name: value for name, value in payload.items() if name in ("model", "given")})
         shown = {n: v for n, v in payload.items() if n not in ("model", "given")}
         # A response, for FastAPI takes longer to look through its values than the answer takes to make.
-        return JSONResponse(answered(served, asked.model, asked.given, shown))
+        return JSONResponse(answered(served, question.model, question.given, shown))
 
-    @router.get("/suggest")
-    def suggest_get(request: Request, model: Annotated[str, Query(max_length=1000)]) -> Any:
+    @router.get("/suggest", responses=answers(404, 409, 422))
+    def suggest_get(request: Request, model: _Model) -> Any:
         """The same of a query: the options of `advisor suggest` by name, such as `lengths=2048&batch=8`."""
         given = {name: value for name, value in request.query_params.items() if name != "model"}
         return JSONResponse(answered(served, model, given, {}))
@@ -164,13 +147,13 @@ def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mappin
 
 
 def _add_stored(router: APIRouter, served: Served) -> None:
-    @router.get("/trials")
+    @router.get("/trials", responses=answers(404, 422))
     def trials(
         study: _Study,
-        before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+        before: _Before = None,
         limit: _Limit = PAGE,
         *,
-        failed: bool = False,
+        failed: _Failed = False,
     ) -> Any:
         """List a study's trials, the newest first, from below a number on; failures alone where those are asked for."""
         from advisor.study.history import study_payload, trial_payload
@@ -179,16 +162,16 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         record = store.study(study)
         page = store.page(study, before, limit, failed=failed)
         more = page.last is not None and page.last > 0
-        asked = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
+        following = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
         listed = [trial_payload(record, trial) for trial in page.trials]
         return {
             **study_payload(record),
             "trials": listed,
-            "next": f"/api/v1/trials?{asked}" if more else None,
+            "next": f"/api/v1/trials?{following}" if more else None,
             "damaged": list(store.damaged),
         }
 
-    @router.get("/studies")
+    @router.get("/studies", responses=answers(422))
     def studies(first: _First = 0, limit: _Limit = PAGE) -> Any:
         """List studies, the newest first."""
         from advisor.study.history import study_payload
@@ -201,7 +184,7 @@ def _add_stored(router: APIRouter, served: Served) -> None:
 
     @router.get("/environments")
     def environments() -> Any:
-        """List the slots, those at work first, and the environments with measurements."""
+        """List the slots, those that are there first, and the environments with measurements."""
         measured = [
             {"key": key, "words": str(each), **each.payload} for key, each in served.store.anew().environments()
         ]
@@ -209,7 +192,7 @@ def _add_stored(router: APIRouter, served: Served) -> None:
 
     @router.get("/health")
     def health() -> Any:
-        """Say whether the database answers."""
+        """Say whether the database answers. `slots`: how many there are on all hosts; with 0 nothing is tuned."""
         try:
             slots = served.roster.slots()
             served.jobs.page(None, 0, 1)

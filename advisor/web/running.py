@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass, field
 
 from advisor.errors import AdvisorError
-from advisor.pages.board import best_so_far
+from advisor.pages.short import best_so_far
 from advisor.pages.study_report import report_of
 from advisor.storage.store import Store
 

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from advisor.errors import BadInput, named
 from advisor.web import problems
-from advisor.web.problems import problem
+from advisor.web.addresses import plain
+from advisor.web.problems import ONLY_HEAD, problem
 
 #: The cookie that a browser gets in return for the token.
 COOKIE = "advisor"
@@ -52,12 +53,17 @@ input,button{{font:inherit;width:100%;box-sizing:border-box;padding:.5rem;margin
 
 @dataclass(frozen=True)
 class Settings:
-    """How the daemon is asked. token: "" where everybody on this host may; allowed_hosts: names beside loopback's and `host`."""
+    """How the daemon is asked.
+
+    token: "" where everybody on this host may; allowed_hosts: names beside loopback's and its own; own: what this machine is
+    called where the daemon listens at every address (`addresses.own_names`, read when it starts).
+    """
 
     host: str = "127.0.0.1"
     port: int = 8420
     token: str = field(default="", repr=False)
     allowed_hosts: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     def refuse_open(self) -> None:
         """Raise BadInput where anybody could ask: on an address that others reach, without a token; or with one that is short."""
@@ -72,11 +78,11 @@ class Settings:
     def knows(self, host: str) -> bool:
         """Whether a request may call the daemon by this name (the Host header): what a page elsewhere resolves here is none."""
         try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+            name = plain(urlsplit(f"//{host}").hostname or "")
         except ValueError:
             return False
-        allowed = {each.lower() for each in self.allowed_hosts} | {self.host.lower(), "localhost"}
-        return name in allowed or is_loopback(name)
+        known = {plain(each) for each in (*self.allowed_hosts, *self.own, self.host, "localhost")}
+        return name in known or is_loopback(name)
 
     def lets_in(self, token: str) -> bool:
         """Whether this is the token, in a time that says nothing of it."""
@@ -108,6 +114,8 @@ class Guard:
             return
         headers, marked = Headers(scope=scope), _marking(scope, send)
         refused = self._refused(scope, headers)
+        if scope["method"] == "HEAD":  # what GET answers: the server leaves its body out
+            scope = {**scope, "method": "GET", ONLY_HEAD: True}
         if refused is not None:
             await refused(scope, receive, marked)
         elif scope["path"] == "/login":
@@ -121,7 +129,7 @@ class Guard:
         """Return why a request is refused before it is read, None where it is not."""
         length = headers.get("content-length", "0")
         if not self.settings.knows(headers.get("host", "")):
-            hint = "advisor serve --allowed-host NAME lets a name in"
+            hint = "its addresses and localhost are known, and names that advisor serve --allowed-host NAME lets in"
             return problem(
                 421, "not this daemon", "this daemon is not called by the name that the request has", hint=hint
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,12 +13,12 @@ from advisor.asking.desk import Desk
 from advisor.asking.submission import Submission
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
-from advisor.errors import BadInput, DamagedRow, named
-from advisor.nouns.answer import Answer
+from advisor.errors import BadInput, DamagedRow, NotMeasured, named
 from advisor.nouns.environment import Environment
 from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
+from advisor.web.waiting import Queue
 
 #: Studies whose answers are remembered in words: those of many pages of jobs.
 _MOST_ANSWERS = 4096
@@ -120,17 +121,19 @@ class Served:
 
     def _all_told(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Add to jobs how many trials there are of their studies, what is found by now, and what they wait for."""
-        slots = {slot.name: slot for slot in self.roster.slots()} if any(job.is_open for job in jobs) else {}
+        slots = self.roster.slots() if any(job.is_open for job in jobs) else []
+        queue = Queue.of(self.jobs, jobs, slots)
         sizes = Counts(self.store).of_studies({job.study for job in jobs if job.study is not None})
-        return [self._told(job, slots, sizes) for job in jobs]
+        return [self._told(job, queue, sizes) for job in jobs]
 
-    def _told(self, job: Job, slots: Mapping[str, Slot], sizes: Mapping[int, Size]) -> dict[str, Any]:
-        payload = {**job.payload, "trials": 0, "answer": ""}
+    def _told(self, job: Job, queue: Queue, sizes: Mapping[int, Size]) -> dict[str, Any]:
+        payload = {**job.payload, "trials": 0, "study_trials": 0, "answer": ""}
         if job.study is not None and (size := sizes.get(job.study)) is not None:
-            payload |= {"trials": size.trials, "answer": self._answer_words(job.study, size.answered_at)}
+            payload |= {"trials": job.trials(size.trials), "study_trials": size.trials}
+            payload["answer"] = self._answer_words(job.study, size.answered_at)
         if not job.is_open or job.why:
             return payload
-        return {**payload, "why": _waits_for(job, slots)}
+        return {**payload, "why": queue.reason(job)}
 
     def _answer_words(self, study: int, answered_at: str | None) -> str:
         """Return a study's answer in words, "" where there is none. answered_at: when it was made: it is read once."""
@@ -141,8 +144,7 @@ class Served:
         if made_at == answered_at:
             return words
         try:
-            found = self.store.answer(study)
-            words = "" if found is None else answer_words(found)
+            words = self._worded(study)
         except DamagedRow as error:  # the jobs beside it can be told
             words = str(error)
         with self._lock:
@@ -151,28 +153,18 @@ class Served:
             self._answers[study] = (answered_at, words)
         return words
 
+    def _worded(self, study: int) -> str:
+        """Return a study's answer in words, and what it leaves open. Raises DamagedRow."""
+        from advisor.pages.short import answer_words, is_open
+        from advisor.pages.study_report import report_of
 
-def answer_words(answer: Answer) -> str:
-    """Return a stored answer in words, short."""
-    if answer.configuration is None:
-        return "nothing is right"
-    times = "" if answer.ratio is None else f" {answer.ratio:.2f}×"
-    return f"{answer.verdict}{times}: {answer.configuration}"
-
-
-def _waits_for(job: Job, slots: Mapping[str, Slot]) -> str:
-    """Return what an open job waits for, in words, "" where it runs."""
-    if job.state == "running":
-        slot = slots.get(job.slot or "")
-        if slot is None or not slot.is_there():
-            return "its slot is gone: it is put back, and goes on elsewhere"
-        if job.submission.again is not None and slot.job not in (None, job.id):
-            return f"job {slot.job} goes first"
-        return slot.why if slot.state == "waiting" and slot.job == job.id else ""
-    there = [s for s in slots.values() if s.device_class == job.submission.device_class and s.is_there()]
-    if not there:
-        return f"no slot with {job.submission.device_class} is at work"
-    return next((slot.why for slot in there if slot.why), "")
+        found, report = self.store.answer(study), None
+        if found is None:
+            return ""
+        if is_open(found):
+            with suppress(BadInput, NotMeasured):  # what can't be told of its trials leaves the answer as it is
+                report = report_of(self.store, study)
+        return answer_words(found, report)
 
 
 def placed_on(submission: Submission, slots: list[Slot]) -> Submission:

@@ -6,10 +6,12 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import uvicorn
 
 from advisor.errors import BadInput, named
+from advisor.web.addresses import is_unspecified, own_names
 from advisor.web.app import application
 from advisor.web.security import Settings
 from advisor.web.served import Served
@@ -21,9 +23,14 @@ _log = logging.getLogger("advisor.web")
 
 
 def serving(served: Served, settings: Settings, stop: threading.Event, say: Callable[[str], None]) -> None:
-    """Answer requests until told to stop. say: hears the address as soon as it listens. Raises BadInput for one that is taken."""
+    """Answer requests until told to stop. Raises BadInput for an address that is taken.
+
+    say: hears where it can be asked as soon as it listens, an address each time.
+    """
     settings.refuse_open()
     listening = _listening(settings)
+    if is_unspecified(settings.host):
+        settings = replace(settings, own=own_names(settings.host))
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # a route's fault is told by us, once
     app = application(served, settings, stop.is_set)
     config = uvicorn.Config(
@@ -33,8 +40,8 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
     thread.start()
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"http://{shown}:{port}")
+    for name in settings.own or (host,):
+        say(f"http://{f'[{name}]' if ':' in name else name}:{port}")
     _log.info("listening", extra={"host": host, "port": port})
     while not stop.wait(0.2):
         if not thread.is_alive():
