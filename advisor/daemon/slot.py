@@ -20,6 +20,7 @@ from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.entry import entered
 from advisor.daemon.job import Job
+from advisor.daemon.logs import log_event
 from advisor.daemon.queues import queue_again
 from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
 from advisor.daemon.turns import Turns
@@ -276,13 +277,7 @@ class Slot:
         return False
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        about = {"slot": self.name, "job": self._job}
-        if event["event"] == "trial":
-            trial = event["trial"]
-            words = {"trial": trial.number, "configuration": str(trial.requested), "outcome": str(trial.outcome)}
-            _log.info("a trial ended", extra={**about, **words, "why": trial.reason})
-        elif str(event.get("stage", "")).startswith("waiting"):
-            _log.info(event["stage"], extra=about)
+        log_event(_log, event, {"slot": self.name, "job": self._job})
 
     def _patiently(self, verb: Callable[[], Any]) -> Any:
         """Return what a verb of the jobs says, as soon as their database is there."""
