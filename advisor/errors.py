@@ -4,7 +4,7 @@
     ├── BadInput                the command, the model or the database can't be used as given
     ├── StoreError              the database can't be read or written
     │   ├── DamagedRow          one row of it says what can't be
-    │   └── Unreachable         its server is away for now
+    │   └── Unreachable         its server, or a daemon, is away for now
     ├── NotMeasured             exit status 3: nothing stored answers the question
     └── NothingAdmissible       exit status 4: every configuration was refused, failed or was wrong
 
@@ -84,7 +84,7 @@ class DamagedRow(StoreError):
 
 
 class Unreachable(StoreError):
-    """The database's server does not answer, for now."""
+    """The database's server, or a daemon, does not answer for now."""
 
 
 class NotMeasured(AdvisorError):

@@ -578,6 +578,7 @@ def test_waiting_for_a_device_is_part_of_the_budget(tmp_path: Path, monkeypatch:
         runner.close()
 
     assert time.monotonic() - began < 60  # of 600
+    assert bounded.waited_s >= 0.5
     assert heard == ["waiting: another advisor measures on GPU-taken"]
 
 

@@ -18,11 +18,13 @@ from advisor.asking.submission import Submission, let_in
 from advisor.daemon import engine
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import Courtesy, Hours, Watch
+from advisor.daemon.fetch import Fetch, Wanted
 from advisor.daemon.supervisor import Supervisor
 from advisor.errors import BadInput, NotMeasured
 from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
+from advisor.machine.locks import wanting
 from advisor.measure.runner import environment_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -214,6 +216,11 @@ def test_a_device_that_another_advisor_measures_on_is_left_to_it(
         assert watch.hindrance() == "another advisor measures on it"
         assert not watch.hindrance(works=True)
     assert not watch.hindrance()
+    with wanting("cpu-locked"), wanting("cpu-locked"):
+        assert (
+            watch.hindrance(works=True) == watch.hindrance() == "an advisor that somebody started by hand waits for it"
+        )
+    assert not watch.hindrance(works=True)
 
 
 def test_a_control_groups_quota_bounds_a_slots_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +432,9 @@ def test_what_a_share_meets_says_nothing_of_its_job(url: str) -> None:
 
     class Bench:
         machine = Machine(CPU, "here", "cpu-here", None, 2**30)
+
+        def fetching(self, _: Submission) -> Fetch:
+            return Fetch(Wanted("/nowhere"))
 
         def tuning(self, submission: Submission) -> None:
             raise BadInput(f"{submission.model} can't be tuned here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from fleet import Fleet
+
+from advisor.daemon.deaths import MOST
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -27,27 +30,43 @@ def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_a_job_that_kills_its_slot_fails_and_others_go_on(fleet: Fleet) -> None:
-    """It is tried three times; then it has failed, says why, and who waits behind it has the device."""
+    """It is tried a few times; then it has failed, says why, and who waits behind it has the device."""
     deadly = fleet.submit("org/deadly", priority=1, trials=2, blocks=0)
     other = fleet.submit("org/other", trials=2, blocks=0)
 
-    fleet.all_over([deadly, other], 60.0)
+    fleet.all_over([deadly, other], 120.0)
 
     failed = fleet.job(deadly)
-    said = "its worker died 3 times while it ran, and no trial ended between: the log of GPU-0 says how"
+    said = f"its worker died {MOST} times while it ran, and no trial ended between: the log of GPU-0 says how"
     assert (failed.state, failed.why) == ("failed", said)
     assert fleet.job(other).state == "done"
-    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) == 3
+    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) == MOST
 
 
 def test_a_job_that_gets_on_between_deaths_is_gone_on_with(fleet: Fleet) -> None:
     """A slot that dies after each trial brings the job to its end all the same."""
-    name = fleet.submit("org/often-deadly", trials=4, blocks=0)
+    name = fleet.submit("org/often-deadly", trials=MOST + 2, blocks=0)
 
-    fleet.all_over([name], 90.0)
+    fleet.all_over([name], 180.0)
 
     assert fleet.job(name).state == "done"
-    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) >= 3
+    assert sum(line.get("what") == "a slot's process ended" for line in fleet.words()) > MOST
+
+
+def test_a_host_ends_in_time_though_a_slot_hangs(fleet: Fleet) -> None:
+    """SIGTERM is followed within 15 s, what ran is back in its queue, and nothing is left of the slot."""
+    name = fleet.submit("org/model", exhaustive=True)
+    fleet.until(lambda: len(fleet.lines()) > 1, 60.0, "a trial")
+    (slot,) = fleet.processes("a", "worker")
+    slot.suspend()
+    began = time.monotonic()
+    fleet.hosts["a"].terminate()
+    fleet.hosts["a"].wait(30.0)
+
+    assert time.monotonic() - began < 15.0
+    assert fleet.job(name).state == "queued"
+    assert "deaths" not in fleet.job(name).words
+    assert not slot.is_running()
 
 
 def _ran_more(fleet: Fleet, lines: int) -> bool:

@@ -352,6 +352,13 @@ def test_a_damaged_row_is_named_and_the_others_answer(file: Path, honest: bytes)
     assert "2.0" in out
     assert "1.0" in out
     assert run(FORMS["nearest"])[0] in (0, 3)
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM measurements WHERE trial_id IN (SELECT id FROM trials WHERE phase = 'confirm')")
+        connection.execute("DELETE FROM trials WHERE phase = 'confirm'")
+    connection.close()
+    status, out, err = run(["trials", "--failed"])
+    said = "row 2 of trials is damaged: 'glorious' is not a valid Outcome, and may be one"
+    assert (status, out, err) == (3, "", f"advisor: no failed trial of anything is stored ({said})\n")
 
 
 def test_ceilings_that_are_no_numbers_are_left_out(file: Path, honest: bytes) -> None:

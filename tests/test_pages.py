@@ -257,6 +257,30 @@ def test_an_answer_stays_until_a_newer_one_is_there(sqlite_url: str, landscapes:
     assert page.unanswered == (begun,)
 
 
+def test_a_damaged_study_is_named_beside_the_others(sqlite_url: str, landscapes: dict[str, Landscape]) -> None:
+    """It takes no cell of another one away, and the page says what is left out; without an answer beside it that is said."""
+    padded = landscapes[PADDED]
+    newer = replace(padded.environment, packages={**padded.environment.packages, "torch": "2.13.0"})
+    key = find_model(str(MODEL)).architecture_key
+    with Store.open(laid(sqlite_url), write=True) as opened:
+        first, second = tuned(opened, padded, trials=3), tuned(opened, landscapes[EVEN], trials=3)
+        opened.open_study(find_model(str(MODEL)), padded.workload, newer, padded.objective, Budget(60.0), 0)
+        _damage(opened, "UPDATE studies SET objective = '[' WHERE id = ?", second)
+        page = map_of(opened.anew(), "qwen", key)
+        assert [win.study.id for win in page.wins] == [first]
+        assert f"Left out, for it can't be understood: row {second} of studies is damaged" in map_html(page)
+        _damage(opened, "UPDATE studies SET objective = '[' WHERE id = ?", first)
+        with pytest.raises(
+            NotMeasured, match=r"has an answer yet \(row . of studies is damaged.*; advisor tune goes on"
+        ):
+            map_of(opened.anew(), "qwen", key)
+
+
+def _damage(store: Store, statement: str, number: int) -> None:
+    with store._database.writing() as connection:
+        connection.exec_driver_sql(statement, (number,))
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -18,7 +18,8 @@ import pytest
 
 from advisor.errors import AdvisorError, StoreError, Unreachable
 from advisor.machine import leftovers
-from advisor.machine.leftovers import lock_folder, mark, open_lock, started, sweep, working_folder
+from advisor.machine.leftovers import mark, started, sweep, working_folder
+from advisor.machine.locks import lock_folder, open_lock
 from advisor.measure.messages import CeilingsAsked
 from advisor.measure.runner import LocalRunner
 from advisor.nouns.configuration import Configuration

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +20,10 @@ from typing import Any
 import pytest
 from conftest import run_here
 from daemons import PATIENCE_S, database, opened, recorded, waited
+
+from advisor.asking.submission import Submission
+
+MODEL = str(Path(__file__).parent / "models" / "causal")
 
 TOKEN = "a-token-that-nobody-guesses-0123456789"
 
@@ -109,6 +113,30 @@ def test_two_daemons_share_a_database(tmp_path: Path) -> None:
     waited(lambda: not processes_of(url))
 
 
+def test_a_tune_by_hand_goes_before_a_job(tmp_path: Path) -> None:
+    """The slot gives its device back to whoever waits for it, and goes on with its job when that has ended."""
+    url, locks = f"sqlite:///{tmp_path}/advisor.db", str(tmp_path)
+    work = ["--lengths", "48", "--padding", "0", "--batch", "2", "--blocks", "0"]
+    with serving(url, "--workers", "cpu", ADVISOR_LOCK_DIR=locks) as (_, address):
+        waited(lambda: [slot["state"] for slot in told(address, "environments")["slots"]] == ["idle"])
+        long = ["--lengths", "24", "--batches", "2", "--exhaustive", "--budget", "10m"]
+        ran = run_here("submit", MODEL, *long, ADVISOR_DATABASE_URL=url)
+        assert ran.returncode == 0, ran.stderr
+        job = told(address, "jobs")["jobs"][0]["id"]
+        waited(lambda: told(address, f"jobs/{job}")["trials"] > 0)
+        ours = {**environment(url, ADVISOR_LOCK_DIR=locks), "ADVISOR_DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}
+        tune = [sys.executable, "-m", "advisor", "tune", MODEL, *work, "--device", "cpu", "--trials", "1"]
+        done = subprocess.run(tune, env=ours, capture_output=True, text=True, check=False, timeout=4 * PATIENCE_S)
+        assert "waiting: another advisor measures on cpu-" in done.stderr
+        assert "sdpa" in done.stdout, done.stderr
+        before = told(address, f"jobs/{job}")
+        assert before["state"] in ("queued", "running")
+        waited(lambda: told(address, f"jobs/{job}")["trials"] > before["trials"])
+        told_again = run_here("cancel", job, ADVISOR_DATABASE_URL=url)
+        assert told_again.returncode == 0, told_again.stderr
+    waited(lambda: not processes_of(url))
+
+
 def _lines(ran: subprocess.CompletedProcess[str]) -> list[str]:
     """Return the lines that are for a person: the log's are JSON."""
     return [line for line in ran.stderr.splitlines() if not line.startswith("{")]
@@ -166,7 +194,10 @@ def test_commands_ask_a_daemon(tmp_path: Path) -> None:
         assert ran.stdout.count("queued") == 2
         assert json.loads(run_here("jobs", job["id"], "--format", "json", *at, **known).stdout)["id"] == job["id"]
         assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is cancelled\n"
-        assert run_here("cancel", job["id"], *at, **known).stdout == f"job {job['id']} is cancelled\n"
+        for where, variables in ((at, known), ([], {"ADVISOR_DATABASE_URL": url})):
+            ran = run_here("cancel", job["id"], *where, **variables)
+            said = f"advisor: job {job['id']} is over already: it is cancelled\n"
+            assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", said)
         assert run_here("jobs", job["id"], "--watch", *at, **known).stdout.startswith(
             f"{job['id']} · cancelled · org/model"
         )
@@ -186,6 +217,61 @@ def test_commands_ask_a_daemon(tmp_path: Path) -> None:
             assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
             assert "the token is missing or wrong" in ran.stderr
             assert not token or token not in ran.stderr
+
+
+@contextmanager
+def watching(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], str]]]:
+    """Watch jobs in a process of its own; give it, and what waits for a line of it that has some words."""
+    command, said = [sys.executable, "-u", "-m", "advisor", "jobs", "--watch", *flags], list[str]()
+    env = environment(variables.pop("url", "sqlite:////nowhere/advisor.db"), **variables)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
+        reader = threading.Thread(target=lambda: said.extend(iter(process.stdout.readline, "")))
+
+        def line(words: str) -> str:
+            return str(waited(lambda: next((each for each in said if words in each), None)))
+
+        reader.start()
+        try:
+            yield process, line
+        finally:
+            process.kill()
+            reader.join()
+
+
+def test_a_watcher_outlasts_a_daemon_that_is_away(tmp_path: Path) -> None:
+    """It says that it can't be reached, once, and goes on when it is back; Ctrl-C ends it with 130, away or not."""
+    url = database(f"sqlite:///{tmp_path}/advisor.db")
+    with opened(url, recorded()) as served, ExitStack() as stack:
+        job = served.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, "a device"))
+        with serving(url, "--workers", "none") as (_, address):
+            port = address.rpartition(":")[2]
+            process, line = stack.enter_context(watching("--server", address))
+            line(f"{job} · queued")
+        said = line("can't be reached")
+        assert said.startswith(f"note: the daemon at {address} can't be reached: ")
+        assert process.poll() is None
+        other, its_line = stack.enter_context(watching(job, url=url))
+        its_line(f"{job} · queued")
+        other.send_signal(signal.SIGINT)
+        assert other.wait(PATIENCE_S) == 130
+        with serving(url, "--workers", "none", "--port", port) as _:
+            line("it answers again")
+            served.cancel(job)
+            line(f"{job} · cancelled")
+            assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_watcher_that_is_interrupted_while_all_is_away_ends(tmp_path: Path) -> None:
+    """There is no traceback, and nothing to wait for."""
+    url = database(f"sqlite:///{tmp_path}/advisor.db")
+    with opened(url, recorded()) as served, ExitStack() as stack:
+        served.jobs.submit(Submission("org/model", {"lengths": "8"}, 0, "a device"))
+        with serving(url, "--workers", "none") as (_, address):
+            process, line = stack.enter_context(watching("--server", address))
+            line("queued")
+        line("can't be reached")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
 
 
 def test_where_no_daemon_is_a_line_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain, repeat
 from pathlib import Path
@@ -32,6 +33,7 @@ from advisor.storage.store import Store
 from advisor.version import __version__
 from advisor.web.events import LOOK_S
 from advisor.web.problems import AGAIN_S
+from advisor.web.running import Running
 from advisor.web.security import Settings
 from advisor.web.server import serving
 
@@ -93,7 +95,7 @@ def followed(daemon: Daemon, place: str | None, key: str) -> tuple[list[Any], in
 
 
 def test_a_job_is_submitted_listed_told_and_cancelled(start: Callable[..., Daemon], landscape: Landscape) -> None:
-    """Location is where it is told of; its beginning names it; cancelled twice it is cancelled."""
+    """Location is where it is told of; its beginning names it; a second cancel is told that it is over already."""
     daemon = start()
     told = daemon.post("/api/v1/jobs", {"model": "org/model", "given": WORK, "priority": 3})
 
@@ -107,7 +109,9 @@ def test_a_job_is_submitted_listed_told_and_cancelled(start: Callable[..., Daemo
     assert [each["id"] for each in daemon.get("/api/v1/jobs").json["jobs"]] == [told.json["id"]]
     cancelled = daemon.ask("DELETE", told.headers["Location"])
     assert (cancelled.status, cancelled.json["state"]) == (200, "cancelled")
-    assert daemon.ask("DELETE", told.headers["Location"]).json["state"] == "cancelled"
+    again = daemon.ask("DELETE", told.headers["Location"])
+    assert again.status == 409
+    assert again.problem["detail"] == f"job {told.json['id']} is over already: it is cancelled"
     assert daemon.served.jobs.job(told.json["id"]).state == "cancelled"
 
 
@@ -229,7 +233,7 @@ def test_all_who_listen_share_a_look(kept_url: str, landscape: Landscape) -> Non
             streams = [stack.enter_context(closing(Events(daemon, "/api/v1/events"))) for _ in range(10)]
             for stream in streams:
                 jobs = [stream.next() for _ in range(50)]
-                assert all(job["trials"] > 0 and job["answer"] for _, job in jobs if job["study"])
+                assert all(told is not None and told[1]["trials"] > 0 and told[1]["answer"] for told in jobs)
             began = time.monotonic()
             with listened(asked):
                 time.sleep(10 * LOOK_S)
@@ -239,6 +243,23 @@ def test_all_who_listen_share_a_look(kept_url: str, landscape: Landscape) -> Non
             assert [(stream.next() or ("", {}))[1]["id"] for stream in streams] == [name] * 10
             for each in served.jobs.page("queued", 0, 100):
                 served.jobs.cancel(each.id)
+
+
+def test_the_best_so_far_is_worked_out_once_for_all_who_ask(kept_url: str, landscape: Landscape) -> None:
+    """Eight who ask at once cost what one does; another trial is another question."""
+    with opened(kept_url, landscape) as served:
+        asked, together = list[str](), list[str]()
+        with listened(asked):
+            Running(served.store).best(1, 1)
+        running = Running(served.store)
+        with listened(together), ThreadPoolExecutor(8) as pool:
+            words = set(pool.map(lambda _: running.best(1, 1), range(8)))
+        assert len(words) == 1
+        assert words != {""}
+        assert 0 < len(together) <= len(asked)
+        with listened(together):
+            running.best(1, 2)
+        assert len(together) > len(asked)
 
 
 def test_there_are_so_many_streams_and_no_more(kept_url: str, landscape: Landscape) -> None:
@@ -276,6 +297,30 @@ def test_an_answer_that_is_damaged_takes_no_list_down(landscape: Landscape, post
         assert daemon.get("/").status == 200
         with closing(Events(daemon, f"/api/v1/jobs/{name}/events")) as events:
             assert events.next() == ("job", told[name])
+
+
+def test_what_is_damaged_is_left_out_and_named(landscape: Landscape, tmp_path: Path) -> None:
+    """A trial or a study that can't be understood takes no list down, and no list passes over it in silence."""
+    with (
+        opened(database(f"sqlite:///{tmp_path}/advisor.db", landscape), landscape) as served,
+        at_work(served) as daemon,
+    ):
+        assert daemon.get("/api/v1/trials?study=1").json["damaged"] == []
+        assert daemon.get("/api/v1/studies").json["damaged"] == []
+        with served.store._database.writing() as connection:
+            connection.exec_driver_sql("UPDATE trials SET outcome = 'glorious' WHERE number = 1")
+        told = daemon.get("/api/v1/trials?study=1").json
+        assert 1 not in {int(trial["id"].partition(".")[2]) for trial in told["trials"]}
+        assert told["damaged"] == ["row 2 of trials is damaged: 'glorious' is not a valid Outcome"]
+        with served.store._database.writing() as connection:
+            connection.exec_driver_sql("UPDATE studies SET objective = '['")
+        told = daemon.get("/api/v1/studies").json
+        assert told["studies"] == []
+        assert told["damaged"][0].startswith("row 1 of studies is damaged")
+        page = daemon.get("/studies")
+        assert page.status == 200
+        assert b"row 1 of studies is damaged" in page.body
+        assert b"Nothing was tuned yet" not in page.body
 
 
 def test_a_daemon_that_ends_lets_go_who_listens(kept_url: str, landscape: Landscape) -> None:

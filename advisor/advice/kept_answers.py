@@ -29,14 +29,18 @@ def answer_of(store: Store, study: StudyRecord, *, space: Space | None = None) -
     return answer_and_best(store, study, space=space)[0]
 
 
+def source_of(study: StudyRecord) -> ModelSource:
+    """Return the model that a study measured, as far as a question needs it: wherever its files are."""
+    digest = study.weights_digest
+    weights = "random" if is_drawn(digest) else "trained"
+    return ModelSource(study.model_name, "", {}, weights, digest, has_tokenizer=False)
+
+
 def answer_and_best(store: Store, study: StudyRecord, *, space: Space | None = None) -> tuple[Answer, Candidate | None]:
     """Return the same, and the fastest that was found where that is not confirmed: see `Recommendation.best`."""
     made_at = now()  # before anything is read: what is written meanwhile makes the answer stale
-    digest = study.weights_digest
-    weights = "random" if is_drawn(digest) else "trained"
-    own = ModelSource(study.model_name, "", {}, weights, digest, has_tokenizer=False)
     try:
-        found = recommend(store, own, study, study.objective, space=space)
+        found = recommend(store, source_of(study), study, study.objective, space=space)
     except NothingAdmissible as error:
         tried = count_tried(study.objective, store.trials(study.id))
         none = Answer(None, NONE_RIGHT, None, None, None, 0, tried, study.admissible, error.reasons, METHOD, made_at)

@@ -45,6 +45,12 @@ def _in_environment(
         newest = [s for s in wanted if s.environment_key == wanted[0].environment_key]
         return newest, []
     own = [s for s in studies if s.environment_key == here.key]
+    stale = [s for s in studies if s.environment.changes_to(here)]
+    done = [s for s in stale if s.state == "done"]
+    # What has only begun to be measured again answers when it is done.
+    if (stale and not own) or (done and all(s.state == "running" for s in own)):
+        key = (done or stale)[0].environment_key
+        return [s for s in stale if s.environment_key == key], []
     if own or here.is_cuda or not studies:
         return own, []
     newest = [s for s in studies if s.environment_key == studies[0].environment_key]

@@ -38,6 +38,8 @@ class Recommendation:
     why: why the search stopped, in words; command: what goes on with it; trying: what tries what was never tried; way_out: how
     work is done right that no configuration does right, "" where there is no telling.
     looked_s: seconds that the independence probe and the layout in fp32 took, of spent_s that all trials did.
+    stale: which versions of this device were changed since it was measured, in words, nothing where none was; refused_here: what
+    rules say by now against what is recommended.
     """
 
     source: ModelSource
@@ -65,13 +67,15 @@ class Recommendation:
     way_out: str = ""
     looked_s: float = 0.0
     spent_s: float = 0.0
+    stale: tuple[str, ...] = ()
+    refused_here: tuple[Reason, ...] = ()
 
     def __str__(self) -> str:
         """Return it in a line."""
+        origin = "".join(f"; {words}" for words in (self.origin, self.stale_words) if words)
         if self.chosen is None:
-            return f"{self.source.name}: nothing is recommended ({self.verdict})"
+            return f"{self.source.name}: nothing is recommended ({self.verdict}{origin})"
         ratio = f", {self.chosen.comparison.ratio:.2f} × the default" if self.chosen.comparison else ""
-        origin = f"; {self.origin}" if self.origin else ""
         return f"{self.source.name}: {self.configuration} ({self.verdict}{ratio}{origin})"
 
     def with_flags(self, of_workload: str, given: str) -> Recommendation:
@@ -88,6 +92,14 @@ class Recommendation:
     def origin(self) -> str:
         """Whose speeds these are where the weights that are asked about were not measured, in words; else ""."""
         return "" if self.same_weights else f"the speeds are those of {weights_words(self.study)}"
+
+    @property
+    def stale_words(self) -> str:
+        """What was changed since it was measured, and whether it can still be run, in words; "" where nothing was."""
+        if not self.stale:
+            return ""
+        cant = "; can't run here: " + "; ".join(map(str, self.refused_here)) if self.refused_here else ""
+        return f"stale: measured before {', '.join(self.stale)}{cant}"
 
     @property
     def prospects(self) -> Prospects:
@@ -111,7 +123,12 @@ class Recommendation:
 
     @property
     def exit_status(self) -> int:
-        """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0."""
+        """The status of a command that says this. What the tune was told to leave out is no fault: that is status 0.
+
+        What is stale was not measured here, whatever it says.
+        """
+        if self.stale:
+            return Conclusion.UNCONFIRMED.exit_status
         budget, end = self.study.budget, self.study.end
         asked_for_few = self.is_own and budget.trials is not None and not (end is not None and end.stop.is_cut)
         no_blocks = self.verdict is Conclusion.UNCONFIRMED and budget.blocks == 0
@@ -148,7 +165,7 @@ class Recommendation:
     @property
     def with_more_blocks(self) -> str:
         """The command with more blocks where a tie's middle is clear of the default though its interval is not; else ""."""
-        if self.verdict is not Conclusion.TIE:
+        if self.verdict is not Conclusion.TIE or self.stale:
             return ""
         compared = [c.comparison for c in self.runners_up if c.comparison is not None and c.is_confirmed]
         seen = max((len(c.block_ratios) for c in compared if c.verdict == "tie" and c.ratio > 1 + TIE_ZONE), default=0)
@@ -172,6 +189,8 @@ class Recommendation:
                 "same": self.same_weights,
             },
             "verdict": str(self.verdict),
+            "stale": list(self.stale),
+            "refused_here": [reason_payload(reason) for reason in self.refused_here],
             "tier": self.tier,
             "recommendation": self.chosen.payload if self.chosen else None,
             "default": self.default.payload if self.default else None,

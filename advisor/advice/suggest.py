@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from advisor.advice.command import going_on, trying_more
+from advisor.advice.command import command_for, going_on, trying_more
 from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admissible
 from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
@@ -17,14 +17,15 @@ from advisor.advice.lookup import study_for
 from advisor.advice.notes import busy_notes, notes_of, way_out, why_stopped
 from advisor.advice.ranking import Candidate, pareto
 from advisor.advice.recommendation import Recommendation
-from advisor.errors import DamagedRow, NotMeasured
+from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
+from advisor.knobs import Reason, Situation, unknown
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.prospects import Prospects, prospects_left
-from advisor.search.space import Space, refuse_nothing_left
+from advisor.search.space import Space, refusals_of, refuse_nothing_left
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.workloads import Head, Workload, kind_of
@@ -41,12 +42,22 @@ def suggest(
     """Return the recommendation for a model, a workload and an objective on an environment.
 
     on: a key's beginning or a part of the device's name; without it `here`, and where `here` is a CPU that nothing was
-    measured on, whatever environment has rows. Raises NotMeasured with the nearest that was measured, NothingAdmissible
-    with every reason.
+    measured on, whatever environment has rows. What was measured on this device before its versions changed answers where
+    nothing newer does, and is marked stale. Raises NotMeasured with the nearest that was measured, NothingAdmissible with every
+    reason.
     """
+    now = here if on is None else None
     with store.at_one_moment():
         study, notes = study_for(store, source, workload, objective, here, on)
-        return recommend(store, source, study, objective, notes)
+        try:
+            return recommend(store, source, study, objective, notes, now=now)
+        except NothingAdmissible as error:
+            changed = () if now is None else study.environment.changes_to(now)
+            if not changed:
+                raise
+            again = command_for(source, workload, objective, here)
+            nothing = f"not measured here: nothing could be recommended before {', '.join(changed)}"
+            raise NotMeasured(f"{nothing}. To measure it again: {again}") from error
 
 
 def recommend(
@@ -57,9 +68,11 @@ def recommend(
     notes: Sequence[str] = (),
     *,
     space: Space | None = None,
+    now: Environment | None = None,
 ) -> Recommendation:
     """Return what a study's rows recommend under an objective. space: the study's, where the caller has built it already.
 
+    now: the environment that its device is in by now, so that it is marked stale where that has other versions.
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules or --only leave nothing at all.
     """
     trials, refusals = store.weighed(study.id), tuple(store.refusals(study.id))
@@ -78,6 +91,9 @@ def recommend(
         refuse_nothing_admissible(evidence, trials, coverage)
     chosen, verdict = conclude(evidence, look, is_own=coverage.is_own, is_untouched=coverage.is_untouched)
     command, trying = _commands(source, study, objective, verdict, is_own=coverage.is_own and evidence.same_weights)
+    stale = () if now is None else study.environment.changes_to(now)
+    if stale:
+        command = trying = command_for(source, study.workload, objective, now)
     return Recommendation(
         source=source,
         study=study,
@@ -108,7 +124,20 @@ def recommend(
         way_out=way_out(evidence.default, facts) if chosen is None else "",
         looked_s=sum(t.quality.gate_s for t in trials if t.quality is not None and t.reused_from is None),
         spent_s=sum(t.wall_s or 0.0 for t in trials),
+        stale=stale,
+        refused_here=_refused(study, facts, objective, chosen, now) if stale else (),
     )
+
+
+def _refused(
+    study: StudyRecord, facts: ModelFacts, objective: Objective, chosen: Candidate | None, now: Environment | None
+) -> tuple[Reason, ...]:
+    """Return why what is recommended can't be run by now: a package is gone, or a version too old for it."""
+    if chosen is None or now is None or unknown(chosen.configuration):
+        return ()
+    configuration = chosen.configuration
+    situation = Situation(configuration, study.workload.under(configuration), now, facts)
+    return tuple(refusals_of(situation, objective))
 
 
 def _seen_of(store: Store, study: StudyRecord, chosen: Candidate | None) -> list[str]:

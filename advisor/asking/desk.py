@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from advisor.asking.question import Question
 from advisor.asking.resolve import resolve
-from advisor.asking.verbs import answered
+from advisor.asking.verbs import answered_there
 from advisor.machine.remembered import RememberedMachine
 from advisor.models.remembered import remembered_model
-from advisor.nouns.environment import Machine
+from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.model import ModelSource
 
 if TYPE_CHECKING:
@@ -37,15 +38,16 @@ class Desk:
         self._turn = threading.Lock()
         self._is_settled = False
 
-    def answer(self, question: Question) -> Recommendation:
-        """Return what the store recommends.
+    def answer(self, question: Question, there: Sequence[Environment] = ()) -> Recommendation:
+        """Return what the store recommends. there: see `advisor.asking.verbs.answered_there`.
 
         Raises BadInput for a model or a device that is not there, NotMeasured with the command that would measure it,
         NothingAdmissible with every reason, StoreError.
         """
         is_mine = self._turn.acquire(timeout=LONGEST_TURN_S)
         try:
-            return answered(resolve(question, to_measure=False, look=self), self._store.anew(), question.on)
+            asked = resolve(question, to_measure=False, look=self)
+            return answered_there(asked, self._store.anew(), question, there)
         finally:
             self._settle()
             if is_mine:

@@ -58,7 +58,7 @@ def resolve(question: Question, *, to_measure: bool, look: Look | None = None) -
         machine = look.machine(question.device, question.threads)
         return _with_workload(question, look.model(question.model, allow_pickle=question.allow_pickle), machine)
     from advisor.machine import probe
-    from advisor.machine.leftovers import somebody_measures
+    from advisor.machine.locks import somebody_measures
     from advisor.measure.launch import warm_up
     from advisor.models.checkpoint import find_model
     from advisor.models.declared import refuse_unknown

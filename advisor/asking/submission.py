@@ -30,17 +30,49 @@ OPERATORS = frozenset({"allow_pickle"})
 
 
 @dataclass(frozen=True)
+class Again:
+    """A stored study that a slot measures again in idle time, for versions of its device changed: nobody asks for it.
+
+    study: its number; environment: the key of the one that it is measured in; changed: the versions, in words.
+    """
+
+    study: int
+    environment: str
+    changed: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What it is, for a list of jobs."""
+        return f"measured again: {', '.join(self.changed)}"
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """It as JSON values."""
+        known = {"study": self.study, "environment": self.environment, "changed": list(self.changed)}
+        return {**known, "words": self.words}
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any] | None) -> Again | None:
+        """Build one from the payload of a job that is stored; None from none."""
+        if payload is None:
+            return None
+        return cls(int(payload["study"]), str(payload["environment"]), tuple(map(str, payload["changed"])))
+
+
+@dataclass(frozen=True)
 class Submission:
     """A tune that is asked for.
 
     model: a hub id, or a path on the hosts that tune; given: what is asked of the options of `tune`, by name, as JSON values;
     priority: a higher one is tuned first; device_class: where it is to run (`Environment.device_class`), "" until it is placed.
+    again: what it measures again, None for what somebody submits: then nothing is given.
     """
 
     model: str
     given: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     device_class: str = ""
+    again: Again | None = None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -50,6 +82,7 @@ class Submission:
             "given": dict(self.given),
             "priority": self.priority,
             "device_class": self.device_class,
+            **({} if self.again is None else {"again": self.again.payload}),
         }
 
     @classmethod

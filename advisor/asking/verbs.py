@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from advisor.asking.question import Effort, Question
 from advisor.asking.resolve import Resolved, resolve
 from advisor.errors import AdvisorError, BadInput, NotMeasured, StoreError
-from advisor.nouns.environment import Machine
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, Machine
 from advisor.nouns.model import ModelSource
+from advisor.nouns.objective import Budget
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
     from advisor.advice.recommendation import Recommendation
     from advisor.storage.store import Store
+    from advisor.storage.study_record import StudyRecord
     from advisor.study.plan import Plan
     from advisor.study.reproduction import Reproduction
     from advisor.study.tuning import Job
@@ -43,6 +46,23 @@ def answered(asked: Resolved, store: Store, on: str | None) -> Recommendation:
     raise lacking
 
 
+def answered_there(asked: Resolved, store: Store, question: Question, there: Iterable[Environment]) -> Recommendation:
+    """Return what is recommended on other devices as they are now, else what `answered` says of this machine.
+
+    there: their environments, the first that has an answer of its own before what is stale. Raises NotMeasured.
+    """
+    stale = []
+    for environment in there:
+        if not environment.is_cuda and question.threads not in (None, environment.threads):
+            continue
+        with suppress(NotMeasured):
+            found = answered(replace(asked, machine=replace(asked.machine, environment=environment)), store, None)
+            if found.study.environment_key == environment.key:
+                return found
+            stale += [found] if found.stale else []
+    return stale[0] if stale else answered(asked, store, question.on)
+
+
 def job_of(question: Question, effort: Effort, began: float | None = None) -> tuple[Job, tuple[str, ...]]:
     """Return what is to be tuned, and what is to be told of its workload. Raises BadInput.
 
@@ -64,6 +84,32 @@ def job_of(question: Question, effort: Effort, began: float | None = None) -> tu
         flags=asked.flags,
     )
     return job, asked.notes
+
+
+def job_again(
+    study: StudyRecord, also: tuple[Configuration, ...], device: str, threads: int | None, *, allow_pickle: bool = False
+) -> Job:
+    """Return what measures a stored study's default again, and these of its configurations as far as rules leave them.
+
+    Nothing is downloaded. Raises BadInput where its model, or its device, is not on this host.
+    """
+    from advisor.machine import probe
+    from advisor.models.checkpoint import find_model
+    from advisor.models.declared import refuse_unknown
+    from advisor.study.tuning import Job
+
+    machine = probe.machine(device, threads)
+    try:
+        source = find_model(study.model_name, allow_pickle=allow_pickle, download=False)
+    except BadInput as error:
+        raise BadInput(f"the model of study {study.id} is not on this host any more: {error}") from None
+    if study.workload.key_for(source.architecture_key) != study.workload_key:
+        raise BadInput(
+            f"{source.name} is another model than that of study {study.id}: its config.json has other shapes"
+        )
+    refuse_unknown(source)
+    # One trial is the default's: what must be measured besides is, and nothing is searched for.
+    return Job(source, study.workload, study.objective, Budget(trials=1), machine, also=also)
 
 
 def open_to_write() -> Store:

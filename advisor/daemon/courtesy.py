@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Collection
@@ -12,7 +11,7 @@ from datetime import datetime, time
 
 from advisor.errors import BadInput, named
 from advisor.machine.device import NOT_OBSERVABLE, Gauges
-from advisor.machine.leftovers import lock_folder
+from advisor.machine.locks import is_held, is_wanted
 from advisor.nouns.environment import Machine
 from advisor.nouns.reading import shown
 
@@ -83,7 +82,9 @@ class Watch:
             return f"it is only used {hours}"
         if self.machine.environment.is_cuda and (others := self._others(own_pids, works=works)):
             return others
-        if not works and self._is_locked():
+        if is_wanted(self.machine.uuid):
+            return "an advisor that somebody started by hand waits for it"
+        if not works and is_held(self.machine.uuid):
             return "another advisor measures on it"
         return ""
 
@@ -99,16 +100,11 @@ class Watch:
         many = f"process{'es' if len(foreign) > 1 else ''} {', '.join(map(str, foreign))}"
         return f"{many} of somebody else's computes on it" if foreign else ""
 
-    def _is_locked(self) -> bool:
-        """Whether another advisor holds the device's lock: a tune that somebody runs by hand."""
-        with suppress(OSError):
-            lock = os.open(
-                lock_folder() / f"advisor-{self.machine.uuid}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(lock)
-        return False
+
+def own_pids() -> list[int]:
+    """Return the processes that this one started, and theirs."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    return []

@@ -16,8 +16,8 @@ from advisor.machine.leftovers import owner, owner_is_alive
 from advisor.nouns.trial import Outcome
 from advisor.storage.store import Store
 
-#: So many deaths in a row, with no trial that ended between, are a job's own doing.
-MOST = 3
+#: So many deaths in a row, with no trial that ended between, are a job's own doing. (Kubernetes gives a job as many.)
+MOST = 6
 
 _log = logging.getLogger("advisor.deaths")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from dbos import error as failures
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
-from advisor.daemon.job import Job
+from advisor.daemon.job import Job, is_id
+from advisor.daemon.queues import again_id, again_study, queue_for, queue_of
 from advisor.daemon.record import APPLICATION, JOB, SHARE, Record, beside, in_order, job_of, new_id
 from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.storage.place import file_of, place_of, shown
@@ -38,9 +38,6 @@ SHARES_KEPT = timedelta(days=1)
 
 #: So many rows are removed in a transaction: others are not kept waiting for longer than a moment.
 PRUNED_AT_ONCE = 500
-
-#: What can be an id, or a beginning of one: no database is asked for anything else.
-_ID = re.compile(r"[0-9a-z]{1,64}")
 
 
 class _Json(Serializer):
@@ -94,8 +91,9 @@ class Jobs:
         self._client.destroy()
 
     def submit(self, submission: Submission) -> str:
-        """Have a job wait for a device of its class; return its id."""
-        name = new_id()
+        """Have a job wait for a device of its class; return its id. What is measured again is one job, said once or more."""
+        again = submission.again
+        name = new_id() if again is None else again_id(again.study, again.environment)
         self._enqueue(JOB, name, submission, [submission.payload], after=0)
         return name
 
@@ -110,11 +108,11 @@ class Jobs:
         rank = 2 * (MOST_PRIORITY - submission.priority) + 1 + after
         options: dict[str, Any] = {
             "workflow_name": workflow,
-            "queue_name": queue_of(submission.device_class),
+            "queue_name": queue_for(submission),
             "workflow_id": name,
             "app_version": VERSION,
             "priority": rank,
-            "workflow_id_reuse_policy": "return-existing" if workflow == SHARE else "reject",
+            "workflow_id_reuse_policy": "return-existing" if workflow == SHARE or submission.again else "reject",
             **({"delay_seconds": delay_s} if delay_s else {}),
         }
         with _told(self._url):
@@ -132,7 +130,7 @@ class Jobs:
     def job(self, name: str) -> Job:
         """Return a job by its id, or by a beginning that no other one has. Raises NotMeasured."""
         found = []
-        if _ID.fullmatch(name):
+        if is_id(name):
             with _told(self._url):
                 found = self._client.list_workflows(
                     workflow_id_prefix=name, name=JOB, limit=2, application_name=APPLICATION
@@ -153,6 +151,12 @@ class Jobs:
         """Return how many jobs wait, for a device of a class alone where one is named."""
         queue = None if device_class is None else queue_of(device_class)
         return self._counted(queue).get("queued", 0)
+
+    def again(self, environment_key: str) -> dict[int, str]:
+        """Return the state of each job that measures a study again in an environment, by the study's number."""
+        with _told(self._url):
+            found = self._record.states(again_id("%", environment_key))
+        return {again_study(name): state for name, state in found.items()}
 
     def counts(self) -> dict[str, int]:
         """Return how many jobs there are by state."""
@@ -208,11 +212,6 @@ class Jobs:
         return [each.workflow_id for each in found]
 
 
-def queue_of(device_class: str) -> str:
-    """Return the queue of the jobs that wait for a device of a class."""
-    return f"device: {device_class}"
-
-
 def prepare(url: str) -> None:
     """Make DBOS's tables, or bring them to its version."""
     with _launched(url, "nobody", migrate=True):
@@ -244,8 +243,10 @@ def recover(url: str, slots: Sequence[str], patience_s: float = 10.0) -> list[st
 
 
 @contextmanager
-def at_work(url: str, slot: str, device_class: str, perform: Callable[[str, int], str]) -> Iterator[None]:
-    """Take jobs up while this lasts, one at a time.
+def at_work(
+    url: str, slot: str, device_class: str, perform: Callable[[str, int], str], more: Sequence[str] = ()
+) -> Iterator[None]:
+    """Take jobs up while this lasts, one at a time. more: queues beside that of the class, of which also one is taken at a time.
 
     perform: is called with a job's id and the number of the share, 0 for the job itself, in a thread of DBOS's. What it returns
     ends the job: why it failed, "" where it did not. It is called again, from the start, for a job that was put back.
@@ -260,9 +261,10 @@ def at_work(url: str, slot: str, device_class: str, perform: Callable[[str, int]
     def share(name: str, number: int) -> None:
         perform(name, number)
 
-    queue = queue_of(device_class)
-    with _launched(url, slot, migrate=False, queues=[queue]):
-        DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=POLL_S)
+    queues = [queue_of(device_class), *more]
+    with _launched(url, slot, migrate=False, queues=queues):
+        for queue in queues:
+            DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=POLL_S)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +13,22 @@ from advisor.asking.submission import Submission
 #: What a job can be. A job that found nothing to recommend is done; one that could not be tuned has failed.
 STATES = ("queued", "running", "done", "failed", "cancelled")
 
+#: How many characters an id has at most. Those of today have 15.
+LONGEST_ID = 64
+
+_ID = re.compile(rf"[0-9a-z]{{1,{LONGEST_ID}}}")
+
 _OPEN = ("queued", "running")
+
+
+def is_open(state: str) -> bool:
+    """Whether a job of this state waits or runs."""
+    return state in _OPEN
+
+
+def is_id(name: str) -> bool:
+    """Whether a name can be a job's id, or a beginning of one: no database is asked for anything else."""
+    return _ID.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Job:
     @property
     def is_open(self) -> bool:
         """Whether it waits or runs."""
-        return self.state in _OPEN
+        return is_open(self.state)
 
     def trials(self, count: int) -> int:
         """Return how many trials of its study were run while it ran. count: of all that its study has by now, other jobs' too."""
@@ -59,4 +75,5 @@ class Job:
             "slot": self.slot,
             "study": self.study,
             "why": self.why,
+            "again": None if self.submission.again is None else self.submission.again.payload,
         }

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from advisor.daemon.bench import Bench, DeviceBench
 from advisor.daemon.courtesy import Courtesy, Hours
 from advisor.daemon.logs import log_json
-from advisor.daemon.slot import Bench, Slot
+from advisor.daemon.slot import Slot
 from advisor.machine.leftovers import die_with_parent, name_process
 from advisor.storage.place import default_url
 
@@ -26,7 +27,7 @@ def at_work(bench: Bench, settings: Mapping[str, Any]) -> int:
         signal.signal(number, lambda *_: stop.set())
     hours = settings["only"] and Hours.of(settings["only"])
     courtesy = Courtesy(hours or None, settings["assume_idle"])
-    return Slot(bench, default_url(), courtesy, settings["supervisor"]).run(stop)
+    return Slot(bench, default_url(), courtesy, settings["supervisor"], settings.get("recheck_after_s")).run(stop)
 
 
 def main(settings: Mapping[str, Any]) -> int:
@@ -34,12 +35,12 @@ def main(settings: Mapping[str, Any]) -> int:
     die_with_parent(settings["parent"])
     name_process("advisor-slot")
     log_json()
-    from advisor.daemon.bench import DeviceBench
     from advisor.machine import probe
     from advisor.machine.processors import slot_threads
 
     machine = probe.machine(None if settings["cuda"] else "cpu", slot_threads())
-    return at_work(DeviceBench(machine, allow_pickle=settings["allow_pickle"]), settings)
+    allowed = {name: settings[name] for name in ("allow_pickle", "max_download")}
+    return at_work(DeviceBench(machine, **allowed), settings)
 
 
 if __name__ == "__main__":

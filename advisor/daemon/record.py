@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from advisor.asking.submission import Submission
+from advisor.asking.submission import Again, Submission
 from advisor.daemon.job import Job
 from advisor.storage.place import file_of, place_of
 
@@ -86,6 +86,13 @@ class Record:
             found = {name: _moment(began) for name, began in connection.execute(asked)}
         return {name: moment for name, moment in found.items() if moment is not None}
 
+    def states(self, like: str) -> dict[str, str]:
+        """Return the state of each job by its id, of those whose ids are like a pattern of SQL's."""
+        row = self._table.c
+        asked = select(row.workflow_uuid, row.status).where(row.name == JOB, row.workflow_uuid.like(like))
+        with self._engine.connect() as connection:
+            return {name: _STATES[status] for name, status in connection.execute(asked)}
+
     def over_before(self, name: str, moment: datetime, most: int) -> list[str]:
         """Return the ids of workflows of a name that were over before a moment, at most so many: none that waits or runs."""
         row = self._table.c
@@ -101,9 +108,8 @@ def job_of(status: Any) -> Job:
     """Return a workflow's status, as DBOS reads it, as a job."""
     words = status.attributes or {}
     given = status.input["args"][0] if status.input and status.input.get("args") else {}
-    submission = Submission(
-        str(given.get("model", "")), given.get("given", {}), given.get("priority", 0), given.get("device_class", "")
-    )
+    options = (given.get("given", {}), given.get("priority", 0), given.get("device_class", ""))
+    submission = Submission(str(given.get("model", "")), *options, Again.of(given.get("again")))
     return Job(
         status.workflow_id,
         submission,

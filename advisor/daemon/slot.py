@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from advisor.asking.submission import Submission
-from advisor.daemon import deaths
+from advisor.daemon import deaths, shares
+from advisor.daemon.arrival import allowed, entered
+from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
-from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch
+from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
+from advisor.daemon.queues import queue_again
+from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
+from advisor.daemon.turns import Turns
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
-from advisor.measure.runner import Interrupted, Runner
-from advisor.nouns.environment import Machine
+from advisor.measure.runner import Interrupted
 from advisor.nouns.step import Done
-from advisor.storage.counts import Counts
 from advisor.storage.roster import BEAT_S, Roster
 from advisor.storage.store import Store
 from advisor.study.next_step import next_step
@@ -37,38 +40,13 @@ ASK_S = 0.5
 #: How long a database that is away, or full, is left alone, seconds.
 AGAIN_S = 2.0
 
-#: How often it is told that another worker has the device, seconds.
-HELD_S = 60.0
-
 #: The exit status of a slot that gave its device back: it is started again, and waits until it may use it.
 YIELDED = 75
 
 #: How long what runs has to be let go after SIGTERM, seconds.
 STOP_S = 8.0
 
-#: A share that fits no device of this environment waits so long for another one, seconds.
-ELSEWHERE_S = 5.0
-
 _log = logging.getLogger("advisor.slot")
-
-
-class Stoppable(Runner, Protocol):
-    """A runner that another thread can stop."""
-
-    def interrupt(self, why: str) -> None:
-        """Have what runs now killed at once, and nothing run from now on."""
-
-
-class Bench(Protocol):
-    """What a slot measures with: how a submission becomes a tune on its device, and what runs that."""
-
-    machine: Machine
-
-    def tuning(self, submission: Submission) -> Tuning:
-        """Return what is to be tuned. Raises AdvisorError."""
-
-    def runner(self, job: Tuning, listen: Callable[[Mapping[str, Any]], None], /) -> Stoppable:
-        """Return what runs it."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +60,30 @@ class Ended:
 class Slot:
     """One device at work."""
 
-    def __init__(self, bench: Bench, url: str, courtesy: Courtesy, supervisor: str = "") -> None:
-        """Tune on this bench's device what waits in a database. supervisor: who starts it again, "" where nobody does."""
+    def __init__(
+        self,
+        bench: Bench,
+        url: str,
+        courtesy: Courtesy,
+        supervisor: str = "",
+        recheck_after_s: float | None = None,
+    ) -> None:
+        """Tune on this bench's device what waits in a database. supervisor: who starts it again, "" where nobody does.
+
+        recheck_after_s: how long it has nothing to do before it looks for what is stale, seconds; None: it never does.
+        """
         self.bench, self.url, self.name, self.supervisor = bench, url, bench.machine.uuid, supervisor
         self.owner = owner()
         self.watch = Watch(bench.machine, courtesy)
         self.store, self.jobs = Store.open(url, write=True), Jobs(url)
         self.roster = Roster(self.store)
+        self.turns, self.recheck_after_s = Turns(), recheck_after_s
         self._state, self._why, self._job = "idle", "", ""
+        self._since = time.monotonic()
         self._runner: Stoppable | None = None
         self._held: tuple[str, int] | None = None
         self._beaten = time.monotonic()
-        self._leaving, self._idle = threading.Event(), threading.Event()
-        self._idle.set()
+        self._leaving = threading.Event()
 
     def run(self, stop: threading.Event) -> int:
         """Work until told to stop, or until the device is somebody else's; let go of what runs, and return the exit status.
@@ -102,35 +91,25 @@ class Slot:
         The process is to end with it: what it let go of is still its own in the queue, until it or its supervisor puts it back.
         """
         machine = self.bench.machine
-        told_at = -math.inf
-        while not self.roster.enter(self.name, machine.host, machine.environment, self.owner):
-            if time.monotonic() - told_at >= HELD_S:
-                told_at = time.monotonic()
-                holder = next((slot.holder for slot in self.roster.slots() if slot.name == self.name), "")
-                about = {"slot": self.name, "holder": holder}
-                _log.warning("another worker has this device: it is waited for", extra=about)
-            if stop.wait(BEAT_S):
-                return 0
+        if not entered(self.roster, machine, self.owner, stop):
+            return 0
         self._start(self._beat)
         # What ran here when its last process ended may run elsewhere meanwhile.
         deaths.put_back(self.url, self.store, self.name, self.supervisor)
-        told = ""
-        while hindrance := self.watch.hindrance():
-            if hindrance != told:
-                _log.info("waits", extra={"slot": self.name, "why": hindrance})
-            told = hindrance
-            self._is("waiting", hindrance)
-            if stop.wait(LOOK_S):
-                self.roster.leave(self.name, self.owner)
-                return 0
+        if not allowed(self.watch, lambda why: self._is("waiting", why), stop):
+            self.roster.leave(self.name, self.owner)
+            return 0
         self._is("idle")
         self._start(self._look)
-        with at_work(self.url, self.name, machine.environment.device_class, self._perform):
+        queues = [] if self.recheck_after_s is None else [queue_again(machine.environment.key)]
+        with at_work(self.url, self.name, machine.environment.device_class, self._perform, queues):
+            after_s = self.recheck_after_s or IDLE_S
+            self._start(partial(look_when_idle, self._look_for_stale, self._idle_s, self._leaving, after_s))
             _log.info("ready", extra={"slot": self.name, "device": machine.environment.device_class})
             while not stop.wait(ASK_S) and not self._leaving.is_set():
                 pass
             self._leave("the daemon stops")
-            self._idle.wait(STOP_S)
+            self.turns.wait_free(STOP_S)
             with suppress(StoreError):
                 if held := self._held:
                     deaths.let_go(self.jobs, *held)
@@ -140,7 +119,7 @@ class Slot:
             os._exit(0 if stop.is_set() else YIELDED)  # DBOS would call done what was let go
 
     def _start(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=f"advisor-slot{work.__name__}", daemon=True).start()
+        threading.Thread(target=work, name="advisor-slot", daemon=True).start()
 
     def _leave(self, why: str) -> None:
         """Have what runs stopped, and nothing begun: the device is given back."""
@@ -151,7 +130,15 @@ class Slot:
 
     def _perform(self, name: str, number: int) -> str:
         """Work on a job or a share of it until it is done; return why it failed, "" where it did not."""
-        self._idle.clear()
+        job = self._patiently(lambda: self.jobs.job(name))
+        try:
+            with self.turns.turn(is_last=job.submission.again is not None):
+                return self._performed(name, number)
+        finally:
+            if self._leaving.is_set():
+                threading.Event().wait()  # the process ends here, and the job goes back to its queue
+
+    def _performed(self, name: str, number: int) -> str:
         try:
             job = self._patiently(lambda: self.jobs.job(name))
             noted = Ended(str(job.words.get("outcome", "")), str(job.words.get("why", "")))
@@ -164,13 +151,10 @@ class Slot:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
             if not self._leaving.is_set():
-                self._patiently(lambda: self._told_last(name))
+                self._patiently(lambda: shares.note_last(self.jobs, self.store, name))
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")
-            self._idle.set()
-            if self._leaving.is_set():
-                threading.Event().wait()  # the process ends here, and the job goes back to its queue
 
     def _worked_on(self, job: Job, number: int) -> Ended:
         """Tune until the study is done, as often as the device is given back meanwhile."""
@@ -180,27 +164,49 @@ class Slot:
         self._held = job.id, number
         self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
         try:
-            tuning = self.bench.tuning(job.submission)
+            again = job.submission.again
+            if again is None:
+                self._fetch(job.submission)
+                tuning = self.bench.tuning(job.submission)
+            else:
+                tuning = tuning_again(self.store, again, self.bench)
+        except Interrupted as stopped:
+            _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
+            return Ended()
         except AdvisorError as error:
             return Ended("failed", str(error))
         here = tuning.machine.environment.key
         if number and job.words.get("environment") != here:
-            self._patiently(lambda: self.jobs.share(job, number + 1, ELSEWHERE_S))
+            self._patiently(lambda: self.jobs.share(job, number + 1, shares.ELSEWHERE_S))
             return Ended()
         if not number:
             self._patiently(lambda: self.jobs.tell(job.id, environment=here))
-        self._patiently(lambda: self._offer(job, number))
+        self._patiently(lambda: shares.offer(self.jobs, self.roster, job, number))
         while self._may_begin(job):
             if (ended := self._attempted(job, tuning)) is not None:
                 return ended
+            if again is not None and self.turns.is_wanted:
+                self._let_pass(job, number)
         return Ended()
 
-    def _offer(self, job: Job, number: int) -> None:
-        """Have a share wait for each slot that may idle, and one for who comes later: each that is taken offers the next."""
-        wanted = job.submission.device_class
-        others = sum(s.device_class == wanted and s.is_there() for s in self.roster.slots()) - 1 if not number else 1
-        for each in range(number + 1, number + 1 + max(others, 1)):
-            self.jobs.share(job, each)
+    def _let_pass(self, job: Job, number: int) -> None:
+        """Let the job that waits have the device until it is done: what becomes of this process meanwhile is no death of this."""
+        self._is("idle")
+        self._patiently(lambda: deaths.let_go(self.jobs, job.id, number))
+        self.turns.let_pass()
+        if not self._leaving.is_set():
+            self._held = job.id, number
+            self._patiently(lambda: deaths.begin(self.jobs, job, number, self.supervisor))
+
+    def _fetch(self, submission: Submission) -> None:
+        """Bring the model here. Raises Interrupted where that was stopped, AdvisorError where it can't be."""
+        self._runner = fetching = self.bench.fetching(submission)
+        try:
+            if self._leaving.is_set():  # since it was looked
+                fetching.interrupt("the device is given back")
+            fetching.run()
+        finally:
+            self._runner = None
 
     def _attempted(self, job: Job, tuning: Tuning) -> Ended | None:
         """Tune until it ends; None where it is to be gone on with: it was stopped, or the database can't be used for now."""
@@ -237,28 +243,15 @@ class Slot:
         try:
             with opened(tuning, self.store, runner, self._hear, time.monotonic) as tuner:
                 # What failed since the job began is not tried again because a slot joins, or was killed.
-                tuner.first = self._told_study(job, tuner.study, tuner.first)
+                tuner.first = shares.noted(self.jobs, job, tuner.study, tuner.first)
                 while not isinstance(step := next_step(seen := tuner.snapshot()), Done):
+                    if job.submission.again is not None and self.turns.is_wanted:
+                        raise Interrupted("what somebody submitted goes first")
                     carried_out(tuner, seen, step)
             return Ended("done", step.text)
         finally:
             runner.close()
             self._runner = None  # only now: until then the device's lock is this slot's own
-
-    def _told_study(self, job: Job, study: int, first: int) -> int:
-        """Note the study of a job, and its first trial that is the job's, unless that is noted; return the latter."""
-        noted = self.jobs.job(job.id)
-        if noted.study is None:
-            self.jobs.tell(job.id, study=study, first=first)
-            return first
-        return min(first, int(noted.words.get("first", first)))
-
-    def _told_last(self, name: str) -> None:
-        """Note how many trials the study of a job has as the job ends: later ones are others'."""
-        with suppress(NotMeasured):  # it is over, and was removed since
-            job = self.jobs.job(name)
-            if job.study is not None and "last" not in job.words:
-                self.jobs.tell(name, last=Counts(self.store).of_study(job.study))
 
     def _may_begin(self, job: Job) -> bool:
         """Whether to go on with a job: it is not over, and the device is not to be given back."""
@@ -293,7 +286,20 @@ class Slot:
     # ------------------------------------------------------------------------------------------------------- threads
 
     def _is(self, state: str, why: str = "", job: str = "") -> None:
+        self._since = time.monotonic()
         self._state, self._why, self._job = state, why, job
+
+    def _look_for_stale(self) -> str | None:
+        """Queue something stale; where the device has other versions by now, the next process is to begin with them."""
+        if not self.bench.is_as_it_was():
+            _log.info("begins anew: its driver or a package was changed", extra={"slot": self.name})
+            self._leave("a driver or a package was changed")
+        elif self.recheck_after_s is not None:
+            return queue_stale(self.store, self.jobs, self.bench.machine.environment)
+        return None
+
+    def _idle_s(self) -> float:
+        return time.monotonic() - self._since if self._state == "idle" else 0.0
 
     def _interrupt(self, why: str) -> None:
         runner = self._runner
@@ -335,12 +341,3 @@ class Slot:
         if hindrance and works == (self._runner is not None):  # else it looked while its own runner came or went
             _log.info("given back", extra={"slot": self.name, "job": self._job or None, "why": hindrance})
             self._leave(hindrance)
-
-
-def own_pids() -> list[int]:
-    """Return the processes that this one started, and theirs."""
-    import psutil
-
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process().children(recursive=True)]
-    return []

@@ -40,8 +40,9 @@ LIVED_S = 20.0
 #: How long slots have after SIGTERM before they are killed, seconds.
 STOP_S = 10.0
 
-#: How long what they let go of may take to be put back at last, seconds: with STOP_S it is within the 15 that are promised.
-LAST_S = 3.0
+#: How long a sweep that runs then is waited for, and how long what they let go of may take to be put back, seconds. With STOP_S
+#: these are within the 15 s that are promised.
+LAST_SWEEPER_S, LAST_S = 1.0, 3.0
 
 #: How often jobs that were over long ago are removed, seconds.
 PRUNE_S = 3600.0
@@ -87,7 +88,7 @@ class Supervisor:
                         self._look(place, folder)
             finally:
                 self._end()
-        sweeper.join(SWEEP_S)
+        sweeper.join(LAST_SWEEPER_S)
         with suppress(StoreError):
             self.sweep(is_last=True)
 

@@ -135,6 +135,10 @@ def load(model: str | bytes | os.PathLike[str], **flags: Unpack[Flags]) -> Ready
         raise NothingAdmissible(
             [f"{c.configuration}: {text}" for c in recommendation.rejected for text in c.objections]
         )
+    if recommendation.stale:
+        raise NotMeasured(
+            f"{recommendation.source.name}: {recommendation.stale_words}", "advisor.tune measures it again"
+        )
     if recommendation.study.environment_key != machine.environment.key:
         raise NotMeasured(
             f"{recommendation.source.name} was tuned on {recommendation.study.environment}, not on this "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.asking.options import EFFORT, ON, THREADS, objective_options
 from advisor.asking.question import kind_of
-from advisor.errors import AdvisorError, BadInput, named
+from advisor.errors import AdvisorError, BadInput, DamagedRow, StoreError, named
 from advisor.faces.daemon_arguments import SERVE_OPTIONS, WORKER_OPTIONS
 from advisor.faces.printing import note, print_json
 from advisor.faces.remote import Remote
@@ -73,6 +73,7 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     from advisor.daemon.courtesy import Hours
     from advisor.daemon.engine import prepare
     from advisor.daemon.logs import log_json
+    from advisor.daemon.recheck import IDLE_S
     from advisor.daemon.supervisor import Supervisor, machines_of
     from advisor.storage.clock import refuse_wrong_clock
     from advisor.storage.place import default_url
@@ -93,7 +94,8 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle")}
+    settings = {name: given[name] for name in ("only", "assume_idle", "allow_pickle", "max_download")}
+    settings["recheck_after_s"] = None if given["no_recheck"] else IDLE_S
     days = given.get("keep_jobs")  # a host that serves removes jobs, one that only works leaves that to it
     supervisor = Supervisor(url, machines, settings, keep_jobs=timedelta(days=days) if days else None)
     if serving is None:
@@ -234,12 +236,11 @@ def _cancel(options: argparse.Namespace, _: float) -> int:
             job = Remote(options.server).cancel(options.job)
         else:
             with _opened() as served:
-                job = served.jobs.cancel(options.job).payload
+                job = served.cancel(options.job).payload
     if options.format == "json":
         print_json(job)
     else:
-        is_new = job["state"] == "cancelled"
-        print(in_a_line(f"job {job['id']} is {'' if is_new else 'already '}{job['state']}"))
+        print(in_a_line(f"job {job['id']} is cancelled"))
     return 0
 
 
@@ -276,8 +277,26 @@ def _listed(
                 _say(line)
         if not any(job["state"] in ("queued", "running") for job in found):
             return 0
+        found = _looked_again(look)
+
+
+def _looked_again(look: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return how jobs stand a moment later. A daemon or a database that is away for a while is waited for, and said to be."""
+    is_away = False
+    while True:
         time.sleep(_LOOK_S)
-        found = look()
+        try:
+            found = look()
+        except DamagedRow:
+            raise
+        except StoreError as error:
+            if not is_away:
+                note([f"{error.args[0]}: it is tried again until it answers (Ctrl-C ends that)"])
+            is_away = True
+            continue
+        if is_away:
+            note(["it answers again"])
+        return found
 
 
 @contextmanager

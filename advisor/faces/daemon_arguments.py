@@ -9,7 +9,7 @@ from dataclasses import replace
 from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
 from advisor.errors import BadInput, named
 from advisor.nouns.option import Option, switch
-from advisor.nouns.reading import read_count, read_duration, read_text, read_texts, read_whole
+from advisor.nouns.reading import read_count, read_duration, read_size, read_text, read_texts, read_whole
 from advisor.workloads import Kind
 
 #: Where a daemon is asked instead of the database.
@@ -32,6 +32,13 @@ _WORKING = (
         metavar="HOURS",
     ),
     switch("assume_idle", "take a GPU for idle where nobody can see who else uses it, as in a container"),
+    switch("no_recheck", "don't measure again in idle time what was measured before a driver or a package changed"),
+    Option(
+        "max_download",
+        "refuse models of which more is to be downloaded (default: as much as the disk has room for)",
+        read_size,
+        metavar="SIZE",
+    ),
     replace(ALLOW_PICKLE, help="load pickle checkpoints, which can run code: of every job"),
 )
 

@@ -15,6 +15,7 @@ from advisor.faces.printing import note
 from advisor.terminal import in_a_line
 
 if TYPE_CHECKING:
+    from advisor.nouns.environment import Environment
     from advisor.nouns.model import ModelSource
     from advisor.storage.store import Store
 
@@ -33,7 +34,10 @@ def _report(options: argparse.Namespace, _: float) -> int:
 
         numbers = options.compare or [newest_study(store).id if options.study is None else options.study]
         where = [_source_of(store, number, allow_pickle=options.allow_pickle) for number in numbers]
-        reports = [report_of(store, number, source) for number, source in zip(numbers, where, strict=True)]
+        reports = [
+            report_of(store, number, source, _here(store, number))
+            for number, source in zip(numbers, where, strict=True)
+        ]
         text = report_html(reports[0]) if len(reports) == 1 else compared_html(compared(*reports))
         note(store.damaged)
     return _write(text, options.file, f"advisor-report-{'-'.join(map(str, numbers))}.html")
@@ -52,6 +56,17 @@ def _map(options: argparse.Namespace, _: float) -> int:
         note(store.damaged)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source.name).name if Path(source.name).exists() else source.name)[:100]
     return _write(text, options.file, f"advisor-map-{name.removesuffix('.json')}.html")
+
+
+def _here(store: Store, study: int) -> list[Environment]:
+    """Return the environments of this machine's devices, the CPU with a study's threads."""
+    from advisor.machine import probe
+
+    try:
+        threads = store.study(study).environment.threads
+    except NotMeasured:  # there is no such study, which whoever asks for it will say
+        return []
+    return [machine.environment for machine in probe.machines(threads or None)]
 
 
 def _source_of(store: Store, study: int, *, allow_pickle: bool) -> ModelSource | None:

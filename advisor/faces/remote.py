@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from advisor.daemon.job import STATES
-from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, named
+from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError, Unreachable, named
 from advisor.version import __version__
 
 #: What to look at where something else answers.
@@ -21,6 +21,9 @@ _NONE = "is it the address that advisor serve printed?"
 
 #: How long a daemon may take to answer, seconds.
 WAIT_S = 30.0
+
+#: What a proxy answers where the daemon behind it is away.
+_OF_A_PROXY = (502, 503, 504)
 
 
 class Remote:
@@ -74,9 +77,7 @@ class Remote:
             raise _problem(error, self.url) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             why = getattr(error, "reason", None) or error
-            raise AdvisorError(
-                f"the daemon at {self.url} can't be reached: {why}", "advisor serve starts one"
-            ) from None
+            raise Unreachable(f"the daemon at {self.url} can't be reached: {why}", "advisor serve starts one") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -137,7 +138,8 @@ def _problem(error: urllib.error.HTTPError, url: str) -> AdvisorError:
         problem = json.loads(error.read())
         detail, hint = str(problem["detail"]), str(problem.get("hint") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, http.client.HTTPException):
-        return AdvisorError(f"{url} answers with status {error.code}: {error.reason}", _NONE)
+        kind = Unreachable if error.code in _OF_A_PROXY else AdvisorError
+        return kind(f"{url} answers with status {error.code}: {error.reason}", _NONE)
     if problem.get("title") == "no such place":
         return AdvisorError(f"there is no advisor at {url}", _NONE)
     if error.code in (401, 403):

@@ -7,7 +7,6 @@ container, is not taken for it.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import re
@@ -23,9 +22,6 @@ from pathlib import Path
 
 #: What a process that a tune started is told of who that was, and all that it starts in turn.
 OWNER = "ADVISOR_OWNER"
-
-#: Folders for locks, by preference: kept by the system for that, and in the same place whoever asks.
-_LOCK_FOLDERS = ("/run/lock", "/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 - what is locked is the machine's
 
 
 def owner(part: int | None = None) -> str:
@@ -127,41 +123,3 @@ def name_process(name: str) -> None:
     """Have `ps` and `top` call this process so (prctl PR_SET_NAME, at most 15 characters): a fork is called like its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(15, name.encode())
-
-
-def lock_folder() -> Path:
-    """Return the folder for the locks of this machine's devices: the same one for every user and every session.
-
-    ADVISOR_LOCK_DIR names another one. It does not depend on TMPDIR, nor on who asks: a folder counts as one for everybody
-    where everybody may write to it.
-    """
-    if named := os.environ.get("ADVISOR_LOCK_DIR"):
-        return Path(os.path.expandvars(named)).expanduser()
-    for folder in map(Path, _LOCK_FOLDERS):
-        with suppress(OSError):
-            if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
-                return folder
-    return Path(tempfile.gettempdir())
-
-
-def somebody_measures() -> bool:
-    """Whether an advisor measures on a device of this machine: what is not needed yet is not begun beside it."""
-    for path in lock_folder().glob("advisor-*.lock"):
-        with suppress(OSError):
-            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(lock)
-    return False
-
-
-def open_lock(path: Path) -> int:
-    """Open a lock's file for reading, made where it is missing, for all users whatever the umask; return its descriptor."""
-    with suppress(FileExistsError):
-        made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        os.fchmod(made, 0o666)
-        os.close(made)
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -18,11 +18,12 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 from advisor.errors import AdvisorError
-from advisor.machine.leftovers import lock_folder, open_lock, sweep
+from advisor.machine.leftovers import sweep
+from advisor.machine.locks import lock_path, open_lock, wanting
 from advisor.measure.launch import NotReady, Process, launch, shared_environment
 from advisor.measure.lines import NoMessage
 from advisor.measure.messages import (
@@ -84,11 +85,12 @@ class Interrupted(Exception):
 class LocalRunner:
     """A worker process on this machine, started when it is first needed and replaced after any failure.
 
-    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes. start_s:
-    seconds until the last process was there: of an import where it was spawned, of a fork else.
+    lock_wait_s: how long the device is waited for where another advisor measures on it; None: as long as that takes.
+    waited_s: how long it was. is_by_hand: whether somebody waits for what it runs: a daemon gives the device back to them.
+    start_s: seconds until the last process was there: of an import where it was spawned, of a fork else.
     """
 
-    def __init__(self, machine: Machine, listener: Listener | None = None) -> None:
+    def __init__(self, machine: Machine, listener: Listener | None = None, *, is_by_hand: bool = True) -> None:
         """Take a device; nothing is started or locked yet. listener: hears the worker's stages and rounds."""
         self.machine, self.listener = machine, listener or (lambda _: None)
         self._process: Process | None = None
@@ -96,8 +98,9 @@ class LocalRunner:
         self._lock: int | None = None
         self._buffer = b""
         self._count = 0
+        self.is_by_hand = is_by_hand
         self.lock_wait_s: float | None = None
-        self.start_s = 0.0
+        self.waited_s = self.start_s = 0.0
         self.interrupted = ""
         self._launched_at = 0.0
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -166,8 +169,7 @@ class LocalRunner:
     def _take_lock(self) -> None:
         if self._lock is not None:
             return
-        # One folder for every user and session of this machine: what is locked is the GPU, not somebody's run.
-        path = lock_folder() / f"advisor-{self.machine.uuid}.lock"
+        path = lock_path(self.machine.uuid)
         try:
             self._lock = open_lock(path)
         except OSError as error:
@@ -183,7 +185,12 @@ class LocalRunner:
         except BlockingIOError:
             sweep()  # a worker whose tune is gone may hold it
             self.listener({"event": "stage", "stage": f"waiting: another advisor measures on {self.machine.uuid}"})
-            self._wait_for_lock()
+            began = time.monotonic()
+            try:
+                with wanting(self.machine.uuid) if self.is_by_hand else nullcontext():
+                    self._wait_for_lock()
+            finally:
+                self.waited_s += time.monotonic() - began
 
     def _wait_for_lock(self) -> None:
         """Wait until the device is free. Raises DeviceTaken where it does not get free in time."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput, named
+from advisor.models import hub
 from advisor.models.beside import kinds_of_modules, read_beside, transformer_folder
 from advisor.models.tokenizing import has_tokenizer
 from advisor.nouns.model import ModelSource
@@ -22,23 +22,7 @@ from advisor.nouns.model import ModelSource
 WHOLE_HASH_BYTES = 256 * 2**20
 _BLOCK_BYTES, _BLOCKS = 64 * 2**10, 256
 
-#: How long to wait for the hub to answer at all, in seconds.
-HUB_TIMEOUT_S = 3.0
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PATTERNS = [
-    "*.json",
-    "*.safetensors",
-    "tokenizer*",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "*.tiktoken",
-    "*.spm",
-    "*.bpe",
-    "*.codes",
-]
-
 #: torch's names of safetensors' floating-point types that a model can be made in.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -46,8 +30,13 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 _HEADER_BYTES = 100_000_000
 
 
-def find_model(name: str, *, allow_pickle: bool = False, download: bool = True) -> ModelSource:
-    """Return the model called `name`. Raises BadInput, within 5 s where the hub can't be reached."""
+def find_model(
+    name: str, *, allow_pickle: bool = False, download: bool = True, most_bytes: int | None = None
+) -> ModelSource:
+    """Return the model called `name`. Raises BadInput, within 5 s where the hub can't be reached.
+
+    most_bytes: that may be downloaded of it, None for as many as there is room for.
+    """
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:
@@ -56,9 +45,15 @@ def find_model(name: str, *, allow_pickle: bool = False, download: bool = True) 
         return _from_config(name, path)
     if name and path.is_dir():
         return _from_directory(name, path, allow_pickle=allow_pickle)
-    if name.startswith((".", "/", "~")) or name.endswith(".json") or not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise BadInput(f"no such file or directory: {name!r}")
-    return _from_hub(name, download=download, allow_pickle=allow_pickle)
+    return _from_hub(name, download=download, allow_pickle=allow_pickle, most_bytes=most_bytes)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is the hub's to know: neither a path that is here, nor what can only be one."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".json") or not _HUB_ID.fullmatch(name)
+    return not is_path and not Path(name).exists()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -219,59 +214,20 @@ def _hash_file(digest: Any, file: Path) -> None:
             digest.update(stream.read(_BLOCK_BYTES))
 
 
-def _from_hub(name: str, *, download: bool, allow_pickle: bool) -> ModelSource:
+def _from_hub(name: str, *, download: bool, allow_pickle: bool, most_bytes: int | None) -> ModelSource:
     """Return a hub model: from the cache where it is whole there, else downloaded where that is allowed."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    patterns = [*_PATTERNS, *(["*.bin"] if allow_pickle else [])]
+    wanted = hub.patterns(allow_pickle=allow_pickle)
     lacking = BadInput(f"unknown model {name}: no such directory, not in the local cache, and the hub can't be reached")
     try:
-        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
-        return _from_directory(name, cached, allow_pickle=allow_pickle)
-    except LocalEntryNotFoundError:
-        if constants.HF_HUB_OFFLINE or not download:
-            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "this command downloads nothing"
-            raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}") from None
+        if (cached := hub.cached(name, wanted)) is not None:
+            return _from_directory(name, cached, allow_pickle=allow_pickle)
+        if hub.is_offline() or not download:
+            why = "HF_HUB_OFFLINE is set" if hub.is_offline() else "this command downloads nothing"
+            raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}")
     except BadInput as error:  # only a part of it is in the cache
         lacking = error
     except ValueError as error:  # the hub's rules for names
         raise BadInput(f"unknown model {name}: no such directory, and no hub id: {error}") from None
-    if constants.HF_HUB_OFFLINE or not download or not _hub_answers(constants.ENDPOINT):
+    if hub.is_offline() or not download or not hub.answers():
         raise lacking
-    try:
-        path = Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # noqa: BLE001 - HTTP, network, disk, names: what it raises has no base of its own
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"the hub does not give {name}: {said}", "check the name and your token") from None
-    return _from_directory(name, path, allow_pickle=allow_pickle)
-
-
-def _hub_answers(endpoint: str) -> bool:
-    """Whether the hub, or a proxy on the way, answers a request within HUB_TIMEOUT_S, with whatever status.
-
-    The hub's own client retries for most of a minute; name resolution has no time limit of its own, hence the thread.
-    """
-    import http.client
-    import ssl
-    import urllib.error
-    import urllib.request
-
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 - the user's own HF_ENDPOINT
-        try:
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()  # noqa: S310
-        except urllib.error.HTTPError:
-            pass
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            # A certificate that only Python's own list does not hold: the hub's client brings another list.
-            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return
-        answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT_S)
-    return answered.is_set()
+    return _from_directory(name, hub.downloaded(name, wanted, most_bytes), allow_pickle=allow_pickle)

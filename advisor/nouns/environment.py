@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,21 @@ class Environment:
         part = f" {self.mig_profile}" if self.mig_profile else ""
         return f"{self.device_name}{part}, {self.memory_bytes / 2**30:.0f} GiB"
 
+    def changes_to(self, now: Environment) -> tuple[str, ...]:
+        """Return, in words, each version that another environment of this very device has changed; nothing for another device.
+
+        What the driver reports of the memory differs between drivers by some MiB: its size in GiB is the device's.
+        """
+        mine, other = (
+            (e.device, e.device_class, e.compute_capability, e.threads, e.power_limit_w) for e in (self, now)
+        )
+        if mine != other:
+            return ()
+        before, after = ({"driver": e.driver, "CUDA": e.cuda, **e.packages} for e in (self, now))
+        names = dict.fromkeys(("driver", "CUDA", *PACKAGES, *sorted(before.keys() | after.keys())))
+        versions = ((name, before.get(name) or "absent", after.get(name) or "absent") for name in names)
+        return tuple(f"{name} {then} → {later}" for name, then, later in versions if then != later)
+
     @property
     def is_cuda(self) -> bool:
         """Whether the device is an NVIDIA GPU."""
@@ -106,6 +121,14 @@ class Environment:
         )
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return f"{self.device_name}{threads}{f' ({versions})' if versions else ''}"
+
+
+def upgraded(there: Environment, here: Iterable[Environment]) -> Environment | None:
+    """Return the environment that a device is in by now; None where it is as it was, or is none of these."""
+    found = list(here)
+    if any(each.key == there.key for each in found):
+        return None
+    return next((each for each in found if there.changes_to(each)), None)
 
 
 @dataclass(frozen=True)

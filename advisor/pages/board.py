@@ -53,7 +53,7 @@ class Job:
 
     tune_flags: the same flags but for the device, which is a host's own. device: that runs it or ran it, or whose kind it waits
     for; when: since when, or how long it took; moments: each with its name. study: None before that is opened; trials: how many
-    were run while it ran, and of how many, in words.
+    were run while it ran, and of how many, in words. is_again: whether a slot measures it again by itself.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Job:
     moments: tuple[tuple[str, datetime], ...]
     study: int | None
     trials: str
+    is_again: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -207,7 +208,7 @@ def device_of(slot: Payload) -> Device:
 
 def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime) -> Job:
     """Return a job as it is shown. best: the best so far, in words."""
-    state, slot = str(job["state"]), job["slot"]
+    state, slot, again = str(job["state"]), job["slot"], job.get("again") or {}
     named = ("submitted", "submitted_at"), ("started", "started_at"), ("ended", "finished_at")
     moments = {words: moment for words, name in named if (moment := moment_of(job[name])) is not None}
     found = f"best so far: {best}" if best else ""
@@ -220,13 +221,14 @@ def job_of(job: Payload, devices: Mapping[str, Device], best: str, now: datetime
         tune_flags=flags_of({name: value for name, value in job["given"].items() if name != "on"}),
         priority=int(job["priority"]),
         state=state,
-        about="; ".join(str(words) for words in said if words),
+        about="; ".join(str(words) for words in (again.get("words"), *said) if words),
         device=at,
         slot=slot if slot in devices and state != "queued" else None,
         when=_when(state, moments, now),
         moments=tuple(moments.items()),
         study=job["study"],
         trials=trials_words(job),
+        is_again=bool(again),
     )
 
 

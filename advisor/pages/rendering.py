@@ -69,9 +69,12 @@ def submit_html(given: Mapping[str, str], devices: Sequence[str], tiers: Sequenc
     return _page("submit.html", {}, live, title="Submit a job", given=given, devices=devices, tiers=tiers, error=error)
 
 
-def studies_html(studies: Sequence[StudyRecord], newer: str | None, older: str | None, live: Live) -> str:
-    """Return the list of studies, the newest first. newer, older: where the pages beside this one are."""
-    return _page("studies.html", {}, live, title="Studies", studies=studies, newer=newer, older=older)
+def studies_html(
+    studies: Sequence[StudyRecord], newer: str | None, older: str | None, live: Live, damaged: Sequence[str] = ()
+) -> str:
+    """Return the list of studies, the newest first. newer, older: the pages beside this one; damaged: what is left out."""
+    told = {"studies": studies, "newer": newer, "older": older, "damaged": damaged}
+    return _page("studies.html", {}, live, title="Studies", **told)
 
 
 def message_html(title: str, text: str, hint: str, live: Live) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rich.text import Text
@@ -14,6 +14,7 @@ from advisor.advice.suggest import recommend
 from advisor.errors import BadInput, NothingAdmissible, NotMeasured
 from advisor.nouns.answer import NONE_RIGHT, Conclusion
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment, upgraded
 from advisor.nouns.metrics import figure
 from advisor.nouns.model import ModelSource, is_drawn
 from advisor.nouns.trial import Trial, default_of
@@ -50,7 +51,7 @@ class StudyReport:
     stands against what may not be recommended; figures, notes, outlook: as the terminal tells them. code: None where nothing is
     recommended, or its lines can't be made: no_code says why. points: every trial, in order; finalists: those that met the
     default in blocks; path: the best so far after each trial of the search. refusals: what, rules, why. speed_unit: of every
-    point's speed; quality_words: what every point's quality figure is.
+    point's speed; quality_words: what every point's quality figure is. is_stale: whether its device has other versions by now.
     """
 
     study: StudyRecord
@@ -70,6 +71,7 @@ class StudyReport:
     refusals: tuple[tuple[str, str, str], ...]
     speed_unit: str
     quality_words: str
+    is_stale: bool = False
 
     @property
     def is_recommended(self) -> bool:
@@ -78,8 +80,8 @@ class StudyReport:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the verdict is one that stands: neither unconfirmed nor unsearched."""
-        return Conclusion(self.verdict).exit_status == 0
+        """Whether the verdict is one that stands: neither unconfirmed nor unsearched, nor of versions that are gone."""
+        return Conclusion(self.verdict).exit_status == 0 and not self.is_stale
 
     @property
     def failures(self) -> tuple[Point, ...]:
@@ -185,9 +187,12 @@ class StudyReport:
         )
 
 
-def report_of(store: Store, study_id: int, source: ModelSource | None = None) -> StudyReport:
+def report_of(
+    store: Store, study_id: int, source: ModelSource | None = None, here: Iterable[Environment] = ()
+) -> StudyReport:
     """Return what the report of a study shows. source: where its model is now, None where that is not known.
 
+    here: the environments that there are now, so that a study is marked whose device has other versions by now.
     Raises BadInput where there is no such study, NotMeasured where it has no finished trial yet.
     """
     try:
@@ -197,7 +202,7 @@ def report_of(store: Store, study_id: int, source: ModelSource | None = None) ->
     if source is not None and study.workload.key_for(source.architecture_key) != study.workload_key:
         source = None  # another model is at its place by now
     trials = store.trials(study_id)
-    found, reasons = _recommended(store, study, source)
+    found, reasons = _recommended(store, study, source, upgraded(study.environment, here))
     known = _candidates(store, study, trials, found)
     chosen = found.configuration if found is not None else None
     kind = kind_of(study.workload)
@@ -226,18 +231,19 @@ def report_of(store: Store, study_id: int, source: ModelSource | None = None) ->
         refusals=tuple(refusals),
         speed_unit=kind.speed.unit,
         quality_words=measure.words,
+        is_stale=found is not None and bool(found.stale),
     )
 
 
 def _recommended(
-    store: Store, study: StudyRecord, source: ModelSource | None
+    store: Store, study: StudyRecord, source: ModelSource | None, now: Environment | None
 ) -> tuple[Recommendation | None, tuple[str, ...]]:
     """Return what a study recommends under its own objective and for its own weights, or None and why nothing is left.
 
     Raises NotMeasured where no trial has ended yet.
     """
     try:
-        return recommend(store, own_source(study, source), study, study.objective), ()
+        return recommend(store, own_source(study, source), study, study.objective, now=now), ()
     except NothingAdmissible as error:
         return None, error.reasons
 

@@ -68,7 +68,8 @@ class Win:
 class WinnersMap:
     """What wins on a device. lengths, paddings: the columns and rows that have a cell; legend: each winner with its mark.
 
-    others: other devices with studies of this model; unanswered: studies without an answer yet.
+    others: other devices with studies of this model; unanswered: studies without an answer yet; damaged: a line for each row that
+    could not be understood and was passed over.
     """
 
     model: str
@@ -79,6 +80,7 @@ class WinnersMap:
     legend: tuple[tuple[int, str], ...]
     others: tuple[str, ...]
     unanswered: tuple[int, ...]
+    damaged: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -122,10 +124,11 @@ def map_of(store: Store, model: str, architecture_key: str, on: str | None = Non
         raise NotMeasured(f"no study of {model}{where} is stored", known)
     device = meant[0].environment.device_name
     answers, unanswered = _answers(store, [s for s in meant if s.environment.device_name == device])
-    if not answers and store.damaged:
+    if not answers and store.damaged and not unanswered:
         raise DamagedRow(store.damaged[0])
     if not answers:
-        raise NotMeasured(f"no study of {model} on {device} has an answer yet", "advisor tune goes on with it")
+        hint = "; ".join([*store.damaged[:1], "advisor tune goes on with it"])
+        raise NotMeasured(f"no study of {model} on {device} has an answer yet", hint)
     wins, legend = _marked(answers)
     return WinnersMap(
         model=model,
@@ -136,6 +139,7 @@ def map_of(store: Store, model: str, architecture_key: str, on: str | None = Non
         legend=legend,
         others=tuple(name for name in devices if name != device),
         unanswered=tuple(unanswered),
+        damaged=tuple(store.damaged),
     )
 
 

@@ -99,6 +99,15 @@ def build_space(
     )
 
 
+def refusals_of(situation: Situation, objective: Objective) -> list[Reason]:
+    """Return why rules refuse one configuration in an environment, whatever memory is free there; nothing where they don't."""
+    choices = [(f"{knob}={name}", choice_of(knob, name)) for knob, name in situation.configuration.over(KNOBS)]
+    absent = [(subject, choice.unavailable(situation.environment)) for subject, choice in choices]
+    reasons = [replace(reason, subject=subject) for subject, reason in absent if reason is not None]
+    reasons += _refused_together(situation)
+    return [reason for reason in reasons if _refuses(reason, objective)]
+
+
 def refuse_nothing_left(objective: Objective, admissible: int | None, refusals: Sequence[Reason]) -> None:
     """Raise NothingAdmissible where --only leaves nothing to try: the default alone is no answer to it.
 
@@ -171,12 +180,16 @@ def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective, *, u
 
 
 def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
-    reasons = [
+    return _refused_together(situation) + _too_large(situation, objective, free_bytes)
+
+
+def _refused_together(situation: Situation) -> list[Reason]:
+    """Return what the choices of a configuration say of being together in a situation."""
+    return [
         replace(reason, subject=f"{knob}={name}")
         for knob, name in situation.configuration.over(KNOBS)
         for reason in choice_of(knob, name).why_not(situation)
     ]
-    return reasons + _too_large(situation, objective, free_bytes)
 
 
 def _hopeless(situation: Situation, slowest: float) -> list[Reason]:

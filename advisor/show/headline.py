@@ -24,8 +24,11 @@ def summary(recommendation: Recommendation) -> str:
 
 
 def headline(recommendation: Recommendation) -> str:
-    """Return what is found, with markup, and whose speeds it is told by where these weights were not measured."""
-    return _found(recommendation) + (f"; {recommendation.origin}" if recommendation.origin else "")
+    """Return what is found, with markup, whose speeds it is told by where these weights were not measured, and if it is stale."""
+    parts = [_found(recommendation), *([recommendation.origin] if recommendation.origin else [])]
+    if recommendation.stale:
+        parts.append(escape(recommendation.stale_words).replace("stale", "[bold yellow]stale[/]", 1))
+    return "; ".join(parts)
 
 
 def _found(recommendation: Recommendation) -> str:

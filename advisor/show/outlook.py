@@ -65,6 +65,8 @@ def _ratio_words(best: Candidate, blocks: int) -> str:
 def _commands(recommendation: Recommendation) -> list[str]:
     """Return what to do next where an answer is not sure, or leaves much untried: a command a line, after what it is for."""
     command, going_on = escape(recommendation.command), (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED)
+    if recommendation.stale:
+        return [f"to measure it again: [bold]{command}[/]"]
     if not recommendation.same_weights:
         return [f"to measure these weights: [bold]{command}[/]"]
     if recommendation.verdict in going_on:

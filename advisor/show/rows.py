@@ -74,6 +74,7 @@ def _candidate_row(found: Candidate, recommendation: Recommendation) -> Row:
         "objections": "; ".join(found.objections),
         "study": recommendation.study.id,
         "number": found.trial.number,
+        "stale": "; ".join(recommendation.stale),
     }
 
 

@@ -216,7 +216,10 @@ def recommended_script(recommendation: Recommendation, device: str) -> str:
 
 
 def caution_of(recommendation: Recommendation) -> str:
-    """Return what the reader of any lines to paste must know of the weights, "" where these very weights were measured."""
+    """Return what the reader of any lines to paste must know: whose weights were measured, and what was changed since; or ""."""
+    if recommendation.stale:
+        caution = "; ".join(filter(None, (recommendation.stale_words, recommendation.origin)))
+        return f"{caution[:1].upper()}{caution[1:]}. To measure it again: {recommendation.command}"
     if recommendation.same_weights:
         return ""
     unknown = f"the quality of {recommendation.source.name}'s own was not measured"

@@ -105,6 +105,11 @@ class Bounded:
         """Seconds that a fresh process takes to be there: those that one took, not guessed."""
         return self.runner.start_s if isinstance(self.runner, LocalRunner) else 0.0
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds of the budget that another advisor measured on the device."""
+        return self.runner.waited_s if isinstance(self.runner, LocalRunner) else 0.0
+
     def restart(self) -> None:
         """Have the next request run in a fresh process, and keep the device."""
         self.runner.restart()

@@ -54,8 +54,9 @@ def listed(
     limit: how many trials at most, 0 for all. A study of many trials comes in several pieces. Raises NotMeasured where there
     is nothing, DamagedRow where nothing of it can be understood.
     """
-    left, found = limit or None, False
+    left, found, has_studies = limit or None, False, False
     for record in _records(store, architecture_key, study):
+        has_studies = True
         defaults, below = store.default_trials(record.id), None
         while left is None or left > 0:
             page = store.page(record.id, below, min(PAGE, left or PAGE), failed=failed)
@@ -67,11 +68,12 @@ def listed(
                 yield Listed(record, page.trials, _ratios(record, page.trials, defaults))
         if left == 0:
             return
-    if not found and store.damaged:
+    if not found and store.damaged and not (failed and has_studies):
         raise DamagedRow(store.damaged[0])
     if not found:
         what = f"study {study}" if study is not None else "this model" if architecture_key else "anything"
-        raise NotMeasured(f"no {'failed ' if failed else ''}trial of {what} is stored")
+        unread = f"{store.damaged[0]}, and may be one" if store.damaged else ""
+        raise NotMeasured(f"no {'failed ' if failed else ''}trial of {what} is stored", unread)
 
 
 def _records(store: Store, architecture_key: str | None, study: int | None) -> Iterator[StudyRecord]:

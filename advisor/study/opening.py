@@ -83,7 +83,13 @@ def _facts_in_time(job: Job, runner: Bounded) -> ModelFacts:
     try:
         return facts_for(job, runner)
     except BudgetSpent:
-        text = f"nothing was measured: the budget of {runner.clock.seconds:.0f} s was spent before the model was read"
+        budget, waited_s = f"the budget of {runner.clock.seconds:.0f} s", runner.waited_s
+        if waited_s > 0.5 * (runner.clock.seconds or 0.0):
+            text = (
+                f"nothing was measured: for {waited_s:.0f} s of {budget} another advisor measured on {job.machine.uuid}"
+            )
+            raise NotMeasured(text, "the same command when that has ended") from None
+        text = f"nothing was measured: {budget} was spent before the model was read"
         raise NotMeasured(text, f"a longer {named('budget')}") from None
 
 

@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
 from advisor.asking.submission import Submission
-from advisor.daemon.job import STATES
+from advisor.daemon.job import STATES, is_id
 from advisor.errors import AdvisorError, BadInput, DamagedRow, NotMeasured, StoreError
 from advisor.models.checkpoint import find_model
 from advisor.nouns.model import ModelSource
@@ -54,8 +54,8 @@ _FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Ac
 #: How long it is believed where a model is, seconds: its weights are digested each time that somebody looks.
 _LOOK_S = 60.0
 
-#: What jobs are called (`advisor.daemon.engine`), and the number of a study.
-_JOB, _NUMBER = re.compile(r"[0-9a-z]{1,32}"), re.compile(r"[0-9]{1,9}", re.ASCII)
+#: The number of a study.
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 #: What the form asks for beside the model and the priority, by option.
 _FIELDS = ("lengths", "padding", "batch", "budget", "quality", "on")
@@ -201,12 +201,13 @@ class Pages:
             raise BadInput("first must be a number from 0 on")
         store = self._served.store.anew()
         found = store.studies_page(None, None, first, PAGE) or []
+        damaged = list(store.damaged)
         older = store.studies_page(None, None, first + PAGE, 1) is not None
         places = (
             f"/studies?first={max(0, first - PAGE)}" if first else None,
             f"/studies?first={first + PAGE}" if older else None,
         )
-        return _page(studies_html(found, *places, _live(request)))
+        return _page(studies_html(found, *places, _live(request), damaged))
 
     def study(self, request: Request, number: str) -> Response:
         """The report of a study, as `advisor report` writes it."""
@@ -225,7 +226,8 @@ class Pages:
         return _page(report_html(report, live))
 
     def _report(self, number: int) -> StudyReport:
-        return report_of(self._served.store.anew(), number, _source_of(self._served.store.study(number).model_name))
+        source = _source_of(self._served.store.study(number).model_name)
+        return report_of(self._served.store.anew(), number, source, self._served.environments())
 
     def map(self, request: Request, model: str = "", on: str | None = None) -> Response:
         """Which choice wins where, as `advisor map` writes it: of a model by the name that its studies have."""
@@ -258,7 +260,7 @@ def _packed(place: str) -> bytes:
 
 def _named(name: str) -> str:
     """Return a job's id. Raises NotThere for what can be none."""
-    if not _JOB.fullmatch(name):
+    if not is_id(name):
         raise NotThere("there is no such job", "the first page lists them")
     return name
 

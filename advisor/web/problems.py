@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from advisor.errors import AdvisorError, BadInput, NothingAdmissible, NotMeasured, StoreError
 from advisor.terminal import in_a_line
-from advisor.web.served import NoDevice, QueueFull
+from advisor.web.served import NoDevice, OverAlready, QueueFull
 
 #: Of a request (ASGI's scope) whose answer's headers alone are asked for.
 ONLY_HEAD = "advisor.only_head"
@@ -28,6 +28,7 @@ AGAIN_S = 5
 _STATUSES: tuple[tuple[type[AdvisorError], int], ...] = (
     (QueueFull, 429),
     (NoDevice, 409),
+    (OverAlready, 409),
     (NotMeasured, 404),
     (NothingAdmissible, 409),
     (StoreError, 503),

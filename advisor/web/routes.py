@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, Submission, let_in
-from advisor.daemon.job import STATES
+from advisor.daemon.job import LONGEST_ID, STATES
 from advisor.errors import AdvisorError, BadInput, NotMeasured, named
 from advisor.version import __version__
 from advisor.web.description import ANY, BODY, POSTED, answers, asked
@@ -20,7 +20,7 @@ from advisor.web.served import Served
 #: Rows of a page, and how many a request may ask for.
 PAGE, MOST = 50, 500
 
-_Id = Annotated[str, Path(max_length=64, description="a job's id, or a beginning that no other one has")]
+_Id = Annotated[str, Path(max_length=LONGEST_ID, description="a job's id, or a beginning that no other one has")]
 _First = Annotated[int, Query(ge=0, le=10**7, description="how many newer ones are left out, a whole number")]
 _Limit = Annotated[int, Query(ge=1, le=MOST, description=f"how many at most, from 1 to {MOST}")]
 _Before = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="trials with a lower number than this alone")]
@@ -80,10 +80,10 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
         """Return a job, and how its study stands."""
         return served.told(job)
 
-    @router.delete("/jobs/{job}", responses=answers(*POSTED, 404, 422))
+    @router.delete("/jobs/{job}", responses=answers(*POSTED, 404, 409, 422))
     def cancel(job: _Id) -> Any:
-        """Cancel a job that waits or runs: what it runs is killed, what it measured stays."""
-        return served.told(served.jobs.cancel(job).id)
+        """Cancel a job that waits or runs: what it runs is killed, what it measured stays. 409 for one that is over."""
+        return served.told(served.cancel(job).id)
 
 
 def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool]) -> None:
@@ -136,7 +136,7 @@ def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mappin
             f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
         )
     question = question_of(let_in(model, served.limits.model_root), given)
-    found = served.desk.answer(question)
+    found = served.desk.answer(question, served.environments(question.on))
     device = "cuda" if found.study.environment.is_cuda else "cpu"
     if (form := shown.get("format", "json")) == "json":
         return {**recommendation_payload(found, device), "exit_status": found.exit_status}
@@ -164,7 +164,12 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         more = page.last is not None and page.last > 0
         following = f"study={study}&before={page.last}&limit={limit}{'&failed=true' if failed else ''}"
         listed = [trial_payload(record, trial) for trial in page.trials]
-        return {**study_payload(record), "trials": listed, "next": f"/api/v1/trials?{following}" if more else None}
+        return {
+            **study_payload(record),
+            "trials": listed,
+            "next": f"/api/v1/trials?{following}" if more else None,
+            "damaged": list(store.damaged),
+        }
 
     @router.get("/studies", responses=answers(422))
     def studies(first: _First = 0, limit: _Limit = PAGE) -> Any:
@@ -172,10 +177,10 @@ def _add_stored(router: APIRouter, served: Served) -> None:
         from advisor.study.history import study_payload
 
         store = served.store.anew()
-        found = store.studies_page(None, None, first, limit) or []
+        found, damaged = store.studies_page(None, None, first, limit) or [], list(store.damaged)
         is_last = store.studies_page(None, None, first + limit, 1) is None
         following = None if is_last else f"/api/v1/studies?first={first + limit}&limit={limit}"
-        return {"studies": [study_payload(each) for each in found], "next": following}
+        return {"studies": [study_payload(each) for each in found], "next": following, "damaged": damaged}
 
     @router.get("/environments")
     def environments() -> Any:

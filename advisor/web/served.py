@@ -14,6 +14,7 @@ from advisor.asking.submission import Submission
 from advisor.daemon.engine import Jobs
 from advisor.daemon.job import Job
 from advisor.errors import BadInput, DamagedRow, NotMeasured, named
+from advisor.nouns.environment import Environment
 from advisor.storage.counts import Counts, Size
 from advisor.storage.roster import Roster, Slot
 from advisor.storage.store import Store
@@ -40,6 +41,10 @@ class Limits:
 
 class QueueFull(BadInput):
     """So many jobs wait that no other one is let in for now."""
+
+
+class OverAlready(BadInput):
+    """A job that is over can't be cancelled."""
 
 
 class NoDevice(BadInput):
@@ -77,6 +82,13 @@ class Served:
         """The slots."""
         return Roster(self.store)
 
+    def environments(self, wanted: str | None = None) -> list[Environment]:
+        """Return the environments of the slots that are at work, GPUs first, each once. wanted: of those that it names alone."""
+        slots = [slot for slot in self.roster.slots() if slot.is_there()]
+        meant = [slot.environment for slot in slots if wanted is None or _is_meant(slot, wanted)]
+        found = {environment.key: environment for environment in meant}
+        return sorted(found.values(), key=lambda environment: not environment.is_cuda)
+
     def submit(self, submission: Submission, *, is_operator: bool = False) -> Job:
         """Have a job wait for a device; return it. Raises BadInput, QueueFull, NoDevice.
 
@@ -90,6 +102,14 @@ class Served:
         if not is_operator and self.jobs.waiting() >= limits.most_waiting:
             raise QueueFull(f"{limits.most_waiting} jobs wait already", "submit it again later")
         return self.jobs.job(self.jobs.submit(placed))
+
+    def cancel(self, name: str) -> Job:
+        """Cancel a job that waits or runs; return it. Raises NotMeasured where there is none, OverAlready."""
+        before = self.jobs.job(name)
+        job = self.jobs.cancel(before.id)
+        if not before.is_open or job.state != "cancelled":
+            raise OverAlready(f"job {job.id} is over already: it is {job.state}")
+        return job
 
     def told(self, name: str) -> dict[str, Any]:
         """Return a job with how its study stands, as JSON values. Raises NotMeasured where there is no such job."""

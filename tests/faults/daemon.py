@@ -30,6 +30,7 @@ from fleet import MODEL, Fleet
 from kill import server
 
 from advisor.asking.submission import Submission
+from advisor.daemon.deaths import MOST as DEATHS
 from advisor.storage.counts import Counts
 from advisor.storage.roster import Roster
 
@@ -106,7 +107,7 @@ def killed(bed: Bed, what: str) -> Cell:
         fleet.check([*(set(names) - {job.id for job in given_up}), *again], hits)
         took_s, trials = time.monotonic() - began, len(fleet.finished)
         seen = f"{hits} kills, {len(names)} studies, {trials} trials; over {took_s:.0f} s after the last"
-        seen += f"; {len(again)} given up after three deaths in a row, and submitted again" if again else ""
+        seen += f"; {len(again)} given up after {DEATHS} deaths in a row, and submitted again" if again else ""
         expected = "every study ends; every trial number recorded once; nothing lost"
         fault = f"kill −9 of the {what}{'’s process' if what == 'trial' else ''}"
         return Cell(fault, bed.database, expected, seen, tuple(fleet.problems))
@@ -223,6 +224,31 @@ def cancelled(bed: Bed) -> Cell:
     return Cell(
         "cancel while a trial runs", bed.database, "its process group is gone within 2 s", seen, tuple(problems)
     )
+
+
+def stopped(bed: Bed) -> Cell:
+    """Send SIGTERM to a host while a trial runs, and see when it has ended."""
+    took, problems = [], []
+    with bed.fleet() as fleet:
+        for place in range(max(3, bed.kills // 3)):
+            fleet.start_real()
+            fleet.slots(1)
+            name = fleet.submit(str(MODEL), lengths=f"{200 + place},12", blocks=12, threads=1)
+            fleet.until(lambda: fleet.processes("real", "trial"), 60.0, "a trial's process")
+            time.sleep(bed.chance.uniform(0.0, 2.0))
+            host = fleet.hosts["real"]
+            host.terminate()
+            began = time.monotonic()
+            host.wait(60.0)
+            took.append(time.monotonic() - began)
+            if (state := fleet.job(name).state) != "queued":
+                problems.append(f"job {name} is {state}")
+            fleet.jobs.cancel(name)
+    if max(took) > 15.0:
+        problems.append(f"a host had ended after {max(took):.1f} s")
+    seen = f"ended after {min(took):.1f} to {max(took):.1f} s ({len(took)} times)"
+    expected = "ended within 15 s, its job is queued again"
+    return Cell("SIGTERM while a trial runs", bed.database, expected, seen, tuple(problems))
 
 
 def _ran_more(fleet: Fleet, lines: int) -> bool:
@@ -350,6 +376,7 @@ CELLS: dict[str, tuple[Callable[[Bed], Cell], tuple[str, ...]]] = {
     "away": (server_away, ("PostgreSQL",)),
     "full": (disk_full, ("SQLite",)),
     "cancel": (cancelled, ("SQLite", "PostgreSQL")),
+    "stop": (stopped, ("SQLite", "PostgreSQL")),
     "polite": (polite, ("SQLite", "PostgreSQL")),
     "thousand": (thousand, ("SQLite", "PostgreSQL")),
     "one": (lambda bed: scaled(bed, 1), ("PostgreSQL",)),

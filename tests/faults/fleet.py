@@ -35,13 +35,14 @@ MODEL = ROOT / "tests" / "models" / "causal"
 
 @dataclass
 class Fleet:
-    """Hosts on one database. folder: for their words and logs."""
+    """Hosts on one database. folder: for their words and logs; variables: of the hosts' environment, before all others."""
 
     url: str
     folder: Path
     hosts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     finished: dict[tuple[int, int], Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the schemas."""
@@ -75,13 +76,25 @@ class Fleet:
             "ADVISOR_DATABASE_URL": self.url,
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            **self.variables,
         }
 
     def start_replaying(
-        self, name: str, devices: Sequence[str], run_s: float, prefix: Sequence[str] = (), *, whole: bool = False
+        self,
+        name: str,
+        devices: Sequence[str],
+        run_s: float,
+        prefix: Sequence[str] = (),
+        *,
+        whole: bool = False,
+        recheck_after_s: float | None = None,
     ) -> None:
-        """Start a host with made-up devices. prefix: a command that runs it, such as unshare; whole: all that was recorded."""
+        """Start a host with made-up devices. prefix: a command that runs it, such as unshare; whole: all that was recorded.
+
+        recheck_after_s: after how long with nothing to do its slots measure again what is stale, seconds; None: never.
+        """
         shared = {"run_s": run_s, "log": str(self.log), "whole": whole, "landscape": LANDSCAPE}
+        shared["recheck_after_s"] = recheck_after_s
         settings = {"url": self.url, "devices": list(devices), "host": name, **shared}
         self._start(name, [*prefix, sys.executable, str(HERE / "replay_host.py"), json.dumps(settings)])
 

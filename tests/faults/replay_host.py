@@ -1,7 +1,7 @@
 """A host whose devices are made up: its slots replay a recorded landscape, and each run takes a fixed time.
 
     python tests/faults/replay_host.py '{"url": URL, "devices": ["GPU-0", "GPU-1"], "host": "a", "run_s": 0.2, "log": PATH,
-                                       "whole": false, "landscape": NAME}'
+                                       "whole": false, "landscape": NAME, "recheck_after_s": null}'
 
 What the daemon does is the daemon's own: its supervisor, a process for each slot, its queue, its store. Only what would measure
 on a GPU answers from the recording, some twenty configurations of it or the whole. A job's model is a name alone: jobs of
@@ -47,6 +47,45 @@ def landscape(name: str) -> Any:
     return Landscape.of(json.loads((LANDSCAPES / f"{name}.json").read_text(encoding="utf-8")))
 
 
+def model(name: str) -> Any:
+    """Return a model of a name alone."""
+    from advisor.nouns.model import ModelSource
+
+    return ModelSource(name, "/nowhere", {"model_type": "llama"}, "trained", f"sha256:{name}", has_tokenizer=False)
+
+
+def objective_of(recorded: Any, *, whole: bool) -> Any:
+    """Return what is asked of a job: all that was recorded, or some of it."""
+    return recorded.objective if whole else replace(recorded.objective, only=ONLY)
+
+
+class Unchanging:
+    """A bench whose device has the versions of a recording for ever, and whose models need no files."""
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has them still."""
+        return True
+
+    def fetching(self, _: Any) -> Any:
+        """Return what has nothing to bring."""
+        from advisor.daemon.fetch import Fetch, Wanted
+
+        return Fetch(Wanted("/nowhere"))
+
+    def again(self, study: Any, also: tuple[Any, ...]) -> Any:
+        """Return what measures a study's default and these again."""
+        from advisor.nouns.objective import Budget
+        from advisor.study.tuning import Job
+
+        source, device = model(study.model_name), self.machine  # type: ignore[attr-defined]
+        return Job(source, study.workload, study.objective, Budget(trials=1), device, also=also)
+
+
+def note(log: int, words: Mapping[str, Any]) -> None:
+    """Note what is run, in a line of an open file."""
+    os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
+
+
 def _watching(somebody: Path) -> Any:
     """Return a watch that sees somebody else's process on its device where a file is there."""
     from advisor.daemon.courtesy import Watch
@@ -73,7 +112,6 @@ def slot(settings: Mapping[str, Any]) -> int:
     from advisor.measure.messages import Answer, BlockAsked, Request, TrialAsked
     from advisor.measure.replay import ReplayRunner
     from advisor.measure.runner import Interrupted
-    from advisor.nouns.model import ModelSource
     from advisor.nouns.objective import Budget
     from advisor.study.tuning import Job
 
@@ -109,34 +147,28 @@ def slot(settings: Mapping[str, Any]) -> int:
                 "seed": request.seed if is_block else None,
                 "asked": [configuration.key for configuration in asked],
             }
-            self._write({**words, "is": "begun"})
+            note(log, {**words, "is": "begun"})
             result = super().run(request, timeout_s)
             if self._stopped.wait(settings["run_s"] * len(asked)):
                 raise Interrupted(self.interrupted)
-            self._write({**words, "is": "over"})
+            note(log, {**words, "is": "over"})
             return result
 
-        def _write(self, words: Mapping[str, Any]) -> None:
-            os.write(log, (json.dumps({**words, "at": time.time()}) + "\n").encode())
-
-    class Recording:
+    class Recording(Unchanging):
         """A bench that replays."""
 
         machine = machine(settings["device"], settings["host"], recorded)
 
         def tuning(self, submission: Submission) -> Job:
             _die_where(submission.model == "org/deadly")
-            digest = f"sha256:{submission.model}"
-            source = ModelSource(
-                submission.model, "/nowhere", {"model_type": "llama"}, "trained", digest, has_tokenizer=False
-            )
+            source = model(submission.model)
             given = submission.given
             budget = Budget(
                 trials=given.get("trials"),
                 exhaustive=given.get("trials") is None,
                 blocks=given.get("blocks", Budget().blocks),
             )
-            objective = recorded.objective if settings["whole"] else replace(recorded.objective, only=ONLY)
+            objective = objective_of(recorded, whole=settings["whole"])
             return Job(source, recorded.workload, objective, budget, self.machine, seed=0)
 
         def runner(self, job: Job, _: Callable[[Mapping[str, Any]], None]) -> Fixed:
@@ -165,6 +197,7 @@ def host(settings: Mapping[str, Any]) -> None:
         "assume_idle": True,
         "allow_pickle": False,
         **{name: settings[name] for name in ("host", "run_s", "log", "whole", "landscape")},
+        "recheck_after_s": settings.get("recheck_after_s"),
     }
     command = (sys.executable, str(Path(__file__).resolve()), "--slot")
     Supervisor(settings["url"], devices, shared, command).run(stop)
