@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from fleet import Fleet
 
-from advisor.daemon.entry import HELD_S
+from advisor.daemon.arrival import HELD_S
 from advisor.show.job_table import change
 from advisor.storage.roster import BEAT_S
 from advisor.web.served import Limits, Served

@@ -65,13 +65,6 @@ class Record:
                 found[_STATES[status]] = found.get(_STATES[status], 0) + int(count)
         return found
 
-    def states(self, like: str) -> dict[str, str]:
-        """Return the state of each job by its id, of those whose ids are like a pattern of SQL's."""
-        row = self._table.c
-        asked = select(row.workflow_uuid, row.status).where(row.name == JOB, row.workflow_uuid.like(like))
-        with self._engine.connect() as connection:
-            return {name: _STATES[status] for name, status in connection.execute(asked)}
-
     def before(self, names: Sequence[str]) -> dict[str, int]:
         """Return how many jobs stand before these in their queues, by id, in one question; who does not wait is left out."""
         row = self._table.c
@@ -92,6 +85,13 @@ class Record:
         with self._engine.connect() as connection:
             found = {name: _moment(began) for name, began in connection.execute(asked)}
         return {name: moment for name, moment in found.items() if moment is not None}
+
+    def states(self, like: str) -> dict[str, str]:
+        """Return the state of each job by its id, of those whose ids are like a pattern of SQL's."""
+        row = self._table.c
+        asked = select(row.workflow_uuid, row.status).where(row.name == JOB, row.workflow_uuid.like(like))
+        with self._engine.connect() as connection:
+            return {name: _STATES[status] for name, status in connection.execute(asked)}
 
     def over_before(self, name: str, moment: datetime, most: int) -> list[str]:
         """Return the ids of workflows of a name that were over before a moment, at most so many: none that waits or runs."""

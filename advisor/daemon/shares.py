@@ -32,8 +32,8 @@ def noted(jobs: Jobs, job: Job, study: int, first: int) -> int:
     return min(first, int(told.words.get("first", first)))
 
 
-def ended(jobs: Jobs, store: Store, name: str) -> None:
-    """Note how many trials the study of a job has as the job ends: later ones are others'."""
+def note_last(jobs: Jobs, store: Store, name: str) -> None:
+    """Note how many trials the study of a job has as the job ends, unless that is noted: later ones are others'."""
     with suppress(NotMeasured):  # it is over, and was removed since
         job = jobs.job(name)
         if job.study is not None and "last" not in job.words:

@@ -14,6 +14,7 @@ from typing import Any
 
 from advisor.asking.submission import Submission
 from advisor.daemon import deaths, shares
+from advisor.daemon.arrival import allowed, entered
 from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
@@ -97,7 +98,7 @@ class Slot:
         self._start(self._beat)
         # What ran here when its last process ended may run elsewhere meanwhile.
         deaths.put_back(self.url, self.store, self.name, self.supervisor)
-        if not self._may_use_it(stop):
+        if not allowed(self.watch, lambda why: self._is("waiting", why), stop):
             self.roster.leave(self.name, self.owner)
             return 0
         self._is("idle")
@@ -164,7 +165,7 @@ class Slot:
                 _log.info(ended.outcome, extra={"slot": self.name, "job": name, "why": ended.why})
                 self._patiently(lambda: self.jobs.tell(name, outcome=ended.outcome, why=ended.why))
             if not self._leaving.is_set():
-                self._patiently(lambda: shares.ended(self.jobs, self.store, name))
+                self._patiently(lambda: shares.note_last(self.jobs, self.store, name))
             return ended.why if ended.outcome == "failed" else ""
         finally:
             self._is("idle")

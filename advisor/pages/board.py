@@ -84,8 +84,8 @@ class Job:
 
     @property
     def tune_command(self) -> str:
-        """The command line that tunes the same where it is typed, "" likewise."""
-        return "" if self.is_again else f"advisor tune {shlex.quote(self.model)} {self.tune_flags}".strip()
+        """The command line that tunes the same where it is typed."""
+        return f"advisor tune {shlex.quote(self.model)} {self.tune_flags}".strip()
 
     @property
     def short_flags(self) -> str:

@@ -63,12 +63,11 @@ def trials_words(job: Mapping[str, Any]) -> str:
 
 
 def _about(job: Mapping[str, Any]) -> str:
-    """Return what there is to say of a job beside its state: what it measures again, waits for, and found by then; or its end."""
-    why, answer = str(job.get("why") or ""), str(job.get("answer") or "")
-    again = str((job.get("again") or {}).get("words") or "")
-    if job["state"] in ("queued", "running"):
-        return "; ".join(words for words in (again, why, answer and f"so far {answer}") if words)
-    return "; ".join(words for words in (again, answer or why) if words)
+    """Return what there is to say of a job beside its state: what it measures again, waits for, found by then; how it ended."""
+    again, why, answer = (job.get("again") or {}).get("words"), job.get("why"), job.get("answer")
+    is_open = job["state"] in ("queued", "running")
+    said = (again, why, answer and f"so far {answer}") if is_open else (again, answer or why)
+    return "; ".join(str(words) for words in said if words)
 
 
 def _short(model: str) -> str:

@@ -16,7 +16,7 @@ _WORDS = {
     401: "the token is missing or wrong",
     403: "a page of another site asks",
     404: "not here, or not measured",
-    409: "not possible: nothing is admissible, or no device is of that kind",
+    409: "not possible: nothing is admissible, no device is of that kind, or the job is over already",
     413: "too many bytes",
     415: "the body is not called JSON",
     421: "the daemon is not called by this name",

@@ -80,7 +80,7 @@ def _add_jobs(router: APIRouter, served: Served) -> None:
         """Return a job, and how its study stands."""
         return served.told(job)
 
-    @router.delete("/jobs/{job}", responses=answers(*POSTED, 404, 422))
+    @router.delete("/jobs/{job}", responses=answers(*POSTED, 404, 409, 422))
     def cancel(job: _Id) -> Any:
         """Cancel a job that waits or runs: what it runs is killed, what it measured stays. 409 for one that is over."""
         return served.told(served.cancel(job).id)

@@ -45,7 +45,7 @@ class Queue:
         if slot is None or not slot.is_there():
             return "its slot is gone: it is put back, and goes on elsewhere"
         if job.submission.again is not None and slot.job not in (None, job.id):
-            return f"{slot.job} goes first"
+            return f"job {slot.job} goes first"
         return slot.why if slot.state == "waiting" and slot.job == job.id else ""
 
     def _of_slots(self, there: Sequence[Slot]) -> str:
