@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 #: What every record has: all else was given with `extra`.
 _USUAL = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "taskName"}
@@ -34,13 +32,3 @@ def log_json() -> None:
     handler.setFormatter(_Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("advisor").setLevel(logging.INFO)
-
-
-def log_event(log: logging.Logger, event: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Log what of a tune's events an operator asks for: how trials end, and what is waited for. about: what every line has."""
-    if event["event"] == "trial":
-        trial = event["trial"]
-        words = {"trial": trial.number, "configuration": str(trial.requested), "outcome": str(trial.outcome)}
-        log.info("a trial ended", extra={**about, **words, "why": trial.reason})
-    elif str(event.get("stage", "")).startswith("waiting"):
-        log.info(event["stage"], extra=about)

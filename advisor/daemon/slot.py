@@ -19,9 +19,7 @@ from advisor.daemon.bench import Bench, Stoppable
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
-from advisor.daemon.entry import entered
 from advisor.daemon.job import Job
-from advisor.daemon.logs import log_event
 from advisor.daemon.queues import queue_again
 from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
 from advisor.daemon.turns import Turns
@@ -119,18 +117,6 @@ class Slot:
                 with suppress(StoreError):
                     self.roster.leave(self.name, self.owner)
             os._exit(0 if stop.is_set() else YIELDED)  # DBOS would call done what was let go
-
-    def _may_use_it(self, stop: threading.Event) -> bool:
-        """Wait until the device may be used; return whether it may, which it may not where the slot is told to stop."""
-        told = ""
-        while hindrance := self.watch.hindrance():
-            if hindrance != told:
-                _log.info("waits", extra={"slot": self.name, "why": hindrance})
-            told = hindrance
-            self._is("waiting", hindrance)
-            if stop.wait(LOOK_S):
-                return False
-        return True
 
     def _start(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="advisor-slot", daemon=True).start()
@@ -278,7 +264,13 @@ class Slot:
         return False
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        log_event(_log, event, {"slot": self.name, "job": self._job})
+        about = {"slot": self.name, "job": self._job}
+        if event["event"] == "trial":
+            trial = event["trial"]
+            words = {"trial": trial.number, "configuration": str(trial.requested), "outcome": str(trial.outcome)}
+            _log.info("a trial ended", extra={**about, **words, "why": trial.reason})
+        elif str(event.get("stage", "")).startswith("waiting"):
+            _log.info(event["stage"], extra=about)
 
     def _patiently(self, verb: Callable[[], Any]) -> Any:
         """Return what a verb of the jobs says, as soon as their database is there."""

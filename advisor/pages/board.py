@@ -78,9 +78,9 @@ class Job:
 
     @property
     def submit_command(self) -> str:
-        """The command line that submits the same; "" where nobody asked for it, as for what is measured again."""
+        """The command line that submits the same."""
         priority = f" --priority {self.priority}" if self.priority else ""
-        return "" if self.is_again else f"advisor submit {shlex.quote(self.model)} {self.flags}".strip() + priority
+        return f"advisor submit {shlex.quote(self.model)} {self.flags}".strip() + priority
 
     @property
     def tune_command(self) -> str:
