@@ -363,8 +363,9 @@ def test_no_secret_is_where_others_can_read_it(tmp_path: Path, monkeypatch: pyte
     command = (sys.executable, "-c", "import time; time.sleep(60)")
     slot = Supervisor(url, [device], {"only": None}, command)._started(device, str(tmp_path))
     try:
-        assert b"hunter2" not in Path(f"/proc/{slot.pid}/cmdline").read_bytes()
-        assert f"ADVISOR_DATABASE_URL={url}".encode() in Path(f"/proc/{slot.pid}/environ").read_bytes()
+        environment = waited(Path(f"/proc/{slot.pid}/environ").read_bytes)  # it is empty for a moment as a process begins
+        assert f"ADVISOR_DATABASE_URL={url}".encode() in environment
+        assert b"hunter2" not in waited(Path(f"/proc/{slot.pid}/cmdline").read_bytes)
     finally:
         slot.kill()
         slot.wait()
