@@ -163,7 +163,7 @@ def serving(daemon: Daemon, port: int = 0) -> Iterator[Daemon]:
         return told(daemon.served, request, stopping)
 
     app.add_api_route("/api/v1/events", events, response_model=None)
-    config = uvicorn.Config(guarded(app), port=port, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(guarded(app), port=port, log_level="warning", timeout_graceful_shutdown=60)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
