@@ -34,8 +34,9 @@ LOOK_S, SWEEP_S = 0.2, 3.0
 #: How soon a slot's process that died is started again at first, and at last where it keeps dying, seconds.
 AGAIN_S, AGAIN_MOST_S = 0.2, 30.0
 
-#: A process that lived for so long did not die of how it was started, seconds.
-LIVED_S = 20.0
+#: A process that lived for so long did not die of how it was started, seconds: it takes jobs up after two. A job that it dies of
+#: again and again is ended by `advisor.daemon.deaths`.
+LIVED_S = 5.0
 
 #: How long slots have after SIGTERM before they are killed, seconds.
 STOP_S = 10.0
