@@ -181,6 +181,17 @@ def test_what_is_being_measured_again_answers_when_it_is_done(store: Store) -> N
     assert answer(store).stale == ()
 
 
+def test_what_was_begun_again_and_let_go_of_answers_nothing(store: Store) -> None:
+    """A slot that measures it again lets other jobs go first, and a cancelled job is never gone on with: what was done answers."""
+    before = measured(store, OLDER)
+    again = store.open_study(SOURCE, WORKLOAD, HERE, WANTED, Budget(600.0), 0)
+    store.close_study(again, "interrupted")
+    found = answer(store)
+    assert (found.study.id, found.stale) == (before, CHANGED)
+    measured(store, HERE, ratio=1.1, state="interrupted")
+    assert answer(store).study.id == before
+
+
 def test_what_rules_refuse_by_now_is_said(store: Store) -> None:
     """Without the package that the recommended choice needs it can't be run: that is said wherever it is recommended."""
     then = replace(HERE, packages={**HERE.packages, "flash-attn": "2.8.3"})

@@ -47,8 +47,8 @@ def _in_environment(
     own = [s for s in studies if s.environment_key == here.key]
     stale = [s for s in studies if s.environment.changes_to(here)]
     done = [s for s in stale if s.state == "done"]
-    # What has only begun to be measured again answers when it is done.
-    if (stale and not own) or (done and all(s.state == "running" for s in own)):
+    # What has only begun to be measured again answers when it is done: a slot lets go of it where another job waits.
+    if (stale and not own) or (done and all(s.state != "done" for s in own)):
         key = (done or stale)[0].environment_key
         return [s for s in stale if s.environment_key == key], []
     if own or here.is_cuda or not studies:
