@@ -21,6 +21,7 @@ from daemons import waited
 from made_databases import laid, probed
 
 from advisor.advice.suggest import suggest
+from advisor.asking.submission import LEAST_PRIORITY, Again, Submission
 from advisor.daemon import engine
 from advisor.daemon.recheck import BEST
 from advisor.daemon.slot import YIELDED
@@ -149,6 +150,22 @@ def test_a_job_that_somebody_submits_goes_first(sqlite_url: str, tmp_path: Path)
         fleet.until(lambda: fleet.store.study(fleet.job(again.id).study).state == "done", 30.0, "its study ends")
         assert answer(fleet.store, "org/model").stale == ()
         assert FLEET.wrong_with(fleet.store.trials(fleet.job(again.id).study)) == []
+
+
+def test_what_waits_for_versions_that_are_gone_is_cancelled(sqlite_url: str, tmp_path: Path) -> None:
+    """No slot takes it up any more. What a slot of another host would is left alone, though that is away for now."""
+    with fleet_of(sqlite_url, tmp_path) as fleet:
+        elsewhere = replace(NOW, driver="590.00")
+        Roster(fleet.store).know("GPU-9", "b", elsewhere)
+        outdated, kept = (
+            fleet.jobs.submit(Submission("org/model", {}, LEAST_PRIORITY, NOW.device_class, Again(7, there.key)))
+            for there in (OLDER, elsewhere)
+        )
+        fleet.start_replaying("a", ["GPU-0"], 0.1, recheck_after_s=0.3)
+        fleet.until(lambda: not fleet.job(outdated).is_open, 60.0, "it is over")
+        time.sleep(1.0)
+        assert fleet.job(outdated).state == "cancelled"
+        assert fleet.job(kept).state == "queued"
 
 
 def test_whoever_comes_last_waits_for_the_next_of_a_queue() -> None:

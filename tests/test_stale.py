@@ -182,7 +182,7 @@ def test_what_is_being_measured_again_answers_when_it_is_done(store: Store) -> N
 
 
 def test_what_was_begun_again_and_let_go_of_answers_nothing(store: Store) -> None:
-    """A slot that measures it again lets other jobs go first, and a cancelled job is never gone on with: what was done answers."""
+    """A slot lets other jobs go first, and a cancelled job is never gone on with: what was done before answers."""
     before = measured(store, OLDER)
     again = store.open_study(SOURCE, WORKLOAD, HERE, WANTED, Budget(600.0), 0)
     store.close_study(again, "interrupted")
