@@ -136,15 +136,14 @@ def test_a_job_that_somebody_submits_goes_first(sqlite_url: str, tmp_path: Path)
         fleet.until(fleet.lines, 60.0, "it is measured again")
         mine = [fleet.submit("org/mine", trials=3, blocks=0), fleet.submit("org/other", trials=2, blocks=0)]
         mine += [fleet.submit("org/third", trials=2, blocks=0)]
-        fleet.all_over(mine, 90.0)
+        fleet.until(lambda: not any(fleet.job(name).is_open for name in mine), 90.0, "the jobs are over")
         (again,) = again_of(fleet)
         assert again.state == "running"
         fleet.until(lambda: fleet.job(again.id).state == "done", 90.0, "the other goes on")
         over = [line["model"] for line in fleet.lines() if line["is"] == "over"]
         first = over.index("org/mine")
-        assert (
-            over[first : first + 7] == ["org/mine"] * 3 + ["org/other"] * 2 + ["org/third"] * 2
-        )  # nothing between them
+        theirs = ["org/mine"] * 3 + ["org/other"] * 2 + ["org/third"] * 2
+        assert over[first : first + 7] == theirs  # nothing between them
         assert first <= 2  # what ran when it was submitted, and one that began before the slot heard of it
         assert set(over[first + 7 :]) == {"org/model"}
         fleet.until(lambda: fleet.store.study(fleet.job(again.id).study).state == "done", 30.0, "its study ends")

@@ -169,7 +169,7 @@ class Slot:
                 self._fetch(job.submission)
                 tuning = self.bench.tuning(job.submission)
             else:
-                tuning = tuning_again(self.store, again, self.bench)
+                tuning = self._patiently(lambda: tuning_again(self.store, again, self.bench))
         except Interrupted as stopped:
             _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
             return Ended()
