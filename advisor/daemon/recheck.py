@@ -40,7 +40,7 @@ _log = logging.getLogger("advisor.recheck")
 def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
     """Queue one stale study of an environment; return its job's id, None where nothing is stale or the device has work.
 
-    One at a time; what was queued once, in this environment, is not queued again, whatever became of it.
+    One at a time; what was queued once, in this environment, is not queued again while its job is kept, whatever became of it.
     """
     if jobs.waiting(here.device_class):
         return None
