@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import time, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from advisor.errors import BadInput, NotMeasured
 from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
-from advisor.machine.locks import wanting
+from advisor.machine.locks import is_wanted, wanting
 from advisor.measure.runner import environment_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment, Machine
@@ -223,6 +224,19 @@ def test_a_device_that_another_advisor_measures_on_is_left_to_it(
     assert not watch.hindrance(works=True)
 
 
+def test_nobody_who_looks_is_taken_for_one_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot looks from two threads, and another daemon may look as well: none of them gives the device back for it."""
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
+    with wanting("looked-at"):
+        assert is_wanted("looked-at")
+
+    def found(_: int) -> int:
+        return sum(is_wanted("looked-at") for _ in range(5000))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(found, range(2))) == [0, 0]
+
+
 def test_a_control_groups_quota_bounds_a_slots_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot uses no more threads than may run at once."""
     quota = tmp_path / "cpu.max"
@@ -363,9 +377,11 @@ def test_no_secret_is_where_others_can_read_it(tmp_path: Path, monkeypatch: pyte
     command = (sys.executable, "-c", "import time; time.sleep(60)")
     slot = Supervisor(url, [device], {"only": None}, command)._started(device, str(tmp_path))
     try:
-        environment = waited(Path(f"/proc/{slot.pid}/environ").read_bytes)  # it is empty for a moment as a process begins
-        assert f"ADVISOR_DATABASE_URL={url}".encode() in environment
-        assert b"hunter2" not in waited(Path(f"/proc/{slot.pid}/cmdline").read_bytes)
+        # Both are empty for an instant after it was started.
+        said = waited(Path(f"/proc/{slot.pid}/cmdline").read_bytes)
+        assert b"time.sleep" in said
+        assert b"hunter2" not in said
+        assert f"ADVISOR_DATABASE_URL={url}".encode() in waited(Path(f"/proc/{slot.pid}/environ").read_bytes)
     finally:
         slot.kill()
         slot.wait()

@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from fleet import Fleet
+from sqlalchemy import text
 
 from advisor.daemon.deaths import MOST
 
@@ -92,3 +93,21 @@ def test_a_device_that_is_given_back_is_no_death(fleet: Fleet) -> None:
     assert job.state == "queued"
     assert job.words["worker"] is None
     assert "deaths" not in job.words
+
+
+def test_a_slot_whose_job_has_a_damaged_trial_comes_back(fleet: Fleet) -> None:
+    """The job has failed and says which row it is; what waits behind it has the device."""
+    name = fleet.submit("org/model", priority=1, exhaustive=True)
+    other = fleet.submit("org/other", trials=2, blocks=0)
+    fleet.until(lambda: len(fleet.lines()) > 4, 60.0, "a trial")
+    (slot,) = fleet.processes("a", "worker")
+    slot.suspend()
+    with fleet.store._database.writing() as connection:
+        connection.execute(text("UPDATE trials SET outcome = 'glorious' WHERE number = 0"))
+    slot.kill()
+
+    fleet.all_over([name, other], 60.0)
+
+    assert fleet.job(name).state == "failed"
+    assert "trials is damaged" in fleet.job(name).why
+    assert fleet.job(other).state == "done"

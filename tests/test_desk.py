@@ -190,6 +190,32 @@ def test_a_model_is_read_again_where_a_file_changed(tmp_path: Path) -> None:
     assert third == find_model(str(model))
 
 
+def _pooled(folder: Path, mode: str) -> None:
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+
+
+def test_a_model_is_read_again_where_what_lies_above_or_behind_a_link_changed(tmp_path: Path) -> None:
+    """The modules beside a transformer's own folder, and what lies beside a config.json that a link leads to."""
+    whole, linked = tmp_path / "whole", tmp_path / "linked"
+    shutil.copytree(MODEL, whole / "0_Transformer", ignore=shutil.ignore_patterns("1_Pooling", "modules.json"))
+    modules = [("0_Transformer", "Transformer"), ("1_Pooling", "Pooling")]
+    entries = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (whole / "modules.json").write_text(json.dumps(entries))
+    linked.mkdir()
+    shutil.copy(MODEL / "config.json", tmp_path)
+    (linked / "config.json").symlink_to(tmp_path / "config.json")
+    for folder in (whole, tmp_path):
+        _pooled(folder, "mean")
+    time.sleep(2.1)
+    models = [str(whole / "0_Transformer"), str(linked / "config.json")]
+    assert [remembered_model(model).beside["pooling"] for model in models] == ["mean", "mean"]
+    for folder in (whole, tmp_path):
+        _pooled(folder, "cls")
+
+    assert [remembered_model(model).beside["pooling"] for model in models] == ["cls", "cls"]
+
+
 def test_a_model_that_is_not_there_is_told() -> None:
     """What is no model is refused in the words of `find_model`, however often it is asked for."""
     for _ in range(2):

@@ -162,6 +162,12 @@ def test_a_comparison_turned_round_says_the_opposite(ratios: list[float]) -> Non
         assert one.verdict == {"faster": "slower", "slower": "faster", "tie": "tie"}[other.verdict]
 
 
+def test_a_question_about_lengths_keeps_its_key() -> None:
+    """A length that lies between two tokens at a round exponent is the one that it ever was: stored studies are found by it."""
+    assert quantile_lengths(10, 0.3, 8, 2) == (7, 9, 6, 9, 10, 8, 4, 5, 7, 4, 9, 6, 2, 10, 7, 8)
+    assert quantile_lengths(6, 0.3, 16, 1) == (4, 2, 5, 6, 4, 6, 5, 3, 3, 4, 4, 5, 6, 5, 1, 3)
+
+
 @given(st.integers(64, 4096), st.floats(0, 0.9), st.integers(1, 64), st.integers(1, 12))
 def test_quantile_lengths_meet_the_padding(longest: int, padding: float, batch: int, batches: int) -> None:
     """Any padding that so many sequences a batch allow is met within 0.02, with one longest sequence in every batch."""

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +21,11 @@ from daemons import waited
 from made_databases import laid, probed
 
 from advisor.advice.suggest import suggest
+from advisor.asking.submission import LEAST_PRIORITY, Again, Submission
 from advisor.daemon import engine
 from advisor.daemon.recheck import BEST
 from advisor.daemon.slot import YIELDED
+from advisor.daemon.turns import Turns
 from advisor.measure.replay import ReplayRunner
 from advisor.measure.runner import LocalRunner
 from advisor.models.checkpoint import find_model
@@ -126,24 +129,60 @@ def test_two_idle_slots_measure_again_once(database_url: str, tmp_path: Path) ->
 
 
 def test_a_job_that_somebody_submits_goes_first(sqlite_url: str, tmp_path: Path) -> None:
-    """What is measured again lets go after the run that it is at, waits until the other job is over, and then goes on."""
+    """What is measured again lets go after the run that it is at, waits until every other job is over, and then goes on."""
     with fleet_of(sqlite_url, tmp_path) as fleet:
         studied(fleet.store, "org/model")
         fleet.start_replaying("a", ["GPU-0"], 0.7, recheck_after_s=0.3)
         fleet.until(fleet.lines, 60.0, "it is measured again")
-        mine = fleet.submit("org/mine", trials=3, blocks=0)
-        fleet.until(lambda: fleet.job(mine).state == "done", 60.0, "the job is done")
+        mine = [fleet.submit("org/mine", trials=3, blocks=0), fleet.submit("org/other", trials=2, blocks=0)]
+        mine += [fleet.submit("org/third", trials=2, blocks=0)]
+        fleet.until(lambda: not any(fleet.job(name).is_open for name in mine), 90.0, "the jobs are over")
         (again,) = again_of(fleet)
         assert again.state == "running"
         fleet.until(lambda: fleet.job(again.id).state == "done", 90.0, "the other goes on")
         over = [line["model"] for line in fleet.lines() if line["is"] == "over"]
         first = over.index("org/mine")
-        assert over[first : first + 3] == ["org/mine"] * 3
+        theirs = ["org/mine"] * 3 + ["org/other"] * 2 + ["org/third"] * 2
+        assert over[first : first + 7] == theirs  # nothing between them
         assert first <= 2  # what ran when it was submitted, and one that began before the slot heard of it
-        assert "org/mine" not in over[first + 3 :]
+        assert set(over[first + 7 :]) == {"org/model"}
         fleet.until(lambda: fleet.store.study(fleet.job(again.id).study).state == "done", 30.0, "its study ends")
         assert answer(fleet.store, "org/model").stale == ()
         assert FLEET.wrong_with(fleet.store.trials(fleet.job(again.id).study)) == []
+
+
+def test_what_waits_for_versions_that_are_gone_is_cancelled(sqlite_url: str, tmp_path: Path) -> None:
+    """No slot takes it up any more. What a slot of another host would is left alone, though that is away for now."""
+    with fleet_of(sqlite_url, tmp_path) as fleet:
+        elsewhere = replace(NOW, driver="590.00")
+        Roster(fleet.store).know("GPU-9", "b", elsewhere)
+        outdated, kept = (
+            fleet.jobs.submit(Submission("org/model", {}, LEAST_PRIORITY, NOW.device_class, Again(7, there.key)))
+            for there in (OLDER, elsewhere)
+        )
+        fleet.start_replaying("a", ["GPU-0"], 0.1, recheck_after_s=0.3)
+        fleet.until(lambda: not fleet.job(outdated).is_open, 60.0, "it is over")
+        time.sleep(1.0)
+        assert fleet.job(outdated).state == "cancelled"
+        assert fleet.job(kept).state == "queued"
+
+
+def test_whoever_comes_last_waits_for_the_next_of_a_queue() -> None:
+    """A queue hands a job out a moment after the one before it is over: what is measured again does not begin between them."""
+    turns, had = Turns(), []
+
+    def last() -> None:
+        with turns.turn(is_last=True):
+            had.append("last")
+
+    with turns.turn(is_last=False):
+        waiting = threading.Thread(target=last)
+        waiting.start()
+    time.sleep(2 * engine.POLL_S)
+    with turns.turn(is_last=False):
+        had.append("next")
+    waiting.join(30.0)
+    assert had == ["next", "last"]
 
 
 def test_nothing_is_measured_again_where_that_is_switched_off(sqlite_url: str, tmp_path: Path) -> None:

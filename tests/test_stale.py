@@ -15,6 +15,7 @@ from daemons import MODEL, MODELS, Daemon, at_work, database, opened, recorded
 from made_databases import laid
 from rich.console import Console
 
+from advisor.advice.kept_answers import keep_answer
 from advisor.advice.recommendation import Recommendation
 from advisor.advice.suggest import suggest
 from advisor.asking.submission import Again, Submission
@@ -179,6 +180,28 @@ def test_what_is_being_measured_again_answers_when_it_is_done(store: Store) -> N
     assert answer(store).stale == CHANGED
     store.close_study(again, "done")
     assert answer(store).stale == ()
+
+
+def test_what_was_begun_again_and_let_go_of_answers_nothing(store: Store) -> None:
+    """A slot lets other jobs go first, and a cancelled job is never gone on with: what was done before answers."""
+    before = measured(store, OLDER)
+    again = store.open_study(SOURCE, WORKLOAD, HERE, WANTED, Budget(600.0), 0)
+    store.close_study(again, "interrupted")
+    found = answer(store)
+    assert (found.study.id, found.stale) == (before, CHANGED)
+    measured(store, HERE, ratio=1.1, state="interrupted")
+    assert answer(store).study.id == before
+
+
+def test_what_is_gone_on_with_here_still_answers(store: Store) -> None:
+    """A longer tune of what was done here makes nothing of before the answer, neither while it runs nor where it is stopped."""
+    measured(store, OLDER)
+    here = measured(store, HERE, ratio=1.3)
+    keep_answer(store, here)
+    assert store.open_study(SOURCE, WORKLOAD, HERE, WANTED, Budget(900.0), 0) == here
+    assert (answer(store).study.id, answer(store).stale) == (here, ())
+    store.close_study(here, "interrupted")
+    assert (answer(store).study.id, answer(store).stale) == (here, ())
 
 
 def test_what_rules_refuse_by_now_is_said(store: Store) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from advisor.advice.command import command_for
 from advisor.errors import DamagedRow, NotMeasured
+from advisor.nouns.answer import Conclusion
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Objective
@@ -28,7 +30,7 @@ def study_for(
     for line in damaged:
         if line not in store.damaged:
             store.damaged.append(line)
-    studies, notes = _in_environment(studies, here, on)
+    studies, notes = _in_environment(store, studies, here, on)
     if not studies and damaged:
         raise DamagedRow(damaged[0])
     if not studies:
@@ -38,7 +40,7 @@ def study_for(
 
 
 def _in_environment(
-    studies: list[StudyRecord], here: Environment, on: str | None
+    store: Store, studies: list[StudyRecord], here: Environment, on: str | None
 ) -> tuple[list[StudyRecord], list[str]]:
     if on is not None:
         wanted = [s for s in studies if _is_on(s, on)]
@@ -47,8 +49,8 @@ def _in_environment(
     own = [s for s in studies if s.environment_key == here.key]
     stale = [s for s in studies if s.environment.changes_to(here)]
     done = [s for s in stale if s.state == "done"]
-    # What has only begun to be measured again answers when it is done.
-    if (stale and not own) or (done and all(s.state == "running" for s in own)):
+    # What has only begun to be measured again answers when it is done: a slot lets go of it where another job waits.
+    if (stale and not own) or (done and not any(_stands(store, s) for s in own)):
         key = (done or stale)[0].environment_key
         return [s for s in stale if s.environment_key == key], []
     if own or here.is_cuda or not studies:
@@ -59,6 +61,16 @@ def _in_environment(
     return newest, [
         f"measured on {newest[0].environment}, which differs from here in {differs}; rows of: {', '.join(others)}"
     ]
+
+
+def _stands(store: Store, study: StudyRecord) -> bool:
+    """Whether a study is done, or was before it was gone on with: what it came to then is sure, and stored."""
+    if study.state == "done":
+        return True
+    with suppress(DamagedRow):
+        found = store.answer(study.id)
+        return found is not None and Conclusion(found.verdict).exit_status == 0
+    return False
 
 
 def _is_on(study: StudyRecord, on: str) -> bool:

@@ -13,7 +13,7 @@ from advisor.daemon.engine import Jobs, recover
 from advisor.daemon.job import Job
 from advisor.errors import NotMeasured
 from advisor.machine.leftovers import owner, owner_is_alive
-from advisor.nouns.trial import Outcome
+from advisor.storage.counts import Counts
 from advisor.storage.store import Store
 
 #: So many deaths in a row, with no trial that ended between, are a job's own doing. (Kubernetes gives a job as many.)
@@ -67,7 +67,8 @@ def _count(jobs: Jobs, store: Store, workflow: str, slot: str, supervisor: str) 
     noted: dict[str, Any] = job.words.get(_key(number)) or {}
     if noted.get("supervisor") != supervisor or owner_is_alive(str(noted.get("process", ""))):
         return
-    ended = 0 if job.study is None else sum(t.outcome is not Outcome.RUNNING for t in store.trials(job.study))
+    # Counted, not read: a trial that is damaged is for whoever takes the job up, and no reason to leave it here.
+    ended = 0 if job.study is None else Counts(store).ended(job.study)
     before = job.words.get(_deaths(number), {})
     # A share's worker proves nothing by the trials of others.
     is_in_a_row = bool(number) or before.get("ended") == ended

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from advisor.asking.submission import MOST_PRIORITY, Submission
 from advisor.daemon.job import Job, is_id
-from advisor.daemon.queues import again_id, again_study, queue_for, queue_of
+from advisor.daemon.queues import again_environment, again_id, again_study, queue_for, queue_of
 from advisor.daemon.record import APPLICATION, JOB, SHARE, Record, beside, in_order, job_of, new_id
 from advisor.errors import NotMeasured, StoreError, Unreachable
 from advisor.storage.place import file_of, place_of, shown
@@ -157,6 +157,12 @@ class Jobs:
         with _told(self._url):
             found = self._record.states(again_id("%", environment_key))
         return {again_study(name): state for name, state in found.items()}
+
+    def again_waiting(self) -> dict[str, str]:
+        """Return the key of the environment of each job that waits to measure a study again, by the job's id."""
+        with _told(self._url):
+            found = self._record.states(again_id("%", "%"))
+        return {name: again_environment(name) for name, state in found.items() if state == "queued"}
 
     def counts(self) -> dict[str, int]:
         """Return how many jobs there are by state."""

@@ -25,10 +25,15 @@ def queue_for(submission: Submission) -> str:
 
 
 def again_id(study: int | str, environment_key: str) -> str:
-    """Return the id of the job that measures a study again in an environment. study: its number, or what stands for any."""
+    """Return the id of the job that measures a study again in an environment. Both may be what stands for any."""
     return f"{_AGAIN}{study}x{environment_key}"
 
 
 def again_study(name: str) -> int:
     """Return the number of the study that a job of such an id measures again."""
     return int(name.removeprefix(_AGAIN).partition("x")[0])
+
+
+def again_environment(name: str) -> str:
+    """Return the key of the environment that a job of such an id measures a study again in."""
+    return name.rpartition("x")[2]

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from advisor.advice.kept_answers import source_of
@@ -40,7 +40,7 @@ _log = logging.getLogger("advisor.recheck")
 def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
     """Queue one stale study of an environment; return its job's id, None where nothing is stale or the device has work.
 
-    One at a time; what was queued once, in this environment, is not queued again, whatever became of it.
+    One at a time; what was queued once, in this environment, is not queued again while its job is kept, whatever became of it.
     """
     if jobs.waiting(here.device_class):
         return None
@@ -55,6 +55,17 @@ def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
             again = Again(number, here.key, study.environment.changes_to(here))
             return jobs.submit(Submission(study.model_name, {}, LEAST_PRIORITY, here.device_class, again))
     return None
+
+
+def cancel_outdated(jobs: Jobs, there: Collection[str]) -> None:
+    """Cancel what waits to be measured again in environments that no slot has any more: nobody would ever take it up.
+
+    there: the keys of the environments of all slots, those too that are away for now.
+    """
+    for name, environment in jobs.again_waiting().items():
+        if environment not in there:
+            jobs.cancel(name)
+            _log.info("its device has other versions by now: cancelled", extra={"job": name})
 
 
 def look_when_idle(

@@ -21,7 +21,7 @@ from advisor.daemon.courtesy import LOOK_S, Courtesy, Watch, own_pids
 from advisor.daemon.engine import Jobs, at_work
 from advisor.daemon.job import Job
 from advisor.daemon.queues import queue_again
-from advisor.daemon.recheck import IDLE_S, look_when_idle, queue_stale, tuning_again
+from advisor.daemon.recheck import IDLE_S, cancel_outdated, look_when_idle, queue_stale, tuning_again
 from advisor.daemon.turns import Turns
 from advisor.errors import AdvisorError, DamagedRow, NotMeasured, StoreError
 from advisor.machine.leftovers import owner
@@ -169,7 +169,7 @@ class Slot:
                 self._fetch(job.submission)
                 tuning = self.bench.tuning(job.submission)
             else:
-                tuning = tuning_again(self.store, again, self.bench)
+                tuning = self._patiently(lambda: tuning_again(self.store, again, self.bench))
         except Interrupted as stopped:
             _log.info("stopped", extra={"slot": self.name, "job": job.id, "why": str(stopped)})
             return Ended()
@@ -295,6 +295,7 @@ class Slot:
             _log.info("begins anew: its driver or a package was changed", extra={"slot": self.name})
             self._leave("a driver or a package was changed")
         elif self.recheck_after_s is not None:
+            cancel_outdated(self.jobs, {slot.environment.key for slot in self.roster.slots()})
             return queue_stale(self.store, self.jobs, self.bench.machine.environment)
         return None
 

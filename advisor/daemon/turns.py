@@ -6,6 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: How long nobody is to have wanted the device before whoever comes last has it, seconds: when one job is over, its queue hands
+#: the next one out a moment later (`advisor.daemon.engine.POLL_S`).
+QUIET_S = 2.0
+
 
 class Turns:
     """The turns on one device. Safe to share between threads."""
@@ -30,7 +34,10 @@ class Turns:
             self._give()
 
     def let_pass(self) -> None:
-        """Let those who go first have the device, and take it again when none of them wants it. For whoever comes last."""
+        """Let those who go first have the device, and take it again when none of them has wanted it for a while.
+
+        For whoever comes last.
+        """
         self._give()
         self._take(is_last=True)
 
@@ -43,6 +50,8 @@ class Turns:
         with self._changed:
             self._wanted += not is_last
             self._changed.wait_for(lambda: not self._is_taken and not (is_last and self._wanted))
+            while is_last and self._changed.wait_for(lambda: self._is_taken or self._wanted > 0, QUIET_S):
+                self._changed.wait_for(lambda: not self._is_taken and not self._wanted)
             self._wanted -= not is_last
             self._is_taken = True
 

@@ -9,12 +9,16 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Folders for locks, by preference: kept by the system for that, and in the same place whoever asks.
 _LOCK_FOLDERS = ("/run/lock", "/dev/shm", "/var/tmp", "/tmp")  # noqa: S108 - what is locked is the machine's
+
+#: After how long it is looked again whether somebody waits for a device, seconds: who looks has the lock for an instant, too.
+_PAUSES_S = (0.001, 0.004, 0.016)
 
 
 def lock_path(uuid: str) -> Path:
@@ -29,7 +33,12 @@ def is_held(uuid: str) -> bool:
 
 def is_wanted(uuid: str) -> bool:
     """Whether somebody at a keyboard waits for a device that an advisor measures on."""
-    return _is_locked(_wanted_path(uuid), fcntl.LOCK_EX)  # those who wait share it
+    path = _wanted_path(uuid)
+    for pause_s in _PAUSES_S:  # another thread, or another daemon, may be looking
+        if not _is_locked(path, fcntl.LOCK_EX):  # those who wait share it
+            return False
+        time.sleep(pause_s)
+    return _is_locked(path, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -51,11 +51,12 @@ def _stamp(name: str) -> Stamp:
         path = _place(name)
         if path is None:
             return ()
-        folder = path if path.is_dir() else path.parent
+        there = path.resolve()  # what lies beside a model is looked for where a link leads to
+        folder = there if there.is_dir() else there.parent
         stamp = _stamp_of(folder, _DEPTH)
         above = folder.parent
-        # A transformer's own folder can be one of several modules, which are listed above it.
-        return stamp + _stamp_of(above, 1) if (above / "modules.json").exists() else stamp
+        # A transformer's own folder can be one of several modules, which are listed above it, and lie beside it.
+        return stamp + _stamp_of(above, _DEPTH) if (above / "modules.json").exists() else stamp
     except (OSError, ValueError, RuntimeError, _TooMany):
         return ()
 

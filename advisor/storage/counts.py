@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Text, func, select, type_coerce
 
+from advisor.nouns.trial import Outcome
 from advisor.storage import rows, trials
 from advisor.storage.store import Store
 from advisor.storage.tables import RECOMMENDATIONS, STUDIES, TRIALS
@@ -73,6 +74,12 @@ class Counts:
         """Return how many trials a study has, running ones too: their numbers have no gaps, and the last one is found at once."""
         with self._database.reading() as connection:
             return trials.count(connection, study_id)
+
+    def ended(self, study_id: int) -> int:
+        """Return how many trials of a study have ended, those too that can't be understood."""
+        asked = select(func.count()).where(TRIALS.c.study_id == study_id, TRIALS.c.outcome != str(Outcome.RUNNING))
+        with self._database.reading() as connection:
+            return int(connection.execute(asked).scalar_one())
 
     def of_studies(self, study_ids: Collection[int]) -> dict[int, Size]:
         """Return how far studies are, by id, in one question whatever their number; what is no study is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -55,10 +56,12 @@ def _exponent(longest: int, padding: float, batch: int, batches: int) -> float:
     def tokens(exponent: float) -> int:
         return sum(map(sum, _groups(longest, exponent, batch, batches)))
 
-    low, high, least = 0.0, 0.5, padded
+    # What is looked at are 1000 in halves, to the sixtieth, as ever: at a round k, 1/2 for one, a length can lie between two
+    # tokens, and a question that finds exactly that k has another key than it had.
+    low, high, least = 0.0, 1000 / 2**11, padded
     while 1 - (most := tokens(high)) / padded < padding and high < 1000:
         low, high, least = high, min(2 * high, 1000.0), most
-    for _ in range(60):
+    for _ in range(60 - round(math.log2(1000 / (high - low)))):
         if least - most <= 1:  # no length but one differs between the two: nothing lies between them
             break
         middle = (low + high) / 2
