@@ -194,6 +194,8 @@ def test_nothing_is_measured_again_where_that_is_switched_off(sqlite_url: str, t
         time.sleep(3.0)
         assert fleet.jobs.page() == []
         assert stale_studies(fleet.store, NOW) == [1]
+        assert stale_studies(fleet.store, NOW, {NOW.key}) == [1]
+        assert stale_studies(fleet.store, NOW, {NOW.key, OLDER.key}) == [], "another slot has these versions still"
         studied(fleet.store, "org/stale", NOW)
         studied(fleet.store, "org/elsewhere", replace(OLDER, power_limit_w=300))
         begun = fleet.store.open_study(HOST.model("org/begun"), RECORDED.workload, OLDER, Objective(), Budget(), 0)

@@ -37,9 +37,10 @@ BEST = 3
 _log = logging.getLogger("advisor.recheck")
 
 
-def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
+def queue_stale(store: Store, jobs: Jobs, here: Environment, there: Collection[str] = ()) -> str | None:
     """Queue one stale study of an environment; return its job's id, None where nothing is stale or the device has work.
 
+    there: the keys of the environments of slots at work: hosts with other versions of one device leave each other's studies alone.
     One at a time; what was queued once, in this environment, is not queued again while its job is kept, whatever became of it.
     """
     if jobs.waiting(here.device_class):
@@ -47,7 +48,7 @@ def queue_stale(store: Store, jobs: Jobs, here: Environment) -> str | None:
     known = jobs.again(here.key)
     if any(is_open(state) for state in known.values()):
         return None
-    for number in stale_studies(store, here):
+    for number in stale_studies(store, here, there):
         if number in known:
             continue
         with suppress(DamagedRow):

@@ -295,8 +295,10 @@ class Slot:
             _log.info("begins anew: its driver or a package was changed", extra={"slot": self.name})
             self._leave("a driver or a package was changed")
         elif self.recheck_after_s is not None:
-            cancel_outdated(self.jobs, {slot.environment.key for slot in self.roster.slots()})
-            return queue_stale(self.store, self.jobs, self.bench.machine.environment)
+            slots = self.roster.slots()
+            cancel_outdated(self.jobs, {slot.environment.key for slot in slots})
+            there = {slot.environment.key for slot in slots if slot.is_there()}
+            return queue_stale(self.store, self.jobs, self.bench.machine.environment, there)
         return None
 
     def _idle_s(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import bindparam, text
 
 from advisor.nouns.environment import Environment
@@ -18,14 +20,15 @@ WHERE t.key IN :older AND a.configuration_id IS NOT NULL AND NOT EXISTS (
 ORDER BY s.started_at DESC, s.id DESC""").bindparams(bindparam("older", expanding=True))
 
 
-def stale_studies(store: Store, here: Environment) -> list[int]:
+def stale_studies(store: Store, here: Environment, there: Collection[str] = ()) -> list[int]:
     """Return the newest stale study of each question (a model, a workload and an objective), the newest question first.
 
+    there: the keys of environments that other devices have: what was measured in these is not stale, but theirs.
     Environments that can't be understood are passed over, and told in `store.damaged`.
     """
     with store._database.reading() as connection:
         known = environments.measured(connection, store.damaged)
-        older = [key for key, environment in known if environment.changes_to(here)]
+        older = [key for key, environment in known if key not in there and environment.changes_to(here)]
         if not older:
             return []
         newest: dict[tuple[int, int, str], int] = {}
