@@ -30,6 +30,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mount and unshare are ro
         ("trial", "PostgreSQL"),
         ("cancel", "SQLite"),
         ("cancel", "PostgreSQL"),
+        ("stop", "SQLite"),
         ("stop", "PostgreSQL"),
         ("polite", "SQLite"),
         ("away", "PostgreSQL"),

@@ -40,7 +40,7 @@ _log = logging.getLogger("advisor.recheck")
 def queue_stale(store: Store, jobs: Jobs, here: Environment, there: Collection[str] = ()) -> str | None:
     """Queue one stale study of an environment; return its job's id, None where nothing is stale or the device has work.
 
-    there: the keys of the environments of slots at work: hosts with other versions of one device leave each other's studies alone.
+    there: the keys of environments of slots at work: hosts with other versions of one device leave each other's studies alone.
     One at a time; what was queued once, in this environment, is not queued again while its job is kept, whatever became of it.
     """
     if jobs.waiting(here.device_class):

@@ -399,14 +399,35 @@ def run_cell(name: str, database: str, kills: int, seed: int) -> Cell:
         return CELLS[name][0](Bed(database, url, folder, kills, random.Random(seed), postgres))
 
 
-def _broken(cell: Cell) -> str:
-    return f" **{len(cell.problems)} problems**" if cell.problems else ""
+#: The columns of the table, and between which marks it stands.
+_HEAD = ("| fault | database | expected | seen | commit |", "|---|---|---|---|---|")
+_BEGIN, _END = "<!-- faults -->", "<!-- /faults -->"
 
 
-def table(cells: list[Cell]) -> str:
-    """Return the cells as a Markdown table."""
-    rows = [f"| {cell.fault} | {cell.database} | {cell.expected} | {cell.seen}{_broken(cell)} |" for cell in cells]
-    return "\n".join(["| fault | database | expected | seen |", "|---|---|---|---|", *rows])
+def row_of(cell: Cell, commit: str) -> str:
+    """Return a cell as a row of the table. commit: of what was run."""
+    broken = f" **{len(cell.problems)} problems**" if cell.problems else ""
+    return f"| {cell.fault} | {cell.database} | {cell.expected} | {cell.seen}{broken} | {commit} |"
+
+
+def written(text: str, rows: list[str]) -> str:
+    """Return a page with rows in its table: in place of those of the same fault and database, else below the others."""
+    before, rest = text.split(_BEGIN)
+    table, after = rest.split(_END)
+    found = {_key(line): line for line in table.splitlines() if line.startswith("| ") and line not in _HEAD}
+    found |= {_key(row): row for row in rows}
+    return "\n".join([before + _BEGIN, *_HEAD, *found.values(), _END + after])
+
+
+def _key(row: str) -> tuple[str, ...]:
+    return tuple(row.split(" | ")[:2])
+
+
+def commit_here() -> str:
+    """Return the commit of this tree, with a + where something of it was changed since."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def main() -> int:
@@ -416,22 +437,22 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--database", choices=("SQLite", "PostgreSQL"), help="on this one alone")
-    parser.add_argument("--write", metavar="FILE", type=Path, help="put the table into this file, between its marks")
+    parser.add_argument(
+        "--write", metavar="FILE", type=Path, help="put each row into the table of this file, between its marks"
+    )
     options = parser.parse_args()
     cells: list[Cell] = []
+    commit = commit_here()
     for name in options.cell or CELLS:
         for database in CELLS[name][1]:
             if options.database in (None, database):
                 cells.append(run_cell(name, database, options.kills, options.seed))
                 print(f"{cells[-1].fault} · {database} · {cells[-1].seen}", flush=True)
+                if options.write:  # each as it is there: a run can be ended
+                    page = written(options.write.read_text(encoding="utf-8"), [row_of(cells[-1], commit)])
+                    options.write.write_text(page, encoding="utf-8")
                 for problem in cells[-1].problems:
                     print(f"FAILED: {problem}", file=sys.stderr, flush=True)
-    if options.write:
-        begin, end = "<!-- faults -->", "<!-- /faults -->"
-        text = options.write.read_text(encoding="utf-8")
-        before, after = text.split(begin)[0], text.split(end)[1]
-        made = f"{before}{begin}\n{table(cells)}\n{end}{after}"
-        options.write.write_text(made, encoding="utf-8")
     return 1 if any(cell.problems for cell in cells) else 0
 
 
