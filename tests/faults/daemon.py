@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import psutil
 from fleet import MODEL, Fleet
 from kill import server
 
@@ -193,7 +194,8 @@ def disk_full(bed: Bed) -> Cell:
             whole = fleet.store._database.engine.connect().exec_driver_sql("PRAGMA integrity_check").scalar()
             if whole != "ok":
                 fleet.problems.append(f"the database says {whole}")
-            seen = f"“{told[0]['why']}”; over {time.monotonic() - began:.0f} s after there was room; integrity_check: {whole}"
+            why = told[0]["why"].replace(f"{disk}/", "")
+            seen = f"“{why}”; over {time.monotonic() - began:.0f} s after there was room; integrity_check: {whole}"
             expected = "clear error, database intact, goes on when there is room"
             return Cell("disk full while recording", bed.database, expected, seen, tuple(fleet.problems))
     finally:
@@ -267,10 +269,12 @@ def polite(bed: Bed) -> Cell:
             begun = len(fleet.lines())
             fleet.until(partial(_ran_more, fleet, begun + 1), 60.0, "a trial")
             time.sleep(bed.chance.uniform(0.0, 2.0))
+            working = fleet.processes("a", "worker")
             somebody.touch()
             began = time.monotonic()
-            fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
+            fleet.until(partial(_are_gone, working), 30.0, "the slot has let go")
             took.append(time.monotonic() - began)
+            fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
             ran = len(fleet.lines())
             if count == 0:
                 time.sleep(3.0)
@@ -293,6 +297,13 @@ def polite(bed: Bed) -> Cell:
     seen = f"given back after {min(took):.1f} to {max(took):.1f} s ({len(took)} times); put back, gone on with here and elsewhere"
     expected = "yields within 10 s, the trial is put back"
     return Cell("somebody else comes to the device", bed.database, expected, seen, tuple(problems))
+
+
+def _are_gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of these processes does anything any more."""
+    with suppress(psutil.NoSuchProcess):
+        return all(process.status() == psutil.STATUS_ZOMBIE for process in processes)
+    return True
 
 
 def thousand(bed: Bed) -> Cell:
