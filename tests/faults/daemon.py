@@ -263,9 +263,10 @@ def polite(bed: Bed) -> Cell:
     with bed.fleet() as fleet:
         fleet.start_replaying("a", ["GPU-0"], 2.0)
         fleet.slots(1)
-        name = fleet.submit("org/model", blocks=3, trials=8)
+        name = fleet.submit("org/model", blocks=3, trials=12)
         somebody = fleet.log.with_name("GPU-0.foreign")
-        for count in range(max(2, bed.kills // 10)):
+        rounds = max(2, bed.kills // 10)
+        for count in range(rounds):
             begun = len(fleet.lines())
             fleet.until(partial(_ran_more, fleet, begun + 1), 60.0, "a trial")
             time.sleep(bed.chance.uniform(0.0, 2.0))
@@ -276,7 +277,7 @@ def polite(bed: Bed) -> Cell:
             took.append(time.monotonic() - began)
             fleet.until(lambda: fleet.slots(1)[0].state == "waiting", 30.0, "the slot waits")
             ran = len(fleet.lines())
-            if count == 0:
+            if count < rounds - 1:
                 time.sleep(3.0)
                 if len(fleet.lines()) != ran:
                     problems.append("the device was used while somebody else was there")
