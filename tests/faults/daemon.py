@@ -420,7 +420,8 @@ _BEGIN, _END = "<!-- faults -->", "<!-- /faults -->"
 
 def row_of(cell: Cell, commit: str) -> str:
     """Return a cell as a row of the table. commit: of what was run."""
-    broken = f" **{len(cell.problems)} problems**" if cell.problems else ""
+    count = len(cell.problems)
+    broken = f" **{count} problem{'' if count == 1 else 's'}**" if count else ""
     return f"| {cell.fault} | {cell.database} | {cell.expected} | {cell.seen}{broken} | {commit} |"
 
 
