@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +18,11 @@ import pytest
 from conftest import run_here
 from daemons import waited
 from made_databases import laid, probed
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+
+import fleet as fleet_module
+import replay_host
 
 from advisor.advice.suggest import suggest
 from advisor.asking.submission import LEAST_PRIORITY, Again, Submission
@@ -44,20 +48,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="slots' processe
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "causal"
 
-
-def _module(name: str) -> Any:
-    """Return a module of tests/faults, which are scripts of their own."""
-    spec = importlib.util.spec_from_file_location(name, HERE / "faults" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[name] = found
-    spec.loader.exec_module(found)
-    return found
-
-
-FLEET, HOST = _module("fleet"), _module("replay_host")
-RECORDED = HOST.landscape(FLEET.LANDSCAPE)
+RECORDED = replay_host.landscape(fleet_module.LANDSCAPE)
 NOW: Environment = RECORDED.environment
 OLDER = replace(NOW, packages={**NOW.packages, "torch": "2.0.1"})
 CHANGED = f"torch 2.0.1 → {NOW.packages['torch']}"
@@ -66,20 +57,20 @@ CHANGED = f"torch 2.0.1 → {NOW.packages['torch']}"
 def studied(store: Store, model: str, environment: Environment = OLDER) -> int:
     """Tune on a made-up device in an environment."""
     machine = Machine(environment, "host", "GPU-then", 0, environment.memory_bytes)
-    asked = (HOST.model(model), RECORDED.workload, HOST.objective_of(RECORDED, whole=False))
+    asked = (replay_host.model(model), RECORDED.workload, replay_host.objective_of(RECORDED, whole=False))
     return tune(Job(*asked, Budget(trials=12), machine), store, ReplayRunner(RECORDED, seed=3), lambda _: None)
 
 
 def answer(store: Store, model: str) -> Any:
     """Ask what is recommended on such a device now."""
-    wanted = HOST.objective_of(RECORDED, whole=False)
-    return suggest(store, HOST.model(model), RECORDED.workload, wanted, NOW)
+    wanted = replay_host.objective_of(RECORDED, whole=False)
+    return suggest(store, replay_host.model(model), RECORDED.workload, wanted, NOW)
 
 
 @contextmanager
 def fleet_of(url: str, folder: Path) -> Iterator[Any]:
     """Give a fleet without hosts."""
-    fleet = FLEET.Fleet(laid(url), folder)
+    fleet = fleet_module.Fleet(laid(url), folder)
     try:
         yield fleet
     finally:
@@ -115,7 +106,7 @@ def test_two_idle_slots_measure_again_once(database_url: str, tmp_path: Path) ->
         assert len(best) == BEST
         wanted = [then.default.configuration, *(each.configuration for each in best)]
         assert sorted(searched(trials), key=str) == sorted(wanted, key=str)
-        assert FLEET.wrong_with(trials) == []
+        assert fleet_module.wrong_with(trials) == []
         assert {t.requested for t in trials if t.phase == "confirm"} == set(wanted)
         now = answer(fleet.store, "org/model")
         assert (now.stale, now.study.id, now.exit_status) == ((), job.study, 0)
@@ -148,7 +139,7 @@ def test_a_job_that_somebody_submits_goes_first(sqlite_url: str, tmp_path: Path)
         assert set(over[first + 7 :]) == {"org/model"}
         fleet.until(lambda: fleet.store.study(fleet.job(again.id).study).state == "done", 30.0, "its study ends")
         assert answer(fleet.store, "org/model").stale == ()
-        assert FLEET.wrong_with(fleet.store.trials(fleet.job(again.id).study)) == []
+        assert fleet_module.wrong_with(fleet.store.trials(fleet.job(again.id).study)) == []
 
 
 def test_what_waits_for_versions_that_are_gone_is_cancelled(sqlite_url: str, tmp_path: Path) -> None:
@@ -198,7 +189,9 @@ def test_nothing_is_measured_again_where_that_is_switched_off(sqlite_url: str, t
         assert stale_studies(fleet.store, NOW, {NOW.key, OLDER.key}) == [], "another slot has these versions still"
         studied(fleet.store, "org/stale", NOW)
         studied(fleet.store, "org/elsewhere", replace(OLDER, power_limit_w=300))
-        begun = fleet.store.open_study(HOST.model("org/begun"), RECORDED.workload, OLDER, Objective(), Budget(), 0)
+        begun = fleet.store.open_study(
+            replay_host.model("org/begun"), RECORDED.workload, OLDER, Objective(), Budget(), 0
+        )
         fleet.store.close_study(begun, "interrupted")
         assert stale_studies(fleet.store, NOW) == []
 
