@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ def test_what_waits_for_versions_that_are_gone_is_cancelled(sqlite_url: str, tmp
 
 
 def test_whoever_comes_last_waits_for_the_next_of_a_queue() -> None:
-    """A queue hands a job out a moment after the one before it is over: what is measured again does not begin between them."""
-    turns, had = Turns(), []
+    """However late a queue hands a job out after the one before it: what is measured again does not begin between them."""
+    queue, had = ["next"], []
+    turns = Turns(lambda: bool(queue))
 
     def last() -> None:
         with turns.turn(is_last=True):
@@ -169,11 +171,30 @@ def test_whoever_comes_last_waits_for_the_next_of_a_queue() -> None:
     with turns.turn(is_last=False):
         waiting = threading.Thread(target=last)
         waiting.start()
-    time.sleep(2 * engine.POLL_S)
+    time.sleep(3.0)
     with turns.turn(is_last=False):
-        had.append("next")
+        had.append(queue.pop())
     waiting.join(30.0)
     assert had == ["next", "last"]
+
+
+def test_a_job_is_due_from_when_it_waits_until_it_is_over(database_url: str, tmp_path: Path) -> None:
+    """Where it or a share of it waits, on every slot of its class; while it runs, on the slot that has it alone."""
+    with fleet_of(database_url, tmp_path) as fleet:
+        due = partial(fleet.jobs.is_due, NOW.device_class)
+        assert not due("GPU-0")
+        name = fleet.jobs.submit(Submission("org/mine", {"trials": 4, "blocks": 0}, 0, NOW.device_class))
+        assert due("GPU-0")
+        assert due("GPU-1")
+        assert not fleet.jobs.is_due("another device", "GPU-0")
+        fleet.start_replaying("a", ["GPU-0"], 0.7)
+        fleet.until(fleet.lines, 60.0, "it runs")
+        assert due("GPU-0")
+        assert due("GPU-1")  # a share of it waits
+        fleet.jobs._client.cancel_workflow(f"{name}+1")
+        assert not due("GPU-1")
+        fleet.until(lambda: not fleet.job(name).is_open, 60.0, "it is over")
+        fleet.until(lambda: not due("GPU-0"), 10.0, "nothing is left")
 
 
 def test_nothing_is_measured_again_where_that_is_switched_off(sqlite_url: str, tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ class Jobs:
         queue = None if device_class is None else queue_of(device_class)
         return self._counted(queue).get("queued", 0)
 
+    def is_due(self, device_class: str, slot: str) -> bool:
+        """Whether a job or a share waits for a device of a class, or is on this slot: what is measured again is not meant."""
+        with _told(self._url):
+            return self._record.is_due(queue_of(device_class), VERSION, slot)
+
     def again(self, environment_key: str) -> dict[int, str]:
         """Return the state of each job that measures a study again in an environment, by the study's number."""
         with _told(self._url):

@@ -65,6 +65,14 @@ class Record:
                 found[_STATES[status]] = found.get(_STATES[status], 0) + int(count)
         return found
 
+    def is_due(self, queue: str, version: str, slot: str) -> bool:
+        """Whether something of a queue waits, or was handed out to a slot and is not over. version: of the application."""
+        row = self._table.c
+        here = (row.status == "ENQUEUED") | ((row.status == "PENDING") & (row.executor_id == slot))
+        wanted = (row.queue_name == queue, row.application_version == version, here)
+        with self._engine.connect() as connection:
+            return connection.execute(select(row.workflow_uuid).where(*wanted).limit(1)).first() is not None
+
     def before(self, names: Sequence[str]) -> dict[str, int]:
         """Return how many jobs stand before these in their queues, by id, in one question; who does not wait is left out."""
         row = self._table.c

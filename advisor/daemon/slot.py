@@ -77,7 +77,7 @@ class Slot:
         self.watch = Watch(bench.machine, courtesy)
         self.store, self.jobs = Store.open(url, write=True), Jobs(url)
         self.roster = Roster(self.store)
-        self.turns, self.recheck_after_s = Turns(), recheck_after_s
+        self.turns, self.recheck_after_s = Turns(self._is_due), recheck_after_s
         self._state, self._why, self._job = "idle", "", ""
         self._since = time.monotonic()
         self._runner: Stoppable | None = None
@@ -262,6 +262,9 @@ class Slot:
                 return self.jobs.job(job.id).is_open
             self._leaving.wait(AGAIN_S)
         return False
+
+    def _is_due(self) -> bool:
+        return bool(self._patiently(lambda: self.jobs.is_due(self.bench.machine.environment.device_class, self.name)))
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         about = {"slot": self.name, "job": self._job}

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: How long nobody is to have wanted the device before whoever comes last has it, seconds: when one job is over, its queue hands
-#: the next one out a moment later (`advisor.daemon.engine.POLL_S`).
-QUIET_S = 2.0
+#: How often whoever comes last asks whether a job that goes first is on its way here, seconds.
+ASK_S = 0.25
 
 
 class Turns:
     """The turns on one device. Safe to share between threads."""
 
-    def __init__(self) -> None:
-        """Begin with a device that nobody has."""
+    def __init__(self, is_due: Callable[[], bool]) -> None:
+        """Begin with a device that nobody has.
+
+        is_due: whether a job that goes first waits in its queue, or was handed out and is to ask for the device in a moment. When
+        one job is over, its queue hands the next one out some time later, on a busy machine much later.
+        """
+        self._is_due = is_due
         self._changed = threading.Condition()
         self._is_taken, self._wanted = False, 0
 
@@ -34,10 +38,7 @@ class Turns:
             self._give()
 
     def let_pass(self) -> None:
-        """Let those who go first have the device, and take it again when none of them has wanted it for a while.
-
-        For whoever comes last.
-        """
+        """Let those who go first have the device, and take it again when none of them is left. For whoever comes last."""
         self._give()
         self._take(is_last=True)
 
@@ -47,13 +48,23 @@ class Turns:
             self._changed.wait_for(lambda: not self._is_taken, timeout_s)
 
     def _take(self, *, is_last: bool) -> None:
+        while not self._has_taken(is_last=is_last):
+            pass
+
+    def _has_taken(self, *, is_last: bool) -> bool:
+        if is_last and self._is_due():  # asked without the lock: it is a database that answers
+            with self._changed:
+                self._changed.wait(ASK_S)
+            return False
         with self._changed:
+            if is_last and (self._is_taken or self._wanted):
+                self._changed.wait()
+                return False  # the next one may be due by now
             self._wanted += not is_last
-            self._changed.wait_for(lambda: not self._is_taken and not (is_last and self._wanted))
-            while is_last and self._changed.wait_for(lambda: self._is_taken or self._wanted > 0, QUIET_S):
-                self._changed.wait_for(lambda: not self._is_taken and not self._wanted)
+            self._changed.wait_for(lambda: not self._is_taken)
             self._wanted -= not is_last
             self._is_taken = True
+        return True
 
     def _give(self) -> None:
         with self._changed:
