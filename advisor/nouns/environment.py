@@ -8,6 +8,7 @@ from typing import Any
 
 from advisor.nouns.checked import checked, matches
 from advisor.nouns.configuration import key_of
+from advisor.terminal import in_a_line
 
 #: Packages whose version can change a speed or a result; absent ones are left out of the payload.
 PACKAGES = (
@@ -95,7 +96,7 @@ class Environment:
         before, after = ({"driver": e.driver, "CUDA": e.cuda, **e.packages} for e in (self, now))
         names = dict.fromkeys(("driver", "CUDA", *PACKAGES, *sorted(before.keys() | after.keys())))
         versions = ((name, before.get(name) or "absent", after.get(name) or "absent") for name in names)
-        return tuple(f"{name} {then} → {later}" for name, then, later in versions if then != later)
+        return tuple(in_a_line(f"{name} {then} → {later}") for name, then, later in versions if then != later)
 
     @property
     def is_cuda(self) -> bool:
