@@ -1,7 +1,7 @@
 """Questions at a given rate to `advisor serve` with a million trials: how long an answer takes in the daemon, and from outside.
 
     python benchmarks/million.py sqlite:///million.db --fill        or a PostgreSQL URL
-    python benchmarks/served.py sqlite:///million.db [--requests 3000] [--rate 100]
+    python benchmarks/served.py sqlite:///million.db [--requests 3000] [--rate 100] [--processes 0]
 
 The daemon is a process of its own, asked over HTTP. Questions arrive whether or not the ones before are answered: at even
 distances, and then at random ones (Poisson), where several come at once and wait for one another. *In the daemon* is what its
@@ -68,8 +68,8 @@ def arrivals(count: int, rate: float, seed: int | None) -> list[float]:
 
 
 @contextmanager
-def daemon(url: str) -> Iterator[tuple[str, int, psutil.Process]]:
-    """Run a daemon without workers on the database; give its host, port and process."""
+def daemon(url: str, processes: int | None) -> Iterator[tuple[str, int, psutil.Process]]:
+    """Run a daemon without workers on the database; give its host, port and process. processes: that answer, None: as usual."""
     command = [
         sys.executable,
         "-m",
@@ -82,6 +82,7 @@ def daemon(url: str) -> Iterator[tuple[str, int, psutil.Process]]:
         "--model-root",
         str(MODEL.parent),
     ]
+    command += [] if processes is None else ["--answer-processes", str(processes)]
     environment = {**os.environ, "ADVISOR_DATABASE_URL": url}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -134,6 +135,11 @@ def fired(
     return [each.result() for each in running]
 
 
+def spent_s(process: psutil.Process) -> float:
+    """Return the processor time of a daemon and of the processes that answer beside it, seconds."""
+    return float(sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True))))
+
+
 def told(name: str, took: Sequence[tuple[float, float]], seconds: float, cpu_s: float) -> str:
     """Return a row of the table."""
     inside, outside = (sorted(each) for each in zip(*took, strict=True))
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=100.0, help="a second (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="that answer (default: as the daemon has it)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     count, place = arguments.requests, arguments.url.partition(":")[0]
@@ -159,15 +166,15 @@ def main() -> None:
         "| arrivals | answers a second | p50 ms in the daemon | p95 | p99 | worst | p99 ms outside | CPU ms an answer |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    with daemon(arguments.url) as (host, port, process), ThreadPoolExecutor(THREADS) as pool:
+    with daemon(arguments.url, arguments.processes) as (host, port, process), ThreadPoolExecutor(THREADS) as pool:
         asking = Asking(host, port)
         list(pool.map(asking.ask, bodies[:WARM]))
         for place_in, (name, seed) in enumerate((("even", None), ("random", arguments.seed))):
             mine = bodies[WARM + place_in * count :][:count]
             due = arrivals(count, arguments.rate, seed)
-            began, before = time.perf_counter(), sum(process.cpu_times()[:2])
+            began, before = time.perf_counter(), spent_s(process)
             took = fired(asking, mine, due, pool)
-            seconds, cpu_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
+            seconds, cpu_s = time.perf_counter() - began, spent_s(process) - before
             print(told(f"{name}, {place}", took, seconds, cpu_s), flush=True)
 
 

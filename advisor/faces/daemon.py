@@ -50,12 +50,15 @@ def _needing_extra() -> Iterator[None]:
 def _serve(options: argparse.Namespace, _: float) -> int:
     given = values_of(SERVE_OPTIONS, vars(options))
     with _needing_extra():
+        from advisor.web.answering import usual_processes
         from advisor.web.security import Settings
         from advisor.web.served import Limits
         from advisor.web.server import serving
 
         root = given["model_root"] and _folder(given["model_root"])
-        limits = Limits(root, given["max_budget"], given["max_waiting"])
+        count = given["answer_processes"]
+        many = usual_processes() if count is None else count
+        limits = Limits(root, given["max_budget"], given["max_waiting"], answer_processes=many)
         token, names = os.environ.get("ADVISOR_TOKEN", ""), given["allowed_host"]
         settings = Settings(given["host"], _port(given["port"]), token, allowed_hosts=tuple(names))
         settings.refuse_open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
 from advisor.errors import BadInput, named
@@ -42,6 +43,17 @@ _WORKING = (
     replace(ALLOW_PICKLE, help="load pickle checkpoints, which can run code: of every job"),
 )
 
+#: More processes than these answer on no host.
+_MOST_PROCESSES = 64
+
+
+def _read_processes(value: Any, name: str) -> int:
+    number = read_whole(value, name)
+    if not 0 <= number <= _MOST_PROCESSES:
+        raise BadInput(f"{named(name)} takes a number from 0 to {_MOST_PROCESSES}, not {number}")
+    return number
+
+
 #: How an address is listened at, and what requests may do.
 _SERVING = (
     Option(
@@ -63,6 +75,13 @@ _SERVING = (
         read_duration,
         default="1h",
         metavar="TIME",
+    ),
+    Option(
+        "answer_processes",
+        "processes that answer questions beside the daemon's own, 0 for none (default: one for four cores, at most four)",
+        _read_processes,
+        metavar="N",
+        word=int,
     ),
     Option(
         "max_waiting",

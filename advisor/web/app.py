@@ -14,6 +14,7 @@ from advisor.pages.live import Live
 from advisor.pages.rendering import api_html
 from advisor.version import __version__
 from advisor.web import pages, problems
+from advisor.web.answering import Answering
 from advisor.web.metrics import CONTENT_TYPE, Metrics
 from advisor.web.routes import api
 from advisor.web.security import Guard, Settings, TooMuch, of_fault, too_much
@@ -21,8 +22,13 @@ from advisor.web.served import Served
 from advisor.web.timing import Timed
 
 
-def application(served: Served, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
-    """Return the application of a daemon. stopping: whether it ends."""
+def application(
+    served: Served,
+    settings: Settings,
+    stopping: Callable[[], bool] = lambda: False,
+    answering: Answering | None = None,
+) -> FastAPI:
+    """Return the application of a daemon. stopping: whether it ends; answering: who answers, None for threads of this process."""
     app = FastAPI(
         title="advisor",
         version=__version__,
@@ -32,7 +38,7 @@ def application(served: Served, settings: Settings, stopping: Callable[[], bool]
         openapi_url="/openapi.json",
         redirect_slashes=False,  # a redirection would name the scheme that a proxy in between speaks with us
     )
-    app.include_router(api(served, stopping))
+    app.include_router(api(served, stopping, answering))
     app.include_router(pages.router(served))
     _add_description(app)
     metrics = Metrics(served)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, OPERATORS, Submission, let_in
+from advisor.asking.submission import LEAST_PRIORITY, MOST_PRIORITY, Submission
 from advisor.daemon.job import LONGEST_ID, STATES
-from advisor.errors import AdvisorError, BadInput, NotMeasured, named
+from advisor.errors import AdvisorError, BadInput, NotMeasured
 from advisor.version import __version__
+from advisor.web.answering import Answering
 from advisor.web.description import ANY, BODY, POSTED, answers, asked
 from advisor.web.events import NEWEST, Streams
 from advisor.web.problems import problem
@@ -46,12 +47,15 @@ _QUESTION = _body(
 )
 
 
-def api(served: Served, stopping: Callable[[], bool]) -> APIRouter:
-    """Return the routes. stopping: whether the daemon ends, so that whoever listens is let go."""
+def api(served: Served, stopping: Callable[[], bool], answering: Answering | None = None) -> APIRouter:
+    """Return the routes.
+
+    stopping: whether the daemon ends, so that whoever listens is let go. answering: who answers, None for this process's threads.
+    """
     router = APIRouter(prefix="/api/v1", responses=answers(*ANY))
     _add_jobs(router, served)
     _add_events(router, served, stopping)
-    _add_answers(router, served)
+    _add_answers(router, answering or Answering(served))
     _add_stored(router, served)
     return router
 
@@ -101,9 +105,9 @@ def _add_events(router: APIRouter, served: Served, stopping: Callable[[], bool])
         return streams.stream(request, name, lambda: [served.told(name)], ends=True)
 
 
-def _add_answers(router: APIRouter, served: Served) -> None:
+def _add_answers(router: APIRouter, answering: Answering) -> None:
     @router.post("/suggest", responses=answers(*POSTED, *BODY, 404, 409))
-    def suggest(
+    async def suggest(
         payload: Annotated[dict[str, Any], _QUESTION],
     ) -> Any:
         """Answer from what was measured, as `advisor suggest --format json` does; `exit_status` is the command's.
@@ -112,38 +116,18 @@ def _add_answers(router: APIRouter, served: Served) -> None:
         """
         question = Submission.of({name: value for name, value in payload.items() if name in ("model", "given")})
         shown = {n: v for n, v in payload.items() if n not in ("model", "given")}
-        # A response, for FastAPI takes longer to look through its values than the answer takes to make.
-        return JSONResponse(answered(served, question.model, question.given, shown))
+        return _json(await answering.answer(question.model, question.given, shown))
 
     @router.get("/suggest", responses=answers(404, 409, 422))
-    def suggest_get(request: Request, model: _Model) -> Any:
+    async def suggest_get(request: Request, model: _Model) -> Any:
         """The same of a query: the options of `advisor suggest` by name, such as `lengths=2048&batch=8`."""
         given = {name: value for name, value in request.query_params.items() if name != "model"}
-        return JSONResponse(answered(served, model, given, {}))
+        return _json(await answering.answer(model, given, {}))
 
 
-def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer to a question that a request asks. shown: in which form. Raises AdvisorError."""
-    from advisor.asking.question import question_of
-    from advisor.show.report import recommendation_payload
-    from advisor.show.sent import answer_text
-
-    if taken := sorted(OPERATORS & {name for name, value in given.items() if value}):
-        raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
-    Submission(model, given).refuse_unknown("a question")
-    if unknown := sorted(set(shown) - {"format", "columns", "pareto", "refusals"}):
-        raise BadInput(
-            f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
-        )
-    question = question_of(let_in(model, served.limits.model_root), given)
-    found = served.desk.answer(question, served.environments(question.on))
-    device = "cuda" if found.study.environment.is_cuda else "cpu"
-    if (form := shown.get("format", "json")) == "json":
-        return {**recommendation_payload(found, device), "exit_status": found.exit_status}
-    columns, flags = shown.get("columns", 80), {name: bool(shown.get(name)) for name in ("pareto", "refusals")}
-    if not isinstance(form, str) or not isinstance(columns, int):
-        raise BadInput("format is a text, and columns a whole number")
-    return {"text": answer_text(found, device, form, columns, **flags), "exit_status": found.exit_status}
+def _json(body: bytes) -> Response:
+    """Return an answer that is JSON already: FastAPI takes longer to look through its values than it takes to make."""
+    return Response(body, media_type="application/json")
 
 
 def _add_stored(router: APIRouter, served: Served) -> None:

@@ -29,7 +29,8 @@ class Limits:
     """What requests may do.
 
     model_root: models of the hosts lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may spend,
-    0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request; most_streams: of events, at once.
+    0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request; most_streams: of events, at once;
+    answer_processes: that answer questions beside the daemon's own, which does where it is 0.
     """
 
     model_root: Path | None = None
@@ -37,6 +38,7 @@ class Limits:
     most_waiting: int = 10_000
     most_body_bytes: int = 1024 * 1024
     most_streams: int = 256
+    answer_processes: int = 0
 
 
 class QueueFull(BadInput):

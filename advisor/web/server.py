@@ -12,6 +12,7 @@ import uvicorn
 
 from advisor.errors import BadInput, named
 from advisor.web.addresses import is_unspecified, own_names
+from advisor.web.answering import Answering
 from advisor.web.app import application
 from advisor.web.security import Settings
 from advisor.web.served import Served
@@ -32,7 +33,8 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     if is_unspecified(settings.host):
         settings = replace(settings, own=own_names(settings.host))
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # a route's fault is told by us, once
-    app = application(served, settings, stop.is_set)
+    answering = Answering(served, served.limits.answer_processes)
+    app = application(served, settings, stop.is_set, answering)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off"
     )
@@ -48,6 +50,7 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
             raise BadInput(f"the server at {settings.host}:{port} ended")
     server.should_exit = True
     thread.join(GRACE_S + 2)
+    answering.close()
 
 
 def _listening(settings: Settings) -> socket.socket:

@@ -1,0 +1,139 @@
+"""Answering: questions that requests ask, answered by threads of this process, or by processes beside it.
+
+An answer is some milliseconds of Python, and one process runs one thread of that at a time: a host with many cores answers in
+several, and what listens to requests only hands out questions and hands on bytes. Each of them has its own connections and its
+own desk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from advisor.asking.submission import OPERATORS, Submission, let_in
+from advisor.errors import BadInput, Unreachable, named
+from advisor.web.served import Limits, Served
+
+#: Where nobody says how many processes answer: one for so many cores, and at most so many.
+CORES_EACH, MOST = 4, 4
+
+#: How often a question is asked again where the process that had it died.
+_ATTEMPTS = 2
+
+_log = logging.getLogger("advisor.web")
+
+
+def usual_processes() -> int:
+    """Return how many processes answer where nobody says it: none on a host of few cores, whose threads do."""
+    return min(len(os.sched_getaffinity(0)) // CORES_EACH, MOST)
+
+
+class Answering:
+    """Who answers. Its questions are asked in the server's event loop."""
+
+    def __init__(self, served: Served, processes: int = 0) -> None:
+        """Answer out of this database in so many processes, in threads of this one where that is 0."""
+        self._served, self.processes = served, processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    async def answer(self, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
+        """Return the answer to a question as JSON. shown: in which form. Raises AdvisorError."""
+        if not self.processes:
+            return await run_in_threadpool(answered, self._served, model, given, shown)
+        for _ in range(_ATTEMPTS):
+            pool = self._processes()
+            try:
+                return await asyncio.wrap_future(pool.submit(_answered_here, model, dict(given), dict(shown)))
+            except BrokenProcessPool:
+                _log.warning("a process that answers died: others take its place")
+                self._forget(pool)
+        raise Unreachable("the processes that answer died over this question", "the daemon's log may say how")
+
+    def close(self) -> None:
+        """End the processes."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _processes(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                # Spawned: a fork would share this process's connections, and its threads' locks as they are just now.
+                self._pool = ProcessPoolExecutor(
+                    self.processes,
+                    multiprocessing.get_context("spawn"),
+                    initializer=_begin,
+                    initargs=(self._served.url, self._served.limits, os.getpid()),
+                )
+            return self._pool
+
+    def _forget(self, pool: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._pool is pool:
+                self._pool = None
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+#: In a process that answers: its database, opened with its first question, so that one that is away is told as an answer.
+_place: tuple[str, Limits] | None = None
+_opened: Served | None = None
+
+
+def _begin(url: str, limits: Limits, parent: int) -> None:
+    """Begin as a process that answers: it ends with its daemon, and Ctrl-C is the daemon's to hear."""
+    from advisor.machine.leftovers import die_with_parent, name_process
+
+    global _place
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
+    name_process("advisor-answers")
+    _place = url, limits
+
+
+def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
+    global _opened
+    assert _place is not None
+    if _opened is None:
+        _opened = Served.open(*_place)
+    return answered(_opened, model, given, shown)
+
+
+def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
+    """Return the answer to a question as JSON. shown: in which form. Raises AdvisorError."""
+    return json.dumps(_answer(served, model, given, shown), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _answer(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
+    from advisor.asking.question import question_of
+    from advisor.show.report import recommendation_payload
+    from advisor.show.sent import answer_text
+
+    if taken := sorted(OPERATORS & {name for name, value in given.items() if value}):
+        raise BadInput(f"{named(taken[0])} is decided by who runs the daemon, not by a request")
+    Submission(model, given).refuse_unknown("a question")
+    if unknown := sorted(set(shown) - {"format", "columns", "pareto", "refusals"}):
+        raise BadInput(
+            f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
+        )
+    question = question_of(let_in(model, served.limits.model_root), given)
+    found = served.desk.answer(question, served.environments(question.on))
+    device = "cuda" if found.study.environment.is_cuda else "cpu"
+    if (form := shown.get("format", "json")) == "json":
+        return {**recommendation_payload(found, device), "exit_status": found.exit_status}
+    columns, flags = shown.get("columns", 80), {name: bool(shown.get(name)) for name in ("pareto", "refusals")}
+    if not isinstance(form, str) or not isinstance(columns, int):
+        raise BadInput("format is a text, and columns a whole number")
+    return {"text": answer_text(found, device, form, columns, **flags), "exit_status": found.exit_status}
