@@ -10,18 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import time, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemons import waited
 from made_databases import laid
 
 from advisor.asking.submission import Submission, let_in
-from advisor.daemon import engine
+from advisor.daemon import deaths, engine
 from advisor.daemon.budget import left_of
 from advisor.daemon.courtesy import Courtesy, Hours, Watch
 from advisor.daemon.fetch import Fetch, Wanted
 from advisor.daemon.supervisor import Supervisor
-from advisor.errors import BadInput, NotMeasured
+from advisor.errors import BadInput, NotMeasured, StoreError
 from advisor.faces.cli import run
 from advisor.machine import processors
 from advisor.machine.leftovers import owner
@@ -516,6 +517,50 @@ def test_a_supervisor_removes_what_was_over_long_ago(served: Served) -> None:
     finally:
         stop.set()
         working.join()
+
+
+def test_a_slot_that_cannot_be_put_back_keeps_no_other_one(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ran on the others goes back to its queue in the same sweep, and the failure is told."""
+    left = ["GPU-1", "GPU-2"]
+    jobs = [served.submit(Submission("org/model", {"lengths": "8"})).id for _ in left]
+    table = served.jobs._client._sys_db.tables.workflow_status
+    with served.jobs._client._sys_db.engine.begin() as connection:
+        for name, slot in zip(jobs, left, strict=True):
+            running = {"status": "PENDING", "executor_id": slot}
+            connection.execute(table.update().where(table.c.workflow_uuid == name).values(**running))
+    for slot in left:
+        assert Roster(served.store).enter(slot, "there", CPU, GONE)
+    put_back = deaths.put_back
+
+    def failing(url: str, store: Store, slot: str, *more: Any) -> list[str]:
+        if slot == "GPU-1":
+            raise StoreError("what ran on GPU-1 was not put back")
+        return put_back(url, store, slot, *more)
+
+    monkeypatch.setattr(deaths, "put_back", failing)
+    with pytest.raises(StoreError, match="GPU-1 was not"):
+        Supervisor(served.url, [], {}).sweep()
+    assert [served.jobs.job(name).state for name in jobs] == ["running", "queued"]
+    monkeypatch.undo()
+    Supervisor(served.url, [], {}).sweep()
+    assert [served.jobs.job(name).state for name in jobs] == ["queued", "queued"]
+
+
+def test_workflows_of_another_application_are_no_jobs(served: Served) -> None:
+    """A server's DBOS may have others', of the same names: they are in no list, count and queue of ours."""
+    mine = served.submit(Submission("org/model", {"lengths": "8"})).id
+    theirs = served.submit(Submission("org/model", {"lengths": "8"})).id
+    assert served.jobs.before([mine, theirs]) == {mine: 0, theirs: 1}
+    assert served.jobs.is_due(CPU.device_class, "cpu-here")
+    table = served.jobs._client._sys_db.tables.workflow_status
+    with served.jobs._client._sys_db.engine.begin() as connection:
+        other = table.update().where(table.c.workflow_uuid == theirs)
+        connection.execute(other.values(application_name="somebody", created_at=1))
+    assert [job.id for job in served.jobs.page()] == [mine]
+    assert served.jobs.counts() == {"queued": 1}
+    assert served.jobs.before([mine, theirs]) == {mine: 0}
+    served.jobs.cancel(mine)
+    assert not served.jobs.is_due(CPU.device_class, "cpu-here")
 
 
 @pytest.mark.parametrize("days", ["-1", "99999"])

@@ -33,6 +33,7 @@ from advisor.show.report import print_recommendation, recommendation_payload
 from advisor.show.rows import as_csv, candidate_rows
 from advisor.show.script import recommended_script
 from advisor.show.support import LLAMA
+from advisor.storage.stale import stale_studies
 from advisor.storage.store import Store
 from advisor.workloads.forward import Forward
 
@@ -191,6 +192,18 @@ def test_what_was_begun_again_and_let_go_of_answers_nothing(store: Store) -> Non
     assert (found.study.id, found.stale) == (before, CHANGED)
     measured(store, HERE, ratio=1.1, state="interrupted")
     assert answer(store).study.id == before
+
+
+def test_what_was_broken_off_here_is_measured_again(store: Store) -> None:
+    """A tune by hand that somebody stopped before it recommended anything leaves the answer stale, and so to an idle slot."""
+    before = measured(store, OLDER)
+    keep_answer(store, before)
+    begun = store.open_study(SOURCE, WORKLOAD, HERE, WANTED, Budget(600.0), 0)
+    assert stale_studies(store, HERE) == []
+    store.close_study(begun, "interrupted")
+    assert stale_studies(store, HERE) == [before]
+    keep_answer(store, measured(store, HERE, state="interrupted"))
+    assert stale_studies(store, HERE) == []
 
 
 def test_what_is_gone_on_with_here_still_answers(store: Store) -> None:

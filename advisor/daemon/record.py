@@ -42,6 +42,7 @@ class Record:
     def __init__(self, engine: Engine, table: Any) -> None:
         """Read DBOS's table of workflows with its own connections."""
         self._engine, self._table = engine, table
+        self._ours = table.c.application_name == APPLICATION
 
     def newest(self, state: str | None, first: int, most: int) -> list[str]:
         """Return the ids of jobs from the `first` on, the newest first; of a state alone where one is named."""
@@ -49,7 +50,7 @@ class Record:
         statuses = [status for status, ours in _STATES.items() if state in (None, ours)]
         # DBOS orders by the moment alone: of several that have one, a page would tell some again and leave others out.
         newest = (row.created_at.desc(), row.workflow_uuid.desc())
-        asked = select(row.workflow_uuid).where(row.name == JOB, row.status.in_(statuses)).order_by(*newest)
+        asked = select(row.workflow_uuid).where(self._ours, row.name == JOB, row.status.in_(statuses)).order_by(*newest)
         with self._engine.connect() as connection:
             return list(connection.execute(asked.offset(first).limit(most)).scalars())
 
@@ -57,7 +58,7 @@ class Record:
         """Return how many jobs there are by state, of a queue alone where one is named."""
         # DBOS lists its workflows, and counts none: a queue of ten thousand would be read to be counted.
         row = self._table.c
-        wanted = [row.name == JOB, *([] if queue is None else [row.queue_name == queue])]
+        wanted = [self._ours, row.name == JOB, *([] if queue is None else [row.queue_name == queue])]
         counted = select(row.status, func.count()).where(*wanted).group_by(row.status)
         found: dict[str, int] = {}
         with self._engine.connect() as connection:
@@ -69,7 +70,7 @@ class Record:
         """Whether something of a queue waits, or was handed out to a slot and is not over. version: of the application."""
         row = self._table.c
         here = (row.status == "ENQUEUED") | ((row.status == "PENDING") & (row.executor_id == slot))
-        wanted = (row.queue_name == queue, row.application_version == version, here)
+        wanted = (self._ours, row.queue_name == queue, row.application_version == version, here)
         with self._engine.connect() as connection:
             return connection.execute(select(row.workflow_uuid).where(*wanted).limit(1)).first() is not None
 
@@ -80,7 +81,9 @@ class Record:
         order = (row.priority.asc(), row.created_at.asc(), row.workflow_uuid.asc())  # as DBOS takes them
         place = func.row_number().over(partition_by=row.queue_name, order_by=order)
         queues = (
-            select(row.workflow_uuid, place.label("place")).where(row.name == JOB, row.status.in_(waiting)).subquery()
+            select(row.workflow_uuid, place.label("place"))
+            .where(self._ours, row.name == JOB, row.status.in_(waiting))
+            .subquery()
         )
         asked = select(queues.c.workflow_uuid, queues.c.place).where(queues.c.workflow_uuid.in_(names))
         with self._engine.connect() as connection:
@@ -89,7 +92,7 @@ class Record:
     def began(self, names: Sequence[str]) -> dict[str, datetime]:
         """Return when workflows were taken up, by id; who was not is left out."""
         row = self._table.c
-        asked = select(row.workflow_uuid, row.started_at_epoch_ms).where(row.workflow_uuid.in_(names))
+        asked = select(row.workflow_uuid, row.started_at_epoch_ms).where(self._ours, row.workflow_uuid.in_(names))
         with self._engine.connect() as connection:
             found = {name: _moment(began) for name, began in connection.execute(asked)}
         return {name: moment for name, moment in found.items() if moment is not None}
@@ -97,7 +100,8 @@ class Record:
     def states(self, like: str) -> dict[str, str]:
         """Return the state of each job by its id, of those whose ids are like a pattern of SQL's."""
         row = self._table.c
-        asked = select(row.workflow_uuid, row.status).where(row.name == JOB, row.workflow_uuid.like(like))
+        wanted = (self._ours, row.name == JOB, row.workflow_uuid.like(like))
+        asked = select(row.workflow_uuid, row.status).where(*wanted)
         with self._engine.connect() as connection:
             return {name: _STATES[status] for name, status in connection.execute(asked)}
 
@@ -106,7 +110,7 @@ class Record:
         row = self._table.c
         over = [status for status, ours in _STATES.items() if ours not in ("queued", "running")]
         ended_at = func.coalesce(row.completed_at, row.updated_at)
-        wanted = (row.name == name, row.application_name == APPLICATION, row.status.in_(over))
+        wanted = (self._ours, row.name == name, row.status.in_(over))
         asked = select(row.workflow_uuid).where(*wanted, ended_at < moment.timestamp() * 1000).limit(most)
         with self._engine.connect() as connection:
             return list(connection.execute(asked).scalars())

@@ -185,8 +185,14 @@ class Supervisor:
                 left = [slot for slot in gone if jobs.running_on([slot.name])]
             finally:
                 jobs.close()
+            failures: list[Exception] = []
             for slot in left:
-                self._put_back(store, slot, is_last=is_last)
+                try:
+                    self._put_back(store, slot, is_last=is_last)
+                except Exception as error:  # noqa: BLE001 - the other slots' jobs don't wait for this one's
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
     def _put_back(self, store: Store, slot: Slot, *, is_last: bool) -> None:
         roster, me = Roster(store), owner()

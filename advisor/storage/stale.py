@@ -10,13 +10,15 @@ from advisor.nouns.environment import Environment
 from advisor.storage import environments
 from advisor.storage.store import Store
 
-#: The studies of some environments that recommend something and whose question has no study in another one, newest first.
+#: The studies of some environments that recommend something and whose question nobody asked in another one, newest first: a study
+#: that was broken off there before it recommended anything is none.
 _LACKING = text("""SELECT s.id, s.workload_id, s.model_id, s.objective_key FROM studies s
   JOIN environments t ON t.id = s.environment_id
   JOIN recommendations a ON a.study_id = s.id
 WHERE t.key IN :older AND a.configuration_id IS NOT NULL AND NOT EXISTS (
-  SELECT 1 FROM studies o JOIN environments e ON e.id = o.environment_id
-  WHERE e.key = :here AND o.workload_id = s.workload_id AND o.model_id = s.model_id AND o.objective_key = s.objective_key)
+  SELECT 1 FROM studies o JOIN environments e ON e.id = o.environment_id LEFT JOIN recommendations b ON b.study_id = o.id
+  WHERE e.key = :here AND (o.state <> 'interrupted' OR b.configuration_id IS NOT NULL)
+    AND o.workload_id = s.workload_id AND o.model_id = s.model_id AND o.objective_key = s.objective_key)
 ORDER BY s.started_at DESC, s.id DESC""").bindparams(bindparam("older", expanding=True))
 
 
