@@ -362,8 +362,9 @@ def scaled(bed: Bed, studies: int) -> Cell:
         with bed.fleet() as fleet:
             fleet.start_replaying("a", [f"GPU-{place}" for place in range(count)], run_s, whole=studies == 1)
             fleet.slots(count)
-            # Twelve turns of four devices. All 49 of the recording are one more, in which three devices wait for the last one.
-            asked = {"trials": 48} if studies == 1 else {}
+            # A block is one device's. Twelve are all run, in three turns of four devices; of nine, the default, as many as it
+            # takes to decide, here three: one device of four has none.
+            asked = {"blocks": 12} if studies == 1 else {}
             names = [fleet.submit(f"org/{count}-{place}", **asked) for place in range(studies)]
             fleet.all_over(names, 1200.0)
             fleet.check(names)
