@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,29 @@ def gone_all(warm: launch.WarmParent, within_s: float = 20.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@on_linux
+def test_threads_with_other_environments_start_and_end_parents_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds a parent idle ends it; another thread may be doing just that, and each gets one of its own environment."""
+    kept, mine = launch._parents[:], list[launch.WarmParent]()
+    monkeypatch.setattr(launch, "_parents", mine)
+    environments = [{**launch.shared_environment(), "ADVISOR_OF_ANOTHER_TEST": str(number)} for number in range(4)]
+
+    def ask(number: int) -> None:
+        for place in range(3):
+            environment = environments[(number + place) % len(environments)]
+            found = launch.warm_up(environment)
+            assert found is not None
+            assert found.environment == environment
+
+    try:
+        with ThreadPoolExecutor(len(environments)) as pool:
+            list(pool.map(ask, range(len(environments))))
+        assert mine, "none is left"
+        assert not set(map(id, kept)) & set(map(id, mine))
+    finally:
+        launch.cool_down()
 
 
 @pytest.mark.slow

@@ -235,6 +235,9 @@ def _imported(environment: Mapping[str, str]) -> dict[str, str]:
 
 _parents: list[WarmParent] = []
 
+#: One thread at a time starts and ends them: two tunes of one process can be of different environments.
+_changing = threading.Lock()
+
 
 def shared_environment() -> dict[str, str]:
     """Return the environment variables of all workers, whatever their device.
@@ -262,25 +265,27 @@ def warm_up(environment: Mapping[str, str] | None = None) -> WarmParent | None:
         environment = shared_environment()
     if sys.platform != "linux" or environment.get(START, "fork") != "fork":
         return None
-    for parent in list(_parents):
-        if not parent.serves(environment) and parent.is_idle:
-            parent.close()
-            _parents.remove(parent)
-    serving = next((parent for parent in _parents if parent.serves(environment)), None)
-    if serving is None:
-        try:
-            serving = WarmParent(environment)
-        except OSError:  # no process to be had, or the folder we are in is gone: who spawns a worker says so
-            return None
-        _parents.append(serving)
-    return serving
+    with _changing:
+        for parent in list(_parents):
+            if not parent.serves(environment) and parent.is_idle:
+                _parents.remove(parent)
+                parent.close()
+        serving = next((parent for parent in _parents if parent.serves(environment)), None)
+        if serving is None:
+            try:
+                serving = WarmParent(environment)
+            except OSError:  # no process to be had, or the folder we are in is gone: who spawns a worker says so
+                return None
+            _parents.append(serving)
+        return serving
 
 
 @atexit.register
 def cool_down() -> None:
     """End all warm parents."""
-    while _parents:
-        _parents.pop().close()
+    with _changing:
+        while _parents:
+            _parents.pop().close()
 
 
 def launch(
