@@ -52,19 +52,24 @@ class Turns:
             pass
 
     def _has_taken(self, *, is_last: bool) -> bool:
-        if is_last and self._is_due():  # asked without the lock: it is a database that answers
+        if is_last:
             with self._changed:
-                self._changed.wait(ASK_S)
-            return False
+                self._changed.wait_for(self._is_free)  # nothing is asked while somebody measures
+            if self._is_due():  # asked without the lock: it is a database that answers
+                with self._changed:
+                    self._changed.wait(ASK_S)
+                return False
         with self._changed:
-            if is_last and (self._is_taken or self._wanted):
-                self._changed.wait()
+            if is_last and not self._is_free():
                 return False  # the next one may be due by now
             self._wanted += not is_last
             self._changed.wait_for(lambda: not self._is_taken)
             self._wanted -= not is_last
             self._is_taken = True
         return True
+
+    def _is_free(self) -> bool:
+        return not self._is_taken and not self._wanted
 
     def _give(self) -> None:
         with self._changed:
