@@ -10,7 +10,7 @@ from advisor.nouns.metrics import Metric, is_energy
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Limits, Objective, Tier
 from advisor.nouns.trial import Trial, default_of
-from advisor.quality.judge import tier_reached
+from advisor.quality.judge import right_default, tier_reached, wrong_beside
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.prospects import searched
@@ -46,10 +46,13 @@ class Evidence:
         default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
         metrics = kind_of(study.workload).metrics
 
-        def against(trial: Trial) -> list[str]:
-            return objections(trial, default, objective, facts, same_weights=same_weights, limits=limits)
+        right, found = right_default(default, facts), searched(trials)
+        wrong = {trial.number: wrong_beside(trial, right, facts) for trial in found}
 
-        found = searched(trials)
+        def against(trial: Trial) -> list[str]:
+            more = {"same_weights": same_weights, "limits": limits, "wrong_of": lambda trial: wrong[trial.number]}
+            return objections(trial, default, objective, facts, **more)
+
         outside = {trial.number: against(trial) for trial in found}
         candidates = [
             candidate(
@@ -59,6 +62,7 @@ class Evidence:
                 objective,
                 facts,
                 outside[trial.number],
+                wrong[trial.number] if trial.quality is not None else (),
                 metrics,
             )
             for trial in _once_each(found, outside, default, aim)
@@ -74,7 +78,7 @@ class Evidence:
             rejected=tuple(c for c in order if c.objections),
             default=next((c for c in order if c.is_default), None),
             outside=outside,
-            may_be=lambda trial: trial.phase == "search" and not against(trial),
+            may_be=lambda trial: trial.number in outside and not outside[trial.number],
             same_weights=same_weights,
         )
 

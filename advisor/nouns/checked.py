@@ -75,7 +75,13 @@ def test_of(annotation: str) -> Test:
     container, _, inner = annotation.removesuffix("]").partition("[")
     members = [test_of(each) for each in _split(inner, ",") if each != "..."]
     if container == "tuple" and inner.endswith("..."):
-        return lambda value: _is_list(value) and all(map(members[0], value))
+        member = members[0]
+        if member is is_whole:  # a workload's lengths are hundreds
+            return lambda value: (
+                _is_list(value)
+                and (not value or (set(map(type, value)) == {int} and 0 <= min(value) and max(value) < WHOLE_MOST))
+            )
+        return lambda value: _is_list(value) and all(map(member, value))
     if container == "tuple":
         return lambda value: (
             _is_list(value) and len(value) == len(members) and all(t(v) for t, v in zip(members, value, strict=True))
@@ -141,6 +147,12 @@ def shortened(value: Any) -> str:
 def parsed(text: Any) -> Any:
     """Return the value of a JSON text. Raises Malformed where it is none; NaN and infinities are no JSON."""
     try:
+        value, end = _SCAN(text, 0)
+        if end == len(text):  # else there is white space around it, or something that should not be there
+            return value
+    except (StopIteration, ValueError, TypeError, RecursionError):
+        pass
+    try:
         return _DECODER.decode(text)
     except (ValueError, TypeError, RecursionError):
         raise Malformed(f"this is no JSON: {shortened(text)}") from None
@@ -152,3 +164,6 @@ def _refuse_constant(name: str) -> None:
 
 #: Made once: json.loads makes one for every call that says more than the text.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+#: What it reads a value with, which takes half as long.
+_SCAN = _DECODER.scan_once
