@@ -53,6 +53,8 @@ _PLAIN: dict[str, Test] = {
     "str": is_text,
     "int": is_whole,
     "float": is_real,
+    "float | None": lambda value: value is None or (type(value) in (int, float) and -1e308 <= value <= 1e308),
+    "int | None": lambda value: value is None or (type(value) is int and 0 <= value < WHOLE_MOST),
     "bool": lambda value: isinstance(value, bool),
     "None": lambda value: value is None,
     "Any": lambda value: True,
@@ -63,6 +65,8 @@ _PLAIN: dict[str, Test] = {
 @cache
 def test_of(annotation: str) -> Test:
     """Return the test for values of an annotation, as nouns write them. Raises TypeError for one it does not know."""
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
     alternatives = _split(annotation, "|")
     if len(alternatives) == 2 and alternatives[1] == "None":
         other = test_of(alternatives[0])
@@ -70,8 +74,6 @@ def test_of(annotation: str) -> Test:
     if len(alternatives) > 1:
         tests = [test_of(each) for each in alternatives]
         return lambda value: any(test(value) for test in tests)
-    if annotation in _PLAIN:
-        return _PLAIN[annotation]
     container, _, inner = annotation.removesuffix("]").partition("[")
     members = [test_of(each) for each in _split(inner, ",") if each != "..."]
     if container == "tuple" and inner.endswith("..."):

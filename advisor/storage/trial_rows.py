@@ -58,16 +58,22 @@ def measurement_values(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-_OF_TRIAL = ("id", "number", "outcome", "reason", "phase", "block", "quality", "attempts", "device_uuid", *FIGURES)
-
-#: What a row of :func:`_trials_where` has, in order; with all of a trial its reading too.
-_READ_OF_TRIAL = (*_OF_TRIAL, "requested", "effective", "effective_id", "reused_from", "reading")
+#: The plain columns of a trial.
+_COLUMNS = {
+    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
+    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
+    "number": is_whole,
+    "attempts": is_whole,
+    "reason": is_text,
+    "phase": matches("[a-z]{1,20}"),
+    "device_uuid": test_of("str | None"),
+}
 
 
 @cache
 def _trials_where(where: str, *, full: bool) -> str:
-    return f"""SELECT {", ".join(f"t.{name}" for name in _OF_TRIAL)},
-  r.payload, f.payload, t.effective_id, o.number{", t.reading" if full else ""}
+    plain_ones = ", ".join("o.number" if name == "reused_from" else f"t.{name}" for name in _COLUMNS)
+    return f"""SELECT t.id, {plain_ones}, t.outcome, t.quality, r.payload, f.payload, t.effective_id{", t.reading" if full else ""}
 FROM trials t
   LEFT JOIN configurations r ON r.id = t.requested_id
   LEFT JOIN configurations f ON f.id = t.effective_id
@@ -180,43 +186,31 @@ def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
             refuse(True, name, payload[name])
 
 
-#: The plain columns of a trial.
-_COLUMNS = {
-    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
-    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
-    "number": is_whole,
-    "attempts": is_whole,
-    "reason": is_text,
-    "phase": matches("[a-z]{1,20}"),
-    "device_uuid": test_of("str | None"),
-}
+#: The tests of the plain columns, and how many there are.
+_TESTS, _PLAIN_ONES = tuple(_COLUMNS.values()), len(_COLUMNS)
 
 
 def _trial(row: tuple[Any, ...], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:
     for each in measured:
         if isinstance(each, DamagedRow):
             raise each
-    found = dict(zip(_READ_OF_TRIAL, row, strict=False))
-    with in_row("trials", found["id"]):
-        for name, test in _COLUMNS.items():
-            if not test(found[name]):
-                refuse(True, name, found[name])
-        reading = parsed(found["reading"]) if full and found["reading"] is not None else {}
+    row_id, *values = row[: _PLAIN_ONES + 1]
+    outcome, quality, requested, effective, effective_id, *read = row[_PLAIN_ONES + 1 :]
+    with in_row("trials", row_id):
+        for place, (test, value) in enumerate(zip(_TESTS, values, strict=True)):
+            if not test(value):
+                refuse(True, list(_COLUMNS)[place], value)
+        reading = parsed(read[0]) if full and read[0] is not None else {}
         if reading:
             _check_members(reading, _READ)
+        found = dict(zip(_COLUMNS, values, strict=True))
+        found["device_uuid"] = found["device_uuid"] or ""
         return Trial(
-            number=found["number"],
-            requested=configuration_of(found["requested"]),
-            effective=configuration_of(found["effective"]) if found["effective_id"] is not None else None,
-            outcome=Outcome(found["outcome"]),
-            reason=found["reason"],
-            phase=found["phase"],
-            block=found["block"],
-            quality=Quality.of(parsed(found["quality"])) if found["quality"] is not None else None,
+            requested=configuration_of(requested),
+            effective=configuration_of(effective) if effective_id is not None else None,
+            outcome=Outcome(outcome),
+            quality=Quality.of(parsed(quality)) if quality is not None else None,
             reading=reading,
-            reused_from=found["reused_from"],
-            measurements=tuple(each for each in measured if isinstance(each, Measurement)),
-            attempts=found["attempts"],
-            device_uuid=found["device_uuid"] or "",
-            **{name: found[name] for name in FIGURES},
+            measurements=tuple(measured),  # type: ignore[arg-type]  # what is damaged was raised
+            **found,
         )

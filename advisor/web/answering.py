@@ -113,7 +113,8 @@ def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any
 
 def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
     """Return the answer to a question as JSON. shown: in which form. Raises AdvisorError."""
-    return json.dumps(_answer(served, model, given, shown), ensure_ascii=False, allow_nan=False).encode()
+    found = _answer(served, model, given, shown)
+    return json.dumps(found, ensure_ascii=False, allow_nan=False, check_circular=False).encode()
 
 
 def _answer(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
