@@ -127,13 +127,8 @@ def candidate(
     objective: Objective,
     facts: ModelFacts,
     objections: Sequence[str],
-    failures: Sequence[str],
-    metrics: Sequence[Metric],
 ) -> Candidate:
-    """Return a measured trial with its evidence. default: the trial of the default, None where it was not measured.
-
-    failures: what is wrong with its output.
-    """
+    """Return a measured trial with what it is ranked by. default: the trial of the default, None where it was not measured."""
     ratio, found, changes, aim = None, None, 0, objective.aim
     if default is not None:
         ratio = trial.times(default, aim) or None
@@ -143,7 +138,7 @@ def candidate(
         changes = sum(trial.ran.get(knob) != default.ran.get(knob) for knob in knobs)
     tier = tier_of(trial.ran.items(), facts)
     is_default = default is not None and trial.ran == default.ran
-    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections), tuple(failures), tuple(metrics))
+    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections))
 
 
 def ranked(candidates: Sequence[Candidate], aim: Metric) -> list[Candidate]:

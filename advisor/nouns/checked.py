@@ -77,13 +77,8 @@ def test_of(annotation: str) -> Test:
     container, _, inner = annotation.removesuffix("]").partition("[")
     members = [test_of(each) for each in _split(inner, ",") if each != "..."]
     if container == "tuple" and inner.endswith("..."):
-        member = members[0]
-        if member is is_whole:  # a workload's lengths are hundreds
-            return lambda value: (
-                _is_list(value)
-                and (not value or (set(map(type, value)) == {int} and 0 <= min(value) and max(value) < WHOLE_MOST))
-            )
-        return lambda value: _is_list(value) and all(map(member, value))
+        whole = members[0] is is_whole  # a workload's lengths are hundreds
+        return _are_whole if whole else lambda value: _is_list(value) and all(map(members[0], value))
     if container == "tuple":
         return lambda value: (
             _is_list(value) and len(value) == len(members) and all(t(v) for t, v in zip(members, value, strict=True))
@@ -97,6 +92,13 @@ def test_of(annotation: str) -> Test:
             and all(map(each, value.values()))
         )
     raise TypeError(f"no test for values of {annotation!r}")
+
+
+def _are_whole(value: Any) -> bool:
+    """Whether a value is a list of whole numbers: what `is_whole` says of each, of all at once."""
+    if not _is_list(value) or not value:
+        return _is_list(value)
+    return set(map(type, value)) == {int} and min(value) >= 0 and max(value) < WHOLE_MOST
 
 
 def _is_list(value: Any) -> bool:
@@ -168,4 +170,4 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 #: What it reads a value with, which takes half as long.
-_SCAN = _DECODER.scan_once
+_SCAN: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]  # what decode() calls

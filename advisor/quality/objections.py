@@ -42,7 +42,9 @@ def objections(
     elif not (objective.leaves(trial.ran) or (default is not None and trial.ran == default.ran)):
         found.append(f"what ran, {trial.ran}, is outside --only")
     of_others = "" if same_weights else " with other weights"
-    found += [f"wrong output{of_others}: {text}" for text in (wrong_of(trial) if wrong_of else wrong(trial, default, facts))]
+    found += [
+        f"wrong output{of_others}: {text}" for text in (wrong_of(trial) if wrong_of else wrong(trial, default, facts))
+    ]
     if not found:
         found += _beyond_tier(trial, objective, facts, limits, same_weights=same_weights)
     return found + _beyond_bounds(trial, objective)

@@ -20,9 +20,11 @@ _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
 def selected(connection: Connection, statement: str, **values: Any) -> Sequence[tuple[Any, ...]]:
     """Return the rows that a SELECT finds. values: by the names that stand in it behind colons. Raises DBAPIError."""
-    cursor = connection.connection.cursor()
+    cursor, spelled = connection.connection.cursor(), _spelled(statement, connection.dialect.name)
+    for hear in connection.dispatch.before_cursor_execute:  # whoever notes what a database is asked
+        hear(connection, cursor, spelled, values, None, False)
     try:
-        cursor.execute(_spelled(statement, connection.dialect.name), values)
+        cursor.execute(spelled, values)
         found: Sequence[tuple[Any, ...]] = cursor.fetchall()
         return found
     except connection.dialect.loaded_dbapi.Error as error:

@@ -73,7 +73,8 @@ _COLUMNS = {
 @cache
 def _trials_where(where: str, *, full: bool) -> str:
     plain_ones = ", ".join("o.number" if name == "reused_from" else f"t.{name}" for name in _COLUMNS)
-    return f"""SELECT t.id, {plain_ones}, t.outcome, t.quality, r.payload, f.payload, t.effective_id{", t.reading" if full else ""}
+    more = ", t.reading" if full else ""
+    return f"""SELECT t.id, {plain_ones}, t.outcome, t.quality, r.payload, f.payload, t.effective_id{more}
 FROM trials t
   LEFT JOIN configurations r ON r.id = t.requested_id
   LEFT JOIN configurations f ON f.id = t.effective_id

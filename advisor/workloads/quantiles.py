@@ -59,7 +59,7 @@ def _exponent(longest: int, padding: float, batch: int, batches: int) -> float:
 
     def tokens(exponent: float) -> int:
         """Return how many tokens `_groups` has: of all batches at once, and of a sequence of none one."""
-        lengths = list(map(round, map(mul, repeat(longest), map(pow, shares, repeat(exponent)))))
+        lengths: list[int] = list(map(round, map(mul, repeat(longest), map(pow, shares, repeat(exponent)))))
         return sum(lengths) + lengths.count(0)
 
     # What is looked at are 1000 in halves, to the sixtieth, as ever: at a round k, 1/2 for one, a length can lie between two
