@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import logging
+import socket
 import sqlite3
 import tempfile
 import threading
@@ -35,7 +37,7 @@ from advisor.web.events import LOOK_S
 from advisor.web.problems import AGAIN_S
 from advisor.web.running import Running
 from advisor.web.security import Settings
-from advisor.web.server import serving
+from advisor.web.server import _listening, serving
 
 #: What a job or a question of these tests asks.
 WORK = {"lengths": "8", "batch": 2}
@@ -766,6 +768,25 @@ def test_a_port_that_is_taken_is_refused(kept: Daemon) -> None:
     """With the port's name, and the way to another."""
     with pytest.raises(BadInput, match=f"127.0.0.1:{kept.port} can't be listened at: .*--port names another one"):
         serving(kept.served, Settings(port=kept.port), threading.Event(), lambda _: None)
+
+
+def test_an_answer_waits_for_no_acknowledgement() -> None:
+    """Its head and its body are two packets: where the second waits for the first one's, who asks on gets 25 answers a second."""
+
+    async def looked() -> int:
+        seen = asyncio.get_running_loop().create_future()
+
+        def met(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = _listening(Settings(port=0))
+        async with await asyncio.start_server(met, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+            writer.close()
+            return int(await seen)
+
+    assert asyncio.run(looked())
 
 
 def test_ipv6s_loopback_is_served(kept: Daemon) -> None:

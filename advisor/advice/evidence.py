@@ -10,7 +10,7 @@ from advisor.nouns.metrics import Metric, is_energy
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Limits, Objective, Tier
 from advisor.nouns.trial import Trial, default_of
-from advisor.quality.judge import tier_reached
+from advisor.quality.judge import right_default, tier_reached, wrong_beside
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.prospects import searched
@@ -44,44 +44,45 @@ class Evidence:
         # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
         comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
         default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
-        metrics = kind_of(study.workload).metrics
+        metrics = tuple(kind_of(study.workload).metrics)
 
-        def against(trial: Trial) -> list[str]:
-            return objections(trial, default, objective, facts, same_weights=same_weights, limits=limits)
+        right, found = right_default(default, facts), searched(trials)
+        wrong = {trial.number: wrong_beside(trial, right, facts) for trial in found}
 
-        found = searched(trials)
-        outside = {trial.number: against(trial) for trial in found}
+        def wrong_of(trial: Trial) -> tuple[str, ...]:
+            return wrong[trial.number]
+
+        more = (default, objective, facts)
+        outside = {
+            trial.number: objections(trial, *more, same_weights=same_weights, limits=limits, wrong_of=wrong_of)
+            for trial in found
+        }
         candidates = [
-            candidate(
-                _with_energy(trial, trials),
-                default,
-                comparisons,
-                objective,
-                facts,
-                outside[trial.number],
-                metrics,
-            )
+            candidate(_with_energy(trial, trials), default, comparisons, objective, facts, outside[trial.number])
             for trial in _once_each(found, outside, default, aim)
         ]
-        order = [
-            replace(
-                each, same_weights=same_weights, tier_reached=_reached(each, facts, limits) if same_weights else None
-            )
-            for each in ranked(candidates, aim)
-        ]
+
+        def told(each: Candidate) -> Candidate:
+            failures = wrong_of(each.trial) if each.trial.quality is not None else ()
+            reached = _reached(each, failures, facts, limits) if same_weights else None
+            return replace(each, same_weights=same_weights, tier_reached=reached, wrong=failures, metrics=metrics)
+
+        order = [told(each) for each in ranked(candidates, aim)]
         return cls(
             right=tuple(c for c in order if not c.objections),
             rejected=tuple(c for c in order if c.objections),
             default=next((c for c in order if c.is_default), None),
             outside=outside,
-            may_be=lambda trial: trial.phase == "search" and not against(trial),
+            may_be=lambda trial: trial.number in outside and not outside[trial.number],
             same_weights=same_weights,
         )
 
 
-def _reached(found: Candidate, facts: ModelFacts, limits: Mapping[Tier, Limits]) -> Tier | None:
+def _reached(
+    found: Candidate, failures: Sequence[str], facts: ModelFacts, limits: Mapping[Tier, Limits]
+) -> Tier | None:
     quality = found.trial.quality
-    return None if quality is None or found.wrong else tier_reached(quality, found.configuration, facts, limits)
+    return None if quality is None or failures else tier_reached(quality, found.configuration, facts, limits)
 
 
 def _once_each(

@@ -19,7 +19,7 @@ from advisor.nouns.metrics import Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Quality, Trial
-from advisor.quality.judge import is_judged, wrong
+from advisor.quality.judge import is_judged
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,8 @@ def candidate(
     objective: Objective,
     facts: ModelFacts,
     objections: Sequence[str],
-    metrics: Sequence[Metric],
 ) -> Candidate:
-    """Return a measured trial with its evidence. default: the trial of the default, None where it was not measured."""
+    """Return a measured trial with what it is ranked by. default: the trial of the default, None where it was not measured."""
     ratio, found, changes, aim = None, None, 0, objective.aim
     if default is not None:
         ratio = trial.times(default, aim) or None
@@ -138,9 +137,8 @@ def candidate(
         knobs = stated([trial.ran, default.ran])
         changes = sum(trial.ran.get(knob) != default.ran.get(knob) for knob in knobs)
     tier = tier_of(trial.ran.items(), facts)
-    failures = wrong(trial, default, facts) if trial.quality is not None else ()
     is_default = default is not None and trial.ran == default.ran
-    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections), failures, tuple(metrics))
+    return Candidate(trial, ratio, found, tier, is_default, changes, tuple(objections))
 
 
 def ranked(candidates: Sequence[Candidate], aim: Metric) -> list[Candidate]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from advisor.asking.question import Question
@@ -38,8 +38,8 @@ class Desk:
         self._turn = threading.Lock()
         self._is_settled = False
 
-    def answer(self, question: Question, there: Sequence[Environment] = ()) -> Recommendation:
-        """Return what the store recommends. there: see `advisor.asking.verbs.answered_there`.
+    def answer(self, question: Question, there: Callable[[], Sequence[Environment]] = tuple) -> Recommendation:
+        """Return what the store recommends. there: reads what `advisor.asking.verbs.answered_there` is told, at the same moment.
 
         Raises BadInput for a model or a device that is not there, NotMeasured with the command that would measure it,
         NothingAdmissible with every reason, StoreError.
@@ -47,7 +47,8 @@ class Desk:
         is_mine = self._turn.acquire(timeout=LONGEST_TURN_S)
         try:
             asked = resolve(question, to_measure=False, look=self)
-            return answered_there(asked, self._store.anew(), question, there)
+            with self._store.at_one_moment():
+                return answered_there(asked, self._store.anew(), question, there())
         finally:
             self._settle()
             if is_mine:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 #: Names that several knobs may have: they say nothing without their knob.
 GENERIC = frozenset({"none", "off", "default", "auto"})
@@ -56,6 +57,18 @@ class Traits:
     process_wide: bool = False
     independent: bool = True
     advised: bool = True
+
+    def __hash__(self) -> int:
+        """Hash by value, which is found once: of each choice it is asked for with every configuration that has it."""
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the traits alone: a hash is of its process."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, each.name) for each in fields(self)))
 
 
 @lru_cache(maxsize=4096)

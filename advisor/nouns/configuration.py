@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from advisor.nouns.checked import Malformed, is_text, shortened
@@ -63,24 +64,25 @@ class Configuration(Mapping[str, str]):
 
     def __getitem__(self, knob: str) -> str:
         """Return the choice of `knob`, the implied one where none is stated. KeyError where there is neither."""
-        for name, choice in self.choices:
-            if name == knob:
-                return choice
-        if implied := IMPLIED.get(knob):
-            return implied
+        if choice := self._stated.get(knob) or IMPLIED.get(knob):
+            return choice
         raise KeyError(knob)
 
     def __contains__(self, knob: object) -> bool:
         """Whether the knob has a choice, stated or implied."""
-        return bool(IMPLIED.get(str(knob))) or any(name == knob for name, _ in self.choices)
+        return knob in self._stated or bool(IMPLIED.get(str(knob)))
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the knobs whose choice is stated."""
-        return (knob for knob, _ in self.choices)
+        return iter(self._stated)
 
     def items(self) -> ItemsView[str, str]:
         """Return the stated choices: what a mapping does by itself looks each of them up again."""
-        return dict(self.choices).items()
+        return self._stated.items()
+
+    def get(self, knob: str, default: Any = None) -> Any:
+        """Return the choice of `knob`, stated or implied, or the default: without an error on the way."""
+        return self._stated.get(knob) or IMPLIED.get(knob) or default
 
     def __len__(self) -> int:
         """Return the number of stated choices."""
@@ -92,32 +94,46 @@ class Configuration(Mapping[str, str]):
 
     def __hash__(self) -> int:
         """Hash by value."""
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the choices alone: a hash is of its process."""
+        return type(self), (self.choices,)
+
+    @cached_property
+    def _hash(self) -> int:
+        """Found once: one configuration is looked up a dozen times in an answer."""
         return hash(self.choices)
+
+    @cached_property
+    def _stated(self) -> dict[str, str]:
+        """The stated choices by knob, in the order of the knobs' names. Not to be changed."""
+        return dict(self.choices)
 
     def over(self, knobs: Iterable[str]) -> tuple[tuple[str, str], ...]:
         """Return the choices of these knobs, implied ones too, in their order; a knob that has neither is left out."""
-        known = IMPLIED | dict(self.choices)  # "" where a knob implies nothing; no choice is ""
-        return tuple([(knob, choice) for knob in knobs if (choice := known.get(knob))])
+        stated, implied = self._stated.get, IMPLIED.get  # "" where a knob implies nothing; no choice is ""
+        return tuple([(knob, choice) for knob in knobs if (choice := stated(knob) or implied(knob))])
 
     def replaced(self, **choices: str) -> Configuration:
         """Return this configuration with some choices replaced."""
         return Configuration.of({**self, **choices})
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The identity under which evidence is stored."""
-        return key_of(dict(self.choices))
+        return key_of(self._stated)
 
     @property
     def as_read(self) -> dict[str, str]:
         """The stated choices in the order in which people read them; knobs that nobody knows come last."""
-        known = dict(self.choices)
+        known = self._stated
         return {knob: known[knob] for knob in dict.fromkeys([*IMPLIED, *known]) if knob in known}
 
     @property
     def spelled(self) -> dict[str, str]:
         """Every choice, implied ones too, in the order in which people read them: as JSON that is printed has it."""
-        return dict(self.over(dict.fromkeys([*IMPLIED, *self])))
+        return dict(self.over(dict.fromkeys([*IMPLIED, *self._stated])))
 
     def __str__(self) -> str:
         """Return the stated choices as they are read: the one label of a configuration."""

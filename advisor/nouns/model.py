@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from advisor.nouns.checked import Test, checked, matches
@@ -128,7 +129,7 @@ class ModelSource:
     allow_pickle: bool = False
     beside: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def architecture_key(self) -> str:
         """The key that timings go by."""
         return architecture_key_of(self.config, self.beside.get("weights_dtype"))

@@ -48,13 +48,24 @@ def wrong(trial: Trial, default: Trial | None, facts: ModelFacts) -> tuple[str, 
     default: the trial of the model's default on the same work, None where it could not be run. It is itself judged like everybody
     else, by what its dtype gives.
     """
+    is_other = default is not None and default is not trial
+    return wrong_beside(trial, right_default(default, facts) if is_other else None, facts)
+
+
+def right_default(default: Trial | None, facts: ModelFacts) -> Trial | None:
+    """Return a default that others are held to: None where there is none, or where it is wrong itself."""
+    return None if default is None or wrong_beside(default, None, facts) else default
+
+
+def wrong_beside(trial: Trial, right: Trial | None, facts: ModelFacts) -> tuple[str, ...]:
+    """Return what :func:`wrong` does, for who asks about many trials. right: the default, from :func:`right_default`."""
     quality, ran = trial.quality, trial.ran
     if quality is None:
         return ("no output was judged",) if trial.outcome is Outcome.OK else (trial.reason or "it was not finite",)
     found = [*_dependence(quality, ran, facts), *_layout(quality, facts)]
     if quality.is_against_fp32 and tier_of(ran.items(), facts) is Tier.EXACT:
-        right = default if default is not None and default is not trial and not wrong(default, None, facts) else None
-        found += _exact_failures(quality, mantissa_bits(trial), facts, right.quality if right is not None else None)
+        held_to = right.quality if right is not None and right is not trial else None
+        found += _exact_failures(quality, mantissa_bits(trial), facts, held_to)
     if not found and trial.outcome is Outcome.WRONG_OUTPUT and NOT_FINITE in trial.reason:
         found.append(trial.reason)  # seen of a batch outside the sample that the figures are of
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from advisor.knobs import HAVE_PLUGIN, advised, tier_of, unknown
 from advisor.nouns.metrics import head, is_latency
@@ -22,13 +22,15 @@ def objections(
     *,
     same_weights: bool = True,
     limits: Mapping[Tier, Limits] = LIMITS,
+    wrong_of: Callable[[Trial], Sequence[str]] | None = None,
 ) -> list[str]:
     """Return, in words, everything against recommending a search trial under an objective; nothing where it may be.
 
     default: the trial of the model's default on the same work, None where it could not be run: what it does wrong itself is
     doubled by nobody. same_weights: False for a fine-tune of what was measured: its timings are shared, the price of a
     lossy choice is not, and what is wrong is said to be of other weights. limits: of the lossy tiers, for this work
-    (:func:`advisor.quality.limits.limits_of`).
+    (:func:`advisor.quality.limits.limits_of`). wrong_of: says what is wrong with an output, for who asks that of it too; None:
+    :func:`advisor.quality.judge.wrong` does.
     """
     if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
         return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
@@ -40,7 +42,9 @@ def objections(
     elif not (objective.leaves(trial.ran) or (default is not None and trial.ran == default.ran)):
         found.append(f"what ran, {trial.ran}, is outside --only")
     of_others = "" if same_weights else " with other weights"
-    found += [f"wrong output{of_others}: {text}" for text in wrong(trial, default, facts)]
+    found += [
+        f"wrong output{of_others}: {text}" for text in (wrong_of(trial) if wrong_of else wrong(trial, default, facts))
+    ]
     if not found:
         found += _beyond_tier(trial, objective, facts, limits, same_weights=same_weights)
     return found + _beyond_bounds(trial, objective)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from advisor.knobs import call_arguments
@@ -50,9 +51,15 @@ def said(configuration: Configuration) -> Said:
 def value_of(expression: str) -> Any:
     """Return the value of JSON that a Python expression stands for. Raises Unsayable."""
     try:
-        return _value(ast.parse(expression, mode="eval").body)
+        return _value(_tree(expression))
     except (SyntaxError, ValueError) as error:
         raise Unsayable(f"no data stands for {expression}") from error
+
+
+@lru_cache(maxsize=256)
+def _tree(expression: str) -> ast.expr:
+    """Return an expression taken apart: choices have the same few in every answer."""
+    return ast.parse(expression, mode="eval").body
 
 
 def _value(node: ast.expr) -> Any:

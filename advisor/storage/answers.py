@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, text, update
+from sqlalchemy import Connection, delete, exists, insert, select, text, update
 
 from advisor.errors import StoreError
 from advisor.knobs import Reason, Verdict
 from advisor.nouns.answer import Answer
-from advisor.nouns.checked import is_text, matches, parsed, test_of
+from advisor.nouns.checked import Malformed, is_text, matches, parsed, test_of
 from advisor.nouns.measurement import Comparison
 from advisor.storage.keyed_rows import configuration_ids, configuration_of, insert_unless_there
 from advisor.storage.rows import are_samples, as_json, finite, in_row, moment, now, plain, readable, refuse
+from advisor.storage.selects import selected
 from advisor.storage.studies import lock
 from advisor.storage.tables import COMPARISONS, CONFIGURATIONS, RECOMMENDATIONS, REFUSALS, STUDIES
 
@@ -126,16 +128,14 @@ def unanswered(connection: Connection, method: str) -> list[int]:
 
 # Composing these takes SQLAlchemy longer, the first time in a process, than all else that suggest looks up: they are text.
 
-_COMPARISONS = text("""SELECT c.id, a.key AS candidate, b.key AS baseline, c.block_ratios, c.planned
+_COMPARISONS = """SELECT c.id, a.key, b.key, c.block_ratios, c.planned
 FROM comparisons c
   LEFT JOIN configurations a ON a.id = c.candidate_id
   LEFT JOIN configurations b ON b.id = c.baseline_id
-WHERE c.study_id = :study ORDER BY c.id""")
+WHERE c.study_id = :study"""
 
 
-_REFUSALS = text(
-    "SELECT id, rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study ORDER BY id"
-)
+_REFUSALS = "SELECT id, rule, verdict, reason, remedy, about, subject FROM refusals WHERE study_id = :study"
 
 
 _ANSWER = text("""SELECT a.id, a.configuration_id, k.payload AS configuration, a.verdict, a.ratio, a.low, a.high,
@@ -146,24 +146,29 @@ WHERE a.study_id = :study""")
 
 def comparisons(connection: Connection, study_id: int) -> list[Comparison]:
     """Return a study's comparisons in the order they were saved."""
-    return readable(_comparison, connection.execute(_COMPARISONS, {"study": study_id}), None)
+    return readable(_comparison, sorted(selected(connection, _COMPARISONS, study=study_id), key=itemgetter(0)), None)
 
 
-def _comparison(row: Row[*tuple[Any, ...]]) -> Comparison:
-    with in_row("comparisons", row.id):
-        ratios = parsed(row.block_ratios)
-        refuse(row.candidate is None or row.baseline is None, "its configuration", None)
+def _comparison(row: tuple[Any, ...]) -> Comparison:
+    row_id, candidate, baseline, block_ratios, planned = row
+    with in_row("comparisons", row_id):
+        ratios = parsed(block_ratios)
+        refuse(candidate is None or baseline is None, "its configuration", None)
         refuse(not are_samples(ratios), "block_ratios", ratios)
-        refuse(not test_of("int | None")(row.planned), "planned", row.planned)
-        return Comparison(row.candidate, row.baseline, tuple(ratios), row.planned)
+        refuse(not test_of("int | None")(planned), "planned", planned)
+        return Comparison(candidate, baseline, tuple(ratios), planned)
 
 
 def refusals(connection: Connection, study_id: int) -> list[Reason]:
     """Return a study's refusals in the order they were saved."""
-    return readable(_refusal, connection.execute(_REFUSALS, {"study": study_id}), None)
+    found = sorted(selected(connection, _REFUSALS, study=study_id), key=itemgetter(0))
+    try:
+        return [_reason(*values) for _, *values in found]
+    except (Malformed, ValueError, TypeError):  # the row is to be named
+        return readable(_refusal, found, None)
 
 
-def _refusal(row: Row[*tuple[Any, ...]]) -> Reason:
+def _refusal(row: tuple[Any, ...]) -> Reason:
     row_id, *values = row
     with in_row("refusals", row_id):
         return _reason(*values)

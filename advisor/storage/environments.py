@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, select, text, update
+from sqlalchemy import Connection, Row, exists, select, update
 
 from advisor.nouns.checked import is_real, parsed
 from advisor.nouns.environment import Environment
 from advisor.storage.keyed_rows import environment_id, environment_of, found_or_made
 from advisor.storage.rows import as_json, in_row, is_metric, now, readable, refuse
+from advisor.storage.selects import selected
 from advisor.storage.tables import CEILINGS, ENVIRONMENTS, STUDIES, TRIALS
 
-_CEILINGS = text("""SELECT c.id, c.payload FROM ceilings c
+_CEILINGS = """SELECT c.id, c.payload FROM ceilings c
   JOIN environments e ON e.id = c.environment_id
-WHERE e.key = :environment""")
+WHERE e.key = :environment"""
 
 
 def measured(connection: Connection, damage: list[str]) -> list[tuple[str, Environment]]:
@@ -48,14 +49,14 @@ def save_ceilings(connection: Connection, environment: Environment, payload: Map
 
 def ceilings(connection: Connection, environment_key: str, damage: list[str] | None = None) -> dict[str, float] | None:
     """Return what plain work reaches in an environment, or None. damage: see :func:`readable`."""
-    found = connection.execute(_CEILINGS, {"environment": environment_key}).all()
-    read = readable(_ceilings, found, damage)
+    read = readable(_ceilings, selected(connection, _CEILINGS, environment=environment_key), damage)
     return read[0] if read else None
 
 
-def _ceilings(row: Row[*tuple[Any, ...]]) -> dict[str, float]:
-    with in_row("ceilings", row.id):
-        payload = parsed(row.payload)
+def _ceilings(row: tuple[Any, ...]) -> dict[str, float]:
+    row_id, stored = row
+    with in_row("ceilings", row_id):
+        payload = parsed(stored)
         check_ceilings(payload)
         return dict(payload)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Text, select, type_coerce, update
 
@@ -15,6 +15,7 @@ from advisor.machine.leftovers import owner_is_alive
 from advisor.nouns.environment import Environment
 from advisor.storage import keyed_rows, rows
 from advisor.storage.claims import IsAlive
+from advisor.storage.selects import selected
 from advisor.storage.store import Store
 from advisor.storage.tables import ENVIRONMENTS, SLOTS
 from advisor.version import __version__
@@ -157,9 +158,31 @@ def _named(name: str) -> Any:
     return select(*_COLUMNS).join(ENVIRONMENTS, ENVIRONMENTS.c.id == SLOTS.c.environment_id).where(SLOTS.c.name == name)
 
 
+class _Row(NamedTuple):
+    """What is read of a slot: see `_COLUMNS`."""
+
+    id: Any
+    name: Any
+    host: Any
+    device_class: Any
+    owner: Any
+    state: Any
+    why: Any
+    job: Any
+    busy_s: Any
+    lease: Any
+    advisor_version: Any
+    payload: Any
+
+
+#: Every answer looks which slots there are.
+_SLOTS = """SELECT s.id, s.name, s.host, s.device_class, s.owner, s.state, s.why, s.job, s.busy_s, s.lease, s.advisor_version,
+  e.payload
+FROM slots s JOIN environments e ON e.id = s.environment_id"""
+
+
 def _read(connection: Connection) -> list[Slot]:
-    every = select(*_COLUMNS).join(ENVIRONMENTS, ENVIRONMENTS.c.id == SLOTS.c.environment_id)
-    return [_slot(row) for row in connection.execute(every)]
+    return [_slot(_Row._make(row)) for row in selected(connection, _SLOTS)]
 
 
 def _slot(row: Any) -> Slot:

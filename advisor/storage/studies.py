@@ -5,20 +5,22 @@ For `advisor.storage.store`: functions that take a connection, inside its transa
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, TextClause, select, text, update
+from sqlalchemy import Connection, select, update
 
 from advisor.errors import StoreError
 from advisor.nouns.answer import SearchEnd
-from advisor.nouns.checked import is_text, is_whole, parsed
+from advisor.nouns.checked import Malformed, is_text, is_whole, parsed
 from advisor.nouns.configuration import key_of
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective
 from advisor.storage.keyed_rows import environment_id, environment_of, found_or_made, model_id, workload_id
 from advisor.storage.rows import as_json, in_row, moment, now, readable, refuse
+from advisor.storage.selects import selected
 from advisor.storage.study_record import STATES, StudyRecord
 from advisor.storage.tables import MODELS, STUDIES
 from advisor.workloads import Workload, workload_of
@@ -109,33 +111,62 @@ def page(
     return read(connection, f"s.id IN ({listed})", damage)
 
 
-@lru_cache(maxsize=64)
-def _studies_where(where: str) -> TextClause:
-    return text(f"""SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget,
-  m.name, m.weights_digest,
-  e.key AS environment_key, e.payload AS environment, w.key AS workload_key, w.payload AS workload,
+class _Row(NamedTuple):
+    """What is read of a study."""
+
+    id: Any
+    objective: Any
+    state: Any
+    started_at: Any
+    finished_at: Any
+    admissible: Any
+    budget: Any
+    name: Any
+    weights_digest: Any
+    environment_key: Any
+    environment: Any
+    workload_key: Any
+    workload: Any
+    facts: Any
+    has_own_facts: Any
+    workload_id: Any
+    environment_id: Any
+    model_id: Any
+
+
+_STUDIES = """SELECT s.id, s.objective, s.state, s.started_at, s.finished_at, s.admissible, s.budget,
+  m.name, m.weights_digest, e.key, e.payload, w.key, w.payload,
   COALESCE(s.facts, m.facts, (
     SELECT o.facts FROM models o
     WHERE o.architecture_key = m.architecture_key AND o.facts IS NOT NULL ORDER BY o.id DESC LIMIT 1
-  )) AS facts,
-  CASE WHEN s.facts IS NULL THEN 0 ELSE 1 END AS has_own_facts, s.workload_id, s.environment_id, s.model_id
+  )),
+  CASE WHEN s.facts IS NULL THEN 0 ELSE 1 END, s.workload_id, s.environment_id, s.model_id
 FROM studies s
   LEFT JOIN workloads w ON w.id = s.workload_id
   LEFT JOIN environments e ON e.id = s.environment_id
   LEFT JOIN models m ON m.id = s.model_id
-WHERE {where} ORDER BY s.started_at DESC, s.id DESC""")  # noqa: S608
+WHERE """
 
 
 def read(connection: Connection, where: str, damage: list[str] | None = None, **values: Any) -> list[StudyRecord]:
     """Return the studies WHERE this holds of s, w, e and m, newest first. damage: see :func:`readable`."""
-    return readable(_study, connection.execute(_studies_where(where), values), damage)
+    found = map(_Row._make, selected(connection, _STUDIES + where, **values))
+    return readable(_study, sorted(found, key=_began, reverse=True), damage)
 
 
-def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
+def _began(row: _Row) -> tuple[datetime, int]:
+    """Return when a study began, and its number, for their order; what is no moment is told where it is read."""
+    try:
+        return moment(row.started_at), row.id
+    except (Malformed, ValueError):
+        return datetime.min.replace(tzinfo=UTC), row.id
+
+
+def _study(row: _Row) -> StudyRecord:
     with in_row("environments", row.environment_id):
         environment = environment_of(row.environment)
     with in_row("workloads", row.workload_id):
-        workload = workload_of(parsed(row.workload))
+        workload = _workload(row.workload)
     with in_row(*(("studies", row.id) if row.has_own_facts else ("models", row.model_id))):
         facts = _facts(row.facts)
     with in_row("studies", row.id):
@@ -166,6 +197,12 @@ def _study(row: Row[*tuple[Any, ...]]) -> StudyRecord:
         budget=spent,
         end=SearchEnd.of(budget.get("end")),
     )
+
+
+@lru_cache(maxsize=16)
+def _workload(payload: str | None) -> Workload:
+    """Return the workload that was stored as this text: the studies that answer one question have the same."""
+    return workload_of(parsed(payload))
 
 
 @lru_cache(maxsize=256)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextualSelect, column, text
+from sqlalchemy import Connection
 
 from advisor.errors import DamagedRow
 from advisor.nouns.checked import Test, is_text, is_whole, matches, parsed, test_of
@@ -17,6 +18,7 @@ from advisor.nouns.measurement import STATISTIC, Measurement
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.storage.keyed_rows import configuration_of
 from advisor.storage.rows import are_samples, as_json, finite, in_row, is_metric, now, plain, readable, refuse
+from advisor.storage.selects import selected
 
 #: The trial's plain numbers: the same names in the noun and in the table.
 FIGURES = ("load_s", "first_call_s", "measure_s", "wall_s", "peak_bytes", "weight_bytes")
@@ -56,34 +58,39 @@ def measurement_values(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def named(statement: str, columns: Sequence[str]) -> TextualSelect:
-    """Return a SELECT as text whose columns SQLAlchemy is told: else it finds their names anew in each result."""
-    return text(statement).columns(*map(column, columns))
-
-
-_OF_TRIAL = ("id", "number", "outcome", "reason", "phase", "block", "quality", "attempts", "device_uuid", *FIGURES)
-_OF_MEASUREMENT = ("id", "trial_id", "metric", "unit", "phase", "samples")
+#: The plain columns of a trial.
+_COLUMNS = {
+    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
+    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
+    "number": is_whole,
+    "attempts": is_whole,
+    "reason": is_text,
+    "phase": matches("[a-z]{1,20}"),
+    "device_uuid": test_of("str | None"),
+}
 
 
 @cache
-def _trials_where(where: str, *, full: bool) -> TextualSelect:
-    columns = (*_OF_TRIAL, *(["reading"] if full else []), "requested", "effective", "effective_id", "reused_from")
-    statement = f"""SELECT {", ".join(f"t.{name}" for name in _OF_TRIAL)}, {"t.reading," if full else ""}
-  r.payload AS requested, f.payload AS effective, t.effective_id, o.number AS reused_from
+def _trials_where(where: str, *, full: bool) -> str:
+    plain_ones = ", ".join("o.number" if name == "reused_from" else f"t.{name}" for name in _COLUMNS)
+    more = ", t.reading" if full else ""
+    return f"""SELECT t.id, {plain_ones}, t.outcome, t.quality, r.payload, f.payload, t.effective_id{more}
 FROM trials t
   LEFT JOIN configurations r ON r.id = t.requested_id
   LEFT JOIN configurations f ON f.id = t.effective_id
   LEFT JOIN trials o ON o.id = t.reused_from AND o.study_id = t.study_id
 WHERE {where} ORDER BY t.number"""  # noqa: S608
-    return named(statement, columns)
 
 
 @cache
-def _measurements_where(where: str, *, full: bool) -> TextualSelect:
-    statement = f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
+def _measurements_where(where: str, *, full: bool) -> str:
+    # In order of their ids where they are read: SQLite takes longer to sort so few rows than to find them.
+    return f"""SELECT x.id, x.trial_id, x.metric, x.unit, x.phase, x.samples{", x.device_state" if full else ""}
 FROM measurements x JOIN trials t ON t.id = x.trial_id
-WHERE {where} ORDER BY x.id"""  # noqa: S608
-    return named(statement, (*_OF_MEASUREMENT, *(["device_state"] if full else [])))
+WHERE {where}"""  # noqa: S608
+
+
+_row_id = itemgetter(0)
 
 
 def trials(
@@ -95,13 +102,13 @@ def trials(
     """
     measured: dict[int, list[Measurement | DamagedRow]] = {}
     wanted = f"{where} AND {which}" if which else where
-    for row in connection.execute(_measurements_where(wanted, full=full), values).all():
+    for row in sorted(selected(connection, _measurements_where(wanted, full=full), **values), key=_row_id):
         measured.setdefault(row[1], []).append(_measurement(row, full=full))
 
-    def read(row: Row[*tuple[Any, ...]]) -> tuple[int, Trial]:
+    def read(row: tuple[Any, ...]) -> tuple[int, Trial]:
         return row[0], _trial(row, measured.get(row[0], ()), full=full)
 
-    return readable(read, connection.execute(_trials_where(where, full=full), values).all(), damage)
+    return readable(read, selected(connection, _trials_where(where, full=full), **values), damage)
 
 
 #: For a database's rows, where the same few names stand in every one.
@@ -111,7 +118,7 @@ _is_known_metric = lru_cache(maxsize=256)(is_metric)
 _SEEN = {"after_each_round": test_of("tuple[Mapping[str, Any], ...]"), "discarded": test_of("tuple[str, ...]")}
 
 
-def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | DamagedRow:
+def _measurement(row: tuple[Any, ...], *, full: bool) -> Measurement | DamagedRow:
     """Return a measurement, or what is wrong with it: that is its trial's trouble, and raised with it."""
     row_id, _, metric, unit, phase, stored, *seen = row  # quicker than asking the row for each
     try:
@@ -130,14 +137,14 @@ def _measurement(row: Row[*tuple[Any, ...]], *, full: bool) -> Measurement | Dam
         return error
 
 
-_STATES = text("""SELECT x.id, x.device_state FROM measurements x JOIN trials t ON t.id = x.trial_id
-WHERE t.study_id = :study AND t.number = :number ORDER BY x.id""")
+_STATES = """SELECT x.id, x.device_state FROM measurements x JOIN trials t ON t.id = x.trial_id
+WHERE t.study_id = :study AND t.number = :number ORDER BY x.id"""
 
 
 def device_states(connection: Connection, study_id: int, number: int) -> list[Mapping[str, Any]]:
     """Return what was seen after each round of a trial, without anything else of it: see `advisor.storage.store.Store`."""
     found: list[Mapping[str, Any]] = []
-    for row_id, stored in connection.execute(_STATES, {"study": study_id, "number": number}).all():
+    for row_id, stored in selected(connection, _STATES, study=study_id, number=number):
         with in_row("measurements", row_id):
             state = parsed(stored)
             _check_members(state, _SEEN)
@@ -180,43 +187,31 @@ def _check_members(payload: Any, tests: Mapping[str, Test]) -> None:
             refuse(True, name, payload[name])
 
 
-#: The plain columns of a trial.
-_COLUMNS = {
-    **{name: test_of("float | None") for name in FIGURES if name.endswith("_s")},
-    **{name: test_of("int | None") for name in (*(f for f in FIGURES if f.endswith("_bytes")), "block", "reused_from")},
-    "number": is_whole,
-    "attempts": is_whole,
-    "reason": is_text,
-    "phase": matches("[a-z]{1,20}"),
-    "device_uuid": test_of("str | None"),
-}
+#: The tests of the plain columns, and how many there are.
+_TESTS, _PLAIN_ONES = tuple(_COLUMNS.values()), len(_COLUMNS)
 
 
-def _trial(row: Row[*tuple[Any, ...]], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:
+def _trial(row: tuple[Any, ...], measured: Sequence[Measurement | DamagedRow], *, full: bool) -> Trial:
     for each in measured:
         if isinstance(each, DamagedRow):
             raise each
-    found = dict(zip(row._fields, row, strict=True))  # quicker than asking the row for each
-    with in_row("trials", found["id"]):
-        for name, test in _COLUMNS.items():
-            if not test(found[name]):
-                refuse(True, name, found[name])
-        reading = parsed(found["reading"]) if full and found["reading"] is not None else {}
+    row_id, *values = row[: _PLAIN_ONES + 1]
+    outcome, quality, requested, effective, effective_id, *read = row[_PLAIN_ONES + 1 :]
+    with in_row("trials", row_id):
+        for place, (test, value) in enumerate(zip(_TESTS, values, strict=True)):
+            if not test(value):
+                refuse(True, list(_COLUMNS)[place], value)
+        reading = parsed(read[0]) if full and read[0] is not None else {}
         if reading:
             _check_members(reading, _READ)
+        found = dict(zip(_COLUMNS, values, strict=True))
+        found["device_uuid"] = found["device_uuid"] or ""
         return Trial(
-            number=found["number"],
-            requested=configuration_of(found["requested"]),
-            effective=configuration_of(found["effective"]) if found["effective_id"] is not None else None,
-            outcome=Outcome(found["outcome"]),
-            reason=found["reason"],
-            phase=found["phase"],
-            block=found["block"],
-            quality=Quality.of(parsed(found["quality"])) if found["quality"] is not None else None,
+            requested=configuration_of(requested),
+            effective=configuration_of(effective) if effective_id is not None else None,
+            outcome=Outcome(outcome),
+            quality=Quality.of(parsed(quality)) if quality is not None else None,
             reading=reading,
-            reused_from=found["reused_from"],
-            measurements=tuple(each for each in measured if isinstance(each, Measurement)),
-            attempts=found["attempts"],
-            device_uuid=found["device_uuid"] or "",
-            **{name: found[name] for name in FIGURES},
+            measurements=tuple(measured),  # type: ignore[arg-type]  # what is damaged was raised
+            **found,
         )

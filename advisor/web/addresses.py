@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import lru_cache
 
 
 def is_unspecified(host: str) -> bool:
@@ -18,6 +19,7 @@ def is_unspecified(host: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=256)
 def plain(name: str) -> str:
     """Return a name or an address as it is compared: in small letters, an IPv6 address in its shortest form."""
     small = name.rstrip(".").lower()

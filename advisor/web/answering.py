@@ -113,7 +113,8 @@ def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any
 
 def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
     """Return the answer to a question as JSON. shown: in which form. Raises AdvisorError."""
-    return json.dumps(_answer(served, model, given, shown), ensure_ascii=False, allow_nan=False).encode()
+    found = _answer(served, model, given, shown)
+    return json.dumps(found, ensure_ascii=False, allow_nan=False, check_circular=False).encode()
 
 
 def _answer(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _answer(served: Served, model: str, given: Mapping[str, Any], shown: Mapping
             f"a question has no {unknown[0][:40]!r}", "it has model, given, format, columns, pareto and refusals"
         )
     question = question_of(let_in(model, served.limits.model_root), given)
-    found = served.desk.answer(question, served.environments(question.on))
+    found = served.desk.answer(question, lambda: served.environments(question.on))
     device = "cuda" if found.study.environment.is_cuda else "cpu"
     if (form := shown.get("format", "json")) == "json":
         return {**recommendation_payload(found, device), "exit_status": found.exit_status}

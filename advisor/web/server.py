@@ -58,7 +58,9 @@ def _listening(settings: Settings) -> socket.socket:
     made: socket.socket | None = None
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns Nagle's algorithm off where the protocol is named: else the second packet of an answer waits for
+        # the first one's acknowledgement, which who asks again and again sends 40 ms later.
+        made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
         made.listen(128)

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, repeat
+from operator import mul
 from typing import Any
 
 from advisor.errors import BadInput, named
@@ -53,8 +55,12 @@ def _exponent(longest: int, padding: float, batch: int, batches: int) -> float:
     """Return the smallest k, as near as it shows in whole tokens, whose padding is what is asked or more, 1000 at most."""
     padded = longest * batch * batches
 
+    shares = tuple(chain.from_iterable(_shares(batch, batches)))
+
     def tokens(exponent: float) -> int:
-        return sum(map(sum, _groups(longest, exponent, batch, batches)))
+        """Return how many tokens `_groups` has: of all batches at once, and of a sequence of none one."""
+        lengths: list[int] = list(map(round, map(mul, repeat(longest), map(pow, shares, repeat(exponent)))))
+        return sum(lengths) + lengths.count(0)
 
     # What is looked at are 1000 in halves, to the sixtieth, as ever: at a round k, 1/2 for one, a length can lie between two
     # tokens, and a question that finds exactly that k has another key than it had.
@@ -139,11 +145,12 @@ def list_flags(lengths: Sequence[int], batch: int | None, padding: float) -> str
     """Return the flags that make a list in its batches. padding: of the batches, dealt where batch is a knob (None)."""
     longest, dealt, padding = max(lengths), DEALT if batch is None else batch, round(padding, 2)
     count = -(-len(lengths) // dealt)
-    spelled = ",".join(map(str, lengths)) + ("," if len(lengths) == 1 else "")
     try:
         is_generated = tuple(lengths) == quantile_lengths(longest, padding, dealt, count)
     except BadInput:
         is_generated = False
     if is_generated:
         spelled = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != DEFAULT_BATCHES else "")
+    else:
+        spelled = ",".join(map(str, lengths)) + ("," if len(lengths) == 1 else "")
     return f"--lengths {spelled} --batch {batch or 'auto'}"
