@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -308,3 +309,13 @@ def test_where_no_daemon_is_a_line_says_so(tmp_path: Path) -> None:
             assert "(is it the address that advisor serve printed?)" in ran.stderr
         server.shutdown()
         thread.join()
+
+
+def test_a_command_that_ends_writes_no_log_afterwards(tmp_path: Path) -> None:
+    """What it logged to is closed by then, and whoever goes on in its process has the log that was there before."""
+    root, own = logging.getLogger(), logging.getLogger("advisor")
+    before = root.handlers[:], root.level, own.level
+    ran = run_here("worker", ADVISOR_DATABASE_URL=f"sqlite:///{tmp_path}")
+
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert (root.handlers, root.level, own.level) == before

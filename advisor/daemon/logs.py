@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 #: What every record has: all else was given with `extra`.
@@ -24,6 +26,21 @@ class _Lines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+@contextmanager
+def logged_as_json() -> Iterator[None]:
+    """Have the log written as by :func:`log_json` for a while: a stderr that is closed by then is not written to afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("advisor")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    root.handlers[:] = []
+    try:
+        log_json()
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip((root, own), levels, strict=True):
+            logger.setLevel(level)
 
 
 def log_json() -> None:

@@ -73,9 +73,15 @@ def _worker(options: argparse.Namespace, _: float) -> int:
 
 def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) -> int:
     """Run this host's slots, and what serves, until SIGTERM or Ctrl-C; return the exit status."""
+    from advisor.daemon.logs import logged_as_json
+
+    with logged_as_json():
+        return _logged_at_work(workers, given, serving, limits)
+
+
+def _logged_at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) -> int:
     from advisor.daemon.courtesy import Hours
     from advisor.daemon.engine import prepare
-    from advisor.daemon.logs import log_json
     from advisor.daemon.recheck import IDLE_S
     from advisor.daemon.supervisor import Supervisor, machines_of
     from advisor.storage.clock import refuse_wrong_clock
@@ -86,7 +92,6 @@ def _at_work(workers: str, given: Mapping[str, Any], serving: Any, limits: Any) 
     if given["only"]:
         Hours.of(given["only"])
     url, machines = default_url(), machines_of(workers)
-    log_json()
     with Store.open(url, write=True) as store:  # the schemas are made here once, and not by every slot
         refuse_wrong_clock(store)
         roster = Roster(store)
