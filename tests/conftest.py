@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,10 @@ import pytest
 from hypothesis import settings
 
 _NUMBERS = count()
+
+#: What is begun in the background of a script ignores Ctrl-C, and so do its children: tests send it to theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The files that take longest, most of it waiting for one fixture, the longest first; but those whose workers have choices of
 #: their own come before all others, which can so keep one warm parent.

@@ -332,6 +332,22 @@ def put(file: Path, table: str, column: str, value: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    "damage", ["0001-01-01 00:00:00+05:00", "yesterday", b"\xff\x00"], ids=["early", "text", "bytes"]
+)
+def test_a_study_with_a_damaged_moment_hides_no_other(file: Path, damage: str | bytes) -> None:
+    """The others come newest first, and it is named: rows are put in their order where they are read."""
+    url, source, here = f"sqlite:///{file}", find_model(CAUSAL), probe.machine("cpu").environment
+    with Store.open(url, write=True) as store:
+        made = [store.open_study(source, Forward((9,) * n, 1), here, Objective(), Budget(), 0) for n in (1, 2, 3)]
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE studies SET started_at = ? WHERE id = ?", (damage, made[1]))
+    connection.close()
+    with Store.open(url, write=False) as store:
+        assert [study.id for study in store.studies()] == [made[2], made[0]]
+        assert [said.partition(" is damaged")[0] for said in store.damaged] == [f"row {made[1]} of studies"]
+
+
 def test_a_damaged_row_is_named_and_the_others_answer(file: Path, honest: bytes) -> None:
     """A trial that can't be read is named by table and id; a study that has none of it is listed as it was."""
     file.write_bytes(honest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
 from typing import Any
 
@@ -15,22 +16,21 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 #: A value that is named in a statement; a cast of PostgreSQL's is none.
-_NAMED = re.compile(r"(?<!:):([a-z_]+)")
+_NAMED = re.compile(r"(?<!:):([a-z_][a-z0-9_]*)")
 
 
 def selected(connection: Connection, statement: str, **values: Any) -> Sequence[tuple[Any, ...]]:
     """Return the rows that a SELECT finds. values: by the names that stand in it behind colons. Raises DBAPIError."""
-    cursor, spelled = connection.connection.cursor(), _spelled(statement, connection.dialect.name)
-    for hear in connection.dispatch.before_cursor_execute:  # whoever notes what a database is asked
-        hear(connection, cursor, spelled, values, None, False)
+    spelled = _spelled(statement, connection.dialect.name)
     try:
-        cursor.execute(spelled, values)
-        found: Sequence[tuple[Any, ...]] = cursor.fetchall()
-        return found
+        with closing(connection.connection.cursor()) as cursor:
+            for hear in connection.dispatch.before_cursor_execute:  # whoever notes what a database is asked
+                hear(connection, cursor, spelled, values, None, False)
+            cursor.execute(spelled, values)
+            found: Sequence[tuple[Any, ...]] = cursor.fetchall()
+            return found
     except connection.dialect.loaded_dbapi.Error as error:
         raise _told(connection, statement, error) from error
-    finally:
-        cursor.close()
 
 
 @cache
@@ -40,7 +40,10 @@ def _spelled(statement: str, dialect: str) -> str:
 
 
 def _told(connection: Connection, statement: str, error: Exception) -> BaseException:
-    """Return a driver's error as SQLAlchemy tells it. A connection that is lost is not used again."""
+    """Return a driver's error as SQLAlchemy tells it.
+
+    A connection that is lost is not used again; the pool looks at each of the others before it hands it out (pool_pre_ping).
+    """
     dialect = connection.dialect
     is_lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)  # type: ignore[arg-type]
     if is_lost:

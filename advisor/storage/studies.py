@@ -158,7 +158,7 @@ def _began(row: _Row) -> tuple[datetime, int]:
     """Return when a study began, and its number, for their order; what is no moment is told where it is read."""
     try:
         return moment(row.started_at), row.id
-    except (Malformed, ValueError):
+    except (Malformed, ValueError, OverflowError):
         return datetime.min.replace(tzinfo=UTC), row.id
 
 
