@@ -50,6 +50,7 @@ from advisor.study.tune import carried_out, tune
 from advisor.study.tuning import Job as Tuning
 from advisor.web.pages import router
 from advisor.web.served import Limits, Served
+from advisor.web.server import Server
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "benchmarks" / "shapes" / "qwen2.5-1.5b.json"
@@ -164,7 +165,7 @@ def serving(daemon: Daemon, port: int = 0) -> Iterator[Daemon]:
 
     app.add_api_route("/api/v1/events", events, response_model=None)
     config = uvicorn.Config(guarded(app), port=port, log_level="warning", timeout_graceful_shutdown=60)
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     waited(lambda: server.started)

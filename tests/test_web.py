@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from advisor.knobs import Reason
 from advisor.knobs.choice import Verdict
 from advisor.machine.leftovers import owner
 from advisor.measure.landscape import Landscape
+from advisor.pages.rendering import _place
 from advisor.storage.store import Store
 from advisor.version import __version__
 from advisor.web.events import LOOK_S
@@ -787,6 +788,19 @@ def test_an_answer_waits_for_no_acknowledgement() -> None:
             return int(await seen)
 
     assert asyncio.run(looked())
+
+
+def test_who_takes_no_answer_is_let_go_of(kept: Daemon) -> None:
+    """Megabytes of a script that nobody reads don't keep a connection open beyond the daemon."""
+    with ExitStack() as stack:
+        with at_work(kept.served) as daemon:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=10))
+            wanted = f"GET /static/{_place('plotly')} HTTP/1.1\r\nHost: 127.0.0.1:{daemon.port}\r\n\r\n"
+            client.sendall(wanted.encode() * 20)
+            assert client.recv(12) == b"HTTP/1.1 200"
+        with suppress(ConnectionResetError):
+            while client.recv(2**20):
+                pass
 
 
 def test_ipv6s_loopback_is_served(kept: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -23,6 +24,17 @@ GRACE_S = 3
 _log = logging.getLogger("advisor.web")
 
 
+class Server(uvicorn.Server):
+    """Ends with all of its connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, and then let go of whoever does not take the rest of an answer: uvicorn leaves such a connection open."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
 def serving(served: Served, settings: Settings, stop: threading.Event, say: Callable[[str], None]) -> None:
     """Answer requests until told to stop. Raises BadInput for an address that is taken.
 
@@ -38,7 +50,7 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off"
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
     thread.start()
     host, port = listening.getsockname()[:2]
