@@ -409,7 +409,7 @@ def test_the_same_failure_is_reproduced(url: str, capsys: pytest.CaptureFixture[
     assert text.splitlines()[-1] == "it failed the same way: reproduced"
 
 
-#: Seconds that every call sleeps, and 15 % more; the model itself takes some milliseconds, more of them on a busy machine.
+#: Seconds that every call takes, and 15 % more: tests/plugins/made_up_sleep.py.
 SLEEP_S, SLOWER_S = 0.6, 0.69
 
 
