@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 LONGEST_TURN_S = 0.25
 
 
+def settle() -> None:
+    """Have Python's garbage collector leave alone all that this process has made by now.
+
+    A full collection stops every thread: with what is imported to answer, for some 50 ms.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class Desk:
     """Answers questions out of an open store. One for a process: safe to share between threads, and never to be closed."""
 
@@ -50,19 +59,11 @@ class Desk:
             with self._store.at_one_moment():
                 return answered_there(asked, self._store.anew(), question, there())
         finally:
-            self._settle()
+            if not self._is_settled:  # the first answer imported the rest
+                self._is_settled = True
+                settle()
             if is_mine:
                 self._turn.release()
-
-    def _settle(self) -> None:
-        """Have Python's garbage collector leave alone all that this process has made, after the first answer imported the rest.
-
-        A full collection stops every thread: with what is imported to answer, for some 50 ms.
-        """
-        if not self._is_settled:
-            self._is_settled = True
-            gc.collect()
-            gc.freeze()
 
     def machine(self, wanted: str | None, threads: int | None) -> Machine:
         """Return a device of this machine, as it was a few seconds ago: see `advisor.asking.resolve.Look`."""

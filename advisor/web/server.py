@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import uvicorn
 
+from advisor.asking.desk import settle
 from advisor.errors import BadInput, named
 from advisor.web.addresses import is_unspecified, own_names
 from advisor.web.answering import Answering
@@ -53,6 +54,7 @@ def serving(served: Served, settings: Settings, stop: threading.Event, say: Call
     server = Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="advisor-http", daemon=True)
     thread.start()
+    settle()  # before anybody asks
     host, port = listening.getsockname()[:2]
     for name in settings.own or (host,):
         say(f"http://{f'[{name}]' if ':' in name else name}:{port}")
