@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse, RemoteDisconnected
 from itertools import islice
 from typing import Any
 
@@ -112,12 +112,23 @@ class Asking:
         """Ask a question; return the seconds that the daemon says it took."""
         if not hasattr(self._own, "connection"):
             self._own.connection = HTTPConnection(self._host, self._port, timeout=60)
-        self._own.connection.request("POST", "/api/v1/suggest", body, {"Content-Type": "application/json"})
-        answer = self._own.connection.getresponse()
-        said = answer.read()
+        try:
+            answer, said = self._answer(body)
+        except (
+            BrokenPipeError,
+            ConnectionResetError,
+            RemoteDisconnected,
+        ):  # idle for so long that the daemon closed it
+            self._own.connection.close()
+            answer, said = self._answer(body)
         if answer.status != 200:
             raise SystemExit(f"{answer.status}: {said[:300]!r}")
         return float(answer.headers["Server-Timing"].partition("dur=")[2]) / 1000
+
+    def _answer(self, body: bytes) -> tuple[HTTPResponse, bytes]:
+        self._own.connection.request("POST", "/api/v1/suggest", body, {"Content-Type": "application/json"})
+        answer = self._own.connection.getresponse()
+        return answer, answer.read()
 
 
 def fired(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,52 @@ def test_processes_say_what_threads_say(served: Served) -> None:
     assert [each[0] for each in plain[2:]] == [NotMeasured, BadInput, BadInput, BadInput]
 
 
-def test_a_process_that_dies_is_replaced(served: Served) -> None:
-    """The next question is answered by others; what is over is over."""
-    beside = Answering(served, 1)
+def children() -> list[psutil.Process]:
+    """Return the processes that answer."""
+    return [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+
+
+def spent_s(process: psutil.Process) -> float:
+    """Return the processor time of a process, seconds."""
+    return float(sum(process.cpu_times()[:2]))
+
+
+def rests(process: psutil.Process) -> bool:
+    """Return whether a process has done something, and does nothing now."""
+    before = spent_s(process)
+    time.sleep(0.3)
+    return 0 < before == spent_s(process)
+
+
+def test_who_answered_last_answers_next(served: Served) -> None:
+    """Questions in turn have one process, whose caches are warm; with those that come at once another one is begun."""
+    beside = Answering(served, 2)
     try:
-        first = said(beside, QUESTIONS[0])
-        (child,) = (each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline()))
-        child.kill()
-        assert said(beside, QUESTIONS[0]) == first
+        for _ in range(3):
+            said(beside, QUESTIONS[0])
+        (first,) = children()
+        said(beside, *[QUESTIONS[0]] * 8)
+        waited(lambda: len(children()) == 2)
+        (other,) = set(children()) - {first}
+        waited(lambda: rests(other))  # it has opened the database
+        said(beside, *[QUESTIONS[0]] * 8)
+        before = [spent_s(first), spent_s(other)]
+        for _ in range(20):
+            said(beside, QUESTIONS[0])
+        little, much = sorted(spent_s(each) - was for each, was in zip((first, other), before, strict=True))
+        assert little < 0.02 < much
+    finally:
+        beside.close()
+
+
+def test_a_process_that_dies_is_replaced(served: Served) -> None:
+    """The next question is answered by others, however many died; what is over is over."""
+    beside = Answering(served, 3)
+    try:
+        first = said(beside, *[QUESTIONS[0]] * 9)
+        for child in children():
+            child.kill()
+        assert said(beside, QUESTIONS[0]) == first[:1]
     finally:
         beside.close()
 

@@ -3,6 +3,9 @@
 An answer is some milliseconds of Python, and one process runs one thread of that at a time: a host with many cores answers in
 several, and what listens to requests only hands out questions and hands on bytes. Each of them has its own connections and its
 own desk.
+
+Of those that have nothing to do, the one that answered last gets the next question: a processor that slept meanwhile has nothing
+of an answer's code and data in its caches, and takes half as long again.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from advisor.asking.submission import OPERATORS, Submission, let_in
-from advisor.errors import BadInput, Unreachable, named
+from advisor.errors import AdvisorError, BadInput, Unreachable, named
 from advisor.web.served import Limits, Served
 
 #: Where nobody says how many processes answer: one for so many cores, and at most so many.
@@ -39,13 +45,22 @@ def usual_processes() -> int:
     return min(len(os.sched_getaffinity(0)) // CORES_EACH, MOST)
 
 
+@dataclass(eq=False)
+class _Process:
+    """A process that answers. opened: done as soon as it can; asked: questions that it has now."""
+
+    executor: ProcessPoolExecutor
+    opened: Future[None]
+    asked: int = 0
+
+
 class Answering:
     """Who answers. Its questions are asked in the server's event loop."""
 
     def __init__(self, served: Served, processes: int = 0) -> None:
-        """Answer out of this database in so many processes, in threads of this one where that is 0."""
+        """Answer out of this database in at most so many processes, in threads of this one where that is 0."""
         self._served, self.processes = served, processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._last_first: list[_Process] = []
         self._lock = threading.Lock()
 
     async def answer(self, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
@@ -53,41 +68,68 @@ class Answering:
         if not self.processes:
             return await run_in_threadpool(answered, self._served, model, given, shown)
         for _ in range(_ATTEMPTS):
-            pool = self._processes()
+            process = self._next()
             try:
-                return await asyncio.wrap_future(pool.submit(_answered_here, model, dict(given), dict(shown)))
+                answer = process.executor.submit(_answered_here, model, dict(given), dict(shown))
+                answer.add_done_callback(partial(self._has_answered, process))
+                return await asyncio.wrap_future(answer)
             except BrokenProcessPool:
-                _log.warning("a process that answers died: others take its place")
-                self._forget(pool)
+                self._replace(process)
         raise Unreachable("the processes that answer died over this question", "the daemon's log may say how")
 
     def close(self) -> None:
         """End the processes."""
+        for process in self._let_go():
+            process.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self) -> _Process:
+        """Return who gets the next question: who has none and answered last, else who has the fewest.
+
+        Where all have some and there may be more, another one is begun, which gets its first question when it has opened the
+        database: that takes as long as hundreds of answers.
+        """
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            able = [process for process in self._last_first if process.opened.done()] or self._last_first
+            found = min(able, key=lambda process: process.asked, default=None)
+            if len(able) == len(self._last_first) < self.processes and (found is None or found.asked):
+                self._last_first.append(begun := self._begun())
+                found = found or begun
+            assert found is not None
+            found.asked += 1
+            return found
 
-    def _processes(self) -> ProcessPoolExecutor:
+    def _begun(self) -> _Process:
+        # Spawned: a fork would share this process's connections, and its threads' locks as they are just now.
+        executor = ProcessPoolExecutor(
+            1,
+            multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(self._served.url, self._served.limits, os.getpid()),
+        )
+        return _Process(executor, executor.submit(_open_here))
+
+    def _has_answered(self, process: _Process, _: Future[bytes]) -> None:
         with self._lock:
-            if self._pool is None:
-                # Spawned: a fork would share this process's connections, and its threads' locks as they are just now.
-                self._pool = ProcessPoolExecutor(
-                    self.processes,
-                    multiprocessing.get_context("spawn"),
-                    initializer=_begin,
-                    initargs=(self._served.url, self._served.limits, os.getpid()),
-                )
-            return self._pool
+            process.asked -= 1
+            if process in self._last_first:
+                self._last_first.remove(process)
+                self._last_first.insert(0, process)
 
-    def _forget(self, pool: ProcessPoolExecutor) -> None:
+    def _replace(self, dead: _Process) -> None:
+        """Begin anew: what killed one may have killed others, which nobody has noticed. Who is at work answers first."""
+        if dead not in self._last_first:
+            return
+        _log.warning("a process that answers died: others take its place")
+        for process in self._let_go():
+            process.executor.shutdown(wait=False)
+
+    def _let_go(self) -> list[_Process]:
         with self._lock:
-            if self._pool is pool:
-                self._pool = None
-        pool.shutdown(wait=False, cancel_futures=True)
+            ending, self._last_first = self._last_first, []
+        return ending
 
 
-#: In a process that answers: its database, opened with its first question, so that one that is away is told as an answer.
+#: In a process that answers: its database. One that is away is told as an answer to a question.
 _place: tuple[str, Limits] | None = None
 _opened: Served | None = None
 
@@ -103,12 +145,21 @@ def _begin(url: str, limits: Limits, parent: int) -> None:
     _place = url, limits
 
 
-def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
+def _open_here() -> None:
+    with suppress(AdvisorError):
+        _opened_here()
+
+
+def _opened_here() -> Served:
     global _opened
     assert _place is not None
     if _opened is None:
         _opened = Served.open(*_place)
-    return answered(_opened, model, given, shown)
+    return _opened
+
+
+def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
+    return answered(_opened_here(), model, given, shown)
 
 
 def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
