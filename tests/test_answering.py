@@ -6,8 +6,7 @@ import asyncio
 import json
 import os
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +90,15 @@ def test_processes_say_what_threads_say(served: Served) -> None:
     assert [each[0] for each in plain[2:]] == [NotMeasured, BadInput, BadInput, BadInput]
 
 
-def children() -> list[psutil.Process]:
-    """Return the processes that answer."""
-    return [each for each in psutil.Process().children() if "spawn_main" in " ".join(each.cmdline())]
+@pytest.fixture
+def others() -> Callable[[], set[psutil.Process]]:
+    """Give the processes that answer and that were begun since."""
+
+    def now() -> set[psutil.Process]:
+        return {each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE}
+
+    before = now()
+    return lambda: {each for each in now() - before if "spawn_main" in " ".join(each.cmdline())}
 
 
 def spent_s(process: psutil.Process) -> float:
@@ -101,42 +106,88 @@ def spent_s(process: psutil.Process) -> float:
     return float(sum(process.cpu_times()[:2]))
 
 
-def rests(process: psutil.Process) -> bool:
-    """Return whether a process has done something, and does nothing now."""
-    before = spent_s(process)
-    time.sleep(0.3)
-    return 0 < before == spent_s(process)
+def warmed(answering: Answering, processes: int) -> None:
+    """Ask until so many processes have answered."""
+    said(answering, *[QUESTIONS[0]] * 4 * processes)
+    waited(lambda: [each.able.done() for each in answering._last_first] == [True] * processes)
+    said(answering, *[QUESTIONS[0]] * 4 * processes)
 
 
-def test_who_answered_last_answers_next(served: Served) -> None:
+def test_who_answered_last_answers_next(served: Served, others: Callable[[], set[psutil.Process]]) -> None:
     """Questions in turn have one process, whose caches are warm; with those that come at once another one is begun."""
     beside = Answering(served, 2)
     try:
         for _ in range(3):
             said(beside, QUESTIONS[0])
-        (first,) = children()
-        said(beside, *[QUESTIONS[0]] * 8)
-        waited(lambda: len(children()) == 2)
-        (other,) = set(children()) - {first}
-        waited(lambda: rests(other))  # it has opened the database
-        said(beside, *[QUESTIONS[0]] * 8)
-        before = [spent_s(first), spent_s(other)]
+        assert len(others()) == 1
+        warmed(beside, 2)
+        before = {each: spent_s(each) for each in others()}
+        assert len(before) == 2
         for _ in range(20):
             said(beside, QUESTIONS[0])
-        little, much = sorted(spent_s(each) - was for each, was in zip((first, other), before, strict=True))
+        little, much = sorted(spent_s(each) - was for each, was in before.items())
         assert little < 0.02 < much
     finally:
         beside.close()
 
 
-def test_a_process_that_dies_is_replaced(served: Served) -> None:
-    """The next question is answered by others, however many died; what is over is over."""
+def test_a_process_that_dies_is_replaced(served: Served, others: Callable[[], set[psutil.Process]]) -> None:
+    """One that dies costs none of the others, and the next question is answered however many died."""
     beside = Answering(served, 3)
     try:
-        first = said(beside, *[QUESTIONS[0]] * 9)
-        for child in children():
+        warmed(beside, 3)
+        first, *rest = before = others()
+        assert len(before) == 3
+        first.kill()
+        answers = said(beside, *[QUESTIONS[0]] * 12)
+        assert answers == answers[:1] * 12
+        assert "recommendation" in answers[0]
+        assert set(rest) < others()
+        for child in others():
             child.kill()
-        assert said(beside, QUESTIONS[0]) == first[:1]
+        assert said(beside, QUESTIONS[0]) == answers[:1]
+    finally:
+        beside.close()
+
+
+def test_a_process_that_can_not_be_begun(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is there answers all; where nobody is, that is told."""
+    beside = Answering(served, 4)
+    begun = Answering._begun
+
+    def refused(_: Answering) -> Any:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    try:
+        monkeypatch.setattr(Answering, "_begun", refused)
+        kind, words, _ = said(beside, QUESTIONS[0])[0]
+        assert (kind.__name__, words.partition(" (")[0]) == ("Unreachable", "no process that answers can be begun")
+        monkeypatch.setattr(Answering, "_begun", begun)
+        first = said(beside, QUESTIONS[0])
+        monkeypatch.setattr(Answering, "_begun", refused)
+        assert said(beside, *[QUESTIONS[0]] * 4) == first * 4
+    finally:
+        beside.close()
+
+
+def test_who_waits_behind_one_that_left_is_told(served: Served, others: Callable[[], set[psutil.Process]]) -> None:
+    """A question that nobody waits for any more, and then the process's death, leave no other one unanswered."""
+    beside = Answering(served, 1)
+
+    async def asked() -> Any:
+        tasks = [asyncio.ensure_future(beside.answer(*QUESTIONS[0])) for _ in range(6)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        for child in others():
+            child.kill()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+
+    try:
+        said(beside, QUESTIONS[0])
+        answers = asyncio.run(asked())
+        assert isinstance(answers.pop(3), asyncio.CancelledError)
+        assert answers == answers[:1] * 5
+        assert isinstance(answers[0], bytes)
     finally:
         beside.close()
 

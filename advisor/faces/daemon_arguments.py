@@ -78,7 +78,7 @@ _SERVING = (
     ),
     Option(
         "answer_processes",
-        "processes that answer questions beside the daemon's own, 0 for none (default: one for four cores, at most four)",
+        "processes beside the daemon that answer questions, at most, 0 for none (default: one for four cores, four at most)",
         _read_processes,
         metavar="N",
         word=int,

@@ -5,7 +5,7 @@ several, and what listens to requests only hands out questions and hands on byte
 own desk.
 
 Of those that have nothing to do, the one that answered last gets the next question: a processor that slept meanwhile has nothing
-of an answer's code and data in its caches, and takes half as long again.
+of an answer's code and data in its caches, and takes more than half as long again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,14 +27,11 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from advisor.asking.submission import OPERATORS, Submission, let_in
-from advisor.errors import AdvisorError, BadInput, Unreachable, named
+from advisor.errors import BadInput, Unreachable, named
 from advisor.web.served import Limits, Served
 
 #: Where nobody says how many processes answer: one for so many cores, and at most so many.
 CORES_EACH, MOST = 4, 4
-
-#: How often a question is asked again where the process that had it died.
-_ATTEMPTS = 2
 
 _log = logging.getLogger("advisor.web")
 
@@ -47,10 +43,10 @@ def usual_processes() -> int:
 
 @dataclass(eq=False)
 class _Process:
-    """A process that answers. opened: done as soon as it can; asked: questions that it has now."""
+    """A process that answers. able: done as soon as it has imported what it needs; asked: questions that it has now."""
 
     executor: ProcessPoolExecutor
-    opened: Future[None]
+    able: Future[None]
     asked: int = 0
 
 
@@ -67,34 +63,42 @@ class Answering:
         """Return the answer to a question as JSON. shown: in which form. Raises AdvisorError."""
         if not self.processes:
             return await run_in_threadpool(answered, self._served, model, given, shown)
-        for _ in range(_ATTEMPTS):
+        for _ in range(self.processes + 1):  # all of them may have died of something else
             process = self._next()
             try:
                 answer = process.executor.submit(_answered_here, model, dict(given), dict(shown))
                 answer.add_done_callback(partial(self._has_answered, process))
-                return await asyncio.wrap_future(answer)
+                # Shielded: an executor of Python 3.11 whose process dies over a question that nobody waits for any more
+                # ends without telling those who wait behind it.
+                return await asyncio.shield(asyncio.wrap_future(answer))
             except BrokenProcessPool:
-                self._replace(process)
+                self._forget(process)
         raise Unreachable("the processes that answer died over this question", "the daemon's log may say how")
 
     def close(self) -> None:
         """End the processes."""
-        for process in self._let_go():
+        with self._lock:
+            ending, self._last_first = self._last_first, []
+        for process in ending:
             process.executor.shutdown(wait=False, cancel_futures=True)
 
     def _next(self) -> _Process:
         """Return who gets the next question: who has none and answered last, else who has the fewest.
 
-        Where all have some and there may be more, another one is begun, which gets its first question when it has opened the
-        database: that takes as long as hundreds of answers.
+        Where all have some and there may be more, another one is begun, for which no question waits as long as there are
+        others: it imports for as long as hundreds of answers take. Raises Unreachable where the first can't be begun.
         """
         with self._lock:
-            able = [process for process in self._last_first if process.opened.done()] or self._last_first
+            able = [process for process in self._last_first if process.able.done()] or self._last_first
             found = min(able, key=lambda process: process.asked, default=None)
             if len(able) == len(self._last_first) < self.processes and (found is None or found.asked):
-                self._last_first.append(begun := self._begun())
-                found = found or begun
-            assert found is not None
+                try:
+                    self._last_first.append(begun := self._begun())
+                    found = found or begun
+                except OSError as error:  # no memory, or no more processes
+                    _log.warning("no other process that answers can be begun: %s", error)
+            if found is None:
+                raise Unreachable("no process that answers can be begun", "the daemon's log says why")
             found.asked += 1
             return found
 
@@ -106,30 +110,26 @@ class Answering:
             initializer=_begin,
             initargs=(self._served.url, self._served.limits, os.getpid()),
         )
-        return _Process(executor, executor.submit(_open_here))
+        return _Process(executor, executor.submit(_import))
 
-    def _has_answered(self, process: _Process, _: Future[bytes]) -> None:
+    def _has_answered(self, process: _Process, answer: Future[bytes]) -> None:
         with self._lock:
             process.asked -= 1
-            if process in self._last_first:
+            is_alive = not answer.cancelled() and not isinstance(answer.exception(), BrokenProcessPool)
+            if is_alive and process in self._last_first:
                 self._last_first.remove(process)
                 self._last_first.insert(0, process)
 
-    def _replace(self, dead: _Process) -> None:
-        """Begin anew: what killed one may have killed others, which nobody has noticed. Who is at work answers first."""
-        if dead not in self._last_first:
-            return
-        _log.warning("a process that answers died: others take its place")
-        for process in self._let_go():
-            process.executor.shutdown(wait=False)
-
-    def _let_go(self) -> list[_Process]:
+    def _forget(self, dead: _Process) -> None:
         with self._lock:
-            ending, self._last_first = self._last_first, []
-        return ending
+            if dead not in self._last_first:
+                return
+            self._last_first.remove(dead)
+        _log.warning("a process that answers died: another one takes its place")
+        dead.executor.shutdown(wait=False)
 
 
-#: In a process that answers: its database. One that is away is told as an answer to a question.
+#: In a process that answers: its database, opened with its first question, so that one that is away is told as an answer.
 _place: tuple[str, Limits] | None = None
 _opened: Served | None = None
 
@@ -145,21 +145,20 @@ def _begin(url: str, limits: Limits, parent: int) -> None:
     _place = url, limits
 
 
-def _open_here() -> None:
-    with suppress(AdvisorError):
-        _opened_here()
+def _import() -> None:
+    """Import what an answer needs, which takes the longest of the first one."""
+    import advisor.advice.suggest
+    import advisor.asking.question
+    import advisor.show.report
+    import advisor.show.sent  # noqa: F401
 
 
-def _opened_here() -> Served:
+def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
     global _opened
     assert _place is not None
     if _opened is None:
         _opened = Served.open(*_place)
-    return _opened
-
-
-def _answered_here(model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
-    return answered(_opened_here(), model, given, shown)
+    return answered(_opened, model, given, shown)
 
 
 def answered(served: Served, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:

@@ -30,7 +30,7 @@ class Limits:
 
     model_root: models of the hosts lie under it, None where only hub ids are let in; most_budget_s: seconds that a job may spend,
     0 for any; most_waiting: jobs that may wait; most_body_bytes: of a request; most_streams: of events, at once;
-    answer_processes: that answer questions beside the daemon's own, which does where it is 0.
+    answer_processes: that answer questions beside the daemon's own, at most; it answers itself where that is 0.
     """
 
     model_root: Path | None = None
