@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse, RemoteDisconnected
+from http.client import HTTPConnection, HTTPResponse
 from itertools import islice
 from typing import Any
 
@@ -114,11 +114,7 @@ class Asking:
             self._own.connection = HTTPConnection(self._host, self._port, timeout=60)
         try:
             answer, said = self._answer(body)
-        except (
-            BrokenPipeError,
-            ConnectionResetError,
-            RemoteDisconnected,
-        ):  # idle for so long that the daemon closed it
+        except ConnectionError:  # idle for so long that the daemon closed it
             self._own.connection.close()
             answer, said = self._answer(body)
         if answer.status != 200:
