@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+#: Columns of a line on a pipe, where COLUMNS does not say how many.
+PIPE_COLUMNS = 160
+
 #: C0 but for tab and line feed, DEL and C1; soft hyphen, marks, joiners and overrides of the reading direction, invisible
 #: operators, line and paragraph separators, byte order marks, annotations, tags; lone halves of characters.
 _STEERING = (

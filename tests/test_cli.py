@@ -1205,6 +1205,22 @@ def test_start_up_is_quick(tmp_path: Path) -> None:
     assert {name: share for name, share in shares.items() if share > SHARES[name]} == {}
 
 
+def test_help_waits_for_nothing_that_it_does_not_use() -> None:
+    """The text of `--help` is made by advisor and Python's own library alone, and without what of that goes to the network."""
+    code = (
+        "import sys\nfrom advisor.faces.cli import run\ntry: run(['--help'])\nexcept SystemExit: pass\n"
+        "print(*sorted({'asyncio', 'email', 'http', 'socket', 'sqlite3', 'ssl'} & set(sys.modules)))"
+    )
+    without_libraries = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(
+        without_libraries, cwd=Path(package.__file__).parent.parent, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: advisor" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["tune", "dry-run"])
 def test_only_that_leaves_nothing_is_told_before_a_trial(
     url: str, capfd: pytest.CaptureFixture[str], more: list[str]

@@ -20,18 +20,24 @@ from advisor.asking.question import kind_of
 from advisor.errors import AdvisorError, BadInput, DamagedRow, StoreError, named
 from advisor.faces.daemon_arguments import SERVE_OPTIONS, WORKER_OPTIONS
 from advisor.faces.printing import note, print_json
-from advisor.faces.remote import Remote
 from advisor.nouns.option import values_of
-from advisor.show.console import PIPE_COLUMNS
-from advisor.terminal import in_a_line, printable
+from advisor.terminal import PIPE_COLUMNS, in_a_line, printable
 from advisor.workloads import DEFAULT_KIND
 
 if TYPE_CHECKING:
     from advisor.asking.submission import Submission
+    from advisor.faces.remote import Remote
     from advisor.web.served import Served
 
 #: How often a watcher looks, seconds.
 _LOOK_S = 1.0
+
+
+def _remote(url: str) -> Remote:
+    """Return a daemon elsewhere. Python's own HTTP costs as much as half of `--help`: who stays here does not wait for it."""
+    from advisor.faces.remote import Remote
+
+    return Remote(url)
 
 
 @contextmanager
@@ -154,7 +160,7 @@ def _submit(options: argparse.Namespace, _: float) -> int:
     submission = Submission.of({"model": model, "given": given, "priority": options.priority})
     note([*notes, *warned])
     with _needing_extra():
-        job = Remote(options.server).submit(submission.payload) if options.server else _submitted(submission)
+        job = _remote(options.server).submit(submission.payload) if options.server else _submitted(submission)
     if job.get("why"):
         note([str(job["why"])])
     if options.format == "json":
@@ -228,7 +234,7 @@ def suggested(options: argparse.Namespace) -> int:
     given, notes = _given(options)
     columns = {"columns": shutil.get_terminal_size((PIPE_COLUMNS, 24)).columns}
     shown = {"format": options.format, "pareto": options.pareto, "refusals": options.refusals, **columns}
-    found = Remote(options.server).suggest(options.model, given, shown)
+    found = _remote(options.server).suggest(options.model, given, shown)
     note(notes)
     status = int(found.pop("exit_status", 0))
     if options.format == "json":
@@ -241,7 +247,7 @@ def suggested(options: argparse.Namespace) -> int:
 def _cancel(options: argparse.Namespace, _: float) -> int:
     with _needing_extra():
         if options.server:
-            job = Remote(options.server).cancel(options.job)
+            job = _remote(options.server).cancel(options.job)
         else:
             with _opened() as served:
                 job = served.cancel(options.job).payload
@@ -255,7 +261,7 @@ def _cancel(options: argparse.Namespace, _: float) -> int:
 def _jobs(options: argparse.Namespace, _: float) -> int:
     with _needing_extra():
         if options.server:
-            remote = Remote(options.server)
+            remote = _remote(options.server)
             return _listed(options, remote.job, lambda: remote.jobs(options.state, options.limit))
         with _opened() as served:
             every = served.listed

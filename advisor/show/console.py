@@ -10,10 +10,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from advisor.terminal import printable
-
-#: Columns of a line on a pipe, where COLUMNS does not say how many.
-PIPE_COLUMNS = 160
+from advisor.terminal import PIPE_COLUMNS, printable
 
 
 def console(*, stderr: bool) -> Console:
