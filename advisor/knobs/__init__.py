@@ -34,7 +34,7 @@ from advisor.knobs.choice import (
     traits_of,
 )
 from advisor.knobs.quantization import share_words
-from advisor.knobs.traits import GENERIC, Traits
+from advisor.knobs.traits import GENERIC, Traits, merged
 from advisor.nouns.configuration import IMPLIED, Configuration
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
@@ -71,6 +71,7 @@ __all__ = [
     "is_whole",
     "knobs_for",
     "known_choices",
+    "merged",
     "reference_choices",
     "register",
     "register_knob",
@@ -252,7 +253,8 @@ def rule_ids() -> list[str] | None:
 
     None where they are not all known: plugins have their own, and an installation may come without its source.
     """
-    files = [*Path(__file__).parent.rglob("*.py"), Path(__file__).parents[1] / "search" / "space.py"]
+    search = Path(__file__).parents[1] / "search"
+    files = [*Path(__file__).parent.rglob("*.py"), search / "space.py", search / "admission.py"]
     if PLUGINS or not all(file.is_file() for file in files):
         return None
     # F is no rule's letter: "F32" is a dtype in a checkpoint's header.

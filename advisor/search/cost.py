@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from advisor.knobs import Situation, Term, Traits, choices_of, traits_of
+from advisor.knobs import Choice, Situation, Term, Traits, choices_of, traits_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.metrics import Gauge, Metric
@@ -76,14 +76,23 @@ def predicted_bytes(situation: Situation) -> float:
 
     A lower bound on purpose: what it refuses can't run, and what it lets through is measured.
     """
+    return bytes_of_weights(situation) + bytes_of_call(situation)
+
+
+def bytes_of_weights(situation: Situation) -> float:
+    """Return the bytes of the weights: see :func:`weight_bytes`."""
+    return _weight_bytes(situation.facts, situation.traits)
+
+
+def bytes_of_call(situation: Situation) -> float:
+    """Return the bytes that a call needs beside the weights: scores or a mask that are written, the logits asked for."""
     facts, traits = situation.facts, situation.traits
-    work = situation.workload.work(layout_of(traits), facts)
-    needed = _weight_bytes(facts, traits)
+    work, written = situation.workload.work(layout_of(traits), facts), 0.0
     if traits.writes_scores:
-        needed += 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
+        written = 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
     elif traits.packs and traits.builds_mask:
-        needed += work.columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
-    return needed + work.kept * facts.vocabulary * traits.bytes_per_value
+        written = work.columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
+    return written + work.kept * facts.vocabulary * traits.bytes_per_value
 
 
 def layout_of(traits: Traits) -> Layout:
@@ -95,7 +104,7 @@ def layout_of(traits: Traits) -> Layout:
 def predicted_cost(situation: Situation) -> float:
     """Return a number that orders configurations by speed: the operations of each term over the choices' rates on it.
 
-    Only the order matters. Raises ValueError for a rate on a term that there is not: it would be left out without a word.
+    Only the order matters. Raises ValueError for a rate on a term that there is not.
     """
     work = _over_rates(situation)
     return work[Term.LINEAR] + work[Term.ATTENTION]
@@ -109,11 +118,18 @@ def predicted_launches(situation: Situation) -> float:
 def _over_rates(situation: Situation) -> dict[Term, float]:
     work = operations(situation)
     for choice in choices_of(situation.configuration):
-        for term, rate in choice.rates(situation).items():
-            if term not in work:
-                raise ValueError(f"{choice.knob}={choice.name} has a rate on {term!r}; there are {', '.join(work)}")
+        for term, rate in checked_rates(choice, situation).items():
             work[term] /= rate
     return work
+
+
+def checked_rates(choice: Choice, situation: Situation) -> Mapping[Term, float]:
+    """Return a choice's rates. Raises ValueError for a rate on a term that there is not: it would be left out without a word."""
+    rates = choice.rates(situation)
+    for term in rates:
+        if term not in [*Term]:
+            raise ValueError(f"{choice.knob}={choice.name} has a rate on {term!r}; there are {', '.join(Term)}")
+    return rates
 
 
 def operations(situation: Situation) -> dict[Term, float]:

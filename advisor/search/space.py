@@ -6,20 +6,19 @@ quality tier asked for" are the space's. No GPU time is spent, and no torch is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 from advisor.errors import BadInput, NothingAdmissible, named
 from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
+from advisor.nouns.metrics import Gauge
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Trial
-from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_bytes, predicted_cost, situations_of
-from advisor.terminal import gib
+from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_cost
 from advisor.workloads import Workload
 
 #: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
@@ -65,37 +64,30 @@ def build_space(
 
     drawn: whether the weights are drawn at random, so that no lossy choice can be judged (rule T0).
     """
+    from advisor.search.admission import Bounds, admitted  # numpy: who only reads an answer does not wait for it
+    from advisor.search.cases import Grid
+
     baseline = Configuration.of(baseline_choices(facts, workload))
     unknown = [f"{knob} {name}" for knob, name in baseline.items() if name not in KNOBS[knob].choices]
     if unknown:
         raise BadInput(f"this model's default has {', '.join(unknown)}, which advisor can't measure yet")
     _refuse_unturned(workload, objective, baseline)
-    slowest = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
-    admissible: dict[Configuration, float] = {}
     unjudged = drawn and not objective.allow_unjudged
     alone = _refused_alone(facts, workload, environment, objective, unjudged=unjudged)
-    refusals = {(r.subject, r.about, r.rule): r for r in alone}
-    warnings: dict[tuple[str, str, str], Reason] = {}
-    for configuration in _combinations(workload, {reason.subject for reason in alone}):
-        situation = Situation(configuration, workload.under(configuration), environment, facts)
-        reasons = _reasons(situation, objective, free_bytes)
-        if not any(reason.verdict.refuses for reason in reasons):
-            reasons += _hopeless(situation, slowest)
-        refusing = [reason for reason in reasons if _refuses(reason, objective)]
-        for reason in refusing:
-            refusals.setdefault((reason.subject, reason.about, reason.rule), reason)
-        if not refusing:
-            admissible[configuration] = predicted_cost(situation)
-            warnings |= {(r.subject, r.about, r.rule): r for r in reasons if not r.verdict.refuses}
-    ordered = sorted(admissible, key=lambda configuration: admissible[configuration])
-    situations = situations_of([baseline, *ordered], facts, workload, environment)
+    default = Situation(baseline, workload.under(baseline), environment, facts)
+    bounds = Bounds(HOPELESS * predicted_cost(default), HOPELESS, _most_bytes(objective, free_bytes))
+    grid = Grid(_axes(workload, {reason.subject for reason in alone}), facts, workload, environment)
+    found = admitted(grid, bounds, lambda reason: _refuses(reason, objective))
+    predicted = found.bytes if objective.aim.gauge is Gauge.MEMORY else found.costs
+    of_default = {baseline: default}
     return Space(
         baseline=baseline,
-        admissible=tuple(ordered),
-        refusals=tuple(_telling(refusals.values(), ordered)),
-        warnings=tuple(warnings.values()),
-        costs=costs_of(situations, objective.aim),
-        launches=launches_of(situations, objective.aim),
+        admissible=found.configurations,
+        refusals=tuple(_telling([*alone, *found.refusals])),
+        warnings=found.warnings,
+        costs=costs_of(of_default, objective.aim) | dict(zip(found.configurations, predicted, strict=True)),
+        launches=launches_of(of_default, objective.aim)
+        | (dict(zip(found.configurations, found.launches, strict=True)) if objective.aim.is_of_time else {}),
     )
 
 
@@ -136,12 +128,12 @@ def _refuses(reason: Reason, objective: Objective) -> bool:
     return reason.verdict.refuses and reason.rule not in objective.ignored_rules
 
 
-def _combinations(workload: Workload, without: AbstractSet[str]) -> Iterable[Configuration]:
-    """Yield every configuration for a workload that has none of the choices in `without` ("knob=choice")."""
-    knobs = knobs_for(workload)
-    tables = ([name for name in knob.choices if f"{knob.name}={name}" not in without] for knob in knobs.values())
-    for choices in product(*tables):
-        yield Configuration.of(dict(zip(knobs, choices, strict=True)))
+def _axes(workload: Workload, without: AbstractSet[str]) -> dict[str, tuple[str, ...]]:
+    """Return the choices of every knob that can be turned for a workload, but those in `without` ("knob=choice")."""
+    return {
+        knob.name: tuple(name for name in knob.choices if f"{knob.name}={name}" not in without)
+        for knob in knobs_for(workload).values()
+    }
 
 
 def _refused_alone(
@@ -179,10 +171,6 @@ def _outside(knob: str, name: str, facts: ModelFacts, objective: Objective, *, u
     return reasons
 
 
-def _reasons(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
-    return _refused_together(situation) + _too_large(situation, objective, free_bytes)
-
-
 def _refused_together(situation: Situation) -> list[Reason]:
     """Return what the choices of a configuration say of being together in a situation."""
     return [
@@ -192,33 +180,13 @@ def _refused_together(situation: Situation) -> list[Reason]:
     ]
 
 
-def _hopeless(situation: Situation, slowest: float) -> list[Reason]:
-    """Refuse what arithmetic alone puts far behind the default."""
-    cost = predicted_cost(situation)
-    if cost <= slowest:
-        return []
-    text = f"predicted to be {HOPELESS * cost / slowest:.0f} times slower than the default, by operations and rates"
-    subject, about = (
-        " ".join(f"{knob}={situation.configuration[knob]}" for knob in knobs)
-        for knobs in (("precision", "quantization"), ("attention", "packing"))
-    )
-    return [Reason("S1", Verdict.INVALID, text, "--ignore-rule S1 tries it", about=about, subject=subject)]
-
-
-def _too_large(situation: Situation, objective: Objective, free_bytes: int) -> list[Reason]:
+def _most_bytes(objective: Objective, free_bytes: int) -> float:
+    """Return the bytes that a configuration may be predicted to use."""
     limit = MEMORY_SHARE * free_bytes
-    if objective.max_memory_bytes is not None:
-        limit = min(limit, objective.max_memory_bytes)
-    needed = predicted_bytes(situation)
-    if needed <= limit:
-        return []
-    about = " ".join(f"{knob}={name}" for knob, name in situation.configuration.over(("attention", "packing")))
-    subject = " ".join(f"{k}={situation.configuration[k]}" for k in ("precision", "quantization"))
-    text = f"needs at least {gib(needed)}, and {gib(limit)} may be used"
-    return [Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits", about=about, subject=subject)]
+    return limit if objective.max_memory_bytes is None else min(limit, objective.max_memory_bytes)
 
 
-def _telling(refusals: Iterable[Reason], admissible: Sequence[Configuration]) -> list[Reason]:
+def _telling(refusals: Sequence[Reason]) -> list[Reason]:
     """Order refusals by subject, and leave out what another refusal of the same subject already says for all cases."""
     whole = {(reason.subject, reason.rule) for reason in refusals if not reason.about}
     kept = [reason for reason in refusals if not reason.about or (reason.subject, reason.rule) not in whole]
