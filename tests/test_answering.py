@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,17 @@ def served(database_url: str) -> Iterator[Served]:
 def said(answering: Answering, *questions: tuple[str, dict[str, Any], dict[str, Any]]) -> list[Any]:
     """Ask questions at once; return each answer, or the error's kind and words."""
 
-    async def one(question: tuple[str, dict[str, Any], dict[str, Any]]) -> Any:
-        try:
-            return json.loads(await answering.answer(*question))
-        except AdvisorError as error:
-            return type(error), str(error), error.hint
-
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*map(one, questions))
+        return await asyncio.gather(*(_told(answering, question) for question in questions))
 
     return asyncio.run(all_of_them())
+
+
+async def _told(answering: Answering, question: tuple[str, dict[str, Any], dict[str, Any]]) -> Any:
+    try:
+        return json.loads(await answering.answer(*question))
+    except AdvisorError as error:
+        return type(error), str(error), error.hint
 
 
 QUESTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -192,20 +194,37 @@ def test_who_waits_behind_one_that_left_is_told(served: Served, others: Callable
         beside.close()
 
 
-def test_a_question_that_kills_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every process dies over a question, it ends with a line for whoever asked."""
-    beside = Answering(served, 1)
-    monkeypatch.setattr("advisor.web.answering._answered_here", _die)
-    try:
-        kind, words, hint = said(beside, QUESTIONS[0])[0]
-    finally:
-        beside.close()
-    assert (kind.__name__, words) == ("Unreachable", f"the processes that answer died over this question ({hint})")
-
-
 def _die(*_: Any) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     return b""
+
+
+def _die_telling(*_: Any) -> bytes:
+    """Die with half an answer told."""
+    send = Connection._send  # type: ignore[attr-defined]
+
+    def half(self: Connection, buffer: bytes, *more: Any) -> None:
+        if len(buffer) > 16_384:  # its length went ahead by itself
+            send(self, buffer[:10_000], *more)
+            _die()
+        send(self, buffer, *more)
+
+    Connection._send = half  # type: ignore[attr-defined]
+    return b" " * 100_000
+
+
+@pytest.mark.parametrize("deadly", [_die, _die_telling])
+def test_a_question_that_kills_is_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch, deadly: Callable[..., bytes]
+) -> None:
+    """Where every process dies over a question, or while it answers, it ends with a line for whoever asked."""
+    beside = Answering(served, 1)
+    monkeypatch.setattr("advisor.web.answering._answered_here", deadly)
+    try:
+        kind, words, hint = asyncio.run(asyncio.wait_for(_told(beside, QUESTIONS[0]), 60))
+    finally:
+        beside.close()
+    assert (kind.__name__, words) == ("Unreachable", f"the processes that answer died over this question ({hint})")
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +26,7 @@ from starlette.concurrency import run_in_threadpool
 
 from advisor.asking.submission import OPERATORS, Submission, let_in
 from advisor.errors import BadInput, Unreachable, named
+from advisor.web.beside import Beside, Died
 from advisor.web.served import Limits, Served
 
 #: Where nobody says how many processes answer: one for so many cores, and at most so many.
@@ -45,7 +44,7 @@ def usual_processes() -> int:
 class _Process:
     """A process that answers. able: done as soon as it has imported what it needs; asked: questions that it has now."""
 
-    executor: ProcessPoolExecutor
+    beside: Beside
     able: Future[None]
     asked: int = 0
 
@@ -57,6 +56,7 @@ class Answering:
         """Answer out of this database in at most so many processes, in threads of this one where that is 0."""
         self._served, self.processes = served, processes
         self._last_first: list[_Process] = []
+        self._is_closed = False
         self._lock = threading.Lock()
 
     async def answer(self, model: str, given: Mapping[str, Any], shown: Mapping[str, Any]) -> bytes:
@@ -66,21 +66,20 @@ class Answering:
         for _ in range(self.processes + 1):  # all of them may have died of something else
             process = self._next()
             try:
-                answer = process.executor.submit(_answered_here, model, dict(given), dict(shown))
+                answer = process.beside.submit(_answered_here, model, dict(given), dict(shown))
                 answer.add_done_callback(partial(self._has_answered, process))
-                # Shielded: an executor of Python 3.11 whose process dies over a question that nobody waits for any more
-                # ends without telling those who wait behind it.
-                return await asyncio.shield(asyncio.wrap_future(answer))
-            except BrokenProcessPool:
+                told: bytes = await asyncio.wrap_future(answer)
+                return told
+            except Died:
                 self._forget(process)
         raise Unreachable("the processes that answer died over this question", "the daemon's log may say how")
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and begin no others."""
         with self._lock:
-            ending, self._last_first = self._last_first, []
+            ending, self._last_first, self._is_closed = self._last_first, [], True
         for process in ending:
-            process.executor.shutdown(wait=False, cancel_futures=True)
+            process.beside.close()
 
     def _next(self) -> _Process:
         """Return who gets the next question: who has none and answered last, else who has the fewest.
@@ -89,6 +88,8 @@ class Answering:
         others: it imports for as long as hundreds of answers take. Raises Unreachable where the first can't be begun.
         """
         with self._lock:
+            if self._is_closed:
+                raise Unreachable("this daemon is ending", "ask the one that takes its place")
             able = [process for process in self._last_first if process.able.done()] or self._last_first
             found = min(able, key=lambda process: process.asked, default=None)
             if len(able) == len(self._last_first) < self.processes and (found is None or found.asked):
@@ -103,19 +104,13 @@ class Answering:
             return found
 
     def _begun(self) -> _Process:
-        # Spawned: a fork would share this process's connections, and its threads' locks as they are just now.
-        executor = ProcessPoolExecutor(
-            1,
-            multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(self._served.url, self._served.limits, os.getpid()),
-        )
-        return _Process(executor, executor.submit(_import))
+        beside = Beside(_begin, self._served.url, self._served.limits, os.getpid())
+        return _Process(beside, beside.submit(_import))
 
     def _has_answered(self, process: _Process, answer: Future[bytes]) -> None:
         with self._lock:
             process.asked -= 1
-            is_alive = not answer.cancelled() and not isinstance(answer.exception(), BrokenProcessPool)
+            is_alive = not answer.cancelled() and not isinstance(answer.exception(), Died)
             if is_alive and process in self._last_first:
                 self._last_first.remove(process)
                 self._last_first.insert(0, process)
@@ -126,7 +121,7 @@ class Answering:
                 return
             self._last_first.remove(dead)
         _log.warning("a process that answers died: another one takes its place")
-        dead.executor.shutdown(wait=False)
+        dead.beside.close()
 
 
 #: In a process that answers: its database, opened with its first question, so that one that is away is told as an answer.
