@@ -24,21 +24,7 @@ from advisor.show.support import LLAMA, MACHINES
 from advisor.workloads.forward import Forward
 
 WORKLOAD = Forward((64, 32, 48, 16), 2)
-H200 = Environment(
-    "cuda",
-    "NVIDIA H200",
-    (9, 0),
-    150 * 10**9,
-    "580.95.05",
-    "13.0",
-    packages={
-        "torch": "2.11.0",
-        "transformers": "5.17.0",
-        "flash-attn": "2.8.3",
-        "bitsandbytes": "0.50",
-        "accelerate": "1.5",
-    },
-)
+H200 = MACHINES["NVIDIA H200"]
 BATCHES: dict[int | None, list[tuple[str, tuple[str, ...]]]] = {None: [("batch", ("1", "4"))], 2: [], 4: []}
 ENCODER = replace(LLAMA, is_causal=False, packed_row="wrong")
 OPEN = Forward((64, 32, 48, 16, 700), None)

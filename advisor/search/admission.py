@@ -66,11 +66,11 @@ def admitted(grid: Grid, bounds: Bounds, refuses: Callable[[Reason], bool]) -> A
     reasons = [reason for each in asked for answer in each.reasons.answers for reason in answer if refuses(reason)]
     large, hopeless = np.broadcast_to(needed > bounds.most_bytes, grid.shape), cost > bounds.most_cost
     if refuses(Reason("M1", Verdict.INVALID, "")):
-        reasons += _named(grid, large, _NUMBERS, _LAYOUT, lambda place: _too_large(bounds, _at(needed, place)))
+        reasons += _named(grid, large, lambda place: _too_large(bounds, _at(needed, place)))
         refused |= large
     if refuses(Reason("S1", Verdict.INVALID, "")):
         late = hopeless & ~refused
-        reasons += _named(grid, late, _NUMBERS, _LAYOUT, lambda place: _hopeless(bounds, _at(cost, place)))
+        reasons += _named(grid, late, lambda place: _hopeless(bounds, _at(cost, place)))
         refused |= hopeless
     places = np.flatnonzero(~refused)
     places = places[np.argsort(cost.reshape(-1)[places], kind="stable")]
@@ -135,19 +135,20 @@ def _rates(grid: Grid, knob: str, name: str) -> Cases[Mapping[Term, float]]:
     return grid.only(knob, name).ask(lambda situation: checked_rates(choice, situation))
 
 
-def _named(
-    grid: Grid, mask: Mask, subject: Sequence[str], about: Sequence[str], reason: Callable[[Sequence[int]], Reason]
-) -> Iterator[Reason]:
-    """Yield a reason for each combination of the named knobs where a mask holds, made from the first such place of the grid."""
+def _named(grid: Grid, mask: Mask, reason: Callable[[Sequence[int]], Reason]) -> Iterator[Reason]:
+    """Yield a reason for each combination of numbers and layout where a mask holds, made from the first such place."""
     knobs = [*grid.axes]
-    ahead = [knobs.index(knob) for knob in (*subject, *about)]
+    ahead = [knobs.index(knob) for knob in (*_NUMBERS, *_LAYOUT)]
     order = [*ahead, *(axis for axis in range(len(knobs)) if axis not in ahead)]
     flat = mask.transpose(order).reshape(*(grid.shape[axis] for axis in ahead), -1)
     for place in np.argwhere(flat.any(axis=-1)).tolist():
         rest = np.unravel_index(int(flat[tuple(place)].argmax()), [grid.shape[axis] for axis in order[len(ahead) :]])
         whole = dict(zip(order, [*place, *map(int, rest)], strict=True))
-        words = [" ".join(f"{k}={grid.axes[k][whole[knobs.index(k)]]}" for k in named) for named in (subject, about)]
-        yield replace(reason([whole[axis] for axis in range(len(knobs))]), subject=words[0], about=words[1])
+        subject, about = (
+            " ".join(f"{knob}={grid.axes[knob][whole[knobs.index(knob)]]}" for knob in named)
+            for named in (_NUMBERS, _LAYOUT)
+        )
+        yield replace(reason([whole[axis] for axis in range(len(knobs))]), subject=subject, about=about)
 
 
 def _at(numbers: Numbers, place: Sequence[int]) -> float:
