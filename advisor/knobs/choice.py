@@ -180,7 +180,8 @@ class Choice:
     why_not(situation): the rules of this choice in this situation, pair rules included.
     load(configuration), call(configuration): keyword arguments of from_pretrained, and of every call of the model, as Python
     expressions.
-    before, after: statements executed before and after loading (`model` is there then); imports: what all of them need;
+    before, after: statements executed before and after loading (`model` is there then). on_model: statements on the loaded model,
+    executed whenever a configuration is switched to, after its knob's `undo` took back another's. imports: what all of them need;
     functions: (module, name) of functions that they call: the suggestion prints their source.
     proof(reading): None, or why the reading does not show that it ran.
     rates(situation): its speed on the terms of the work that it changes, relative to the others of its knob (only for the
@@ -201,6 +202,7 @@ class Choice:
     call: Callable[[Configuration], Mapping[str, str]] = _no_arguments
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    on_model: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
     packages: tuple[str, ...] = ()
@@ -227,6 +229,9 @@ class Knob:
     layout in fp32 is the same for all of them.
     read(model, arguments): what its own proofs need to see of a loaded model and of a call's arguments, as JSON values; it
     stands in `Reading.own` under the knob's name; worker only.
+    undo(model): takes back what choices did to a loaded model by `Choice.on_model`; worker only.
+    late: its choices but the implied one are tried on the best that was measured without them, and nowhere else: they cost
+    more than they differ in (`Space.opened`).
     """
 
     name: str
@@ -242,15 +247,21 @@ class Knob:
     place: int = 100
     numbers: bool = False
     read: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    undo: Callable[[Any], None] | None = None
+    late: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an implied choice that there is not, and choices of another knob."""
+        """Refuse an implied choice that there is not, choices of another knob, and what can't be taken back."""
         if self.implied and self.implied not in self.choices:
             raise ValueError(f"the knob {self.name} has no choice {self.implied!r}, which it implies")
         if strangers := [
             name for name, choice in self.choices.items() if (choice.knob, choice.name) != (self.name, name)
         ]:
             raise ValueError(f"the knob {self.name} has choices of another knob or name: {', '.join(strangers)}")
+        if self.undo is None and any(choice.on_model for choice in self.choices.values()):
+            raise ValueError(f"the knob {self.name} changes a loaded model and has no undo")
+        if self.late and not self.implied:
+            raise ValueError(f"the knob {self.name} is tried late, and implies no choice to be tried first")
 
 
 #: Every knob by name, in the order in which people read a configuration. Filled by the registry, `advisor.knobs`.

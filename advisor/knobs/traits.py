@@ -27,7 +27,10 @@ class Traits:
     linear: the class of the linear layers then, as the worker names it; bytes_per_weight: of these layers; as_stored: weights
     take what they take in the checkpoint.
 
-    How it runs. compiles: every new shape of a call is compiled first. own_load: this choice alone of its knob needs the
+    fuses_layers: a layer is one operator of torch's.
+
+    How it runs. compiles: attention itself is compiled, anew for every shape of a call. compile_s: what compiling adds to a trial
+    (seconds), as is expected before any was seen. own_load: this choice alone of its knob needs the
     weights loaded for itself. process_wide: it switches something of the process, so that two models in one process would
     have it both. independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier
     columns over all of it): the independence probe then looks at the layout without it, and the user is told. advised: False
@@ -52,7 +55,9 @@ class Traits:
     linear: str = ""
     bytes_per_weight: float = 0.0
     as_stored: bool = False
+    fuses_layers: bool = False
     compiles: bool = False
+    compile_s: float = 0.0
     own_load: bool = False
     process_wide: bool = False
     independent: bool = True

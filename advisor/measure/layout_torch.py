@@ -40,7 +40,10 @@ def look_at_layout(session: Session, subject: Subject, configuration: Configurat
     why = ""
     for kept in dict.fromkeys((depth, facts.layers)):
         try:
-            with fp32_torch.in_fp32(model, session.device), fp32_torch.first_layers(model, facts.layers, kept):
+            with ExitStack() as stack:
+                stack.enter_context(session.unchanged())
+                stack.enter_context(fp32_torch.in_fp32(model, session.device))
+                stack.enter_context(fp32_torch.first_layers(model, facts.layers, kept))
                 error, pads = _layout_error(session, subject, configuration, facts, kept)
         except torch.AcceleratorError:
             raise

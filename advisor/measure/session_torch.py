@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from advisor.knobs import Batching, call_arguments, choices_of, collate, function_of, traits_of, weights_of
+from advisor.knobs import KNOBS, Batching, call_arguments, choices_of, collate, function_of, traits_of, weights_of
 from advisor.measure import fp32_torch, tokens_torch
 from advisor.measure.messages import Event, StageEvent, Subject
 from advisor.networks import call_torch, load_torch
@@ -28,6 +29,8 @@ class Session:
         self.settings: Any = None
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
+        #: The statements that changed the loaded model as its configuration asks, and that are taken back for another's.
+        self.on_model: tuple[str, ...] = ()
         self.names: dict[str, Any] = {}
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
         #: What sequences are alone in fp32, on the CPU, by (layers, attempt) and number: of the loaded weights.
@@ -70,12 +73,34 @@ class Session:
             arguments = load_torch.arguments_of(choices, configuration, names)
             self.model.set_attn_implementation(arguments["attn_implementation"])
         self.loaded_attention = configuration["attention"]
+        self._change(tuple(dict.fromkeys(line for choice in choices for line in choice.on_model)))
         synchronize(device)
         return time.perf_counter() - began
 
+    def _change(self, lines: tuple[str, ...]) -> None:
+        """Have the loaded model be changed by these statements and no others."""
+        if lines == self.on_model:
+            return
+        for knob in KNOBS.values():
+            if knob.undo is not None:
+                knob.undo(self.model)
+        for line in lines:
+            exec(line, {**self.names, "model": self.model})  # noqa: S102  (our own lines: the ones that the suggestion prints)
+        self.on_model = lines
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Have the loaded model be as it was loaded for a while."""
+        lines = self.on_model
+        self._change(())
+        try:
+            yield
+        finally:
+            self._change(lines)
+
     def unload(self) -> None:
         """Free the model."""
-        self.model, self.loaded_as, self.settings, self.alone = None, None, None, {}
+        self.model, self.loaded_as, self.settings, self.alone, self.on_model = None, None, None, {}, ()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -222,15 +222,11 @@ def main() -> None:
 
     send(Ready(pid=os.getpid()))
     session: Session | None = None
-    compiled = 0
     for numbered in _requests():
         if session is None:  # the device is the same for as long as this process lives
             session = Session(send, numbered.device, numbered.uuid)
-        if (
-            compiled != switches_torch.compiled_frames()
-        ):  # else there is nothing to forget, and the first reset takes 3 s
+        if switches_torch.compiled_frames():  # else there is nothing to forget, and the first reset takes 3 s
             switches_torch.forget_compiled()
-            compiled = switches_torch.compiled_frames()
         send(Done(id=numbered.id, result=answered(session, numbered.request)))
 
 

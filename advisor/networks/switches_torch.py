@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -41,4 +42,30 @@ def compiled_frames() -> int:
 
 def forget_compiled() -> None:
     """Forget what torch compiled: its cache is per function, and the ninth variant of flex_attention would run uncompiled."""
+    from torch._dynamo.utils import clear_compilation_metrics, counters
+
     torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
+    clear_compilation_metrics()
+    counters.clear()
+
+
+class Compiled(NamedTuple):
+    """What torch compiled since it last forgot: how many graphs, how many of them anew, where graphs broke, and seconds."""
+
+    graphs: int
+    again: int
+    breaks: int
+    seconds: float
+
+
+def compiled() -> Compiled:
+    """Return what torch has compiled; nothing where it was not asked to."""
+    if not compiled_frames():
+        return Compiled(0, 0, 0, 0.0)
+    from torch._dynamo.utils import counters, get_compilation_metrics
+
+    frames = [each for each in get_compilation_metrics() if each.compile_id is not None]
+    again = sum(1 for each in frames if each.recompile_reason)
+    seconds = sum(each.entire_frame_compile_time_s or 0.0 for each in frames)
+    breaks = sum(counters["graph_break"].values())
+    return Compiled(int(counters["stats"]["unique_graphs"]), again, breaks, seconds)

@@ -195,7 +195,8 @@ class ModelFacts:
     times that are the operations of a pair of tokens. Both are 0 where they could not be counted. `after_pooling`: what is
     done with an embedding after pooling, step by step: see :mod:`advisor.models.beside`. `packed_row`: what a small copy
     makes of sequences that share a row without FlashAttention: "wrong" (they come out otherwise than alone), "raises", ""
-    where it is right or could not be tried: see :mod:`advisor.networks.packed_torch`.
+    where it is right or could not be tried: see :mod:`advisor.networks.packed_torch`. `repeated_layers`: how many layers
+    transformers knows to be repeated, which can be compiled one by one.
     """
 
     architecture: str
@@ -238,6 +239,7 @@ class ModelFacts:
     attention_width: int = 0
     after_pooling: tuple[str, ...] = ()
     packed_row: str = ""
+    repeated_layers: int = 0
 
     @property
     def carries_state(self) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from advisor.knobs import traits_of
+from advisor.knobs import known_choices
 from advisor.nouns.configuration import Configuration, stated
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
@@ -36,10 +36,6 @@ TRANSFERS = (0.0, 0.5, 0.9)
 
 #: Standard deviation of a measurement's logarithm: about 1 % (measurement.md, "Stopping a trial's timing").
 NOISE = 0.01
-
-#: What compilation adds to a trial (seconds) before any was seen: flex_attention took 8 to 230 and more on an H100, most of it
-#: for the mask of a packed row of odd length, and a search that expected 120 waited longer than it could save.
-COMPILE_S = 300.0
 
 #: Standard deviation of a trial's log seconds beside what its choices explain: some load the model, some find it loaded.
 _SECONDS_NOISE = 0.2
@@ -204,7 +200,7 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
 
     seconds: what trials took. None without any. Some choices cost minutes before the first round, and trials are not all
-    equally long without them. What compiles is expected to take COMPILE_S more until one that does was seen. That weights may
+    equally long without them. A choice that compiles is expected to take its `compile_s` more until it was seen. That weights may
     be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
     """
     if not seconds:
@@ -216,14 +212,13 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     expected: Array = np.exp(
         np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
     )
-    if not any(compiles(configuration) for configuration in observed):
-        expected = expected + COMPILE_S * np.array([compiles(configuration) for configuration in candidates])
-    return expected
+    seen = {choice for configuration in observed for choice in known_choices(configuration)}
+    return expected + np.array([sum(c.traits.compile_s for c in known_choices(x) if c not in seen) for x in candidates])
 
 
 def compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    return traits_of(configuration).compiles
+    return any(choice.traits.compile_s for choice in known_choices(configuration))
 
 
 def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration], knobs: Sequence[str]) -> Array:

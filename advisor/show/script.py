@@ -62,7 +62,7 @@ def setup_of(configuration: Configuration, prepared: Preparation = _UNPREPARED) 
     imports = {line for choice in choices for line in choice.imports} | set(prepared.imports)
     functions = dict.fromkeys([*(function for choice in choices for function in choice.functions), *prepared.functions])
     before = dict.fromkeys(line for choice in choices for line in choice.before)
-    after = dict.fromkeys(line for choice in choices for line in choice.after)
+    after = dict.fromkeys(line for choice in choices for line in (*choice.after, *choice.on_model))
     arguments: dict[str, str] = {}
     for choice in choices:
         arguments |= choice.load(configuration)

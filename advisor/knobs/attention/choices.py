@@ -20,6 +20,10 @@ from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 
+#: What flex_attention is expected to compile for, before any was seen: 8 to 230 s and more on an H100, most of it for the mask of a
+#: packed row of odd length, and a search that expected 120 waited longer than it could save.
+_FLEX_COMPILE_S = 300.0
+
 
 def _eager_why_not(situation: Situation) -> list[Reason]:
     length = max(situation.workload.lengths)
@@ -145,7 +149,7 @@ _FLEX = Choice(
     load=load("flex_attention"),
     proof=ran_as("flex", "flex_attention"),
     rates=rates(_flex_rate, launches=0.6),
-    traits=Traits(masks_by_block=True, compiles=True),
+    traits=Traits(masks_by_block=True, compiles=True, compile_s=_FLEX_COMPILE_S),
 )
 _FUSED = Choice(
     "attention",
@@ -159,7 +163,7 @@ _FUSED = Choice(
     functions=(("advisor.knobs.attention.own_torch", "fuse_encoder"),),
     proof=ran_as("fused layer"),
     rates=_fused_rates,
-    traits=Traits(drops_pads=True, own_load=True),
+    traits=Traits(drops_pads=True, fuses_layers=True, own_load=True),
 )
 
 KNOB = Knob(

@@ -1,0 +1,224 @@
+"""Compilation: torch.compile of the layer that a model repeats, or of the whole model.
+
+It pays by calls: a first call takes seconds to minutes. One layer compiled and used by all takes the least of it, so that it is
+tried first. What it gains is fewer kernels and fewer launches; with CUDA graphs a call is one launch, where shapes repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict
+from advisor.knobs.traits import Traits
+from advisor.nouns.environment import Environment
+from advisor.workloads import Workload
+
+_WHOLE_SOURCE = "https://docs.pytorch.org/docs/stable/generated/torch.compile.html"
+_REGIONAL_SOURCE = "https://docs.pytorch.org/tutorials/recipes/regional_compilation.html"
+_MODULE = "advisor.knobs.compilation_torch"
+
+#: The choice to compile nothing, and what torch names a region that was compiled in a profile.
+OFF = "off"
+_RAN = "Torch-Compiled Region"
+
+#: How much faster a CPU is expected to be at what it computes.
+_ON_CPU = 1.1
+
+#: What the function that finds the layers needs.
+_LAYERS = ("from typing import Any", "from transformers.modeling_layers import GradientCheckpointingLayer")
+
+#: torch's modes beside its default.
+_GRAPHS, _TUNED = "reduce-overhead", "max-autotune-no-cudagraphs"
+
+#: What is compiled: its name, and the statement that compiles it, with torch's arguments in the braces.
+_REGION = {
+    "regional": "for layer in repeated_layers(model): layer.compile({})",
+    "whole": "model.compile({})",
+}
+
+#: Calls of more shapes than this: torch compiles one function for so few, and runs the next one uncompiled
+#: (torch._dynamo.config.recompile_limit), and each is a CUDA graph of its own.
+_MANY_SHAPES = 8
+
+
+def _unavailable(environment: Environment) -> Reason | None:
+    if not environment.is_cuda:
+        return None
+    if (environment.compute_capability or (0, 0)) < (7, 0):
+        return Reason("C11", Verdict.INVALID, "torch's compiler makes kernels for compute capability 7.0 and up")
+    if environment.version("triton") is None:
+        return Reason("C11", Verdict.INVALID, "torch compiles for a GPU by the package triton", "pip install triton")
+    return None
+
+
+def _graphs_unavailable(environment: Environment) -> Reason | None:
+    if not environment.is_cuda:
+        return Reason("C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose whole")
+    return _unavailable(environment)
+
+
+def _shapes(workload: Workload, *, by_length: bool, packs: bool) -> int:
+    """Return how many shapes the calls of a workload have."""
+    found = set()
+    for batch in workload.batches(by_length=by_length):
+        lengths = [workload.lengths[number] for number in batch]
+        found.add((1, sum(lengths)) if packs else (len(lengths), max(lengths)))
+    return len(found)
+
+
+def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation], list[Reason]]:
+    """Return the rules of one way to compile."""
+
+    def why_not(situation: Situation) -> list[Reason]:
+        facts, traits = situation.facts, situation.traits
+        shapes = _shapes(situation.workload, by_length=traits.by_length, packs=traits.packs)
+        reasons = []
+        if regional and facts.repeated_layers < 2:
+            text = f"{facts.architecture} has no layer that transformers knows to be repeated"
+            reasons.append(Reason("C13", Verdict.INVALID, text, "choose whole"))
+        if dynamic and shapes == 1:
+            text = "every call has the same shape: nothing is gained by leaving sizes open"
+            reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic"))
+        if traits.fuses_layers:
+            text = "torch's fused encoder layers are one operator each: there is nothing to fuse"
+            reasons.append(Reason("C15", Verdict.INVALID, text, about=_about(situation, "attention")))
+        if not dynamic and shapes > _MANY_SHAPES:
+            text = f"calls have {shapes} shapes: torch compiles for one, then anew with sizes left open"
+            reasons.append(Reason("C3", Verdict.SLOW, text))
+        if mode == _GRAPHS and shapes > _MANY_SHAPES:
+            text = f"a CUDA graph is recorded for each of {shapes} shapes, and holds its memory"
+            reasons.append(Reason("C3", Verdict.SLOW, text))
+        return reasons + ([] if regional else _whole_why_not(situation))
+
+    return why_not
+
+
+def _whole_why_not(situation: Situation) -> list[Reason]:
+    """Rule P13: a mask that could be skipped is made where the code that would skip it is traced."""
+    traits = situation.traits
+    if situation.environment.is_cuda and traits.builds_mask and not traits.adds_mask and _is_even(situation):
+        text = "while it is traced, the mask of a batch without pads can't be skipped, and rules the flash kernel out"
+        return [Reason("P13", Verdict.SLOW, text, "choose regional", about=_about(situation, "attention"))]
+    return []
+
+
+def _is_even(situation: Situation) -> bool:
+    """Whether sequences that share a call are of one length, so that it has no pads."""
+    workload, traits = situation.workload, situation.traits
+    return not traits.packs and workload.padded_tokens(by_length=traits.by_length) == workload.tokens
+
+
+def _about(situation: Situation, knob: str) -> str:
+    return f"{knob}={situation.configuration[knob]}"
+
+
+def _rates(on_gpu: float, launches: float) -> Callable[[Situation], Mapping[Term, float]]:
+    """Return the rates of one way to compile: on what the device computes beside attention, and on what the CPU launches."""
+
+    def rates(situation: Situation) -> Mapping[Term, float]:
+        return {Term.LINEAR: on_gpu if situation.environment.is_cuda else _ON_CPU, Term.LAUNCHES: launches}
+
+    return rates
+
+
+def _read(model: Any, _: Mapping[str, Any]) -> str:
+    from advisor.knobs.compilation_torch import compiled_as
+
+    region, mode, dynamic = compiled_as(model)
+    return _name(region, mode, dynamic=dynamic) if region else OFF
+
+
+def _undo(model: Any) -> None:
+    from advisor.knobs.compilation_torch import uncompile
+
+    uncompile(model)
+
+
+def _facts(model: Any) -> Mapping[str, Any]:
+    from advisor.knobs.compilation_torch import repeated_layers
+
+    return {"repeated_layers": len(repeated_layers(model))}
+
+
+def _has_run(reading: Reading) -> bool:
+    """Whether the profile has a region that was compiled: torch names each as it enters it."""
+    return any(name.startswith(_RAN) for name in reading.operators)
+
+
+def _effective(reading: Reading) -> str:
+    asked = str(reading.own.get("compilation") or OFF)
+    return asked if asked == OFF or _has_run(reading) else OFF
+
+
+def _proof(name: str) -> Callable[[Reading], str | None]:
+    """Rule C14: what was compiled is seen to run, in the way that was asked for."""
+
+    def proof(reading: Reading) -> str | None:
+        ran = _effective(reading)
+        if ran == name:
+            return None
+        asked = str(reading.own.get("compilation") or OFF)
+        return "nothing that was compiled ran" if asked == name else f"it was compiled as {asked}"
+
+    return proof
+
+
+def _name(region: str, mode: str, *, dynamic: bool) -> str:
+    """Return the name of a way to compile: torch's mode says it, and a whole model compiled in none is "whole"."""
+    parts = [*(["regional"] if region == "regional" else []), *([mode] if mode else [])] or ["whole"]
+    return "-".join([*parts, *(["dynamic"] if dynamic else [])])
+
+
+def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], *, dynamic: bool) -> Choice:
+    """Return a way to compile. seconds: what that is expected to take; rates: see :func:`_rates`."""
+    name = _name(region, mode, dynamic=dynamic)
+    given = [*([f'mode="{mode}"'] if mode else []), *(["dynamic=True"] if dynamic else [])]
+    regional = region == "regional"
+    what = "the layer that is repeated, compiled once" if regional else "the whole model compiled"
+    words = [what, *([f"mode {mode}"] if mode else []), *(["sizes left open"] if dynamic else [])]
+    return Choice(
+        "compilation",
+        name,
+        ", ".join(words),
+        _REGIONAL_SOURCE if regional else _WHOLE_SOURCE,
+        _graphs_unavailable if mode == _GRAPHS else _unavailable,
+        _why_not(regional=regional, mode=mode, dynamic=dynamic),
+        on_model=(_REGION[region].format(", ".join(given)),),
+        imports=_LAYERS if regional else (),
+        functions=((_MODULE, "repeated_layers"),) if regional else (),
+        proof=_proof(name),
+        rates=_rates(*rates),
+        traits=Traits(compile_s=seconds),
+    )
+
+
+#: (region, mode, seconds, (rate on what is computed, rate of launches)), before any was seen here. An H200 took 30 s for the whole
+#: of an 8B and was 1.2 times as fast; a mode that tries kernels takes some minutes.
+_WAYS = (
+    ("regional", "", 15.0, (1.2, 1.8)),
+    ("regional", _TUNED, 60.0, (1.2, 1.8)),
+    ("whole", "", 45.0, (1.2, 2.0)),
+    ("whole", _GRAPHS, 60.0, (1.2, 10.0)),
+    ("whole", _TUNED, 150.0, (1.2, 2.0)),
+)
+_OFF = Choice("compilation", OFF, "kernels as torch launches them", _WHOLE_SOURCE, proof=_proof(OFF))
+
+KNOB = Knob(
+    name="compilation",
+    summary="torch.compile",
+    reload=False,
+    default=lambda _: OFF,
+    effective=_effective,
+    choices={
+        choice.name: choice
+        for choice in (_OFF, *(_choice(*way, dynamic=dynamic) for way in _WAYS for dynamic in (False, True)))
+    },
+    facts=_facts,
+    implied=OFF,
+    place=60,
+    numbers=True,
+    read=_read,
+    undo=_undo,
+    late=True,
+)

@@ -1,0 +1,46 @@
+"""What compilation does to a loaded model, and how that is read back of it. Loaded by the worker alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def repeated_layers(model: Any) -> list[Any]:
+    """Return the layers that a model repeats: one of a kind is compiled, and the others use what was made of it."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def uncompile(model: Any) -> None:
+    """Have nothing of a model be compiled: torch has no word for it beside what `Module.compile` sets."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def compiled_as(model: Any) -> tuple[str, str, bool]:
+    """Return what of a model is compiled ("regional", "whole", "" for nothing), in which mode of torch's, and with open sizes.
+
+    By what `Module.compile` left on it: the context that it runs in has the options of its mode. The mode is "" for torch's
+    default, and "unknown" where they can't be read.
+    """
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    if not compiled:
+        return "", "", False
+    context = _context_of(compiled[0]._compiled_call_impl)
+    options = getattr(context, "compiler_config", None) or {}
+    graphs, tuned = options.get("triton.cudagraphs"), options.get("max_autotune")
+    modes = {
+        (False, False): "",
+        (True, False): "reduce-overhead",
+        (False, True): "max-autotune-no-cudagraphs",
+        (True, True): "max-autotune",
+    }
+    region = "whole" if model._compiled_call_impl is not None else "regional"
+    return region, modes.get((graphs, tuned), "unknown"), getattr(context, "_dynamic", None) is True
+
+
+def _context_of(call: Any) -> Any:
+    """Return the context that a compiled call runs in, None where torch keeps it otherwise."""
+    cells = zip(call.__code__.co_freevars, call.__closure__ or (), strict=True)
+    return next((cell.cell_contents for name, cell in cells if name == "self"), None)
