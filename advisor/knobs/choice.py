@@ -77,7 +77,8 @@ class Reading:
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
-    seconds that a GPU's kernels took together in that step, 0.0 where none were seen. proof_s: what reading all this took.
+    seconds that a GPU's kernels took together in that step, 0.0 where none were seen. compiled_regions: how many times it
+    entered what torch compiled. proof_s: what reading all this took.
     """
 
     attention: Mapping[str, str]
@@ -94,6 +95,7 @@ class Reading:
     one_way: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
     kernel_s: float = 0.0
+    compiled_regions: int = 0
     proof_s: float = 0.0
 
 
@@ -189,7 +191,7 @@ class Choice:
     collation(batching): how it makes a batch, where that is what it decides.
     packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
-    traits: what everybody else asks of it.
+    traits: what everybody else asks of it. compile_s: the seconds that compiling adds to its trial, as expected before any was seen.
     """
 
     knob: str
@@ -212,6 +214,7 @@ class Choice:
     collation: Callable[[Batching], Collation] | None = None
     in_fp32: Callable[[str], AbstractContextManager[None]] | None = None
     traits: Traits = field(default=Traits())
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)

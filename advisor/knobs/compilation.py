@@ -18,23 +18,26 @@ _WHOLE_SOURCE = "https://docs.pytorch.org/docs/stable/generated/torch.compile.ht
 _REGIONAL_SOURCE = "https://docs.pytorch.org/tutorials/recipes/regional_compilation.html"
 _MODULE = "advisor.knobs.compilation_torch"
 
-#: The choice to compile nothing, and what torch names a region that was compiled in a profile.
+#: The choice to compile nothing.
 OFF = "off"
-_RAN = "Torch-Compiled Region"
 
 #: How much faster a CPU is expected to be at what it computes.
 _ON_CPU = 1.1
 
-#: What the function that finds the layers needs.
-_LAYERS = ("from typing import Any", "from transformers.modeling_layers import GradientCheckpointingLayer")
+#: What the function that finds the layers needs, and the line below it.
+_LAYERS = ("import torch", "from typing import Any", "from transformers.modeling_layers import GradientCheckpointingLayer")
+
+#: One of the layers is compiled for all: FlashAttention is handed a layer's number, and torch would compile for each anew, eight
+#: times, and run the others as they are (bert-base 1.98 instead of 2.16 times the default on an H200, Llama-3-8B 1.54).
+_ANY_NUMBER = "torch._dynamo.config.allow_unspec_int_on_nn_module = True"
 
 #: torch's modes beside its default.
 _GRAPHS, _TUNED = "reduce-overhead", "max-autotune-no-cudagraphs"
 
-#: What is compiled: its name, and the statement that compiles it, with torch's arguments in the braces.
+#: What is compiled: its name, and the statements that compile it, with torch's arguments in the braces.
 _REGION = {
-    "regional": "for layer in repeated_layers(model): layer.compile({})",
-    "whole": "model.compile({})",
+    "regional": (_ANY_NUMBER, "for layer in repeated_layers(model): layer.compile({})"),
+    "whole": ("model.compile({})",),
 }
 
 #: Calls of more shapes than this: torch compiles one function for so few, and runs the next one uncompiled
@@ -54,7 +57,7 @@ def _unavailable(environment: Environment) -> Reason | None:
 
 def _graphs_unavailable(environment: Environment) -> Reason | None:
     if not environment.is_cuda:
-        return Reason("C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose whole")
+        return Reason("C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose compiled")
     return _unavailable(environment)
 
 
@@ -76,7 +79,7 @@ def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation
         reasons = []
         if regional and facts.repeated_layers < 2:
             text = f"{facts.architecture} has no layer that transformers knows to be repeated"
-            reasons.append(Reason("C13", Verdict.INVALID, text, "choose whole"))
+            reasons.append(Reason("C13", Verdict.INVALID, text, "choose compiled"))
         if dynamic and shapes == 1:
             text = "every call has the same shape: nothing is gained by leaving sizes open"
             reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic"))
@@ -99,7 +102,7 @@ def _whole_why_not(situation: Situation) -> list[Reason]:
     traits = situation.traits
     if situation.environment.is_cuda and traits.builds_mask and not traits.adds_mask and _is_even(situation):
         text = "while it is traced, the mask of a batch without pads can't be skipped, and rules the flash kernel out"
-        return [Reason("P13", Verdict.SLOW, text, "choose regional", about=_about(situation, "attention"))]
+        return [Reason("P13", Verdict.SLOW, text, "choose compiled-regional", about=_about(situation, "attention"))]
     return []
 
 
@@ -122,11 +125,11 @@ def _rates(on_gpu: float, launches: float) -> Callable[[Situation], Mapping[Term
     return rates
 
 
-def _read(model: Any, _: Mapping[str, Any]) -> str:
+def _read(model: Any, _: Mapping[str, Any]) -> Mapping[str, Any]:
     from advisor.knobs.compilation_torch import compiled_as
 
-    region, mode, dynamic = compiled_as(model)
-    return _name(region, mode, dynamic=dynamic) if region else OFF
+    region, mode, dynamic, modules = compiled_as(model)
+    return {"asked": _name(region, mode, dynamic=dynamic) if region else OFF, "modules": modules}
 
 
 def _undo(model: Any) -> None:
@@ -141,32 +144,36 @@ def _facts(model: Any) -> Mapping[str, Any]:
     return {"repeated_layers": len(repeated_layers(model))}
 
 
-def _has_run(reading: Reading) -> bool:
-    """Whether the profile has a region that was compiled: torch names each as it enters it."""
-    return any(name.startswith(_RAN) for name in reading.operators)
+def _asked(reading: Reading) -> tuple[str, int]:
+    """Return as what the model was compiled, and how many of its modules."""
+    own = reading.own.get("compilation") or {}
+    return str(own.get("asked", OFF)), int(own.get("modules", 0))
 
 
 def _effective(reading: Reading) -> str:
-    asked = str(reading.own.get("compilation") or OFF)
-    return asked if asked == OFF or _has_run(reading) else OFF
+    """Where a part of what was compiled ran as it is, that is not what was asked for."""
+    asked, modules = _asked(reading)
+    return asked if asked == OFF or reading.compiled_regions >= modules else OFF
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:
-    """Rule C14: what was compiled is seen to run, in the way that was asked for."""
+    """Rule C14: what was compiled is seen to run, all of it, in the way that was asked for."""
 
     def proof(reading: Reading) -> str | None:
-        ran = _effective(reading)
-        if ran == name:
+        asked, modules = _asked(reading)
+        if _effective(reading) == name:
             return None
-        asked = str(reading.own.get("compilation") or OFF)
-        return "nothing that was compiled ran" if asked == name else f"it was compiled as {asked}"
+        if asked != name:
+            return f"it was compiled as {asked}"
+        ran = reading.compiled_regions
+        return f"only {ran} of {modules} layers ran compiled" if ran else "nothing that was compiled ran"
 
     return proof
 
 
 def _name(region: str, mode: str, *, dynamic: bool) -> str:
-    """Return the name of a way to compile: torch's mode says it, and a whole model compiled in none is "whole"."""
-    parts = [*(["regional"] if region == "regional" else []), *([mode] if mode else [])] or ["whole"]
+    """Return the name of a way to compile: what, torch's name of the mode, and whether sizes are left open."""
+    parts = ["compiled", *(["regional"] if region == "regional" else []), *([mode] if mode else [])]
     return "-".join([*parts, *(["dynamic"] if dynamic else [])])
 
 
@@ -184,12 +191,12 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         _REGIONAL_SOURCE if regional else _WHOLE_SOURCE,
         _graphs_unavailable if mode == _GRAPHS else _unavailable,
         _why_not(regional=regional, mode=mode, dynamic=dynamic),
-        on_model=(_REGION[region].format(", ".join(given)),),
+        on_model=tuple(line.format(", ".join(given)) for line in _REGION[region]),
         imports=_LAYERS if regional else (),
         functions=((_MODULE, "repeated_layers"),) if regional else (),
         proof=_proof(name),
         rates=_rates(*rates),
-        traits=Traits(compile_s=seconds),
+        compile_s=seconds,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -16,17 +18,21 @@ def uncompile(model: Any) -> None:
     """Have nothing of a model be compiled: torch has no word for it beside what `Module.compile` sets."""
     for module in model.modules():
         module._compiled_call_impl = None
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.config.allow_unspec_int_on_nn_module = False
 
 
-def compiled_as(model: Any) -> tuple[str, str, bool]:
-    """Return what of a model is compiled ("regional", "whole", "" for nothing), in which mode of torch's, and with open sizes.
+def compiled_as(model: Any) -> tuple[str, str, bool, int]:
+    """Return what of a model is compiled, in which mode of torch's, whether with open sizes, and how many modules.
+
+    What: "regional", "whole", "" for nothing.
 
     By what `Module.compile` left on it: the context that it runs in has the options of its mode. The mode is "" for torch's
     default, and "unknown" where they can't be read.
     """
     compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
     if not compiled:
-        return "", "", False
+        return "", "", False, 0
     context = _context_of(compiled[0]._compiled_call_impl)
     options = getattr(context, "compiler_config", None) or {}
     graphs, tuned = options.get("triton.cudagraphs"), options.get("max_autotune")
@@ -37,7 +43,7 @@ def compiled_as(model: Any) -> tuple[str, str, bool]:
         (True, True): "max-autotune",
     }
     region = "whole" if model._compiled_call_impl is not None else "regional"
-    return region, modes.get((graphs, tuned), "unknown"), getattr(context, "_dynamic", None) is True
+    return region, modes.get((graphs, tuned), "unknown"), getattr(context, "_dynamic", None) is True, len(compiled)
 
 
 def _context_of(call: Any) -> Any:

@@ -15,11 +15,19 @@ from advisor.nouns.configuration import Configuration, stated
 from advisor.workloads import Call
 
 
+#: What torch names the regions that it compiled in a profile, each as it is entered.
+_COMPILED = "Torch-Compiled Region"
+
+
 class Profiled(NamedTuple):
-    """What a profiled call launched: the names of its operators and kernels, and the seconds its kernels took together."""
+    """What a profiled call launched: the names of its operators and kernels, and the seconds its kernels took together.
+
+    regions: how many times it entered what torch compiled.
+    """
 
     names: list[str]
     kernel_s: float
+    regions: int = 0
 
 
 def profiled(session: Session, call: Call, subject: Subject, *, kernels: bool = True) -> Profiled:
@@ -46,7 +54,9 @@ def launched_of(profile: torch.profiler.profile) -> Profiled:
     # What a compiler names a region of kernels has their seconds once more.
     on_gpu = (e for e in events if e.device_type().name == "CUDA" and not _is(e, "is_user_annotation"))
     kernel_s = sum(event.duration_ns() for event in on_gpu) / 1e9
-    return Profiled(sorted({event.name()[:200] for event in events}), kernel_s)
+    on_cpu = (event for event in events if event.device_type().name == "CPU")
+    regions = sum(event.name().startswith(_COMPILED) for event in on_cpu)
+    return Profiled(sorted({event.name()[:200] for event in events}), kernel_s, regions)
 
 
 def _is(event: Any, question: str) -> bool:
@@ -98,6 +108,7 @@ def read_effective(
         prequantized=bool(facts.prequantized),
         one_way=not (facts.supports_sdpa or facts.supports_flash or facts.supports_flex),
         kernel_s=launched.kernel_s,
+        compiled_regions=launched.regions,
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
+import numpy.typing as npt
 
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import TIE_ZONE
@@ -131,13 +132,22 @@ class Acquisition:
         bad = Counter(pair for configuration in told.failed for pair in _pairs(configuration, knobs))
         good = Counter(pair for configuration in worked for pair in _pairs(configuration, knobs) if pair in bad)
         works = {pair: _share(good[pair], failures, least=not most) for pair, failures in bad.items()}
-        chances = np.ones(len(self.candidates))
-        for number, candidate in enumerate(self.candidates):
-            blamed = [pair for pair in _pairs(candidate, knobs) if pair in works]
-            alone = [works[one, other] for one, other in blamed if one == other]
-            pairs = [works[one, other] for one, other in blamed if one != other]
-            chances[number] = min([*alone, *pairs, 1.0]) if most else math.prod(alone) * min([*pairs, 1.0])
+        alone, pairs = np.ones(len(self.candidates)), np.ones(len(self.candidates))
+        chosen = {knob: self._chosen(knob) for knob in {knob for pair in works for knob, _ in pair}}
+        for (one, other), share in works.items():
+            here = (chosen[one[0]] == one[1]) & (chosen[other[0]] == other[1])
+            if one != other:
+                pairs[here] = np.minimum(pairs[here], share)
+            elif most:
+                alone[here] = np.minimum(alone[here], share)
+            else:
+                alone[here] *= share
+        chances: Array = np.minimum(alone, pairs) if most else alone * pairs
         return chances
+
+    def _chosen(self, knob: str) -> npt.NDArray[np.str_]:
+        """Return each candidate's choice of a knob, "" where it has none: [candidates]."""
+        return np.array([next((name for _, name in each.over((knob,))), "") for each in self.candidates], dtype=str)
 
 
 def _pairs(configuration: Configuration, knobs: Sequence[str]) -> list[tuple[tuple[str, str], tuple[str, str]]]:

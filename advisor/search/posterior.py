@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from advisor.knobs import known_choices
+from advisor.knobs import KNOBS, known_choices
 from advisor.nouns.configuration import Configuration, stated
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
@@ -212,13 +212,24 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     expected: Array = np.exp(
         np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
     )
-    seen = {choice for configuration in observed for choice in known_choices(configuration)}
-    return expected + np.array([sum(c.traits.compile_s for c in known_choices(x) if c not in seen) for x in candidates])
+    return expected + _unseen_compile_s(candidates, observed)
+
+
+def _unseen_compile_s(candidates: Sequence[Configuration], observed: Sequence[Configuration]) -> Array:
+    """Return the seconds of compiling that no trial of the observed shows: [candidates]."""
+    seen = {item for configuration in observed for item in configuration.items()}
+    unseen_s = {
+        (knob.name, choice.name): choice.compile_s
+        for knob in KNOBS.values()
+        for choice in knob.choices.values()
+        if choice.compile_s and (knob.name, choice.name) not in seen
+    }
+    return np.array([sum(unseen_s.get(item, 0.0) for item in each.items()) for each in candidates], dtype=float)
 
 
 def compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    return any(choice.traits.compile_s for choice in known_choices(configuration))
+    return any(choice.compile_s for choice in known_choices(configuration))
 
 
 def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration], knobs: Sequence[str]) -> Array:

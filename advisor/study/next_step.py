@@ -16,6 +16,7 @@ from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.step import Baseline, Discard, EndSearch, Probe, Search, Step, Wait
 from advisor.nouns.trial import Outcome, Trial
+from advisor.search.late import opened
 from advisor.search.prospects import searched
 from advisor.search.search import PAYBACK, UNLIKELY, Knowledge
 from advisor.study.confirmation import confirmation_s, confirmation_step, left_to_confirm_s
@@ -101,11 +102,18 @@ def _running(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _following(seen: Snapshot) -> Configuration | Stop:
-    """Return what to try next, or why to stop."""
+    """Return what to try next, or why to stop: what is tried late only where it may be, unless nothing else is worth it."""
     budget, trials = seen.job.budget, seen.searched
     admissible = not_beyond_memory(seen.space.admissible, trials)
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
+    following = _following_among(seen, now := opened(admissible, trials, seen.job.objective.aim, seen.usable))
+    return _following_among(seen, admissible) if isinstance(following, Stop) and len(now) < len(admissible) else following
+
+
+def _following_among(seen: Snapshot, admissible: Sequence[Configuration]) -> Configuration | Stop:
+    """Return which of these to try next, or why none."""
+    budget = seen.job.budget
     known = _known(seen, admissible)
     payback_s = budget.payback_s if seen.job.objective.aim.is_of_time else None  # a share of memory is no share of time
     end = known.ending(payback_s) if budget.trials is None and not budget.exhaustive else None

@@ -149,7 +149,8 @@ _FLEX = Choice(
     load=load("flex_attention"),
     proof=ran_as("flex", "flex_attention"),
     rates=rates(_flex_rate, launches=0.6),
-    traits=Traits(masks_by_block=True, compiles=True, compile_s=_FLEX_COMPILE_S),
+    traits=Traits(masks_by_block=True, compiles=True),
+    compile_s=_FLEX_COMPILE_S,
 )
 _FUSED = Choice(
     "attention",

@@ -1,0 +1,43 @@
+"""What is tried late: choices that cost more to try than they differ in, on the best that was found without them.
+
+torch.compile gains about as much on one attention as on another, and takes minutes to say so of each. All of it is admissible;
+what is left out of a list here is tried when nothing in it is worth trying any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from advisor.knobs import KNOBS
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.metrics import Metric
+from advisor.nouns.trial import Trial
+from advisor.search.sampler import Usable
+
+#: On so many of the best late choices are tried, and not before so many were measured.
+BEST = 3
+
+
+def opened(
+    admissible: Sequence[Configuration], trials: Sequence[Trial], aim: Metric, usable: Usable | None = None
+) -> list[Configuration]:
+    """Return what is to be tried now, in its order: what has no late choice, and what differs from the BEST by those alone.
+
+    What has one and is not admissible without is to be tried at any time: --fix left nothing else.
+    """
+    late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
+    without = {c: c.replaced(**late) if any(knob in c for knob in late) else c for c in admissible}
+    early = {configuration for configuration, bare in without.items() if configuration == bare}
+    best = _best(early, trials, aim, usable)
+    if len(best) < BEST and early - {trial.requested for trial in trials}:
+        best = []
+    return [c for c, bare in without.items() if c in early or bare in best or bare not in early]
+
+
+def _best(
+    early: set[Configuration], trials: Sequence[Trial], aim: Metric, usable: Usable | None
+) -> list[Configuration]:
+    """Return the BEST of these that were measured and may be recommended, the best first."""
+    ran = [t for t in trials if t.score(aim) > 0 and t.ran in early and not t.outcome.is_failure]
+    ordered = sorted(ran, key=lambda trial: -trial.score(aim))
+    return list(dict.fromkeys(trial.ran for trial in ordered if usable is None or usable(trial)))[:BEST]
