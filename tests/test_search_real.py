@@ -21,14 +21,13 @@ from made_models import LLAMA_1B
 
 from advisor.asking.options import DEFAULT_PAYBACK
 from advisor.knobs import KNOBS
-from advisor.nouns.configuration import Configuration
+from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import TIE_ZONE, Measurement
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective
 from advisor.nouns.reading import read_duration
 from advisor.nouns.trial import Outcome, Trial
-from advisor.search import posterior
 from advisor.search.search import CHANCE, LEAST_TRIALS, PAYBACK, UNLIKELY, End, Knowledge
 from advisor.search.space import Space, build_space
 from advisor.workloads.forward import Forward
@@ -62,6 +61,8 @@ ROBERTA = ModelFacts(
     pooling="mean",
     fused_encoder=True,
 )
+#: Of what is found without the compiler, which is tried on the best of it.
+UNCOMPILED = Objective(only=(("compilation", ("off",)),))
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "torch_varlen")
 
 
@@ -73,7 +74,7 @@ def lengths(count: int, longest: int) -> tuple[int, ...]:
 
 def space_of(facts: ModelFacts, workload: Forward) -> Space:
     """Return the space on an H100 with a little of its memory taken."""
-    return build_space(facts, workload, H100, Objective(), 78 * 2**30)
+    return build_space(facts, workload, H100, UNCOMPILED, 78 * 2**30)
 
 
 def timed(number: int, configuration: Configuration, tokens_per_s: float, wall_s: float = 20.0) -> Trial:
@@ -142,7 +143,8 @@ class Made:
         """Draw one. error: the standard deviation of what a choice's prediction is off by; a third as much for a pair."""
         drawn, space = random.Random(f"{seed} {error}"), spaces()[seed % 2]
         everything = list(dict.fromkeys([space.baseline, *space.admissible]))
-        items = sorted({item for c in everything for item in c.over(KNOBS)})
+        knobs = stated(everything)
+        items = sorted({item for c in everything for item in c.over(knobs)})
         single = {item: drawn.gauss(0, error) for item in items}
         pairs = {pair: drawn.gauss(0, error / 3) for pair in combinations(items, 2)}
         level = 10 ** drawn.uniform(2, 6) * space.costs[space.baseline]
@@ -150,8 +152,8 @@ class Made:
             c: level
             / space.costs[c]
             * math.exp(
-                sum(single[item] for item in c.over(KNOBS))
-                + sum(pairs[pair] for pair in combinations(sorted(c.over(KNOBS)), 2))
+                sum(single[item] for item in c.over(knobs))
+                + sum(pairs[pair] for pair in combinations(sorted(c.over(knobs)), 2))
                 + drawn.gauss(0, 0.03)
             )
             for c in everything
@@ -234,7 +236,7 @@ def test_a_search_ends_when_it_no_longer_pays() -> None:
 def test_what_compiles_costs_three_times_its_trial() -> None:
     """There, in the blocks that confirm it, and when the work begins: work that pays for it once or twice does not suffice."""
     facts = replace(LLAMA, supports_flex=True)
-    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, Objective(), 78 * 2**30, drawn=True)
+    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, UNCOMPILED, 78 * 2**30, drawn=True)
     flash = space.baseline.replaced(attention="flash_attention_2", packing="packed")
     trials = [timed(0, space.baseline, 1000.0, 10.0), timed(1, flash, 1500.0, 10.0)]
     known = Knowledge(space.admissible, trials, costs=space.costs)
@@ -253,7 +255,7 @@ def test_an_hour_of_work_pays_for_no_minutes_of_compiling() -> None:
     FlashAttention was 1.80 times as fast by then: what it could still have been better by was not worth the wait.
     """
     facts = replace(LLAMA, supports_flex=True)
-    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, Objective(), 78 * 2**30, drawn=True)
+    space = build_space(facts, Forward(lengths(64, 2048), 8), H100, UNCOMPILED, 78 * 2**30, drawn=True)
     measured = {  # tokens/s, seconds of the trial
         space.baseline: (72_573, 10.0),
         space.baseline.replaced(attention="flash_attention_2", packing="packed"): (130_460, 3.6),
@@ -264,7 +266,8 @@ def test_an_hour_of_work_pays_for_no_minutes_of_compiling() -> None:
     compiled = [c for c in space.admissible if c["attention"] == "flex_attention"]
     known, work_s = Knowledge(space.admissible, trials, costs=space.costs), read_duration(DEFAULT_PAYBACK, "payback")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posterior, "COMPILE_S", 10.0)
+        flex = KNOBS["attention"].choices
+        patch.setitem(flex, "flex_attention", replace(flex["flex_attention"], compile_s=10.0))
         assert set(known.worth(work_s).admissible) & set(compiled)  # a few seconds would be well spent
     while (end := known.ending(work_s)) is None:
         following = known.worth(work_s).ask(0)

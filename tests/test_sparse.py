@@ -455,8 +455,8 @@ def test_a_generic_name_is_told_from_anothers_by_its_place(no_op: Knob) -> None:
     KNOBS["quantization"].choices["off"] = Choice("quantization", "off", "")
     try:
         assert choices_in("sdpa · off · bf16")[no_op.name] == "off"
-        assert choices_in("sdpa · bf16 · off") == dict(
-            DEFAULT.replaced(quantization="off").over([knob for knob in KNOBS if knob != "batch"])
+        assert choices_in("sdpa · bf16 · off · sorted") == dict(
+            DEFAULT.replaced(quantization="off", packing="sorted").over([knob for knob in KNOBS if knob != "batch"])
         )
         with pytest.raises(BadInput, match="write made-up=off or quantization=off"):
             choices_in("off,sdpa")

@@ -110,7 +110,8 @@ def job_on(script: ModuleType) -> Callable[..., Job]:
     """Give what makes the job of a device."""
     landscape = Landscape.of(json.loads(script.LANDSCAPE.read_text(encoding="utf-8")))
     source = ModelSource("made/up", "/nowhere", {"model_type": "bert"}, "trained", "sha256:0", has_tokenizer=False)
-    objective = Objective(landscape.objective.quality, only=script.ONLY)
+    only = (*landscape.objective.only, *script.ONLY)
+    objective = Objective(landscape.objective.quality, only=only)
 
     def made(device: str, **budget: Any) -> Job:
         machine = Machine(landscape.environment, "host", device, 0, landscape.environment.memory_bytes)

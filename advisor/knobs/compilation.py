@@ -197,6 +197,7 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         proof=_proof(name),
         rates=_rates(*rates),
         compile_s=seconds,
+        traits=Traits(replays=mode == _GRAPHS),
     )
 
 

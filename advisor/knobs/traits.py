@@ -29,7 +29,8 @@ class Traits:
 
     fuses_layers: a layer is one operator of torch's.
 
-    How it runs. compiles: attention itself is compiled, anew for every shape of a call. own_load: this choice alone of its knob
+    How it runs. compiles: attention itself is compiled, anew for every shape of a call. replays: kernels are recorded once and
+    replayed, without the operators that launch them. own_load: this choice alone of its knob
     needs the weights loaded for itself. process_wide: it switches something of the process, so that two models in one process would
     have it both. independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier
     columns over all of it): the independence probe then looks at the layout without it, and the user is told. advised: False
@@ -56,6 +57,7 @@ class Traits:
     as_stored: bool = False
     fuses_layers: bool = False
     compiles: bool = False
+    replays: bool = False
     own_load: bool = False
     process_wide: bool = False
     independent: bool = True

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from advisor.knobs import traits_of
 from advisor.machine import pace
 from advisor.machine.device import Gauges
 from advisor.measure.messages import BlockAsked, BlockDone, Contested, Failure, RoundEvent
 from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_peak
 from advisor.measure.session_torch import Session, runtime_of, weights_key
 from advisor.measure.timing_torch import Round, Taken, take_round, timed_round
+from advisor.networks.switches_torch import compiled
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome
 
@@ -165,7 +167,10 @@ class _Block:
         return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
 
     def _make_ready(self, contestant: Contestant) -> None:
-        contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=False)
+        kernels = traits_of(contestant.configuration).replays  # no operator shows then what runs
+        before = compiled()
+        contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=kernels)
+        contestant.rounds.compiled = compiled().more_than(before)
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:
         return [] if self.stopped else [contestant for contestant in contestants if contestant.failure is None]

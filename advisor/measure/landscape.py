@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from advisor.errors import BadInput
-from advisor.knobs import weights_of
+from advisor.knobs import KNOBS, weights_of
 from advisor.nouns.configuration import Configuration, canonical_json
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Measurement
@@ -28,6 +28,9 @@ from advisor.workloads import Workload, workload_of
 
 #: The version of the file's layout.
 FORMAT = 1
+
+#: The knobs that there were when the first landscapes were recorded, which do not name theirs.
+_FIRST_KNOBS = ("attention", "precision", "quantization", "packing", "batch")
 
 #: The plain numbers of a row: seconds and bytes, as in the trial.
 _FIGURES = ("wall_s", "load_s", "first_call_s", "measure_s", "peak_bytes", "weight_bytes")
@@ -122,7 +125,7 @@ class Landscape:
                 facts=ModelFacts.of(payload["facts"]),
                 workload=workload_of(payload["workload"]),
                 environment=Environment.of(payload["environment"]),
-                objective=Objective.of(payload["objective"]),
+                objective=_as_recorded(Objective.of(payload["objective"]), payload.get("knobs", _FIRST_KNOBS)),
                 baseline=Configuration.of(payload["baseline"]),
                 provenance=dict(payload["provenance"]),
                 trials=tuple(_trial_of(number, row) for number, row in enumerate(payload["rows"])),
@@ -141,6 +144,7 @@ class Landscape:
             "workload": self.workload.payload,
             "environment": self.environment.payload,
             "objective": self.objective.payload,
+            "knobs": list(KNOBS),
             "baseline": dict(self.baseline),
             "provenance": dict(self.provenance),
             "rows": [_row_of(trial) for trial in self.trials],
@@ -217,6 +221,12 @@ def read_landscapes(folder: Path) -> dict[str, Landscape]:
         except (BadInput, ValueError) as error:
             raise BadInput(f"{path.name}: {error}") from None
     return found
+
+
+def _as_recorded(objective: Objective, knobs: Sequence[str]) -> Objective:
+    """Return an objective that leaves alone the knobs that there were not when it was recorded: nobody turned them."""
+    since = [knob for knob in KNOBS.values() if knob.name not in knobs and knob.implied]
+    return replace(objective, only=(*objective.only, *((knob.name, (knob.implied,)) for knob in since)))
 
 
 def _bare(trial: Trial, number: int, among: Sequence[Trial]) -> Trial:

@@ -17,6 +17,7 @@ from advisor.machine.device import Gauges, disturbed
 from advisor.measure.messages import RoundEvent, Rounds, TrialAsked
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.stopping import LAUNCH_BOUND_ROUNDS
+from advisor.networks.switches_torch import Compiled, compiled
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
@@ -95,7 +96,7 @@ class Taken:
     """The rounds of a trial as they are taken: what `advisor.measure.messages.Rounds` tells of them.
 
     joules: over a window of at least ENERGY_WINDOW_S. busy: by the kernels of the profiled batch. paired: they are turns of a
-    block that are compared with other contestants' one by one.
+    block that are compared with other contestants' one by one. compiled: what torch compiled for them and for the first call.
     """
 
     wall_s: list[float] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Taken:
     joules: float | None = None
     busy: float | None = None
     paired: bool = False
+    compiled: Compiled = Compiled()
 
     @property
     def told(self) -> Rounds:
@@ -123,6 +125,7 @@ class Taken:
             busy=self.busy,
             laps_s=tuple(state[_LAP] for state in self.states) if all(_LAP in state for state in self.states) else (),
             paired=self.paired,
+            compiled=self.compiled.by_metric,
         )
 
     @property
@@ -180,7 +183,8 @@ class Timing:
         self._session, self._calls, self._timing = session, calls, request.timing
         self._device, self._runtime = session.device, runtime_of(request)
         self._stopping, self._incumbent_s = request.timing.stopping, request.timing.incumbent_s
-        self._rounds, self._is_warm, self._all_s = Taken(), False, list[float]()
+        self._rounds, self._is_warm, self._all_s = Taken(compiled=compiled()), False, list[float]()
+        self._settled = Settled(self._rounds.compiled)
         self._kernel_s = kernel_s
         pace.OWN.hold_to(request.timing.best_lap_s)
 
@@ -193,7 +197,7 @@ class Timing:
             return None
         self._session.stage("time")
         with self._gauges() as gauges:
-            while len(self._all_s) < EARLY_ROUNDS:
+            while len(self._settled.rounds_s) < EARLY_ROUNDS and len(self._all_s) < MOST_WARMING:
                 self._take(gauges, look=True)
         return self._rounds if self._rounds.pruned else None
 
@@ -246,18 +250,43 @@ class Timing:
         order, is_first = list(range(len(self._calls))), not self._all_s
         random.Random(len(self._all_s)).shuffle(order)
         laps = self._waits or (is_first and self._kernel_s > 0)  # of the first nobody knows yet
+        before = compiled()
         found, state = take_round(
             gauges, self._device, lambda: self._run(order, look=look and is_first), self._rounds, laps=laps
         )
+        since = compiled().more_than(before)
+        self._rounds.compiled = self._rounds.compiled.and_(since)
         self._rounds.add(found, state)
         self._all_s.append(found.wall_s)
+        self._settled.add(found.wall_s, since)
         self._rounds.look_at_busy(self._kernel_s)
         if not self._is_warm and (is_warm := _is_warm(self._all_s)):
             self._is_warm = is_warm
             self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
-        self._rounds.pruned = _clearly_slower(self._all_s, self._incumbent_s)
+        self._rounds.pruned = _clearly_slower(self._settled.rounds_s, self._incumbent_s)
         if not self._rounds.pruned:
             self._session.send(RoundEvent(n=len(self._all_s), round_s=median(self._all_s[-2:])))
+
+
+class Settled:
+    """The rounds by which a configuration can be told to be slow: none in which torch compiled, nor the one after.
+
+    In the next a CUDA graph is recorded, and each shape has its own. Without a compiler all are.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        """Have none. compiled: what was, for the first call."""
+        self.rounds_s: list[float] = []
+        self._skips = int(compiled.graphs > 0)
+
+    def add(self, wall_s: float, compiled: Compiled) -> None:
+        """Add a round. compiled: in it."""
+        if compiled.graphs:
+            self.rounds_s, self._skips = [], 1
+        elif self._skips:
+            self._skips -= 1
+        else:
+            self.rounds_s.append(wall_s)
 
 
 def take_round(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from advisor.nouns.metrics import COMPILED
+
 #: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.
 _KERNEL_SWITCHES = {
     "flash": (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.flash_sdp_enabled),
@@ -50,22 +52,37 @@ def forget_compiled() -> None:
 
 
 class Compiled(NamedTuple):
-    """What torch compiled since it last forgot: how many graphs, how many of them anew, where graphs broke, and seconds."""
+    """What torch compiled: seconds, how many graphs, how many of them anew, and at how many places a graph broke."""
 
-    graphs: int
-    again: int
-    breaks: int
-    seconds: float
+    seconds: float = 0.0
+    graphs: int = 0
+    again: int = 0
+    breaks: int = 0
+
+    @property
+    def by_metric(self) -> dict[str, float]:
+        """The same by the metrics that are stored; nothing where nothing was."""
+        return dict(zip(COMPILED, map(float, self), strict=True)) if self.graphs else {}
+
+    def more_than(self, before: Compiled) -> Compiled:
+        """Return what was compiled since then."""
+        return Compiled(*(now - then for now, then in zip(self, before, strict=True)))
+
+    def and_(self, more: Compiled) -> Compiled:
+        """Return both together."""
+        return Compiled(*(one + other for one, other in zip(self, more, strict=True)))
 
 
 def compiled() -> Compiled:
-    """Return what torch has compiled; nothing where it was not asked to."""
+    """Return what torch has compiled since it last forgot."""
     if not compiled_frames():
-        return Compiled(0, 0, 0, 0.0)
+        return Compiled()
     from torch._dynamo.utils import counters, get_compilation_metrics
 
     frames = [each for each in get_compilation_metrics() if each.compile_id is not None]
-    again = sum(1 for each in frames if each.recompile_reason)
-    seconds = sum(each.entire_frame_compile_time_s or 0.0 for each in frames)
-    breaks = sum(counters["graph_break"].values())
-    return Compiled(int(counters["stats"]["unique_graphs"]), again, breaks, seconds)
+    return Compiled(
+        seconds=sum(each.entire_frame_compile_time_s or 0.0 for each in frames),
+        graphs=int(counters["stats"]["unique_graphs"]),
+        again=sum(1 for each in frames if each.recompile_reason),
+        breaks=sum(counters["graph_break"].values()),
+    )

@@ -23,15 +23,17 @@ def opened(
 ) -> list[Configuration]:
     """Return what is to be tried now, in its order: what has no late choice, and what differs from the BEST by those alone.
 
-    What has one and is not admissible without is to be tried at any time: --fix left nothing else.
+    Where nothing is admissible without, all of it: --fix left nothing else.
     """
     late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
     without = {c: c.replaced(**late) if any(knob in c for knob in late) else c for c in admissible}
     early = {configuration for configuration, bare in without.items() if configuration == bare}
+    if not early:
+        return list(admissible)
     best = _best(early, trials, aim, usable)
     if len(best) < BEST and early - {trial.requested for trial in trials}:
         best = []
-    return [c for c, bare in without.items() if c in early or bare in best or bare not in early]
+    return [c for c, bare in without.items() if c in early or bare in best]
 
 
 def _best(

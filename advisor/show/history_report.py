@@ -8,11 +8,15 @@ from rich.table import Table
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import (
+    BREAKS,
+    COMPILE,
     CPU_LAP,
     GPU_BUSY,
     GPU_ROUND,
+    GRAPHS,
     METRICS,
     PAIRED,
+    RECOMPILED,
     ROUND,
     Gauge,
     figure,
@@ -39,6 +43,10 @@ _NAMES = {
     GPU_BUSY: "the GPU computes",
     CPU_LAP: "a loop of steps on the CPU",
     PAIRED: "turns compared one by one",
+    COMPILE: "compiling",
+    GRAPHS: "graphs compiled",
+    RECOMPILED: "of them anew",
+    BREAKS: "graph breaks",
 }
 
 #: A trial's times, in the order in which they are spent.
@@ -51,7 +59,8 @@ def print_plan(plan: Plan) -> None:
     out.print(
         f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
     )
-    out.print(f"{len(plan.space.admissible)} configurations are admissible; likeliest first, after the default:\n")
+    late = f", {plan.late} of them tried on the best of the others alone" if plan.late else ""
+    out.print(f"{len(plan.space.admissible)} configurations are admissible{late}; likeliest first, after the default:\n")
     for place, configuration in enumerate(order[:_SHOWN]):
         out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
     if len(order) > _SHOWN:

@@ -28,7 +28,7 @@ from advisor.measure.messages import (
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import CPU_LAP, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
+from advisor.nouns.metrics import COMPILED, CPU_LAP, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
@@ -249,6 +249,7 @@ def measurements_of(workload: Workload, rounds: Rounds, phase: str) -> tuple[Mea
         found.append(Measurement(GPU_BUSY, "share", (rounds.busy,), phase))
     if rounds.laps_s:
         found.append(Measurement(CPU_LAP, "s", rounds.laps_s, phase))
+    found += [Measurement(metric, COMPILED[metric], (value,), phase) for metric, value in rounds.compiled.items()]
     if rounds.paired:
         found.append(Measurement(PAIRED, "turns", (float(len(rounds.wall_s)),), phase))
     return tuple(found)

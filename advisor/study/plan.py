@@ -6,6 +6,7 @@ The search's own modules are imported where they are needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,22 @@ class Plan:
 
     @property
     def order(self) -> tuple[Configuration, ...]:
-        """The default, then what is admissible by predicted speed. What is measured changes the order."""
-        rest = [configuration for configuration in self.space.admissible if configuration != self.space.baseline]
-        return (self.space.baseline, *rest)
+        """The default, then what is admissible by predicted speed, and last what is tried on the best of it alone.
+
+        What is measured changes the order.
+        """
+        return tuple(dict.fromkeys((self.space.baseline, *self._early, *self.space.admissible)))
+
+    @property
+    def late(self) -> int:
+        """How many are tried on the best of the others alone."""
+        return len(self.space.admissible) - len(self._early)
+
+    @cached_property
+    def _early(self) -> list[Configuration]:
+        from advisor.search.late import opened
+
+        return opened(self.space.admissible, (), self.job.objective.aim)
 
     @property
     def searched(self) -> int:

@@ -95,7 +95,7 @@ def tune_alone(options: argparse.Namespace) -> None:
     )
     # A replayed run has the figures of its seed: each tune draws its own, as two devices do.
     runner = Fixed(landscape, seed=options.seed)
-    objective = replace(landscape.objective, only=ONLY)
+    objective = replace(landscape.objective, only=(*landscape.objective.only, *ONLY))
     job = Job(source, landscape.workload, objective, budget, machine, seed=0)
 
     def listen(event: Mapping[str, Any]) -> None:

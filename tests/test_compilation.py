@@ -1,0 +1,228 @@
+"""Compilation: what its choices do to a loaded model is read back of it, taken back, proven and tried on the best alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_models import LLAMA_1B
+from torch.profiler import ProfilerActivity, profile
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from advisor.knobs import KNOBS, Reading, Verdict, function_of
+from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncompile
+from advisor.measure.proof_torch import launched_of
+from advisor.networks import switches_torch
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Environment
+from advisor.nouns.metrics import METRICS, default_metric
+from advisor.nouns.objective import Objective
+from advisor.nouns.measurement import Measurement
+from advisor.nouns.trial import Outcome, Trial
+from advisor.search.late import BEST, opened
+from advisor.search.space import build_space
+from advisor.show.support import LLAMA, MACHINES
+from advisor.workloads.forward import Forward
+
+KNOB = KNOBS["compilation"]
+LAYERS = 12
+AIM = METRICS[default_metric()]
+H200 = MACHINES["NVIDIA H200"]
+WAYS = [name for name in KNOB.choices if name != KNOB.implied]
+WORKLOAD = Forward((64, 32, 48, 16), 2)
+
+
+def options(query_length: int = 0, **_: Any) -> None:
+    """Stand where transformers' FlashAttention reads what its kernel may be told."""
+
+
+def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
+    """Hand a layer's number on, as transformers' FlashAttention does."""
+    partial(options, query_length=query.shape[2], layer_idx=module.layer_idx)()
+    return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    """Give a decoder of more layers than torch compiles one function for."""
+    AttentionInterface.register("told-its-number", attention)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=100
+    )
+    yield AutoModelForCausalLM.from_config(config, attn_implementation="told-its-number").eval()
+    switches_torch.forget_compiled()
+
+
+def changed(model: Any, name: str) -> None:
+    """Do to a loaded model what a choice does."""
+    names: dict[str, Any] = {"model": model, "torch": torch}
+    for module, function in KNOB.choices[name].functions:
+        names[function] = function_of(module, function)
+    for line in KNOB.choices[name].on_model:
+        exec(line, names)
+
+
+def regions(model: Any, length: int) -> int:
+    """Run a call and return how many compiled regions it entered."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        model(input_ids=torch.randint(0, 100, (2, length)), use_cache=False)
+    return launched_of(seen).regions
+
+
+@pytest.mark.slow  # compiles for ten seconds
+def test_a_layer_that_is_told_its_number_is_compiled_once_for_all(model: Any) -> None:
+    """Torch compiles a function eight times at most, then runs it as it is: with numbers as constants no twelve layers ran."""
+    assert len(repeated_layers(model)) == LAYERS
+    changed(model, "compiled-regional")
+    with torch.inference_mode():
+        for length in (32, 40, 48):
+            model(input_ids=torch.randint(0, 100, (2, length)), use_cache=False)
+    found = switches_torch.compiled()
+
+    assert regions(model, 56) == LAYERS
+    assert found.graphs <= 3
+    assert found.again == found.graphs - 1
+    assert found.breaks == 0
+    assert found.seconds > 0
+
+    uncompile(model)
+    assert compiled_as(model) == ("", "", False, 0)
+    assert regions(model, 56) == 0
+    assert not torch._dynamo.config.allow_unspec_int_on_nn_module
+
+    changed(model, "compiled-regional")
+    assert regions(model, 48) == LAYERS
+    assert switches_torch.compiled() == found  # what was compiled before it was taken back is used again
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_a_choice_did_is_read_back(model: Any, name: str) -> None:
+    """Of the model, before anything was compiled: what, in which mode, with open sizes or not; and it is taken back."""
+    changed(model, name)
+    assert KNOB.read is not None
+    assert KNOB.undo is not None
+    own = KNOB.read(model, {})
+    assert own == {"asked": name, "modules": LAYERS if "regional" in name else 1}
+
+    reading = Reading({}, {}, {}, [], {}, own={"compilation": own})
+    proof = KNOB.choices[name].proof
+    assert proof(reading) == "nothing that was compiled ran"
+    assert KNOB.effective(reading) == "off"
+    assert proof(replace(reading, compiled_regions=own["modules"])) is None
+    assert KNOB.choices["off"].proof(replace(reading, compiled_regions=own["modules"])) == f"it was compiled as {name}"
+
+    KNOB.undo(model)
+    assert KNOB.read(model, {})["asked"] == "off"
+
+
+def test_a_part_that_ran_as_it_is_is_no_proof() -> None:
+    """Eight of twelve layers: torch reached its limit, and the next call may run otherwise."""
+    own = {"asked": "compiled-regional", "modules": LAYERS}
+    reading = Reading({}, {}, {}, [], {}, own={"compilation": own}, compiled_regions=8)
+
+    assert KNOB.choices["compiled-regional"].proof(reading) == "only 8 of 12 layers ran compiled"
+    assert KNOB.effective(reading) == "off"
+
+
+# ------------------------------------------------------------------------------------------------------------ its rules
+
+
+def refused(environment: Environment, repeated_layers: int = 16) -> dict[str, set[str]]:
+    """Return which rules refuse which of its choices in every combination there."""
+    space = build_space(replace(LLAMA, repeated_layers=repeated_layers), WORKLOAD, environment, Objective(), 2**40)
+    left = {c["compilation"] for c in space.admissible}
+    found: dict[str, set[str]] = {}
+    for reason in space.refusals:
+        knob, _, name = reason.subject.partition("=")
+        if knob == KNOB.name and name not in left:
+            found.setdefault(name, set()).add(reason.rule)
+    return found
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_is_compiled_for_a_gpu_needs_what_compiles(machine: str) -> None:
+    """Triton makes kernels for compute capability 7.0 and up, which all golden machines have; CUDA graphs are a GPU's."""
+    environment = MACHINES[machine]
+    by_rule = refused(environment)
+    graphs = {name for name, rules in by_rule.items() if "C12" in rules}
+
+    assert graphs == (set() if environment.is_cuda else {name for name in WAYS if "reduce-overhead" in name})
+    assert not any("C11" in rules for rules in by_rule.values())
+    if environment.is_cuda:
+        old = refused(replace(environment, compute_capability=(6, 1)))
+        bare = refused(replace(environment, packages={k: v for k, v in environment.packages.items() if k != "triton"}))
+        assert all("C11" in old[name] for name in WAYS)
+        assert all("C11" in bare[name] for name in WAYS)
+
+
+def test_a_layer_that_nobody_repeats_is_not_compiled_alone() -> None:
+    """Rule C13: there is nothing that could be used again."""
+    by_rule = refused(H200, repeated_layers=1)
+    assert {name for name, rules in by_rule.items() if "C13" in rules} == {n for n in WAYS if "regional" in n}
+
+
+def test_bf16_is_not_compiled_where_there_is_none() -> None:
+    """On a T4 (7.5) rule D1 refuses bf16 with or without the compiler; fp16 is compiled there."""
+    space = build_space(replace(LLAMA, repeated_layers=16), WORKLOAD, MACHINES["T4"], Objective(), 2**40)
+    found = {c["precision"] for c in space.admissible if c["compilation"] != "off"}
+
+    assert "bf16" not in found
+    assert "fp16" in found
+
+
+def test_sizes_are_left_open_where_they_differ() -> None:
+    """Rule C3: not where all calls have one shape; and one graph for each of many is slow, not refused."""
+    one = replace(WORKLOAD, lengths=(64, 64, 64, 64))
+    environment, facts = H200, replace(LLAMA, repeated_layers=16)
+    even = build_space(facts, one, environment, Objective(), 2**40)
+    assert not any(c["compilation"].endswith("-dynamic") for c in even.admissible)
+    assert any(c["compilation"] == "compiled" for c in even.admissible)
+
+    many = replace(WORKLOAD, lengths=tuple(range(16, 52)))
+    varied = build_space(facts, many, environment, Objective(), 2**40)
+    slow = {r.subject for r in varied.warnings if r.rule == "C3"}
+    assert "compilation=compiled" in slow
+    assert "compilation=compiled-reduce-overhead-dynamic" in slow
+    assert "compilation=compiled-regional-dynamic" not in slow
+
+
+# ---------------------------------------------------------------------------------------------------- tried on the best
+
+
+def timed(number: int, configuration: Configuration, tokens_per_s: float) -> Trial:
+    """Return a trial that ran."""
+    figures = (Measurement("tokens_per_s", "tokens/s", (tokens_per_s,)),)
+    return Trial(number, configuration, configuration, Outcome.OK, measurements=figures, wall_s=5.0)
+
+
+def test_it_is_tried_on_the_best_that_was_found_without() -> None:
+    """Not before BEST were measured, then on the best of them, in the order of what is admissible; all of it is admissible."""
+    space = build_space(replace(LLAMA_1B, repeated_layers=16), WORKLOAD, H200, Objective(), 100 * 2**30)
+    early = [c for c in space.admissible if c["compilation"] == "off"]
+    assert 2 * len(early) < len(space.admissible)
+
+    trials = [timed(n, c, 100.0 + n) for n, c in enumerate(early[: BEST + 2])]
+    assert opened(space.admissible, trials[: BEST - 1], AIM) == early
+    now = opened(space.admissible, trials, AIM)
+    compiled = {c.replaced(compilation="off") for c in now if c["compilation"] != "off"}
+    assert compiled == {trial.requested for trial in trials[2:]}
+    assert [c for c in space.admissible if c in set(now)] == now
+
+    last = trials[-1].requested
+    refused_last = opened(space.admissible, trials, AIM, lambda trial: trial.requested != last)
+    assert last.replaced(compilation="compiled") not in refused_last
+
+
+def test_what_is_admissible_compiled_alone_is_tried_at_once() -> None:
+    """--fix compilation=compiled leaves nothing to be measured without."""
+    only = Objective(only=(("compilation", ("compiled",)),))
+    space = build_space(replace(LLAMA_1B, repeated_layers=16), WORKLOAD, H200, only, 100 * 2**30)
+
+    assert {c["compilation"] for c in space.admissible} == {"compiled"}
+    assert opened(space.admissible, [], AIM) == list(space.admissible)
