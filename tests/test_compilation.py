@@ -15,27 +15,41 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from advisor.knobs import KNOBS, Reading, Verdict, function_of
+from advisor.knobs import KNOBS, Reading, function_of
 from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncompile
+from advisor.machine import probe
+from advisor.measure.messages import Failure, Timing, TrialAsked, TrialDone
 from advisor.measure.proof_torch import launched_of
+from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.stopping import Stopping
+from advisor.measure.timing_torch import Settled
+from advisor.models.checkpoint import find_model
 from advisor.networks import switches_torch
+from advisor.networks.switches_torch import Compiled
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
+from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS, default_metric
 from advisor.nouns.objective import Objective
-from advisor.nouns.measurement import Measurement
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.late import BEST, opened
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA, MACHINES
 from advisor.workloads.forward import Forward
 
+CAUSAL = Path(__file__).parent / "models" / "causal"
 KNOB = KNOBS["compilation"]
 LAYERS = 12
 AIM = METRICS[default_metric()]
 H200 = MACHINES["NVIDIA H200"]
 WAYS = [name for name in KNOB.choices if name != KNOB.implied]
 WORKLOAD = Forward((64, 32, 48, 16), 2)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a device lock of its own, so that other tests on this machine need not wait."""
+    monkeypatch.setenv("ADVISOR_LOCK_DIR", str(tmp_path))
 
 
 def options(query_length: int = 0, **_: Any) -> None:
@@ -128,6 +142,43 @@ def test_a_part_that_ran_as_it_is_is_no_proof() -> None:
 
     assert KNOB.choices["compiled-regional"].proof(reading) == "only 8 of 12 layers ran compiled"
     assert KNOB.effective(reading) == "off"
+
+
+def test_rounds_that_compile_do_not_say_how_slow_it_is() -> None:
+    """Nor does the next, in which CUDA graphs are recorded; without a compiler the first round counts."""
+    plain, graph = Settled(Compiled()), Compiled(3.0, 1, 0, 0)
+    plain.add(0.5, Compiled())
+    assert plain.rounds_s == [0.5]
+
+    settled = Settled(graph)
+    for wall_s, compiled in ((9.0, Compiled()), (0.4, Compiled()), (7.0, graph), (3.0, Compiled()), (0.3, Compiled())):
+        settled.add(wall_s, compiled)
+    assert settled.rounds_s == [0.3]
+
+
+@pytest.mark.usefixtures("place")
+def test_what_compiles_for_longer_than_its_deadline_is_not_tried_again() -> None:
+    """It is said to have been compiling, and another attempt would take as long. The weights were loaded before."""
+    source = find_model(str(CAUSAL))
+    runner = LocalRunner(probe.machine("cpu"), lambda _: None)
+    try:
+        facts = read_facts(runner, source, WORKLOAD)
+        request = TrialAsked(
+            source=source.files,
+            facts=facts,
+            workload=WORKLOAD,
+            configuration=Configuration.of({"attention": "sdpa", "precision": "fp32"}),
+            timing=Timing(stopping=Stopping(least=3, most=3, seconds=1.0, least_long=3, seconds_long=1.0)),
+        )
+        assert isinstance(runner.run(request, 120), TrialDone)
+        late = runner.run(request.replaced(configuration=request.configuration.replaced(compilation="compiled")), 1.0)
+    finally:
+        runner.close()
+
+    assert isinstance(late, Failure)
+    assert late.outcome is Outcome.TIMEOUT
+    assert late.reason == "no result after 1 s: it was still compiling for its first call"
+    assert not late.transient
 
 
 # ------------------------------------------------------------------------------------------------------------ its rules

@@ -88,6 +88,7 @@ ROUNDS = Rounds(
     busy=0.75,
     laps_s=(0.0004, 0.0008),
     paired=True,
+    compiled={"compile_s": 12.5, "compiled_graphs": 2.0},
     figures={"tokens_per_s": (150.0, 76.0)},
 )
 DONE = TrialDone(

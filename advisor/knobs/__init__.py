@@ -65,6 +65,7 @@ __all__ = [
     "choices_of",
     "collate",
     "collation_of",
+    "compiles",
     "effective_choices",
     "fixes_weights",
     "function_of",
@@ -135,6 +136,11 @@ def choices_of(configuration: Configuration) -> list[Choice]:
 def known_choices(configuration: Configuration) -> list[Choice]:
     """Return the same, without those that are not known here."""
     return [choice_of(knob, name) for knob, name in configuration.over(KNOBS) if name in KNOBS[knob].choices]
+
+
+def compiles(configuration: Configuration) -> bool:
+    """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
+    return any(choice.compile_s for choice in known_choices(configuration))
 
 
 #: What helps where a stored configuration names what this process does not have.

@@ -191,7 +191,8 @@ class Choice:
     collation(batching): how it makes a batch, where that is what it decides.
     packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
-    traits: what everybody else asks of it. compile_s: the seconds that compiling adds to its trial, as expected before any was seen.
+    traits: what everybody else asks of it. compile_s: the seconds that compiling adds to its trial, as expected before any was
+    seen.
     """
 
     knob: str

@@ -25,7 +25,11 @@ OFF = "off"
 _ON_CPU = 1.1
 
 #: What the function that finds the layers needs, and the line below it.
-_LAYERS = ("import torch", "from typing import Any", "from transformers.modeling_layers import GradientCheckpointingLayer")
+_LAYERS = (
+    "import torch",
+    "from typing import Any",
+    "from transformers.modeling_layers import GradientCheckpointingLayer",
+)
 
 #: One of the layers is compiled for all: FlashAttention is handed a layer's number, and torch would compile for each anew, eight
 #: times, and run the others as they are (bert-base 1.98 instead of 2.16 times the default on an H200, Llama-3-8B 1.54).
@@ -57,7 +61,9 @@ def _unavailable(environment: Environment) -> Reason | None:
 
 def _graphs_unavailable(environment: Environment) -> Reason | None:
     if not environment.is_cuda:
-        return Reason("C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose compiled")
+        return Reason(
+            "C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose compiled"
+        )
     return _unavailable(environment)
 
 
@@ -201,8 +207,8 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
     )
 
 
-#: (region, mode, seconds, (rate on what is computed, rate of launches)), before any was seen here. An H200 took 30 s for the whole
-#: of an 8B and was 1.2 times as fast; a mode that tries kernels takes some minutes.
+#: (region, mode, seconds, (rate on what is computed, rate of launches)), before any was seen here. An H200 took 30 s for the
+#: whole of an 8B and was 1.2 times as fast; a mode that tries kernels takes some minutes.
 _WAYS = (
     ("regional", "", 15.0, (1.2, 1.8)),
     ("regional", _TUNED, 60.0, (1.2, 1.8)),

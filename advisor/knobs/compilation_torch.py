@@ -35,7 +35,7 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
         return "", "", False, 0
     context = _context_of(compiled[0]._compiled_call_impl)
     options = getattr(context, "compiler_config", None) or {}
-    graphs, tuned = options.get("triton.cudagraphs"), options.get("max_autotune")
+    asked = bool(options.get("triton.cudagraphs")), bool(options.get("max_autotune"))
     modes = {
         (False, False): "",
         (True, False): "reduce-overhead",
@@ -43,7 +43,12 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
         (True, True): "max-autotune",
     }
     region = "whole" if model._compiled_call_impl is not None else "regional"
-    return region, modes.get((graphs, tuned), "unknown"), getattr(context, "_dynamic", None) is True, len(compiled)
+    return (
+        region,
+        modes[asked] if context is not None else "unknown",
+        getattr(context, "_dynamic", None) is True,
+        len(compiled),
+    )
 
 
 def _context_of(call: Any) -> Any:

@@ -30,12 +30,12 @@ class Traits:
     fuses_layers: a layer is one operator of torch's.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. replays: kernels are recorded once and
-    replayed, without the operators that launch them. own_load: this choice alone of its knob
-    needs the weights loaded for itself. process_wide: it switches something of the process, so that two models in one process would
-    have it both. independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier
-    columns over all of it): the independence probe then looks at the layout without it, and the user is told. advised: False
-    for a form that is there to be refused or caught: where a user insists it is run and judged, but it is never recommended,
-    and no lines to paste are printed for it.
+    replayed, without the operators that launch them. own_load: this choice alone of its knob needs the weights loaded for
+    itself. process_wide: it switches something of the process, so that two models in one process would have it both.
+    independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier columns over
+    all of it): the independence probe then looks at the layout without it, and the user is told. advised: False for a form
+    that is there to be refused or caught: where a user insists it is run and judged, but it is never recommended, and no
+    lines to paste are printed for it.
     """
 
     tells_apart: bool = False

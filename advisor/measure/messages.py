@@ -167,8 +167,8 @@ class Rounds(Message, frozen=True, kw_only=True):
     discarded: why rounds were thrown away; pruned: why the trial was stopped early, "" where it was not. joules: a round, by
     NVML's energy counter; busy: the share of the time for which the GPU computed; each None where it was not seen. laps_s: what
     a loop of steps took on the CPU beside each, empty where nobody looked. paired: they are short turns, each beside one of every
-    other contestant's. compiled: what torch compiled for them and for the first call, by metric. figures: samples by metric that are
-    known without rounds: a recording has them.
+    other contestant's. compiled: what torch compiled for them and for the first call, by metric. figures: samples by metric
+    that are known without rounds: a recording has them.
     """
 
     wall_s: tuple[float, ...]
@@ -256,6 +256,10 @@ class Ready(Message, tag_field="event", tag="ready", frozen=True, kw_only=True):
     """The worker is there."""
 
     pid: int
+
+
+#: The stage of the first call of a loaded model, in which is compiled what is.
+FIRST_CALL = "first call"
 
 
 class StageEvent(Message, tag_field="event", tag="stage", frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from advisor.networks import readback_torch, switches_torch
 from advisor.nouns.configuration import Configuration, stated
 from advisor.workloads import Call
 
-
 #: What torch names the regions that it compiled in a profile, each as it is entered.
 _COMPILED = "Torch-Compiled Region"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from advisor.knobs import Reading, effective_choices
-from advisor.measure.messages import Subject, TrialDone
+from advisor.measure.messages import FIRST_CALL, Subject, TrialDone
 from advisor.measure.proof_torch import read_effective, unproven
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.timing_torch import timed_round
@@ -58,7 +58,7 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     """
     whole = subject.workload
     load_s = session.load(subject, requested)
-    session.stage("first call")
+    session.stage(FIRST_CALL)
     calls = session.calls(subject, whole.under(requested), requested, session.tokens(subject))
     first_call_s = timed_round(session, calls[:1], session.device, runtime_of(subject), [0]).wall_s
     began = time.perf_counter()

@@ -22,11 +22,13 @@ from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 from advisor.errors import AdvisorError
+from advisor.knobs import compiles
 from advisor.machine.leftovers import sweep
 from advisor.machine.locks import lock_path, open_lock, wanting
 from advisor.measure.launch import NotReady, Process, launch, shared_environment
 from advisor.measure.lines import NoMessage
 from advisor.measure.messages import (
+    FIRST_CALL,
     Answer,
     Done,
     FactsAsked,
@@ -34,6 +36,8 @@ from advisor.measure.messages import (
     Failure,
     Ready,
     Request,
+    StageEvent,
+    TrialAsked,
     TrialDone,
     decode_event,
     is_answered,
@@ -212,6 +216,7 @@ class LocalRunner:
 
     def _wait(self, request: Request, deadline: float, timeout_s: float) -> Answer:
         """Sleep until the worker answers, closes its channel or the deadline passes."""
+        stage = ""
         while (left_s := deadline - time.monotonic()) > 0:
             lines = self._lines(left_s)
             if lines is None:
@@ -221,12 +226,18 @@ class LocalRunner:
                     event = decode_event(line)
                 except NoMessage:
                     return _not_understood("no message", line)
+                if isinstance(event, StageEvent):
+                    stage = event.stage
                 if isinstance(event, Ready):
                     self.start_s = time.monotonic() - self._launched_at
                 if isinstance(event, Done) and event.id == self._count:
                     return event.result if is_answered(request, event.result) else _not_understood("no answer", line)
                 self.listener(words_of(event))
-        return Failure(outcome=Outcome.TIMEOUT, reason=f"no result after {timeout_s:.0f} s", transient=True)
+        is_compiling = isinstance(request, TrialAsked) and compiles(request.configuration) and stage == FIRST_CALL
+        text = (
+            f"no result after {timeout_s:.0f} s{': it was still compiling for its first call' if is_compiling else ''}"
+        )
+        return Failure(outcome=Outcome.TIMEOUT, reason=text, transient=not is_compiling)
 
     def _lines(self, timeout_s: float) -> list[bytes] | None:
         """Return the whole lines that came within the time, none if it passed, None once the channel is closed."""

@@ -17,7 +17,7 @@ from advisor.machine.device import Gauges, disturbed
 from advisor.measure.messages import RoundEvent, Rounds, TrialAsked
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.stopping import LAUNCH_BOUND_ROUNDS
-from advisor.networks.switches_torch import Compiled, compiled
+from advisor.networks.switches_torch import NOTHING_COMPILED, Compiled, compiled
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
@@ -109,7 +109,7 @@ class Taken:
     joules: float | None = None
     busy: float | None = None
     paired: bool = False
-    compiled: Compiled = Compiled()
+    compiled: Compiled = NOTHING_COMPILED
 
     @property
     def told(self) -> Rounds:

@@ -66,17 +66,22 @@ class Compiled(NamedTuple):
 
     def more_than(self, before: Compiled) -> Compiled:
         """Return what was compiled since then."""
-        return Compiled(*(now - then for now, then in zip(self, before, strict=True)))
+        seconds, graphs, again, breaks = before
+        return Compiled(self.seconds - seconds, self.graphs - graphs, self.again - again, self.breaks - breaks)
 
     def and_(self, more: Compiled) -> Compiled:
         """Return both together."""
-        return Compiled(*(one + other for one, other in zip(self, more, strict=True)))
+        seconds, graphs, again, breaks = more
+        return Compiled(self.seconds + seconds, self.graphs + graphs, self.again + again, self.breaks + breaks)
+
+
+NOTHING_COMPILED = Compiled()
 
 
 def compiled() -> Compiled:
     """Return what torch has compiled since it last forgot."""
     if not compiled_frames():
-        return Compiled()
+        return NOTHING_COMPILED
     from torch._dynamo.utils import counters, get_compilation_metrics
 
     frames = [each for each in get_compilation_metrics() if each.compile_id is not None]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from advisor.knobs import KNOBS, known_choices
+from advisor.knobs import KNOBS
 from advisor.nouns.configuration import Configuration, stated
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
@@ -225,11 +225,6 @@ def _unseen_compile_s(candidates: Sequence[Configuration], observed: Sequence[Co
         if choice.compile_s and (knob.name, choice.name) not in seen
     }
     return np.array([sum(unseen_s.get(item, 0.0) for item in each.items()) for each in candidates], dtype=float)
-
-
-def compiles(configuration: Configuration) -> bool:
-    """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    return any(choice.compile_s for choice in known_choices(configuration))
 
 
 def kernel(rows: Sequence[Configuration], columns: Sequence[Configuration], knobs: Sequence[str]) -> Array:

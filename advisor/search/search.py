@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from advisor.knobs import compiles
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import METRICS, Metric, default_metric
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.acquisition import Acquisition, Told
-from advisor.search.posterior import Array, compiles, expected_seconds
+from advisor.search.posterior import Array, expected_seconds
 from advisor.search.sampler import Usable, proposed, told_by
 
 #: The search may end when the chance that anything left is better by more than the tie zone is below this. It kept its word on

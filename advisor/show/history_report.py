@@ -60,7 +60,9 @@ def print_plan(plan: Plan) -> None:
         f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
     )
     late = f", {plan.late} of them tried on the best of the others alone" if plan.late else ""
-    out.print(f"{len(plan.space.admissible)} configurations are admissible{late}; likeliest first, after the default:\n")
+    out.print(
+        f"{len(plan.space.admissible)} configurations are admissible{late}; likeliest first, after the default:\n"
+    )
     for place, configuration in enumerate(order[:_SHOWN]):
         out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
     if len(order) > _SHOWN:

@@ -108,7 +108,9 @@ def _following(seen: Snapshot) -> Configuration | Stop:
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
     following = _following_among(seen, now := opened(admissible, trials, seen.job.objective.aim, seen.usable))
-    return _following_among(seen, admissible) if isinstance(following, Stop) and len(now) < len(admissible) else following
+    return (
+        _following_among(seen, admissible) if isinstance(following, Stop) and len(now) < len(admissible) else following
+    )
 
 
 def _following_among(seen: Snapshot, admissible: Sequence[Configuration]) -> Configuration | Stop:

@@ -20,8 +20,8 @@ from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 
-#: What flex_attention is expected to compile for, before any was seen: 8 to 230 s and more on an H100, most of it for the mask of a
-#: packed row of odd length, and a search that expected 120 waited longer than it could save.
+#: What flex_attention is expected to compile for, before any was seen: 8 to 230 s and more on an H100, most of it for the mask of
+#: a packed row of odd length, and a search that expected 120 waited longer than it could save.
 _FLEX_COMPILE_S = 300.0
 
 
