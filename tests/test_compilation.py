@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from advisor.knobs import KNOBS, Reading, function_of
+from advisor.knobs.attention.own_torch import varlen_attention
 from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncompile
 from advisor.machine import probe
 from advisor.measure.messages import Failure, Timing, TrialAsked, TrialDone
@@ -277,3 +278,30 @@ def test_what_is_admissible_compiled_alone_is_tried_at_once() -> None:
 
     assert {c["compilation"] for c in space.admissible} == {"compiled"}
     assert opened(space.admissible, [], AIM) == list(space.admissible)
+
+
+# ------------------------------------------------------------------------------------------------- what is compiled whole
+
+
+class Reached(Exception):
+    """The graph of a whole call came to where it is compiled."""
+
+
+def test_torchs_own_flash_attention_is_one_graph() -> None:
+    """What is handed to transformers is traced without a break: on a GPU each of its layers broke twice, and gained nothing."""
+
+    class Attention(torch.nn.Module):
+        is_causal = True
+
+        def forward(self, query: torch.Tensor, key: torch.Tensor, **more: Any) -> torch.Tensor:
+            return varlen_attention(self, query, key, key, None, scaling=0.125, **more)[0]
+
+    def reached(_: Any, __: Any) -> Any:
+        raise Reached
+
+    query, key = (torch.randn(1, heads, 20, 16, dtype=torch.bfloat16) for heads in (4, 2))
+    begins = {f"cu_seq_lens_{side}": torch.tensor([0, 8, 20], dtype=torch.int32) for side in "qk"}
+    longest = {f"max_length_{side}": 12 for side in "qk"}
+    traced = torch.compile(Attention(), fullgraph=True, backend=reached)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="Reached"):
+        traced(query, key, **begins, **longest, position_ids=torch.arange(20)[None])

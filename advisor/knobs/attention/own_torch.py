@@ -89,7 +89,8 @@ def varlen_attention(  # noqa: PLR0913, PLR0917  (the arguments that transformer
     # torch 2.10 has the flag is_causal, 2.11 scale and window_size in its place, 2.12 also enable_gqa; the kernel has
     # always taken fewer key heads.
     attend: Any = varlen.varlen_attn
-    accepted, options = attend.__kwdefaults__ or {}, dict[str, Any]()
+    accepted: dict[str, Any] = attend.__kwdefaults__ or {}
+    options: dict[str, Any] = {}
     left = sliding_window - 1 if sliding_window is not None and sliding_window < max_length_k else -1
     if "window_size" in accepted:
         options["window_size"] = (left, 0 if causal else left)
