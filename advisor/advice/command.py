@@ -33,6 +33,7 @@ def command_for(source: ModelSource, workload: Workload, objective: Objective, h
         flags.append(f"--objective {objective.aim.name}")
     if objective.max_latency_s is not None:
         flags.append(f"--max-latency {objective.max_latency_s * 1000:g}ms")
+    flags += [f"--calls {objective.calls}"] if objective.calls is not None else []
     flags += [f"--only {knob}={','.join(names)}" for knob, names in objective.only]
     flags += ["--allow-unjudged"] if objective.allow_unjudged else []
     flags += [f"--ignore-rule {rule}" for rule in objective.ignored_rules]

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from advisor.advice.ranking import Candidate, candidate, ranked
-from advisor.nouns.metrics import Metric, is_energy
+from advisor.nouns.measurement import Comparison
+from advisor.nouns.metrics import ROUND, Metric, is_energy
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Limits, Objective, Tier
 from advisor.nouns.trial import Trial, default_of
+from advisor.quality.amortised import Amortised
 from advisor.quality.judge import right_default, tier_reached, wrong_beside
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
@@ -36,13 +38,18 @@ class Evidence:
 
     @classmethod
     def of(
-        cls, store: Store, source: ModelSource, study: StudyRecord, objective: Objective, trials: Sequence[Trial]
+        cls,
+        store: Store,
+        source: ModelSource,
+        study: StudyRecord,
+        objective: Objective,
+        trials: Sequence[Trial],
+        job: Amortised | None = None,
     ) -> Evidence:
-        """Weigh a study's trials for a model under an objective. Its facts must be known."""
+        """Weigh a study's trials for a model under an objective. Its facts must be known; job: whose rates the trials have."""
         facts, same_weights = study.facts, study.weights_digest == source.weights_digest
         assert facts is not None
-        # Comparisons count for what the study aimed at: a ratio of speeds says nothing of memory.
-        comparisons = store.comparisons(study.id) if study.objective.metric == objective.metric else []
+        comparisons = _comparisons_for(store, study, objective, trials, job)
         default, aim, limits = default_of(trials), objective.aim, limits_of(study.workload)
         metrics = tuple(kind_of(study.workload).metrics)
 
@@ -76,6 +83,24 @@ class Evidence:
             may_be=lambda trial: trial.number in outside and not outside[trial.number],
             same_weights=same_weights,
         )
+
+
+def _comparisons_for(
+    store: Store, study: StudyRecord, objective: Objective, trials: Sequence[Trial], job: Amortised | None
+) -> Sequence[Comparison]:
+    """Return what comparisons count for an objective: those of what the study aimed at.
+
+    A ratio of speeds says nothing of memory. What was compared by speed alone says what a job of so many calls gets; what was
+    compared for such a job says that of it alone.
+    """
+    aimed = study.objective
+    if aimed.metric != objective.metric or (aimed.calls is not None and aimed.calls != objective.calls):
+        return []
+    found = store.comparisons(study.id)
+    if aimed.calls == objective.calls or job is None:
+        return found
+    rounds_s = {t.ran.key: value for t in trials if t.phase == "search" and (value := t.value(ROUND))}
+    return [each for comparison in found if (each := job.compared(comparison, rounds_s)) is not None]
 
 
 def _reached(

@@ -8,10 +8,17 @@ from advisor.advice.coverage import Coverage, count_tried, weights_words
 from advisor.advice.ranking import Candidate
 from advisor.models.declared import notes_on
 from advisor.nouns.answer import Stop
+from advisor.nouns.metrics import ROUND
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
+from advisor.nouns.trial import Trial
+from advisor.quality.amortised import beginnings_s, calls_of, pays_from
 from advisor.quality.judge import depends, is_judged
 from advisor.storage.study_record import StudyRecord
+from advisor.terminal import duration
+
+#: What takes so much longer to begin than the default (seconds) is said to.
+_LONG_BEGIN_S = 2.0
 
 
 def notes_of(
@@ -70,6 +77,35 @@ def busy_notes(states: Sequence[object]) -> list[str]:
         return []
     most = max(why, key=why.count)
     return [f"the machine was not left alone: {len(why)} of the {len(states)} rounds were disturbed ({most})"]
+
+
+def begin_notes(
+    study: StudyRecord,
+    objective: Objective,
+    trials: Sequence[Trial],
+    chosen: Candidate | None,
+    default: Candidate | None,
+) -> list[str]:
+    """Say over how many calls figures are, or from how many on what is recommended makes up for what it takes to begin."""
+    if study.facts is None or chosen is None:
+        return []
+    begins_s = beginnings_s(trials, study.facts)
+    mine_s = begins_s.get(chosen.configuration)
+    if objective.calls is not None:
+        begins = "" if mine_s is None else f", with the {duration(mine_s)} that it takes to begin"
+        return [f"figures are over {objective.calls:,} calls{begins}"]
+    if default is None or chosen.is_default or not objective.aim.is_of_time or mine_s is None:
+        return []
+    theirs_s = begins_s.get(default.configuration)
+    rounds_s = chosen.trial.value(ROUND), default.trial.value(ROUND)
+    if theirs_s is None or mine_s - theirs_s < _LONG_BEGIN_S or not all(rounds_s):
+        return []
+    calls = calls_of(study.workload, default.trial.requested)
+    pays = pays_from((mine_s, theirs_s), (rounds_s[0] or 0.0, rounds_s[1] or 0.0), calls)
+    if pays is None:
+        return []
+    text = f"it takes {duration(mine_s)} to begin, the default {duration(theirs_s)} (loading, first call, compiling)"
+    return [f"{text}: it pays from {pays:,} calls on; --calls N says what is best for N"]
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:

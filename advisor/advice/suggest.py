@@ -14,7 +14,7 @@ from advisor.advice.conclude import conclude, fastest_found, refuse_nothing_admi
 from advisor.advice.coverage import Coverage
 from advisor.advice.evidence import Evidence
 from advisor.advice.lookup import study_for
-from advisor.advice.notes import busy_notes, notes_of, way_out, why_stopped
+from advisor.advice.notes import begin_notes, busy_notes, notes_of, way_out, why_stopped
 from advisor.advice.ranking import Candidate, pareto
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
@@ -24,6 +24,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.amortised import Amortised, over_calls
 from advisor.search.prospects import Prospects, prospects_left
 from advisor.search.space import Space, refusals_of, refuse_nothing_left
 from advisor.storage.store import Store
@@ -77,7 +78,9 @@ def recommend(
     """
     trials, refusals = store.weighed(study.id), tuple(store.refusals(study.id))
     facts = _facts_of(study, source, trials)
-    evidence = Evidence.of(store, source, study, objective, trials)
+    job = Amortised.of(objective, study.workload, facts, trials)
+    trials = list(over_calls(trials, job))
+    evidence = Evidence.of(store, source, study, objective, trials, job)
     coverage = Coverage(study, source, objective, trials, refusals, space)
     refuse_nothing_left(objective, coverage.admissible, coverage.refusals)
     default = evidence.default.trial if evidence.default else None
@@ -109,6 +112,7 @@ def recommend(
         notes=(
             *notes,
             *notes_of(study, source, objective, chosen, evidence.default),
+            *begin_notes(study, objective, trials, chosen, evidence.default),
             *_seen_of(store, study, chosen),
         ),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),

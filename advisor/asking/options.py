@@ -96,6 +96,12 @@ def objective_options(kind: Kind) -> tuple[Option, ...]:
             choices=tuple(str(tier) for tier in Tier),
         ),
         Option("max_memory", "peak memory allowed, for example 24GiB", read_size, metavar="SIZE"),
+        Option(
+            "calls",
+            "how many batches the job has: loading, first call and compiling are spread over them",
+            read_count,
+            metavar="N",
+        ),
         Option("max_latency", "time allowed to the slowest batch, for example 80ms", read_latency, metavar="TIME"),
         Option(
             "only",

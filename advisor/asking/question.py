@@ -101,6 +101,7 @@ def _objective(kind: Kind, wanted: Mapping[str, Any], asked: Mapping[str, Any]) 
         ignored_rules=tuple(sorted(set(rules))),
         metric=kind.objectives[wanted["objective"]].metric,
         max_latency_s=wanted["max_latency"],
+        calls=wanted["calls"],
         only=_kept(restrictions, is_batch_open=asked.get("batch") is None) if restrictions else (),
     )
 

@@ -37,8 +37,8 @@ class Flags(TypedDict, total=False):
     """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
 
     workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
-    max_latency: seconds or text; only, fix: choices by knob, or texts as the command line takes them; device: its name, or a
-    torch.device; threads: of the CPU, without it what torch takes.
+    max_latency: seconds or text; calls: of the job; only, fix: choices by knob, or texts as the command line takes them; device:
+    its name, or a torch.device; threads: of the CPU, without it what torch takes.
     """
 
     workload: str
@@ -52,6 +52,7 @@ class Flags(TypedDict, total=False):
     quality: str
     max_memory: int | str | None
     max_latency: float | str | None
+    calls: int | None
     only: str | Sequence[str] | Mapping[str, str | int | Sequence[str | int]]
     fix: str | Sequence[str] | Mapping[str, str | int]
     ignore_rule: str | Sequence[str]

@@ -66,6 +66,7 @@ __all__ = [
     "collate",
     "collation_of",
     "compiles",
+    "compiling_s",
     "effective_choices",
     "fixes_weights",
     "function_of",
@@ -138,9 +139,14 @@ def known_choices(configuration: Configuration) -> list[Choice]:
     return [choice_of(knob, name) for knob, name in configuration.over(KNOBS) if name in KNOBS[knob].choices]
 
 
+def compiling_s(configuration: Configuration) -> float:
+    """Return the seconds that a configuration's choices are expected to compile for; one that is not known counts as none."""
+    return sum(choice.compile_s for choice in known_choices(configuration))
+
+
 def compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    return any(choice.compile_s for choice in known_choices(configuration))
+    return compiling_s(configuration) > 0
 
 
 #: What helps where a stored configuration names what this process does not have.

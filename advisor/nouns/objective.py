@@ -51,6 +51,10 @@ class Limits:
     rms: float
 
 
+#: What an objective says only where it says something: it came after the first were stored.
+_LATER = ("only", "max_latency_s", "calls")
+
+
 @dataclass(frozen=True)
 class Objective:
     """The best of one metric, within a quality tier, a memory limit in bytes and a latency limit in seconds a batch.
@@ -58,6 +62,7 @@ class Objective:
     allow_unjudged: recommend a lossy choice although the weights are random and its quality is unknown.
     ignored_rules: ids of rules the user switched off, so that the numerics gate has to do their work.
     only: (knob, choices) pairs outside which nothing but the default is tried. metric: a stored metric of METRICS.
+    calls: over how many calls (batches) what it takes to begin is spread; None: over ever so many, so that it counts for nothing.
     """
 
     quality: Tier = Tier.DTYPE
@@ -67,6 +72,7 @@ class Objective:
     metric: str = field(default_factory=default_metric)
     max_latency_s: float | None = None
     only: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    calls: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a metric that is none."""
@@ -87,7 +93,7 @@ class Objective:
         """The objective as JSON values. What came later is left out where it says nothing, so that old keys stay."""
         payload = {**vars(self), "quality": str(self.quality), "ignored_rules": sorted(self.ignored_rules)}
         payload["only"] = {knob: sorted(names) for knob, names in self.only}
-        return {name: value for name, value in payload.items() if value or name not in ("only", "max_latency_s")}
+        return {name: value for name, value in payload.items() if value or name not in _LATER}
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Objective:
@@ -98,7 +104,8 @@ class Objective:
         only = tuple((knob, tuple(names)) for knob, names in sorted(listed.items()))
         if any(not names for _, names in only):
             raise Malformed("only names no choice of a knob")
-        positive = {name: lambda value: value is None or value > 0 for name in ("max_memory_bytes", "max_latency_s")}
+        bounds = ("max_memory_bytes", "max_latency_s", "calls")
+        positive = {name: lambda value: value is None or value > 0 for name in bounds}
         values = checked(cls, {**payload, "only": only}, positive)
         return cls(**{**values, "quality": Tier(values["quality"])})
 

@@ -16,6 +16,7 @@ TAKEN = frozenset(
         "allow_unjudged",
         "blocks",
         "budget",
+        "calls",
         "command",
         "device",
         "dry_run",

@@ -36,6 +36,7 @@ def asked_words(objective: Objective) -> str:
     limits += (
         [f"slowest batch within {seconds(objective.max_latency_s)}"] if objective.max_latency_s is not None else []
     )
+    limits += [f"over {objective.calls:,} calls"] if objective.calls is not None else []
     limits += [f"only {knob} {', '.join(names)}" for knob, names in objective.only]
     limits += [f"rules ignored: {', '.join(objective.ignored_rules)}"] if objective.ignored_rules else []
     limits += ["lossy choices allowed unjudged"] if objective.allow_unjudged else []

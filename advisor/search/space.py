@@ -11,13 +11,24 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from advisor.errors import BadInput, NothingAdmissible, named
-from advisor.knobs import KNOBS, Reason, Situation, Verdict, baseline_choices, choice_of, knobs_for, tier_of
+from advisor.knobs import (
+    KNOBS,
+    Reason,
+    Situation,
+    Verdict,
+    baseline_choices,
+    choice_of,
+    compiling_s,
+    knobs_for,
+    tier_of,
+)
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
-from advisor.nouns.metrics import Gauge
+from advisor.nouns.metrics import ROUND, Gauge
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Trial
+from advisor.quality.amortised import calls_of
 from advisor.search.cost import costs_beside, costs_of, launches_of, predicted_cost
 from advisor.workloads import Workload
 
@@ -36,7 +47,8 @@ class Space:
     admissible: configurations in the order of their predicted speed; refusals: one per rule and subject;
     warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not. costs: what
     arithmetic predicts of each and of the baseline, less is better (only for the order of the search); launches: likewise of
-    what the CPU does to launch each, nothing where the objective is not of time.
+    what the CPU does to launch each, nothing where the objective is not of time. passes: over the list, that the objective's job
+    has: compiling is spread over them; None where it has no end.
     """
 
     baseline: Configuration
@@ -45,10 +57,16 @@ class Space:
     warnings: tuple[Reason, ...]
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     launches: Mapping[Configuration, float] = field(default_factory=dict)
+    passes: float | None = None
 
     def costs_beside(self, default: Trial | None) -> Mapping[Configuration, float]:
         """Return what arithmetic predicts of each, given what the default's trial showed (None: nothing yet)."""
-        return costs_beside(self.costs, self.launches, default)
+        found = costs_beside(self.costs, self.launches, default)
+        round_s = None if default is None else default.value(ROUND)
+        if self.passes is None or not round_s:
+            return found
+        per_s = found[self.baseline] / (round_s * self.passes)
+        return {each: cost + per_s * compiling_s(each) for each, cost in found.items()}
 
 
 def build_space(
@@ -86,6 +104,7 @@ def build_space(
         refusals=tuple(_telling([*alone, *found.refusals])),
         warnings=found.warnings,
         costs=costs_of(of_default, objective.aim) | dict(zip(found.configurations, predicted, strict=True)),
+        passes=None if objective.calls is None else objective.calls / calls_of(workload, baseline),
         launches=launches_of(of_default, objective.aim)
         | (dict(zip(found.configurations, found.launches, strict=True)) if objective.aim.is_of_time else {}),
     )

@@ -16,6 +16,7 @@ from advisor.nouns.measurement import Comparison
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.trial import Outcome, Trial, best_laps_s, default_of
+from advisor.quality.amortised import Amortised, over_calls
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.space import Space
@@ -84,9 +85,12 @@ class Snapshot:
     def trials(self) -> tuple[Trial, ...]:
         """The trials without the failures of earlier tunes; a wrong output stays wrong.
 
-        Nor what was cut, or was left behind: nothing is known of it.
+        Nor what was cut, or was left behind: nothing is known of it. Their rates are those of the objective's job, where it has
+        so many calls.
         """
-        return tuple(trial for trial in self.stored if self._counts(trial))
+        counted = tuple(trial for trial in self.stored if self._counts(trial))
+        searched = [trial for trial in counted if trial.phase == "search"]
+        return over_calls(counted, Amortised.of(self.job.objective, self.job.workload, self.facts, searched))
 
     def _counts(self, trial: Trial) -> bool:
         if trial.outcome is Outcome.RUNNING:
