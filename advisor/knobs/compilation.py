@@ -61,9 +61,7 @@ def _unavailable(environment: Environment) -> Reason | None:
 
 def _graphs_unavailable(environment: Environment) -> Reason | None:
     if not environment.is_cuda:
-        return Reason(
-            "C12", Verdict.ALIAS, "CUDA graphs are a GPU's: on a CPU this mode is the default one", "choose compiled"
-        )
+        return Reason("C12", Verdict.INVALID, "CUDA graphs are a GPU's: on a CPU torch makes none", "choose compiled")
     return _unavailable(environment)
 
 
