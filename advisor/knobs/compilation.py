@@ -189,7 +189,7 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         functions=((_MODULE, "repeated_layers"),) if regional else (),
         proof=_proof(name),
         rates=_rates(*rates),
-        traits=Traits(compile_s=seconds),
+        traits=Traits(compiles_model=True, compile_s=seconds),
     )
 
 

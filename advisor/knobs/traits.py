@@ -29,13 +29,13 @@ class Traits:
 
     fuses_layers: a layer is one operator of torch's.
 
-    How it runs. compiles: attention itself is compiled, anew for every shape of a call. compile_s: what compiling adds to a trial
-    (seconds), as is expected before any was seen. own_load: this choice alone of its knob needs the
-    weights loaded for itself. process_wide: it switches something of the process, so that two models in one process would
-    have it both. independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier
-    columns over all of it): the independence probe then looks at the layout without it, and the user is told. advised: False
-    for a form that is there to be refused or caught: where a user insists it is run and judged, but it is never recommended,
-    and no lines to paste are printed for it.
+    How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
+    are, or the whole model. compile_s: what compiling adds to a trial (seconds), as is expected before any was seen. own_load:
+    this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the process, so
+    that two models in one process would have it both. independent: False where the arithmetic depends on the whole batch by
+    design (LLM.int8 chooses its outlier columns over all of it): the independence probe then looks at the layout without it,
+    and the user is told. advised: False for a form that is there to be refused or caught: where a user insists it is run and
+    judged, but it is never recommended, and no lines to paste are printed for it.
     """
 
     tells_apart: bool = False
@@ -57,6 +57,7 @@ class Traits:
     as_stored: bool = False
     fuses_layers: bool = False
     compiles: bool = False
+    compiles_model: bool = False
     compile_s: float = 0.0
     own_load: bool = False
     process_wide: bool = False
