@@ -90,13 +90,13 @@ def test_what_a_machine_lacks_is_said_by_its_rule(name: str) -> None:
     assert all(reason.verdict is Verdict.INVALID for reason in found.values() if reason is not None)
 
 
-@pytest.mark.parametrize("version", [None, "0.14.1"])
+@pytest.mark.parametrize("version", [None, "0.15.0"])
 def test_without_a_torchao_that_transformers_takes_the_command_is_said(version: str | None) -> None:
     """A missing torchao and one that is too old are refused alike, with what installs one."""
     for choice in CHOICES.values():
         reason = choice.unavailable(machine("h200", version))
         assert reason is not None
-        assert (reason.rule, reason.remedy) == ("Q0", "pip install 'torchao>=0.15'")
+        assert (reason.rule, reason.remedy) == ("Q0", "pip install 'torchao>=0.16'")
 
 
 @pytest.mark.parametrize("name", ["torchao-int4", "torchao-fp8-dynamic-row"])
@@ -184,14 +184,14 @@ def test_tiers_and_independence_are_as_the_scales_say() -> None:
     }
 
 
-def test_what_is_asked_for_is_code_and_no_data() -> None:
-    """Torchao's settings are objects: formats that hold data alone say so, and settings for the whole process are left out."""
+def test_what_is_asked_for_is_data_too() -> None:
+    """Formats that hold data have what asks for each; torchao's settings for the whole process are left out everywhere."""
     for name in CHOICES:
         found = said(BASE.replaced(quantization=name, precision="bf16"))
-        assert "quantization_config" not in found.model_kwargs
-        (text,) = (each for each in found.unsaid if each.startswith("quantization_config="))
-        assert text.startswith("quantization_config=TorchAoConfig(")
-        assert text.endswith("set_inductor_config=False))")
+        settings = found.model_kwargs["quantization_config"]["quant_type"]["default"]
+        assert not found.unsaid
+        assert settings["_version"] == 2
+        assert settings["_data"]["set_inductor_config"] is False
 
 
 # ---------------------------------------------------------------------------------------------------------------- proof

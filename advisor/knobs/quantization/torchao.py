@@ -3,7 +3,7 @@
 Weights alone save memory, and time only where reading them is what takes it. Dynamic ones multiply in 8 bits on tensor cores, but
 uncompiled each layer launches a dozen small kernels to quantise its input: they pay together with compilation. The settings for
 torch's compiler that torchao brings are never taken: they are the whole process's, and up to 0.17 they switch fp32 products to
-tf32. Rules Q0, Q3, Q8–Q11, Q16, Q20 and Q22 are levers.md's; Q24–Q26 are ours, read in torchao 0.15–0.18.
+tf32. Rules Q0, Q3, Q8–Q11, Q16, Q20 and Q22 are levers.md's; Q24–Q26 are ours, read in torchao 0.16–0.18.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from advisor.nouns.objective import Tier
 
 _SOURCE = "https://docs.pytorch.org/ao/stable/workflows/inference.html"
 
-#: What its classes are in, and what transformers loads them with; the oldest torchao that transformers takes, whose settings
-#: have these names.
+#: What its classes are in, and what transformers loads them with; the oldest torchao whose weights can be
+#: called in inference mode: transformers takes 0.15 too, whose fp8 fails there.
 _PACKAGES = ("torchao", "accelerate")
-_OLDEST, _REQUIREMENT = (0, 15), "'torchao>=0.15'"
+_OLDEST, _REQUIREMENT = (0, 16), "'torchao>=0.16'"
 
 #: int4: weights of a row that share a scale.
 _GROUP = 128
@@ -148,7 +148,8 @@ def _unavailable(scheme: Scheme) -> Callable[[Environment], Reason | None]:
         if (missing := absent(environment, _PACKAGES, {"torchao": _REQUIREMENT})) is not None:
             return missing
         if (environment.version("torchao") or ()) < _OLDEST:
-            text = f"torchao is {environment.packages['torchao']}; transformers takes {'.'.join(map(str, _OLDEST))} and newer"
+            oldest = ".".join(map(str, _OLDEST))
+            text = f"torchao is {environment.packages['torchao']}, and before {oldest} fp8 fails in inference mode"
             return Reason("Q0", Verdict.INVALID, text, f"pip install {_REQUIREMENT}")
         has = environment.compute_capability if environment.is_cuda else None
         if scheme.least is not None and (has or (0, 0)) < scheme.least:
