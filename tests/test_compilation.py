@@ -31,7 +31,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS, default_metric
-from advisor.nouns.objective import Objective
+from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.late import BEST, opened
 from advisor.search.space import build_space
@@ -269,6 +269,18 @@ def test_it_is_tried_on_the_best_that_was_found_without() -> None:
     last = trials[-1].requested
     refused_last = opened(space.admissible, trials, AIM, lambda trial: trial.requested != last)
     assert last.replaced(compilation="compiled") not in refused_last
+
+
+def test_what_pays_compiled_alone_is_tried_so_on_the_best() -> None:
+    """fp8 products lose what they save to small kernels unless these are fused: uncompiled they are never among the best."""
+    torchao = replace(H200, packages={**H200.packages, "torchao": "0.18.0", "accelerate": "1.10.0"})
+    lossy = Objective(quality=Tier.EIGHT_BIT)
+    space = build_space(replace(LLAMA_1B, repeated_layers=16), WORKLOAD, torchao, lossy, 100 * 2**30)
+    plain = [c for c in space.admissible if c["compilation"] == "off" and c["quantization"] == "none"]
+    trials = [timed(n, c, 100.0 + n) for n, c in enumerate(plain[:BEST])]
+    found = {c["quantization"] for c in opened(space.admissible, trials, AIM) if c["compilation"] != "off"}
+
+    assert found == {"none", "torchao-int8-dynamic", "torchao-fp8-dynamic-row", "torchao-fp8-dynamic-tensor"}
 
 
 def test_what_is_admissible_compiled_alone_is_tried_at_once() -> None:

@@ -132,14 +132,17 @@ def alone(auto: Any, path: str, **more: Any) -> list[Any]:
 
 def test_every_choice_can_be_said_in_data() -> None:
     """Of every choice of every knob each argument of loading has a value, and it means what the expression does."""
-    names = {"torch": torch, "BitsAndBytesConfig": transformers.BitsAndBytesConfig}
+    torchao = pytest.importorskip("torchao.quantization")
+    names = {**vars(torchao), "torch": torch}
+    names |= {name: getattr(transformers, name) for name in ("BitsAndBytesConfig", "TorchAoConfig")}
     seen = 0
     for knob in KNOBS.values():
         for choice in knob.choices.values():
             for expression in choice.load(Configuration.of({knob.name: choice.name})).values():
                 value, meant = value_of(expression), eval(expression, names)
                 if isinstance(value, dict):
-                    value, meant = transformers.BitsAndBytesConfig(**value).to_dict(), meant.to_dict()
+                    assert json.loads(json.dumps(value)) == value
+                    value, meant = type(meant).from_dict(dict(value)).to_dict(), meant.to_dict()
                 elif isinstance(meant, torch.dtype):
                     meant = str(meant).removeprefix("torch.")
                 assert value == meant, expression
@@ -157,8 +160,14 @@ def test_what_no_data_says_is_told(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "choices",
-    [{}, {"attention": "eager", "precision": "bf16"}, {"quantization": "nf4"}, {"quantization": "int8"}],
-    ids=["default", "eager-bf16", "nf4", "int8"],
+    [
+        {},
+        {"attention": "eager", "precision": "bf16"},
+        {"quantization": "nf4"},
+        {"quantization": "int8"},
+        {"quantization": "torchao-int8-dynamic"},
+    ],
+    ids=["default", "eager-bf16", "nf4", "int8", "torchao-int8-dynamic"],
 )
 def test_data_is_what_from_pretrained_takes(hidden: Recommendation, choices: dict[str, str]) -> None:
     """JSON and YAML hold the same arguments, and a model that is loaded with them is what was measured."""

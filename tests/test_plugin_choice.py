@@ -169,6 +169,8 @@ ONLY = [
     "packing=padded",
     "--only",
     "precision=fp32",
+    "--only",
+    "compilation=off",
 ]
 
 SCHEME, BACKEND = "made-up-8bit", "made-up-backend"

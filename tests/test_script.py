@@ -287,6 +287,18 @@ def test_a_quantised_script_quantises(path: str) -> None:
     assert all(torch.isfinite(result).all() for result in in_order(names))
 
 
+@pytest.mark.parametrize("path", ["", "config.json"], ids=["trained", "random"])
+@pytest.mark.parametrize("name", ["torchao-int8", "torchao-int8-dynamic", "torchao-fp8"])
+def test_a_script_with_torchao_quantises(name: str, path: str) -> None:
+    """The lines of every torchao choice that a CPU runs are run as they are printed, and their layers read back as its own."""
+    pytest.importorskip("torchao")
+    source = find_model(str(CAUSAL / path))
+    names = namespace_of(shipped(DEFAULT.replaced(quantization=name), source=source))
+
+    assert choice_of("quantization", name).traits.linear in readback_torch.linears_of(names["model"])
+    assert all(torch.isfinite(result).all() for result in in_order(names))
+
+
 NAMES = [
     "it's",
     'say "x"',

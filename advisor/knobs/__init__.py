@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import batch, compilation, packing, precision, quantization
+from advisor.knobs import batch, compilation, packing, precision
 from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,
@@ -33,7 +33,8 @@ from advisor.knobs.choice import (
     always,
     traits_of,
 )
-from advisor.knobs.quantization import share_words
+from advisor.knobs.quantization import choices as quantization
+from advisor.knobs.quantization.common import share_words
 from advisor.knobs.traits import GENERIC, Traits, merged
 from advisor.nouns.configuration import IMPLIED, Configuration
 from advisor.nouns.model import ModelFacts
@@ -86,7 +87,7 @@ __all__ = [
 ]
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 _OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, compilation.KNOB)
 

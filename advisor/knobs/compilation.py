@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict
+from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict, choice_of
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.workloads import Workload
@@ -90,6 +90,9 @@ def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation
         if traits.fuses_layers:
             text = "torch's fused encoder layers are one operator each: there is nothing to fuse"
             reasons.append(Reason("C15", Verdict.INVALID, text, about=_about(situation, "attention")))
+        if traits.breaks_graphs:
+            text = "a part of its layers can't be traced: what is left to be fused is less than what entering it costs"
+            reasons.append(Reason("C16", Verdict.SLOW, text, about=_breaking(situation)))
         if not dynamic and shapes > _MANY_SHAPES:
             text = f"calls have {shapes} shapes: torch compiles for one, then anew with sizes left open"
             reasons.append(Reason("C3", Verdict.SLOW, text))
@@ -114,6 +117,12 @@ def _is_even(situation: Situation) -> bool:
     """Whether sequences that share a call are of one length, so that it has no pads."""
     workload, traits = situation.workload, situation.traits
     return not traits.packs and workload.padded_tokens(by_length=traits.by_length) == workload.tokens
+
+
+def _breaking(situation: Situation) -> str:
+    """Return the choice that a graph can't be made through."""
+    named = situation.configuration.over(KNOBS)
+    return next(f"{knob}={name}" for knob, name in named if choice_of(knob, name).traits.breaks_graphs)
 
 
 def _about(situation: Situation, knob: str) -> str:
@@ -201,7 +210,7 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         proof=_proof(name),
         rates=_rates(*rates),
         compile_s=seconds,
-        traits=Traits(replays=mode == _GRAPHS),
+        traits=Traits(compiles_model=True, replays=mode == _GRAPHS),
     )
 
 

@@ -29,13 +29,14 @@ class Traits:
 
     fuses_layers: a layer is one operator of torch's.
 
-    How it runs. compiles: attention itself is compiled, anew for every shape of a call. replays: kernels are recorded once and
-    replayed, without the operators that launch them. own_load: this choice alone of its knob needs the weights loaded for
-    itself. process_wide: it switches something of the process, so that two models in one process would have it both.
-    independent: False where the arithmetic depends on the whole batch by design (LLM.int8 chooses its outlier columns over
-    all of it): the independence probe then looks at the layout without it, and the user is told. advised: False for a form
-    that is there to be refused or caught: where a user insists it is run and judged, but it is never recommended, and no
-    lines to paste are printed for it.
+    How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
+    are, or the whole model. pays_compiled: it is slower than nothing unless the model is compiled; breaks_graphs: a layer with
+    it is no graph of its own any more. replays: kernels are recorded once and replayed, without the operators that launch them.
+    own_load: this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the
+    process, so that two models in one process would have it both. independent: False where the arithmetic depends on the whole
+    batch by design (LLM.int8 chooses its outlier columns over all of it): the independence probe then looks at the layout
+    without it, and the user is told. advised: False for a form that is there to be refused or caught: where a user insists it
+    is run and judged, but it is never recommended, and no lines to paste are printed for it.
     """
 
     tells_apart: bool = False
@@ -57,6 +58,9 @@ class Traits:
     as_stored: bool = False
     fuses_layers: bool = False
     compiles: bool = False
+    compiles_model: bool = False
+    pays_compiled: bool = False
+    breaks_graphs: bool = False
     replays: bool = False
     own_load: bool = False
     process_wide: bool = False

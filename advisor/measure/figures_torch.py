@@ -106,10 +106,15 @@ def _probed(
 
 
 def _brought_dependence(model: Any) -> tuple[str, ...]:
-    """Return what of a checkpoint's own quantisation depends on the whole batch: LLM.int8's outlier columns do."""
+    """Return what of a checkpoint's own quantisation depends on the whole batch.
+
+    LLM.int8's outlier columns do, and the scale of torchao's inputs where a whole tensor of them shares one.
+    """
     kinds = linears_of(model)
     is_int8 = any(name.startswith("Linear8bitLt:") and not name.endswith(":0.0") for name in kinds)
-    return ("the checkpoint's LLM.int8",) if is_int8 else ()
+    shares_scale = any(name.endswith(":dynamic-tensor") for name in kinds)
+    found = {"the checkpoint's LLM.int8": is_int8, "the scale of the checkpoint's inputs": shares_scale}
+    return tuple(name for name, depends in found.items() if depends)
 
 
 def layout_of(session: Session, request: LayoutAsked) -> LayoutLooked:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from advisor.machine.memory import free_memory_bytes
+from advisor.networks.readback_torch import is_quantised_tensor
 
 #: What torch and Python raise where memory ends.
 NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -59,7 +60,7 @@ def blocks_of(model: Any) -> list[torch.nn.Module]:
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     """Return the floating-point parameters and buffers of a module and all below it."""
     every = itertools.chain(module.parameters(), module.buffers())
-    return [tensor for tensor in every if tensor.is_floating_point()]
+    return [tensor for tensor in every if tensor.is_floating_point() and not is_quantised_tensor(tensor)]
 
 
 class _Widened:

@@ -31,7 +31,10 @@ def dtypes_of(model: Any) -> dict[str, int]:
 
 
 def linears_of(model: Any) -> dict[str, int]:
-    """Return how many linear layers there are of each class; bitsandbytes' with their type, threshold, and "double"."""
+    """Return how many linear layers there are of each class, with what a quantised one was set to.
+
+    bitsandbytes' with their type, threshold, and "double"; torchao's, whose class is still torch's, with that of their weights.
+    """
     counts: Counter[str] = Counter()
     for module in model.modules():
         # Experts in mxfp4 are layers of their own kind, without in_features.
@@ -41,11 +44,38 @@ def linears_of(model: Any) -> dict[str, int]:
 
 
 def _settings(module: Any) -> str:
-    kind = getattr(module.weight, "quant_type", None) if hasattr(module, "weight") else None
+    weight = getattr(module, "weight", None)
+    if is_quantised_tensor(weight):
+        return f":{_torchao(weight)}"
+    kind = getattr(weight, "quant_type", None)
     if kind:
         return f":{kind}" + (":double" if getattr(module.weight.quant_state, "nested", False) else "")
     threshold = getattr(getattr(module, "state", None), "threshold", None)
     return "" if threshold is None else f":{float(threshold)}"
+
+
+def is_quantised_tensor(tensor: Any) -> bool:
+    """Whether a tensor says that it is of floats and holds others: torchao's weights do."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def _torchao(weight: Any) -> str:
+    """Return the class of torchao's weights with what shares a scale, and what does of inputs that are quantised as they come."""
+    inputs = getattr(weight, "act_quant_kwargs", None)
+    parts = [type(weight).__name__, _shared(getattr(weight, "block_size", None), weight.shape)]
+    if inputs is not None:
+        parts.append("dynamic-" + type(inputs.granularity).__name__.removeprefix("Per").lower())
+    return ":".join(part for part in parts if part)
+
+
+def _shared(block: Any, shape: torch.Size) -> str:
+    """Return what shares a scale: the tensor, a row, or so many of a row; "" where that is not said."""
+    if block is None:
+        return ""
+    sizes = list(block)
+    if not sizes or sizes == list(shape):  # an empty one is a tensor's too
+        return "tensor"
+    return "row" if sizes == [*[1] * (len(shape) - 1), shape[-1]] else str(sizes[-1])
 
 
 def cpu_misfit(model: Any) -> str:
@@ -68,10 +98,22 @@ def cpu_misfit(model: Any) -> str:
 def weight_bytes_of(model: Any) -> int:
     """Return the bytes that parameters and buffers really take, shared storage once, quantisation state included."""
     storages: dict[int, int] = {}
-    for tensor in _tensors(model):
+    for tensor in _flattened(_tensors(model)):
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def _flattened(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors with what torchao's hold in their place: their own storage has nothing."""
+    found = []
+    for tensor in tensors:
+        if is_quantised_tensor(tensor):
+            names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+            found += _flattened([getattr(tensor, name) for name in names])
+        else:
+            found.append(tensor)
+    return found
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ PACKAGES = (
     "kernels",
     "triton",
     "torchao",
+    "mslk",
 )
 
 #: CPU threads of an environment at most.

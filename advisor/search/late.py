@@ -23,17 +23,24 @@ def opened(
 ) -> list[Configuration]:
     """Return what is to be tried now, in its order: what has no late choice, and what differs from the BEST by those alone.
 
-    Where nothing is admissible without, all of it: --fix left nothing else.
+    Or by a choice beside that pays with a late one alone, and would not be among the BEST without it. Where nothing is admissible
+    without late choices, all of it: --fix left nothing else.
     """
     late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
-    without = {c: c.replaced(**late) if any(knob in c for knob in late) else c for c in admissible}
-    early = {configuration for configuration, bare in without.items() if configuration == bare}
+    early = {c for c in admissible if all(c.get(knob) == implied for knob, implied in late.items())}
     if not early:
         return list(admissible)
-    best = _best(early, trials, aim, usable)
+    best = set(_best(early, trials, aim, usable))
     if len(best) < BEST and early - {trial.requested for trial in trials}:
-        best = []
-    return [c for c, bare in without.items() if c in early or bare in best]
+        best = set()
+    return [c for c in admissible if c in early or not best.isdisjoint((bare := c.replaced(**late), _plain(bare)))]
+
+
+def _plain(configuration: Configuration) -> Configuration:
+    """Return a configuration without the choices that pay with a late one alone."""
+    known = ((KNOBS[knob], name) for knob, name in configuration.over(KNOBS))
+    beside = {knob.name: knob.implied for knob, name in known if knob.choices[name].traits.pays_compiled}
+    return configuration.replaced(**beside) if beside else configuration
 
 
 def _best(

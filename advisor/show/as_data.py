@@ -18,6 +18,9 @@ from advisor.show.script import setup_of
 #: transformers' classes that `from_pretrained` also takes as a dict, by the word that tells it which one is meant.
 _METHODS = {"BitsAndBytesConfig": "bitsandbytes"}
 
+#: torchao's classes of settings are of this version in all that is taken of it; the classes that they hold are of the first.
+_SETTINGS, _HELD = 2, 1
+
 
 class Unsayable(ValueError):
     """An expression that no value of JSON stands for."""
@@ -68,6 +71,8 @@ def _value(node: ast.expr) -> Any:
             return dtype
         case ast.Call(func=ast.Name(id=name), args=[], keywords=given) if name in _METHODS:
             return {"quant_method": _METHODS[name], **{_named(each): _value(each.value) for each in given}}
+        case ast.Call(func=ast.Name(id="TorchAoConfig"), args=[ast.Call() as settings], keywords=[]):
+            return {"quant_method": "torchao", "quant_type": {"default": _of_torchao(settings, _SETTINGS)}}
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             return [_value(each) for each in elements]
         case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
@@ -76,6 +81,17 @@ def _value(node: ast.expr) -> Any:
     if not isinstance(value, str | int | float | bool | None):
         raise Unsayable(ast.unparse(node))
     return value
+
+
+def _of_torchao(node: ast.Call, version: int) -> dict[str, Any]:
+    """Return an object of torchao's as its own `config_from_dict` takes it. Raises Unsayable for what is no such object."""
+    if not isinstance(node.func, ast.Name) or node.args:
+        raise Unsayable(ast.unparse(node))
+    settings = {
+        _named(each): _of_torchao(each.value, _HELD) if isinstance(each.value, ast.Call) else _value(each.value)
+        for each in node.keywords
+    }
+    return {"_type": node.func.id, "_version": settings.pop("version", version), "_data": settings}
 
 
 def _named(keyword: ast.keyword) -> str:

@@ -22,7 +22,7 @@ from advisor.workloads import KINDS
 BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
 
 _PACKAGES = {"torch": "2.11.0", "transformers": "5.17.0", "accelerate": "1.15.0", "bitsandbytes": "0.50.2"}
-_ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.14.0"}
+_ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.18.0"}
 
 #: The machines that have a column, with every package that a choice can need.
 MACHINES = {
@@ -36,7 +36,7 @@ OTHERS = (
     replace(MACHINES["NVIDIA H200"], packages={}),
     replace(MACHINES["NVIDIA H200"], packages={**_PACKAGES, "flash-attn": "2.3.3"}),
     replace(MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0"}),
-    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
+    replace(MACHINES["NVIDIA H200"], cuda="12.9", packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
     replace(MACHINES["T4"], compute_capability=(7, 0)),
     replace(MACHINES["T4"], compute_capability=(5, 2)),
 )
@@ -72,7 +72,7 @@ _MODELS = (
     replace(LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
     replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
     replace(LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
-    replace(LLAMA, head_dim=192, sliding_window=16),
+    replace(LLAMA, head_dim=192, hidden_size=4104, sliding_window=16),
     replace(LLAMA, prequantized="fp8"),
     replace(LLAMA, prequantized="mxfp4"),
     replace(

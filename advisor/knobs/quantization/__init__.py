@@ -1,0 +1,1 @@
+"""Quantization: in how many bits the weights are. A library that quantises is a file."""

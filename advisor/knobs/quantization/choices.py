@@ -1,0 +1,66 @@
+"""The knob of quantization with all of its choices: weights as they are, and as a checkpoint brings them, stand here.
+
+Fewer bits save memory; they save time where the products themselves are in fewer bits, and mostly not where weights are turned
+into floats again for every product (levers.md, Q20). The libraries that quantise are in files of their own.
+"""
+
+from __future__ import annotations
+
+from advisor.knobs.choice import Choice, Knob, Reason, Situation, Verdict
+from advisor.knobs.quantization import bitsandbytes, torchao
+from advisor.knobs.quantization.common import NONE, about, effective, proof, quantised_already
+from advisor.knobs.traits import Traits
+from advisor.nouns.model import ModelFacts
+
+
+def _checkpoint_why_not(situation: Situation) -> list[Reason]:
+    facts, environment = situation.facts, situation.environment
+    if not facts.prequantized:
+        return [Reason("Q16", Verdict.INVALID, "the checkpoint is not quantised")]
+    capability = environment.compute_capability or (0, 0)
+    reasons = []
+    if facts.prequantized == "fp8" and (not environment.is_cuda or capability < (8, 9)):
+        reasons.append(
+            Reason("Q7", Verdict.WARN, "below compute capability 8.9 transformers turns fp8 weights into bf16")
+        )
+    if facts.prequantized == "mxfp4" and (not environment.is_cuda or capability < (7, 5)):
+        reasons.append(Reason("Q13", Verdict.WARN, "without its kernels transformers turns mxfp4 weights into bf16"))
+    if facts.prequantized == "awq" and situation.traits.dtype == "bfloat16":
+        text = "AWQ computes in fp16: bf16 is turned into it"
+        reasons.append(Reason("Q15", Verdict.ALIAS, text, about=about(situation, "precision")))
+    return reasons
+
+
+def _default(facts: ModelFacts) -> str:
+    return "checkpoint" if facts.prequantized else NONE
+
+
+_NONE = Choice(
+    "quantization",
+    NONE,
+    "weights as they are",
+    bitsandbytes.SOURCE,
+    why_not=quantised_already,
+    proof=proof(NONE),
+)
+_CHECKPOINT = Choice(
+    "quantization",
+    "checkpoint",
+    "quantised weights as the checkpoint brings them",
+    bitsandbytes.SOURCE,
+    why_not=_checkpoint_why_not,
+    proof=proof("checkpoint"),
+    traits=Traits(quantises=True, as_stored=True),
+)
+
+KNOB = Knob(
+    name="quantization",
+    summary="weights in fewer bits",
+    reload=True,
+    default=_default,
+    effective=effective,
+    choices={choice.name: choice for choice in (_NONE, _CHECKPOINT, *bitsandbytes.CHOICES, *torchao.CHOICES)},
+    implied=NONE,
+    place=30,
+    numbers=True,
+)
