@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict, choice_of
+from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.workloads import Workload
@@ -122,7 +122,7 @@ def _is_even(situation: Situation) -> bool:
 def _breaking(situation: Situation) -> str:
     """Return the choice that a graph can't be made through."""
     named = situation.configuration.over(KNOBS)
-    return next(f"{knob}={name}" for knob, name in named if choice_of(knob, name).traits.breaks_graphs)
+    return next(f"{knob}={name}" for knob, name in named if KNOBS[knob].choices[name].traits.breaks_graphs)
 
 
 def _about(situation: Situation, knob: str) -> str:
