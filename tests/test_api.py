@@ -672,7 +672,7 @@ def test_a_tune_in_python_is_the_commands(url: str, tmp_path: Path, capsys: pyte
     file.write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (3, 9, 5, 7)))
     flags: dict[str, Any] = {"lengths_from": file, "batch": 2, "device": "cpu", "quality": "exact"}
     events: list[str] = []
-    only = {"attention": ["sdpa"], "packing": ["padded"]}
+    only = {"attention": ["sdpa"], "packing": ["padded"], "compilation": ["off"]}
     tuned = advisor.tune(
         MODEL, **flags, only=only, trials=1, blocks=0, listen=lambda event: events.append(event["event"])
     )
@@ -693,6 +693,8 @@ def test_a_tune_in_python_is_the_commands(url: str, tmp_path: Path, capsys: pyte
         "packing=padded",
         "--fix",
         "attention=sdpa",
+        "--fix",
+        "compilation=off",
         "--format",
         "json",
     ]
