@@ -187,6 +187,35 @@ def test_probing_does_not_import_torch() -> None:
     assert ran.stdout == "False\n"
 
 
+def test_a_package_whose_files_another_wrote_over_is_told(tmp_path: Path) -> None:
+    """flash-attn brings files by the names of flash-attn-4's: where those lie there, or none, it is not that version."""
+    site, files = tmp_path / "site", ("flash_attn/cute/__init__.py", "flash_attn/cute/interface.py")
+    about = site / "flash_attn_4-4.0.0b36.dist-info"
+    for folder in (site / "flash_attn" / "cute", about):
+        folder.mkdir(parents=True)
+    for name in files:
+        (site / name).write_text("own = True\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0.0b36\n")
+    (about / "RECORD").write_text(
+        "".join(f"{name},sha256=0,{len('own = True') + 1}\n" for name in files) + "RECORD,,\n"
+    )
+    program = "from advisor.machine import probe; print(probe.packages()['flash-attn-4'])"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+
+    def told() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert told() == "4.0.0b36"
+    (site / files[1]).write_text("an older copy, of another size\n")
+    assert told() == "4.0.0b36+overwritten"
+    (site / files[1]).unlink()
+    assert told() == "4.0.0b36+overwritten"
+    (about / "RECORD").unlink()
+    assert told() == "4.0.0b36"
+
+
 def test_availability_lists_every_choice() -> None:
     """Every choice of every knob is listed once, in the knobs' order, with its reason where it has one."""
     listed = probe.availability(probe.machines()[-1].environment)
