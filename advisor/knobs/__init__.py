@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import batch, compilation, packing, precision, quantization
+from advisor.knobs import batch, compilation, kernels, packing, precision, quantization
 from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,
@@ -86,7 +86,7 @@ __all__ = [
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
 RULES_VERSION = 2
 
-_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, compilation.KNOB)
+_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, kernels.KNOB, compilation.KNOB)
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:

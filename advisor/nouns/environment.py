@@ -22,6 +22,7 @@ PACKAGES = (
     "kernels",
     "triton",
     "torchao",
+    "liger-kernel",
 )
 
 #: What a package's version ends with where another's files lie over its own: it is not that version any more.

@@ -23,6 +23,7 @@ BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
 
 _PACKAGES = {"torch": "2.11.0", "transformers": "5.17.0", "accelerate": "1.15.0", "bitsandbytes": "0.50.2"}
 _ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.14.0"}
+_MORE = {"flash-attn-3": "3.0.0", "flash-attn-4": "4.0.0b18", "liger-kernel": "0.8.5"}
 
 #: The machines that have a column, with every package that a choice can need.
 MACHINES = {
@@ -39,7 +40,7 @@ OTHERS = (
         MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0b36"}
     ),
     replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
-    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "flash-attn-3": "3.0.0", "flash-attn-4": "4.0.0b18"}),
+    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, **_MORE}),
     replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0b36+overwritten"}),
     replace(MACHINES["T4"], compute_capability=(7, 0)),
     replace(MACHINES["T4"], compute_capability=(5, 2)),
