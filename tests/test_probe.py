@@ -107,7 +107,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(device d, unsigned *n, struct proces
     char text[200]; unsigned found = 0; const char *p = getenv("FAKE_PIDS");
     snprintf(text, sizeof text, "%s", p ? p : "");
     for (char *word = strtok(text, ","); word; word = strtok(0, ","), found++)
-        if (out) { memset(out + found, 0, sizeof *out); out[found].pid = strcmp(word, "self") ? atoi(word) : getpid(); }
+        if (out) { memset(out + found, 0, sizeof *out); out[found].pid = strcmp(word, "self") ? atoi(word) : getpid();
+            out[found].used = is("untold") ? -1ull : 1000000000ull * (found + 1); }
     *n = found; return found && !out ? TOO_SMALL : OK;
 }
 """
@@ -439,6 +440,24 @@ def test_foreign_processes_are_believed_with_a_witness(on: Answers, pids: str, e
     reading = on("Gauges('GPU-aaaa0000').read(own_pid_expected=True)", FAKE_NVML="h200", FAKE_PIDS=pids)
 
     assert reading["foreign_processes"] == expected
+
+
+@pytest.mark.parametrize(
+    ("nvml", "pids", "expected"),
+    [
+        ("h200", "self", [10**9, 500_000_000]),
+        ("h200", "4242,self", [2 * 10**9, 500_000_000]),
+        ("h200", "4242", [None, 500_000_000]),
+        ("h200", "", [None, 500_000_000]),
+        ("untold", "self", [None, 500_000_000]),
+        ("refuses", "self", [None, None]),
+    ],
+)
+def test_memory_of_a_process_and_of_everybody(on: Answers, nvml: str, pids: str, expected: list[int | None]) -> None:
+    """A process's memory is told where NVML lists it and says how much; everybody's where NVML answers at all."""
+    asked = "[Gauges('GPU-aaaa0000').own_bytes(), Gauges('GPU-aaaa0000').used_bytes()]"
+    assert on(asked, FAKE_NVML=nvml, FAKE_PIDS=pids) == expected
+    assert on("[Gauges('no').own_bytes(), Gauges('no').used_bytes()]", FAKE_NVML=nvml, FAKE_PIDS=pids) == [None, None]
 
 
 def test_foreign_processes_before_the_gpu_is_used(on: Answers) -> None:
