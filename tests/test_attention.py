@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import inspect
 import json
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from made_models import LLAMA_8B
-from torch.nn.attention import varlen
+from torch.nn.attention import _fa4, varlen
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -39,8 +38,10 @@ from transformers import (
 from advisor.knobs import KNOBS, Reading, Reason, Situation, Verdict, effective_choices
 from advisor.knobs.attention import own_torch
 from advisor.knobs.choice import Choice
+from advisor.machine import probe
+from advisor.networks import load_torch, switches_torch
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.environment import PACKAGES, Environment
+from advisor.nouns.environment import Environment
 from advisor.workloads.forward import Forward
 
 ROOT = Path(__file__).parent.parent
@@ -68,10 +69,23 @@ MACHINES = {
     "t4-all": machine("h200", (7, 5), flash_attn_3="3.0.0", flash_attn_4="4.0.0b36", kernels="0.16.2"),
     "b200-all": machine("h200", (10, 0), flash_attn_3="3.0.0", flash_attn_4="4.0.0b36"),
     "only-4": machine("h200", flash_attn=None, flash_attn_4="4.0.0b36"),
+    "overwritten": machine("h200", flash_attn_4="4.0.0b36+overwritten"),
+    "b18": machine("h200", flash_attn_3="3.0.0", flash_attn_4="4.0.0b18"),
+    "b18-overwritten": machine("h200", flash_attn_4="4.0.0b18+overwritten"),
+    "b18-torch-2.10": machine("h200", torch="2.10.0+cu128", flash_attn_3="3.0.0", flash_attn_4="4.0.0b18"),
+    "b200-b18": machine("h200", (10, 0), flash_attn_3="3.0.0", flash_attn_4="4.0.0b18"),
+    "final": machine("h200", flash_attn_4="4.0.0"),
+    "rtx5090-all": machine("h200", (12, 0), flash_attn_3="3.0.0", flash_attn_4="4.0.0b36"),
+    "thor-all": machine("h200", (11, 0), flash_attn_4="4.0.0b18"),
+    "rtx4090-all": machine("rtx4090", flash_attn_3="3.0.0", flash_attn_4="4.0.0b36"),
+    "a100-mig-all": machine("a100-mig-1g.10gb", flash_attn_3="3.0.0", flash_attn_4="4.0.0b36"),
+    "v100-all": machine("v100", flash_attn_4="4.0.0b36"),
+    "t4-4": machine("t4", flash_attn_4="4.0.0b36"),
     "only-kernels": machine("h200", flash_attn=None, kernels="0.16.2"),
     "old-kernels-5.23": machine("h200", flash_attn=None, transformers="5.23.0", kernels="0.17.2"),
     "kernels-5.23": machine("h200", flash_attn=None, transformers="5.23.0", kernels="0.18.2"),
     "kernels-5.30": machine("h200", transformers="5.30.0", kernels="0.17.2"),
+    "cuda-12": replace(machine("h200", torch="2.11.0+cu126"), cuda="12.6"),
     "torch-2.9": machine("h200", torch="2.9.1"),
     "torch-2.10": machine("h200", torch="2.10.0+cu128"),
     "no-triton": machine("h200", triton=None),
@@ -112,6 +126,10 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("A1", Verdict.INVALID, "hub-flash-attn2", ("t4-all", "llama", "even", {}), ("all", "llama", "even", {})),
     ("A2", Verdict.INVALID, "flash_attention_3", ("t4-all", "llama", "even", {}), ("a100-all", "llama", "even", {})),
     ("A2", Verdict.INVALID, "flash_attention_4", ("a100-all", "llama", "even", {}), ("all", "llama", "even", {})),
+    *[
+        ("A2", Verdict.INVALID, "flash_attention_4", (place, "llama", "even", {}), (new, "llama", "even", {}))
+        for place, new in (("rtx4090-all", "rtx5090-all"), ("a100-mig-all", "b200-all"), ("v100-all", "all"), ("t4-4", "all"))
+    ],
     ("A2", Verdict.INVALID, "hub-vllm-flash-attn3", ("t4-all", "llama", "even", {}), ("all", "llama", "even", {})),
     ("A3", Verdict.SLOW, "flash_attention_3", ("a100-all", "llama", "even", {}), ("all", "llama", "even", {})),
     ("A3", Verdict.SLOW, "hub-vllm-flash-attn3", ("a100-all", "llama", "even", {}), ("all", "llama", "even", {})),
@@ -126,6 +144,9 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
         for model in ("head-100", "head-320")
     ],
     ("A6", Verdict.INVALID, "flash_attention_4", ("b200-all", "head-192", "even", {}), ("all", "head-192", "even", {})),
+    ("A6", Verdict.INVALID, "flash_attention_4", ("rtx5090-all", "head-256", "even", {}),
+     ("rtx5090-all", "head-192", "even", {})),
+    ("A6", Verdict.INVALID, "sdpa-flash-fa4", ("b200-b18", "head-192", "even", {}), ("b18", "head-192", "even", {})),
     *[
         ("A8", Verdict.INVALID, name, ("all", "no-flash", "even", {}), ("all", "llama", "even", {}))
         for name in ("flash_attention_3", "flash_attention_4", "hub-flash-attn2", "hub-vllm-flash-attn3", "torch_varlen")
@@ -152,6 +173,8 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("A19", Verdict.ALIAS, "flash_attention_3", ("only-kernels", "llama", "even", {}), ("all", "llama", "even", {})),
     ("A20", Verdict.WARN, "flash_attention_2", ("all", "llama", "even", {}), ("h200", "llama", "even", {})),
     ("A20", Verdict.WARN, "flash_attention_4", ("all", "llama", "even", {}), ("only-4", "llama", "even", {})),
+    ("A20", Verdict.INVALID, "flash_attention_4", ("overwritten", "llama", "even", {}), ("all", "llama", "even", {})),
+    ("A20", Verdict.INVALID, "sdpa-flash-fa4", ("b18-overwritten", "llama", "even", {}), ("b18", "llama", "even", {})),
     ("A21", Verdict.INVALID, "hub-flash-attn2", ("h200", "llama", "even", {}), ("only-kernels", "llama", "even", {})),
     ("A21", Verdict.INVALID, "hub-flash-attn2", ("old-kernels-5.23", "llama", "even", {}),
      ("kernels-5.23", "llama", "even", {})),
@@ -184,6 +207,36 @@ RULES: list[tuple[str, Verdict, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("A30", Verdict.INVALID, "flex_attention", ("cpu", "llama", "even", {}), ("h200", "llama", "even", {})),
     ("A31", Verdict.INVALID, "torch_varlen", ("cpu", "llama", "even", {}), ("h200", "llama", "even", {})),
     ("A31", Verdict.INVALID, "torch_varlen", ("torch-2.9", "llama", "even", {}), ("torch-2.10", "llama", "even", {})),
+    *[
+        ("A32", Verdict.INVALID, name, (place, "llama", "even", {}), (right, "llama", "even", {}))
+        for name, place, right in (
+            ("sdpa-flash-fa4", "cpu", "b18"),
+            ("sdpa-flash-fa4", "h200", "b18"),
+            ("sdpa-flash-fa4", "all", "b18"),
+            ("sdpa-flash-fa4", "final", "b18"),
+            ("sdpa-flash-fa4", "b18-torch-2.10", "b200-b18"),
+            ("sdpa-flash-fa4", "rtx4090-all", "b18"),
+            ("sdpa-flash-fa4", "a100-mig-all", "b18"),
+            ("sdpa-flash-fa4", "t4-4", "b18"),
+            ("sdpa-flash-fa4", "v100-all", "b18"),
+            ("sdpa-flash-fa4", "rtx5090-all", "b18"),
+            ("sdpa-flash-fa4", "thor-all", "b18"),
+            ("sdpa-flash-fa3", "h200", "all"),
+            ("sdpa-flash-fa3", "b200-b18", "b18"),
+            ("sdpa-flash-fa3", "rtx4090-all", "b18"),
+            ("sdpa-flash-fa3", "b18-torch-2.10", "b18"),
+        )
+    ],
+    *[
+        ("A25", Verdict.INVALID, name, ("b18", model, workload, knobs), ("b18", "llama", "even", {}))
+        for name in ("sdpa-flash-fa3", "sdpa-flash-fa4")
+        for model, workload, knobs in (
+            ("llama", "padded", {}),
+            ("llama", "padded", {"packing": "packed"}),
+            ("llama", "even", {"precision": "fp32"}),
+            ("sliding", "even", {}),
+        )
+    ],
     ("B1", Verdict.INVALID, "bettertransformer", ("cpu", "llama", "padded", {}), ("cpu", "bert", "padded", {})),
     ("B1", Verdict.INVALID, "bettertransformer", ("cpu", "longformer", "padded", {}), ("h200", "bert", "padded", {})),
     ("B1", Verdict.INVALID, "bettertransformer", ("cpu", "bert", "padded", {"packing": "packed"}),
@@ -236,6 +289,14 @@ def test_a_rule_speaks_where_it_applies_and_nowhere_else(
         ("flash_attention_3", ("all", "softcap", "padded", {"packing": "packed"})),
         ("flash_attention_4", ("b200-all", "head-256", "padded", {"packing": "packed"})),
         ("flash_attention_4", ("all", "gpt-oss", "padded", {})),
+        ("flash_attention_4", ("only-4", "softcap", "padded", {"packing": "packed", "precision": "fp16"})),
+        ("flash_attention_4", ("rtx5090-all", "head-192", "even", {})),
+        ("flash_attention_4", ("thor-all", "llama", "padded", {"packing": "packed"})),
+        ("flash_attention_2", ("overwritten", "llama", "padded", {})),
+        ("sdpa-flash-fa4", ("b18", "llama", "even", {})),
+        ("sdpa-flash-fa4", ("b200-b18", "head-256", "even", {"precision": "fp16"})),
+        ("sdpa-flash-fa4", ("b18", "llama", "pairs", {"packing": "sorted"})),
+        ("sdpa-flash-fa3", ("all", "llama", "even", {})),
         ("hub-flash-attn2", ("only-kernels", "llama", "padded", {"packing": "packed"})),
         ("hub-vllm-flash-attn3", ("all", "gpt-oss", "padded", {})),
         ("torch_varlen", ("h200", "llama", "padded", {"packing": "packed"})),
@@ -264,7 +325,16 @@ def test_a_reason_names_the_other_choice_and_the_command() -> None:
     }
     commands = {
         ("flash_attention_3", "h200"): "pip install flash-attn-3",
-        ("flash_attention_4", "h200"): "pip install --pre flash-attn-4",
+        ("flash_attention_4", "h200"): 'pip install "flash-attn-4[cu13]"',
+        ("flash_attention_4", "cuda-12"): "pip install flash-attn-4",
+        ("flash_attention_4", "overwritten"): "pip install --force-reinstall --no-deps flash-attn-4==4.0.0b36",
+        ("sdpa-flash-fa4", "h200"): 'pip install "flash-attn-4[cu13]"',
+        ("sdpa-flash-fa4", "all"): "choose flash_attention_4, or pip install flash-attn-4==4.0.0b18",
+        (
+            "flash_attention_2",
+            "only-4",
+        ): "pip install flash-attn --no-build-isolation, then pip install --force-reinstall"
+        " --no-deps flash-attn-4==4.0.0b36",
         ("hub-flash-attn2", "h200"): "pip install 'kernels>=0.16.0,<0.17.0'",
         ("hub-flash-attn2", "old-kernels-5.23"): "pip install 'kernels>=0.18.2,<0.19.0'",
         ("hub-flash-attn2", "kernels-5.30"): "pip install 'kernels>=0.18.2,<0.19.0'",
@@ -327,16 +397,24 @@ FUSED = [
     "aten::_transformer_encoder_layer_fwd",
     "aten::_masked_softmax",
 ]
+#: Without a GPU's kernels, as a block reads: a generation that has no operators shows by its autograd functions alone.
+FLASH_4_UNSEEN = ["aten::linear", "cudaLaunchKernelExC", "FlashAttnVarlenFunc", "aten::empty"]
+SDPA_FLASH_4 = [*SDPA, "aten::_scaled_dot_product_flash_attention", FLASH_4[-1]]
+SDPA_FLASH_3 = [*SDPA, "aten::_scaled_dot_product_flash_attention", "flash_attn_3::fwd", FLASH_3[-1]]
 ALL = ("flash", "efficient", "cudnn", "math")
 
 
 def reading(
-    implementation: str, operators: Sequence[str], allowed: Sequence[str] = ALL, automatic: Sequence[str] = ()
+    implementation: str,
+    operators: Sequence[str],
+    allowed: Sequence[str] = ALL,
+    automatic: Sequence[str] = (),
+    flash_impl: str = "",
 ) -> Reading:
     """Return what a worker would have read."""
-    return Reading(
-        {"": implementation}, {"bfloat16": 1}, {"Linear": 1}, operators, {}, sdp_kernels=allowed, automatic=automatic
-    )
+    kernel_s = 0.001 * any("ernel" in name for name in operators)
+    read = Reading({"": implementation}, {"bfloat16": 1}, {"Linear": 1}, operators, {}, kernel_s=kernel_s)
+    return replace(read, sdp_kernels=allowed, automatic=automatic, flash_impl=flash_impl)
 
 
 def what_ran(read: Reading) -> str:
@@ -373,6 +451,30 @@ READINGS: list[tuple[str, Reading, str, set[str]]] = [
     ("flash-attn", reading("flash_attention_2", FLASH_2), "flash_attention_2", {"flash_attention_2"}),
     ("flash-attn-3", reading("flash_attention_3", FLASH_3), "flash_attention_3", {"flash_attention_3"}),
     ("flash-attn-4", reading("flash_attention_4", FLASH_4), "flash_attention_4", {"flash_attention_4"}),
+    (
+        "flash-attn-4, kernels unseen",
+        reading("flash_attention_4", FLASH_4_UNSEEN),
+        "flash_attention_4",
+        {"flash_attention_4"},
+    ),
+    (
+        "sdpa switched to FA4",
+        reading("sdpa", SDPA_FLASH_4, ["flash"], SDPA_FLASH_4, "FA4"),
+        "sdpa-flash-fa4",
+        {"sdpa-flash-fa4"},
+    ),
+    (
+        "sdpa switched to FA4, kernels unseen",
+        replace(reading("sdpa", SDPA_FLASH_4[:-1], ["flash"], SDPA_CUDNN, "FA4"), kernel_s=0.0),
+        "sdpa-flash-fa4",
+        {"sdpa-flash-fa4"},
+    ),
+    (
+        "sdpa switched to FA3",
+        reading("sdpa", SDPA_FLASH_3, ["flash"], SDPA_CUDNN, "FA3"),
+        "sdpa-flash-fa3",
+        {"sdpa-flash-fa3"},
+    ),
     ("flash-attn from the Hub", reading(f"{HUB}flash-attn2", FLASH_2), "hub-flash-attn2", {"hub-flash-attn2"}),
     ("FA3 from the Hub", reading(f"{HUB}vllm-flash-attn3", FLASH_3), "hub-vllm-flash-attn3", {"hub-vllm-flash-attn3"}),
     ("varlen", reading("torch_varlen", VARLEN), "torch_varlen", {"torch_varlen"}),
@@ -411,6 +513,46 @@ def test_a_profile_proves_what_ran(read: Reading, ran: str, proven: set[str]) ->
 def test_what_was_not_launched_is_not_believed(claimed: str, operators: list[str], ran: str) -> None:
     """A configuration that names an implementation proves nothing when the operators are another's."""
     assert what_ran(reading(claimed, operators)) == ran
+
+
+def test_a_generation_is_told_from_the_others() -> None:
+    """FlashAttention-2's operator is no proof of FlashAttention-4, nor is a switch of torch's without its kernel."""
+    four, switched = CHOICES["flash_attention_4"].proof, CHOICES["sdpa-flash-fa4"].proof
+    assert "flash_attn::_flash_attn_varlen_forward" in str(four(reading("flash_attention_4", FLASH_2)))
+    assert four(reading("flash_attention_4", FLASH_4)) is None
+
+    own = "torch's own FlashAttention-2 was launched"
+    assert switched(reading("sdpa", SDPA_FLASH, ["flash"], (), "FA4")) == own
+    assert switched(reading("sdpa", SDPA_FLASH_4, ["flash"])) == "torch's flash kernel is its own"
+    assert switched(reading("sdpa", SDPA_FLASH_3, ["flash"], (), "FA3")) == "torch's flash kernel is FA3"
+    unknown = reading("sdpa", [*SDPA_FLASH_4[:-1], "some_kernel"], ["flash"], (), "FA4")
+    assert switched(unknown) == "no kernel of FlashAttention-4 was launched"
+    assert switched(reading("sdpa", SDPA_CUDNN, ["flash"], (), "FA4")) == "sdpa launched its kernel cudnn"
+    assert "switched to FA4" in str(CHOICES["torch_varlen"].proof(reading("torch_varlen", VARLEN, flash_impl="FA4")))
+
+
+def test_torch_switches_and_switches_back() -> None:
+    """What a choice switches in torch, the next configuration's statements switch back; torch's own is what it starts with."""
+    calls = []
+
+    class Switch:
+        def remove(self) -> None:
+            calls.append("removed")
+
+    def switch() -> Switch:
+        calls.append("switched")
+        return Switch()
+
+    torch.nn.attention.register_flash_attention_impl("FA4", register_fn=switch)
+    try:
+        assert switches_torch.flash_impl() == ""
+        load_torch.statements([CHOICES["sdpa-flash-fa4"]])
+        assert (switches_torch.flash_impl(), switches_torch.allowed_kernels()) == ("FA4", ("flash",))
+        load_torch.statements([CHOICES["sdpa"]])
+        assert (switches_torch.flash_impl(), switches_torch.allowed_kernels()) == ("", ALL)
+        assert calls == ["switched", "removed"]
+    finally:
+        torch.nn.attention.register_flash_attention_impl("FA4", register_fn=_fa4.register_flash_attention_fa4)
 
 
 def test_an_unknown_implementation_keeps_its_name() -> None:
@@ -838,14 +980,10 @@ def test_only_checked_encoders_are_fused() -> None:
 
 def this_gpu() -> Environment:
     """Return the GPU's environment."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = probe.packages()
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    return Environment("cuda", name, capability, torch.cuda.mem_get_info()[1], packages=versions)
+    memory, cuda = torch.cuda.mem_get_info()[1], torch.version.cuda
+    return Environment("cuda", name, capability, memory, cuda=cuda, packages=versions)
 
 
 @pytest.mark.gpu
@@ -887,7 +1025,9 @@ def test_a_gpu_runs_and_proves_it(name: str, kernels: Callable[[Sequence[str]], 
         with torch.profiler.profile() as profile:
             model(ids)
             torch.cuda.synchronize()
-    read = reading(model.config._attn_implementation, sorted({event.key[:200] for event in profile.key_averages()}))
+    launched = sorted({event.key[:200] for event in profile.key_averages()})
+    read = reading(model.config._attn_implementation, launched, flash_impl=switches_torch.flash_impl())
+    switches_torch.restore_flash()
 
     assert choice.proof(read) is None, [key for key in read.operators if "attention" in key or "flash" in key]
     assert float((output - expected).abs().max()) <= 0.02 * float(expected.abs().max())

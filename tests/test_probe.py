@@ -107,7 +107,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(device d, unsigned *n, struct proces
     char text[200]; unsigned found = 0; const char *p = getenv("FAKE_PIDS");
     snprintf(text, sizeof text, "%s", p ? p : "");
     for (char *word = strtok(text, ","); word; word = strtok(0, ","), found++)
-        if (out) { memset(out + found, 0, sizeof *out); out[found].pid = strcmp(word, "self") ? atoi(word) : getpid(); }
+        if (out) { memset(out + found, 0, sizeof *out); out[found].pid = strcmp(word, "self") ? atoi(word) : getpid();
+            out[found].used = is("untold") ? -1ull : 1000000000ull * (found + 1); }
     *n = found; return found && !out ? TOO_SMALL : OK;
 }
 """
@@ -185,6 +186,35 @@ def test_probing_does_not_import_torch() -> None:
 
     ran = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+def test_a_package_whose_files_another_wrote_over_is_told(tmp_path: Path) -> None:
+    """flash-attn brings files by the names of flash-attn-4's: where those lie there, or none, it is not that version."""
+    site, files = tmp_path / "site", ("flash_attn/cute/__init__.py", "flash_attn/cute/interface.py")
+    about = site / "flash_attn_4-4.0.0b36.dist-info"
+    for folder in (site / "flash_attn" / "cute", about):
+        folder.mkdir(parents=True)
+    for name in files:
+        (site / name).write_text("own = True\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-attn-4\nVersion: 4.0.0b36\n")
+    (about / "RECORD").write_text(
+        "".join(f"{name},sha256=0,{len('own = True') + 1}\n" for name in files) + "RECORD,,\n"
+    )
+    program = "from advisor.machine import probe; print(probe.packages()['flash-attn-4'])"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+
+    def told() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert told() == "4.0.0b36"
+    (site / files[1]).write_text("an older copy, of another size\n")
+    assert told() == "4.0.0b36+overwritten"
+    (site / files[1]).unlink()
+    assert told() == "4.0.0b36+overwritten"
+    (about / "RECORD").unlink()
+    assert told() == "4.0.0b36"
 
 
 def test_availability_lists_every_choice() -> None:
@@ -410,6 +440,24 @@ def test_foreign_processes_are_believed_with_a_witness(on: Answers, pids: str, e
     reading = on("Gauges('GPU-aaaa0000').read(own_pid_expected=True)", FAKE_NVML="h200", FAKE_PIDS=pids)
 
     assert reading["foreign_processes"] == expected
+
+
+@pytest.mark.parametrize(
+    ("nvml", "pids", "expected"),
+    [
+        ("h200", "self", [10**9, 500_000_000]),
+        ("h200", "4242,self", [2 * 10**9, 500_000_000]),
+        ("h200", "4242", [None, 500_000_000]),
+        ("h200", "", [None, 500_000_000]),
+        ("untold", "self", [None, 500_000_000]),
+        ("refuses", "self", [None, None]),
+    ],
+)
+def test_memory_of_a_process_and_of_everybody(on: Answers, nvml: str, pids: str, expected: list[int | None]) -> None:
+    """A process's memory is told where NVML lists it and says how much; everybody's where NVML answers at all."""
+    asked = "[Gauges('GPU-aaaa0000').own_bytes(), Gauges('GPU-aaaa0000').used_bytes()]"
+    assert on(asked, FAKE_NVML=nvml, FAKE_PIDS=pids) == expected
+    assert on("[Gauges('no').own_bytes(), Gauges('no').used_bytes()]", FAKE_NVML=nvml, FAKE_PIDS=pids) == [None, None]
 
 
 def test_foreign_processes_before_the_gpu_is_used(on: Answers) -> None:

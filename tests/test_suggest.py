@@ -762,7 +762,10 @@ def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
         ("nf4,fp4", "a configuration has one choice of quantization, and 'nf4,fp4' names two (ask for each by itself)"),
         ("eager,nonsense", "there is no choice 'nonsense' (advisor probe lists them)"),
         ("attention=nf4", "attention has no choice 'nf4' (advisor probe lists them)"),
-        ("colour=red", "there is no knob 'colour' (there are attention, precision, quantization, packing, batch, compilation)"),
+        (
+            "colour=red",
+            "there is no knob 'colour' (there are attention, precision, quantization, packing, batch, compilation)",
+        ),
         (" · ", "names no choice (advisor probe lists them)"),
         ("packing", "packing is a knob, not a choice (name one of padded, sorted, packed"),
         ("no-attention eager", "there is no choice 'no-attention'"),

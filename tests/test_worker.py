@@ -207,6 +207,7 @@ def test_result_holds_what_is_stored(results: dict[str, TrialDone]) -> None:
         assert len(result.rounds.wall_s) == len(result.rounds.states) == 3
         assert all(seconds > 0 for seconds in result.rounds.wall_s)
         assert result.peak_bytes > result.weight_bytes
+        assert result.reading["peak"]["total"] == result.peak_bytes
         assert result.first_call_s > 0
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, time
 
 from advisor.errors import BadInput, named
-from advisor.machine.device import NOT_OBSERVABLE, Gauges
+from advisor.machine.cpu_gauges import NOT_OBSERVABLE
+from advisor.machine.device import Gauges
 from advisor.machine.locks import is_held, is_wanted
 from advisor.nouns.environment import Machine
 from advisor.nouns.reading import shown

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import batch, compilation, packing, precision
+from advisor.knobs import batch, compilation, kernels, packing, precision
 from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,
@@ -87,9 +87,9 @@ __all__ = [
 ]
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
-RULES_VERSION = 3
+RULES_VERSION = 2
 
-_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, compilation.KNOB)
+_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, kernels.KNOB, compilation.KNOB)
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:

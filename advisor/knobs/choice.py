@@ -76,6 +76,7 @@ class Reading:
     inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
+    flash_impl: what torch's flash kernel was switched to ("FA3", "FA4"), "" where it is torch's own.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
     seconds that a GPU's kernels took together in that step, 0.0 where none were seen. compiled_regions: how many times it
     entered what torch compiled. proof_s: what reading all this took.
@@ -90,6 +91,7 @@ class Reading:
     weight_bytes: int = 0
     sdp_kernels: Sequence[str] = ()
     automatic: Sequence[str] = ()
+    flash_impl: str = ""
     sequences: int = 0
     prequantized: bool = False
     one_way: bool = False

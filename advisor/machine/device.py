@@ -10,19 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from advisor.machine.cpu_gauges import NOT_OBSERVABLE, clock_mhz, read_cpu
 from advisor.terminal import percent
 
 #: The driver's library, by the name under which pynvml loads it too.
 LIBRARY = "libnvidia-ml.so.1"
-
-#: What a reading says where nothing can be seen: never "none", which would be a claim.
-NOT_OBSERVABLE = "not observable"
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons (docs.nvidia.com/deploy/nvml-api, group nvmlClocksEventReasons).
 CLOCK_EVENT_REASONS = {
@@ -175,7 +172,7 @@ class Gauges:
         self.own_pids = frozenset(own_pids) or frozenset({os.getpid()})
         self.on_cpu = uuid is None
         if self.on_cpu:
-            _cpu_clock_mhz()  # imports psutil now and not inside the first timed round
+            clock_mhz()  # imports psutil now and not inside the first timed round
         self._nvml: Any = None
         self.problem = ""
         if uuid is not None:
@@ -197,7 +194,7 @@ class Gauges:
         energy of its own; clocks and temperature are the card's.
         """
         if self.on_cpu:
-            return _read_cpu()
+            return read_cpu()
         power_mw = None if self._is_mig else self._ask("nvmlDeviceGetPowerUsage", self._card)
         energy_mj = None if self._is_mig else self._ask("nvmlDeviceGetTotalEnergyConsumption", self._card)
         seen = {
@@ -210,6 +207,22 @@ class Gauges:
             "foreign_processes": self._foreign_processes(own_pid_expected),
         }
         return {name: NOT_OBSERVABLE if value is None else value for name, value in seen.items()}
+
+    def own_bytes(self) -> int | None:
+        """Return the bytes of the device that these processes have, by NVML's list of them; None where it says nothing of them.
+
+        In a container it lists nobody, or others under numbers that may be ours by chance: whoever asks must know the least that
+        it can be.
+        """
+        listed = self._ask("nvmlDeviceGetComputeRunningProcesses", self._device) or ()
+        found = [process.usedGpuMemory for process in listed if process.pid in self.own_pids]
+        known = [int(used) for used in found if used]
+        return sum(known) if known and len(known) == len(found) else None
+
+    def used_bytes(self) -> int | None:
+        """Return the bytes of the device that everybody has together, the driver too; None where NVML does not say."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo", self._device)
+        return None if memory is None else int(memory.used)
 
     def close(self) -> None:
         """Let NVML go; later readings are "not observable"."""
@@ -292,44 +305,3 @@ def _in_first_pid_namespace() -> bool:
         return Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
     except OSError:
         return False
-
-
-def _read_cpu() -> dict[str, Any]:
-    seen = {
-        "clock_mhz": _cpu_clock_mhz(),
-        "load_1min": None,
-        "other_runnable_processes": None,
-        "at_s": time.monotonic(),
-    }
-    seen["waited_s"] = _waited_s()
-    try:
-        # "1.03 1.02 0.89 3/87 3932": the fourth field is threads that run now / all; one of those that run is this one.
-        fields = Path("/proc/loadavg").read_text(encoding="utf-8").split()
-        seen["load_1min"], running = float(fields[0]), int(fields[3].split("/")[0])
-        seen["other_runnable_processes"] = max(running - 1, 0)
-    except (OSError, ValueError, IndexError):
-        pass
-    return {name: NOT_OBSERVABLE if value is None else value for name, value in seen.items()}
-
-
-def _waited_s() -> float | None:
-    """Return the seconds that threads of this process were ready and did not run (proc(5), schedstat), None where unknown.
-
-    Of all of them together: while one of torch's waits, the others spin at the barrier, and none of these says that it waits.
-    """
-    try:
-        tasks = [path.read_text(encoding="utf-8") for path in Path("/proc/self/task").glob("*/schedstat")]
-        return sum(int(text.split()[1]) for text in tasks) / 1e9 if tasks else None
-    except (OSError, ValueError, IndexError):  # a thread that has just ended among others
-        return None
-
-
-def _cpu_clock_mhz() -> float | None:
-    """Return the processors' mean clock, None where the system does not say (virtual machines, most ARM)."""
-    import psutil
-
-    try:
-        frequency = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
-        return None
-    return round(float(frequency.current), 1) if frequency and frequency.current else None

@@ -10,6 +10,7 @@ set CUDA_DEVICE_ORDER=PCI_BUS_ID.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import platform
@@ -25,7 +26,7 @@ from advisor.machine import device
 from advisor.machine.device import Gpu
 from advisor.machine.memory import free_memory_bytes, total_memory_bytes
 from advisor.machine.processors import allowed, usual_threads
-from advisor.nouns.environment import PACKAGES, Environment, Machine
+from advisor.nouns.environment import OVERWRITTEN, PACKAGES, Environment, Machine
 
 _INDEX = "https://download.pytorch.org/whl"
 
@@ -59,17 +60,38 @@ def availability(environment: Environment) -> list[Availability]:
 def packages() -> dict[str, str]:
     """Return the versions of the packages that can change a speed, local parts kept; absent ones are left out.
 
-    torch's own file is believed before its metadata: wheels of one build differ in whether the latter say "+cu130".
+    One that lost its files to another package has that in its local part. torch's own file is believed before its metadata:
+    wheels of one build differ in whether the latter say "+cu130".
     """
     versions = {}
     for name in PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            versions[name] = metadata.version(name) + (OVERWRITTEN if _is_overwritten(name) else "")
         except metadata.PackageNotFoundError:
             continue
     if torch := _torch():
         versions["torch"] = torch.version
     return versions
+
+
+#: Files that another package of ours has under the same name, and that are no package's any more once that one is uninstalled.
+_CONTESTED = {"flash-attn-4": ("flash_attn/cute/__init__.py", "flash_attn/cute/interface.py")}
+
+
+def _is_overwritten(package: str) -> bool:
+    """Whether contested files of an installed package are gone or not of the sizes that its RECORD says.
+
+    Read in RECORD itself: `metadata.files` leaves out what is gone, from Python 3.12 on.
+    """
+    if package not in _CONTESTED:
+        return False
+    found = metadata.distribution(package)
+    recorded = {row[0]: row[-1] for row in csv.reader((found.read_text("RECORD") or "").splitlines()) if row}
+    for name in _CONTESTED[package]:
+        place = Path(str(found.locate_file(name)))
+        if name in recorded and not (place.is_file() and recorded[name] in ("", str(place.stat().st_size))):
+            return True
+    return False
 
 
 def machine(wanted: str | None = None, threads: int | None = None) -> Machine:

@@ -22,7 +22,8 @@ from advisor.knobs import traits_of
 from advisor.machine import pace
 from advisor.machine.device import Gauges
 from advisor.measure.messages import BlockAsked, BlockDone, Contested, Failure, RoundEvent
-from advisor.measure.ready_torch import Ready, make_ready, peak_bytes, reset_peak
+from advisor.measure.peak_torch import peak_of, reset_peak
+from advisor.measure.ready_torch import Ready, make_ready
 from advisor.measure.session_torch import Session, runtime_of, weights_key
 from advisor.measure.timing_torch import Round, Taken, take_round, timed_round
 from advisor.networks.switches_torch import compiled
@@ -138,17 +139,18 @@ class _Block:
         self._pair(contestants)
         for contestant in contestants:
             self._attempt(contestant, self._make_ready)
+        if len(contestants) == 1:  # before it warms up: what torch has to allocate anew is in no turn
+            reset_peak(self.device)
         with Gauges(self.uuid if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
                 self._attempt(contestant, self._warm_up)
-            reset_peak(self.device)
             turn = self._turn if self.parts == 1 else self._part
             while self._goes_on(self._left(contestants)):
                 for contestant in [one for one in self.shuffled() if one in contestants]:
                     self._attempt(contestant, lambda one: turn(one, gauges))
         for contestant in self._left(contestants):
             if len(contestants) == 1:
-                contestant.peak = peak_bytes(self.device)
+                contestant.peak = peak_of(self.device, self.uuid).total
             contestant.rounds.joules = contestant.energy.per_round
 
     def _pair(self, contestants: list[Contestant]) -> None:

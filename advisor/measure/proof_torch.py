@@ -102,6 +102,7 @@ def read_effective(
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=readback_torch.weight_bytes_of(session.model),
         sdp_kernels=switches_torch.allowed_kernels(),
+        flash_impl=switches_torch.flash_impl(),
         automatic=picked_by_torch(session, call, subject, kernels=kernels),
         sequences=max(len(c.sequences) for c in calls),
         prequantized=bool(facts.prequantized),

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from advisor.knobs import Reading, effective_choices
 from advisor.measure.messages import FIRST_CALL, Subject, TrialDone
@@ -67,21 +63,3 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     effective = Configuration.of(effective_choices(reading, whole))
     alias = unproven(requested, effective, reading)
     return Ready(requested, calls, reading, effective, alias, load_s, first_call_s)
-
-
-def reset_peak(device: str) -> None:
-    """Count the peak from now on."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        # Resets VmHWM (proc(5)); where that is forbidden, the peak is the whole process's.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: str) -> int:
-    """Peak bytes: of tensors on the GPU, or resident in this process on a CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text()
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)

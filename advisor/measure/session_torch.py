@@ -99,7 +99,9 @@ class Session:
             self._change(lines)
 
     def unload(self) -> None:
-        """Free the model."""
+        """Free the model. What was changed with it in its class's module is taken back: the next one would have it too."""
+        if self.model is not None:
+            self._change(())
         self.model, self.loaded_as, self.settings, self.alone, self.on_model = None, None, None, {}, ()
         gc.collect()
         if torch.cuda.is_available():

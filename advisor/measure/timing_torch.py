@@ -188,6 +188,11 @@ class Timing:
         self._kernel_s = kernel_s
         pace.OWN.hold_to(request.timing.best_lap_s)
 
+    @property
+    def has_run(self) -> bool:
+        """Whether all batches have been run at least once."""
+        return bool(self._all_s)
+
     def slow(self) -> Taken | None:
         """Time the first rounds where there is something to beat; return them where they are clearly slower than it.
 

@@ -66,7 +66,8 @@ from advisor.measure.messages import (
     decode_numbered,
     decode_request,
 )
-from advisor.measure.ready_torch import make_ready, peak_bytes, reset_peak
+from advisor.measure.peak_torch import Peak, note_others, peak_of, reset_peak
+from advisor.measure.ready_torch import make_ready
 from advisor.measure.reference_torch import write_reference
 from advisor.measure.session_torch import Session
 from advisor.measure.timing_torch import NotFinite, Timing
@@ -106,12 +107,14 @@ def run_trial(session: Session, request: TrialAsked) -> TrialDone:
             return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
         if slow is not None:
             stopped = done.replaced(outcome=Outcome.PRUNED, reason=slow.pruned, rounds=slow.told)
-            return stopped.replaced(peak_bytes=peak_bytes(session.device))
+            return _with_peak(stopped, peak_of(session.device, session.uuid))
+        # All batches have run by now, and what the gate does in fp32 is no part of it.
+        seen = peak_of(session.device, session.uuid) if timing.has_run else None
         if request.gate is not None:
             done = _gated(session, request, request.gate, done, share_words(ready.reading))
             if done.outcome is Outcome.WRONG_OUTPUT and not request.gate.is_default:
                 return done
-        return _timed(session, timing, done)
+        return _timed(session, timing, done, seen)
 
 
 def _gated(session: Session, request: TrialAsked, gate: Gate, done: TrialDone, quantised: str) -> TrialDone:
@@ -135,17 +138,26 @@ def _gated(session: Session, request: TrialAsked, gate: Gate, done: TrialDone, q
     return done.replaced(outcome=outcome, reason=found, quality=quality, gate_s=gate_s)
 
 
-def _timed(session: Session, timing: Timing, done: TrialDone) -> TrialDone:
-    """Return what came of a trial with its rounds. At what is known to be wrong nobody looks again."""
-    reset_peak(session.device)
+def _with_peak(done: TrialDone, peak: Peak) -> TrialDone:
+    """Return what came of a trial with its peak of memory, and what that is made of beside the evidence."""
+    return done.replaced(peak_bytes=peak.total, reading={**done.reading, "peak": dict(peak.told)})
+
+
+def _timed(session: Session, timing: Timing, done: TrialDone, seen: Peak | None) -> TrialDone:
+    """Return what came of a trial with its rounds. At what is known to be wrong nobody looks again.
+
+    seen: the peak, where rounds were run already: torch is then not made to allocate anew, for rounds may be warm.
+    """
+    if seen is None:
+        reset_peak(session.device)
     try:
         rounds = timing.rounds(look=done.outcome is Outcome.OK)
     except NotFinite as error:
         return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
-    peak = peak_bytes(session.device)
+    peak = seen or peak_of(session.device, session.uuid)
     if rounds.pruned:
         done = done.replaced(outcome=Outcome.PRUNED, reason=rounds.pruned)
-    return done.replaced(rounds=rounds.told, peak_bytes=peak)
+    return _with_peak(done.replaced(rounds=rounds.told), peak)
 
 
 def failure_of(error: BaseException, stage: str) -> Failure:
@@ -224,6 +236,7 @@ def main() -> None:
     session: Session | None = None
     for numbered in _requests():
         if session is None:  # the device is the same for as long as this process lives
+            note_others(numbered.uuid)
             session = Session(send, numbered.device, numbered.uuid)
         if switches_torch.compiled_frames():  # else there is nothing to forget, and the first reset takes 3 s
             switches_torch.forget_compiled()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.attention
 
 from advisor.nouns.metrics import COMPILED
 
@@ -31,6 +32,17 @@ def allow_kernels(names: Sequence[str]) -> None:
     """Allow these kernels and no others."""
     for name, (allow, _) in _KERNEL_SWITCHES.items():
         allow(name in names)
+
+
+def flash_impl() -> str:
+    """Return what torch's flash kernel was switched to, "" where it is torch's own."""
+    return torch.nn.attention.current_flash_attention_impl() or ""
+
+
+def restore_flash() -> None:
+    """Switch torch's flash kernel back to its own; torch before 2.11 can't, and nothing here switches it there."""
+    if flash_impl():
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 def compiled_frames() -> int:

@@ -23,7 +23,11 @@ PACKAGES = (
     "triton",
     "torchao",
     "mslk",
+    "liger-kernel",
 )
+
+#: What a package's version ends with where another's files lie over its own: it is not that version any more.
+OVERWRITTEN = "+overwritten"
 
 #: CPU threads of an environment at most.
 THREADS_MOST = 2**16 - 1
@@ -103,6 +107,10 @@ class Environment:
     def is_cuda(self) -> bool:
         """Whether the device is an NVIDIA GPU."""
         return self.device == "cuda"
+
+    def is_overwritten(self, package: str) -> bool:
+        """Whether a package is installed and another's files lie over its own, or its own are gone."""
+        return self.packages.get(package, "").endswith(OVERWRITTEN)
 
     def version(self, package: str) -> tuple[int, ...] | None:
         """Return the leading numbers of a package's version, or None where it is absent."""

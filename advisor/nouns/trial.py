@@ -133,7 +133,8 @@ class Trial:
     """One attempt: what was asked for, what ran, what came of it.
 
     load_s, first_call_s, measure_s: seconds to load the weights, of the first forward pass, and of the timed rounds.
-    peak_bytes: peak memory while it ran. reading: the raw evidence of what ran (see design.md, "effective").
+    peak_bytes: peak memory while it ran, on a GPU all that its process had there. reading: the raw evidence of what ran (see
+    design.md, "effective"), and of what that peak is made.
     device_uuid: the device that measured it, "" where that is not known (trials from elsewhere, and of before it was stored).
     """
 

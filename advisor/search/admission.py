@@ -177,5 +177,5 @@ def _hopeless(bounds: Bounds, cost: float) -> Reason:
 
 def _too_large(bounds: Bounds, needed: float) -> Reason:
     """Refuse what needs more memory than may be used (rule M1)."""
-    text = f"needs at least {gib(needed)}, and {gib(bounds.most_bytes)} may be used"
+    text = f"needs at least {gib(needed)}, and {gib(max(bounds.most_bytes, 0))} may be used"
     return Reason("M1", Verdict.INVALID, text, "a smaller batch or fewer bits")

@@ -35,6 +35,10 @@ from advisor.workloads import Workload
 #: Share of the free memory that may be predicted to be used (rule M1; bitsandbytes' quantizers keep the same margin).
 MEMORY_SHARE = 0.9
 
+#: What a process has on a GPU at least beside what is predicted of it (bytes): its CUDA context and the code of its kernels.
+#: Below what is known of any GPU, for a configuration that fits must not be refused: `benchmarks/nvml_peak.py` measures it.
+LEAST_BESIDE_BYTES = 256 * 2**20
+
 #: Predicted to be this many times slower than the default, a configuration is not tried (rule S1, ours): on a GPU with
 #: tensor cores a 16-bit checkpoint in fp32 took 12.8 times as long on an H200, and two minutes to say so.
 HOPELESS = 8.0
@@ -93,7 +97,7 @@ def build_space(
     unjudged = drawn and not objective.allow_unjudged
     alone = _refused_alone(facts, workload, environment, objective, unjudged=unjudged)
     default = Situation(baseline, workload.under(baseline), environment, facts)
-    bounds = Bounds(HOPELESS * predicted_cost(default), HOPELESS, _most_bytes(objective, free_bytes))
+    bounds = Bounds(HOPELESS * predicted_cost(default), HOPELESS, _most_bytes(objective, free_bytes, environment))
     grid = Grid(_axes(workload, {reason.subject for reason in alone}), facts, workload, environment)
     found = admitted(grid, bounds, lambda reason: _refuses(reason, objective))
     predicted = found.bytes if objective.aim.gauge is Gauge.MEMORY else found.costs
@@ -199,10 +203,11 @@ def _refused_together(situation: Situation) -> list[Reason]:
     ]
 
 
-def _most_bytes(objective: Objective, free_bytes: int) -> float:
-    """Return the bytes that a configuration may be predicted to use."""
+def _most_bytes(objective: Objective, free_bytes: int, environment: Environment) -> float:
+    """Return the bytes that a configuration may be predicted to use: on a GPU less what a process has there beside them."""
     limit = MEMORY_SHARE * free_bytes
-    return limit if objective.max_memory_bytes is None else min(limit, objective.max_memory_bytes)
+    limit = limit if objective.max_memory_bytes is None else min(limit, objective.max_memory_bytes)
+    return limit - LEAST_BESIDE_BYTES if environment.is_cuda else limit
 
 
 def _telling(refusals: Sequence[Reason]) -> list[Reason]:

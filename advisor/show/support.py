@@ -23,6 +23,7 @@ BEGIN, END = "<!-- support table -->", "<!-- /support table -->"
 
 _PACKAGES = {"torch": "2.11.0", "transformers": "5.17.0", "accelerate": "1.15.0", "bitsandbytes": "0.50.2"}
 _ALL_PACKAGES = {**_PACKAGES, "flash-attn": "2.8.3", "kernels": "0.16.2", "triton": "3.6.0", "torchao": "0.18.0"}
+_MORE = {"flash-attn-3": "3.0.0", "flash-attn-4": "4.0.0b18", "liger-kernel": "0.8.5"}
 
 #: The machines that have a column, with every package that a choice can need.
 MACHINES = {
@@ -35,8 +36,12 @@ MACHINES = {
 OTHERS = (
     replace(MACHINES["NVIDIA H200"], packages={}),
     replace(MACHINES["NVIDIA H200"], packages={**_PACKAGES, "flash-attn": "2.3.3"}),
-    replace(MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0"}),
+    replace(
+        MACHINES["NVIDIA H200"], compute_capability=(10, 0), packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0b36"}
+    ),
     replace(MACHINES["NVIDIA H200"], cuda="12.9", packages={**_ALL_PACKAGES, "torch": "2.10.0"}),
+    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, **_MORE}),
+    replace(MACHINES["NVIDIA H200"], packages={**_ALL_PACKAGES, "flash-attn-4": "4.0.0b36+overwritten"}),
     replace(MACHINES["T4"], compute_capability=(7, 0)),
     replace(MACHINES["T4"], compute_capability=(5, 2)),
 )
@@ -121,7 +126,7 @@ def choices() -> list[Choice]:
 
 def situations() -> Iterator[list[Situation]]:
     """Yield every pair of choices, the other knobs as they are by default, for every model and workload: one for each machine."""
-    machines = (*MACHINES.values(), *OTHERS[:4])
+    machines = (*MACHINES.values(), *OTHERS[:5])
     for facts, workload in product(_MODELS, _WORKLOADS):
         default = Configuration.of(baseline_choices(facts, workload))
         for one, other in combinations(knobs_for(workload).values(), 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advisor.machine.device import NOT_OBSERVABLE
+from advisor.machine.cpu_gauges import NOT_OBSERVABLE
 from advisor.nouns.measurement import Measurement
 
 #: Operators and kernels of a reading that are shown to people.

@@ -5,7 +5,7 @@ memory (eager), whether pads rule the fast kernel out (sdpa: one pad and a 4D ma
 told apart without a mask (FlashAttention's cu_seq_lens). The families of sdpa and FlashAttention are in files of
 their own.
 
-Rule ids A0–A29 and B1 are levers.md's; A30 (flex_attention is compiled) and P19 are ours.
+Rule ids A0–A29 and B1 are levers.md's; A30 (flex_attention is compiled), A31, A32 and P19 are ours.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from advisor.knobs.attention import flash, sdpa
+from advisor.knobs.attention import flash, sdpa, switched, varlen
 from advisor.knobs.attention.common import TRANSFORMERS, about, family, has_pads, is_packed, load, ran_as, rates
+from advisor.knobs.attention.generations import NAMES
 from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
@@ -118,7 +119,7 @@ def _effective(reading: Reading) -> str:
 
 def _named(implementation: str, reading: Reading) -> str:
     if implementation != "sdpa":
-        return flash.NAMES.get(implementation, implementation)
+        return NAMES.get(implementation, implementation)
     return "bettertransformer" if family(reading) == "fused layer" else sdpa.effective_sdpa(reading)
 
 
@@ -167,13 +168,23 @@ _FUSED = Choice(
     traits=Traits(drops_pads=True, fuses_layers=True, own_load=True),
 )
 
+_CHOICES = (
+    _EAGER,
+    *sdpa.CHOICES,
+    *switched.CHOICES,
+    *flash.CHOICES,
+    varlen.CHOICE,
+    _FLEX,
+    _FUSED,
+)
+
 KNOB = Knob(
     name="attention",
     summary="implementation of attention",
     reload=False,
     default=_default,
     effective=_effective,
-    choices={choice.name: choice for choice in (_EAGER, *sdpa.CHOICES, *flash.CHOICES, _FLEX, _FUSED)},
+    choices={choice.name: choice for choice in _CHOICES},
     reference=_EAGER.name,
     facts=_facts,
     place=10,

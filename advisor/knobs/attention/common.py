@@ -18,6 +18,9 @@ _SDPA = "scaled_dot_product"
 _SCORES = ("softmax",)
 _VARLEN = ("_varlen_attn", "aten::_flash_attention_forward")
 
+#: The families that launch torch's flash kernel, which can be switched to another generation for the whole process.
+_SWITCHED = ("sdpa", "varlen")
+
 
 def load(name: str) -> Callable[[Configuration], Mapping[str, str]]:
     """Return what loads a model with this implementation."""
@@ -136,6 +139,8 @@ def ran_as(wanted: str, implementation: str | None = None) -> Callable[[Reading]
             return f"the operators launched are those of {found} attention"
         if wanted == "eager" and not reading.one_way and not launched_any(reading.operators, _SCORES):
             return "no softmax was launched, by which eager attention shows"
+        if wanted in _SWITCHED and reading.flash_impl:
+            return f"torch's flash kernel is switched to {reading.flash_impl}"
         if implementation is not None and not reads_back(reading, implementation):
             return f"the implementation read back is {', '.join(sorted(set(reading.attention.values())))}"
         return None

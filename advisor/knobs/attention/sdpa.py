@@ -64,17 +64,26 @@ KERNELS = (
            ("_scaled_dot_product_attention_math",), "A0", (0.9, 0.9)),
 )  # fmt: skip
 
+#: The one that can be switched to another generation of FlashAttention, and the name of the choice that does it.
+FLASH, SWITCHED = KERNELS[0], "sdpa-flash-{}"
+
 
 def effective_sdpa(reading: Reading) -> str:
-    """Return "sdpa", or the choice that held it to one kernel: unless the automatic choice launched the same."""
+    """Return "sdpa", or the choice that held it to one kernel: unless the automatic choice launched the same.
+
+    With its flash kernel switched to another generation, what the automatic choice launches is switched too.
+    """
+    if reading.flash_impl and kernels_of(reading.operators) == {FLASH.name}:
+        return SWITCHED.format(reading.flash_impl.lower())
     allowed = set(reading.sdp_kernels)
     if len(allowed) != 1:
         return "sdpa"
-    ran = _kernels_of(reading.operators)
-    return "sdpa" if ran and ran == _kernels_of(reading.automatic) else f"sdpa-{allowed.pop()}"
+    ran = kernels_of(reading.operators)
+    return "sdpa" if ran and ran == kernels_of(reading.automatic) else f"sdpa-{allowed.pop()}"
 
 
-def _kernels_of(operators: Sequence[str]) -> set[str]:
+def kernels_of(operators: Sequence[str]) -> set[str]:
+    """Return sdpa's kernels whose operators were launched, by name."""
     return {kernel.name for kernel in KERNELS if launched_any(operators, kernel.operators)}
 
 
@@ -120,7 +129,8 @@ def _sdpa_why_not(situation: Situation) -> list[Reason]:
     return reasons + _slides(situation)
 
 
-def _flash_why_not(situation: Situation) -> list[Reason]:
+def flash_why_not(situation: Situation) -> list[Reason]:
+    """Return the rules of sdpa's flash kernel, whichever generation it is."""
     facts, reasons = situation.facts, _unsupported(situation)
     if has_pads(situation) or is_packed(situation):
         remedy = "pack the batch with torch_varlen or FlashAttention" if has_pads(situation) else "choose torch_varlen"
@@ -169,7 +179,7 @@ def _math_why_not(situation: Situation) -> list[Reason]:
 
 
 _WHY_NOT = {
-    "flash": _flash_why_not,
+    "flash": flash_why_not,
     "efficient": _efficient_why_not,
     "cudnn": _cudnn_why_not,
     "math": _math_why_not,
@@ -181,7 +191,9 @@ def _proof(kernel: Kernel) -> Callable[[Reading], str | None]:
         found = family(reading)
         if found != "sdpa":
             return f"the operators launched are those of {found} attention"
-        ran = _kernels_of(reading.operators)
+        if reading.flash_impl:
+            return f"torch's flash kernel is switched to {reading.flash_impl}"
+        ran = kernels_of(reading.operators)
         # math launches no fused operator, and its own is left out of a profile where it is inlined.
         if ran == {kernel.name} or (kernel.name == "math" and not ran):
             return None

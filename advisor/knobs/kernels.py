@@ -1,0 +1,137 @@
+"""Kernels: Liger's in place of a decoder's norms, gated MLPs and rotary positions.
+
+They fuse what torch launches as several kernels each, and change no matrix product and no attention. Most of what Liger saves it
+saves in training, by losses without logits: those are left out here. Sources: levers.md (K2, K3) and liger-kernel 0.8.5's
+transformers/monkey_patch.py; K4 was measured on an H100 (levers.md), K5 to K7 are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
+from advisor.knobs.traits import Traits
+from advisor.nouns.environment import Environment
+
+_SOURCE = "https://github.com/linkedin/Liger-Kernel"
+_PACKAGE = "liger-kernel"
+
+#: The choice to replace nothing.
+NONE = "none"
+
+#: How Liger names its autograd functions, which a profile shows without a GPU's kernels too.
+_FUNCTIONS = "Liger"
+
+#: Parts of its kernels' names, and what torch names a region that was compiled: there its functions are no operators any more.
+_KERNELS = ("_rms_norm_forward_kernel", "_swiglu_", "_geglu_", "_triton_rope", "_layer_norm_forward_kernel")
+_COMPILED = "Torch-Compiled Region"
+
+#: The statement that replaces. Its losses replace logits in training, and torch's own cross entropy for the whole process (K3).
+_PATCH = "_apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)"
+
+
+def _unavailable(environment: Environment) -> Reason | None:
+    if not environment.is_cuda:
+        return Reason("K5", Verdict.INVALID, "Liger's kernels are written in triton and run on GPUs only", "use a GPU")
+    if (environment.compute_capability or (0, 0)) < (7, 0):
+        return Reason("K5", Verdict.INVALID, "triton, in which Liger is written, needs compute capability 7.0")
+    for package in ("triton", _PACKAGE):
+        if package not in environment.packages:
+            return Reason("K5", Verdict.INVALID, f"the package {package} isn't installed", f"pip install {package}")
+    return None
+
+
+def _why_not(situation: Situation) -> list[Reason]:
+    facts, reasons = situation.facts, []
+    if not facts.is_causal:
+        text = f"Liger replaces parts of decoders, and {facts.architecture} is an encoder"
+        reasons.append(Reason("K6", Verdict.INVALID, text))
+    elif facts.liger is False:
+        text = f"the installed Liger does not know models of the type {facts.model_type}"
+        reasons.append(Reason("K6", Verdict.INVALID, text, f"pip install -U {_PACKAGE}"))
+    compilation = situation.configuration["compilation"]
+    if compilation != KNOBS["compilation"].implied:
+        text = "Liger's kernels break a compiled graph: together they were slower than either alone"
+        reasons.append(Reason("K4", Verdict.SLOW, text, about=f"compilation={compilation}"))
+    return reasons
+
+
+def _rates(_: Situation) -> Mapping[Term, float]:
+    """Fewer kernels, each of which triton takes longer to launch. Not measured here: a training step took 0.76, losses too."""
+    return {Term.LAUNCHES: 1.05}
+
+
+def _read(model: Any, _: Mapping[str, Any]) -> dict[str, int]:
+    from advisor.knobs.kernels_torch import replaced
+
+    return replaced(model)
+
+
+def _undo(model: Any) -> None:
+    from advisor.knobs.kernels_torch import take_back
+
+    take_back(model)
+
+
+def _facts(model: Any) -> Mapping[str, Any]:
+    from advisor.knobs.kernels_torch import knows
+
+    return {"liger": knows(str(model.config.model_type))}
+
+
+def _effective(reading: Reading) -> str:
+    return "liger" if _unproven(reading) is None else NONE
+
+
+def _unproven(reading: Reading) -> str | None:
+    """Return None, or why a reading does not show that Liger ran (rule K7): what was replaced, and that it was launched."""
+    if not reading.own.get("kernels"):
+        return "Liger replaced nothing in this model, without a word"
+    ran = any(
+        name.startswith((_FUNCTIONS, _COMPILED)) or any(part in name for part in _KERNELS) for name in reading.operators
+    )
+    return None if ran else "none of Liger's functions was launched"
+
+
+def _still_there(reading: Reading) -> str | None:
+    found: Mapping[str, int] = reading.own.get("kernels") or {}
+    if not found:
+        return None
+    return "Liger's are in the model: " + ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
+
+
+KNOB = Knob(
+    name="kernels",
+    summary="kernels of norms, MLPs and rotary positions",
+    reload=False,
+    default=lambda _: NONE,
+    effective=_effective,
+    choices={
+        choice.name: choice
+        for choice in (
+            Choice("kernels", NONE, "as transformers has them", _SOURCE, proof=_still_there),
+            Choice(
+                "kernels",
+                "liger",
+                "Liger's, in triton, for RMSNorm, gated MLPs and rotary positions of decoders",
+                _SOURCE,
+                unavailable=_unavailable,
+                why_not=_why_not,
+                on_model=(_PATCH,),
+                imports=("from liger_kernel.transformers import _apply_liger_kernel_to_instance",),
+                packages=(_PACKAGE, "triton"),
+                proof=_unproven,
+                rates=_rates,
+                traits=Traits(process_wide=True),
+            ),
+        )
+    },
+    facts=_facts,
+    implied=NONE,
+    place=55,  # what is compiled is compiled with what was replaced
+    numbers=True,
+    read=_read,
+    undo=_undo,
+    late=True,
+)
