@@ -48,6 +48,9 @@ OBJECTIVE = Objective(Tier.EXACT, only=ONLY)
 JOB = Job(SOURCE, WORKLOAD, OBJECTIVE, Budget(), Machine(H200, "host", "GPU-1", 0, 140 * 10**9))
 SPACE = build_space(LLAMA, WORKLOAD, H200, OBJECTIVE, 140 * 10**9)
 WITH_FLEX = replace(SPACE, admissible=(DEFAULT, PACKED, FLEX))
+MATH = DEFAULT.replaced(attention="sdpa-math")
+LATE = tuple(each.replaced(compilation="compiled") for each in (MATH, PACKED, SORTED, DEFAULT))
+WITH_LATE = replace(SPACE, admissible=(*LATE, DEFAULT, PACKED, SORTED, MATH))
 GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
 
 
@@ -129,6 +132,12 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "no time for what compiles for longer than is left": (
         seen(ran(DEFAULT), ran(PACKED, 90.0), left_s=50.0, space=WITH_FLEX), EndSearch(Stop.BUDGET)),
     "time for what compiles": (seen(ran(DEFAULT), ran(PACKED, 90.0), left_s=900.0, space=WITH_FLEX), Search(FLEX)),
+    "what compiles waits until three were measured": (
+        seen(ran(DEFAULT), ran(PACKED, 150.0), failed(SORTED), space=WITH_LATE), Search(MATH)),
+    "then it is tried on the best": (seen(*ALL, ran(MATH, 50.0), space=WITH_LATE), Search(LATE[1])),
+    "what compiles on another is tried where everything is": (
+        seen(*ALL, ran(MATH, 50.0), *(ran(each, 140.0) for each in LATE[1:]), space=WITH_LATE, exhaustive=True),
+        Search(LATE[0])),
     "the search is over": (seen(*ALL, **OVER), Confirm(1, (DEFAULT, PACKED))),
     "nothing is faster": (seen(ran(DEFAULT), ran(PACKED, 50.0), ran(SORTED, 90.0), **OVER), Done()),
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
