@@ -48,6 +48,7 @@ from advisor.nouns.metrics import GPU_BUSY, METRICS
 from advisor.nouns.model import ModelSource
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.space import LEAST_BESIDE_BYTES, MEMORY_SHARE
 from advisor.show.support import LLAMA
 from advisor.storage.store import Store
 from advisor.study.clock import Bounded, BudgetSpent, Clock
@@ -83,7 +84,7 @@ ONLY = (
 )
 
 #: Of so much free memory two of the three fit in the share that may be used: the pads' tokens are too much.
-TIGHT_BYTES = 17_777_780_000
+TIGHT_BYTES = 17_777_780_000 + round(LEAST_BESIDE_BYTES / MEMORY_SHARE)
 
 
 @dataclass
