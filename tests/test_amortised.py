@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,38 +12,44 @@ from test_suggest import DEFAULT, FLASH, H200, SOURCE, WORKLOAD, answer, shown, 
 from test_suggest import attempt as bare
 
 from advisor.advice.command import command_for
-from advisor.nouns.answer import Conclusion
+from advisor.asking.question import question_of
+from advisor.errors import BadInput
+from advisor.nouns.answer import Conclusion, Stop
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.metrics import COMPILE, ROUND
-from advisor.nouns.objective import Objective, Tier
-from advisor.nouns.trial import Trial
+from advisor.nouns.metrics import LATER, METRICS, ROUND
+from advisor.nouns.objective import Budget, Objective, Tier
+from advisor.nouns.trial import Quality, Trial
 from advisor.quality.amortised import Amortised, beginnings_s, pays_from
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA
 from advisor.storage.store import Store
+from advisor.study.confirmation import comparisons_now
+from advisor.study.tuning import Job, Snapshot
 
 ANY = Objective(quality=Tier.FOUR_BIT)
 COMPILED = FLASH.replaced(compilation="compiled")
 TOKENS = sum(WORKLOAD.lengths)
 CALLS = len(WORKLOAD.batches())
+GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
 BLOCKS = (2.0, 2.01, 1.99)
 
 
 def attempt(configuration: Configuration, round_s: float, **more: Any) -> Trial:
     """Return a trial of so many seconds a round, and what it took to begin."""
-    compile_s = more.pop("compile_s", 0.0)
+    later_s = more.pop("later_s", 0.0)
     found = bare(configuration, TOKENS / round_s, **more)
     samples = tuple(TOKENS / rate for rate in found.measurements[0].samples)
     measured = [*found.measurements, Measurement(ROUND, "s", samples)]
-    measured += [Measurement(COMPILE, "s", (compile_s,))] if compile_s else []
+    measured += [Measurement(LATER, "s", (later_s,))] if later_s else []
     return replace(found, measurements=tuple(measured))
 
 
 TRIALS = (
     attempt(DEFAULT, 0.2, load_s=10.0, first_call_s=1.0),
     attempt(FLASH, 0.15, load_s=0.0, first_call_s=0.5),
-    attempt(COMPILED, 0.1, load_s=0.0, first_call_s=30.0, compile_s=40.0),
+    attempt(COMPILED, 0.1, load_s=0.0, first_call_s=30.0, later_s=10.0),
 )
 
 
@@ -55,7 +60,7 @@ def store(sqlite_url: str) -> Iterator[Store]:
         yield opened
 
 
-def test_what_it_takes_to_begin_is_loading_and_the_longer_of_call_and_compiling() -> None:
+def test_what_it_takes_to_begin_is_loading_and_the_first_call_and_what_is_compiled_later() -> None:
     """Equal weights are loaded once for several trials, and each that has them would load them itself."""
     assert beginnings_s(TRIALS, LLAMA) == {DEFAULT: 11.0, FLASH: 10.5, COMPILED: 50.0}
 
@@ -78,13 +83,13 @@ def test_a_comparison_of_speeds_says_what_a_job_gets() -> None:
     speeds = Comparison(COMPILED.key, DEFAULT.key, (2.0,))
     for passes in (1, 390, 10**9):
         job = Amortised(passes, beginnings_s(TRIALS, LLAMA))
-        found = job.compared(speeds, {DEFAULT.key: 0.2})
+        found = job.compared(speeds, TRIALS)
         assert found is not None
         assert found.ratio == pytest.approx((11.0 + passes * 0.2) / (50.0 + passes * 0.1))
     assert pays_from((50.0, 11.0), (0.1, 0.2), calls=1) == 390
     assert pays_from((50.0, 11.0), (0.1, 0.2), calls=CALLS) == 390 * CALLS
     assert pays_from((50.0, 11.0), (0.2, 0.2), calls=1) is None
-    assert Amortised(1, {}).compared(speeds, {DEFAULT.key: 0.2}) is None
+    assert Amortised(1, {}).compared(speeds, TRIALS) is None
 
 
 def test_a_job_of_few_batches_is_not_told_to_compile(store: Store) -> None:
@@ -95,7 +100,7 @@ def test_a_job_of_few_batches_is_not_told_to_compile(store: Store) -> None:
     assert ever.chosen is not None
     assert ever.chosen.configuration == COMPILED
     note = "it takes 50 s to begin, the default 11 s (loading, first call, compiling): it pays from"
-    assert f"{note} {390 * CALLS:,} calls on; --calls N says what is best for N" in shown(ever)
+    assert f"{note} {390 * CALLS:,} calls on, batches of the default's; --calls N says what is best for N" in shown(ever)
     assert few.chosen is not None
     assert few.chosen.configuration != COMPILED
     assert "figures are over 3 calls" in shown(few)
@@ -113,16 +118,58 @@ def test_a_job_of_many_batches_is_told_as_much_as_without(store: Store) -> None:
     assert many.chosen.ratio == pytest.approx(2.0, rel=1e-3)
 
 
-def test_what_was_compared_for_a_job_says_nothing_of_another(store: Store) -> None:
-    """A study for 1,000 calls: its blocks count for 1,000 calls alone."""
-    for_many = replace(ANY, calls=1000)
-    studied(store, TRIALS, {COMPILED: BLOCKS}, objective=for_many)
-    same, other = answer(store, objective=for_many), answer(store, objective=replace(ANY, calls=10**6))
+def test_what_is_compared_for_a_job_is_stored_of_speeds(store: Store) -> None:
+    """A study for few calls: its blocks say how fast a round is, and what its job, another's and none gets of that follows."""
+    few = replace(ANY, calls=20 * CALLS)
+    studied(store, TRIALS, {COMPILED: BLOCKS}, objective=few)
+    same, other, none = (answer(store, objective=each) for each in (few, replace(ANY, calls=10**9), ANY))
+    job = Amortised(20, beginnings_s(TRIALS, LLAMA))
+    own = job.compared(Comparison(COMPILED.key, DEFAULT.key, BLOCKS), TRIALS)
 
+    assert own is not None
+    assert own.ratio == pytest.approx((11.0 + 20 * 0.2) / (50.0 + 20 * 0.1))
     assert same.chosen is not None
-    assert same.chosen.comparison is not None
-    assert same.chosen.comparison.block_ratios == BLOCKS
-    assert all(each.comparison is None for each in other.runners_up)
+    assert same.chosen.configuration != COMPILED
+    assert next(c.ratio for c in same.runners_up if c.configuration == COMPILED) == pytest.approx(own.ratio)
+    assert other.chosen is not None
+    assert other.chosen.ratio == pytest.approx(2.0, rel=1e-3)
+    assert none.chosen is not None
+    assert none.chosen.ratio == pytest.approx(2.0, rel=1e-3)
+    assert "the study was made for" in shown(none)
+
+
+def test_blocks_of_a_study_for_a_job_decide_by_the_job() -> None:
+    """What they say of speed is stored; whether another is needed is decided by what the job gets, which is clear here."""
+    space = replace(build_space(LLAMA, WORKLOAD, H200, ANY, 2**40), admissible=(DEFAULT, FLASH, COMPILED))
+    searched = [replace(t, number=n, quality=GOOD, device_uuid="g", wall_s=1.0) for n, t in enumerate(TRIALS)]
+    blocks = [
+        replace(attempt(c, round_s), number=3 + n, phase="confirm", block=1 + n // 2, device_uuid="g", wall_s=1.0)
+        for n, (c, round_s) in enumerate([(DEFAULT, 0.2), (FLASH, 0.15)] * 3)
+    ]
+    job = Job(SOURCE, WORKLOAD, replace(ANY, calls=10**9), Budget(), Machine(H200, "host", "g", 0, 2**40))
+    seen = Snapshot(job, LLAMA, space, (*searched, *blocks), stop=Stop.EVERYTHING)
+    (found,) = comparisons_now(seen)
+
+    assert found.ratio == pytest.approx(4 / 3)
+    assert seen.amortised is not None
+    short = replace(seen, job=replace(job, objective=replace(ANY, calls=1)))
+    assert comparisons_now(short) == (found,)
+    assert short.amortised is not None
+    assert short.amortised.compared(found, short.stored) != found
+
+
+@pytest.mark.parametrize("metric", ["peak_bytes", "joules_per_token", "slowest_batch_s"])
+def test_bytes_and_joules_are_not_of_a_job(metric: str, store: Store) -> None:
+    """What is no rate is what it is over however many calls; on the command line it is refused."""
+    wanted = replace(ANY, metric=metric, calls=3)
+    assert wanted.job_calls is None
+    assert Amortised.of(wanted, WORKLOAD, LLAMA, TRIALS) is None
+    assert build_space(LLAMA, WORKLOAD, H200, wanted, 2**40).passes is None
+    name = METRICS[metric].name
+    with pytest.raises(BadInput, match=f"calls spreads what it takes to begin over a job, and {name} is not of a job"):
+        question_of("org/model", {"calls": 3, "objective": name})
+    studied(store, TRIALS)
+    assert "figures are over" not in shown(answer(store, objective=wanted))
 
 
 def test_predicted_costs_have_what_compiling_is_expected_to_take() -> None:
@@ -143,5 +190,4 @@ def test_an_objective_without_calls_is_stored_as_before() -> None:
     """No key of a study changes, and what is asked for again is asked for so."""
     assert "calls" not in ANY.payload
     assert Objective.of(replace(ANY, calls=7).payload).calls == 7
-    assert math.isfinite(replace(ANY, calls=7).payload["calls"])
     assert "--calls 7" in command_for(SOURCE, WORKLOAD, replace(ANY, calls=7), None)

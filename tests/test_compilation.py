@@ -21,9 +21,10 @@ from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncomp
 from advisor.machine import probe
 from advisor.measure.messages import Failure, Timing, TrialAsked, TrialDone
 from advisor.measure.proof_torch import launched_of
+from advisor.measure.rounds_torch import Settled
 from advisor.measure.runner import LocalRunner, read_facts
+from advisor.measure.session_torch import Session
 from advisor.measure.stopping import Stopping
-from advisor.measure.timing_torch import Settled
 from advisor.models.checkpoint import find_model
 from advisor.networks import switches_torch
 from advisor.networks.switches_torch import Compiled
@@ -36,6 +37,7 @@ from advisor.nouns.trial import Outcome, Trial
 from advisor.search.late import BEST, opened
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA, MACHINES
+from advisor.study.confirm import processes
 from advisor.workloads.forward import Forward
 
 CAUSAL = Path(__file__).parent / "models" / "causal"
@@ -140,7 +142,9 @@ def test_a_part_that_ran_as_it_is_is_no_proof() -> None:
     """Eight of twelve layers: torch reached its limit, and the next call may run otherwise."""
     own = {"asked": "compiled-regional", "modules": LAYERS}
     reading = Reading({}, {}, {}, [], {}, own={"compilation": own}, compiled_regions=8)
+    limited = replace(reading, compiled_regions=LAYERS, compile_limited=True)
 
+    assert "as often as it does" in str(KNOB.choices["compiled-regional"].proof(limited))
     assert KNOB.choices["compiled-regional"].proof(reading) == "only 8 of 12 layers ran compiled"
     assert KNOB.effective(reading) == "off"
 
@@ -185,7 +189,7 @@ def test_what_compiles_for_longer_than_its_deadline_is_not_tried_again() -> None
 # ------------------------------------------------------------------------------------------------------------ its rules
 
 
-def refused(environment: Environment, repeated_layers: int = 16) -> dict[str, set[str]]:
+def refused(environment: Environment, repeated_layers: int | None = 16) -> dict[str, set[str]]:
     """Return which rules refuse which of its choices in every combination there."""
     space = build_space(replace(LLAMA, repeated_layers=repeated_layers), WORKLOAD, environment, Objective(), 2**40)
     left = {c["compilation"] for c in space.admissible}
@@ -214,7 +218,8 @@ def test_what_is_compiled_for_a_gpu_needs_what_compiles(machine: str) -> None:
 
 
 def test_a_layer_that_nobody_repeats_is_not_compiled_alone() -> None:
-    """Rule C13: there is nothing that could be used again."""
+    """Rule C13: there is nothing that could be used again; of facts that were read before anybody asked it says nothing."""
+    assert not any("C13" in rules for rules in refused(H200, repeated_layers=None).values())
     by_rule = refused(H200, repeated_layers=1)
     assert {name for name, rules in by_rule.items() if "C13" in rules} == {n for n in WAYS if "regional" in n}
 
@@ -317,3 +322,52 @@ def test_torchs_own_flash_attention_is_one_graph() -> None:
     traced = torch.compile(Attention(), fullgraph=True, backend=reached)
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="Reached"):
         traced(query, key, **begins, **longest, position_ids=torch.arange(20)[None])
+
+
+# ------------------------------------------------------------------------------------------- a loaded model that is changed
+
+
+def session_of(model: Any) -> Session:
+    """Return a session that holds a loaded model."""
+    session = Session(lambda _: None, "cpu", None)
+    session.model, session.names = model, {"torch": torch}
+    return session
+
+
+def test_a_change_that_failed_is_no_change(model: Any) -> None:
+    """The same is made again, and nothing of it is left where it is taken back: what the model is like is not known."""
+    session = session_of(model)
+    with pytest.raises(ZeroDivisionError):
+        session._change(("model.compile()", "1 / 0"))
+    assert compiled_as(model)[0] == "whole"
+
+    session._change(())
+    assert compiled_as(model)[0] == ""
+    with pytest.raises(ZeroDivisionError):
+        session._change(("1 / 0", "model.compile()"))
+    session._change(("model.compile()",))
+    assert compiled_as(model)[0] == "whole"
+    with session.unchanged():
+        assert compiled_as(model)[0] == ""
+    assert compiled_as(model)[0] == "whole"
+
+
+def test_what_is_compiled_with_a_pinned_kernel_meets_no_other_in_a_process() -> None:
+    """Torch does not look at its switches again when it runs a graph: another's would run this one's kernel."""
+    sdpa = Configuration.of({"attention": "sdpa", "precision": "bf16", "compilation": "compiled"})
+    pinned = sdpa.replaced(attention="sdpa-efficient")
+    both = [sdpa.replaced(compilation="off"), pinned.replaced(compilation="off")]
+
+    assert processes([*both, sdpa, pinned], is_alone=False) == [[*both, sdpa], [pinned]]
+
+
+@pytest.mark.slow  # compiles eighteen graphs
+def test_contestants_of_a_block_have_as_many_graphs_each_as_alone(model: Any) -> None:
+    """They share the code that torch counts by: three with four shapes each are past its limit of eight."""
+    with switches_torch.graphs_for(3), torch.inference_mode():
+        for name in ("compiled-regional", "compiled-regional-dynamic", "compiled-regional-max-autotune-no-cudagraphs"):
+            changed(model, name)
+            for rows, length in ((1, 24), (2, 32), (2, 40), (3, 48)):
+                model(input_ids=torch.randint(0, 100, (rows, length)), use_cache=False)
+            assert not switches_torch.is_limited(), name
+            uncompile(model)

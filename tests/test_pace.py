@@ -15,9 +15,10 @@ from advisor.machine.pace import Pace
 from advisor.measure import block_torch, timing_torch
 from advisor.measure.block_torch import run_block
 from advisor.measure.messages import BlockAsked, FactsAsked, Failure, Rounds, Timing, TrialAsked, TrialDone
+from advisor.measure.rounds_torch import Round, Taken
 from advisor.measure.session_torch import Session
 from advisor.measure.stopping import Stopping, Turns
-from advisor.measure.timing_torch import Round, Taken, take_round
+from advisor.measure.timing_torch import take_round
 from advisor.measure.worker import read_facts
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration

@@ -32,6 +32,7 @@ from advisor.measure.messages import (
     numbered,
 )
 from advisor.measure.proof_torch import launched_of
+from advisor.measure.rounds_torch import Taken, busy_share
 from advisor.measure.runner import LocalRunner, read_facts
 from advisor.measure.session_torch import synchronize
 from advisor.measure.stopping import Stopping
@@ -39,10 +40,8 @@ from advisor.measure.timing_torch import (
     EARLY_STOP_RATIO,
     EARLY_STOP_S,
     MOST_WARMING,
-    Taken,
     _clearly_slower,
     _is_warm,
-    busy_share,
 )
 from advisor.models.checkpoint import find_model
 from advisor.nouns.configuration import Configuration

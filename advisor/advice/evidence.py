@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from advisor.advice.ranking import Candidate, candidate, ranked
 from advisor.nouns.measurement import Comparison
-from advisor.nouns.metrics import ROUND, Metric, is_energy
+from advisor.nouns.metrics import Metric, is_energy
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Limits, Objective, Tier
 from advisor.nouns.trial import Trial, default_of
@@ -90,17 +90,15 @@ def _comparisons_for(
 ) -> Sequence[Comparison]:
     """Return what comparisons count for an objective: those of what the study aimed at.
 
-    A ratio of speeds says nothing of memory. What was compared by speed alone says what a job of so many calls gets; what was
-    compared for such a job says that of it alone.
+    A ratio of speeds says nothing of memory. What is stored is of speeds, whatever job the study was for: what a job gets
+    follows.
     """
-    aimed = study.objective
-    if aimed.metric != objective.metric or (aimed.calls is not None and aimed.calls != objective.calls):
+    if study.objective.metric != objective.metric:
         return []
     found = store.comparisons(study.id)
-    if aimed.calls == objective.calls or job is None:
+    if job is None:
         return found
-    rounds_s = {t.ran.key: value for t in trials if t.phase == "search" and (value := t.value(ROUND))}
-    return [each for comparison in found if (each := job.compared(comparison, rounds_s)) is not None]
+    return [each for comparison in found if (each := job.compared(comparison, trials)) is not None]
 
 
 def _reached(

@@ -99,7 +99,13 @@ def _best_study(
         and _was_as_wide(s.objective.max_memory_bytes, objective.max_memory_bytes)
     ]
     # A study that was done within a limit answers before one without it that has only begun.
-    wide.sort(key=lambda s: (s.state != "done", not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s)))
+    wide.sort(
+        key=lambda s: (
+            s.state != "done",
+            not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s),
+            s.objective.calls not in (None, objective.calls),
+        )
+    )
     if wide:
         return wide[0], []
     searched = plain[0].objective

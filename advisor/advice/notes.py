@@ -91,9 +91,9 @@ def begin_notes(
         return []
     begins_s = beginnings_s(trials, study.facts)
     mine_s = begins_s.get(chosen.configuration)
-    if objective.calls is not None:
+    if objective.job_calls is not None:
         begins = "" if mine_s is None else f", with the {duration(mine_s)} that it takes to begin"
-        return [f"figures are over {objective.calls:,} calls{begins}"]
+        return [f"figures are over {objective.job_calls:,} calls, batches of the default's{begins}"] if default else []
     if default is None or chosen.is_default or not objective.aim.is_of_time or mine_s is None:
         return []
     theirs_s = begins_s.get(default.configuration)
@@ -105,7 +105,7 @@ def begin_notes(
     if pays is None:
         return []
     text = f"it takes {duration(mine_s)} to begin, the default {duration(theirs_s)} (loading, first call, compiling)"
-    return [f"{text}: it pays from {pays:,} calls on; --calls N says what is best for N"]
+    return [f"{text}: it pays from {pays:,} calls on, batches of the default's; --calls N says what is best for N"]
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
@@ -116,6 +116,8 @@ def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
             f"the study aimed at {study.objective.aim.name}: nothing is confirmed for {objective.aim.name}; "
             f"tune --objective {objective.aim.name} would"
         )
+    if study.objective.calls is not None and study.objective.calls != objective.calls:
+        notes.append(f"the study was made for {study.objective.calls:,} calls")
     if study.objective.max_latency_s is not None and study.objective.max_latency_s != objective.max_latency_s:
         notes.append(f"the study was made for at most {study.objective.max_latency_s * 1000:g} ms a batch")
     if study.objective.only:

@@ -93,6 +93,10 @@ def _objective(kind: Kind, wanted: Mapping[str, Any], asked: Mapping[str, Any]) 
     _refuse_unknown_rules(rules)
     if wanted["max_latency"] is not None and not any(metric.is_latency for metric in kind.metrics):
         raise BadInput(f"{named('max_latency')}: work of the kind {kind.name} has no latency to be bounded")
+    aim = kind.objectives[wanted["objective"]]
+    if wanted["calls"] is not None and (not aim.is_of_time or aim.less_is_better):
+        text = f"{named('calls')} spreads what it takes to begin over a job, and {wanted['objective']} is not of a job"
+        raise BadInput(text, f"leave it out, or ask for {named('objective')} {kind.aim.name}")
     restrictions = (*wanted["only"], *wanted["fix"])
     return Objective(
         quality=Tier(wanted["quality"]),

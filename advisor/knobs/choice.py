@@ -79,7 +79,8 @@ class Reading:
     flash_impl: what torch's flash kernel was switched to ("FA3", "FA4"), "" where it is torch's own.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
     seconds that a GPU's kernels took together in that step, 0.0 where none were seen. compiled_regions: how many times it
-    entered what torch compiled. proof_s: what reading all this took.
+    entered what torch compiled; compile_limited: whether torch had compiled a function as often as it does by then. proof_s:
+    what reading all this took.
     """
 
     attention: Mapping[str, str]
@@ -98,6 +99,7 @@ class Reading:
     own: Mapping[str, Any] = field(default_factory=dict)
     kernel_s: float = 0.0
     compiled_regions: int = 0
+    compile_limited: bool = False
     proof_s: float = 0.0
 
 
@@ -236,8 +238,8 @@ class Knob:
     read(model, arguments): what its own proofs need to see of a loaded model and of a call's arguments, as JSON values; it
     stands in `Reading.own` under the knob's name; worker only.
     undo(model): takes back what choices did to a loaded model by `Choice.on_model`; worker only.
-    late: its choices but the implied one are tried on the best that was measured without them, and nowhere else: they cost
-    more than they differ in (`Space.opened`).
+    late: its choices but the implied one are tried on the best that was measured without them before anything else of theirs:
+    they cost more than they differ in (`advisor.search.late`).
     """
 
     name: str

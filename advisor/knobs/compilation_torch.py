@@ -19,7 +19,7 @@ def uncompile(model: Any) -> None:
     for module in model.modules():
         module._compiled_call_impl = None
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.config.allow_unspec_int_on_nn_module = False
+        torch._dynamo.config.allow_unspec_int_on_nn_module = False  # as torch has it
 
 
 def compiled_as(model: Any) -> tuple[str, str, bool, int]:
@@ -34,6 +34,7 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
     if not compiled:
         return "", "", False, 0
     context = _context_of(compiled[0]._compiled_call_impl)
+    is_known = hasattr(context, "compiler_config")
     options = getattr(context, "compiler_config", None) or {}
     asked = bool(options.get("triton.cudagraphs")), bool(options.get("max_autotune"))
     modes = {
@@ -45,7 +46,7 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
     region = "whole" if model._compiled_call_impl is not None else "regional"
     return (
         region,
-        modes[asked] if context is not None else "unknown",
+        modes[asked] if is_known else "unknown",
         getattr(context, "_dynamic", None) is True,
         len(compiled),
     )
@@ -53,5 +54,6 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
 
 def _context_of(call: Any) -> Any:
     """Return the context that a compiled call runs in, None where torch keeps it otherwise."""
-    cells = zip(call.__code__.co_freevars, call.__closure__ or (), strict=True)
+    code = getattr(call, "__code__", None)
+    cells = zip(() if code is None else code.co_freevars, getattr(call, "__closure__", None) or (), strict=True)
     return next((cell.cell_contents for name, cell in cells if name == "self"), None)

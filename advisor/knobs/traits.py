@@ -30,7 +30,8 @@ class Traits:
     fuses_layers: a layer is one operator of torch's.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
-    are, or the whole model. pays_compiled: it is slower than nothing unless the model is compiled; breaks_graphs: a layer with
+    are, or the whole model. pins_kernel: it holds torch to a kernel by a switch that what was
+    compiled does not look at. pays_compiled: it is slower than nothing unless the model is compiled; breaks_graphs: a layer with
     it is no graph of its own any more. replays: kernels are recorded once and replayed, without the operators that launch them.
     own_load: this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the
     process, so that two models in one process would have it both. independent: False where the arithmetic depends on the whole
@@ -59,6 +60,7 @@ class Traits:
     fuses_layers: bool = False
     compiles: bool = False
     compiles_model: bool = False
+    pins_kernel: bool = False
     pays_compiled: bool = False
     breaks_graphs: bool = False
     replays: bool = False

@@ -11,6 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -18,14 +19,16 @@ from typing import Any
 
 import torch
 
-from advisor.knobs import traits_of
+from advisor.knobs import compiles, traits_of
 from advisor.machine import pace
 from advisor.machine.device import Gauges
 from advisor.measure.messages import BlockAsked, BlockDone, Contested, Failure, RoundEvent
-from advisor.measure.peak_torch import peak_of, reset_peak
-from advisor.measure.ready_torch import Ready, make_ready
+from advisor.measure.peak_torch import Peak, peak_of, reset_peak
+from advisor.measure.ready_torch import Ready, make_ready, with_peak
+from advisor.measure.rounds_torch import Round, Taken
 from advisor.measure.session_torch import Session, runtime_of, weights_key
-from advisor.measure.timing_torch import Round, Taken, take_round, timed_round
+from advisor.measure.timing_torch import take_round, timed_round
+from advisor.networks import switches_torch
 from advisor.networks.switches_torch import compiled
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome
@@ -75,7 +78,7 @@ class Contestant:
     rounds: Taken = field(default_factory=Taken)
     spent_s: float = 0.0
     failure: Failure | None = None
-    peak: int | None = None
+    peak: Peak | None = None
     parts: list[list[int]] = field(default_factory=list)
     pieces: list[Round] = field(default_factory=list)
 
@@ -87,7 +90,8 @@ class Contestant:
         if self.ready is None or not self.rounds.wall_s:
             cut = Failure(outcome=Outcome.CUT, reason="its block was broken off")
             return Contested(came=cut, spent_s=self.spent_s)
-        done = self.ready.told(Outcome.OK, rounds=self.rounds.told, peak_bytes=self.peak)
+        done = self.ready.told(Outcome.OK, rounds=self.rounds.told)
+        done = done if self.peak is None else with_peak(done, self.peak)
         return Contested(came=done, spent_s=self.spent_s)
 
 
@@ -101,7 +105,8 @@ def run_block(session: Session, request: BlockAsked, failure_of: FailureOf) -> B
     default or the device itself that failed. The peak of memory is read where there is one alone, energy over the turns of each.
     """
     block = _Block(session, request, failure_of)
-    with torch.inference_mode():
+    compiling = sum(compiles(each) for each in request.contestants)
+    with torch.inference_mode(), switches_torch.graphs_for(compiling) if compiling else nullcontext():
         if request.in_turn:
             for contestant in block.shuffled():
                 block.run([contestant])
@@ -150,7 +155,7 @@ class _Block:
                     self._attempt(contestant, lambda one: turn(one, gauges))
         for contestant in self._left(contestants):
             if len(contestants) == 1:
-                contestant.peak = peak_of(self.device, self.uuid).total
+                contestant.peak = peak_of(self.device, self.uuid)
             contestant.rounds.joules = contestant.energy.per_round
 
     def _pair(self, contestants: list[Contestant]) -> None:
@@ -170,9 +175,9 @@ class _Block:
 
     def _make_ready(self, contestant: Contestant) -> None:
         kernels = traits_of(contestant.configuration).replays  # no operator shows then what runs
-        before = compiled()
+        before = compiled()  # of all contestants by now
         contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=kernels)
-        contestant.rounds.compiled = compiled().more_than(before)
+        contestant.rounds.at_first = compiled().more_than(before)
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:
         return [] if self.stopped else [contestant for contestant in contestants if contestant.failure is None]
@@ -199,7 +204,9 @@ class _Block:
         order = list(range(len(calls)))
         if self.parts > 1:
             order = sorted(order, key=lambda number: -sum(calls[number].lengths))[:_MOST_WARMING]
+        before = compiled()
         timed_round(session, calls, self.device, runtime_of(self.request), order)
+        contestant.rounds.compiled = compiled().more_than(before)
 
     def _turn(self, contestant: Contestant, gauges: Gauges) -> None:
         """Run rounds of a contestant for as long as a turn takes and keep their medians."""

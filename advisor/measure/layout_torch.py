@@ -34,14 +34,18 @@ def look_at_layout(session: Session, subject: Subject, configuration: Configurat
     plain attention behind the same interface, for they take 16 bits alone; what is compiled is stood in for by eager attention.
     """
     session.stage("layout in fp32")
+    depth = fp32_torch.first_of_each_kind(session.model, subject.facts.layers)
+    with session.unchanged():
+        return _looked_at(session, subject, configuration, depth)
+
+
+def _looked_at(session: Session, subject: Subject, configuration: Configuration, depth: int) -> dict[str, Figure]:
+    """Look at the first layers, or at all where these do not run by themselves; what fails is said."""
     facts, model = subject.facts, session.model
-    own, allowed = str(model.config._attn_implementation), allowed_kernels()
-    depth = fp32_torch.first_of_each_kind(model, facts.layers)
-    why = ""
+    own, allowed, why = str(model.config._attn_implementation), allowed_kernels(), ""
     for kept in dict.fromkeys((depth, facts.layers)):
         try:
             with ExitStack() as stack:
-                stack.enter_context(session.unchanged())
                 stack.enter_context(fp32_torch.in_fp32(model, session.device))
                 stack.enter_context(fp32_torch.first_layers(model, facts.layers, kept))
                 error, pads = _layout_error(session, subject, configuration, facts, kept)

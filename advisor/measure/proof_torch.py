@@ -66,14 +66,16 @@ def _is(event: Any, question: str) -> bool:
 def picked_by_torch(session: Session, call: Call, subject: Subject, *, kernels: bool = True) -> list[str]:
     """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
 
-    A pinned kernel that is the one torch picks by itself is no configuration of its own.
+    A pinned kernel that is the one torch picks by itself is no configuration of its own. What was compiled with a kernel has it
+    for good, whatever is allowed: torch is asked uncompiled.
     """
     allowed = switches_torch.allowed_kernels()
     if len(allowed) == 4:
         return []
     switches_torch.allow_kernels(switches_torch.KERNELS)
     try:
-        return profiled(session, call, subject, kernels=kernels).names
+        with session.unchanged():
+            return profiled(session, call, subject, kernels=kernels).names
     finally:
         switches_torch.allow_kernels(allowed)
 
@@ -109,6 +111,7 @@ def read_effective(
         one_way=not (facts.supports_sdpa or facts.supports_flash or facts.supports_flex),
         kernel_s=launched.kernel_s,
         compiled_regions=launched.regions,
+        compile_limited=switches_torch.is_limited(),
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
 

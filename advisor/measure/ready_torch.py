@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor.knobs import Reading, effective_choices
 from advisor.measure.messages import FIRST_CALL, Subject, TrialDone
+from advisor.measure.peak_torch import Peak
 from advisor.measure.proof_torch import read_effective, unproven
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.timing_torch import timed_round
@@ -63,3 +64,8 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     effective = Configuration.of(effective_choices(reading, whole))
     alias = unproven(requested, effective, reading)
     return Ready(requested, calls, reading, effective, alias, load_s, first_call_s)
+
+
+def with_peak(done: TrialDone, peak: Peak) -> TrialDone:
+    """Return what came of a trial with its peak of memory, and what that is made of beside the evidence."""
+    return done.replaced(peak_bytes=peak.total, reading={**done.reading, "peak": dict(peak.told)})

@@ -30,6 +30,7 @@ from advisor.measure.lines import NoMessage
 from advisor.measure.messages import (
     FIRST_CALL,
     Answer,
+    BlockAsked,
     Done,
     FactsAsked,
     FactsRead,
@@ -233,7 +234,9 @@ class LocalRunner:
                 if isinstance(event, Done) and event.id == self._count:
                     return event.result if is_answered(request, event.result) else _not_understood("no answer", line)
                 self.listener(words_of(event))
-        is_compiling = isinstance(request, TrialAsked) and compiles(request.configuration) and stage == FIRST_CALL
+        asked = request.contestants if isinstance(request, BlockAsked) else ()
+        asked = (request.configuration,) if isinstance(request, TrialAsked) else asked
+        is_compiling = stage == FIRST_CALL and any(map(compiles, asked))
         text = (
             f"no result after {timeout_s:.0f} s{': it was still compiling for its first call' if is_compiling else ''}"
         )

@@ -30,7 +30,8 @@ class Session:
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
         #: The statements that changed the loaded model as its configuration asks, and that are taken back for another's.
-        self.on_model: tuple[str, ...] = ()
+        #: None amid a change, and where one failed: then nobody knows what the model is like.
+        self.on_model: tuple[str, ...] | None = ()
         self.names: dict[str, Any] = {}
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
         #: What sequences are alone in fp32, on the CPU, by (layers, attempt) and number: of the loaded weights.
@@ -81,6 +82,7 @@ class Session:
         """Have the loaded model be changed by these statements and no others."""
         if lines == self.on_model:
             return
+        self.on_model = None
         for knob in KNOBS.values():
             if knob.undo is not None:
                 knob.undo(self.model)
@@ -92,6 +94,7 @@ class Session:
     def unchanged(self) -> Iterator[None]:
         """Have the loaded model be as it was loaded for a while."""
         lines = self.on_model
+        assert lines is not None, "a change failed, and the trial went on"
         self._change(())
         try:
             yield

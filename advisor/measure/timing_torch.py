@@ -6,18 +6,18 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from advisor.machine import pace
 from advisor.machine.device import Gauges, disturbed
-from advisor.measure.messages import RoundEvent, Rounds, TrialAsked
+from advisor.measure.messages import RoundEvent, TrialAsked
+from advisor.measure.rounds_torch import LAP, Round, Settled, Taken
 from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.stopping import LAUNCH_BOUND_ROUNDS
-from advisor.networks.switches_torch import NOTHING_COMPILED, Compiled, compiled
+from advisor.networks.switches_torch import compiled
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
@@ -33,22 +33,6 @@ ENERGY_WINDOW_S = 2.0
 
 #: Rounds thrown away for a disturbance before disturbed ones are kept, and say so (nvbench waits and tries again too).
 MOST_DISCARDED = 5
-
-
-#: What a round's state calls the slower of two laps of a CPU's loop, before and after it, where they were run.
-_LAP = "cpu_lap_s"
-
-
-class Round(NamedTuple):
-    """One pass over the batches: wall seconds, seconds by CUDA events (0.0 on a CPU), wall seconds of the slowest batch.
-
-    first_s: wall seconds of the batch that is the first of the list, whenever it was run; 0.0 where it was not.
-    """
-
-    wall_s: float
-    gpu_s: float
-    slowest_s: float
-    first_s: float = 0.0
 
 
 class NotFinite(Exception):
@@ -91,91 +75,11 @@ def timed_round(
     return Round(wall_s, gpu_s, slowest_s, first_s)
 
 
-@dataclass
-class Taken:
-    """The rounds of a trial as they are taken: what `advisor.measure.messages.Rounds` tells of them.
-
-    joules: over a window of at least ENERGY_WINDOW_S. busy: by the kernels of the profiled batch. paired: they are turns of a
-    block that are compared with other contestants' one by one. compiled: what torch compiled for them and for the first call.
-    """
-
-    wall_s: list[float] = field(default_factory=list)
-    gpu_s: list[float] = field(default_factory=list)
-    slowest_s: list[float] = field(default_factory=list)
-    first_s: list[float] = field(default_factory=list)
-    states: list[dict[str, Any]] = field(default_factory=list)
-    discarded: list[str] = field(default_factory=list)
-    pruned: str = ""
-    joules: float | None = None
-    busy: float | None = None
-    paired: bool = False
-    compiled: Compiled = NOTHING_COMPILED
-
-    @property
-    def told(self) -> Rounds:
-        """The rounds as they are sent."""
-        return Rounds(
-            wall_s=tuple(self.wall_s),
-            gpu_s=tuple(self.gpu_s),
-            slowest_s=tuple(self.slowest_s),
-            states=tuple(self.states),
-            discarded=tuple(self.discarded),
-            pruned=self.pruned,
-            joules=self.joules,
-            busy=self.busy,
-            laps_s=tuple(state[_LAP] for state in self.states) if all(_LAP in state for state in self.states) else (),
-            paired=self.paired,
-            compiled=self.compiled.by_metric,
-        )
-
-    @property
-    def at_pace(self) -> list[float]:
-        """The wall seconds of those during which the CPU was at its pace, by what is known now, or nobody looked."""
-        return [self.wall_s[number] for number in self._at_pace]
-
-    @property
-    def _at_pace(self) -> list[int]:
-        return [n for n, state in enumerate(self.states) if _LAP not in state or pace.OWN.is_full(state[_LAP])]
-
-    def keep_at_pace(self, least: int) -> int:
-        """Throw away those during which the CPU was not at its pace, unless fewer than `least` are left; return how many."""
-        kept = self._at_pace
-        if len(kept) < least:
-            return 0
-        thrown = len(self.states) - len(kept)
-        self._keep(kept)
-        return thrown
-
-    def keep(self, last: int) -> None:
-        """Throw all away but the last ones."""
-        self._keep(range(len(self.states))[len(self.states) - last :])
-
-    def _keep(self, numbers: Sequence[int]) -> None:
-        for figures in (self.wall_s, self.gpu_s, self.slowest_s, self.first_s):
-            figures[:] = [figures[number] for number in numbers]
-        self.states[:] = [self.states[number] for number in numbers]
-
-    def look_at_busy(self, kernel_s: float) -> None:
-        """Tell which share of the time the GPU computes. kernel_s: what the kernels of the first batch take, 0.0 if unknown.
-
-        By the rounds while the CPU was at its pace, if there are any: those are what the other figures are of.
-        """
-        self.busy = busy_share(kernel_s, [self.first_s[number] for number in self._at_pace] or self.first_s)
-
-    def add(self, found: Round, state: dict[str, Any]) -> None:
-        """Add a round."""
-        self.wall_s.append(found.wall_s)
-        self.gpu_s.append(found.gpu_s)
-        self.slowest_s.append(found.slowest_s)
-        self.first_s.append(found.first_s)
-        self.states.append(state)
-
-
 class Timing:
     """The rounds of a search trial: a first look whether it is worth the gate's time, then as many as say enough.
 
-    Rounds before two in a row agree are warm-up and thrown away; already they can show that a trial is slow: compilation and
-    caches do not make two rounds slow.
+    Rounds before two in a row agree are warm-up and thrown away; already they can show that a trial is slow, but for those in
+    which torch compiles (see `Settled`): caches do not make two rounds slow.
     """
 
     def __init__(self, session: Session, calls: Sequence[Call], request: TrialAsked, kernel_s: float = 0.0) -> None:
@@ -183,8 +87,8 @@ class Timing:
         self._session, self._calls, self._timing = session, calls, request.timing
         self._device, self._runtime = session.device, runtime_of(request)
         self._stopping, self._incumbent_s = request.timing.stopping, request.timing.incumbent_s
-        self._rounds, self._is_warm, self._all_s = Taken(compiled=compiled()), False, list[float]()
-        self._settled = Settled(self._rounds.compiled)
+        self._rounds, self._is_warm, self._all_s = Taken(at_first=compiled()), False, list[float]()
+        self._settled = Settled(self._rounds.at_first)
         self._kernel_s = kernel_s
         pace.OWN.hold_to(request.timing.best_lap_s)
 
@@ -273,27 +177,6 @@ class Timing:
             self._session.send(RoundEvent(n=len(self._all_s), round_s=median(self._all_s[-2:])))
 
 
-class Settled:
-    """The rounds by which a configuration can be told to be slow: none in which torch compiled, nor the one after.
-
-    In the next a CUDA graph is recorded, and each shape has its own. Without a compiler all are.
-    """
-
-    def __init__(self, compiled: Compiled) -> None:
-        """Have none. compiled: what was, for the first call."""
-        self.rounds_s: list[float] = []
-        self._skips = int(compiled.graphs > 0)
-
-    def add(self, wall_s: float, compiled: Compiled) -> None:
-        """Add a round. compiled: in it."""
-        if compiled.graphs:
-            self.rounds_s, self._skips = [], 1
-        elif self._skips:
-            self._skips -= 1
-        else:
-            self.rounds_s.append(wall_s)
-
-
 def take_round(
     gauges: Gauges, device: str, run: Callable[[], Round], rounds: Taken, *, laps: bool
 ) -> tuple[Round, dict[str, Any]]:
@@ -307,7 +190,7 @@ def take_round(
         before = gauges.read(own_pid_expected=on_gpu)
         lap_s = pace.OWN.lap_s() if laps else 0.0
         found = run()
-        beside = {_LAP: max(lap_s, pace.OWN.lap_s())} if laps else {}
+        beside = {LAP: max(lap_s, pace.OWN.lap_s())} if laps else {}
         after = gauges.read(own_pid_expected=on_gpu) | beside
         why = disturbed(before, after)
         if not why or len(rounds.discarded) >= MOST_DISCARDED:
@@ -330,14 +213,6 @@ def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
         rounds += 1
     after = gauges.read().get("energy_j")
     return (after - before) / rounds if isinstance(after, float) and after > before else None
-
-
-def busy_share(kernel_s: float, batch_s: Sequence[float]) -> float | None:
-    """Return the share of a batch's wall seconds for which the GPU computes; None where no kernel was seen.
-
-    kernel_s: what the batch's kernels take together; batch_s: what the batch took, each time it was run.
-    """
-    return min(1.0, kernel_s / median(batch_s)) if kernel_s > 0 and batch_s and median(batch_s) > 0 else None
 
 
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:

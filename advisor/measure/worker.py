@@ -67,7 +67,7 @@ from advisor.measure.messages import (
     decode_request,
 )
 from advisor.measure.peak_torch import Peak, note_others, peak_of, reset_peak
-from advisor.measure.ready_torch import make_ready
+from advisor.measure.ready_torch import make_ready, with_peak
 from advisor.measure.reference_torch import write_reference
 from advisor.measure.session_torch import Session
 from advisor.measure.timing_torch import NotFinite, Timing
@@ -107,7 +107,7 @@ def run_trial(session: Session, request: TrialAsked) -> TrialDone:
             return done.replaced(outcome=Outcome.WRONG_OUTPUT, reason=str(error))
         if slow is not None:
             stopped = done.replaced(outcome=Outcome.PRUNED, reason=slow.pruned, rounds=slow.told)
-            return _with_peak(stopped, peak_of(session.device, session.uuid))
+            return with_peak(stopped, peak_of(session.device, session.uuid))
         # All batches have run by now, and what the gate does in fp32 is no part of it.
         seen = peak_of(session.device, session.uuid) if timing.has_run else None
         if request.gate is not None:
@@ -138,11 +138,6 @@ def _gated(session: Session, request: TrialAsked, gate: Gate, done: TrialDone, q
     return done.replaced(outcome=outcome, reason=found, quality=quality, gate_s=gate_s)
 
 
-def _with_peak(done: TrialDone, peak: Peak) -> TrialDone:
-    """Return what came of a trial with its peak of memory, and what that is made of beside the evidence."""
-    return done.replaced(peak_bytes=peak.total, reading={**done.reading, "peak": dict(peak.told)})
-
-
 def _timed(session: Session, timing: Timing, done: TrialDone, seen: Peak | None) -> TrialDone:
     """Return what came of a trial with its rounds. At what is known to be wrong nobody looks again.
 
@@ -157,7 +152,7 @@ def _timed(session: Session, timing: Timing, done: TrialDone, seen: Peak | None)
     peak = seen or peak_of(session.device, session.uuid)
     if rounds.pruned:
         done = done.replaced(outcome=Outcome.PRUNED, reason=rounds.pruned)
-    return _with_peak(done.replaced(rounds=rounds.told), peak)
+    return with_peak(done.replaced(rounds=rounds.told), peak)
 
 
 def failure_of(error: BaseException, stage: str) -> Failure:

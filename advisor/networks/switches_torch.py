@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.attention
-
-from advisor.nouns.metrics import COMPILED
 
 #: torch's kernels of scaled_dot_product_attention: what allows each, and what says whether it is allowed.
 _KERNEL_SWITCHES = {
@@ -56,11 +55,39 @@ def compiled_frames() -> int:
 
 def forget_compiled() -> None:
     """Forget what torch compiled: its cache is per function, and the ninth variant of flex_attention would run uncompiled."""
-    from torch._dynamo.utils import clear_compilation_metrics, counters
+    from torch._dynamo import utils
 
     torch._dynamo.reset()  # type: ignore[no-untyped-call,unused-ignore]
-    clear_compilation_metrics()
-    counters.clear()
+    utils.clear_compilation_metrics()
+    utils.set_compilation_metrics_limit(_MOST_FRAMES)
+    utils.counters.clear()
+
+
+#: torch remembers the last 64 frames that it compiled: fewer than a few contestants with a few shapes have.
+_MOST_FRAMES = 4096
+
+
+@contextmanager
+def graphs_for(users: int) -> Iterator[None]:
+    """Have torch compile a function as often as it does for one user for each of so many: in one process they share its code."""
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    before = config.recompile_limit
+    config.recompile_limit = before * users
+    try:
+        yield
+    finally:
+        config.recompile_limit = before
+
+
+def is_limited() -> bool:
+    """Whether torch has given a function up because it had compiled it as often as it does."""
+    if not compiled_frames():
+        return False
+    from torch._dynamo.utils import counters
+
+    return any("recompile limit exceeded" in text for text in counters["unimplemented"])
 
 
 class Compiled(NamedTuple):
@@ -70,11 +97,6 @@ class Compiled(NamedTuple):
     graphs: int = 0
     again: int = 0
     breaks: int = 0
-
-    @property
-    def by_metric(self) -> dict[str, float]:
-        """The same by the metrics that are stored; nothing where nothing was."""
-        return dict(zip(COMPILED, map(float, self), strict=True)) if self.graphs else {}
 
     def more_than(self, before: Compiled) -> Compiled:
         """Return what was compiled since then."""
@@ -91,15 +113,15 @@ NOTHING_COMPILED = Compiled()
 
 
 def compiled() -> Compiled:
-    """Return what torch has compiled since it last forgot."""
+    """Return what torch has compiled since it last forgot; what a torch does not tell counts as nothing."""
     if not compiled_frames():
         return NOTHING_COMPILED
     from torch._dynamo.utils import counters, get_compilation_metrics
 
-    frames = [each for each in get_compilation_metrics() if each.compile_id is not None]
+    frames = [each for each in get_compilation_metrics() if getattr(each, "compile_id", None) is not None]
     return Compiled(
-        seconds=sum(each.entire_frame_compile_time_s or 0.0 for each in frames),
+        seconds=sum(getattr(each, "entire_frame_compile_time_s", None) or 0.0 for each in frames),
         graphs=int(counters["stats"]["unique_graphs"]),
-        again=sum(1 for each in frames if each.recompile_reason),
+        again=sum(1 for each in frames if getattr(each, "recompile_reason", None)),
         breaks=sum(counters["graph_break"].values()),
     )

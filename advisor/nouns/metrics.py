@@ -24,10 +24,17 @@ CPU_LAP = "cpu_lap_s"
 #: The share of the time for which a GPU computed, by the kernels of the batch that was profiled.
 GPU_BUSY = "gpu_busy"
 
-#: What torch compiled for a trial's rounds, the first call's included, with units: its seconds, how many graphs it made, how many
-#: of them anew for what the first was not made for, and at how many places it gave a graph up.
-COMPILE, GRAPHS, RECOMPILED, BREAKS = "compile_s", "compiled_graphs", "recompilations", "graph_breaks"
-COMPILED = {COMPILE: "s", GRAPHS: "graphs", RECOMPILED: "graphs", BREAKS: "places"}
+#: What torch compiled for a trial's rounds, the first call's included, with units: its seconds, those of them that came after the
+#: first call, how many graphs it made, how many of them anew for what the first was not made for, and at how many places it gave
+#: a graph up.
+COMPILE, LATER, GRAPHS, RECOMPILED, BREAKS = (
+    "compile_s",
+    "compile_later_s",
+    "compiled_graphs",
+    "recompilations",
+    "graph_breaks",
+)
+COMPILED = {COMPILE: "s", LATER: "s", GRAPHS: "graphs", RECOMPILED: "graphs", BREAKS: "places"}
 
 #: The peak of memory, which a trial has beside its measurements.
 PEAK = "peak_bytes"

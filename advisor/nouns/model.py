@@ -196,8 +196,8 @@ class ModelFacts:
     done with an embedding after pooling, step by step: see :mod:`advisor.models.beside`. `packed_row`: what a small copy
     makes of sequences that share a row without FlashAttention: "wrong" (they come out otherwise than alone), "raises", ""
     where it is right or could not be tried: see :mod:`advisor.networks.packed_torch`. `repeated_layers`: how many layers
-    transformers knows to be repeated, which can be compiled one by one. `liger`: whether the Liger that was installed when this
-    was read has kernels for the type of model, None where none was.
+    transformers knows to be repeated, which can be compiled one by one; None where nobody looked. `liger`: whether the Liger that
+    was installed when this was read has kernels for the type of model, None where none was.
     """
 
     architecture: str
@@ -240,7 +240,7 @@ class ModelFacts:
     attention_width: int = 0
     after_pooling: tuple[str, ...] = ()
     packed_row: str = ""
-    repeated_layers: int = 0
+    repeated_layers: int | None = None
     liger: bool | None = None
 
     @property

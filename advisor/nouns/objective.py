@@ -84,6 +84,11 @@ class Objective:
         """The metric with its unit and direction."""
         return METRICS[self.metric]
 
+    @property
+    def job_calls(self) -> int | None:
+        """Over how many calls rates are; None where nothing is spread, or the aim is no rate: bytes and joules are not spread."""
+        return self.calls if self.aim.is_of_time and not self.aim.less_is_better else None
+
     def leaves(self, configuration: Configuration) -> bool:
         """Whether --only leaves a configuration: by its choice, stated or implied, of every knob that is named."""
         return all(configuration.get(knob) in names for knob, names in self.only)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from advisor.knobs import weights_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.metrics import COMPILE, METRICS, ROUND
+from advisor.nouns.metrics import LATER, METRICS, ROUND
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial, default_of
@@ -33,9 +33,9 @@ class Amortised:
     ) -> Amortised | None:
         """Return an objective's job, as a study's trials tell it; None where it has none, or the default was not measured."""
         default = default_of(trials)
-        if objective.calls is None or default is None:
+        if objective.job_calls is None or default is None:
             return None
-        return cls(objective.calls / calls_of(workload, default.requested), beginnings_s(trials, facts))
+        return cls(objective.job_calls / calls_of(workload, default.requested), beginnings_s(trials, facts))
 
     def spread(self, trial: Trial) -> Trial:
         """Return a trial with its rates as the job gets them: each round takes its share of the beginning too."""
@@ -56,17 +56,18 @@ class Amortised:
 
         return replace(trial, measurements=tuple(spread(measured) for measured in trial.measurements))
 
-    def compared(self, comparison: Comparison, rounds_s: Mapping[str, float]) -> Comparison | None:
+    def compared(self, comparison: Comparison, trials: Iterable[Trial]) -> Comparison | None:
         """Return what a comparison of speeds says of the job; None where it is not known what its sides take.
 
-        rounds_s: seconds of a round of each configuration, by key.
+        trials: of the study; a round is as long as the baseline's search trial says.
         """
         begins = {configuration.key: begin_s for configuration, begin_s in self.begin_s.items()}
         keys = (comparison.candidate, comparison.baseline)
-        if any(key not in begins for key in keys) or comparison.baseline not in rounds_s:
+        ran = (t for t in trials if t.phase == "search" and t.ran.key == comparison.baseline)
+        round_s = next((value for trial in ran if (value := trial.value(ROUND))), None)
+        if round_s is None or any(key not in begins for key in keys):
             return None
         mine_s, theirs_s = (begins[key] / self.passes for key in keys)
-        round_s = rounds_s[comparison.baseline]
         ratios = tuple((round_s + theirs_s) / (round_s / ratio + mine_s) for ratio in comparison.block_ratios)
         return replace(comparison, block_ratios=ratios)
 
@@ -94,7 +95,7 @@ def beginnings_s(trials: Iterable[Trial], facts: ModelFacts) -> dict[Configurati
     found: dict[Configuration, float] = {}
     for trial in ran:
         load_s = loads[weights_of(trial.ran, switches_attention=facts.switches_attention)]
-        begin_s = load_s + max(trial.first_call_s or 0.0, trial.value(COMPILE) or 0.0)
+        begin_s = load_s + (trial.first_call_s or 0.0) + (trial.value(LATER) or 0.0)
         found[trial.ran] = max(found.get(trial.ran, 0.0), begin_s)
     return found
 

@@ -108,7 +108,7 @@ def build_space(
         refusals=tuple(_telling([*alone, *found.refusals])),
         warnings=found.warnings,
         costs=costs_of(of_default, objective.aim) | dict(zip(found.configurations, predicted, strict=True)),
-        passes=None if objective.calls is None else objective.calls / calls_of(workload, baseline),
+        passes=None if objective.job_calls is None else objective.job_calls / calls_of(workload, baseline),
         launches=launches_of(of_default, objective.aim)
         | (dict(zip(found.configurations, found.launches, strict=True)) if objective.aim.is_of_time else {}),
     )

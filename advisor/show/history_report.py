@@ -14,6 +14,7 @@ from advisor.nouns.metrics import (
     GPU_BUSY,
     GPU_ROUND,
     GRAPHS,
+    LATER,
     METRICS,
     PAIRED,
     RECOMPILED,
@@ -44,6 +45,7 @@ _NAMES = {
     CPU_LAP: "a loop of steps on the CPU",
     PAIRED: "turns compared one by one",
     COMPILE: "compiling",
+    LATER: "of it after the first call",
     GRAPHS: "graphs compiled",
     RECOMPILED: "of them anew",
     BREAKS: "graph breaks",
@@ -59,7 +61,7 @@ def print_plan(plan: Plan) -> None:
     out.print(
         f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
     )
-    late = f", {plan.late} of them tried on the best of the others alone" if plan.late else ""
+    late = f", {plan.late} of them tried last, on the best of the others first" if plan.late else ""
     out.print(
         f"{len(plan.space.admissible)} configurations are admissible{late}; likeliest first, after the default:\n"
     )

@@ -65,6 +65,7 @@ LLAMA = ModelFacts(
     supports_flash=True,
     switches_attention=True,
     default_attention="sdpa",
+    repeated_layers=32,
 )
 
 #: Models that differ in what rules look at.
@@ -75,7 +76,7 @@ _MODELS = (
     replace(LLAMA, alibi=True, supports_sdpa=False, supports_flash=False, default_attention="eager"),
     replace(LLAMA, model_type="gpt_oss", sliding_window=128, layer_types=("sliding_attention",)),
     replace(LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
-    replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong"),
+    replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong", repeated_layers=0),
     replace(LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
     replace(LLAMA, head_dim=192, hidden_size=4104, sliding_window=16),
     replace(LLAMA, prequantized="fp8"),

@@ -141,9 +141,12 @@ def _search_request(tuner: Tuner, seen: Snapshot, configuration: Configuration) 
 
 
 def _incumbent_s(seen: Snapshot) -> float | None:
-    """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim."""
-    best = seen.best
-    if best is None or seen.job.budget.exhaustive or not seen.job.objective.aim.is_of_time:
+    """Seconds a round of the best so far, where a slower one can be stopped early: not where memory or energy is the aim.
+
+    Nor where a job's beginning counts: what is slower by the round may have begun sooner.
+    """
+    best, objective = seen.best, seen.job.objective
+    if best is None or seen.job.budget.exhaustive or not objective.aim.is_of_time or objective.job_calls is not None:
         return None
     return best.value(ROUND)
 

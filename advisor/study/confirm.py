@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from advisor.knobs import choices_of, weights_of
+from advisor.knobs import choices_of, compiles, weights_of
 from advisor.measure.stopping import PATIENCE, Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
@@ -143,11 +143,17 @@ def least_blocks(planned: int) -> int:
 def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Configuration]]:
     """Return who of a block shares a process, the default's first.
 
-    Choices that switch something of the process can't meet others there. is_alone: everybody has a process of its own.
+    Choices that switch something of the process can't meet others there, nor what is compiled with a kernel that it is held to:
+    others compiled would be given its graphs. is_alone: everybody has a process of its own.
     """
     groups: dict[Any, list[Configuration]] = {}
     for number, configuration in enumerate(order):
-        wide = tuple((c.knob, c.name) for c in choices_of(configuration) if c.traits.process_wide)
+        is_compiled = compiles(configuration)
+        wide = tuple(
+            (choice.knob, choice.name)
+            for choice in choices_of(configuration)
+            if choice.traits.process_wide or (is_compiled and choice.traits.pins_kernel)
+        )
         groups.setdefault(number if is_alone else wide, []).append(configuration)
     return list(groups.values())
 

@@ -91,6 +91,12 @@ def _compared(seen: Snapshot, candidates: Iterable[Configuration]) -> list[Compa
     return found
 
 
+def _for_the_job(seen: Snapshot, comparison: Comparison) -> Comparison:
+    """Return what a comparison, which is of speeds, says of the objective's job, where it has one."""
+    job = seen.amortised
+    return comparison if job is None else job.compared(comparison, seen.stored) or comparison
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """Who is to meet the default in another block, the best first; and what is waited for before it is known of the others.
@@ -109,7 +115,8 @@ class _Wanted:
 
     @classmethod
     def of(cls, seen: Snapshot) -> _Wanted:
-        asked, known = seen.job.budget.blocks, {each.candidate: each for each in _compared(seen, _rivals(seen))}
+        found = (_for_the_job(seen, each) for each in _compared(seen, _rivals(seen)))
+        asked, known = seen.job.budget.blocks, {each.candidate: each for each in found}
         least = least_blocks(asked)
         certain = least if asked in BOUNDS else asked  # more are not looked at before all are run
         rivals, lacking, theirs = [], list[int](), list[int]()

@@ -30,7 +30,7 @@ class Plan:
 
     @property
     def order(self) -> tuple[Configuration, ...]:
-        """The default, then what is admissible by predicted speed, and last what is tried on the best of it alone.
+        """The default, then what is admissible by predicted speed, and last what is tried on the best of it first.
 
         What is measured changes the order.
         """
@@ -38,8 +38,8 @@ class Plan:
 
     @property
     def late(self) -> int:
-        """How many are tried on the best of the others alone."""
-        return len(self.space.admissible) - len(self._early)
+        """How many are tried last, on the best of the others first; none where everything is tried."""
+        return 0 if self.job.budget.exhaustive else len(self.space.admissible) - len(self._early)
 
     @cached_property
     def _early(self) -> list[Configuration]:

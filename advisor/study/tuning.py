@@ -88,9 +88,17 @@ class Snapshot:
         Nor what was cut, or was left behind: nothing is known of it. Their rates are those of the objective's job, where it has
         so many calls.
         """
-        counted = tuple(trial for trial in self.stored if self._counts(trial))
-        searched = [trial for trial in counted if trial.phase == "search"]
-        return over_calls(counted, Amortised.of(self.job.objective, self.job.workload, self.facts, searched))
+        return over_calls(self._counted, self.amortised)
+
+    @cached_property
+    def _counted(self) -> tuple[Trial, ...]:
+        return tuple(trial for trial in self.stored if self._counts(trial))
+
+    @cached_property
+    def amortised(self) -> Amortised | None:
+        """What the objective's job makes of what was measured; None where it has no such job."""
+        searched = [trial for trial in self._counted if trial.phase == "search"]
+        return Amortised.of(self.job.objective, self.job.workload, self.facts, searched)
 
     def _counts(self, trial: Trial) -> bool:
         if trial.outcome is Outcome.RUNNING:

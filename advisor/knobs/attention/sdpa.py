@@ -229,7 +229,7 @@ def _choice(kernel: Kernel) -> Choice:
         imports=("import torch",),
         proof=_proof(kernel),
         rates=rates(_rate(kernel), launches=0.8 if kernel.name == "math" else 1.0),
-        traits=Traits(builds_mask=True, writes_scores=kernel.name == "math"),
+        traits=Traits(builds_mask=True, writes_scores=kernel.name == "math", pins_kernel=True),
     )
 
 
