@@ -100,7 +100,9 @@ def test_a_job_of_few_batches_is_not_told_to_compile(store: Store) -> None:
     assert ever.chosen is not None
     assert ever.chosen.configuration == COMPILED
     note = "it takes 50 s to begin, the default 11 s (loading, first call, compiling): it pays from"
-    assert f"{note} {390 * CALLS:,} calls on, batches of the default's; --calls N says what is best for N" in shown(ever)
+    assert f"{note} {390 * CALLS:,} calls on, batches of the default's; --calls N says what is best for N" in shown(
+        ever
+    )
     assert few.chosen is not None
     assert few.chosen.configuration != COMPILED
     assert "figures are over 3 calls" in shown(few)

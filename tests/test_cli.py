@@ -197,7 +197,7 @@ BAD = {
     ),
     "unknown rule, asked": (
         ["suggest", MODEL, "--ignore-rule", "Z9"],
-        "no rule 'Z9' (nearest: A9; advisor tune MODEL --dry-run names the rules",
+        "no rule 'Z9' (nearest: Q9, A9; advisor tune MODEL --dry-run names the rules",
     ),
     "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
     "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),

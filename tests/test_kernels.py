@@ -106,7 +106,7 @@ def test_the_script_keeps_logits() -> None:
             "quantization": "none",
             "packing": "padded",
             "kernels": "liger",
-            "compilation": "whole",
+            "compilation": "compiled",
         }
     )
     setup = setup_of(told)

@@ -49,7 +49,7 @@ def test_a_configuration_has_one_label() -> None:
     assert str(Configuration.of(CHOICES)) == "sdpa · bf16"
     assert str(Configuration.of({**CHOICES, "packing": "packed", "batch": "8"})) == "sdpa · bf16 · packed · 8"
     assert str(Configuration.of({"a new knob": "x", "packing": "packed"})) == "packed · x"
-    assert tuple(KNOBS) == ("attention", "precision", "quantization", "packing", "batch", "compilation")
+    assert tuple(KNOBS) == ("attention", "precision", "quantization", "packing", "batch", "kernels", "compilation")
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

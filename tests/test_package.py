@@ -20,7 +20,7 @@ from advisor.version import __version__, commit
 ROOT = Path(__file__).parent.parent
 
 #: How large the source archive may be, in bytes, beside the models that are shipped with the tests.
-MOST_BYTES = 2 * 2**20
+MOST_BYTES = 9 * 2**18
 
 
 @pytest.fixture(scope="module")

@@ -764,7 +764,7 @@ def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
         ("attention=nf4", "attention has no choice 'nf4' (advisor probe lists them)"),
         (
             "colour=red",
-            "there is no knob 'colour' (there are attention, precision, quantization, packing, batch, compilation)",
+            "there is no knob 'colour' (there are attention, precision, quantization, packing, batch, kernels, compilation)",
         ),
         (" · ", "names no choice (advisor probe lists them)"),
         ("packing", "packing is a knob, not a choice (name one of padded, sorted, packed"),
@@ -800,7 +800,9 @@ def test_a_generic_name_needs_its_knob(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Configuration.of(choices_in(str(DEFAULT))) == DEFAULT
     assert choices_in("sdpa · bf16 · none · padded") == choices_in(str(DEFAULT))
     for words in ("none", "none,bf16", "sdpa · none"):
-        with pytest.raises(BadInput, match="none says nothing without its knob \\(write quantization=none\\)"):
+        with pytest.raises(
+            BadInput, match="none says nothing without its knob \\(write quantization=none or kernels=none\\)"
+        ):
             choices_in(words)
     with pytest.raises(BadInput, match="there is no choice 'auto'"):
         choices_in("auto")

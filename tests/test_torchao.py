@@ -124,7 +124,7 @@ def test_dynamic_ones_are_slow_where_nothing_is_compiled() -> None:
     for name in ("torchao-int8-dynamic", *DYNAMIC_FP8):
         found = {reason.rule: reason for reason in reasons(name, machine("h200"))}
         assert (found["Q25"].verdict, found["Q25"].about) == (Verdict.SLOW, "compilation=off")
-        assert "Q25" not in rules(name, machine("h200"), compilation="regional")
+        assert "Q25" not in rules(name, machine("h200"), compilation="compiled-regional")
         assert "Q25" not in rules(name, machine("cpu"))
     for name in ("torchao-int8", "torchao-int4", "torchao-fp8"):
         assert "Q25" not in rules(name, machine("h200"))
@@ -160,7 +160,9 @@ def test_compiled_dynamic_fp8_is_expected_to_be_the_fastest_on_a_gpu() -> None:
         return predicted_cost(Situation(configuration, Forward((2048,) * 8, 8), machine("h200"), LLAMA_8B))
 
     fp8 = "torchao-fp8-dynamic-row"
-    assert cost(quantization=fp8, compilation="whole") < cost(compilation="whole") < cost() < cost(quantization=fp8)
+    assert (
+        cost(quantization=fp8, compilation="compiled") < cost(compilation="compiled") < cost() < cost(quantization=fp8)
+    )
 
 
 def test_launches_cost_most_where_inputs_are_quantised_uncompiled() -> None:
@@ -171,7 +173,12 @@ def test_launches_cost_most_where_inputs_are_quantised_uncompiled() -> None:
         where = Situation(configuration, Forward((64,), 1), machine("h200"), LLAMA_8B)
         return CHOICES[name].rates(where)[Term.LAUNCHES]
 
-    assert rate("torchao-fp8-dynamic-row") < rate("torchao-int8") < rate("torchao-int8", compilation="regional") == 1.0
+    assert (
+        rate("torchao-fp8-dynamic-row")
+        < rate("torchao-int8")
+        < rate("torchao-int8", compilation="compiled-regional")
+        == 1.0
+    )
 
 
 def test_tiers_and_independence_are_as_the_scales_say() -> None:
@@ -393,7 +400,7 @@ def test_an_encoder_is_quantised_too(runner: LocalRunner, place: Path, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compilation", ["regional", "whole"])
+@pytest.mark.parametrize("compilation", ["compiled-regional", "compiled"])
 @pytest.mark.parametrize("name", ON_CPU)
 def test_it_is_compiled(causal: Bench, name: str, compilation: str) -> None:
     """Torch's compiler takes torchao's weights, layer by layer and as a whole: proven as both, and right."""

@@ -31,6 +31,7 @@ SPELLED_ALIKE = {
     ("show/support.py", "sdpa"): "transformers' default attention of a made-up model",
     ("show/support.py", "eager"): "transformers' default attention of a made-up model",
     ("measure/fp32_torch.py", "forward"): "the method of a torch module",
+    ("knobs/kernels_torch.py", "forward"): "the method of a torch module",
 }
 
 #: Metrics' names that are no question about a kind: faces that stay as they are whatever kinds there are.

@@ -427,16 +427,18 @@ def test_suggest_takes_a_known_form_alone(kept: Daemon, landscape: Landscape) ->
 def test_nothing_admissible_comes_with_its_reasons(
     tmp_path: Path, landscape: Landscape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """409, and a line for each."""
+    """409, and a line for each. What was not recorded is left out: it would be left to be tried."""
+    only = [f"{knob}={','.join(names)}" for knob, names in landscape.objective.only]
+    flags = [word for restriction in only for word in ("--only", restriction)]
     url = database(f"sqlite:///{tmp_path}/advisor.db", landscape)
     with closing(sqlite3.connect(tmp_path / "advisor.db")) as connection, connection:
         connection.execute("UPDATE trials SET outcome = 'runtime_error', reason = 'it broke'")
     with Store.open(url, write=True) as store:
         store.save_refusals(1, [Reason("P1", Verdict.INVALID, "there is none", subject="packing=packed")], 0)
     with opened(url, landscape, model_root=MODELS) as served, at_work(served) as daemon:
-        told = daemon.post("/api/v1/suggest", asked_of(landscape))
-        there = run_here("suggest", MODEL, *flags_of(landscape)[1:], "--server", daemon.address)
-    here = run_here("suggest", *flags_of(landscape), ADVISOR_DATABASE_URL=url)
+        told = daemon.post("/api/v1/suggest", asked_of(landscape, only=only))
+        there = run_here("suggest", MODEL, *flags_of(landscape)[1:], *flags, "--server", daemon.address)
+    here = run_here("suggest", *flags_of(landscape), *flags, ADVISOR_DATABASE_URL=url)
 
     assert (told.status, told.problem["title"]) == (409, "not possible")
     assert told.problem["reasons"]

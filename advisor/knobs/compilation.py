@@ -40,7 +40,7 @@ _GRAPHS, _TUNED = "reduce-overhead", "max-autotune-no-cudagraphs"
 
 #: What is compiled: its name, and the statements that compile it, with torch's arguments in the braces.
 _REGION = {
-    "regional": (_ANY_NUMBER, "for layer in repeated_layers(model): layer.compile({})"),
+    "regional": (_ANY_NUMBER, "compile_layers({})"),
     "whole": ("model.compile({})",),
 }
 
@@ -121,8 +121,8 @@ def _is_even(situation: Situation) -> bool:
 
 def _breaking(situation: Situation) -> str:
     """Return the choice that a graph can't be made through."""
-    named = situation.configuration.over(KNOBS)
-    return next(f"{knob}={name}" for knob, name in named if KNOBS[knob].choices[name].traits.breaks_graphs)
+    breaking = [choice for knob in KNOBS.values() for choice in knob.choices.values() if choice.traits.breaks_graphs]
+    return next(f"{c.knob}={c.name}" for c in breaking if situation.configuration[c.knob] == c.name)
 
 
 def _about(situation: Situation, knob: str) -> str:
@@ -207,9 +207,9 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         _REGIONAL_SOURCE if regional else _WHOLE_SOURCE,
         _graphs_unavailable if mode == _GRAPHS else _unavailable,
         _why_not(regional=regional, mode=mode, dynamic=dynamic),
-        on_model=tuple(line.format(", ".join(given)) for line in _REGION[region]),
+        on_model=tuple(line.format(", ".join(["model", *given] if regional else given)) for line in _REGION[region]),
         imports=_LAYERS if regional else (),
-        functions=((_MODULE, "repeated_layers"),) if regional else (),
+        functions=tuple((_MODULE, name) for name in ("repeated_layers", "compile_layers")) if regional else (),
         proof=_proof(name),
         rates=_rates(*rates),
         compile_s=seconds,

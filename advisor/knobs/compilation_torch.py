@@ -14,6 +14,12 @@ def repeated_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def compile_layers(model: Any, **how: Any) -> None:
+    """Compile the layers that a model repeats. how: what `Module.compile` takes."""
+    for layer in repeated_layers(model):
+        layer.compile(**how)
+
+
 def uncompile(model: Any) -> None:
     """Have nothing of a model be compiled: torch has no word for it beside what `Module.compile` sets."""
     for module in model.modules():
