@@ -46,6 +46,9 @@ FULL = Forward((320, 320, 320, 320), 2)
 #: With pads, so that there are three packings to choose from.
 PADDED = Forward((40, 6, 31, 4), 2)
 
+#: What is compiled takes some seconds each, and is tested in files of its own.
+UNCOMPILED = (("compilation", ("off",)),)
+
 
 @dataclass
 class Tuned:
@@ -77,7 +80,7 @@ class Tuned:
                 raise KeyboardInterrupt
 
         machine, source = probe.machine("cpu"), find_model(str(CAUSAL))
-        job = Job(source, self.workload, Objective(quality=Tier.EXACT), Budget(trials=40), machine)
+        job = Job(source, self.workload, Objective(quality=Tier.EXACT, only=UNCOMPILED), Budget(trials=40), machine)
         runner = LocalRunner(machine, listen)
         with Store.open(f"sqlite:///{self.folder}/advisor.db", write=True) as store:
             try:
