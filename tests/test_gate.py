@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 #: The pinned kernels of sdpa have files of their own: here it is about packing.
-ONLY = (("attention", ("eager", "sdpa")),)
+ONLY = (("attention", ("eager", "sdpa")), ("compilation", ("off",)))
 
 
 @dataclass(frozen=True)
