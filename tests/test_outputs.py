@@ -39,7 +39,8 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def tune(config: dict[str, Any], *flags: str, work: list[str] = SHORT) -> tuple[int, dict[str, Any]]:
         file = tmp_path / "config.json"
         file.write_text(json.dumps(config))
-        status = run(["tune", str(file), *work, "--format", "json", *flags])
+        # What is compiled gives the same outputs, and takes seconds each: it has tests of its own.
+        status = run(["tune", str(file), *work, "--format", "json", "--fix", "compilation=off", *flags])
         return status, json.loads(capsys.readouterr().out)
 
     return tune
@@ -54,7 +55,7 @@ def kept(answer: dict[str, Any], **choices: str) -> list[dict[str, Any]]:
 def test_a_wrong_default_is_never_recommended(tuned: Callable[..., Any]) -> None:
     """FNet takes no mask: every padded batch reads its pads. Nothing is right, and the way out is batches without pads."""
     config = {**SMALL, "model_type": "fnet", "architectures": ["FNetModel"]}
-    status, answer = tuned(config, "--trials", "4", "--quality", "exact", "--fix", "compilation=off")
+    status, answer = tuned(config, "--trials", "4", "--quality", "exact")
 
     assert (status, answer["verdict"], answer["recommendation"]) == (4, "none-right", None)
     assert any("reads its pads" in text for text in answer["default"]["objections"])
