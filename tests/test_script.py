@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import advisor as package  # noqa: E402
-from advisor.knobs import choice_of  # noqa: E402
+from advisor.knobs import choice_of, compiles  # noqa: E402
 from advisor.machine import probe  # noqa: E402
 from advisor.models.checkpoint import find_model  # noqa: E402
 from advisor.networks import facts_torch, load_torch, readback_torch  # noqa: E402
@@ -110,8 +110,14 @@ def described(configuration: Configuration) -> str:
 
 CONFIGURATIONS = admissible()
 UNQUANTISED = [c for c in CONFIGURATIONS if c["quantization"] == "none"]
-#: Without flex_attention, which is compiled for every shape: tests/test_attention.py runs it.
-EXACT = [c for c in UNQUANTISED if c["precision"] == "fp32" and c["attention"] != "flex_attention"]
+#: Without what is compiled for some seconds each; flex_attention is run by tests/test_attention.py.
+EXACT = [c for c in UNQUANTISED if c["precision"] == "fp32" and not compiles(c)]
+#: Of that, one of each way.
+COMPILED = [
+    c
+    for c in UNQUANTISED
+    if (c["attention"], c["precision"], c["packing"]) == ("sdpa", "fp32", "packed") and c["compilation"] != "off"
+]
 
 
 def check_form(script: str) -> None:
@@ -242,6 +248,16 @@ def test_a_script_gives_what_each_sequence_alone_gives(configuration: Configurat
 
     assert [len(tokens) for tokens in names["sequences"]] == list(WORKLOAD.lengths)
     for result, alone in zip(results, one_at_a_time(names, output), strict=True):
+        torch.testing.assert_close(result, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow  # compiles for some seconds each
+@pytest.mark.parametrize("configuration", COMPILED, ids=described)
+def test_a_script_that_compiles_gives_the_same(configuration: Configuration) -> None:
+    """What is compiled runs from the printed lines alone."""
+    names = namespace_of(shipped(configuration, OUTPUTS[0]))
+
+    for result, alone in zip(in_order(names), one_at_a_time(names, OUTPUTS[0]), strict=True):
         torch.testing.assert_close(result, alone, atol=1e-4, rtol=0)
 
 
