@@ -44,7 +44,7 @@ FLAGS = [
 ]
 
 #: What is left to be tried: the default, and the made-up knobs' choices.
-ONLY = ["--only", "attention=sdpa", "--only", "packing=padded"]
+ONLY = ["--only", "attention=sdpa", "--only", "packing=padded", "--only", "compilation=off"]
 
 PLUGINS = "made_up_wrapper,made_up_call"
 WRAPPER, CALL = "made-up-wrapper", "made-up-call"
@@ -216,7 +216,7 @@ def test_their_lines_are_pasted_and_loaded(tuned: int, run: Run, place: Path, tm
     code = (
         "import advisor\n"
         f"ready = advisor.load({MODEL!r}, lengths=8, padding=0.3, batch=4, batches=1, quality='exact', device='cpu',"
-        " only={'attention': 'sdpa', 'packing': 'padded'})\n"
+        " only={'attention': 'sdpa', 'packing': 'padded', 'compilation': 'off'})\n"
         "call = ready.collate([[20, 21, 22], [23, 24]])\n"
         "print(call['output_hidden_states'], sum('MadeUp' in type(m).__name__ for m in ready.model.modules()),"
         " tuple(ready.results([[20, 21, 22], [23, 24]]).shape))\n"
