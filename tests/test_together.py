@@ -237,7 +237,9 @@ def test_a_tune_waits_for_what_others_run_and_says_so(
             if not asked.joined:
                 asked.joined = True
                 asked.other = pool.submit(tune, job_on("GPU-1"), store, ReplayRunner(landscape), heard.append)
-                time.sleep(1.0)
+                until = time.monotonic() + 60.0
+                while not any("waiting" in str(event.get("stage")) for event in heard) and time.monotonic() < until:
+                    time.sleep(0.02)
 
         tune(job_on("GPU-0"), store, Slow(landscape, join), lambda _: None)
         asked.other.result()
