@@ -371,3 +371,16 @@ def test_contestants_of_a_block_have_as_many_graphs_each_as_alone(model: Any) ->
                 model(input_ids=torch.randint(0, 100, (rows, length)), use_cache=False)
             assert not switches_torch.is_limited(), name
             uncompile(model)
+
+
+@pytest.mark.parametrize("said", ["Dynamo cache limit exceeded", "Dynamo recompile limit exceeded"])
+def test_a_function_that_torch_gave_up_is_seen(said: str) -> None:
+    """By what torch 2.10 writes among its counters, and by what later ones do."""
+    from torch._dynamo.utils import counters
+
+    assert not switches_torch.is_limited()
+    counters["frames"]["total"] += 1
+    counters["unimplemented"][f"{said}\n  Explanation: …"] += 1
+    assert switches_torch.is_limited()
+    switches_torch.forget_compiled()
+    assert not switches_torch.is_limited()

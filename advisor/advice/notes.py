@@ -87,18 +87,18 @@ def begin_notes(
     default: Candidate | None,
 ) -> list[str]:
     """Say over how many calls figures are, or from how many on what is recommended makes up for what it takes to begin."""
-    if study.facts is None or chosen is None:
+    if study.facts is None or chosen is None or default is None:
+        return []
+    is_over_calls = objective.job_calls is not None
+    if not is_over_calls and (chosen.is_default or not objective.aim.is_of_time):
         return []
     begins_s = beginnings_s(trials, study.facts)
-    mine_s = begins_s.get(chosen.configuration)
-    if objective.job_calls is not None:
+    mine_s, theirs_s = (begins_s.get(each.configuration) for each in (chosen, default))
+    if is_over_calls:
         begins = "" if mine_s is None else f", with the {duration(mine_s)} that it takes to begin"
-        return [f"figures are over {objective.job_calls:,} calls, batches of the default's{begins}"] if default else []
-    if default is None or chosen.is_default or not objective.aim.is_of_time or mine_s is None:
-        return []
-    theirs_s = begins_s.get(default.configuration)
+        return [f"figures are over {objective.job_calls:,} calls, batches of the default's{begins}"]
     rounds_s = chosen.trial.value(ROUND), default.trial.value(ROUND)
-    if theirs_s is None or mine_s - theirs_s < _LONG_BEGIN_S or not all(rounds_s):
+    if mine_s is None or theirs_s is None or mine_s - theirs_s < _LONG_BEGIN_S or not all(rounds_s):
         return []
     calls = calls_of(study.workload, default.trial.requested)
     pays = pays_from((mine_s, theirs_s), (rounds_s[0] or 0.0, rounds_s[1] or 0.0), calls)

@@ -16,8 +16,8 @@ import torch
 
 from advisor.machine.device import Gauges
 
-#: What a process is taken to have on a GPU beside torch's memory where nobody can tell (bytes). NVIDIA's contexts on an H100 are
-#: said to be of 0.5 to 0.9 GB; to be measured by `benchmarks/nvml_peak.py`.
+#: What a process is taken to have on a GPU beside torch's memory where nobody can tell (bytes): on an H200 a context with cuBLAS
+#: has 715 million (`benchmarks/nvml_peak.py`, docs/results/2026-11-28-h200-compile.md).
 ASSUMED_BESIDE_BYTES = 700 * 2**20
 
 #: By UUID, what everybody had of a GPU before this process had anything of it; None where NVML did not say.

@@ -67,6 +67,10 @@ def forget_compiled() -> None:
 _MOST_FRAMES = 4096
 
 
+#: What torch says where it gives a function up: up to 2.10, and since.
+_LIMITS = ("Dynamo cache limit exceeded", "Dynamo recompile limit exceeded")
+
+
 @contextmanager
 def graphs_for(users: int) -> Iterator[None]:
     """Have torch compile a function as often as it does for one user for each of so many: in one process they share its code."""
@@ -87,7 +91,7 @@ def is_limited() -> bool:
         return False
     from torch._dynamo.utils import counters
 
-    return any("recompile limit exceeded" in text for text in counters["unimplemented"])
+    return any(text.startswith(_LIMITS) for text in counters["unimplemented"])
 
 
 class Compiled(NamedTuple):
@@ -99,9 +103,10 @@ class Compiled(NamedTuple):
     breaks: int = 0
 
     def more_than(self, before: Compiled) -> Compiled:
-        """Return what was compiled since then."""
+        """Return what was compiled since then; no less than nothing, for torch forgets frames beyond so many."""
         seconds, graphs, again, breaks = before
-        return Compiled(self.seconds - seconds, self.graphs - graphs, self.again - again, self.breaks - breaks)
+        more_s, anew = max(0.0, self.seconds - seconds), max(0, self.again - again)
+        return Compiled(more_s, self.graphs - graphs, anew, self.breaks - breaks)
 
     def and_(self, more: Compiled) -> Compiled:
         """Return both together."""
