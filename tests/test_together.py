@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from advisor.errors import Unreachable
+from advisor.errors import StoreError, Unreachable
 from advisor.measure.landscape import Landscape
 from advisor.measure.messages import Answer, BlockAsked, Request, TrialAsked
 from advisor.measure.replay import ReplayRunner
@@ -222,6 +223,31 @@ def test_who_was_not_heard_of_is_told_and_goes_on(
     assert stored(database_url) == taken
     assert taken[0].device_uuid == "GPU-1"
     assert taken[0].attempts == 2
+
+
+def test_a_tune_whose_disk_was_full_goes_on_where_it_was(
+    sqlite_url: str, job_on: Callable[..., Job], landscape: Landscape
+) -> None:
+    """What could neither be recorded nor let go is nobody's, though its process lives: it is run again, and not waited for."""
+    heard: list[Mapping[str, Any]] = []
+    job = job_on("GPU-0", trials=4, blocks=0, exhaustive=False)
+    with Store.open(sqlite_url, write=True) as store:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def fill(_: TrialAsked | BlockAsked) -> None:
+            if len(store.trials(1)) == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))  # no file of this process may grow
+
+        try:
+            with pytest.raises(StoreError, match="could not do it: disk I/O error"):
+                tune(job, store, Slow(landscape, fill), lambda _: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [str(trial.outcome) for trial in store.trials(1)] == ["ok", "ok", "running"]
+        tune(job, store, ReplayRunner(landscape), heard.append)
+        assert not any("waiting" in str(event.get("stage")) for event in heard)
+        assert [(str(t.outcome), t.attempts) for t in store.trials(1)] == [("ok", 1), ("ok", 1), ("ok", 2), ("ok", 1)]
+        assert store.study(1).state == "done"
 
 
 def test_a_tune_waits_for_what_others_run_and_says_so(

@@ -23,6 +23,9 @@ from pathlib import Path
 #: What a process that a tune started is told of who that was, and all that it starts in turn.
 OWNER = "ADVISOR_OWNER"
 
+#: What owned something in this process, has ended, and could not say so where others look.
+_ENDED: set[str] = set()
+
 
 def owner(part: int | None = None) -> str:
     """Name this process: host, namespace, pid and when it started; or one of several that own something in it, by a number."""
@@ -30,8 +33,15 @@ def owner(part: int | None = None) -> str:
     return name if part is None else f"{name}.{part}"
 
 
+def ended(name: str) -> None:
+    """Note that what `owner` named in this process is over, though the process lives, and what it owned could not be let go."""
+    _ENDED.add(name)
+
+
 def owner_is_alive(name: str) -> bool:
-    """Whether the process that `owner` named is alive; one that can't be seen from here counts as alive until its lease ends."""
+    """Whether what `owner` named is alive; one that can't be seen from here counts as alive until its lease ends."""
+    if name in _ENDED:
+        return False
     host, pid, began = (*name.rsplit(":", 2), "", "")[:3]
     if not pid.isdecimal():
         return True  # no name that was made here

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from advisor.advice.kept_answers import keep_answer
-from advisor.errors import BadInput, DamagedRow, NothingAdmissible, NotMeasured, named
+from advisor.errors import BadInput, DamagedRow, NothingAdmissible, NotMeasured, StoreError, named
 from advisor.knobs import is_whole, unknown
-from advisor.machine.leftovers import working_folder
+from advisor.machine.leftovers import ended, working_folder
 from advisor.measure.runner import Runner, read_facts
 from advisor.nouns.answer import SearchEnd, Stop
 from advisor.nouns.configuration import Configuration
@@ -69,7 +69,11 @@ def opened(job: Job, plain: Store, runner: Runner, listen: Listener, now: Callab
             if tuner is not None:
                 _settle(tuner)
         finally:
-            _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
+            try:
+                _close(store, study, name, state, tuner, earlier.get(study), len(space.admissible))
+            except StoreError:
+                ended(name)
+                raise
         keep_answer(store, study, space=space)
 
 

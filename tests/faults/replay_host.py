@@ -56,7 +56,7 @@ def model(name: str) -> Any:
 
 def objective_of(recorded: Any, *, whole: bool) -> Any:
     """Return what is asked of a job: all that was recorded, or some of it."""
-    return recorded.objective if whole else replace(recorded.objective, only=ONLY)
+    return recorded.objective if whole else replace(recorded.objective, only=(*recorded.objective.only, *ONLY))
 
 
 class Unchanging:
