@@ -328,3 +328,39 @@ print(bool(conversion_mapping._checkpoint_conversion_mapping_cache))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
     assert done.stdout.split() == ["False", "False", "True", "True", "True"], done.stderr
+
+
+def asked_at_import(tmp_path: Path, capabilities: list[tuple[int, int] | None]) -> str:
+    """Return what a module hears that asks for the compute capability as it is imported, on GPUs of these; and what later."""
+    (tmp_path / "asks.py").write_text(
+        "from torch.cuda import get_device_capability\n"
+        "def ask():\n"
+        "    try:\n"
+        "        return get_device_capability()\n"
+        "    except Exception as error:\n"
+        "        return type(error).__name__\n"
+        "at_import = ask()\n"
+    )
+    code = f"""
+from types import SimpleNamespace
+from advisor.measure import forkserver
+forkserver.gpus = lambda: ([SimpleNamespace(compute_capability=each) for each in {capabilities}], "")
+with forkserver._capability_from_nvml():
+    import asks
+import torch
+print(asks.at_import, asks.ask(), torch.cuda.get_device_capability.__module__)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there torch answers too, and initialises CUDA")
+def test_what_asks_for_the_capability_at_import_is_answered_by_nvml(tmp_path: Path) -> None:
+    """Torch would initialise CUDA, and then nothing can be forked; later, and where the GPUs differ, torch answers itself."""
+    refused = asked_at_import(tmp_path, [])
+    assert refused.split()[1:] == [refused.split()[0], "torch.cuda"], "without a GPU it is torch that says so"
+    own = refused.split()[0]
+    assert asked_at_import(tmp_path, [(9, 0), (9, 0)]) == f"(9, 0) {own} torch.cuda"
+    assert asked_at_import(tmp_path, [(9, 0), (8, 0)]) == refused
+    assert asked_at_import(tmp_path, [None]) == refused

@@ -27,8 +27,9 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from advisor.machine.device import gpus
 from advisor.machine.leftovers import die_with_parent, name_process
 
 #: A parent without workers that nobody has asked for anything in so many seconds ends: a notebook may stay open for days.
@@ -66,15 +67,43 @@ def _without_needless() -> Iterator[None]:
             setattr(utils, name, function)
 
 
+@contextmanager
+def _capability_from_nvml() -> Iterator[None]:
+    """Have NVML say the GPU's compute capability to what asks torch for it while it is imported, for torch initialises CUDA.
+
+    torchao does, and transformers imports it wherever it is installed. Where this machine's GPUs differ nobody knows here which
+    of them a worker is to use: then they ask torch.
+    """
+    import torch
+
+    found = {gpu.compute_capability for gpu in gpus()[0]}
+    capability = found.pop() if len(found) == 1 else None
+    if capability is None:
+        yield
+        return
+    own, is_over = torch.cuda.get_device_capability, False
+
+    def answered(device: Any = None) -> tuple[int, int]:
+        """Return it; torch's own answer to who kept this function for later."""
+        return own(device) if is_over else capability
+
+    torch.cuda.get_device_capability = answered
+    try:
+        yield
+    finally:
+        torch.cuda.get_device_capability, is_over = own, True
+
+
 def _import_all() -> None:
     """Import what every worker needs. Nothing is collected meanwhile: it would find nothing, and take a tenth of the time."""
     gc.disable()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    with _without_needless():
-        importlib.import_module("transformers.modeling_utils")
-    for name in ("transformers.models.auto.modeling_auto", "advisor.measure.worker"):
-        importlib.import_module(name)
+    with _capability_from_nvml():
+        with _without_needless():
+            importlib.import_module("transformers.modeling_utils")
+        for name in ("transformers.models.auto.modeling_auto", "advisor.measure.worker"):
+            importlib.import_module(name)
     _know_renamings()
     gc.enable()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,8 +91,11 @@ def _drawn(source: ModelFiles, arguments: dict[str, Any], device: str, auto: Any
         model = auto.from_config(config, dtype=checkpoint_dtype_of(source, config), **arguments)
     if quantization is None:
         return _converted(model, wanted)
-    state = {name: tensor.to("cpu", wanted) for name, tensor in model.state_dict().items()}
+    drawn = model.state_dict()
+    place = device if _has_room_beside(drawn.values(), device) else "cpu"
+    state = {name: tensor.to(place, wanted) for name, tensor in drawn.items()}
     kind = type(model)
+    del drawn
     del model
     return kind.from_pretrained(
         None,
@@ -103,6 +106,15 @@ def _drawn(source: ModelFiles, arguments: dict[str, Any], device: str, auto: Any
         device_map=device,
         **arguments,
     )
+
+
+def _has_room_beside(tensors: Iterable[torch.Tensor], device: str) -> bool:
+    """Whether a device has room for as much again: copying the weights to the CPU and back takes longer than to quantise them."""
+    if torch.device(device).type != "cuda":
+        return False
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes > sum(tensor.nbytes for tensor in tensors)
 
 
 def _converted(model: Any, dtype: torch.dtype) -> Any:
