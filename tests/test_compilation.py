@@ -33,8 +33,8 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS, default_metric
 from advisor.nouns.objective import Objective, Tier
-from advisor.nouns.trial import Outcome, Trial
-from advisor.search.late import BEST, opened
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.late import BEST, mendable, opened
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA, MACHINES
 from advisor.study.confirm import processes
@@ -286,6 +286,24 @@ def test_what_pays_compiled_alone_is_tried_so_on_the_best() -> None:
     found = {c["quantization"] for c in opened(space.admissible, trials, AIM) if c["compilation"] != "off"}
 
     assert found == {"none", "torchao-int8-dynamic", "torchao-fp8-dynamic-row", "torchao-fp8-dynamic-tensor"}
+
+
+def test_what_reads_its_pads_is_not_compiled() -> None:
+    """It would read them compiled; what was wrong by a rounding may be right in another kernel, and is tried."""
+    facts = replace(LLAMA_1B, repeated_layers=16)
+    space = build_space(facts, WORKLOAD, H200, Objective(), 100 * 2**30)
+    reads, rounds = [c for c in space.admissible if c["compilation"] == "off"][:2]
+    reading = Quality(0.5, 1.0, 0.1, 0.9, 10, neighbours=0.0, pads=1.9, own=1.0, repeat=0.0)
+    rounding = replace(reading, pads=0.0)
+    trials = [
+        replace(timed(n, c, 100.0), outcome=Outcome.WRONG_OUTPUT, quality=quality)
+        for n, (c, quality) in enumerate([(reads, reading), (rounds, rounding)])
+    ]
+    left = mendable(space.admissible, trials, facts)
+    assert {c for c in space.admissible if c not in left} == {
+        c for c in space.admissible if c != reads and c.replaced(compilation="off") == reads
+    }
+    assert any(c != rounds and c.replaced(compilation="off") == rounds for c in left)
 
 
 def test_what_is_admissible_compiled_alone_is_tried_at_once() -> None:

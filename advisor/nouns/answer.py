@@ -52,7 +52,7 @@ class Stop(StrEnum):
     def words(self) -> str:
         """Return it as the end of "the search stopped: …"."""
         return {
-            Stop.EVERYTHING: "everything admissible was tried",
+            Stop.EVERYTHING: "everything that may be right and fits was tried",
             Stop.UNLIKELY: "nothing untried is likely to be better",
             Stop.PAYBACK: "more of it is expected to cost more than it saves",
             Stop.BUDGET: "the budget was spent",

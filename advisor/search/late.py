@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from advisor.knobs import KNOBS
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import Metric
+from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Trial
+from advisor.quality.judge import depends
 from advisor.search.sampler import Usable
 
 #: On so many of the best late choices are tried, and not before so many were measured.
@@ -34,6 +36,18 @@ def opened(
     if len(best) < BEST and early - {trial.requested for trial in trials}:
         best = set()
     return [c for c in admissible if c in early or not best.isdisjoint((bare := c.replaced(**late), _plain(bare)))]
+
+
+def mendable(
+    admissible: Sequence[Configuration], trials: Sequence[Trial], facts: ModelFacts
+) -> Sequence[Configuration]:
+    """Leave out what differs by late choices alone from what reads its pads or its neighbours.
+
+    They change how a layer is computed, not what it reads: what depends on its batch without them does so with them.
+    """
+    late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
+    wrong = {t.ran for t in trials if t.quality is not None and depends(t.quality, t.ran, facts)}
+    return [c for c in admissible if c in wrong or c.replaced(**late) not in wrong] if wrong else admissible
 
 
 def _plain(configuration: Configuration) -> Configuration:

@@ -16,7 +16,7 @@ from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.step import Baseline, Discard, EndSearch, Probe, Search, Step, Wait
 from advisor.nouns.trial import Outcome, Trial
-from advisor.search.late import opened
+from advisor.search.late import mendable, opened
 from advisor.search.prospects import searched
 from advisor.search.search import PAYBACK, UNLIKELY, Knowledge
 from advisor.study.confirmation import confirmation_s, confirmation_step, left_to_confirm_s
@@ -104,7 +104,7 @@ def _running(trials: Sequence[Trial]) -> tuple[int, ...]:
 def _following(seen: Snapshot) -> Configuration | Stop:
     """Return what to try next, or why to stop: what is tried late only where it may be, unless nothing else is worth it."""
     budget, trials = seen.job.budget, seen.searched
-    admissible = not_beyond_memory(seen.space.admissible, trials)
+    admissible = worth_trying(seen)
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
     following = _following_among(seen, now := opened(admissible, trials, seen.job.objective.aim, seen.usable))
@@ -163,6 +163,11 @@ def next_of_all(
 
     same = None if loaded is None else weights(loaded)
     return next((c for c in fresh if weights(c) == same), fresh[0] if fresh else None)
+
+
+def worth_trying(seen: Snapshot) -> Sequence[Configuration]:
+    """Return what is admissible, less what needs more memory than there is, or is wrong whatever is done, as trials showed."""
+    return mendable(not_beyond_memory(seen.space.admissible, seen.trials), seen.searched, seen.facts)
 
 
 def not_beyond_memory(admissible: Sequence[Configuration], trials: Sequence[Trial]) -> list[Configuration]:

@@ -16,7 +16,7 @@ from advisor.search.prospects import prospects_of, searched
 from advisor.study.attempt import cut, search_trial
 from advisor.study.block import run_block
 from advisor.study.clock import BudgetSpent
-from advisor.study.next_step import not_beyond_memory
+from advisor.study.next_step import worth_trying
 from advisor.study.tuner import Found, Tuner
 from advisor.study.tuning import INTERRUPTED, Snapshot
 
@@ -84,7 +84,7 @@ def end_search(tuner: Tuner, seen: Snapshot, stop: Stop, text: str = "") -> None
     """Note and say why the search stopped, with what is left and how likely that is to be better."""
     if text:
         tuner.listen({"event": "hopeless", "text": text})
-    space = replace(seen.space, admissible=tuple(not_beyond_memory(seen.space.admissible, seen.trials)))
+    space = replace(seen.space, admissible=tuple(worth_trying(seen)))
     objective = seen.job.objective
     left = prospects_of(space, seen.trials, objective, seen.usable, seen.default, warm=seen.warm)
     if not left.left and stop is not Stop.INTERRUPTED:
