@@ -41,6 +41,7 @@ from advisor.nouns.reading import read_duration
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import Space, build_space
+from advisor.show.refused import counted
 from advisor.show.report import print_recommendation
 from advisor.show.script import recommended_script
 from advisor.show.support import LLAMA
@@ -250,6 +251,24 @@ def test_without_a_default_there_is_no_ratio(store: Store) -> None:
     assert found.payload["recommendation"]["search_ratio"] is None
     assert [failure.outcome for failure in found.failures] == [Outcome.OUT_OF_MEMORY]
     assert "the default could not be measured, so there is no ratio" in found.notes
+
+
+def test_what_ran_unproven_is_told_with_its_reason(store: Store) -> None:
+    """A worker's mark for it is no name of a choice that a plugin may have; it is nothing that may be recommended, and it is told."""
+    why = "asked for attention eager, but no softmax was launched, by which eager attention shows"
+    unproven = attempt(EAGER, 3000, effective=EAGER.replaced(attention="eager (unproven)"), reason=why)
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900), unproven])
+    found = answer(store)
+
+    assert (found.configuration, found.verdict) == (DEFAULT, "default")
+    assert [c.objections for c in found.rejected] == [(f"it is unproven what ran: {why}",)]
+    text = shown(found)
+    assert "ADVISOR_PLUGINS" not in text
+    assert f"≈3.00 × the default in the search: it is unproven what ran: {why}" in text
+    assert f"{EAGER} unproven {why}" in text
+    assert counted((), found.failures) == "of 1 configuration it is unproven what ran"
+    told = [(each["label"], each["outcome"], each["reason"]) for each in found.payload["failures"]]
+    assert told == [(str(EAGER), "unproven", why)]
 
 
 def test_figures_count_for_what_ran(store: Store) -> None:

@@ -92,6 +92,7 @@ class Reading:
     weight_bytes: int = 0
     sdp_kernels: Sequence[str] = ()
     automatic: Sequence[str] = ()
+    uncompiled: Sequence[str] = ()
     flash_impl: str = ""
     sequences: int = 0
     prequantized: bool = False
