@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+import shlex
 from dataclasses import replace
 from functools import cache
 from io import StringIO
@@ -725,7 +726,22 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
     assert "it is not confirmed to be faster than the default" in said["packed"][0]
     for name in ("flash_attention_2", "eager", "nf4", "fp16"):
         assert re.match(rf"\w+={name}: \d+ admissible configurations with it were never tried; first", said[name][-2])
-        assert said[name][-1] == f"to go on: {found.command}"
+        assert said[name][-1].startswith("to try it: advisor tune org/model ")
+        assert said[name][-1].endswith(f" --only {said[name][-2].partition(':')[0]}")
+
+
+@pytest.mark.parametrize("stop", [Stop.PAYBACK, Stop.UNLIKELY, Stop.BUDGET, Stop.EVERYTHING])
+def test_why_not_offers_to_try_that_very_thing(store: Store, stop: Stop) -> None:
+    """Not all else that was never tried: the choice alone, or the one configuration that is left; and what goes on is no study's end."""
+    study = studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1300)], {SORTED: (1.3, 1.31, 1.3)}, stop=stop)
+    found, trials, measures = answer(store), store.trials(study), f"advisor tune org/model {WORKLOAD.flags} --quality 4bit"
+
+    assert why_not(found, trials, "compiled")[-1] == f"to try it: {measures} --only compilation=compiled"
+    assert why_not(found, trials, str(FP16))[-1] == f"to try it: {measures} --only '{FP16}'"
+    assert choices_in(shlex.split(why_not(found, trials, str(FP16))[-1])[-1]) == choices_in(str(FP16))
+
+    interrupted = replace(found, study=replace(found.study, state="interrupted"))
+    assert why_not(interrupted, trials, "compiled")[-1] == f"to go on: {interrupted.trying}"
 
 
 def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
@@ -945,7 +961,7 @@ def test_to_go_on_is_a_command_that_tries_something(store: Store, stop: Stop, ch
 
     plain = "advisor tune org/model --lengths 512,128,256,64 --batch 2 --output last-logits --quality 4bit"
     assert found.command == f"{plain}{flags}"
-    assert line == f"to go on: {plain}{flags}"
+    assert line == f"to try it: {plain} --only quantization=nf4"
 
 
 def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) -> None:
