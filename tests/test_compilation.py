@@ -189,7 +189,7 @@ def test_what_compiles_for_longer_than_its_deadline_is_not_tried_again() -> None
 @pytest.mark.slow  # compiles for half a minute
 @pytest.mark.usefixtures("place")
 def test_what_a_compiler_melts_is_proven_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain products and their softmax are a kernel without a name then; and torch's cache holds no kernel's graph for another's."""
+    """Plain products and their softmax are a kernel without a name then; and torch's cache gives no kernel another's graph."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     source = find_model(str(CAUSAL))
     runner = LocalRunner(probe.machine("cpu"), lambda _: None)

@@ -146,15 +146,19 @@ def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
 
 
 def test_what_the_demo_prints_can_be_typed(tmp_path: Path) -> None:
-    """Its database is its own, and its command is in its environment: the line that it prints first names both, wherever one is."""
-    shutil.copytree(ROOT / "benchmarks", place := tmp_path / "a clone" / "benchmarks", ignore=shutil.ignore_patterns("*.py"))
+    """Its database is its own, and its command is in its environment: the line that it prints first names both."""
+    shutil.copytree(
+        ROOT / "benchmarks", place := tmp_path / "a clone" / "benchmarks", ignore=shutil.ignore_patterns("*.py")
+    )
     (bin_ := tmp_path / "bin").mkdir()
     for name in ("python", "advisor"):  # at the seam of a process: says what it was called with
         (bin_ / name).write_text('#!/bin/sh\necho "$ADVISOR_DATABASE_URL asked to $*"\n')
         (bin_ / name).chmod(0o755)
     known = {name: value for name, value in os.environ.items() if name != "ADVISOR_DATABASE_URL"}
     demo = [shutil.which("sh") or "", str(place / "demo.sh")]
-    shown = subprocess.run(demo, env={**known, "PYTHON": str(bin_ / "python")}, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        demo, env={**known, "PYTHON": str(bin_ / "python")}, capture_output=True, text=True, check=True
+    )
     typed = [line.removeprefix("$ ") for line in shown.stdout.splitlines() if line.startswith("$ ")]
     found = subprocess.run(
         [demo[0], "-c", "\n".join(typed)], cwd=tmp_path, env=known, capture_output=True, text=True, check=True

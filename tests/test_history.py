@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from statistics import mean
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -431,7 +431,17 @@ def test_a_dry_run_counts_what_compiles_as_such(url: str, capsys: pytest.Capture
     """As long as such a trial took here, else as a choice is expected to compile for; a finalist's runs are like the average."""
     regional = DEFAULT.replaced(compilation="compiled-regional")
     studied(url, [*TRIALS, trial(regional, (100.0,), wall_s=30.0)])
-    command = ["tune", MODEL, *FLAGS, "--only", "attention=sdpa,eager", "--fix", "packing=padded", "--fix", "precision=fp32"]
+    command = [
+        "tune",
+        MODEL,
+        *FLAGS,
+        "--only",
+        "attention=sdpa,eager",
+        "--fix",
+        "packing=padded",
+        "--fix",
+        "precision=fp32",
+    ]
     ways = "off,compiled-regional,compiled"
     command += ["--only", f"compilation={ways}", "--blocks", "4", "--dry-run"]
     found = as_json(capsys, *command)
@@ -451,7 +461,16 @@ def test_a_dry_run_counts_what_compiles_as_such(url: str, capsys: pytest.Capture
 def test_a_dry_run_counts_the_default_beside_what_is_admissible(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the default is left out it is measured all the same: as many are said to be run as are said to be admissible."""
     studied(url, TRIALS)
-    left = ["--only", "attention=eager", "--fix", "packing=padded", "--fix", "precision=fp32", "--fix", "compilation=off"]
+    left = [
+        "--only",
+        "attention=eager",
+        "--fix",
+        "packing=padded",
+        "--fix",
+        "precision=fp32",
+        "--fix",
+        "compilation=off",
+    ]
     text = " ".join(printed(capsys, "tune", MODEL, *FLAGS, *left, "--dry-run").split())
 
     assert "1 configuration is admissible; likeliest first" in text

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-import shlex
 from dataclasses import replace
 from functools import cache
 from io import StringIO
@@ -255,7 +255,7 @@ def test_without_a_default_there_is_no_ratio(store: Store) -> None:
 
 
 def test_what_ran_unproven_is_told_with_its_reason(store: Store) -> None:
-    """A worker's mark for it is no name of a choice that a plugin may have; it is nothing that may be recommended, and it is told."""
+    """A worker's mark for it is no name of a choice that a plugin may have; it may not be recommended, and it is told."""
     why = "asked for attention eager, but no softmax was launched, by which eager attention shows"
     unproven = attempt(EAGER, 3000, effective=EAGER.replaced(attention="eager (unproven)"), reason=why)
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900), unproven])
@@ -732,9 +732,13 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
 
 @pytest.mark.parametrize("stop", [Stop.PAYBACK, Stop.UNLIKELY, Stop.BUDGET, Stop.EVERYTHING])
 def test_why_not_offers_to_try_that_very_thing(store: Store, stop: Stop) -> None:
-    """Not all else that was never tried: the choice alone, or the one configuration that is left; and what goes on is no study's end."""
+    """Not all else that was never tried: the choice alone, or the one configuration that is left."""
     study = studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1300)], {SORTED: (1.3, 1.31, 1.3)}, stop=stop)
-    found, trials, measures = answer(store), store.trials(study), f"advisor tune org/model {WORKLOAD.flags} --quality 4bit"
+    found, trials, measures = (
+        answer(store),
+        store.trials(study),
+        f"advisor tune org/model {WORKLOAD.flags} --quality 4bit",
+    )
 
     assert why_not(found, trials, "compiled")[-1] == f"to try it: {measures} --only compilation=compiled"
     assert why_not(found, trials, str(FP16))[-1] == f"to try it: {measures} --only '{FP16}'"

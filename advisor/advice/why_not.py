@@ -128,7 +128,7 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
 
 
 def _narrowed(recommendation: Recommendation, asked: Mapping[str, str], one: Configuration | None) -> str:
-    """Return the command line of a study of its own, of what is asked about alone. one: the only configuration that is left of it."""
+    """Return the command line of a study of its own, of what is asked about alone. one: the only one that is left of that."""
     command = _SPENT.sub("", recommendation.trying)
     if one is not None:
         return f"{_ONLY.sub('', command)} --only {shlex.quote(str(one))}"

@@ -43,7 +43,7 @@ _OWN_TAG = torch.compiler.config.cache_key_tag
 
 
 def restore_tag() -> None:
-    """Have torch find what it compiled with all kernels allowed: what was compiled for one alone is the same code to its cache."""
+    """Have torch find what it compiled with all kernels allowed: to its cache, what was compiled for one alone is the same."""
     torch.compiler.config.cache_key_tag = _OWN_TAG
 
 

@@ -139,7 +139,11 @@ def family(reading: Reading) -> str:
 
 def another(reading: Reading) -> str:
     """Return, in words, what computed attention where that is not what was asked for."""
-    if not _has_scores(reading) and family(reading) == "eager" and launched_any(reading.operators, ("CompiledFxGraph",)):
+    if (
+        not _has_scores(reading)
+        and family(reading) == "eager"
+        and launched_any(reading.operators, ("CompiledFxGraph",))
+    ):
         return "nothing that was launched shows what computed attention"
     return f"the operators launched are those of {family(reading)} attention"
 

@@ -53,7 +53,7 @@ class Kernel:
 
     @property
     def before(self) -> tuple[str, ...]:
-        """The statements that allow this kernel alone: of what is compiled too, whose cache on disk asks nobody what is allowed."""
+        """The statements that allow this kernel alone: to what is compiled too, whose cache on disk asks nobody."""
         allowing = [f"torch.backends.cuda.enable_{other.switch}_sdp({other.name == self.name})" for other in KERNELS]
         return (*allowing, f'torch.compiler.config.cache_key_tag = "sdpa-{self.name}"')
 
