@@ -947,6 +947,38 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
     assert found.prospects.left == len(UNTRIED)
 
 
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_what_would_not_pay_is_weighed_in_words(store: Store, is_faster: bool) -> None:
+    """That something is likely to be better and is not looked for is no contradiction: what it promises, its price, the way to it."""
+    blocks = {SORTED: (1.3, 1.31, 1.3)} if is_faster else {}
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300 if is_faster else 900)]
+    budget = Budget(600.0, payback_s=3600.0)
+    studied(store, attempts, blocks, stop=Stop.PAYBACK, left=UNTRIED, chance=0.99, budget=budget)
+    found = answer(store)
+    assert (found.verdict, found.exit_status) == ("faster" if is_faster else "default", 0)
+
+    left = (
+        f"never tried: {len(UNTRIED)} (chance that one of them is better: 99 %), for each is expected to save less in 60 min of "
+        f"work than it costs to find, measure and confirm; the best of them, {FLASH}, is predicted 1.60 × the default and takes "
+        "about 12 s to measure"
+    )
+    text = shown(found)
+    assert left in text
+    assert f"to try what was never tried: {found.trying}" in text
+    assert found.trying.endswith(" --exhaustive")
+
+
+def test_what_is_unlikely_to_be_better_needs_no_command(store: Store) -> None:
+    """Where a search ended because nothing is likely to be better, that is all that is said."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300)]
+    studied(store, attempts, {SORTED: (1.3, 1.31, 1.3)}, stop=Stop.UNLIKELY, left=UNTRIED, chance=0.01)
+
+    text = shown(answer(store))
+    assert f"never tried: {len(UNTRIED)} (chance that one of them is better: 1.0 %)" in text
+    assert "expected to save" not in text
+    assert "to try what was never tried" not in text
+
+
 @pytest.mark.parametrize(
     ("stop", "chance", "flags"),
     [
