@@ -1097,7 +1097,7 @@ def test_embeddings_are_counted_in_texts_too(tmp_path: Path, capsys: pytest.Capt
 def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--pareto shows the quickest and the smallest with their quality, and not what another beats in all of it."""
     text = answered(f"sqlite:///{tmp_path}/a.db", Objective(), WORKLOAD, pareto=True, capsys=capsys)
-    _, _, after = text.partition("no other beats it")
+    _, _, after = text.partition("no other beats these")
     table = after.partition("runner-up")[0]
 
     assert "sdpa · fp32 · sorted" in table

@@ -699,6 +699,41 @@ def test_the_nearest_says_how_it_differs(store: Store, workload: Forward, differ
     assert f"advisor tune org/model {workload.flags} --quality 4bit" in str(raised.value)
 
 
+# --------------------------------------------------------------------------------------------------------------- tables
+
+COMPILED = SORTED.replaced(compilation="compiled-regional")
+TUNED = SORTED.replaced(compilation="compiled-regional-max-autotune-no-cudagraphs")
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_figures_are_whole_on_eighty_columns(store: Store, monkeypatch: pytest.MonkeyPatch, pareto: bool) -> None:
+    """Heads and figures are neither cut nor broken beside labels of any length: words give way first, then labels."""
+    attempts = [
+        attempt(DEFAULT, 12005, peak_bytes=459 * 2**20),
+        attempt(COMPILED, 17000, peak_bytes=465 * 2**20),
+        attempt(TUNED, 17100, peak_bytes=466 * 2**20),
+        attempt(SORTED, 18000, peak_bytes=460 * 2**20),
+    ]
+    ratios = {SORTED: (1.5, 1.52, 1.51), COMPILED: (1.49, 1.51, 1.5), TUNED: (1.48, 1.52, 1.5)}
+    studied(store, attempts, ratios)
+    monkeypatch.setenv("COLUMNS", "80")
+    with redirect_stdout(StringIO()) as printed:
+        print_recommendation(answer(store), "cpu", pareto=pareto)
+    lines = printed.getvalue().splitlines()
+    (head,) = [line for line in lines if line.startswith("runner-up")]
+
+    assert all(each in head for each in ("× default", "tokens/s", "peak", "note"))
+    assert "…" not in "".join(lines), printed.getvalue()
+    for figures in ("1.50 (1.48–1.53)  17,000    465 MiB", "1.50 (1.45–1.55)  17,100    466 MiB"):
+        assert any(line.startswith(f"{SORTED} ·") and figures in line for line in lines), printed.getvalue()
+    assert any(line.startswith(f"{DEFAULT} ") and "1.00              12,005    459 MiB" in line for line in lines)
+    if pareto:
+        assert "no other beats these in speed, memory and quality" in lines
+        (head,) = [line for line in lines if line.startswith("configuration")]
+        assert all(each in head for each in ("× default", "tokens/s", "peak", "tier"))
+        assert any("1.51 (1.49–1.54)  18,000    460 MiB" in line and line.endswith("exact") for line in lines)
+
+
 # -------------------------------------------------------------------------------------------------------------- why not
 
 
