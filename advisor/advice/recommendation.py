@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.advice.coverage import weights_words
-from advisor.advice.ranking import Candidate, is_tied
+from advisor.advice.ranking import Candidate, is_beaten, is_tied
 from advisor.knobs import Reason, unproven_in
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
@@ -268,5 +268,6 @@ def tie_set(recommendation: Recommendation) -> list[Candidate]:
         found
         for found in recommendation.runners_up
         if found is not recommendation.best
+        and not is_beaten(found, chosen)
         and (is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie"))
     ]
