@@ -998,7 +998,7 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
 
 @pytest.mark.parametrize("is_faster", [True, False])
 def test_what_would_not_pay_is_weighed_in_words(store: Store, is_faster: bool) -> None:
-    """That something is likely to be better and is not looked for is no contradiction: what it promises, its price, the way to it."""
+    """What is likely to be better and is not looked for: what it promises, its price, and the way to it."""
     blocks = {SORTED: (1.3, 1.31, 1.3)} if is_faster else {}
     attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300 if is_faster else 900)]
     budget = Budget(600.0, payback_s=3600.0)

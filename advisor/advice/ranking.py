@@ -184,10 +184,8 @@ def why_behind(found: Candidate, chosen: Candidate) -> str:
     """Return, in words, why a candidate comes after what is recommended, by the one order."""
     if found.is_confirmed and not chosen.is_confirmed:
         return "what is recommended is all that may be"
-    if is_beaten(found, chosen):
-        return "its interval ends below what is recommended: more blocks were not run"
     if not found.is_confirmed:
-        return "it was not confirmed" if found.comparison is None else "too few blocks confirm it"
+        return _why_unconfirmed(found, chosen)
     if found.verdict not in ("faster", None) and chosen.verdict == "faster":
         return f"it is not confirmed to be faster than the default ({found.verdict})"
     if not is_tied(found, chosen):
@@ -199,6 +197,12 @@ def why_behind(found: Candidate, chosen: Candidate) -> str:
     if round(found.low, 2) != round(chosen.low, 2):
         return "the two tie, and the lower end of its interval is lower"
     return "the two tie, and what is recommended is simpler"
+
+
+def _why_unconfirmed(found: Candidate, chosen: Candidate) -> str:
+    if is_beaten(found, chosen):
+        return "its interval ends below what is recommended: more blocks were not run"
+    return "it was not confirmed" if found.comparison is None else "too few blocks confirm it"
 
 
 def pareto(candidates: Sequence[Candidate], aim: Metric, default: Trial | None, fast: Metric) -> list[Candidate]:
