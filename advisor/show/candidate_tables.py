@@ -92,9 +92,9 @@ class Figures:
         table = Table(box=None, pad_edge=False, header_style="bold", title=self.title or None, title_justify="left")
         for number, head_ in enumerate(self.heads):
             is_fixed = number in range(1, self.figures + 1) or (number == 0 and is_whole)
-            kept = {"min_width": natural[number]} if is_fixed else {}
+            kept = natural[number] if is_fixed else None
             width = least[number] if number in words and not is_whole else None
-            table.add_column(head_, no_wrap=is_fixed, overflow="fold", max_width=width, **kept)
+            table.add_column(head_, no_wrap=is_fixed, overflow="fold", min_width=kept, max_width=width)
         for row in self.rows:
             table.add_row(*map(escape, row))
         yield table
