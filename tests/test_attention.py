@@ -391,6 +391,8 @@ FLASH_4 = [
 VARLEN = [*CUDA, "torch_attn::_varlen_attn", "aten::_flash_attention_forward", "void pytorch_flash::flash_fwd_kernel<>"]
 FLEX = [*CUDA, "## Call CompiledFxGraph fz ##", "triton_tem_fused_flex_attention_0"]
 FLEX_CPU = ["aten::linear", "## Call CompiledFxGraph fz ##", "Torch-Compiled Region: 0/0"]
+#: Of what is compiled on a CPU no name is left but torch's products: no mask, no scores, no softmax.
+MELTED = ["aten::bmm", "aten::mm", "## Call CompiledFxGraph fz ##", "Torch-Compiled Region: 0/0"]
 FUSED = [
     "aten::linear",
     "aten::_nested_tensor_from_mask",
@@ -428,6 +430,20 @@ HUB = "kernels-community/"
 READINGS: list[tuple[str, Reading, str, set[str]]] = [
     ("eager", reading("eager", SOFTMAX), "eager", {"eager"}),
     ("eager on a GPU", reading("eager", [*SOFTMAX, *CUDA]), "eager", {"eager"}),
+    ("eager, compiled", replace(reading("eager", MELTED), uncompiled=SOFTMAX), "eager", {"eager"}),
+    ("eager, compiled on a GPU", reading("eager", [*CUDA, "triton_per_fused__softmax_add_0"]), "eager", {"eager"}),
+    (
+        "held to math, compiled",
+        replace(reading("sdpa", MELTED, ["math"], SDPA_FLASH), uncompiled=SDPA_MATH),
+        "sdpa-math",
+        {"sdpa", "sdpa-math"},
+    ),
+    (
+        "sdpa picks math, compiled",
+        replace(reading("sdpa", MELTED), uncompiled=SDPA_MATH),
+        "sdpa",
+        {"sdpa", "sdpa-math"},
+    ),
     ("sdpa, flash", reading("sdpa", SDPA_FLASH), "sdpa", {"sdpa", "sdpa-flash"}),
     ("sdpa, cudnn", reading("sdpa", SDPA_CUDNN), "sdpa", {"sdpa", "sdpa-cudnn"}),
     ("sdpa, efficient", reading("sdpa", SDPA_EFFICIENT), "sdpa", {"sdpa", "sdpa-efficient"}),
@@ -513,6 +529,15 @@ def test_a_profile_proves_what_ran(read: Reading, ran: str, proven: set[str]) ->
 def test_what_was_not_launched_is_not_believed(claimed: str, operators: list[str], ran: str) -> None:
     """A configuration that names an implementation proves nothing when the operators are another's."""
     assert what_ran(reading(claimed, operators)) == ran
+
+
+def test_what_one_kernel_computes_does_not_melt() -> None:
+    """A compiler calls sdpa's kernels as they are: one that shows uncompiled alone is not what a graph, of torch's cache, did."""
+    for claimed, shown in (("sdpa", SDPA_FLASH), ("flash_attention_2", FLASH_2), ("torch_varlen", VARLEN)):
+        read = replace(reading(claimed, MELTED), uncompiled=shown)
+        assert what_ran(read) == f"{claimed} (unproven)"
+        assert CHOICES[claimed].proof(read) == "nothing that was launched shows what computed attention"
+    assert what_ran(reading("eager", MELTED)) == "eager (unproven)"
 
 
 def test_a_generation_is_told_from_the_others() -> None:

@@ -177,7 +177,59 @@ BAD = {
         "--payback weighs time against time",
     ),
     "budget nonsense": (["tune", MODEL, "--budget", "nonsense"], "--budget must be a duration"),
-    "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be a duration"),
+    "budget 0": (["tune", MODEL, "--budget", "0s"], "--budget must be longer than 0, not '0s'"),
+    "budget negative": (["tune", MODEL, "--budget", "-5s"], "--budget must be longer than 0, not '-5s'"),
+    "latency negative": (
+        ["suggest", MODEL, "--max-latency", "-5ms"],
+        "--max-latency must be longer than 0, not '-5ms'",
+    ),
+    "memory negative": (["suggest", MODEL, "--max-memory", "-1GiB"], "--max-memory must be more than 0, not '-1GiB'"),
+    "padding in per cent": (
+        ["tune", MODEL, "--padding", "50%"],
+        "--padding must be a number, not '50%' (write 0.5)",
+    ),
+    "batches in words": (["tune", MODEL, "--batches", "some"], "--batches must be a whole number, not 'some'"),
+    "a flag, nearly": (
+        ["tune", MODEL, "--bugdet", "5m"],
+        "unrecognized arguments: --bugdet 5m (did you mean --budget? see advisor tune --help)",
+    ),
+    "a flag with its value, nearly": (["suggest", MODEL, "--why_not=nf4"], "(did you mean --why-not? see"),
+    "a command, nearly": (
+        ["tnue", MODEL],
+        "argument COMMAND: invalid choice: 'tnue' (did you mean tune? see advisor --help)",
+    ),
+    "a format, nearly": (
+        ["suggest", MODEL, "--format", "pyhton"],
+        "--format: invalid choice: 'pyhton' (did you mean python? see advisor suggest --help)",
+    ),
+    "a tier, nearly": (
+        ["tune", MODEL, "--quality", "7bit"],
+        "'7bit' (did you mean 8bit or 4bit? see advisor tune --help)",
+    ),
+    "a choice, nearly": (
+        ["suggest", MODEL, "--only", "compilation=compield"],
+        "--only: compilation has no choice 'compield' (did you mean compiled?)",
+    ),
+    "a knob, nearly": (
+        ["suggest", MODEL, "--fix", "compilatoin=compiled"],
+        "--fix: there is no knob 'compilatoin' (did you mean compilation?)",
+    ),
+    "asked, nearly": (
+        ["suggest", MODEL, "--why-not", "compilatoin=compiled"],
+        "--why-not: there is no knob 'compilatoin' (did you mean compilation?)",
+    ),
+    "a rule in small letters": (
+        ["suggest", MODEL, "--ignore-rule", "c12"],
+        "no rule 'c12' (did you mean C12? advisor tune MODEL --dry-run names the rules",
+    ),
+    "a model, nearly": (
+        ["suggest", MODEL.replace("causal", "cuasal")],
+        f"no such file or directory: '{MODEL.replace('causal', 'cuasal')}' (did you mean {MODEL}?)",
+    ),
+    "a folder of models, nearly": (
+        ["suggest", f"{MODEL}/confg.json"],
+        f"confg.json' (did you mean {MODEL}/config.json?)",
+    ),
     "budget empty": (["tune", MODEL, "--budget", ""], "--budget must be a duration"),
     "timeout nonsense": (["tune", MODEL, "--timeout", "nonsense"], "--timeout must be a duration"),
     "trials 0": (["tune", MODEL, "--trials", "0"], "--trials must be at least 1, not 0"),
@@ -193,11 +245,11 @@ BAD = {
     ),
     "unknown rule": (
         ["tune", MODEL, "--ignore-rule", "P1", "--ignore-rule", "P99"],
-        "there is no rule 'P99' (nearest: P19; ",
+        "there is no rule 'P99' (did you mean P19? ",
     ),
     "unknown rule, asked": (
         ["suggest", MODEL, "--ignore-rule", "Z9"],
-        "no rule 'Z9' (nearest: Q9, A9; advisor tune MODEL --dry-run names the rules",
+        "no rule 'Z9' (did you mean Q9 or A9? advisor tune MODEL --dry-run names the rules",
     ),
     "no such GPU": (["tune", MODEL, "--device", "cuda:77"], "cuda:77"),
     "no such device": (["tune", MODEL, "--device", "tpu"], "must be cpu, cuda or cuda:<number>, not 'tpu'"),
@@ -256,10 +308,14 @@ TOLD = {
     "only of nothing": (["tune", MODEL, "--only", "attention"], "--only: 'attention' is no configuration's label"),
     "only empty": (["tune", MODEL, "--only", "attention="], "not 'attention='"),
     "only a comma": (["tune", MODEL, "--only", "attention=sdpa,"], "not 'attention=sdpa,'"),
+    "only of nothing near": (
+        ["suggest", MODEL, "--only", "precision=exact"],
+        "precision has no choice 'exact' (it has fp32,",
+    ),
     "only of no knob": (["suggest", MODEL, "--only", "colour=red"], "there is no knob 'colour' (there are attention,"),
     "only of no choice": (
         ["suggest", MODEL, "--only", "precision=bf17"],
-        "precision has no choice 'bf17' (it has fp32,",
+        "precision has no choice 'bf17' (did you mean bf16?)",
     ),
     "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
     "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
@@ -275,7 +331,7 @@ TOLD = {
     "payback without a unit": (["tune", MODEL, "--payback", "2 "], "--payback 2 has no unit (write 2m or 2s)"),
     "budget of nothing": (
         ["tune", MODEL, "--budget", "0"],
-        "--budget must be a duration such as 90s, 10m or 2h, not '0'",
+        "--budget must be longer than 0, not '0'",
     ),
     "exhaustive and trials": (["tune", MODEL, "--exhaustive", "--trials", "3"], "--exhaustive measures all there is"),
     "dry run's script": (
@@ -469,7 +525,10 @@ def test_a_url_that_is_none_is_told(advisor: Command, tmp_path: Path) -> None:
     for url in ("mysql://me:s3cret@host/x", "postgresql://me:s3cret@host:port/x", "advisor.db"):
         for line in both(advisor, url, of=(TUNE, SUGGEST, ["db", "upgrade"])):
             assert "s3cret" not in line
+            assert "ADVISOR_DATABASE_URL" in line
             assert "sqlite:///PATH or postgresql://USER@HOST/NAME" in line
+    (line,) = both(advisor, "foo?password=s3cret", of=(SUGGEST,))
+    assert "ADVISOR_DATABASE_URL is 'foo', which is no URL (sqlite:///PATH or postgresql://USER@HOST/NAME)" in line
     assert tree(tmp_path) == before
 
 
@@ -754,7 +813,7 @@ def test_what_nobody_tried_is_never_passed_over(url: str, capsys: pytest.Capture
     assert status == 0
     assert re.search(
         r"precision=fp16: \d+ admissible configurations with it were never tried; first of them .*"
-        r"to go on: advisor tune",
+        r"to try it: advisor tune",
         text,
     )
     status, text, _ = said(capsys, "--max-memory", "300MiB")
@@ -1038,7 +1097,7 @@ def test_embeddings_are_counted_in_texts_too(tmp_path: Path, capsys: pytest.Capt
 def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--pareto shows the quickest and the smallest with their quality, and not what another beats in all of it."""
     text = answered(f"sqlite:///{tmp_path}/a.db", Objective(), WORKLOAD, pareto=True, capsys=capsys)
-    _, _, after = text.partition("no other beats it")
+    _, _, after = text.partition("no other beats these")
     table = after.partition("runner-up")[0]
 
     assert "sdpa · fp32 · sorted" in table

@@ -186,6 +186,32 @@ def test_what_compiles_for_longer_than_its_deadline_is_not_tried_again() -> None
     assert not late.transient
 
 
+@pytest.mark.slow  # compiles for half a minute
+@pytest.mark.usefixtures("place")
+def test_what_a_compiler_melts_is_proven_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain products and their softmax are a kernel without a name then; and torch's cache gives no kernel another's graph."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    source = find_model(str(CAUSAL))
+    runner = LocalRunner(probe.machine("cpu"), lambda _: None)
+    stopping = Stopping(least=3, most=3, seconds=1.0, least_long=3, seconds_long=1.0)
+    plain, work = {"precision": "fp32", "quantization": "none", "packing": "padded"}, Forward((32, 24, 32, 24), 2)
+    found = {}
+    try:
+        facts = read_facts(runner, source, work)
+        for attention in ("eager", "sdpa-math", "sdpa"):
+            asked = Configuration.of({"attention": attention, **plain, "compilation": "compiled-regional"})
+            request = TrialAsked(
+                source=source.files, facts=facts, workload=work, configuration=asked, timing=Timing(stopping=stopping)
+            )
+            done = runner.run(request, 300)
+            assert isinstance(done, TrialDone), done
+            found[asked] = (done.effective, done.alias, done.rounds is not None)
+    finally:
+        runner.close()
+
+    assert found == {asked: (asked, "", True) for asked in found}
+
+
 # ------------------------------------------------------------------------------------------------------------ its rules
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -140,3 +143,28 @@ def test_the_readme_names_commands_views_and_statuses(readme: str) -> None:
     assert [name for name in views("sqlite") if f"`{name}`" not in views_page] == []
     statuses = [kind.exit_status for kind in (BadInput, NotMeasured, NothingAdmissible)]
     assert [status for status in statuses if f"\n| {status} |" not in concepts] == []
+
+
+def test_what_the_demo_prints_can_be_typed(tmp_path: Path) -> None:
+    """Its database is its own, and its command is in its environment: the line that it prints first names both."""
+    shutil.copytree(
+        ROOT / "benchmarks", place := tmp_path / "a clone" / "benchmarks", ignore=shutil.ignore_patterns("*.py")
+    )
+    (bin_ := tmp_path / "bin").mkdir()
+    for name in ("python", "advisor"):  # at the seam of a process: says what it was called with
+        (bin_ / name).write_text('#!/bin/sh\necho "$ADVISOR_DATABASE_URL asked to $*"\n')
+        (bin_ / name).chmod(0o755)
+    known = {name: value for name, value in os.environ.items() if name != "ADVISOR_DATABASE_URL"}
+    demo = [shutil.which("sh") or "", str(place / "demo.sh")]
+    shown = subprocess.run(
+        demo, env={**known, "PYTHON": str(bin_ / "python")}, capture_output=True, text=True, check=True
+    )
+    typed = [line.removeprefix("$ ") for line in shown.stdout.splitlines() if line.startswith("$ ")]
+    found = subprocess.run(
+        [demo[0], "-c", "\n".join(typed)], cwd=tmp_path, env=known, capture_output=True, text=True, check=True
+    )
+
+    url = f"sqlite:///{place.parent}/.demo/advisor.db"
+    assert typed[0].startswith("export ADVISOR_DATABASE_URL=")
+    assert typed[1].startswith("advisor suggest tests/models/causal ")
+    assert found.stdout.startswith(f"{url} asked to suggest tests/models/causal ")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.storage.store import Store
 from advisor.study import history
 from advisor.study.history import listed
-from advisor.study.plan import usual_trial_s
+from advisor.study.plan import usual_seconds
 from advisor.study.trial_words import device_words, words_of
 from advisor.workloads.forward import Forward
 
@@ -426,6 +427,56 @@ def test_a_dry_run_counts_with_what_trials_took(url: str, capsys: pytest.Capture
     assert any(refusal["rule"] == "U0" for refusal in found["refusals"])
 
 
+def test_a_dry_run_counts_what_compiles_as_such(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As long as such a trial took here, else as a choice is expected to compile for; a finalist's runs are like the average."""
+    regional = DEFAULT.replaced(compilation="compiled-regional")
+    studied(url, [*TRIALS, trial(regional, (100.0,), wall_s=30.0)])
+    command = [
+        "tune",
+        MODEL,
+        *FLAGS,
+        "--only",
+        "attention=sdpa,eager",
+        "--fix",
+        "packing=padded",
+        "--fix",
+        "precision=fp32",
+    ]
+    ways = "off,compiled-regional,compiled"
+    command += ["--only", f"compilation={ways}", "--blocks", "4", "--dry-run"]
+    found = as_json(capsys, *command)
+    searched = [4.0, 4.0, 30.0, 30.0, 49.0, 49.0]  # eager compiles for 45 s more, as is expected of it
+
+    assert (found["trials"], found["trial_s"], found["compiled_trials"]) == (6, 4.0, 4)
+    assert found["compiled_trial_s"] == pytest.approx(mean(searched[2:]))
+    assert found["seconds"] == pytest.approx(sum(searched) + 4 * (4.0 + 3 * mean(searched)))
+    text = " ".join(printed(capsys, *command).split())
+    assert "6 configurations are admissible" in text
+    assert text.endswith(
+        "time: about 9 min (6 configurations and 16 runs to confirm the best, at 4.0 s each as measured here before, and at "
+        "39.5 s each for the 4 that compile); the budget bounds it at 10 min"
+    )
+
+
+def test_a_dry_run_counts_the_default_beside_what_is_admissible(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the default is left out it is measured all the same: as many are said to be run as are said to be admissible."""
+    studied(url, TRIALS)
+    left = [
+        "--only",
+        "attention=eager",
+        "--fix",
+        "packing=padded",
+        "--fix",
+        "precision=fp32",
+        "--fix",
+        "compilation=off",
+    ]
+    text = " ".join(printed(capsys, "tune", MODEL, *FLAGS, *left, "--dry-run").split())
+
+    assert "1 configuration is admissible; likeliest first" in text
+    assert "(1 configuration, the default and 18 runs to confirm the best, at 4.0 s each" in text
+
+
 def test_waiting_for_a_device_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Where another advisor measures on the device, a line on stderr says so; other stages are kept to oneself."""
     for stage in ("load", "waiting: another advisor measures on cpu"):
@@ -439,7 +490,9 @@ def test_time_is_told_of_this_architecture_here_alone(url: str) -> None:
     studied(url, [trial(DEFAULT, (1.0,)), trial(SORTED, (1.0,), wall_s=0.0), trial(EAGER, wall_s=10.0)])
     key = find_model(MODEL).architecture_key
     with Store.open(url, write=False) as store:
-        assert usual_trial_s(store, key, here().key) == 7.0
-        assert usual_trial_s(store, key, "elsewhere") is None
-        assert usual_trial_s(store, "other", here().key) is None
+        usual = usual_seconds(store, key, here().key)
+        assert usual is not None
+        assert (usual.plain_s, usual.of(SORTED)) == (7.0, 7.0)
+        assert usual_seconds(store, key, "elsewhere") is None
+        assert usual_seconds(store, "other", here().key) is None
         assert len(list(listed(store))) == 1

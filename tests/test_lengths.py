@@ -200,7 +200,12 @@ BROKEN: dict[str, tuple[str, str, str | bytes | None, str]] = {
     "no JSON": ("a.jsonl", "", '"a"\n\n{"text": \n', "line 3: this is no JSON"),
     "deep JSON": ("a.jsonl", "", "[" * 100_000, "line 1: this is no JSON"),
     "a number": ("a.jsonl", "", '"a"\n5\n', "line 2: neither a string nor an object"),
-    "an object without text": ("a.jsonl", "", '{"words": 1}\n', "line 1: no key of it holds a text: words"),
+    "an object without text": (
+        "a.jsonl",
+        "",
+        '{"words": 1}\n',
+        "no key of it holds a text: words (name one as FILE:COLUMN)",
+    ),
     "a null": ("a.jsonl", "", '{"text": null}\n', "has no text"),
     "an empty chat": ("a.jsonl", "", "[]\n", "has no text"),
     "a chat with a picture": (
@@ -216,7 +221,7 @@ BROKEN: dict[str, tuple[str, str, str | bytes | None, str]] = {
         "a.csv",
         "",
         "a,b\n1,2\n",
-        "line 2: which of its keys is the text? a, b (name one as FILE:KEY)",
+        "line 2: which of its keys is the text? a, b (name one as FILE:COLUMN)",
     ),
     "another column": ("a.csv", ":c", "a,b\n1,2\n", "has no column 'c' (its columns: a, b)"),
     "an empty table": ("a.csv", ":a", "", "it is empty"),

@@ -298,6 +298,37 @@ def test_a_trial_may_take_what_is_not_set_aside() -> None:
     assert getattr(steps[1], "most_s", 0.0) == math.inf
 
 
+@pytest.mark.parametrize(
+    ("rival", "more", "step"),
+    [
+        ((100.0, 105.0, 106.0), {}, Done()),
+        ((120.0, 145.0, 150.0), {}, Confirm(4, (DEFAULT, SORTED))),
+        ((100.0, 105.0, 106.0), {"also": (SORTED,)}, Confirm(4, (DEFAULT, SORTED))),
+    ],
+    ids=["below the winner", "may be the winner", "must be compared"],
+)
+def test_who_cannot_be_recommended_meets_the_default_no_more(
+    rival: tuple[float, ...], more: dict[str, Any], step: Step
+) -> None:
+    """Once the best is faster for certain, a rival whose interval ends below it could be told from the default alone."""
+    best = (150.0, 150.1, 149.9)
+    blocks = [each for n in range(3) for each in block(n + 1, packed=best[n], sorted=rival[n])]
+    known = tuple(
+        Comparison(each.key, DEFAULT.key, tuple(speed / 100 for speed in speeds), 9)
+        for each, speeds in ((PACKED, best), (SORTED, rival))
+    )
+    assert known[0].verdict == "faster"
+    assert known[1].is_open
+
+    assert next_step(seen(*ALL[:2], ran(SORTED, 149.0), *blocks, comparisons=known, **OVER, **more)) == step
+    unsettled = [each for n in range(3) for each in block(n + 1, packed=(99.0, 150.0, 120.0)[n], sorted=rival[n])]
+    going_on = next_step(seen(*ALL[:2], ran(SORTED, 149.0), *unsettled, **OVER, **more))
+    assert isinstance(going_on, Compare)
+    again = next_step(seen(*ALL[:2], ran(SORTED, 149.0), *unsettled, comparisons=going_on.comparisons, **OVER, **more))
+    assert isinstance(again, Confirm)
+    assert {PACKED, SORTED} <= {*again.contestants}
+
+
 def test_what_ran_under_another_name_has_the_figures_of_what_ran() -> None:
     """Asked for another configuration, but one that was measured ran: its speed counts, and that it was right does too."""
     there = seen(ran(DEFAULT), ran(PACKED, 150.0, quality=replace(GOOD, gate_s=1.5), peak_bytes=40 * 2**30))

@@ -386,6 +386,7 @@ def test_a_knob_that_is_gone_is_said_to_be(sqlite_store: Store, no_op: Knob) -> 
     assert [(c.configuration, c.objections) for c in found.rejected] == [(on, (said,))]
     assert unknown(on) == ["there is no knob made-up (it says on)"]
     assert unknown(DEFAULT.replaced(attention="gone")) == ["attention has no choice gone"]
+    assert unknown(DEFAULT.replaced(attention="eager (unproven)")) == ["it is unproven that attention eager ran"]
     assert objections(attempt(on, 3000), None, ANY, FACTS) == [said]
     with pytest.raises(BadInput, match=r"is not known here: there is no knob made-up \(it says on\) \(name the module"):
         choices_of(on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -41,6 +42,7 @@ from advisor.nouns.reading import read_duration
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import Space, build_space
+from advisor.show.refused import counted
 from advisor.show.report import print_recommendation
 from advisor.show.script import recommended_script
 from advisor.show.support import LLAMA
@@ -223,6 +225,20 @@ def test_what_is_near_is_near_by_what_was_confirmed(store: Store) -> None:
     assert [candidate.configuration for candidate in tie_set(answer(store))] == [FLASH]
 
 
+def test_who_was_left_when_the_winner_was_settled_is_said_to_be_behind(store: Store) -> None:
+    """Not confirmed, as fast in the search as what is recommended, and by its blocks' interval no match for it: no tie."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1500), attempt(PACKED, 1495)]
+    study = studied(store, attempts)
+    ratios = {SORTED: (1.5, 1.501, 1.499), PACKED: (1.0, 1.05, 1.06)}
+    store.save_comparisons(study, [Comparison(c.key, DEFAULT.key, blocks, 9) for c, blocks in ratios.items()])
+    found = answer(store)
+
+    assert (found.configuration, found.verdict) == (SORTED, "faster")
+    assert tie_set(found) == []
+    (line,) = why_not(found, store.trials(study), "packed,bf16")[:1]
+    assert "its interval ends below what is recommended" in line
+
+
 def test_slower_ones_keep_the_default(store: Store) -> None:
     """Where nothing was faster in the search, nothing is compared, and the default is the answer."""
     studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900), attempt(EAGER, 1010)])
@@ -250,6 +266,24 @@ def test_without_a_default_there_is_no_ratio(store: Store) -> None:
     assert found.payload["recommendation"]["search_ratio"] is None
     assert [failure.outcome for failure in found.failures] == [Outcome.OUT_OF_MEMORY]
     assert "the default could not be measured, so there is no ratio" in found.notes
+
+
+def test_what_ran_unproven_is_told_with_its_reason(store: Store) -> None:
+    """A worker's mark for it is no name of a choice that a plugin may have; it may not be recommended, and it is told."""
+    why = "asked for attention eager, but no softmax was launched, by which eager attention shows"
+    unproven = attempt(EAGER, 3000, effective=EAGER.replaced(attention="eager (unproven)"), reason=why)
+    studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 900), unproven])
+    found = answer(store)
+
+    assert (found.configuration, found.verdict) == (DEFAULT, "default")
+    assert [c.objections for c in found.rejected] == [(f"it is unproven what ran: {why}",)]
+    text = shown(found)
+    assert "ADVISOR_PLUGINS" not in text
+    assert f"≈3.00 × the default in the search: it is unproven what ran: {why}" in text
+    assert f"{EAGER} unproven {why}" in text
+    assert counted((), found.failures) == "of 1 configuration it is unproven what ran"
+    told = [(each["label"], each["outcome"], each["reason"]) for each in found.payload["failures"]]
+    assert told == [(str(EAGER), "unproven", why)]
 
 
 def test_figures_count_for_what_ran(store: Store) -> None:
@@ -679,6 +713,41 @@ def test_the_nearest_says_how_it_differs(store: Store, workload: Forward, differ
     assert f"advisor tune org/model {workload.flags} --quality 4bit" in str(raised.value)
 
 
+# --------------------------------------------------------------------------------------------------------------- tables
+
+COMPILED = SORTED.replaced(compilation="compiled-regional")
+LONGEST = SORTED.replaced(compilation="compiled-regional-max-autotune-no-cudagraphs")
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_figures_are_whole_on_eighty_columns(store: Store, monkeypatch: pytest.MonkeyPatch, pareto: bool) -> None:
+    """Heads and figures are neither cut nor broken beside labels of any length: words give way first, then labels."""
+    attempts = [
+        attempt(DEFAULT, 12005, peak_bytes=459 * 2**20),
+        attempt(COMPILED, 17000, peak_bytes=465 * 2**20),
+        attempt(LONGEST, 17100, peak_bytes=466 * 2**20),
+        attempt(SORTED, 18000, peak_bytes=460 * 2**20),
+    ]
+    ratios = {SORTED: (1.5, 1.52, 1.51), COMPILED: (1.49, 1.51, 1.5), LONGEST: (1.48, 1.52, 1.5)}
+    studied(store, attempts, ratios)
+    monkeypatch.setenv("COLUMNS", "80")
+    with redirect_stdout(StringIO()) as printed:
+        print_recommendation(answer(store), "cpu", pareto=pareto)
+    lines = printed.getvalue().splitlines()
+    (head,) = [line for line in lines if line.startswith("runner-up")]
+
+    assert all(each in head for each in ("× default", "tokens/s", "peak", "note"))
+    assert "…" not in "".join(lines), printed.getvalue()
+    for figures in ("1.50 (1.48–1.53)  17,000    465 MiB", "1.50 (1.45–1.55)  17,100    466 MiB"):
+        assert any(line.startswith(f"{SORTED} ·") and figures in line for line in lines), printed.getvalue()
+    assert any(line.startswith(f"{DEFAULT} ") and "1.00              12,005    459 MiB" in line for line in lines)
+    if pareto:
+        assert "no other beats these in speed, memory and quality" in lines
+        (head,) = [line for line in lines if line.startswith("configuration")]
+        assert all(each in head for each in ("× default", "tokens/s", "peak", "tier"))
+        assert any("1.51 (1.49–1.54)  18,000    460 MiB" in line and line.endswith("exact") for line in lines)
+
+
 # -------------------------------------------------------------------------------------------------------------- why not
 
 
@@ -706,7 +775,26 @@ def test_why_not_answers_for_every_fate(store: Store) -> None:
     assert "it is not confirmed to be faster than the default" in said["packed"][0]
     for name in ("flash_attention_2", "eager", "nf4", "fp16"):
         assert re.match(rf"\w+={name}: \d+ admissible configurations with it were never tried; first", said[name][-2])
-        assert said[name][-1] == f"to go on: {found.command}"
+        assert said[name][-1].startswith("to try it: advisor tune org/model ")
+        assert said[name][-1].endswith(f" --only {said[name][-2].partition(':')[0]}")
+
+
+@pytest.mark.parametrize("stop", [Stop.PAYBACK, Stop.UNLIKELY, Stop.BUDGET, Stop.EVERYTHING])
+def test_why_not_offers_to_try_that_very_thing(store: Store, stop: Stop) -> None:
+    """Not all else that was never tried: the choice alone, or the one configuration that is left."""
+    study = studied(store, [attempt(DEFAULT, 1000), attempt(SORTED, 1300)], {SORTED: (1.3, 1.31, 1.3)}, stop=stop)
+    found, trials, measures = (
+        answer(store),
+        store.trials(study),
+        f"advisor tune org/model {WORKLOAD.flags} --quality 4bit",
+    )
+
+    assert why_not(found, trials, "compiled")[-1] == f"to try it: {measures} --only compilation=compiled"
+    assert why_not(found, trials, str(FP16))[-1] == f"to try it: {measures} --only '{FP16}'"
+    assert choices_in(shlex.split(why_not(found, trials, str(FP16))[-1])[-1]) == choices_in(str(FP16))
+
+    interrupted = replace(found, study=replace(found.study, state="interrupted"))
+    assert why_not(interrupted, trials, "compiled")[-1] == f"to go on: {interrupted.trying}"
 
 
 def test_why_not_answers_for_all_that_is_asked(store: Store) -> None:
@@ -908,6 +996,38 @@ def test_a_search_that_no_longer_pays_has_said_something(store: Store) -> None:
     assert found.prospects.left == len(UNTRIED)
 
 
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_what_would_not_pay_is_weighed_in_words(store: Store, is_faster: bool) -> None:
+    """What is likely to be better and is not looked for: what it promises, its price, and the way to it."""
+    blocks = {SORTED: (1.3, 1.31, 1.3)} if is_faster else {}
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300 if is_faster else 900)]
+    budget = Budget(600.0, payback_s=3600.0)
+    studied(store, attempts, blocks, stop=Stop.PAYBACK, left=UNTRIED, chance=0.99, budget=budget)
+    found = answer(store)
+    assert (found.verdict, found.exit_status) == ("faster" if is_faster else "default", 0)
+
+    left = (
+        f"never tried: {len(UNTRIED)} (chance that one of them is better: 99 %), for each is expected to save less in 60 min of "
+        f"work than it costs to find, measure and confirm; the best of them, {FLASH}, is predicted 1.60 × the default and takes "
+        "about 12 s to measure"
+    )
+    text = shown(found)
+    assert left in text
+    assert f"to try what was never tried: {found.trying}" in text
+    assert found.trying.endswith(" --exhaustive")
+
+
+def test_what_is_unlikely_to_be_better_needs_no_command(store: Store) -> None:
+    """Where a search ended because nothing is likely to be better, that is all that is said."""
+    attempts = [attempt(DEFAULT, 1000), attempt(SORTED, 1300)]
+    studied(store, attempts, {SORTED: (1.3, 1.31, 1.3)}, stop=Stop.UNLIKELY, left=UNTRIED, chance=0.01)
+
+    text = shown(answer(store))
+    assert f"never tried: {len(UNTRIED)} (chance that one of them is better: 1.0 %)" in text
+    assert "expected to save" not in text
+    assert "to try what was never tried" not in text
+
+
 @pytest.mark.parametrize(
     ("stop", "chance", "flags"),
     [
@@ -926,7 +1046,7 @@ def test_to_go_on_is_a_command_that_tries_something(store: Store, stop: Stop, ch
 
     plain = "advisor tune org/model --lengths 512,128,256,64 --batch 2 --output last-logits --quality 4bit"
     assert found.command == f"{plain}{flags}"
-    assert line == f"to go on: {plain}{flags}"
+    assert line == f"to try it: {plain} --only quantization=nf4"
 
 
 def test_what_a_finished_search_left_out_takes_a_study_of_its_own(store: Store) -> None:

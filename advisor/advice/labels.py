@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import combinations
 
 from advisor.errors import BadInput
 from advisor.knobs import GENERIC, KNOBS, always
 from advisor.nouns.checked import shortened
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.near import meant
 from advisor.nouns.objective import Tier
 
 
@@ -78,7 +78,8 @@ def _knobs_of(word: str) -> list[str]:
     """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
     knob, _, name = word.rpartition("=")
     if knob and knob not in KNOBS:
-        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", f"there are {', '.join(KNOBS)}")
+        hint = meant(knob, KNOBS) or f"there are {', '.join(KNOBS)}"
+        raise BadInput(f"--why-not: there is no knob {shortened(knob)}", hint)
     found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
     if not found and word in KNOBS:
         raise BadInput(f"--why-not: {word} is a knob, not a choice", f"name one of {', '.join(KNOBS[word].choices)}")
@@ -94,5 +95,5 @@ def _meant(name: str, knob: str) -> str:
         return f"{name} is a quality tier: name a choice of it, advisor probe lists them"
     own = [each for each in KNOBS.values() if knob in ("", each.name)]
     known = [choice.name for each in own for choice in each.choices.values() if choice.traits.advised]
-    near = get_close_matches(name, [each for each in known if each not in GENERIC], n=3, cutoff=0.7)
-    return f"nearest: {', '.join(near)}; advisor probe lists them" if near else "advisor probe lists them"
+    near = meant(name, [each for each in known if each not in GENERIC], alike=0.7)
+    return f"{near} advisor probe lists them".strip()

@@ -174,12 +174,18 @@ def is_tied(one: Candidate, other: Candidate) -> bool:
     return min(ratios) > 0 and max(ratios) / min(ratios) <= 1 + TIE_ZONE
 
 
+def is_beaten(found: Candidate, chosen: Candidate) -> bool:
+    """Whether the blocks of what was not confirmed to its end say that it is not as good as what is recommended."""
+    mine, best = found.comparison, chosen.comparison
+    return not found.is_confirmed and mine is not None and best is not None and mine.is_beaten_by(best)
+
+
 def why_behind(found: Candidate, chosen: Candidate) -> str:
     """Return, in words, why a candidate comes after what is recommended, by the one order."""
     if found.is_confirmed and not chosen.is_confirmed:
         return "what is recommended is all that may be"
     if not found.is_confirmed:
-        return "it was not confirmed" if found.comparison is None else "too few blocks confirm it"
+        return _why_unconfirmed(found, chosen)
     if found.verdict not in ("faster", None) and chosen.verdict == "faster":
         return f"it is not confirmed to be faster than the default ({found.verdict})"
     if not is_tied(found, chosen):
@@ -191,6 +197,12 @@ def why_behind(found: Candidate, chosen: Candidate) -> str:
     if round(found.low, 2) != round(chosen.low, 2):
         return "the two tie, and the lower end of its interval is lower"
     return "the two tie, and what is recommended is simpler"
+
+
+def _why_unconfirmed(found: Candidate, chosen: Candidate) -> str:
+    if is_beaten(found, chosen):
+        return "its interval ends below what is recommended: more blocks were not run"
+    return "it was not confirmed" if found.comparison is None else "too few blocks confirm it"
 
 
 def pareto(candidates: Sequence[Candidate], aim: Metric, default: Trial | None, fast: Metric) -> list[Candidate]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.advice.coverage import weights_words
-from advisor.advice.ranking import Candidate, is_tied
-from advisor.knobs import Reason
+from advisor.advice.ranking import Candidate, is_beaten, is_tied
+from advisor.knobs import Reason, unproven_in
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import TIE_ZONE
@@ -223,13 +223,23 @@ class Recommendation:
                     "trial": t.number,
                     "configuration": t.requested.spelled,
                     "label": str(t.requested),
-                    "outcome": str(t.outcome),
+                    "outcome": fate_of(t),
                     "reason": t.reason,
                 }
                 for t in self.failures
             ],
             "notes": list(self.notes),
         }
+
+
+def came_to_nothing(trial: Trial) -> bool:
+    """Whether a trial failed, or ran without a proof of what ran: figures of nobody knows what are figures of nothing."""
+    return trial.outcome.is_failure or bool(unproven_in(trial.ran))
+
+
+def fate_of(trial: Trial) -> str:
+    """Return in a word what became of a trial that came to nothing."""
+    return str(trial.outcome) if trial.outcome.is_failure else "unproven"
 
 
 def reason_payload(reason: Reason) -> dict[str, str]:
@@ -258,5 +268,6 @@ def tie_set(recommendation: Recommendation) -> list[Candidate]:
         found
         for found in recommendation.runners_up
         if found is not recommendation.best
+        and not is_beaten(found, chosen)
         and (is_tied(found, chosen) or (chosen.is_default and found.verdict == "tie"))
     ]

@@ -16,7 +16,7 @@ from advisor.advice.evidence import Evidence
 from advisor.advice.lookup import study_for
 from advisor.advice.notes import begin_notes, busy_notes, notes_of, way_out, why_stopped
 from advisor.advice.ranking import Candidate, pareto
-from advisor.advice.recommendation import Recommendation
+from advisor.advice.recommendation import Recommendation, came_to_nothing
 from advisor.errors import DamagedRow, NothingAdmissible, NotMeasured
 from advisor.knobs import Reason, Situation, unknown
 from advisor.nouns.answer import Conclusion
@@ -108,7 +108,7 @@ def recommend(
         verdict=verdict,
         runners_up=tuple(c for c in evidence.right if chosen is None or c.configuration != chosen.configuration),
         refusals=coverage.refusals,
-        failures=tuple(_of_these(t, same_weights=evidence.same_weights) for t in trials if t.outcome.is_failure),
+        failures=tuple(_of_these(t, same_weights=evidence.same_weights) for t in trials if came_to_nothing(t)),
         notes=(
             *notes,
             *notes_of(study, source, objective, chosen, evidence.default),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 from advisor.advice.labels import choices_in
@@ -10,7 +11,6 @@ from advisor.advice.ranking import Candidate, why_behind
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
 from advisor.knobs import KNOBS, Reason, always
-from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import is_judged
@@ -122,17 +122,24 @@ def _untried(recommendation: Recommendation, trials: Sequence[Trial], asked: Map
         else f"{left.left} admissible configurations with {_it(asked)} were"
     )
     text = f"{_subject(asked)}: {many} never tried; first of them {best.configuration}{predicted}{cost}"
-    end = recommendation.study.end
-    if end is not None and end.stop is Stop.EVERYTHING:  # the search left it out: a study of its own does not
-        return [text, f"to try it: {_with_only(recommendation.trying, asked)}"]
-    return [text, f"to go on: {recommendation.trying}"]
+    if recommendation.study.state != "done":
+        return [text, f"to go on: {recommendation.trying}"]
+    return [text, f"to try it: {_narrowed(recommendation, asked, best.configuration if left.left == 1 else None)}"]
 
 
-def _with_only(command: str, asked: Mapping[str, str]) -> str:
-    """Return a command line that leaves of every knob in `asked` this choice alone."""
+def _narrowed(recommendation: Recommendation, asked: Mapping[str, str], one: Configuration | None) -> str:
+    """Return the command line of a study of its own, of what is asked about alone. one: the only one that is left of that."""
+    command = _SPENT.sub("", recommendation.trying)
+    if one is not None:
+        return f"{_ONLY.sub('', command)} --only {shlex.quote(str(one))}"
     for knob, name in asked.items():
         command = re.sub(rf" --only {knob}=\S+", "", command) + f" --only {knob}={name}"
     return command
+
+
+#: The flags of a command line that say how much another study may spend, and what it leaves of each knob.
+_SPENT = re.compile(r" --exhaustive| --(budget|payback|trials|blocks) \S+")
+_ONLY = re.compile(r" --only \S+=\S+")
 
 
 def _told(trial: Trial, recommendation: Recommendation) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from advisor.errors import BadInput, named
 from advisor.nouns.environment import THREADS_MOST
 from advisor.nouns.objective import Budget, Tier
-from advisor.nouns.option import Option, switch
+from advisor.nouns.option import Option, switch, whole_word
 from advisor.nouns.reading import (
     is_listed,
     read_count,
@@ -144,7 +144,11 @@ def _read_threads(value: Any, name: str) -> int:
 DEVICE = Option("device", "cuda:0, cuda:1, … or cpu (default: the first usable GPU)", _read_device, metavar="DEVICE")
 
 THREADS = Option(
-    "threads", "CPU threads (default: a thread a core, as torch takes them)", _read_threads, metavar="N", word=int
+    "threads",
+    "CPU threads (default: a thread a core, as torch takes them)",
+    _read_threads,
+    metavar="N",
+    word=whole_word,
 )
 
 #: Where something is run.
@@ -153,7 +157,7 @@ PLACE = (DEVICE, THREADS)
 #: Where a stored answer may be from.
 ON = Option("on", "an environment's key or part of a device's name", metavar="ENVIRONMENT")
 
-_TRIALS = Option("trials", "configurations to try in the search", read_count, metavar="N", word=int)
+_TRIALS = Option("trials", "configurations to try in the search", read_count, metavar="N", word=whole_word)
 
 _CONFIRMED = "at most N blocks in the confirmation, at least 3; it stops as soon as the answer is clear"
 
@@ -163,7 +167,7 @@ _BLOCKS = Option(
     read_whole,
     default=Budget().blocks,
     metavar="N",
-    word=int,
+    word=whole_word,
 )
 
 TIMEOUT = Option(
@@ -189,7 +193,7 @@ EFFORT = (
     switch("exhaustive", "measure every admissible configuration to its end, however long it takes"),
     _BLOCKS,
     TIMEOUT,
-    Option("seed", "of the search's random choices (default: %(default)s)", read_whole, default=0, word=int),
+    Option("seed", "of the search's random choices (default: %(default)s)", read_whole, default=0, word=whole_word),
 )
 
 #: How much may be spent on a case of the advice that advisor grew from.
@@ -197,6 +201,8 @@ CASE_EFFORT = (
     Option("budget", "time for a case (default: %(default)s)", read_duration, default=DEFAULT_BUDGET, metavar="TIME"),
     replace(_TRIALS, help="configurations to try in the search of a case"),
     replace(_BLOCKS, help=f"{_CONFIRMED} (default: %(default)s)"),
-    Option("batches", "batches in the list (default: %(default)s)", read_whole, default=2, metavar="N", word=int),
+    Option(
+        "batches", "batches in the list (default: %(default)s)", read_whole, default=2, metavar="N", word=whole_word
+    ),
     TIMEOUT,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from advisor.asking.options import (
@@ -21,6 +20,7 @@ from advisor.asking.options import (
 from advisor.errors import BadInput, named
 from advisor.nouns.checked import shortened
 from advisor.nouns.measurement import LEAST_BLOCKS
+from advisor.nouns.near import meant
 from advisor.nouns.objective import Budget, Objective, Tier
 from advisor.nouns.option import values_of
 from advisor.nouns.reading import read_duration, read_text, shown
@@ -119,9 +119,8 @@ def _refuse_unknown_rules(rules: Sequence[str]) -> None:
     known = rule_ids()
     for rule in rules:
         if not re.fullmatch(r"[A-Z]\d+", rule) or (known is not None and rule not in known):
-            near = get_close_matches(rule.upper(), known or [], n=3, cutoff=0.5)
-            nearest = f"nearest: {', '.join(near)}; " if near else ""
-            hint = f"{nearest}advisor tune MODEL --dry-run names the rules that refuse something"
+            near = meant(rule, known or (), alike=0.5)
+            hint = f"{near} advisor tune MODEL --dry-run names the rules that refuse something".strip()
             raise BadInput(
                 f"{named('ignore_rule')} takes a rule's id such as P1, and there is no rule {shortened(rule)}", hint
             )
@@ -135,9 +134,13 @@ def _kept(restrictions: Iterable[Restriction], *, is_batch_open: bool) -> tuple[
     for name, knob, choices in _spelled_out(restrictions):
         option = named(name)
         if knob not in KNOBS:
-            raise BadInput(f"{option}: there is no knob {knob!r}", f"there are {', '.join(KNOBS)}")
+            raise BadInput(
+                f"{option}: there is no knob {knob!r}", meant(knob, KNOBS) or f"there are {', '.join(KNOBS)}"
+            )
         if unknown := [each for each in choices if each not in KNOBS[knob].choices]:
-            raise BadInput(f"{option}: {knob} has no choice {unknown[0]!r}", f"it has {', '.join(KNOBS[knob].choices)}")
+            known = KNOBS[knob].choices
+            hint = meant(unknown[0], known, most=1) or f"it has {', '.join(known)}"
+            raise BadInput(f"{option}: {knob} has no choice {unknown[0]!r}", hint)
         if knob in kept:
             hint = f"{named('only')} {knob}=CHOICE,CHOICE names several choices"
             raise BadInput(f"{option}: {knob} is named twice", hint)

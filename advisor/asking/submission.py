@@ -12,6 +12,7 @@ from typing import Any
 from advisor.asking.options import DEVICE, EFFORT, ON, THREADS, objective_options
 from advisor.asking.question import Effort, Question, effort_of, kind_of, question_of
 from advisor.errors import BadInput, named
+from advisor.nouns.near import meant
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_duration, read_latency, shown
 from advisor.workloads import Kind, kind_named, names
@@ -146,7 +147,7 @@ class Submission:
                     f"{named('lengths_from')} names a file of this machine", f"{named('lengths')} is the same on any"
                 )
             if name not in known and value is not None:
-                raise BadInput(f"{what} has no option {shown(name)}")
+                raise BadInput(f"{what} has no option {shown(name)}", meant(name, sorted(known), most=1))
         for option in options:  # as in a text: who writes 20 may mean minutes
             value = self.given.get(option.name)
             if option.read in (read_duration, read_latency) and isinstance(value, (int, float)):

@@ -153,16 +153,16 @@ def planned(job: Job, listen: Listener) -> Plan:
     from advisor.measure.runner import LocalRunner
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
-    from advisor.study.plan import plan, usual_trial_s
+    from advisor.study.plan import plan, usual_seconds
 
     try:
         with Store.open(default_url(), write=False) as store:
-            trial_s = usual_trial_s(store, job.source.architecture_key, job.machine.environment.key)
+            usual = usual_seconds(store, job.source.architecture_key, job.machine.environment.key)
     except NotMeasured:  # there is no database yet
-        trial_s = None
+        usual = None
     runner = LocalRunner(job.machine, listen)
     try:
-        return plan(job, runner, trial_s)
+        return plan(job, runner, usual)
     finally:
         runner.close()
 

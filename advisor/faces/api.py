@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from advisor.asking.options import EFFORT, ON, PLACE, objective_options
@@ -26,6 +25,7 @@ from advisor.faces.answer import Answer
 from advisor.faces.loading import Ready, loaded
 from advisor.faces.signatures import documented
 from advisor.nouns.environment import Machine
+from advisor.nouns.near import meant
 from advisor.workloads import DEFAULT_KIND, KINDS, Kind
 
 if TYPE_CHECKING:  # the database's driver and Optuna take time to import
@@ -224,9 +224,8 @@ def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind
     others = {option.name for option in DEFAULT_KIND.options}
     names = known.__annotations__.keys() - others | {option.name for option in kind.options}
     for name in sorted(flags.keys() - names):
-        near = get_close_matches(name, sorted(names), n=1)
-        meant = f": did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{meant}")
+        near = meant(name, sorted(names), most=1)
+        raise TypeError(f"{verb}() got an unexpected keyword argument {name!r}{f': {near}' if near else ''}")
 
 
 def _document() -> None:

@@ -6,34 +6,19 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from advisor.asking.options import ALLOW_PICKLE, CASE_EFFORT, DEVICE, EFFORT, ON, PLACE, TIMEOUT, objective_options
 from advisor.asking.question import know_plugins
-from advisor.errors import BadInput
 from advisor.faces import daemon_arguments
 from advisor.faces.examples import epilog
+from advisor.faces.parser import Parser
 from advisor.nouns.agreement import LEAST_PROCESSES, MOST_PROCESSES, USUAL_PROCESSES
 from advisor.nouns.option import Option
 from advisor.nouns.reading import read_switch, shown
 from advisor.show.formats import FORMATS, NAMES
 from advisor.version import __version__, commit
 from advisor.workloads import DEFAULT_KIND, Kind, kind_named, names
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions of advisor's own."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise BadInput with argparse's words."""
-        raise BadInput(message, f"see {self.prog} --help")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is left over here, where the command is known whose help has what it takes."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found, unknown
 
 
 class _Version(argparse._VersionAction):
@@ -66,7 +51,7 @@ def kind_in(words: Sequence[str]) -> Kind:
 def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, with the flags of one kind of work."""
     know_plugins()
-    parser = _Parser(
+    parser = Parser(
         prog="advisor",
         description="The fastest way to run a transformers model on your GPU that is still right,\nwith the proof.",
         epilog=epilog(),

@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.asking.options import ALLOW_PICKLE, EFFORT, ON, THREADS
 from advisor.errors import BadInput, named
-from advisor.nouns.option import Option, switch
+from advisor.nouns.option import Option, switch, whole_word
 from advisor.nouns.reading import read_count, read_duration, read_size, read_text, read_texts, read_whole
 from advisor.workloads import Kind
 
@@ -81,7 +81,7 @@ _SERVING = (
         "processes beside the daemon that answer questions, at most, 0 for none (default: one for four cores, four at most)",
         _read_processes,
         metavar="N",
-        word=int,
+        word=whole_word,
     ),
     Option(
         "max_waiting",
@@ -89,7 +89,7 @@ _SERVING = (
         read_count,
         default=10_000,
         metavar="N",
-        word=int,
+        word=whole_word,
     ),
 )
 
@@ -110,7 +110,7 @@ _KEEPING = (
         _read_days,
         default=30,
         metavar="DAYS",
-        word=int,
+        word=whole_word,
     ),
 )
 

@@ -83,11 +83,12 @@ __all__ = [
     "tier_of",
     "traits_of",
     "unknown",
+    "unproven_in",
     "weights_of",
 ]
 
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 _OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, kernels.KNOB, compilation.KNOB)
 
@@ -131,7 +132,9 @@ def choices_of(configuration: Configuration) -> list[Choice]:
     Raises BadInput where it states one that is not known here.
     """
     if missing := unknown(configuration):
-        raise BadInput(f"{configuration} is not known here: {missing[0]}", HAVE_PLUGIN)
+        raise BadInput(
+            f"{configuration} is not known here: {missing[0]}", "" if unproven_in(configuration) else HAVE_PLUGIN
+        )
     return known_choices(configuration)
 
 
@@ -150,6 +153,19 @@ def compiles(configuration: Configuration) -> bool:
     return compiling_s(configuration) > 0
 
 
+#: What a choice's name ends with where it was asked for, and no proof, its own or another's, showed what ran.
+_UNPROVEN = " (unproven)"
+
+
+def unproven_in(configuration: Configuration) -> list[str]:
+    """Return, in words, each choice of a configuration of which nobody knows whether it is what ran."""
+    return [
+        f"it is unproven that {knob} {name.removesuffix(_UNPROVEN)} ran"
+        for knob, name in configuration.items()
+        if name.endswith(_UNPROVEN)
+    ]
+
+
 #: What helps where a stored configuration names what this process does not have.
 HAVE_PLUGIN = "name the module that has it in ADVISOR_PLUGINS"
 
@@ -157,9 +173,9 @@ HAVE_PLUGIN = "name the module that has it in ADVISOR_PLUGINS"
 def unknown(configuration: Configuration) -> list[str]:
     """Return, in words, each stated choice that this process has not: of a plugin, say, that is not loaded any more.
 
-    Nobody can say what it did, so that it is neither run nor recommended.
+    Nobody can say what it did, so that it is neither run nor recommended; and so it is with what nothing proved.
     """
-    return [
+    return unproven_in(configuration) or [
         f"there is no knob {knob} (it says {name})" if knob not in KNOBS else f"{knob} has no choice {name}"
         for knob, name in configuration.items()
         if knob not in KNOBS or name not in KNOBS[knob].choices
@@ -248,7 +264,7 @@ def _proven(knob: Knob, name: str, reading: Reading) -> str:
     if name not in knob.choices or knob.choices[name].proof(reading) is None:
         return name
     others = (choice.name for choice in knob.choices.values() if choice.proof(reading) is None)
-    return next(others, f"{name} (unproven)")
+    return next(others, f"{name}{_UNPROVEN}")
 
 
 def tier_of(choices: Iterable[tuple[str, str]], facts: ModelFacts) -> Tier:

@@ -76,6 +76,7 @@ class Reading:
     inputs: how the model was called (rows, mask, restarting positions, cache, cu_seq_lens); sequences: in the largest
     call; sdp_kernels: the kernels torch's sdpa was allowed ("flash", "efficient", "cudnn", "math"); automatic: where not
     all were, the operators of the same step with all of them allowed; prequantized: the checkpoint's weights were.
+    uncompiled: where the model is compiled and that hid what ran, the operators of the same step as it is without.
     flash_impl: what torch's flash kernel was switched to ("FA3", "FA4"), "" where it is torch's own.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
     seconds that a GPU's kernels took together in that step, 0.0 where none were seen. compiled_regions: how many times it
@@ -92,6 +93,7 @@ class Reading:
     weight_bytes: int = 0
     sdp_kernels: Sequence[str] = ()
     automatic: Sequence[str] = ()
+    uncompiled: Sequence[str] = ()
     flash_impl: str = ""
     sequences: int = 0
     prequantized: bool = False

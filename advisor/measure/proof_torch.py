@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from advisor.knobs import KNOBS, Batching, Reading, choice_of
+from advisor.knobs import KNOBS, Batching, Reading, choice_of, effective_choices
 from advisor.measure.messages import Subject
 from advisor.measure.session_torch import Session, runtime_of, synchronize
 from advisor.networks import readback_torch, switches_torch
@@ -63,6 +64,15 @@ def _is(event: Any, question: str) -> bool:
     return bool(getattr(event, question, lambda: False)())
 
 
+def operators_uncompiled(session: Session, call: Call, subject: Subject) -> list[str]:
+    """Return the operators of a step of the model as it was loaded: a compiler's own kernels hide by what they were made of.
+
+    Not a GPU's kernels: the operators that launch them say as much.
+    """
+    with session.unchanged():
+        return profiled(session, call, subject, kernels=False).names
+
+
 def picked_by_torch(session: Session, call: Call, subject: Subject, *, kernels: bool = True) -> list[str]:
     """Return the operators of a step with all of sdpa's kernels allowed, where a choice allowed only some; else none.
 
@@ -88,14 +98,18 @@ def read_effective(
     *,
     kernels: bool = True,
 ) -> Reading:
-    """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels."""
+    """Profile one step and read what ran: attention of all sub-configurations, dtypes, linear classes, kernels.
+
+    What was compiled may hide what ran: the same step is looked at uncompiled where something is not proven without, for that
+    may compile something else anew.
+    """
     session.stage("proof")
     call, facts, batching = calls[0], subject.facts, session.batching(subject, configuration)
     order = [number for c in calls for number in c.sequences]
     lengths = [n for c in calls for n in c.lengths]
     launched = profiled(session, call, subject, kernels=kernels)
     by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
-    return Reading(
+    reading = Reading(
         attention=readback_torch.attention_of(session.model),
         dtypes=readback_torch.dtypes_of(session.model),
         linears=readback_torch.linears_of(session.model),
@@ -114,6 +128,10 @@ def read_effective(
         compile_limited=switches_torch.is_limited(),
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
+    effective = Configuration.of(effective_choices(reading, subject.workload))
+    if not launched.regions or not unproven(configuration, effective, reading):
+        return reading
+    return replace(reading, uncompiled=operators_uncompiled(session, call, subject))
 
 
 def unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from advisor.models import hub
 from advisor.models.beside import kinds_of_modules, read_beside, transformer_folder
 from advisor.models.tokenizing import has_tokenizer
 from advisor.nouns.model import ModelSource
+from advisor.nouns.near import nearest
 
 #: Files up to this size are hashed whole; larger ones by their header and evenly spaced blocks.
 WHOLE_HASH_BYTES = 256 * 2**20
@@ -46,8 +49,29 @@ def find_model(
     if name and path.is_dir():
         return _from_directory(name, path, allow_pickle=allow_pickle)
     if not is_hub_id(name):
-        raise BadInput(f"no such file or directory: {name!r}")
+        raise BadInput(f"no such file or directory: {name!r}", beside(name))
     return _from_hub(name, download=download, allow_pickle=allow_pickle, most_bytes=most_bytes)
+
+
+#: So many names of a folder are looked at for one that was meant.
+_MOST_NAMES = 10_000
+
+
+def beside(name: str) -> str:
+    """Return "did you mean …?" with the path that there is where one of a path's names is nearly another's, else ""."""
+    path = Path(name).expanduser()
+    lacking = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    with suppress(OSError, ValueError):
+        rest, there = path.relative_to(lacking), islice(lacking.parent.iterdir(), _MOST_NAMES)
+        models = {each.name: each / rest for each in there if _is_model(each / rest)}
+        if near := nearest(lacking.name, models, most=1):
+            return f"did you mean {models[near[0]]}?"
+    return ""
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a file, or a folder with the configuration of a model or of what is built around one."""
+    return path.is_file() or any((path / name).is_file() for name in ("config.json", "modules.json"))
 
 
 def is_hub_id(name: str) -> bool:
@@ -217,17 +241,18 @@ def _hash_file(digest: Any, file: Path) -> None:
 def _from_hub(name: str, *, download: bool, allow_pickle: bool, most_bytes: int | None) -> ModelSource:
     """Return a hub model: from the cache where it is whole there, else downloaded where that is allowed."""
     wanted = hub.patterns(allow_pickle=allow_pickle)
-    lacking = BadInput(f"unknown model {name}: no such directory, not in the local cache, and the hub can't be reached")
+    away = "no such directory, not in the local cache, and the hub can't be reached"
+    lacking = BadInput(f"unknown model {name}: {away}", beside(name))
     try:
         if (cached := hub.cached(name, wanted)) is not None:
             return _from_directory(name, cached, allow_pickle=allow_pickle)
         if hub.is_offline() or not download:
             why = "HF_HUB_OFFLINE is set" if hub.is_offline() else "this command downloads nothing"
-            raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}")
+            raise BadInput(f"unknown model {name}: no such directory, not in the local cache, and {why}", beside(name))
     except BadInput as error:  # only a part of it is in the cache
         lacking = error
     except ValueError as error:  # the hub's rules for names
-        raise BadInput(f"unknown model {name}: no such directory, and no hub id: {error}") from None
+        raise BadInput(f"unknown model {name}: no such directory, and no hub id: {error}", beside(name)) from None
     if hub.is_offline() or not download or not hub.answers():
         raise lacking
     return _from_directory(name, hub.downloaded(name, wanted, most_bytes), allow_pickle=allow_pickle)

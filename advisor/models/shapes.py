@@ -13,6 +13,7 @@ from typing import Any
 from advisor.errors import named
 from advisor.models.chats import is_chat, messages_of, turns_of
 from advisor.nouns.entry import Chat, Entry, Sent, Text, Unreadable, clean, list_in, names
+from advisor.nouns.near import meant
 
 #: Where a chat's turns stand.
 CHATS = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
@@ -69,9 +70,9 @@ def found_in(value: Any, column: str, sent: Sent) -> Found:
     """
     if column:
         if not isinstance(value, dict) or column not in value:
-            raise Unreadable(
-                f"there is no column {column!r}" + (f" among {names(value)}" if isinstance(value, dict) else "")
-            )
+            among = f" among {names(value)}" if isinstance(value, dict) else ""
+            near = meant(column, value, most=1) if isinstance(value, dict) else ""
+            raise Unreadable(f"there is no column {column!r}{among}{f' ({clean(near)})' if near else ''}")
         return _of_column(value, column, sent)
     if value is None:
         return Found((), "null")
@@ -112,7 +113,7 @@ def _of_object(row: Mapping[str, Any], sent: Sent) -> Found:
     if not strings and any(value in (None, []) for value in row.values()):
         return Found((), "null", tuple(sorted(key for key in row if row[key] is not None)))
     what = f"which of its keys is the text? {names(strings)}" if strings else f"no key of it holds a text: {names(row)}"
-    raise Unreadable(f"{what} (name one as FILE:KEY)" if strings else what)
+    raise Unreadable(f"{what} (name one as FILE:COLUMN)")
 
 
 _Read = tuple[tuple[Entry, ...], tuple[str, ...], str]

@@ -12,7 +12,7 @@ from advisor.errors import BadInput
 from advisor.knobs import Choice, choices_of, function_of
 from advisor.networks import kinds_torch, readback_torch
 from advisor.networks.config_torch import checkpoint_dtype_of, config_of
-from advisor.networks.switches_torch import KERNELS, allow_kernels, restore_flash
+from advisor.networks.switches_torch import KERNELS, allow_kernels, restore_flash, restore_tag
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFiles
 from advisor.workloads import Needs
@@ -29,6 +29,7 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     allow_kernels(KERNELS)
     restore_flash()
+    restore_tag()
     names: dict[str, Any] = {"torch": torch}
     lines = [line for choice in choices for line in (*choice.imports, *choice.before)]
     names |= {name: function_of(module, name) for choice in choices for module, name in choice.functions}

@@ -38,6 +38,15 @@ def flash_impl() -> str:
     return torch.nn.attention.current_flash_attention_impl() or ""
 
 
+#: What torch's cache of what it compiled is told apart by, as the environment has it.
+_OWN_TAG = torch.compiler.config.cache_key_tag
+
+
+def restore_tag() -> None:
+    """Have torch find what it compiled with all kernels allowed: to its cache, what was compiled for one alone is the same."""
+    torch.compiler.config.cache_key_tag = _OWN_TAG
+
+
 def restore_flash() -> None:
     """Switch torch's flash kernel back to its own; torch before 2.11 can't, and nothing here switches it there."""
     if flash_impl():

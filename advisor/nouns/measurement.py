@@ -189,6 +189,15 @@ class Comparison:
             return n < (self.planned or LEAST_BLOCKS)
         return n < self.planned and self.is_undecided
 
+    def is_beaten_by(self, other: Comparison) -> bool:
+        """Whether another is faster for certain, and by more than a tie beyond the end of this one's interval over as many looks.
+
+        Then more blocks could tell this one from the baseline, and not make it the best.
+        """
+        is_settled = other.verdict == "faster" and not other.is_open
+        has_looks = len(self.block_ratios) >= LEAST_BLOCKS
+        return is_settled and has_looks and self.interval[1] * (1 + TIE_ZONE) < other.ratio
+
     @property
     def is_undecided(self) -> bool:
         """Whether the interval is neither clear of the tie zone nor wholly inside it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.errors import BadInput, named
+from advisor.nouns.near import meant
 from advisor.nouns.reading import read_switch, read_text, shown
 
 #: Names that a kind of work gives no option of its own: what the commands and the functions of Python take for all work.
@@ -81,8 +82,25 @@ class Option:
         if given is None:
             return None
         if self.choices and not (isinstance(given, str) and given in self.choices):
-            raise BadInput(f"{named(self.name)} must be one of {', '.join(self.choices)}, not {shown(given)}")
+            near = meant(given, self.choices) if isinstance(given, str) else ""
+            raise BadInput(f"{named(self.name)} must be one of {', '.join(self.choices)}, not {shown(given)}", near)
         return self.read(given, self.name)
+
+
+def number_word(text: str) -> float | str:
+    """Return a word of the command line as a number, or as it is: then the reader of its option says what is wrong with it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def whole_word(text: str) -> int | str:
+    """Return the same as a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def values_of(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,14 +129,18 @@ def read_number(value: Any, name: str) -> float:
     try:
         return _float(value if isinstance(value, str) else _scalar(value))
     except ValueError:
-        raise BadInput(f"{named(name)} must be a number, not {shown(value)}") from None
+        share = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*%", value.strip()) if isinstance(value, str) else None
+        hint = f"write {float(share[1]) / 100:g}" if share else ""
+        raise BadInput(f"{named(name)} must be a number, not {shown(value)}", hint) from None
 
 
 def read_size(value: Any, name: str) -> int:
     """Return bytes, of a size such as 24GiB or 500MB or of a number of bytes. Raises BadInput."""
     number, unit = _quantity(value, r"([A-Za-z]*)")
-    if unit.upper() not in _SIZES or number == 0:
+    if unit.upper() not in _SIZES or number is None:
         raise BadInput(f"{named(name)} must be a size such as 24GiB, not {shown(value)}")
+    if number <= 0:
+        raise BadInput(f"{named(name)} must be more than 0, not {shown(value)}")
     if not unit and number < 2**20:
         few = str(value).strip()
         raise BadInput(f"{named(name)} {few} is so many bytes", f"write {few}GiB or {few}MiB")
@@ -152,20 +156,27 @@ def read_duration(value: Any, name: str) -> float:
     A text without a unit is refused: who writes 20 may mean minutes, as the examples have them.
     """
     number, unit = _quantity(value, "([smh]?)", "s")
-    if number > 0 and not unit:
+    if number is None:
+        raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {shown(value)}")
+    _refuse_none(number, value, name)
+    if not unit:
         bare = str(value).strip()
         raise BadInput(f"{named(name)} {bare} has no unit", f"write {bare}m or {bare}s")
-    if number == 0:
-        raise BadInput(f"{named(name)} must be a duration such as 90s, 10m or 2h, not {shown(value)}")
     return _bearable(number * _SECONDS[unit], value, name, f"{_MOST_S // 3600}h")
 
 
 def read_latency(value: Any, name: str) -> float:
     """Return seconds, of a time such as 80ms or 0.5s or of a number of seconds. Raises BadInput."""
     number, unit = _quantity(value, "(ms|s)", "s")
-    if number == 0:
+    if number is None:
         raise BadInput(f"{named(name)} must be a time such as 80ms or 0.5s, not {shown(value)}")
+    _refuse_none(number, value, name)
     return _bearable(number * _LATENCIES[unit], value, name, f"{_MOST_S}s")
+
+
+def _refuse_none(seconds: float, value: Any, name: str) -> None:
+    if seconds <= 0:
+        raise BadInput(f"{named(name)} must be longer than 0, not {shown(value)}")
 
 
 def _bearable(seconds: float, value: Any, name: str, most: str) -> float:
@@ -174,17 +185,17 @@ def _bearable(seconds: float, value: Any, name: str, most: str) -> float:
     return seconds
 
 
-def _quantity(value: Any, units: str, own: str = "") -> tuple[float, str]:
-    """Return a positive number and its unit, 0 where a value is none. own: the unit of a bare number that is no text."""
+def _quantity(value: Any, units: str, own: str = "") -> tuple[float | None, str]:
+    """Return a number and its unit, None where a value is none. own: the unit of a bare number that is no text."""
     if isinstance(value, str):
-        match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*{units}", value.strip())
-        number, unit = (float(match[1]), match[2]) if match else (0.0, own)
+        match = re.fullmatch(rf"(-?\d+(?:\.\d+)?)\s*{units}", value.strip())
+        number, unit = (float(match[1]), match[2]) if match else (math.nan, own)
     else:
         try:
             number, unit = _float(_scalar(value)), own
         except ValueError:
-            number, unit = 0.0, own
-    return (number if math.isfinite(number) and number > 0 else 0.0), unit
+            number, unit = math.nan, own
+    return (number if math.isfinite(number) else None), unit
 
 
 def read_study(text: str) -> int:

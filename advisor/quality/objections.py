@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from advisor.knobs import HAVE_PLUGIN, advised, tier_of, unknown
+from advisor.knobs import HAVE_PLUGIN, advised, tier_of, unknown, unproven_in
 from advisor.nouns.metrics import head, is_latency
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Limits, Objective, Tier
@@ -34,6 +34,8 @@ def objections(
     """
     if trial.outcome not in (Outcome.OK, Outcome.WRONG_OUTPUT):
         return [f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)]
+    if unproven := unproven_in(trial.ran):
+        return [f"it is unproven what ran: {trial.reason}" if trial.reason else text for text in unproven[:1]]
     if missing := unknown(trial.ran):
         return [f"what ran is not known here: {text}; {HAVE_PLUGIN}" for text in missing]
     found = []

@@ -45,7 +45,16 @@ class Prospects:
 
         That arithmetic predicts nothing better is no reason: only what was measured shows how good predictions are.
         """
-        return self.pays and self.left > 0 and (self.chance is None or self.chance >= CHANCE)
+        return self.pays and self._may_be_better
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether what is left may well be better, and looking at it costs more than it is expected to save."""
+        return not self.pays and self._may_be_better
+
+    @property
+    def _may_be_better(self) -> bool:
+        return self.left > 0 and (self.chance is None or self.chance >= CHANCE)
 
 
 def searched(trials: Sequence[Trial]) -> list[Trial]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
@@ -69,46 +71,57 @@ def quality_words(quality: Quality) -> str:
     return ", ".join(figures)
 
 
-def runners_up(recommendation: Recommendation) -> Table:
+class Figures:
+    """A table of candidates, whose heads and figures are whole on any screen: words give way to them, at last labels do.
+
+    heads: of the label, the figures and, after these, words; rows: likewise. figures: how many of the columns are figures.
+    """
+
+    def __init__(self, heads: Sequence[str], rows: Sequence[Sequence[str]], figures: int, title: str = "") -> None:
+        """Keep what it is made of."""
+        self.heads, self.rows, self.figures, self.title = heads, rows, figures, title
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table as it fits a screen. A label is copied: it is broken where there is no room for it alone."""
+        columns = list(zip(self.heads, *self.rows, strict=True))
+        natural = [max(map(cell_len, cells)) for cells in columns]
+        least = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+        words = range(self.figures + 1, len(columns))
+        room = options.max_width - 2 * (len(columns) - 1) - sum(natural[1 : self.figures + 1])
+        is_whole = natural[0] + sum(least[n] for n in words) <= room
+        table = Table(box=None, pad_edge=False, header_style="bold", title=self.title or None, title_justify="left")
+        for number, head_ in enumerate(self.heads):
+            is_fixed = number in range(1, self.figures + 1) or (number == 0 and is_whole)
+            kept = natural[number] if is_fixed else None
+            width = least[number] if number in words and not is_whole else None
+            table.add_column(head_, no_wrap=is_fixed, overflow="fold", min_width=kept, max_width=width)
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        yield table
+
+
+def runners_up(recommendation: Recommendation) -> Figures:
     """Return what else may be recommended, the best five."""
     metrics = _columns(recommendation)
-    heads = [head(metric) for metric in metrics]
-    table = Table("runner-up", "× default", *heads, "note", box=None, pad_edge=False, header_style="bold")
-    table.columns[0].no_wrap = True  # a label is copied
-    tied = {candidate.configuration for candidate in tie_set(recommendation)}
+    tied, rows = {candidate.configuration for candidate in tie_set(recommendation)}, []
     for candidate in recommendation.runners_up[:5]:
         note = "as good as the recommendation" if candidate.configuration in tied else ""
         note = "the default" if candidate.is_default else note
-        cells = _cells(candidate, metrics)
-        table.add_row(escape(str(candidate.configuration)), _ratio_words(candidate), *cells, note)
-    return table
+        rows.append([str(candidate.configuration), _ratio_words(candidate), *_cells(candidate, metrics), note])
+    heads = ["runner-up", "× default", *(head(metric) for metric in metrics), "note"]
+    return Figures(heads, rows, 1 + len(metrics))
 
 
-def pareto_table(recommendation: Recommendation) -> Table:
+def pareto_table(recommendation: Recommendation) -> Figures:
     """Return what no other beats in speed, memory and quality at once."""
-    metrics = _columns(recommendation)
-    heads = [head(metric) for metric in metrics]
-    table = Table(
-        "no other beats it in speed, memory and quality",
-        "× default",
-        *heads,
-        "against the reference",
-        "tier",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    table.columns[0].no_wrap = True
+    metrics, rows = _columns(recommendation), []
     for candidate in recommendation.pareto:
         quality, tier = candidate.quality, tier_of(candidate.configuration.items(), recommendation.facts)
-        table.add_row(
-            escape(str(candidate.configuration)),
-            _ratio_words(candidate),
-            *_cells(candidate, metrics),
-            quality_words(quality).partition(", top-1")[0] if quality else "–",
-            str(tier),
-        )
-    return table
+        figures = [_ratio_words(candidate), *_cells(candidate, metrics)]
+        words = quality_words(quality).partition(", top-1")[0] if quality else "–"
+        rows.append([str(candidate.configuration), *figures, words, str(tier)])
+    heads = ["configuration", "× default", *(head(metric) for metric in metrics), "against the reference", "tier"]
+    return Figures(heads, rows, 1 + len(metrics), "no other beats these in speed, memory and quality")
 
 
 def _columns(recommendation: Recommendation) -> list[str]:

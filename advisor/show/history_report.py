@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -62,8 +64,9 @@ def print_plan(plan: Plan) -> None:
         f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
     )
     late = f", {plan.late} of them tried last, on the best of the others first" if plan.late else ""
+    count = len(plan.space.admissible)
     out.print(
-        f"{len(plan.space.admissible)} configurations are admissible{late}; likeliest first, after the default:\n"
+        f"{count} configuration{'s are' if count != 1 else ' is'} admissible{late}; likeliest first, after the default:\n"
     )
     for place, configuration in enumerate(order[:_SHOWN]):
         out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
@@ -89,9 +92,14 @@ def plan_words(plan: Plan) -> str:
         bounded = f"the budget bounds it at {duration(budget.seconds)}"
     if plan.seconds is None or plan.trial_s is None:
         return f"time: unknown before the first trial; {bounded}"
-    runs = f"{plan.searched} configurations"
-    runs += f" and {plan.confirming} runs to confirm the best" if plan.confirming else ""
-    return f"time: about {duration(plan.seconds)} ({runs}, at {plan.trial_s:.1f} s each as measured here before); {bounded}"
+    count = plan.searched - plan.adds_default
+    runs = [f"{count} configuration{'s' * (count != 1)}", *(["the default"] if plan.adds_default else [])]
+    runs += [f"{plan.confirming} runs to confirm the best"] if plan.confirming else []
+    each = f"at {plan.trial_s:.1f} s each as measured here before"
+    if plan.compiled_s:
+        each += f", and at {mean(plan.compiled_s):.1f} s each for the {len(plan.compiled_s)} that compile"
+    listed = " and ".join([", ".join(runs[:-1]), runs[-1]] if len(runs) > 1 else runs)
+    return f"time: about {duration(plan.seconds)} ({listed}, {each}); {bounded}"
 
 
 def print_trials(listed: Listed, *, is_next: bool) -> None:

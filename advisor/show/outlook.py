@@ -31,7 +31,7 @@ def outlook(recommendation: Recommendation) -> tuple[list[str], list[str]]:
     if left.left:
         chance = "" if left.chance is None else f" (chance that one of them is better: {percent(left.chance)})"
         order = "" if is_sure else "; next to be tried, by what a second of measuring each promises:"
-        lines.append(f"never tried: {left.left}{chance}{order}")
+        lines.append(f"never tried: {left.left}{chance}{order or _price_words(recommendation)}")
         lines += (
             [] if is_sure else [f"  {_prospect_words(recommendation, each)}" for each in left.promising[:_PROMISING]]
         )
@@ -73,9 +73,23 @@ def _commands(recommendation: Recommendation) -> list[str]:
         return [f"to go on: [bold]{command}[/]"]
     if more := recommendation.with_more_blocks:
         return [f"more blocks may tell it from the default: [bold]{escape(more)}[/]"]
-    if recommendation.prospects.is_open:
+    if recommendation.prospects.is_open or recommendation.prospects.is_dear:
         return [f"to try what was never tried: [bold]{escape(recommendation.trying)}[/]"]
     return []
+
+
+def _price_words(recommendation: Recommendation) -> str:
+    """Say of what may well be better, and was not looked for, what it costs and what it promises; "" where that is not why."""
+    left, payback_s = recommendation.prospects, recommendation.study.budget.payback_s
+    if not left.is_dear or payback_s is None:
+        return ""
+    words = f", for each is expected to save less in {duration(payback_s)} of work than it costs to find, measure and confirm"
+    best = max(left.promising, key=lambda each: each.ratio or 0.0, default=None)
+    if best is None or best.ratio is None:
+        return words
+    takes = f" and takes about {duration(best.seconds)} to measure" if best.seconds is not None else ""
+    told = f"the best of them, {best.configuration}, is predicted {best.ratio:.2f} × the default{takes}"
+    return f"{words}; {escape(told)}"
 
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from advisor.advice.recommendation import fate_of
 from advisor.knobs import Reason, Verdict
 from advisor.nouns.trial import Trial
 
@@ -19,7 +20,7 @@ def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table
     """Return what came to nothing: trials that failed, and what rules refused."""
     table = Table("refused", "rule", "why", box=None, pad_edge=False, header_style="bold")
     for trial in failures:
-        table.add_row(escape(str(trial.requested)), str(trial.outcome), escape(trial.reason[:300]))
+        table.add_row(escape(str(trial.requested)), fate_of(trial), escape(trial.reason[:300]))
     for row in refusal_rows(reasons):
         table.add_row(*map(escape, row))
     return table
@@ -27,9 +28,11 @@ def refused_table(reasons: Iterable[Reason], failures: Iterable[Trial]) -> Table
 
 def counted(reasons: Sequence[Reason], failures: Sequence[Trial]) -> str:
     """Return how much came to nothing, in words; "" where nothing did."""
-    rules, failed = len({reason.rule for reason in reasons}), len(failures)
+    rules, failed = len({reason.rule for reason in reasons}), sum(trial.outcome.is_failure for trial in failures)
+    unproven = len(failures) - failed
     parts = [f"{rules} rule{'s refuse' if rules > 1 else ' refuses'} other choices"] if rules else []
     parts += [f"{failed} configuration{'s' * (failed > 1)} failed"] if failed else []
+    parts += [f"of {unproven} configuration{'s' * (unproven > 1)} it is unproven what ran"] if unproven else []
     return "; ".join(parts)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from advisor.errors import BadInput, StoreError
+from advisor.nouns.checked import shortened
 
 #: What a URL looks like, for those whose URL can't be read.
 _FORMS = "sqlite:///PATH or postgresql://USER@HOST/NAME"
@@ -91,13 +92,16 @@ def place_of(url: str) -> URL:
         place = make_url(with_driver(url))
         known = place.get_backend_name() in ("sqlite", "postgresql")
     except (ArgumentError, ValueError):
-        raise BadInput("the database URL can't be read", _FORMS) from None
+        said = "can't be read" if "@" in url else f"is {shortened(url.partition('?')[0])}, which is no URL"
+        raise BadInput(f"ADVISOR_DATABASE_URL {said}", _FORMS) from None
     if not known:
-        raise BadInput(f"no database of the kind {place.drivername!r}", _FORMS)
+        raise BadInput(f"ADVISOR_DATABASE_URL: no database of the kind {place.drivername!r}", _FORMS)
     if place.get_backend_name() == "postgresql" or place.database == ":memory:":
         return place
     if place.host or (place.database or "").startswith("file:"):
-        raise BadInput("the database URL of a SQLite file is sqlite:/// with its path", "sqlite:////absolute/path.db")
+        raise BadInput(
+            "ADVISOR_DATABASE_URL: the URL of a SQLite file is sqlite:/// with its path", "sqlite:////absolute/path.db"
+        )
     return place.set(database=_meant(place.database)) if place.database else place
 
 
@@ -105,13 +109,13 @@ def _meant(path: str) -> str:
     """Return the absolute path that is meant by one with `~` or `$NAME`, whatever the current directory is later."""
     named = os.path.expandvars(path)
     if unknown := re.search(r"\$(\w+|\{[^}]*\})", named):
-        raise BadInput(f"the database URL names {unknown.group()}, which is not set", _FORMS)
+        raise BadInput(f"ADVISOR_DATABASE_URL names {unknown.group()}, which is not set", _FORMS)
     at_home = named[1:] if named.startswith("/~") else named
     try:
         expanded = Path(at_home).expanduser()
     except RuntimeError:
         who = at_home.split("/")[0]
-        raise BadInput(f"the database URL names a home directory that is not known: {who}", _FORMS) from None
+        raise BadInput(f"ADVISOR_DATABASE_URL names a home directory that is not known: {who}", _FORMS) from None
     return os.path.normpath(Path.cwd() / expanded)
 
 

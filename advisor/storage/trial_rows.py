@@ -158,6 +158,7 @@ _READ = {
     "dtypes": test_of("Mapping[str, int]"),
     "linears": test_of("Mapping[str, int]"),
     "operators": test_of("tuple[str, ...]"),
+    "uncompiled": test_of("tuple[str, ...]"),
     "inputs": test_of("Mapping[str, Any]"),
     "own": test_of("Mapping[str, Any]"),
 }

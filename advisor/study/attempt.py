@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from advisor.knobs import Reason, Verdict
+from advisor.knobs import Reason, Verdict, unproven_in
 from advisor.measure.gate import figures_found, known_figures, layout_request
 from advisor.measure.messages import (
     Answer,
@@ -263,4 +263,5 @@ def _alias(trial: Trial, text: str) -> Reason:
     asked = trial.requested
     choices = asked.over(stated([asked, trial.ran]))
     subject = " ".join(f"{k}={v}" for k, v in choices if trial.ran.get(k) != v) or str(asked)
-    return Reason("E1", Verdict.ALIAS, f"{text}; the figures count for what ran", subject=subject)
+    figures = "its figures count for nothing" if unproven_in(trial.ran) else "the figures count for what ran"
+    return Reason("E1", Verdict.ALIAS, f"{text}; {figures}", subject=subject)

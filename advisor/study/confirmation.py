@@ -119,10 +119,12 @@ class _Wanted:
         asked, known = seen.job.budget.blocks, {each.candidate: each for each in found}
         least = least_blocks(asked)
         certain = least if asked in BOUNDS else asked  # more are not looked at before all are run
-        rivals, lacking, theirs = [], list[int](), list[int]()
+        rivals, lacking, theirs, must = [], list[int](), list[int](), _must_be(seen)
         for rival in _rivals(seen):
             comparison = known.get(rival.key)
             if _said_nothing(seen, rival) or (comparison is not None and not _goes_on(comparison, asked)):
+                continue
+            if comparison is not None and rival not in must and any(map(comparison.is_beaten_by, known.values())):
                 continue
             running = [t for t in _confirming(seen) if t.requested == rival and t.outcome is Outcome.RUNNING]
             run = len(running) + (len(comparison.block_ratios) if comparison is not None else 0)

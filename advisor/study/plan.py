@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from advisor.advice.recommendation import reason_payload
+from advisor.knobs import compiles, compiling_s, known_choices
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration
 from advisor.storage.store import Store
@@ -21,12 +22,38 @@ if TYPE_CHECKING:  # tune brings Optuna
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What trials took, in seconds, by what was asked for. Never empty."""
+
+    walls: tuple[tuple[Configuration, float], ...]
+
+    @cached_property
+    def plain_s(self) -> float:
+        """The median of what compiles nothing; of all, where all of it compiled."""
+        plain = [seconds for configuration, seconds in self.walls if not compiles(configuration)]
+        return median(plain or [seconds for _, seconds in self.walls])
+
+    def of(self, configuration: Configuration) -> float:
+        """Return what a trial is expected to take: as others took that compile by the same choices, else as these expect it."""
+        ways = _ways(configuration)
+        if not ways:
+            return self.plain_s
+        alike = [seconds for other, seconds in self.walls if _ways(other) == ways]
+        return median(alike) if alike else self.plain_s + compiling_s(configuration)
+
+
+def _ways(configuration: Configuration) -> list[tuple[str, str]]:
+    """Return the choices of a configuration that compile."""
+    return [(choice.knob, choice.name) for choice in known_choices(configuration) if choice.compile_s]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a tune would try and how long that would take. trial_s: seconds a trial took here, None where none is stored."""
+    """What a tune would try and how long that would take. usual: what trials took here, None where none is stored."""
 
     job: Job
     space: Space
-    trial_s: float | None
+    usual: Usual | None
 
     @property
     def order(self) -> tuple[Configuration, ...]:
@@ -60,9 +87,33 @@ class Plan:
         return self.job.budget.blocks * (1 + min(FINALISTS, self.searched - 1)) if self.searched > 1 else 0
 
     @property
+    def adds_default(self) -> bool:
+        """Whether the default is measured beside what is admissible."""
+        return self.space.baseline not in self.space.admissible
+
+    @property
+    def trial_s(self) -> float | None:
+        """Seconds that a trial takes which compiles nothing; None before the first one."""
+        return None if self.usual is None else self.usual.plain_s
+
+    @property
+    def compiled_s(self) -> tuple[float, ...]:
+        """Seconds that the trials take of what compiles; none before the first trial of anything."""
+        compiling = [c for c in self.order[: self.searched] if compiles(c)]
+        return () if self.usual is None else tuple(map(self.usual.of, compiling))
+
+    @property
     def seconds(self) -> float | None:
-        """How long all of it would take, the budget's time aside; None before the first trial."""
-        return None if self.trial_s is None else self.trial_s * (self.searched + self.confirming)
+        """How long all of it would take, the budget's time aside; None before the first trial.
+
+        A finalist is taken to be like the average of what is searched: which they are nobody knows.
+        """
+        if self.usual is None:
+            return None
+        searched = [self.usual.of(configuration) for configuration in self.order[: self.searched]]
+        blocks = self.job.budget.blocks if self.confirming else 0
+        finalists = self.confirming - blocks
+        return sum(searched) + blocks * self.usual.of(self.space.baseline) + finalists * mean(searched)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -79,11 +130,13 @@ class Plan:
             "trials": self.searched,
             "confirmation_runs": self.confirming,
             "trial_s": self.trial_s,
+            "compiled_trials": len(self.compiled_s),
+            "compiled_trial_s": mean(self.compiled_s) if self.compiled_s else None,
             "seconds": self.seconds,
         }
 
 
-def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
+def plan(job: Job, runner: Runner, usual: Usual | None) -> Plan:
     """Read the model's facts and return what a tune would try. Nothing is measured and nothing is stored."""
     from advisor.search.space import refuse_nothing_left
     from advisor.study.opening import facts_for, job_space, refuse_too_large
@@ -92,11 +145,12 @@ def plan(job: Job, runner: Runner, trial_s: float | None) -> Plan:
     space = job_space(job, facts)
     refuse_too_large(job, facts, space)
     refuse_nothing_left(job.objective, len(space.admissible), space.refusals)
-    return Plan(job, space, trial_s)
+    return Plan(job, space, usual)
 
 
-def usual_trial_s(store: Store, architecture_key: str, environment_key: str) -> float | None:
-    """Return the median seconds of what was run of an architecture in an environment; None where nothing was."""
+def usual_seconds(store: Store, architecture_key: str, environment_key: str) -> Usual | None:
+    """Return what was run of an architecture in an environment took; None where nothing was."""
     here = (study for study in store.studies(architecture_key) if study.environment_key == environment_key)
-    walls = [trial.wall_s for study in here for trial in store.trials(study.id, readable=True) if trial.wall_s]
-    return median(walls) if walls else None
+    ran = [trial for study in here for trial in store.trials(study.id, readable=True)]
+    walls = tuple((trial.requested, trial.wall_s) for trial in ran if trial.wall_s)
+    return Usual(walls) if walls else None

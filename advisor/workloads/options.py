@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from advisor.errors import BadInput, named
-from advisor.nouns.option import Option
+from advisor.nouns.option import Option, number_word, whole_word
 from advisor.nouns.reading import read_number, read_whole, shown, whole
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, generated_or_listed, read_lengths, refuse_absurd
 
@@ -58,7 +58,7 @@ LIST_OPTIONS = (
         f"share of pads in padded batches (default: {DEFAULT_PADDING})",
         read_number,
         metavar="P",
-        word=float,
+        word=number_word,
     ),
     Option(
         "batch",
@@ -73,7 +73,7 @@ LIST_OPTIONS = (
         f"batches in the list, an even sample of a larger file (default: {DEFAULT_BATCHES})",
         read_whole,
         metavar="N",
-        word=int,
+        word=whole_word,
     ),
 )
 

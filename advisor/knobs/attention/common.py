@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from advisor.knobs.choice import Reading, Reason, Situation, Term, Verdict
@@ -17,6 +17,15 @@ _FUSED_LAYER = "_transformer_encoder_layer_fwd"
 _SDPA = "scaled_dot_product"
 _SCORES = ("softmax",)
 _VARLEN = ("_varlen_attn", "aten::_flash_attention_forward")
+
+#: What computes attention in one kernel: a compiler calls it as it is.
+_ONE_KERNEL = (
+    *_VARLEN,
+    _FUSED_LAYER,
+    "flash",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 
 #: The families that launch torch's flash kernel, which can be switched to another generation for the whole process.
 _SWITCHED = ("sdpa", "varlen")
@@ -98,12 +107,25 @@ def launched_any(operators: Iterable[str], parts: Iterable[str]) -> bool:
     return any(part in name.lower() for name in operators for part in wanted)
 
 
+def evidence(reading: Reading) -> Sequence[str]:
+    """Return the operators that show what computed attention.
+
+    A compiler melts plain products and their softmax into kernels of its own, which have no such name on a CPU. So where a
+    compiled step shows nothing of attention, those of the same step uncompiled do, if they are plain products too: whatever else
+    they show is called as it is from what was compiled, and was not.
+    """
+    if not reading.uncompiled or launched_any(reading.operators, (_FUSED_LAYER, _SDPA, *_SCORES, *_VARLEN, "flash")):
+        return reading.operators
+    is_plain = launched_any(reading.uncompiled, _SCORES) and not launched_any(reading.uncompiled, _ONE_KERNEL)
+    return reading.uncompiled if is_plain else reading.operators
+
+
 def family(reading: Reading) -> str:
     """Return what computed attention by the operators launched: fused layer, sdpa, flex, varlen, flash or eager.
 
     The order matters: torch's fused layer may call sdpa, and sdpa and varlen_attn launch FlashAttention's kernels.
     """
-    operators = reading.operators
+    operators = evidence(reading)
     if launched_any(operators, (_FUSED_LAYER,)):
         return "fused layer"
     if launched_any(operators, (_SDPA,)):
@@ -113,6 +135,22 @@ def family(reading: Reading) -> str:
     if launched_any(operators, _VARLEN):
         return "varlen"
     return "flash" if launched_any(operators, ("flash",)) else "eager"
+
+
+def another(reading: Reading) -> str:
+    """Return, in words, what computed attention where that is not what was asked for."""
+    if (
+        not _has_scores(reading)
+        and family(reading) == "eager"
+        and launched_any(reading.operators, ("CompiledFxGraph",))
+    ):
+        return "nothing that was launched shows what computed attention"
+    return f"the operators launched are those of {family(reading)} attention"
+
+
+def _has_scores(reading: Reading) -> bool:
+    """Whether a softmax was seen; of a class that knows one way to attend, its own, none is expected."""
+    return reading.one_way or launched_any(evidence(reading), _SCORES)
 
 
 def _is_flex(reading: Reading) -> bool:
@@ -134,10 +172,9 @@ def ran_as(wanted: str, implementation: str | None = None) -> Callable[[Reading]
     """Return the proof that a family computed attention and that this implementation was read back."""
 
     def proof(reading: Reading) -> str | None:
-        found = family(reading)
-        if found != wanted:
-            return f"the operators launched are those of {found} attention"
-        if wanted == "eager" and not reading.one_way and not launched_any(reading.operators, _SCORES):
+        if family(reading) != wanted:
+            return another(reading)
+        if wanted == "eager" and not _has_scores(reading):
             return "no softmax was launched, by which eager attention shows"
         if wanted in _SWITCHED and reading.flash_impl:
             return f"torch's flash kernel is switched to {reading.flash_impl}"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from advisor.knobs.attention.common import (
     TRANSFORMERS,
     about,
+    another,
+    evidence,
     family,
     has_pads,
     is_packed,
@@ -51,8 +53,9 @@ class Kernel:
 
     @property
     def before(self) -> tuple[str, ...]:
-        """The statements that allow this kernel alone."""
-        return tuple(f"torch.backends.cuda.enable_{other.switch}_sdp({other.name == self.name})" for other in KERNELS)
+        """The statements that allow this kernel alone: to what is compiled too, whose cache on disk asks nobody."""
+        allowing = [f"torch.backends.cuda.enable_{other.switch}_sdp({other.name == self.name})" for other in KERNELS]
+        return (*allowing, f'torch.compiler.config.cache_key_tag = "sdpa-{self.name}"')
 
 
 KERNELS = (
@@ -73,12 +76,12 @@ def effective_sdpa(reading: Reading) -> str:
 
     With its flash kernel switched to another generation, what the automatic choice launches is switched too.
     """
-    if reading.flash_impl and kernels_of(reading.operators) == {FLASH.name}:
+    if reading.flash_impl and kernels_of(evidence(reading)) == {FLASH.name}:
         return SWITCHED.format(reading.flash_impl.lower())
     allowed = set(reading.sdp_kernels)
     if len(allowed) != 1:
         return "sdpa"
-    ran = kernels_of(reading.operators)
+    ran = kernels_of(evidence(reading))
     return "sdpa" if ran and ran == kernels_of(reading.automatic) else f"sdpa-{allowed.pop()}"
 
 
@@ -188,12 +191,11 @@ _WHY_NOT = {
 
 def _proof(kernel: Kernel) -> Callable[[Reading], str | None]:
     def proof(reading: Reading) -> str | None:
-        found = family(reading)
-        if found != "sdpa":
-            return f"the operators launched are those of {found} attention"
+        if family(reading) != "sdpa":
+            return another(reading)
         if reading.flash_impl:
             return f"torch's flash kernel is switched to {reading.flash_impl}"
-        ran = kernels_of(reading.operators)
+        ran = kernels_of(evidence(reading))
         # math launches no fused operator, and its own is left out of a profile where it is inlined.
         if ran == {kernel.name} or (kernel.name == "math" and not ran):
             return None

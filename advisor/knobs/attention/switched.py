@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from advisor.knobs.attention import sdpa
-from advisor.knobs.attention.common import family, launched_any, load, rates
+from advisor.knobs.attention.common import another, family, launched_any, load, rates
 from advisor.knobs.attention.flash import head_size
 from advisor.knobs.attention.generations import FLASH_3, FLASH_4, FOUR, Generation, overwritten
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
@@ -99,9 +99,8 @@ def _proof(switched: Switched) -> Callable[[Reading], str | None]:
     """Return the proof: torch says that it is switched, sdpa's flash operator ran, and the kernels seen are not torch's own."""
 
     def proof(reading: Reading) -> str | None:
-        found = family(reading)
-        if found != "sdpa":
-            return f"the operators launched are those of {found} attention"
+        if family(reading) != "sdpa":
+            return another(reading)
         if (ran := sdpa.kernels_of(reading.operators)) != {"flash"}:
             return f"sdpa launched its kernel {', '.join(sorted(ran)) or 'math'}"
         if reading.flash_impl != switched.implementation:
