@@ -9,7 +9,7 @@ from advisor.advice.recommendation import Recommendation
 from advisor.nouns.answer import Conclusion, Prospect
 from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.search.prospects import needed_bytes
-from advisor.terminal import duration, gib, percent
+from advisor.terminal import gib, percent, span
 
 #: How many that were never tried are shown.
 _PROMISING = 3
@@ -80,7 +80,7 @@ def _commands(recommendation: Recommendation) -> list[str]:
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
     parts = [f"predicted {prospect.ratio:.2f} × the default"] if prospect.ratio is not None else []
-    parts += [f"about {duration(prospect.seconds)} to measure"] if prospect.seconds is not None else []
+    parts += [f"about {span(prospect.seconds)} to measure"] if prospect.seconds is not None else []
     needed = needed_bytes(recommendation.study, prospect.configuration)
     is_about_memory = recommendation.objective.max_memory_bytes is not None
     parts += [f"needs at least {gib(needed)}"] if needed is not None and is_about_memory else []
