@@ -107,7 +107,9 @@ def begin_notes(
     lasts_s, spent_s = job and job.lasts_s(evidence.default.trial), sum(trial.wall_s or 0.0 for trial in trials)
     if lasts_s and spent_s > lasts_s:
         whole = f"the default does all of it in {span(lasts_s)}, beginning included"
-        notes.append(f"{whole}, and measuring took {span(spent_s)}: that pays where such a job comes again")
+        notes.append(
+            f"{whole}, and measuring took {span(spent_s)}: --payback TIME measures on where such a job comes again"
+        )
     return notes
 
 
