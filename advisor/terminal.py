@@ -57,6 +57,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def span(seconds: float) -> str:
+    """Return a time span in words where a short one counts: 30 ms, 1.4 s, and from ten seconds on as `duration`."""
+    if 0 < seconds < 0.9995:
+        return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
+    return f"{seconds:.1f} s" if 0 < seconds < 9.95 else duration(seconds)
+
+
+def many(count: int, noun: str) -> str:
+    """Return so many of something: 1 call, 2,800 calls."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def percent(share: float, decimals: int | None = None) -> str:
     """Return a share in per cent, with so many decimals; None: with one where it is small, and none else."""
     digits = decimals if decimals is not None else 0 if share >= 0.1 else 1

@@ -98,6 +98,7 @@ DONE = TrialDone(
     effective=PACKED,
     load_s=1.5,
     first_call_s=0.5,
+    found_load_s=1.5,
     weight_bytes=2**33 + 1,
     peak_bytes=2**34,
     reading={"attention": {"": "sdpa"}, "inputs": {"rows": 1, "mask": None}, "kernel_s": 0.002},

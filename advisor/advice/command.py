@@ -52,7 +52,8 @@ def going_on(source: ModelSource, study: StudyRecord, objective: Objective, *, i
     command = command_for(source, study.workload, objective, study.environment)
     if not is_own:
         return command
-    flags = _longer(study.budget) if study.state == "done" else _again(study.budget)
+    is_of_job = objective.job_calls is not None
+    flags = _longer(study.budget) if study.state == "done" else _again(study.budget, is_of_job=is_of_job)
     return " ".join([command, *flags])
 
 
@@ -78,13 +79,13 @@ def _longer(budget: Budget) -> list[str]:
     return [f"--budget {math.ceil(2 * last_s / 60)}m"] if last_s >= LONG_BUDGET_S else []
 
 
-def _again(budget: Budget) -> list[str]:
-    """Return the flags that a budget was asked for with."""
+def _again(budget: Budget, *, is_of_job: bool) -> list[str]:
+    """Return the flags that a budget was asked for with. is_of_job: for so many calls, which pay for a search themselves."""
     flags = ["--exhaustive"] if budget.exhaustive else []
     flags += [f"--trials {budget.trials}"] if budget.trials is not None else []
     if budget.seconds is not None and (budget.seconds != LONG_BUDGET_S or budget.payback_s is None):
         flags.append(f"--budget {_duration(budget.seconds)}")
-    if budget.payback_s not in (None, _PAYBACK_S):
+    if budget.payback_s is not None and (budget.payback_s != _PAYBACK_S or budget.job_pays != is_of_job):
         flags.append(f"--payback {_duration(budget.payback_s)}")
     is_asked = budget.blocks != Budget().blocks and budget.blocks not in range(1, LEAST_BLOCKS)
     return flags + ([f"--blocks {budget.blocks}"] if is_asked else [])

@@ -12,7 +12,7 @@ from advisor.errors import NothingAdmissible
 from advisor.knobs import Reason
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.measurement import TIE_ZONE
-from advisor.nouns.trial import Outcome, Trial
+from advisor.nouns.trial import Outcome, Trial, best_laps_s
 from advisor.search.prospects import Prospects
 
 
@@ -38,9 +38,9 @@ def _concluded(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candi
         # What is wrong with other weights may be right with these: nobody has looked.
         return None, Conclusion.UNSEARCHED if not evidence.same_weights or look().left else Conclusion.NONE_RIGHT
     if right[0].verdict == "faster":
-        return right[0], Conclusion.FASTER
+        return right[0], Conclusion.FASTER if hoped_for(evidence) is None else Conclusion.UNCONFIRMED
     if default is None or default.objections:
-        return right[0], _without_default(right[0], default, look)
+        return right[0], _without_default(evidence, look)
     if _looks_faster(right):
         return default, Conclusion.UNCONFIRMED
     if look().is_open:
@@ -48,11 +48,11 @@ def _concluded(evidence: Evidence, look: Callable[[], Prospects]) -> tuple[Candi
     return default, Conclusion.TIE if any(c.verdict == "tie" for c in right) else Conclusion.DEFAULT
 
 
-def _without_default(best: Candidate, default: Candidate | None, look: Callable[[], Prospects]) -> Conclusion:
-    """Return how sure it is that this is the best where the default may not be recommended, or could not be measured."""
-    if best.is_confirmed:
-        return Conclusion.SLOWER_BUT_RIGHT
-    if default is not None:
+def _without_default(evidence: Evidence, look: Callable[[], Prospects]) -> Conclusion:
+    """Return how sure it is that the first is the best where the default may not be recommended, or could not be measured."""
+    if evidence.right[0].is_confirmed:
+        return Conclusion.SLOWER_BUT_RIGHT if hoped_for(evidence) is None else Conclusion.UNCONFIRMED
+    if evidence.default is not None:
         return Conclusion.UNCONFIRMED
     return Conclusion.UNSEARCHED if look().is_open else Conclusion.SLOWER_BUT_RIGHT  # there is nothing to compare with
 
@@ -66,10 +66,32 @@ def _looks_faster(right: Sequence[Candidate]) -> bool:
     return any((c.search_ratio or 0.0) > max(1 + TIE_ZONE, compared) for c in right if not c.is_confirmed)
 
 
+def hoped_for(evidence: Evidence) -> Candidate | None:
+    """Return the best by the search of what was not confirmed where it is clearly better than all that was; else None.
+
+    Clearly is what makes a finalist leave others behind: a study's own best is always one, but under another question, of
+    fewer calls or of less memory, what was confirmed may be far behind what was not. Its blocks, if it has any, must say so too.
+    """
+    confirmed, aim = [c for c in evidence.right if c.is_confirmed], evidence.aim
+    laps = best_laps_s(c.trial for c in evidence.right)
+    most = max((c.ratio or 0.0 for c in confirmed), default=0.0)
+
+    def is_clear(found: Candidate) -> bool:
+        margin = 1 + found.trial.margin(aim, laps.get(found.trial.device_uuid))
+        low = found.trial.score_interval(aim)[0] / margin
+        in_blocks = found.comparison is None or found.comparison.ratio > (1 + TIE_ZONE) * most
+        return in_blocks and all(low > c.trial.score_interval(aim)[1] for c in confirmed)
+
+    open_ones = [c for c in evidence.right if not c.is_confirmed and c.configuration not in evidence.broken]
+    return max(filter(is_clear, open_ones), key=lambda c: c.search_ratio or 0.0, default=None)
+
+
 def fastest_found(evidence: Evidence, chosen: Candidate | None, verdict: Conclusion) -> Candidate | None:
     """Return the best by the search of what may be recommended, where nothing is sure and that looks better than what is."""
-    best = max(evidence.right, key=lambda c: c.search_ratio or 0.0, default=None)
-    if best is None or chosen is None or verdict not in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
+    if chosen is None or verdict not in (Conclusion.UNCONFIRMED, Conclusion.UNSEARCHED):
+        return None
+    best = hoped_for(evidence) or max(evidence.right, key=lambda c: c.search_ratio or 0.0, default=None)
+    if best is None:
         return None
     return best if (best.search_ratio or 0.0) > (chosen.search_ratio or 0.0) else None
 

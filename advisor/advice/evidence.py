@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from advisor.advice.ranking import Candidate, candidate, ranked
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Comparison
 from advisor.nouns.metrics import Metric, is_energy
 from advisor.nouns.model import ModelFacts, ModelSource
@@ -26,7 +27,8 @@ class Evidence:
     """What was measured, as candidates in the one order: right, what may be recommended; rejected: what may not be.
 
     outside: by the number of a search trial, what stands against it. may_be: whether a trial may be recommended. same_weights:
-    whether it is of the weights that are asked about.
+    whether it is of the weights that are asked about. aim: what is made the best of; broken: what failed in a block, so that
+    no more blocks would confirm it.
     """
 
     right: tuple[Candidate, ...]
@@ -34,7 +36,9 @@ class Evidence:
     default: Candidate | None
     outside: Mapping[int, Sequence[str]]
     may_be: Callable[[Trial], bool]
+    aim: Metric
     same_weights: bool = True
+    broken: frozenset[Configuration] = frozenset()
 
     @classmethod
     def of(
@@ -81,7 +85,9 @@ class Evidence:
             default=next((c for c in order if c.is_default), None),
             outside=outside,
             may_be=lambda trial: trial.number in outside and not outside[trial.number],
+            aim=aim,
             same_weights=same_weights,
+            broken=frozenset(t.requested for t in trials if t.phase == "confirm" and t.outcome.is_failure),
         )
 
 

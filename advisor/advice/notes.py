@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from advisor.advice.coverage import Coverage, count_tried, weights_words
-from advisor.advice.ranking import Candidate
+from advisor.advice.evidence import Evidence
+from advisor.advice.ranking import Candidate, is_tied
 from advisor.models.declared import notes_on
 from advisor.nouns.answer import Stop
-from advisor.nouns.metrics import ROUND
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
-from advisor.quality.amortised import beginnings_s, calls_of, pays_from
+from advisor.quality.amortised import Amortised, Beginning, beginnings, calls_of, pays_from
 from advisor.quality.judge import depends, is_judged
 from advisor.storage.study_record import StudyRecord
-from advisor.terminal import duration
+from advisor.terminal import many, span
 
 #: What takes so much longer to begin than the default (seconds) is said to.
 _LONG_BEGIN_S = 2.0
@@ -76,36 +79,75 @@ def busy_notes(states: Sequence[object]) -> list[str]:
     if not why:
         return []
     most = max(why, key=why.count)
-    return [f"the machine was not left alone: {len(why)} of the {len(states)} rounds were disturbed ({most})"]
+    rounds = f"{len(why)} of the {len(states)} rounds were" if len(states) > 1 else "the one round was"
+    return [f"the machine was not left alone: {rounds} disturbed ({most})"]
 
 
 def begin_notes(
     study: StudyRecord,
     objective: Objective,
     trials: Sequence[Trial],
+    evidence: Evidence,
     chosen: Candidate | None,
-    default: Candidate | None,
+    job: Amortised | None,
 ) -> list[str]:
-    """Say over how many calls figures are, or from how many on what is recommended makes up for what it takes to begin."""
-    if study.facts is None or chosen is None or default is None:
+    """Say over how many calls figures are, or from how many on what is recommended makes up for what it takes to begin.
+
+    job: whose rates the trials have, None where they are of work without end.
+    """
+    if study.facts is None or chosen is None or evidence.default is None:
         return []
-    is_over_calls = objective.job_calls is not None
-    if not is_over_calls and (chosen.is_default or not objective.aim.is_of_time):
+    begun = beginnings(trials, study.facts)
+    if objective.job_calls is None:
+        is_about_time = objective.aim.is_of_time and not chosen.is_default
+        return _pays_notes(study, evidence, chosen, begun) if is_about_time else []
+    mine = begun.get(chosen.configuration)
+    begins = "" if mine is None else f", with the {span(mine.seconds)} that it takes to begin: {mine.words}"
+    notes = [f"figures are over {many(objective.job_calls, 'call')}, batches of the default's{begins}"]
+    lasts_s, spent_s = job and job.lasts_s(evidence.default.trial), sum(trial.wall_s or 0.0 for trial in trials)
+    if lasts_s and spent_s > lasts_s:
+        whole = f"the default does all of it in {span(lasts_s)}, beginning included"
+        notes.append(
+            f"{whole}, and measuring took {span(spent_s)}: --payback TIME measures on where such a job comes again"
+        )
+    return notes
+
+
+def _pays_notes(
+    study: StudyRecord, evidence: Evidence, chosen: Candidate, begun: Mapping[Configuration, Beginning]
+) -> list[str]:
+    """Say from how many calls on what takes long to begin pays beside whatever right one begins sooner, and beside which."""
+    mine, default = begun.get(chosen.configuration), evidence.default
+    if mine is None or default is None or not chosen.trial.value(ROUND):
         return []
-    begins_s = beginnings_s(trials, study.facts)
-    mine_s, theirs_s = (begins_s.get(each.configuration) for each in (chosen, default))
-    if is_over_calls:
-        begins = "" if mine_s is None else f", with the {duration(mine_s)} that it takes to begin"
-        return [f"figures are over {objective.job_calls:,} calls, batches of the default's{begins}"]
-    rounds_s = chosen.trial.value(ROUND), default.trial.value(ROUND)
-    if mine_s is None or theirs_s is None or mine_s - theirs_s < _LONG_BEGIN_S or not all(rounds_s):
+    sooner = [
+        (rival, theirs)
+        for rival in evidence.right
+        if (theirs := begun.get(rival.configuration)) is not None
+        and mine.seconds - theirs.seconds >= _LONG_BEGIN_S
+        and rival.trial.value(ROUND)
+    ]
+    calls, found = calls_of(study.workload, default.trial.requested), []
+    for rival, theirs in sooner:
+        rounds_s = _rounds_s(chosen, rival, default, evidence.aim)
+        pays = None if is_tied(chosen, rival) else pays_from((mine.seconds, theirs.seconds), rounds_s, calls)
+        found.append((math.inf if pays is None else pays, -theirs.seconds, rival))
+    if not found:
         return []
-    calls = calls_of(study.workload, default.trial.requested)
-    pays = pays_from((mine_s, theirs_s), (rounds_s[0] or 0.0, rounds_s[1] or 0.0), calls)
-    if pays is None:
-        return []
-    text = f"it takes {duration(mine_s)} to begin, the default {duration(theirs_s)} (loading, first call, compiling)"
-    return [f"{text}: it pays from {pays:,} calls on, batches of the default's; --calls N says what is best for N"]
+    pays_at, minus_s, rival = max(found, key=lambda each: each[:2])
+    name = "the default" if rival.is_default else str(rival.configuration)
+    text = f"it takes {span(mine.seconds)} to begin, {name} {span(-minus_s)} (loading, first call, compiling)"
+    if math.isinf(pays_at):
+        return [f"{text}, and that is as good: --calls N says what is best for N"]
+    return [f"{text}: it pays from {pays_at:,} calls on, batches of the default's; --calls N says what is best for N"]
+
+
+def _rounds_s(chosen: Candidate, rival: Candidate, default: Candidate, aim: Metric) -> tuple[float, float]:
+    """Return the seconds of a round of both: by their confirmed ratios of speed where both have one, else by the search."""
+    mine_s, theirs_s, of_default_s = (each.trial.value(ROUND) or 0.0 for each in (chosen, rival, default))
+    if aim.is_speed and chosen.ratio and rival.ratio and of_default_s:
+        return of_default_s / chosen.ratio, of_default_s / rival.ratio
+    return mine_s, theirs_s
 
 
 def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
@@ -117,7 +159,7 @@ def _aim_notes(study: StudyRecord, objective: Objective) -> list[str]:
             f"tune --objective {objective.aim.name} would"
         )
     if study.objective.calls is not None and study.objective.calls != objective.calls:
-        notes.append(f"the study was made for {study.objective.calls:,} calls")
+        notes.append(f"the study was made for {many(study.objective.calls, 'call')}")
     if study.objective.max_latency_s is not None and study.objective.max_latency_s != objective.max_latency_s:
         notes.append(f"the study was made for at most {study.objective.max_latency_s * 1000:g} ms a batch")
     if study.objective.only:

@@ -137,8 +137,11 @@ class Recommendation:
 
     @property
     def ceiling_share(self) -> float | None:
-        """Useful operations per second over what matrix products in this precision reach here; None where unknown."""
-        if self.chosen is None:
+        """Useful operations per second over what matrix products in this precision reach here; None where unknown.
+
+        Nor of so many calls: their rate has loading in it.
+        """
+        if self.chosen is None or self.objective.job_calls is not None:
             return None
         ceiling = (self.ceilings or {}).get(f"matmul_{self.chosen.configuration['precision']}_per_s")
         workload = self.study.workload

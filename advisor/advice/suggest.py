@@ -112,7 +112,7 @@ def recommend(
         notes=(
             *notes,
             *notes_of(study, source, objective, chosen, evidence.default),
-            *begin_notes(study, objective, trials, chosen, evidence.default),
+            *begin_notes(study, objective, trials, evidence, chosen, job),
             *_seen_of(store, study, chosen),
         ),
         pareto=tuple(pareto(evidence.right, objective.aim, default, kind_of(study.workload).speed)),

@@ -185,7 +185,8 @@ EFFORT = (
     Option(
         "payback",
         "how much work is to pay for the search: it ends where a second of it is expected to save less than "
-        f"a second of that work (default: {DEFAULT_PAYBACK} where no budget, trials or exhaustive is given)",
+        f"a second of that work (default: {DEFAULT_PAYBACK}, or the job of so many calls, where no budget, trials or exhaustive "
+        "is given)",
         read_duration,
         metavar="TIME",
     ),

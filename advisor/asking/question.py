@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.asking.options import (
@@ -172,6 +172,8 @@ def effort_of(given: Mapping[str, Any], objective: Objective) -> Effort:
     if spent["payback"] is not None and not aim.is_of_time:
         is_none = f"{named('objective')} {aim.name} is none"
         raise BadInput(f"{named('payback')} weighs time against time, and {is_none}", "leave one out")
+    if objective.job_calls is not None and spent["payback"] is None and budget.payback_s is not None:
+        budget = replace(budget, job_pays=True)  # a job of seconds is not worth a search for an hour's work
     return Effort(budget, spent["timeout"], spent["seed"])
 
 

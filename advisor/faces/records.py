@@ -41,7 +41,8 @@ def _trials(options: argparse.Namespace, _: float) -> int:
             shown += len(each.trials)
         note(store.damaged)
     if shown == options.limit:
-        note([f"these are the newest {shown} trials: --limit N lists more, --limit 0 all"])
+        newest = "this is the newest trial" if shown == 1 else f"these are the newest {shown} trials"
+        note([f"{newest}: --limit N lists more, --limit 0 all"])
     return 0
 
 
@@ -49,7 +50,7 @@ def _show(options: argparse.Namespace, _: float) -> int:
     from advisor.show.history_report import print_trial
     from advisor.storage.place import default_url
     from advisor.storage.store import Store
-    from advisor.study.history import labelled_trial, stored_trial, study_payload, trial_payload
+    from advisor.study.history import labelled_trial, over_calls_of, stored_trial, study_payload, trial_payload
 
     number = read_trial(options.trial) if options.label is None else read_study(options.trial)
     with Store.open(default_url(), write=False) as store:
@@ -57,10 +58,12 @@ def _show(options: argparse.Namespace, _: float) -> int:
             study, trial = stored_trial(store, *number)
         else:
             study, trial = labelled_trial(store, number, options.label)
+        over = over_calls_of(store, study, trial)
     if options.format == "json":
-        print_json({**study_payload(study), "trial": trial_payload(study, trial)})
+        told = {} if over is None else {"over_calls": over.payload(study)}
+        print_json({**study_payload(study), "trial": {**trial_payload(study, trial), **told}})
     else:
-        print_trial(study, trial)
+        print_trial(study, trial, over)
     return 0
 
 

@@ -190,7 +190,8 @@ class TrialDone(Message, tag_field="is", tag="trial", frozen=True, kw_only=True)
 
     reason: why it was pruned or its output is wrong, "" else; alias: what was asked for and did not run, in words. reading: what
     was read of the loaded model (`advisor.knobs.Reading`, as JSON values); texts: the tokens, in words. gate_s: seconds by part
-    of the gate. rounds: None where nothing was timed, as of what is wrong, or was measured already under what ran.
+    of the gate. rounds: None where nothing was timed, as of what is wrong, or was measured already under what ran. found_load_s:
+    what the load took whose weights this found loaded, None where it loaded them itself.
     """
 
     outcome: Outcome
@@ -199,6 +200,7 @@ class TrialDone(Message, tag_field="is", tag="trial", frozen=True, kw_only=True)
     effective: Noun[Configuration] | None = None
     load_s: float | None = None
     first_call_s: float | None = None
+    found_load_s: float | None = None
     weight_bytes: int | None = None
     peak_bytes: int | None = None
     reading: Mapping[str, Any] = {}

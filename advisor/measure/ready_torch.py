@@ -22,7 +22,8 @@ from advisor.workloads import Call
 class Ready:
     """What can be timed: the calls of a configuration, and what really runs.
 
-    alias: "" or what was asked for and did not run. load_s, first_call_s: seconds.
+    alias: "" or what was asked for and did not run. load_s, first_call_s: seconds. found_load_s: of the load
+    before, where the weights were found loaded.
     """
 
     configuration: Configuration
@@ -32,6 +33,7 @@ class Ready:
     alias: str
     load_s: float
     first_call_s: float
+    found_load_s: float | None = None
 
     def told(self, outcome: Outcome, **more: Any) -> TrialDone:
         """Return the answer that says so. more: of its fields."""
@@ -41,6 +43,7 @@ class Ready:
             effective=self.effective,
             load_s=self.load_s,
             first_call_s=self.first_call_s,
+            found_load_s=self.found_load_s,
             weight_bytes=self.reading.weight_bytes,
             reading=asdict(self.reading),
             **more,
@@ -55,6 +58,7 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     """
     whole = subject.workload
     load_s = session.load(subject, requested)
+    found_load_s = session.found_load_s
     session.stage(FIRST_CALL)
     calls = session.calls(subject, whole.under(requested), requested, session.tokens(subject))
     first_call_s = timed_round(session, calls[:1], session.device, runtime_of(subject), [0]).wall_s
@@ -63,7 +67,7 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     reading = replace(reading, proof_s=time.perf_counter() - began)
     effective = Configuration.of(effective_choices(reading, whole))
     alias = unproven(requested, effective, reading)
-    return Ready(requested, calls, reading, effective, alias, load_s, first_call_s)
+    return Ready(requested, calls, reading, effective, alias, load_s, first_call_s, found_load_s)
 
 
 def with_peak(done: TrialDone, peak: Peak) -> TrialDone:

@@ -29,6 +29,9 @@ class Session:
         self.settings: Any = None
         self.loaded_as: tuple[Any, ...] | None = None
         self.loaded_attention = ""
+        #: The seconds that it took to load what is loaded; the same where the last load found it loaded, None where it was that.
+        self.loaded_in_s = 0.0
+        self.found_load_s: float | None = None
         #: The statements that changed the loaded model as its configuration asks, and that are taken back for another's.
         #: None amid a change, and where one failed: then nobody knows what the model is like.
         self.on_model: tuple[str, ...] | None = ()
@@ -55,7 +58,9 @@ class Session:
         return subject.workload.of_sequences(sample), [tokens[number] for number in sample]
 
     def load(self, subject: Subject, configuration: Configuration, device: str | None = None) -> float:
-        """Make the model be loaded as the configuration says and return the seconds it took; 0.0 if it is already.
+        """Make the model be loaded as the configuration says and return the seconds it took; next to none if it is already.
+
+        Then `found_load_s` says what the load before took.
 
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         device: another than the session's.
@@ -65,6 +70,7 @@ class Session:
         began, choices = time.perf_counter(), choices_of(configuration)
         self.names = names = load_torch.statements(choices)
         key = weights_key(subject, configuration, device)
+        self.found_load_s = self.loaded_in_s if self.loaded_as == key else None
         if self.loaded_as != key:
             self.unload()
             self.model = loaded(subject, configuration, device, names)
@@ -76,7 +82,10 @@ class Session:
         self.loaded_attention = configuration["attention"]
         self._change(tuple(dict.fromkeys(line for choice in choices for line in choice.on_model)))
         synchronize(device)
-        return time.perf_counter() - began
+        took_s = time.perf_counter() - began
+        if self.found_load_s is None:
+            self.loaded_in_s = took_s
+        return took_s
 
     def _change(self, lines: tuple[str, ...]) -> None:
         """Have the loaded model be changed by these statements and no others."""

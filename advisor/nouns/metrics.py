@@ -36,6 +36,9 @@ COMPILE, LATER, GRAPHS, RECOMPILED, BREAKS = (
 )
 COMPILED = {COMPILE: "s", LATER: "s", GRAPHS: "graphs", RECOMPILED: "graphs", BREAKS: "places"}
 
+#: The seconds that it took this process to load weights that a trial found loaded.
+LOADED = "found_load_s"
+
 #: The peak of memory, which a trial has beside its measurements.
 PEAK = "peak_bytes"
 

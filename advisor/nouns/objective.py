@@ -122,7 +122,8 @@ class Budget:
     exhaustive: measure every admissible one, and none is stopped early. blocks: of the confirmation, at
     most: it stops as soon as the answer is clear; fewer than measurement.LEAST_BLOCKS decide nothing, 0 leaves it out.
     payback_s: how much work (seconds) is to pay for the search: it ends where a second of it is expected to save less than a
-    second of that work; None: it goes on for as long as anything better is likely.
+    second of that work; None: it goes on for as long as anything better is likely. job_pays: it is the objective's own job that
+    is to pay for it, as long as that takes by the default; payback_s is for where that is not known.
     """
 
     seconds: float | None = None
@@ -130,11 +131,12 @@ class Budget:
     exhaustive: bool = False
     blocks: int = 9
     payback_s: float | None = None
+    job_pays: bool = False
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The budget as JSON values."""
-        return asdict(self)
+        """The budget as JSON values. What came later is left out where it says nothing, as of an objective."""
+        return {name: value for name, value in asdict(self).items() if value or name != "job_pays"}
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Budget:

@@ -12,7 +12,14 @@ from typing import Any
 
 from advisor.nouns.checked import checked
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import LAUNCH_BOUND_NOISE, LAUNCH_BOUND_SHARE, PACED_NOISE, Measurement, is_at_pace
+from advisor.nouns.measurement import (
+    LAUNCH_BOUND_NOISE,
+    LAUNCH_BOUND_SHARE,
+    PACED_NOISE,
+    TIE_ZONE,
+    Measurement,
+    is_at_pace,
+)
 from advisor.nouns.metrics import CPU_LAP, GPU_BUSY, PAIRED, PEAK, Metric
 
 
@@ -184,6 +191,21 @@ class Trial:
         if not value:
             return 0.0
         return 1.0 / value if aim.less_is_better else float(value)
+
+    def score_interval(self, aim: Metric) -> tuple[float, float]:
+        """Return the interval of its score, which is higher the better it is; a point where it has one figure alone."""
+        measured = self.measurement(aim.metric)
+        if measured is None:
+            return self.score(aim), self.score(aim)
+        low, high = measured.interval
+        return (1 / high, 1 / low) if aim.less_is_better else (low, high)
+
+    def margin(self, aim: Metric, best_s: float | None) -> float:
+        """Return by how much another's score must be below its own, beyond both intervals, to be seen to be worse.
+
+        The intervals are of one process each, and what differs from process to process they can't show. best_s: as for `scatter`.
+        """
+        return max(TIE_ZONE, self.scatter(best_s)) if aim.is_of_time else TIE_ZONE
 
     def times(self, other: Trial, aim: Metric) -> float:
         """Return how many times better than another trial this one is at `aim`; 0.0 where one of them is not known.

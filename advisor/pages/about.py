@@ -8,7 +8,7 @@ from advisor.nouns.metrics import seconds
 from advisor.nouns.model import is_drawn
 from advisor.nouns.objective import Objective
 from advisor.storage.study_record import StudyRecord
-from advisor.terminal import gib
+from advisor.terminal import gib, many
 
 
 def about(study: StudyRecord) -> tuple[tuple[str, str], ...]:
@@ -36,7 +36,7 @@ def asked_words(objective: Objective) -> str:
     limits += (
         [f"slowest batch within {seconds(objective.max_latency_s)}"] if objective.max_latency_s is not None else []
     )
-    limits += [f"over {objective.calls:,} calls"] if objective.calls is not None else []
+    limits += [f"over {many(objective.calls, 'call')}"] if objective.calls is not None else []
     limits += [f"only {knob} {', '.join(names)}" for knob, names in objective.only]
     limits += [f"rules ignored: {', '.join(objective.ignored_rules)}"] if objective.ignored_rules else []
     limits += ["lossy choices allowed unjudged"] if objective.allow_unjudged else []

@@ -9,7 +9,7 @@ from advisor.nouns.environment import Environment
 from advisor.pages.points import Point, Role
 from advisor.pages.study_report import StudyReport
 from advisor.storage.study_record import StudyRecord
-from advisor.terminal import gib
+from advisor.terminal import gib, many
 from advisor.workloads import kind_of
 
 
@@ -62,8 +62,8 @@ class ComparedStudies:
         faster = sum(pair.speed_ratio is not None and pair.speed_ratio > 1 for pair in self.pairs)
         first, second = self.first.study.id, self.second.study.id
         return (
-            f"Scatter chart of {len(self.pairs)} configurations, their speed in study {first} across and in study {second} "
-            f"upward: {faster} are faster in study {second}. The table below has the same figures."
+            f"Scatter chart of {many(len(self.pairs), 'configuration')}, their speed in study {first} across and in study "
+            f"{second} upward: {faster} are faster in study {second}. The table below has the same figures."
         )
 
 

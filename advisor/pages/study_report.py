@@ -20,6 +20,7 @@ from advisor.nouns.model import ModelSource, is_drawn
 from advisor.nouns.trial import Trial, default_of
 from advisor.pages.about import about
 from advisor.pages.points import Finalist, Point, Role, Step, finalists_of, measure_of, path_of, points_of
+from advisor.quality.amortised import Amortised, over_calls
 from advisor.show.candidate_tables import figures_of
 from advisor.show.headline import against, headline
 from advisor.show.outlook import outlook
@@ -27,7 +28,7 @@ from advisor.show.refused import refusal_rows
 from advisor.show.script import batching_words, loading_lines, recommended_script
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
-from advisor.terminal import gib
+from advisor.terminal import gib, many
 from advisor.workloads import kind_of
 
 #: Where a chart's figures are for those who don't see it.
@@ -165,14 +166,15 @@ class StudyReport:
             for point, words in shown
             if point.is_default or point.role is Role.CHOSEN
         ]
-        return f"Scatter chart of speed against {across}, {len(shown)} configurations: {counted}. {'; '.join(marked)}. {_TABLE}"
+        what = f"Scatter chart of speed against {across}, {many(len(shown), 'configuration')}"
+        return f"{what}: {counted}. {'; '.join(marked)}. {_TABLE}"
 
     @property
     def blocks_summary(self) -> str:
         """The chart of the finalists, in words."""
         best = self.finalists[0]
         return (
-            f"Chart of {len(self.finalists)} ratios over the default with their intervals. The highest is "
+            f"Chart of {many(len(self.finalists), 'ratio')} over the default with intervals. The highest is "
             f"{best.configuration}, {best.ratio:.2f}: {best.verdict}. The table below has all of them."
         )
 
@@ -182,8 +184,8 @@ class StudyReport:
         metric, last = self.study.objective.metric, self.path[-1]
         best = next((step for step in self.path if step.best == last.best), last)
         return (
-            f"Line chart over {len(self.path)} trials: the best so far ends at {figure(metric, last.best)}, first reached by "
-            f"trial {best.number}; the default has {figure(metric, self.default_value)}. {_TABLE}"
+            f"Line chart over {many(len(self.path), 'trial')}: the best so far ends at {figure(metric, last.best)}, "
+            f"first reached by trial {best.number}; the default has {figure(metric, self.default_value)}. {_TABLE}"
         )
 
 
@@ -201,9 +203,11 @@ def report_of(
         raise BadInput(str(error), "advisor trials lists them") from None
     if source is not None and study.workload.key_for(source.architecture_key) != study.workload_key:
         source = None  # another model is at its place by now
-    trials = store.trials(study_id)
+    measured = store.trials(study_id)
+    job = None if study.facts is None else Amortised.of(study.objective, study.workload, study.facts, measured)
+    trials = over_calls(measured, job)  # or the page would contradict the answer's ratios
     found, reasons = _recommended(store, study, source, upgraded(study.environment, here))
-    known = _candidates(store, study, trials, found)
+    known = _candidates(store, study, trials, found, job)
     chosen = found.configuration if found is not None else None
     kind = kind_of(study.workload)
     measure = measure_of(trials)
@@ -249,13 +253,17 @@ def _recommended(
 
 
 def _candidates(
-    store: Store, study: StudyRecord, trials: Sequence[Trial], found: Recommendation | None
+    store: Store,
+    study: StudyRecord,
+    trials: Sequence[Trial],
+    found: Recommendation | None,
+    job: Amortised | None,
 ) -> dict[Configuration, Candidate]:
     """Return every configuration that was measured with its evidence: the recommendation's, or where there is none, its own."""
     if found is not None:
         all_of = [found.chosen, found.default, *found.runners_up, *found.rejected]
     else:
-        evidence = Evidence.of(store, own_source(study, None), study, study.objective, trials)
+        evidence = Evidence.of(store, own_source(study, None), study, study.objective, trials, job)
         all_of = [evidence.default, *evidence.rejected]
     return {candidate.configuration: candidate for candidate in all_of if candidate is not None}
 

@@ -9,15 +9,57 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from advisor.knobs import weights_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Comparison, Measurement
-from advisor.nouns.metrics import LATER, METRICS, ROUND
+from advisor.nouns.metrics import LATER, LOADED, METRICS, ROUND
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective
-from advisor.nouns.trial import Trial, default_of
+from advisor.nouns.trial import Outcome, Trial, default_of
+from advisor.terminal import span
 from advisor.workloads import Workload
+
+#: What took less than this share of the study's longest load was no load: the weights were there, and were changed a little.
+_LEAST_LOAD = 0.05
+
+#: How a trial ended that says something of loading: what failed may not have got so far.
+_LOADED = (Outcome.OK, Outcome.WRONG_OUTPUT, Outcome.PRUNED)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a configuration takes to begin, in seconds: to load its weights, its first call, and what is compiled after it.
+
+    loads: those that were seen and load_s is the median of, nothing where none was; is_own: whether of these very weights.
+    """
+
+    load_s: float
+    first_call_s: float
+    later_s: float
+    loads: tuple[float, ...] = ()
+    is_own: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.load_s + self.first_call_s + self.later_s
+
+    @property
+    def words(self) -> str:
+        """What it is made of, and how sure its load is: one that was seen once says little of the next."""
+        parts = [f"loading {span(self.load_s)} ({self._seen})" if self.loads else "no load was seen"]
+        parts += [f"first call {span(self.first_call_s)}"]
+        parts += [f"compiling after it {span(self.later_s)}"] if self.later_s else []
+        return ", ".join(parts)
+
+    @property
+    def _seen(self) -> str:
+        own = "" if self.is_own else " of other weights, for these were not seen to be loaded"
+        if len(self.loads) == 1:
+            return f"of one load{own}: the next may differ"
+        return f"the median of {len(self.loads)} loads{own}, {span(self.loads[0])} to {span(self.loads[-1])}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +98,11 @@ class Amortised:
 
         return replace(trial, measurements=tuple(spread(measured) for measured in trial.measurements))
 
+    def lasts_s(self, trial: Trial) -> float | None:
+        """Return the seconds of the whole job as a trial ran, beginning included; None where that is not known."""
+        round_s, begin_s = trial.value(ROUND), self.begin_s.get(trial.ran)
+        return None if round_s is None or begin_s is None else begin_s + self.passes * round_s
+
     def compared(self, comparison: Comparison, trials: Iterable[Trial]) -> Comparison | None:
         """Return what a comparison of speeds says of the job; None where it is not known what its sides take.
 
@@ -83,21 +130,53 @@ def calls_of(workload: Workload, default: Configuration) -> int:
 
 
 def beginnings_s(trials: Iterable[Trial], facts: ModelFacts) -> dict[Configuration, float]:
-    """Return what each configuration that ran takes to begin, in seconds: the most that any of its search trials shows.
+    """Return what each configuration that ran takes to begin, in seconds."""
+    return {configuration: found.seconds for configuration, found in beginnings(trials, facts).items()}
 
-    Equal weights are loaded once for several trials: each that has them would load them itself.
+
+def beginnings(trials: Iterable[Trial], facts: ModelFacts) -> dict[Configuration, Beginning]:
+    """Return what each configuration that ran takes to begin: of its search trials the one that shows the most.
+
+    All that have the same weights take the same time to load them, whichever trial did: the median of the loads that were seen,
+    of blocks too; where these weights were never seen to be loaded, of all loads of the study.
     """
-    ran = [t for t in trials if t.phase == "search" and t.measurements]
-    loads: dict[object, float] = {}
-    for trial in ran:
-        weights = weights_of(trial.ran, switches_attention=facts.switches_attention)
-        loads[weights] = max(loads.get(weights, 0.0), trial.load_s or 0.0)
-    found: dict[Configuration, float] = {}
-    for trial in ran:
-        load_s = loads[weights_of(trial.ran, switches_attention=facts.switches_attention)]
-        begin_s = load_s + (trial.first_call_s or 0.0) + (trial.value(LATER) or 0.0)
-        found[trial.ran] = max(found.get(trial.ran, 0.0), begin_s)
+    known = list(trials)
+    loads = _loads(known, facts)
+    every = tuple(sorted(load_s for each in loads.values() for load_s in each))
+    found: dict[Configuration, Beginning] = {}
+    for trial in known:
+        if trial.phase != "search" or not trial.measurements:
+            continue
+        own = loads.get(_weights(trial, facts), ())
+        seen = own or every
+        load_s = median(seen) if seen else trial.load_s or 0.0
+        begun = Beginning(load_s, trial.first_call_s or 0.0, trial.value(LATER) or 0.0, seen, bool(own))
+        before = found.get(trial.ran)
+        found[trial.ran] = begun if before is None or begun.seconds > before.seconds else before
     return found
+
+
+def _weights(trial: Trial, facts: ModelFacts) -> object:
+    return weights_of(trial.ran, switches_attention=facts.switches_attention)
+
+
+def _loads(trials: Sequence[Trial], facts: ModelFacts) -> dict[object, tuple[float, ...]]:
+    """Return the seconds of those trials that loaded their weights, by weights: the others found them loaded.
+
+    Who found them says since when its process has them (LOADED): the load may have been another study's, or the reference's.
+    """
+    found: dict[object, list[float]] = {}
+    ended = [trial for trial in trials if trial.outcome in _LOADED]
+    for trial in ended:
+        if trial.load_s and trial.measurement(LOADED) is None:
+            found.setdefault(_weights(trial, facts), []).append(trial.load_s)
+    for trial in ended:
+        before_s, known = trial.value(LOADED), found.setdefault(_weights(trial, facts), [])
+        if before_s and before_s not in known:  # whose load it was may be among these trials
+            known.append(before_s)
+    least_s = _LEAST_LOAD * max((load_s for each in found.values() for load_s in each), default=0.0)
+    real = {weights: tuple(sorted(s for s in each if s >= least_s)) for weights, each in found.items()}
+    return {weights: each for weights, each in real.items() if each}
 
 
 def pays_from(begins_s: tuple[float, float], rounds_s: tuple[float, float], calls: int) -> int | None:

@@ -40,10 +40,13 @@ PAYBACK = "more of it is expected to cost more than it saves"
 
 @dataclass(frozen=True)
 class End:
-    """Why a search may end: EVERYTHING, UNLIKELY, PAYBACK; the chance that it misses something better, and how many are left."""
+    """Why a search may end: EVERYTHING, UNLIKELY, PAYBACK; the chance that it misses something better, and how many are left.
+
+    chance: None where too little was measured to say.
+    """
 
     reason: str
-    chance: float
+    chance: float | None
     left: int
 
 
@@ -115,11 +118,24 @@ class Knowledge:
         if not left:
             return End(EVERYTHING, 0.0, 0)
         chance = self.chance_of_better()
+        if payback_s is not None and not self._can_pay(payback_s):
+            return End(PAYBACK, chance, left)
         if chance is None:
             return None
         if chance < CHANCE:
             return End(UNLIKELY, chance, left)
         return End(PAYBACK, chance, left) if payback_s is not None and self._saved_per_s(payback_s) < 1 else None
+
+    def _can_pay(self, work_s: float) -> bool:
+        """Whether an untried one can save what its trial costs: of so much work not more can be saved than all of it.
+
+        While nothing is right that ran, seconds are not what is looked for.
+        """
+        fresh, told = self.fresh, self._told
+        if math.isinf(told.best):
+            return True
+        expected = expected_seconds(fresh, told.seconds)
+        return expected is None or float(min(expected)) < work_s
 
     def _saved_per_s(self, work_s: float) -> float:
         """Return the seconds of work that a second of the search is expected to save, by the untried one that promises most.

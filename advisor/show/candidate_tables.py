@@ -15,7 +15,7 @@ from advisor.knobs import tier_of
 from advisor.nouns.metrics import PEAK, Gauge, Metric, head, without_unit
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Quality
-from advisor.terminal import gib, percent
+from advisor.terminal import gib, many, percent
 from advisor.workloads import kind_of
 
 
@@ -26,8 +26,12 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     if speed := trial.measurement(kind.speed.metric):
         low, high = speed.interval
         beside = (metric for metric in kind.measured(workload) if not metric.name)
+        calls = objective.job_calls
+        over = "" if calls is None else f", over {many(calls, 'call')}"
         texts = "".join(f", {metric.show(value)}" for metric in beside if (value := trial.value(metric.metric)))
-        parts.append(f"{speed.median:,.0f} useful {kind.speed.unit} in the search ({low:,.0f}–{high:,.0f}){texts}")
+        parts.append(
+            f"{speed.median:,.0f} useful {kind.speed.unit} in the search{over} ({low:,.0f}–{high:,.0f}){texts}"
+        )
     shown = [
         f"{metric.head if metric.is_latency else metric.name} {metric.show(value)}"
         for metric in kind.metrics

@@ -9,7 +9,7 @@ from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation
 from advisor.nouns.answer import Conclusion
 from advisor.nouns.metrics import head, is_latency, seconds
-from advisor.terminal import gib
+from advisor.terminal import gib, in_a_line
 
 #: How many that may not be recommended are shown.
 _REJECTED = 8
@@ -20,7 +20,9 @@ def summary(recommendation: Recommendation) -> str:
     text = " ".join(Text.from_markup(headline(recommendation)).plain.split())
     if recommendation.verdict is Conclusion.NONE_RIGHT:
         return f"{text} ({recommendation.way_out})" if recommendation.way_out else text
-    return f"{text} (to go on: {recommendation.command})"
+    best = recommendation.best
+    named = f"; fastest found, unconfirmed: {in_a_line(str(best.configuration))}" if best is not None else ""
+    return f"{text}{named} (to go on: {recommendation.command})"
 
 
 def headline(recommendation: Recommendation) -> str:
@@ -45,7 +47,9 @@ def _found(recommendation: Recommendation) -> str:
         if recommendation.verdict is Conclusion.SLOWER_BUT_RIGHT:
             return f"{words}: the best that may be recommended{f', [bold]{ratio}' if ratio else ''}"
         if ratio:
-            return f"{words}, for now: [bold green]{ratio}; {little} {better}"
+            hoped = f"[bold]what looked {better} is not confirmed[/]"
+            why = hoped if recommendation.verdict is Conclusion.UNCONFIRMED else f"{little} {better}"
+            return f"{words}, for now: [bold green]{ratio}; {why}"
         why = "not compared with the default yet" if recommendation.default else "but little was tried"
         return f"{words}, for now: the best found that may be recommended, {why}"
     kept = {

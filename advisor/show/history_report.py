@@ -17,6 +17,7 @@ from advisor.nouns.metrics import (
     GPU_ROUND,
     GRAPHS,
     LATER,
+    LOADED,
     METRICS,
     PAIRED,
     RECOMPILED,
@@ -31,10 +32,10 @@ from advisor.show.candidate_tables import quality_words
 from advisor.show.console import console
 from advisor.show.refused import refused_table
 from advisor.storage.study_record import StudyRecord
-from advisor.study.history import Listed, is_reused
+from advisor.study.history import Listed, OverCalls, is_reused
 from advisor.study.plan import Plan
 from advisor.study.trial_words import device_words, words_of
-from advisor.terminal import duration, gib
+from advisor.terminal import gib, many, span
 
 #: Configurations that a dry run lists.
 _SHOWN = 20
@@ -48,6 +49,7 @@ _NAMES = {
     PAIRED: "turns compared one by one",
     COMPILE: "compiling",
     LATER: "of it after the first call",
+    LOADED: "found loaded, by a load of",
     GRAPHS: "graphs compiled",
     RECOMPILED: "of them anew",
     BREAKS: "graph breaks",
@@ -63,11 +65,10 @@ def print_plan(plan: Plan) -> None:
     out.print(
         f"[bold]{escape(job.source.name)}[/] · {escape(str(job.workload))} · {escape(str(job.machine.environment))}"
     )
-    late = f", {plan.late} of them tried last, on the best of the others first" if plan.late else ""
     count = len(plan.space.admissible)
-    out.print(
-        f"{count} configuration{'s are' if count != 1 else ' is'} admissible{late}; likeliest first, after the default:\n"
-    )
+    admissible = f"{many(count, 'configuration')} {'is' if count == 1 else 'are'}"
+    late = f", {plan.late} of them tried last, on the best of the others first" if plan.late else ""
+    out.print(f"{admissible} admissible{late}; likeliest first, after the default:\n")
     for place, configuration in enumerate(order[:_SHOWN]):
         out.print(f"{place:3d}  {escape(str(configuration))}{'  (the default)' if place == 0 else ''}")
     if len(order) > _SHOWN:
@@ -87,29 +88,30 @@ def print_plan(plan: Plan) -> None:
 def plan_words(plan: Plan) -> str:
     """Return how long a tune would take, in words."""
     budget = plan.job.budget
-    bounded = f"the budget is {budget.trials} trials" if budget.trials is not None else "no budget bounds it"
+    bounded = f"the budget is {many(budget.trials, 'trial')}" if budget.trials is not None else "no budget bounds it"
     if budget.seconds is not None:
-        bounded = f"the budget bounds it at {duration(budget.seconds)}"
+        bounded = f"the budget bounds it at {span(budget.seconds)}"
     if plan.seconds is None or plan.trial_s is None:
         return f"time: unknown before the first trial; {bounded}"
     count = plan.searched - plan.adds_default
-    runs = [f"{count} configuration{'s' * (count != 1)}", *(["the default"] if plan.adds_default else [])]
-    runs += [f"{plan.confirming} runs to confirm the best"] if plan.confirming else []
+    runs = [many(count, "configuration"), *(["the default"] if plan.adds_default else [])]
+    runs += [f"{many(plan.confirming, 'run')} to confirm the best"] if plan.confirming else []
     each = f"at {plan.trial_s:.1f} s each as measured here before"
     if plan.compiled_s:
         each += f", and at {mean(plan.compiled_s):.1f} s each for the {len(plan.compiled_s)} that compile"
     listed = " and ".join([", ".join(runs[:-1]), runs[-1]] if len(runs) > 1 else runs)
-    return f"time: about {duration(plan.seconds)} ({listed}, {each}); {bounded}"
+    return f"time: about {span(plan.seconds)} ({listed}, {each}); {bounded}"
 
 
 def print_trials(listed: Listed, *, is_next: bool) -> None:
     """Print a study with its trials. is_next: another was printed before it."""
     out = console(stderr=False)
     study, aim = listed.study, listed.study.objective.aim
+    over = "" if listed.calls is None else f"; figures are over {many(listed.calls, 'call')}, loading and compiling too"
     out.print(
         ("\n" if is_next else "") + f"[bold]study {study.id}[/] · {escape(study.model_name)} · "
         f"{escape(str(study.workload))}\n  {study.started_at:%Y-%m-%d %H:%M} UTC on {escape(str(study.environment))}, "
-        f"quality {study.objective.quality}, {study.state}"
+        f"quality {study.objective.quality}, {study.state}{over}"
     )
     table = Table(
         "id",
@@ -122,7 +124,7 @@ def print_trials(listed: Listed, *, is_next: bool) -> None:
         pad_edge=False,
         header_style="bold",
     )
-    for trial in listed.trials:
+    for trial in listed.figured:
         ratio, phase = listed.ratios.get(trial.number), trial.phase
         phase += f" {trial.block}" if trial.block is not None else ""
         table.add_row(
@@ -142,8 +144,8 @@ def _ended(study: StudyRecord, trial: Trial) -> str:
     return "interrupted" if is_left else str(trial.outcome)
 
 
-def print_trial(study: StudyRecord, trial: Trial) -> None:
-    """Print all that is known of one trial."""
+def print_trial(study: StudyRecord, trial: Trial, over: OverCalls | None = None) -> None:
+    """Print all that is known of one trial. over: what the study's job of so many calls gets of it."""
     out = console(stderr=False)
     table = Table.grid(padding=(0, 2))
     flags = study.workload.flags
@@ -156,6 +158,10 @@ def print_trial(study: StudyRecord, trial: Trial) -> None:
         "figures of": "another trial: nothing was run here" if is_reused(trial) else "",
     }
     about |= {_called(measurement.metric): measured_words(measurement) for measurement in trial.measurements}
+    if over is not None:
+        metric = study.objective.metric
+        told = figure(metric, over.trial.value(metric))
+        about[f"over {many(over.calls, 'call')}"] = f"{told}, with what it takes to begin: {over.begun.words}"
     about |= {
         "memory": ", ".join(
             f"{name} {gib(size)}"
@@ -207,5 +213,8 @@ def _called(name: str) -> str:
 
 def measured_words(measurement: Measurement) -> str:
     """Return a measurement's median and the interval of its samples, in words."""
+    count = len(measurement.samples)
+    if count == 1:
+        return f"{figure(measurement.metric, measurement.median)} (one sample)"
     low, high = (without_unit(measurement.metric, value) for value in measurement.interval)
-    return f"{figure(measurement.metric, measurement.median)} ({low} to {high}, {len(measurement.samples)} samples)"
+    return f"{figure(measurement.metric, measurement.median)} ({low} to {high}, {count} samples)"

@@ -9,7 +9,7 @@ from advisor.advice.recommendation import Recommendation
 from advisor.nouns.answer import Conclusion, Prospect
 from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE
 from advisor.search.prospects import needed_bytes
-from advisor.terminal import duration, gib, percent
+from advisor.terminal import gib, percent, span
 
 #: How many that were never tried are shown.
 _PROMISING = 3
@@ -83,18 +83,20 @@ def _price_words(recommendation: Recommendation) -> str:
     left, payback_s = recommendation.prospects, recommendation.study.budget.payback_s
     if not left.is_dear or payback_s is None:
         return ""
-    words = f", for each is expected to save less in {duration(payback_s)} of work than it costs to find, measure and confirm"
+    words = (
+        f", for each is expected to save less in {span(payback_s)} of work than it costs to find, measure and confirm"
+    )
     best = max(left.promising, key=lambda each: each.ratio or 0.0, default=None)
     if best is None or best.ratio is None:
         return words
-    takes = f" and takes about {duration(best.seconds)} to measure" if best.seconds is not None else ""
+    takes = f" and takes about {span(best.seconds)} to measure" if best.seconds is not None else ""
     told = f"the best of them, {best.configuration}, is predicted {best.ratio:.2f} × the default{takes}"
     return f"{words}; {escape(told)}"
 
 
 def _prospect_words(recommendation: Recommendation, prospect: Prospect) -> str:
     parts = [f"predicted {prospect.ratio:.2f} × the default"] if prospect.ratio is not None else []
-    parts += [f"about {duration(prospect.seconds)} to measure"] if prospect.seconds is not None else []
+    parts += [f"about {span(prospect.seconds)} to measure"] if prospect.seconds is not None else []
     needed = needed_bytes(recommendation.study, prospect.configuration)
     is_about_memory = recommendation.objective.max_memory_bytes is not None
     parts += [f"needs at least {gib(needed)}"] if needed is not None and is_about_memory else []

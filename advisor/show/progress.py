@@ -18,7 +18,7 @@ from advisor.nouns.metrics import figure
 from advisor.nouns.trial import Outcome, Trial
 from advisor.show.console import SafeConsole, columns
 from advisor.show.ledger import Ledger
-from advisor.terminal import duration, percent
+from advisor.terminal import duration, many, percent
 
 if TYPE_CHECKING:
     from advisor.study.tuning import Job
@@ -110,11 +110,16 @@ class Progress:
     def _opened(self, event: Mapping[str, Any]) -> None:
         self.admissible = len(event["space"].admissible)
         refused = len({reason.rule for reason in event["space"].refusals})
-        self.console.print(f"{self.admissible} configurations are admissible; {refused} rules refuse others\n")
+        admissible = f"{many(self.admissible, 'configuration')} {'is' if self.admissible == 1 else 'are'} admissible"
+        refuse = f"{many(refused, 'rule')} refuse{'s' if refused == 1 else ''} others"
+        self.console.print(f"{admissible}; {refuse}\n")
         if ended := [t for t in event["trials"] if t.outcome not in (Outcome.RUNNING, Outcome.CUT)]:
             self.console.print(f"going on: {len(ended)} trial{'s are' if len(ended) > 1 else ' is'} stored\n")
-        scores = [t.score(self.job.objective.aim) for t in event["trials"] if t.requested == event["space"].baseline]
-        self.default_score = next(filter(None, scores), 0.0)
+        if (calls := self.job.objective.job_calls) is not None:
+            them = "it" if calls == 1 else "them"
+            self.console.print(
+                f"figures are over {many(calls, 'call')}: loading and compiling are spread over {them}\n"
+            )
 
     def _finished(self, trial: Trial, best: Trial | None, default: Trial | None) -> None:
         self.done += trial.outcome is not Outcome.CUT

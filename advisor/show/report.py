@@ -19,7 +19,7 @@ from advisor.show.headline import against, headline
 from advisor.show.outlook import outlook
 from advisor.show.refused import counted, refused_table
 from advisor.show.script import batching_words, loading_lines
-from advisor.terminal import duration, in_a_line, percent
+from advisor.terminal import in_a_line, many, percent, span
 
 
 def recommendation_payload(recommendation: Recommendation, device: str) -> dict[str, Any]:
@@ -110,7 +110,8 @@ def _lines_to_paste(recommendation: Recommendation, chosen: Candidate, device: s
 
 def _tried(recommendation: Recommendation) -> str:
     tried, admissible, share = recommendation.tried, recommendation.admissible, recommendation.share_tried
-    text = f"{tried} of {admissible} admissible configurations tried" if admissible else f"{tried} configurations tried"
+    of_all = f"{tried} of {many(admissible or 0, 'admissible configuration')} tried"
+    text = of_all if admissible else f"{many(tried, 'configuration')} tried"
     text += f" ({percent(share, 0)})" if share is not None and share < 1 else ""
     return f"{text}; the search stopped: {recommendation.why}" if recommendation.why else text
 
@@ -118,7 +119,7 @@ def _tried(recommendation: Recommendation) -> str:
 def _looked(recommendation: Recommendation) -> str:
     """Return what it cost to look for outputs that depend on neighbours, pads or the layout."""
     looked_s, spent_s = recommendation.looked_s, recommendation.spent_s
-    share = f", {percent(looked_s / spent_s, 1)} of the trials' {duration(spent_s)}" if spent_s > 0 else ""
+    share = f", {percent(looked_s / spent_s, 1)} of the trials' {span(spent_s)}" if spent_s > 0 else ""
     return f"independence and layout were looked at in {looked_s:.1f} s{share}"
 
 

@@ -75,7 +75,13 @@ def _candidate_row(found: Candidate, recommendation: Recommendation) -> Row:
         "study": recommendation.study.id,
         "number": found.trial.number,
         "stale": "; ".join(recommendation.stale),
+        **_calls(recommendation.objective.job_calls),
     }
+
+
+def _calls(calls: int | None) -> Row:
+    """Return the column that says over how many calls rates and ratios are; none where they are of work without end."""
+    return {} if calls is None else {"calls": calls}
 
 
 def trial_rows(listed: Iterable[Listed]) -> list[Row]:
@@ -96,9 +102,10 @@ def trial_rows(listed: Iterable[Listed]) -> list[Row]:
             **{measured.metric: measured.median for measured in trial.measurements},
             "peak_bytes": trial.peak_bytes,
             "reason": trial.reason,
+            **_calls(each.calls),
         }
         for each in listed
-        for trial in each.trials
+        for trial in each.figured
     ]
 
 

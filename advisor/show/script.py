@@ -216,12 +216,19 @@ def recommended_script(recommendation: Recommendation, device: str) -> str:
 
 
 def caution_of(recommendation: Recommendation) -> str:
-    """Return what the reader of any lines to paste must know: whose weights were measured, and what was changed since; or ""."""
+    """Return what the reader of any lines to paste must know: whose weights were measured, what was changed since, or "".
+
+    And what looked better than what is confirmed: of that the lines are not.
+    """
     if recommendation.stale:
         caution = "; ".join(filter(None, (recommendation.stale_words, recommendation.origin)))
         return f"{caution[:1].upper()}{caution[1:]}. To measure it again: {recommendation.command}"
     if recommendation.same_weights:
-        return ""
+        chosen, best = recommendation.chosen, recommendation.best
+        if best is None or chosen is None or chosen.comparison is None:
+            return ""
+        looked = f"What looked better in the search, {best.configuration}, is not confirmed"
+        return f"{looked}. To go on: {recommendation.command}"
     unknown = f"the quality of {recommendation.source.name}'s own was not measured"
     caution = f"{recommendation.origin}; {unknown}. To measure it: {recommendation.command}"
     return f"{caution[:1].upper()}{caution[1:]}"

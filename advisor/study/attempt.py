@@ -28,7 +28,7 @@ from advisor.measure.messages import (
 from advisor.measure.runner import Runner
 from advisor.nouns.configuration import Configuration, stated
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import COMPILED, CPU_LAP, GPU_BUSY, GPU_ROUND, PAIRED, ROUND, Gauge
+from advisor.nouns.metrics import COMPILED, CPU_LAP, GPU_BUSY, GPU_ROUND, LOADED, PAIRED, ROUND, Gauge
 from advisor.nouns.trial import FP32, Outcome, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.method import METHOD
@@ -224,6 +224,9 @@ def with_figures(trial: Trial, workload: Workload, came: TrialDone | Failure) ->
     if isinstance(came, Failure):
         return replace(trial, outcome=came.outcome, reason=came.reason)
     rounds = came.rounds
+    measured = measurements_of(workload, rounds, trial.phase) if rounds else ()
+    if measured and came.found_load_s:
+        measured += (Measurement(LOADED, "s", (came.found_load_s,), trial.phase),)
     return replace(
         trial,
         effective=came.effective,
@@ -235,7 +238,7 @@ def with_figures(trial: Trial, workload: Workload, came: TrialDone | Failure) ->
         peak_bytes=came.peak_bytes,
         weight_bytes=came.weight_bytes,
         quality=came.quality,
-        measurements=measurements_of(workload, rounds, trial.phase) if rounds else (),
+        measurements=measured,
     )
 
 

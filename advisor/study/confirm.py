@@ -14,7 +14,7 @@ from advisor.knobs import choices_of, compiles, weights_of
 from advisor.measure.stopping import PATIENCE, Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
-from advisor.nouns.measurement import LEAST_BLOCKS, TIE_ZONE, Comparison
+from advisor.nouns.measurement import LEAST_BLOCKS, Comparison
 from advisor.nouns.metrics import ROUND, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Outcome, Trial, best_laps_s
@@ -48,19 +48,10 @@ def finalists(right: Iterable[Trial], default: Trial, aim: Metric, *, is_default
     if not better:
         return []
     best_s = best_laps_s([*better, default]).get(better[0].device_uuid)
-    scatter = max(TIE_ZONE, better[0].scatter(best_s)) if aim.is_of_time else TIE_ZONE
-    low = score_interval(better[0], aim)[0] / (1 + scatter)
-    near = [t.ran for t in better if score_interval(t, aim)[1] >= low]
+    scatter = better[0].margin(aim, best_s)
+    low = better[0].score_interval(aim)[0] / (1 + scatter)
+    near = [t.ran for t in better if t.score_interval(aim)[1] >= low]
     return list(dict.fromkeys(near))[:FINALISTS]
-
-
-def score_interval(trial: Trial, aim: Metric) -> tuple[float, float]:
-    """Return the interval of a trial's score, which is higher the better it is; a point where it has one figure alone."""
-    measured = trial.measurement(aim.metric)
-    if measured is None:
-        return trial.score(aim), trial.score(aim)
-    low, high = measured.interval
-    return (1 / high, 1 / low) if aim.less_is_better else (low, high)
 
 
 def block_ratios(

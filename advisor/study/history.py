@@ -14,7 +14,8 @@ from advisor.advice.labels import labelled
 from advisor.errors import BadInput, DamagedRow, NotMeasured
 from advisor.knobs import tier_of, unknown
 from advisor.nouns.reading import shown
-from advisor.nouns.trial import Trial
+from advisor.nouns.trial import Trial, default_of
+from advisor.quality.amortised import Amortised, Beginning, beginnings, over_calls
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.study.trial_words import device_words
@@ -28,12 +29,20 @@ class Listed:
     """A study and those of its trials that were asked for, each with its score over the default's.
 
     ratios: by a trial's number; above 1 where it is better at what the study was for. A trial of the confirmation is held
-    to the default of its own block, the others to the search's.
+    to the default of its own block, the others to the search's. calls: over how many what it takes to begin is spread, in ratios
+    and in what `spread` has; None where nothing is.
     """
 
     study: StudyRecord
     trials: tuple[Trial, ...]
     ratios: Mapping[int, float]
+    calls: int | None = None
+    spread: tuple[Trial, ...] = ()
+
+    @property
+    def figured(self) -> tuple[Trial, ...]:
+        """The trials with the figures that the ratios are of: as the study's job gets them, where it has so many calls."""
+        return self.spread or self.trials
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -41,9 +50,35 @@ class Listed:
         return {
             **study_payload(self.study),
             "trials": [
-                {**trial_payload(self.study, trial), "ratio": self.ratios.get(trial.number)} for trial in self.trials
+                {
+                    **trial_payload(self.study, trial),
+                    "ratio": self.ratios.get(trial.number),
+                    **({} if self.calls is None else {"over_calls": _over_payload(self.study, self.calls, told)}),
+                }
+                for trial, told in zip(self.trials, self.figured, strict=True)
             ],
         }
+
+
+def _over_payload(study: StudyRecord, calls: int, spread: Trial) -> dict[str, Any]:
+    """Return what a study's job of so many calls gets of a trial, as JSON values."""
+    metric = study.objective.metric
+    return {"calls": calls, metric: spread.value(metric)}
+
+
+@dataclass(frozen=True)
+class OverCalls:
+    """What a study's job of so many calls gets of a trial: with its rates as the job gets them, and what it takes to begin."""
+
+    calls: int
+    trial: Trial
+    begun: Beginning
+
+    def payload(self, study: StudyRecord) -> dict[str, Any]:
+        """It as JSON values."""
+        begun, told = self.begun, _over_payload(study, self.calls, self.trial)
+        seconds = {"load_s": begun.load_s, "first_call_s": begun.first_call_s, "compile_later_s": begun.later_s}
+        return {**told, **seconds, "loads_s": list(begun.loads), "loads_are_of_these_weights": begun.is_own}
 
 
 def listed(
@@ -57,7 +92,8 @@ def listed(
     left, found, has_studies = limit or None, False, False
     for record in _records(store, architecture_key, study):
         has_studies = True
-        defaults, below = store.default_trials(record.id), None
+        job = _job_of(record, _measured_for_job(store, record))
+        defaults, below = over_calls(store.default_trials(record.id), job), None
         while left is None or left > 0:
             page = store.page(record.id, below, min(PAGE, left or PAGE), failed=failed)
             if page.last is None:
@@ -65,7 +101,9 @@ def listed(
             below, found = page.last, found or bool(page.trials)
             left = None if left is None else left - len(page.trials)
             if page.trials:
-                yield Listed(record, page.trials, _ratios(record, page.trials, defaults))
+                told = over_calls(page.trials, job)
+                calls, spread = (None, ()) if job is None else (record.objective.job_calls, told)
+                yield Listed(record, page.trials, _ratios(record, told, defaults), calls, spread)
         if left == 0:
             return
     if not found and store.damaged and not (failed and has_studies):
@@ -101,6 +139,29 @@ def _ratios(study: StudyRecord, trials: Sequence[Trial], of_default: Sequence[Tr
     defaults = {trial.block: trial for trial in of_default}
     pairs = ((trial, defaults.get(trial.block)) for trial in trials)
     return {trial.number: ratio for trial, default in pairs if default and (ratio := trial.times(default, aim))}
+
+
+def _measured_for_job(store: Store, study: StudyRecord) -> list[Trial]:
+    """Return the trials that say what a study's job of so many calls takes to begin; none where it has no such job."""
+    has_job = study.objective.job_calls is not None and study.facts is not None
+    return store.trials(study.id, readable=True) if has_job else []
+
+
+def _job_of(study: StudyRecord, trials: Sequence[Trial]) -> Amortised | None:
+    default = default_of(trials)
+    if study.facts is None or default is None or unknown(default.requested):
+        return None
+    return Amortised.of(study.objective, study.workload, study.facts, trials)
+
+
+def over_calls_of(store: Store, study: StudyRecord, trial: Trial) -> OverCalls | None:
+    """Return what a study's job of so many calls gets of one of its trials; None where it has no such job, or none is known."""
+    trials, calls = _measured_for_job(store, study), study.objective.job_calls
+    job = _job_of(study, trials)
+    if job is None or study.facts is None or calls is None or not trial.value(study.objective.metric):
+        return None
+    begun = beginnings(trials, study.facts).get(trial.ran)
+    return None if begun is None else OverCalls(calls, job.spread(trial), begun)
 
 
 def stored_trial(store: Store, study: int, number: int) -> tuple[StudyRecord, Trial]:

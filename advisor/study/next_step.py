@@ -117,7 +117,7 @@ def _following_among(seen: Snapshot, admissible: Sequence[Configuration]) -> Con
     """Return which of these to try next, or why none."""
     budget = seen.job.budget
     known = _known(seen, admissible)
-    payback_s = budget.payback_s if seen.job.objective.aim.is_of_time else None  # a share of memory is no share of time
+    payback_s = _payback_s(seen)
     end = known.ending(payback_s) if budget.trials is None and not budget.exhaustive else None
     if end is not None:
         return {UNLIKELY: Stop.UNLIKELY, PAYBACK: Stop.PAYBACK}.get(end.reason, Stop.EVERYTHING)
@@ -130,6 +130,16 @@ def _following_among(seen: Snapshot, admissible: Sequence[Configuration]) -> Con
         return Stop.PAYBACK
     proposal = _next_of_all(seen, fitting.admissible) if budget.exhaustive else fitting.ask(seen.job.seed)
     return proposal or Stop.BUDGET
+
+
+def _payback_s(seen: Snapshot) -> float | None:
+    """Return the seconds of work that are to pay for the search: those that were asked for, or those of the objective's job."""
+    budget = seen.job.budget
+    if not seen.job.objective.aim.is_of_time:
+        return None  # a share of memory is no share of time
+    job, default = seen.amortised, seen.default
+    of_job_s = job.lasts_s(default) if budget.job_pays and job is not None and default is not None else None
+    return budget.payback_s if of_job_s is None else of_job_s
 
 
 def _known(seen: Snapshot, admissible: Sequence[Configuration]) -> Knowledge:

@@ -105,7 +105,10 @@ class Tuner:
         return self.store.claim(self.study, step, self.owner, seen=seen.begun)
 
     def take(self, seen: Snapshot, found: Iterable[Found]) -> None:
-        """Store and tell what comes of a step, trial by trial; what is another tune's by now is told, and dropped."""
+        """Store and tell what comes of a step, trial by trial; what is another tune's by now is told, and dropped.
+
+        Figures are told as the objective's job gets them, where it has so many calls: as the best's and the default's are.
+        """
         stored = False
         for each in found:
             if each.alias is not None:
@@ -115,7 +118,8 @@ class Tuner:
                 self.listen({"event": "lost", "trial": each.trial, "text": f"{text}: what it found is dropped"})
                 continue
             seen, stored = seen.after(each.trial), True
-            self.listen({"event": "trial", "trial": each.trial, "best": seen.best, "default": seen.default})
+            told = next((trial for trial in seen.trials if trial.number == each.trial.number), each.trial)
+            self.listen({"event": "trial", "trial": told, "best": seen.best, "default": seen.default})
         if stored:
             keep_answer(self.store, self.study, space=self.space)
 
