@@ -18,6 +18,7 @@ from test_suggest import DEFAULT, FLASH, GIB, H200, PACKED, SORTED, SOURCE, WORK
 from advisor.asking.question import effort_of
 from advisor.faces.cli import run
 from advisor.measure.landscape import read_landscapes
+from advisor.measure.messages import TrialDone
 from advisor.measure.replay import ReplayRunner
 from advisor.models.checkpoint import find_model
 from advisor.nouns.answer import Conclusion, Stop
@@ -36,6 +37,7 @@ from advisor.show.progress import Progress
 from advisor.show.rows import candidate_rows
 from advisor.show.support import LLAMA
 from advisor.storage.store import Store
+from advisor.study.attempt import told
 from advisor.study.history import listed
 from advisor.study.next_step import next_step
 from advisor.study.tune import tune
@@ -175,15 +177,15 @@ def test_progress_the_answer_and_the_list_tell_one_quantity(store: Store, capsys
     (found,) = listed(store, study=study)
     assert found.calls == 20
     assert found.ratios[0] == 1.0
-    told = {trial.number: trial for trial in found.figured}
+    figured = {trial.number: trial for trial in found.figured}
     number = last["trial"].number
-    assert told[number].tokens_per_s == pytest.approx(last["trial"].tokens_per_s)
-    assert found.ratios[number] == pytest.approx(told[number].tokens_per_s / told[0].tokens_per_s)
+    assert figured[number].tokens_per_s == pytest.approx(last["trial"].tokens_per_s)
+    assert found.ratios[number] == pytest.approx(figured[number].tokens_per_s / figured[0].tokens_per_s)
     payload = {each["id"]: each for each in found.payload["trials"]}
-    assert payload[f"{study}.0"]["over_calls"] == {"calls": 20, "tokens_per_s": told[0].tokens_per_s}
+    assert payload[f"{study}.0"]["over_calls"] == {"calls": 20, "tokens_per_s": figured[0].tokens_per_s}
     report = report_of(store, study)
-    point = next(each for each in report.searched if each.number == number)
-    assert point.value == pytest.approx(told[number].tokens_per_s)
+    point = next(each for each in report.points if each.number == number)
+    assert point.value == pytest.approx(figured[number].tokens_per_s)
 
 
 def test_the_list_and_a_trial_say_over_how_many_calls(
@@ -209,6 +211,18 @@ def test_the_list_and_a_trial_say_over_how_many_calls(
     assert run(["show", f"{study}.1", "--format", "json"]) == 0
     over = json.loads(capsys.readouterr().out)["trial"]["over_calls"]
     assert (over["load_s"], over["loads_s"], over["calls"]) == (10.0, [10.0], 600 * CALLS)
+
+
+def test_what_ran_as_another_is_stored_as_that_was_measured() -> None:
+    """Its figures are taken over plain: spread over the calls already, they would be spread again with every reading."""
+    space = replace(build_space(LLAMA, WORKLOAD, H200, SOME, 2**40), admissible=(DEFAULT, SORTED))
+    default = replace(TRIALS[0], quality=GOOD, device_uuid="g", wall_s=10.0)
+    job = Job(SOURCE, WORKLOAD, SOME, Budget(), Machine(H200, "host", "g", 0, 2**40))
+    came = TrialDone(outcome=Outcome.OK, effective=DEFAULT, alias="the default ran", load_s=0.0, first_call_s=0.0)
+    trial = told(Snapshot(job, LLAMA, space, (default,)), SORTED, 1, "search", None, came)
+
+    assert trial.reused_from == 0
+    assert trial.measurements == default.measurements
 
 
 # ------------------------------------------------------------------------------------------------------------------- loading
@@ -325,8 +339,8 @@ def test_a_tune_that_took_longer_than_its_job_says_so(store: Store) -> None:
     trials = tuple(replace(each, load_s=0.1, first_call_s=0.05, wall_s=20.0) for each in ENDLESS[:2])
     studied(store, trials, objective=few)
 
-    told = "the default does all of it in 350 ms, beginning included, and measuring took 40 s"
-    assert told in shown(answer(store, objective=few))
+    words = "the default does all of it in 350 ms, beginning included, and measuring took 40 s"
+    assert words in shown(answer(store, objective=few))
     assert "and measuring took" not in shown(answer(store, objective=replace(ANY, calls=10**9)))
 
 

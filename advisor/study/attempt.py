@@ -206,7 +206,8 @@ def told(
     trial = replace(trial, reading={**came.reading, "gate_s": dict(came.gate_s), "method": METHOD})
     if came.rounds is not None or came.effective is None or came.outcome is not Outcome.OK:
         return trial
-    ran = (t for t in seen.trials if t.ran == came.effective and t.outcome is Outcome.OK and t.measurements)
+    # As they were measured: what a job of so many calls gets of them is told of what is stored, and would be told twice.
+    ran = (t for t in seen.stored if t.ran == came.effective and t.outcome is Outcome.OK and t.measurements)
     if (source := next(ran, None)) is None:
         return replace(trial, outcome=Outcome.RUNTIME_ERROR, reason="it was timed in no round")
     known = replace(source.quality, gate_s=0.0) if source.quality is not None else None
