@@ -224,12 +224,18 @@ def test_what_an_hour_of_work_pays_for_is_enough() -> None:
 
 
 def test_a_search_ends_when_it_no_longer_pays() -> None:
-    """Nothing is worth a second where there is no work to speed up, and everything likely is where there is no end of it."""
+    """Little is worth a second where there is hardly any work to speed up, and everything likely is where there is no end of it.
+
+    Of work that is shorter than any trial nothing beside the default is tried.
+    """
     made = Made.of(0, 0.4)
-    least, end = made.searched(0, 1e-6)
+    least, end = made.searched(0, 5.0)
+    alone, at_once = made.searched(0, 1e-6)
 
     assert (end.reason, len(least)) == (PAYBACK, LEAST_TRIALS)
+    assert end.chance is not None
     assert end.chance > CHANCE
+    assert (at_once.reason, len(alone)) == (PAYBACK, 1)
     assert made.searched(0, 1e12) == made.searched(0)
 
 
