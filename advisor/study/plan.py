@@ -113,7 +113,11 @@ class Plan:
         searched = [self.usual.of(configuration) for configuration in self.order[: self.searched]]
         blocks = self.job.budget.blocks if self.confirming else 0
         finalists = self.confirming - blocks
-        return sum(searched) + blocks * self.usual.of(self.space.baseline) + finalists * mean(searched)
+        return (
+            sum(searched)
+            + blocks * self.usual.of(self.space.baseline)
+            + finalists * mean(searched or [self.usual.plain_s])
+        )
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def plan(job: Job, runner: Runner, usual: Usual | None) -> Plan:
 
 
 def usual_seconds(store: Store, architecture_key: str, environment_key: str) -> Usual | None:
-    """Return what was run of an architecture in an environment took; None where nothing was."""
+    """Return what the trials of an architecture took in an environment; None where none was run."""
     here = (study for study in store.studies(architecture_key) if study.environment_key == environment_key)
     ran = [trial for study in here for trial in store.trials(study.id, readable=True)]
     walls = tuple((trial.requested, trial.wall_s) for trial in ran if trial.wall_s)
