@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from made_models import LLAMA_1B
 from torch.profiler import ProfilerActivity, profile
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, modeling_flash_attention_utils
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from advisor.knobs import KNOBS, Reading, function_of
+from advisor.knobs.attention import flash_torch
 from advisor.knobs.attention.own_torch import varlen_attention
 from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncompile
 from advisor.machine import probe
@@ -34,7 +38,9 @@ from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS, default_metric
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.search.cost import costs_of, situations_of
 from advisor.search.late import BEST, mendable, opened
+from advisor.search.posterior import expected_seconds
 from advisor.search.space import build_space
 from advisor.show.support import LLAMA, MACHINES
 from advisor.study.confirm import processes
@@ -337,6 +343,36 @@ def test_what_reads_its_pads_is_not_compiled() -> None:
     assert any(c != rounds and c.replaced(compilation="off") == rounds for c in left)
 
 
+def test_what_compiles_fast_is_expected_to_compile_fast_in_other_ways() -> None:
+    """A small encoder took 14 s where 45 were expected: CUDA graphs for it are not put off as if they took all of theirs."""
+    plain = Configuration.of({"attention": "sdpa"})
+    whole, graphs = (plain.replaced(compilation=name) for name in ("compiled", "compiled-reduce-overhead"))
+    took = expected_seconds([graphs], [(plain, 2.0), (whole, 45.0 * 0.3)])
+    large = expected_seconds([graphs], [(plain, 20.0), (whole, 45.0 * 3)])
+    assert took is not None
+    assert large is not None
+    assert 2.0 + 45.0 * 0.3 <= took[0] <= 2 * 45.0 * 0.3, (
+        "its own share of 45 s, beside a trial like those that were seen"
+    )
+    assert large[0] >= 45.0
+
+
+def test_what_was_faster_compiled_is_tried_first() -> None:
+    """As measured: sizes left open cost what is computed, and Liger's kernels break a graph in parts."""
+    work = Forward((700, 900, 1200, 2000), 2)
+    names = ({}, {"compilation": "compiled-regional-dynamic"}, {"kernels": "liger"})
+    asked = [
+        Configuration.of(
+            {"precision": "bf16", "packing": "packed", "attention": "torch_varlen", "compilation": "compiled-regional"}
+            | more
+        )
+        for more in names
+    ]
+    costs = costs_of(situations_of(asked, LLAMA, work, H200), AIM)
+    assert min(costs, key=lambda each: costs[each]) == asked[0]
+    assert len(set(costs.values())) == len(asked)
+
+
 def test_what_is_admissible_compiled_alone_is_tried_at_once() -> None:
     """--fix compilation=compiled leaves nothing to be measured without."""
     only = Objective(only=(("compilation", ("compiled",)),))
@@ -371,6 +407,92 @@ def test_torchs_own_flash_attention_is_one_graph() -> None:
     traced = torch.compile(Attention(), fullgraph=True, backend=reached)
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="Reached"):
         traced(query, key, **begins, **longest, position_ids=torch.arange(20)[None])
+
+
+def four(q: Any, k: Any, v: Any, starts: Any, scale: float | None, *, causal: bool) -> tuple[Any, None]:
+    """Compute FlashAttention-4's forward in Python that can't be traced: q, k, v are [tokens, heads, size]."""
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("what it calls is compiled by another compiler")
+    bounds, parts = starts.tolist(), []
+    for begin, end in pairwise(bounds):
+        query, key, value = (t[begin:end].transpose(0, 1) for t in (q, k, v))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        parts.append(attend(query, key, value, is_causal=causal, scale=scale, enable_gqa=True).transpose(0, 1))
+    return torch.cat(parts), None
+
+
+def stand_in_four() -> SimpleNamespace:
+    """Return what flash_attn.cute has, with its parameters, where no GPU can run it."""
+
+    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: Any = None, causal: bool = False, **more: Any) -> Any:
+        rows, tokens = q.shape[:2]
+        starts = torch.arange(0, rows * tokens + 1, tokens)
+        flat_q, flat_k, flat_v = (states.flatten(0, 1) for states in (q, k, v))
+        found, _ = four(flat_q, flat_k, flat_v, starts, softmax_scale, causal=causal)
+        return found.view(q.shape), None
+
+    def flash_attn_varlen_func(
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        cu_seqlens_q: Any = None,
+        cu_seqlens_k: Any = None,
+        max_seqlen_q: Any = None,
+        max_seqlen_k: Any = None,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int | None, int | None] = (None, None),
+        learnable_sink: Any = None,
+        softcap: float = 0.0,
+        deterministic: bool = False,
+    ) -> Any:
+        assert (window_size, learnable_sink, softcap, deterministic) == ((None, None), None, 0.0, False)
+        assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
+        return four(q, k, v, cu_seqlens_q, softmax_scale, causal=causal)
+
+    return SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+
+
+def test_flash_attention_4_is_one_operator_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python would be traced, and broken off a dozen times a layer: 512 regions of an 8B's 32 layers on an H200."""
+    package = stand_in_four()
+    own = package.flash_attn_varlen_func
+    flash_torch.flash_attention_4_in_graphs(package)
+    flash_torch.flash_attention_4_in_graphs(package)
+    assert package.flash_attn_varlen_func.__wrapped__ is own, "replaced once, however often it is asked for"
+    functions = (package.flash_attn_func, package.flash_attn_varlen_func, None, None, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", lambda *_, **__: functions)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+
+    class Attention(torch.nn.Module):
+        """Attends as a decoder's layer does."""
+
+        is_causal = True
+        config = SimpleNamespace(_attn_implementation="flash_attention_4")
+
+        def forward(self, query: torch.Tensor, key: torch.Tensor, **more: Any) -> torch.Tensor:
+            return flash_attention_forward(self, query, key, key, None, scaling=0.25, **more)[0]
+
+    module = Attention()
+    traced = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths in ([8, 12], [9, 5, 3]):
+        tokens, begins = sum(lengths), torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        query, key = (torch.randn(1, heads, tokens, 16, dtype=torch.bfloat16) for heads in (4, 2))
+        packed = {f"cu_seq_lens_{side}": begins for side in "qk"} | {
+            f"max_length_{side}": max(lengths) for side in "qk"
+        }
+        with torch.inference_mode():
+            for more in (packed, {}):
+                assert torch.equal(traced(query, key, **more), module(query, key, **more))
+
+    query, key = (torch.randn(1, heads, 20, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2))
+    with pytest.raises(
+        torch._dynamo.exc.Unsupported
+    ):  # its gradients are its own function's: no operator stands in for that
+        traced(query, key)
+    module(query, key).sum().backward()
+    assert query.grad is not None
 
 
 # ------------------------------------------------------------------------------------------- a loaded model that is changed

@@ -331,24 +331,33 @@ print(bool(conversion_mapping._checkpoint_conversion_mapping_cache))
 
 
 def asked_at_import(tmp_path: Path, capabilities: list[tuple[int, int] | None]) -> str:
-    """Return what a module hears that asks for the compute capability as it is imported, on GPUs of these; and what later."""
+    """Return what a module hears as it is imported that asks for the compute capability, on GPUs of these; and what later.
+
+    It asks as torchao does: torch itself, and torch's own question whether Triton can be used there.
+    """
     (tmp_path / "asks.py").write_text(
+        "from torch._dynamo.device_interface import CudaInterface\n"
         "from torch.cuda import get_device_capability\n"
-        "def ask():\n"
+        "def asked(question):\n"
         "    try:\n"
-        "        return get_device_capability()\n"
+        "        return question()\n"
         "    except Exception as error:\n"
         "        return type(error).__name__\n"
-        "at_import = ask()\n"
+        "def ask(*device):\n"
+        "    properties = asked(lambda: CudaInterface.Worker.get_device_properties(*device))\n"
+        "    return [asked(get_device_capability), asked(lambda: properties.major), asked(lambda: properties.total_memory)]\n"
+        "at_import = ask()[:2]\n"
     )
     code = f"""
 from types import SimpleNamespace
+import torch
 from advisor.measure import forkserver
 forkserver.gpus = lambda: ([SimpleNamespace(compute_capability=each) for each in {capabilities}], "")
+torch.cuda.device_count = lambda: {len(capabilities)}
 with forkserver._capability_from_nvml():
     import asks
-import torch
-print(asks.at_import, asks.ask(), torch.cuda.get_device_capability.__module__)
+own = {{getattr(torch.cuda, name).__module__ for name in ("get_device_capability", "get_device_properties", "current_device")}}
+print(asks.at_import, asks.ask(0), *own)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -359,8 +368,9 @@ print(asks.at_import, asks.ask(), torch.cuda.get_device_capability.__module__)
 def test_what_asks_for_the_capability_at_import_is_answered_by_nvml(tmp_path: Path) -> None:
     """Torch would initialise CUDA, and then nothing can be forked; later, and where the GPUs differ, torch answers itself."""
     refused = asked_at_import(tmp_path, [])
-    assert refused.split()[1:] == [refused.split()[0], "torch.cuda"], "without a GPU it is torch that says so"
-    own = refused.split()[0]
-    assert asked_at_import(tmp_path, [(9, 0), (9, 0)]) == f"(9, 0) {own} torch.cuda"
+    assert "(" not in refused, "without a GPU it is torch that says so"
+    assert refused.endswith(" torch.cuda")
+    own = refused.split("'")[1]
+    assert asked_at_import(tmp_path, [(9, 0), (9, 0)]) == f"[(9, 0), 9] ['{own}', 9, '{own}'] torch.cuda"
     assert asked_at_import(tmp_path, [(9, 0), (8, 0)]) == refused
     assert asked_at_import(tmp_path, [None]) == refused

@@ -25,7 +25,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -67,31 +67,55 @@ def _without_needless() -> Iterator[None]:
             setattr(utils, name, function)
 
 
+class _Properties:
+    """A GPU's properties for as long as a process that keeps them has not asked torch: of which capability it is, by NVML."""
+
+    def __init__(self, capability: tuple[int, int], ask: Callable[[], Any]) -> None:
+        """Take what NVML says and how torch is asked for the rest."""
+        self.major, self.minor = capability
+        self._ask = ask
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask torch, which initialises CUDA: a worker's business."""
+        return getattr(self._ask(), name)
+
+
 @contextmanager
 def _capability_from_nvml() -> Iterator[None]:
     """Have NVML say the GPU's compute capability to what asks torch for it while it is imported, for torch initialises CUDA.
 
-    torchao does, and transformers imports it wherever it is installed. Where this machine's GPUs differ nobody knows here which
-    of them a worker is to use: then they ask torch.
+    torchao does, by itself and by asking torch whether Triton can be used, and transformers imports it wherever it is installed.
+    Where this machine's GPUs differ nobody knows here which of them a worker is to use: then they ask torch.
     """
     import torch
+    import torch._dynamo  # it keeps torch's functions by identity, so that it has to see the true ones
 
     found = {gpu.compute_capability for gpu in gpus()[0]}
     capability = found.pop() if len(found) == 1 else None
     if capability is None:
         yield
         return
-    own, is_over = torch.cuda.get_device_capability, False
+    answers: dict[str, Callable[[Any], Any]] = {
+        "get_device_capability": lambda device: capability,
+        "get_device_properties": lambda device: _Properties(
+            capability, lambda: torch.cuda.get_device_properties(device)
+        ),
+        "current_device": lambda device: 0,
+    }
+    own, is_over = {name: getattr(torch.cuda, name) for name in answers}, False
 
-    def answered(device: Any = None) -> tuple[int, int]:
-        """Return it; torch's own answer to who kept this function for later."""
-        return own(device) if is_over else capability
+    def instead_of(name: str) -> Callable[..., Any]:
+        """Return what answers by NVML now; and as torch does to who kept this function for later."""
+        return lambda *device: own[name](*device) if is_over else answers[name](device[0] if device else None)
 
-    torch.cuda.get_device_capability = answered
+    for name in answers:
+        setattr(torch.cuda, name, instead_of(name))
     try:
         yield
     finally:
-        torch.cuda.get_device_capability, is_over = own, True
+        is_over = True
+        for name, function in own.items():
+            setattr(torch.cuda, name, function)
 
 
 def _import_all() -> None:

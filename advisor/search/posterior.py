@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from advisor.knobs import KNOBS
+from advisor.knobs import KNOBS, compiling_s
 from advisor.nouns.configuration import Configuration, stated
 
 #: Standard deviations of log(value / predicted cost): of a choice's effect, of a pair's and of the rest, together about
@@ -200,7 +200,8 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
 
     seconds: what trials took. None without any. Some choices cost minutes before the first round, and trials are not all
-    equally long without them. A choice that compiles is expected to take its `compile_s` more until it was seen. That weights may
+    equally long without them. A choice that compiles is expected to take its `compile_s` more until it was seen, or as much less
+    of it as other choices took of theirs. That weights may
     be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
     """
     if not seconds:
@@ -212,7 +213,16 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     expected: Array = np.exp(
         np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
     )
-    return expected + _unseen_compile_s(candidates, observed)
+    return expected + _compile_share(seconds) * _unseen_compile_s(candidates, observed)
+
+
+def _compile_share(seconds: Rows) -> float:
+    """Return how much of what compiling was expected to take it takes of this model, as far as trials show: at most 1.
+
+    A small model compiles in a fraction of what a large one does. The whole trial counts, so that it is rather too much.
+    """
+    shares = [value / compiling for configuration, value in seconds if (compiling := compiling_s(configuration))]
+    return min(1.0, float(np.median(shares))) if shares else 1.0
 
 
 def _unseen_compile_s(candidates: Sequence[Configuration], observed: Sequence[Configuration]) -> Array:

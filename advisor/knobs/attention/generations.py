@@ -31,7 +31,8 @@ class Generation:
     least: the lowest capability that it declares; oldest: the oldest version taken; hub: the choice
     that runs the same generation from the Hub; sinks: whether it computes attention sinks; rates: relative speed on the
     generation of GPU that it was written for, and on others; best: those GPUs' major capabilities; others: how the operators of
-    other generations begin, where those might be taken for it.
+    other generations begin, where those might be taken for it; before, imports, functions: what is done before a model is loaded,
+    see `advisor.knobs.choice.Choice`.
     """
 
     name: str
@@ -46,6 +47,9 @@ class Generation:
     hub: str = ""
     sinks: bool = False
     others: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    functions: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -98,6 +102,9 @@ FLASH_4 = Generation(
     hub="kernels-community/flash-attn4",
     sinks=True,
     others=("flash_attn::", "flash_attn_3::"),
+    before=("flash_attention_4_in_graphs(flash_attn.cute)",),
+    imports=("import functools", "import flash_attn.cute", "import torch", "from typing import Any"),
+    functions=(("advisor.knobs.attention.flash_torch", "flash_attention_4_in_graphs"),),
 )
 _HUB_2 = Generation(
     "hub-flash-attn2",
