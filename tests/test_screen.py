@@ -194,8 +194,9 @@ def test_a_label_is_one_in_every_form_and_is_taken_back(tuned: Tuned, ask: Ask) 
     listed = {row["configuration"] for row in csv.DictReader(io.StringIO(ask("trials", "--csv")[1]))}
     with Store.open(tuned.url, write=False) as store:
         stored = {str(trial.requested) for trial in store.trials(1)}
-    assert labels == rows
-    assert labels <= listed == stored
+    rejected = {each["label"] for each in payload["rejected"]}  # where a busy machine had one pruned
+    assert labels | rejected == rows
+    assert rows <= listed == stored
     for label in labels:
         assert label in text
         status, _, error = ask(*SUGGEST, "--why-not", label)
