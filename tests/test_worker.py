@@ -99,7 +99,7 @@ def run_trial(runner: LocalRunner, request: TrialAsked, timeout_s: float = 60) -
 
 @pytest.mark.usefixtures("place")
 def test_what_is_clearly_slower_is_not_gated() -> None:
-    """Two rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
+    """Its first rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.
 
     What may still be the best goes on, with a round after the gate at least.
     """
@@ -118,9 +118,9 @@ def test_what_is_clearly_slower_is_not_gated() -> None:
         runner.close()
 
     assert slow.outcome is Outcome.PRUNED
-    assert "times slower than the best so far after 2 rounds" in slow.reason
     assert slow.rounds is not None
-    assert len(slow.rounds.wall_s) == 2
+    assert f"times slower than the best so far after {len(slow.rounds.wall_s)} rounds" in slow.reason
+    assert 2 <= len(slow.rounds.wall_s) <= MOST_WARMING
     assert slow.peak_bytes is not None
     assert slow.peak_bytes > 0
     assert slow.quality is None
@@ -411,14 +411,19 @@ def test_a_gpu_that_waits_for_its_launches_is_seen(model: Path, workload: Forwar
 
 
 def test_early_stop_is_for_clearly_slower_rounds_that_cost_something() -> None:
-    """A trial is stopped early after two rounds that are both too slow, and never where finishing it costs nothing."""
+    """A trial is stopped early after rounds that are all too slow, two and half a second of them, and looked at once."""
     slow = EARLY_STOP_RATIO * 1.01
 
-    assert _clearly_slower([slow, 2.0], 1.0).startswith("1.5 times slower than the best so far")
+    assert _clearly_slower([slow, 2.0], 1.0) == "1.5 times slower than the best so far after 2 rounds"
     assert _clearly_slower([slow, 1.4], 1.0) == ""
     assert _clearly_slower([slow], 1.0) == ""
+    assert _clearly_slower([slow, 1.4, slow], 1.0) == ""
     assert _clearly_slower([9.0, 9.0], None) == ""
-    assert _clearly_slower([EARLY_STOP_S / 2] * 2, EARLY_STOP_S / 20) == ""
+    assert _clearly_slower([EARLY_STOP_S / 3] * 2, EARLY_STOP_S / 30) == ""
+    # On an H200 two rounds of 0.18 s stood against 0.058 s; the same configuration took 0.058 s four trials later.
+    assert _clearly_slower([0.182, 0.182], 0.058) == ""
+    assert _clearly_slower([0.182, 0.182, 0.058], 0.058) == ""
+    assert _clearly_slower([0.182, 0.182, 0.18], 0.058) == "3.1 times slower than the best so far after 3 rounds"
 
 
 def test_warm_up_ends_when_rounds_settle_or_after_ten() -> None:

@@ -21,9 +21,9 @@ from advisor.networks.switches_torch import compiled
 from advisor.nouns.measurement import LAUNCH_BOUND_SHARE
 from advisor.workloads import Call, Runtime
 
-#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, unless they are so short (s)
-#: that nothing is saved: two rounds of 3 ms came out 3.5 times slower on a busy machine, for the same configuration.
-EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.1
+#: A trial this many times slower than the best so far is stopped after EARLY_ROUNDS rounds, and as many as take so long together
+#: (s): the first ones of new shapes, on a CPU that others use, came out three times as slow as the same configuration is.
+EARLY_STOP_RATIO, EARLY_ROUNDS, EARLY_STOP_S = 1.5, 2, 0.5
 
 #: After so many rounds that do not agree a trial counts as warm.
 MOST_WARMING = 10
@@ -106,7 +106,7 @@ class Timing:
             return None
         self._session.stage("time")
         with self._gauges() as gauges:
-            while len(self._settled.rounds_s) < EARLY_ROUNDS and len(self._all_s) < MOST_WARMING:
+            while not _has_shown(self._settled.rounds_s, self._incumbent_s) and len(self._all_s) < MOST_WARMING:
                 self._take(gauges, look=True)
         return self._rounds if self._rounds.pruned else None
 
@@ -215,12 +215,19 @@ def energy_of(gauges: Gauges, run: Callable[[], Round]) -> float | None:
     return (after - before) / rounds if isinstance(after, float) and after > before else None
 
 
+def _has_shown(samples: Sequence[float], incumbent_s: float) -> bool:
+    """Whether these rounds say if a trial is clearly slower than the best so far."""
+    if len(samples) < EARLY_ROUNDS:
+        return False
+    return sum(samples) >= EARLY_STOP_S or min(samples) <= EARLY_STOP_RATIO * incumbent_s
+
+
 def _clearly_slower(samples: Sequence[float], incumbent_s: float | None) -> str:
-    if not incumbent_s or len(samples) != EARLY_ROUNDS:
+    if not incumbent_s or not _has_shown(samples, incumbent_s) or _has_shown(samples[:-1], incumbent_s):
         return ""
-    if min(samples) <= max(EARLY_STOP_RATIO * incumbent_s, EARLY_STOP_S):
+    if min(samples) <= EARLY_STOP_RATIO * incumbent_s:
         return ""
-    return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {EARLY_ROUNDS} rounds"
+    return f"{min(samples) / incumbent_s:.1f} times slower than the best so far after {len(samples)} rounds"
 
 
 def _is_warm(samples: Sequence[float]) -> bool:
