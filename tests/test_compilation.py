@@ -356,6 +356,13 @@ def test_what_compiles_fast_is_expected_to_compile_fast_in_other_ways() -> None:
     )
     assert large[0] >= 45.0
 
+    broken = expected_seconds([graphs], [(plain, 2.0), (whole, 3.0)], [whole])
+    tuned = expected_seconds([graphs], [(plain, 2.0), (whole, 0.1)])
+    assert broken is not None
+    assert tuned is not None
+    assert broken[0] >= 45.0, "what failed did not show how long it compiles"
+    assert tuned[0] >= 45.0 * 0.25, "one way says only so much of another"
+
 
 def test_what_was_faster_compiled_is_tried_first() -> None:
     """As measured: sizes left open cost what is computed, and Liger's kernels break a graph in parts."""

@@ -68,7 +68,7 @@ def _without_needless() -> Iterator[None]:
 
 
 class _Properties:
-    """A GPU's properties for as long as a process that keeps them has not asked torch: of which capability it is, by NVML."""
+    """A GPU's properties while packages are imported: of which capability it is, by NVML; the rest as torch says."""
 
     def __init__(self, capability: tuple[int, int], ask: Callable[[], Any]) -> None:
         """Take what NVML says and how torch is asked for the rest."""
@@ -76,7 +76,7 @@ class _Properties:
         self._ask = ask
 
     def __getattr__(self, name: str) -> Any:
-        """Ask torch, which initialises CUDA: a worker's business."""
+        """Ask torch, which initialises CUDA: then this process is not forked, and says so."""
         return getattr(self._ask(), name)
 
 
@@ -88,25 +88,31 @@ def _capability_from_nvml() -> Iterator[None]:
     Where this machine's GPUs differ nobody knows here which of them a worker is to use: then they ask torch.
     """
     import torch
-    import torch._dynamo  # it keeps torch's functions by identity, so that it has to see the true ones
+
+    # Dynamo keeps torch's functions by identity, so that it has to see the true ones.
+    from torch._dynamo import device_interface
 
     found = {gpu.compute_capability for gpu in gpus()[0]}
     capability = found.pop() if len(found) == 1 else None
     if capability is None:
         yield
         return
-    answers: dict[str, Callable[[Any], Any]] = {
-        "get_device_capability": lambda device: capability,
-        "get_device_properties": lambda device: _Properties(
-            capability, lambda: torch.cuda.get_device_properties(device)
+    answers: dict[str, Callable[..., Any]] = {
+        "get_device_capability": lambda device=None: capability,
+        "get_device_properties": lambda device=None: _Properties(
+            capability, lambda: own["get_device_properties"](device)
         ),
-        "current_device": lambda device: 0,
+        "current_device": lambda: 0,
     }
     own, is_over = {name: getattr(torch.cuda, name) for name in answers}, False
 
     def instead_of(name: str) -> Callable[..., Any]:
         """Return what answers by NVML now; and as torch does to who kept this function for later."""
-        return lambda *device: own[name](*device) if is_over else answers[name](device[0] if device else None)
+
+        def answered(*device: Any, **named: Any) -> Any:
+            return (own if is_over else answers)[name](*device, **named)
+
+        return answered
 
     for name in answers:
         setattr(torch.cuda, name, instead_of(name))
@@ -116,6 +122,7 @@ def _capability_from_nvml() -> Iterator[None]:
         is_over = True
         for name, function in own.items():
             setattr(torch.cuda, name, function)
+        device_interface.caching_worker_device_properties.pop("cuda", None)  # a worker asks for all of them
 
 
 def _import_all() -> None:

@@ -47,6 +47,10 @@ class Told:
         """Whether anything shows how wrong predictions are: two measured ones do, for the level of one is no error."""
         return len({configuration for configuration, _ in self.values}) > 1
 
+    def expected_s(self, candidates: Sequence[Configuration]) -> Array | None:
+        """Return how long the trial of each is expected to take, in seconds: [candidates]. None where no trial ended."""
+        return expected_seconds(candidates, self.seconds, self.failed)
+
 
 class Acquisition:
     """What candidates promise, given what was told."""
@@ -75,7 +79,7 @@ class Acquisition:
         second that the trial is expected to take (Snoek, Larochelle and Adams 2012, section 3.2). While nothing shows how
         wrong predictions are, or there is nothing to improve on, the expected speed: the predicted best is tried first.
         """
-        beliefs, seconds = self.beliefs(told), expected_seconds(self.candidates, told.seconds)
+        beliefs, seconds = self.beliefs(told), told.expected_s(self.candidates)
         worth = self.chances(told) / (1.0 if seconds is None else seconds)
         if not told.shows_errors or math.isinf(told.best):
             mean = mean_of(beliefs)

@@ -13,7 +13,7 @@ way, so that a neighbour of no use is ignored.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,10 @@ _SECONDS_NOISE = 0.2
 
 Array = npt.NDArray[np.floating]
 Rows = Sequence[tuple[Configuration, float]]
+
+#: What is compiled in another way is expected to take this share at least of what was expected before any was seen: six layers of
+#: an encoder took 0.3.
+_LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -196,13 +200,15 @@ def mean_of(beliefs: Sequence[Belief]) -> Array:
     return mean
 
 
-def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Array | None:
+def expected_seconds(
+    candidates: Sequence[Configuration], seconds: Rows, failed: Collection[Configuration] = ()
+) -> Array | None:
     """Return how long each candidate's trial is expected to take, by the choices it shares with the others: [candidates].
 
-    seconds: what trials took. None without any. Some choices cost minutes before the first round, and trials are not all
-    equally long without them. A choice that compiles is expected to take its `compile_s` more until it was seen, or as much less
-    of it as other choices took of theirs. That weights may
-    be loaded already is left out: it saved nothing until loading took longer than all the rest of a trial.
+    seconds: what trials took, those of the failed configurations too. None without any. Some choices cost minutes before the
+    first round, and trials are not all equally long without them. A choice that compiles is expected to take its `compile_s` more
+    until it was seen, or as much less of it as others that did not fail took of theirs. That weights may be loaded already is left
+    out: it saved nothing until loading took longer than all the rest of a trial.
     """
     if not seconds:
         return None
@@ -213,16 +219,19 @@ def expected_seconds(candidates: Sequence[Configuration], seconds: Rows) -> Arra
     expected: Array = np.exp(
         np.clip(logs.mean() + kernel(candidates, observed, knobs) @ weights, logs.min(), logs.max())
     )
-    return expected + _compile_share(seconds) * _unseen_compile_s(candidates, observed)
+    return expected + _compile_share([row for row in seconds if row[0] not in failed]) * _unseen_compile_s(
+        candidates, observed
+    )
 
 
 def _compile_share(seconds: Rows) -> float:
-    """Return how much of what compiling was expected to take it takes of this model, as far as trials show: at most 1.
+    """Return how much of what compiling was expected to take it takes of this model, as far as trials show.
 
-    A small model compiles in a fraction of what a large one does. The whole trial counts, so that it is rather too much.
+    A small model compiles in a fraction of what a large one does. The whole trial counts. What was expected too long of one way
+    says nothing of another, so that it is no less than _LEAST_SHARE.
     """
     shares = [value / compiling for configuration, value in seconds if (compiling := compiling_s(configuration))]
-    return min(1.0, float(np.median(shares))) if shares else 1.0
+    return min(1.0, max(_LEAST_SHARE, float(np.median(shares)))) if shares else 1.0
 
 
 def _unseen_compile_s(candidates: Sequence[Configuration], observed: Sequence[Configuration]) -> Array:

@@ -17,7 +17,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import METRICS, Metric, default_metric
 from advisor.nouns.trial import Outcome, Trial
 from advisor.search.acquisition import Acquisition, Told
-from advisor.search.posterior import Array, expected_seconds
+from advisor.search.posterior import Array
 from advisor.search.sampler import Usable, proposed, told_by
 
 #: The search may end when the chance that anything left is better by more than the tie zone is below this. It kept its word on
@@ -134,7 +134,7 @@ class Knowledge:
         fresh, told = self.fresh, self._told
         if math.isinf(told.best):
             return True
-        expected = expected_seconds(fresh, told.seconds)
+        expected = told.expected_s(fresh)
         return expected is None or float(min(expected)) < work_s
 
     def _saved_per_s(self, work_s: float) -> float:
@@ -158,7 +158,7 @@ class Knowledge:
         how wrong predictions are.
         """
         fresh, told = self.fresh, self._told
-        expected = expected_seconds(fresh, told.seconds) if fresh else None
+        expected = told.expected_s(fresh) if fresh else None
         if expected is None or not told.shows_errors or math.isinf(told.best):
             return self
         saved_per_s, longest_s = self._saving(work_s, fresh, told), max(spent for _, spent in told.seconds)
@@ -169,7 +169,7 @@ class Knowledge:
     def within(self, seconds: float) -> Knowledge:
         """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""
         fresh, told = self.fresh, self._told
-        expected = expected_seconds(fresh, told.seconds) if fresh else None
+        expected = told.expected_s(fresh) if fresh else None
         if expected is None:
             return self
         most_s = seconds * (1 + _ROUNDING)
@@ -186,7 +186,7 @@ class Knowledge:
             return []
         model = self._model(fresh)
         order = np.argsort(-model.promises(told), kind="stable")[:count]
-        ratios, seconds = model.ratios(told, than or told.holder), expected_seconds(fresh, told.seconds)
+        ratios, seconds = model.ratios(told, than or told.holder), told.expected_s(fresh)
         return [
             Promising(
                 fresh[n],

@@ -101,9 +101,9 @@ def _rate(generation: Generation) -> Callable[[Situation], float]:
 def _proof(generation: Generation) -> Callable[[Reading], str | None]:
     """Return the proof of a generation: FlashAttention ran, as this implementation, and not with another's operators.
 
-    FlashAttention-4 has no operators of torch's: what a profile shows are its autograd functions (FlashAttnFunc,
-    FlashAttnVarlenFunc), whose names FlashAttention-2's have too, and on a GPU kernels such as
-    kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90FlashAttentionForwardSm90_object_at__….
+    FlashAttention-4 has no operator of torch's but ours of a compiled graph (flash_attention_4::forward): what a profile shows
+    are its autograd functions (FlashAttnFunc, FlashAttnVarlenFunc), whose names FlashAttention-2's have too, and on a GPU kernels
+    such as kernel_cutlass_kernel_flash_attncuteflash_fwd_sm90FlashAttentionForwardSm90_object_at__….
     """
     ran = ran_as("flash", generation.implementation)
 
