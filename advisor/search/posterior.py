@@ -207,8 +207,8 @@ def expected_seconds(
 
     seconds: what trials took, those of the failed configurations too. None without any. Some choices cost minutes before the
     first round, and trials are not all equally long without them. A choice that compiles is expected to take its `compile_s` more
-    until it was seen, or as much less of it as others that did not fail took of theirs. That weights may be loaded already is left
-    out: it saved nothing until loading took longer than all the rest of a trial.
+    until it was seen, or as much less of it as others that did not fail took of theirs. That weights may be loaded already is
+    left out: it saved nothing until loading took longer than all the rest of a trial.
     """
     if not seconds:
         return None
