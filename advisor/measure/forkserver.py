@@ -89,14 +89,14 @@ def _capability_from_nvml() -> Iterator[None]:
     """
     import torch
 
-    # Dynamo keeps torch's functions by identity, so that it has to see the true ones.
-    from torch._dynamo import device_interface
-
     found = {gpu.compute_capability for gpu in gpus()[0]}
     capability = found.pop() if len(found) == 1 else None
     if capability is None:
         yield
         return
+    # Dynamo keeps torch's functions by identity, so that it has to see the true ones.
+    from torch._dynamo import device_interface
+
     answers: dict[str, Callable[..., Any]] = {
         "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: _Properties(

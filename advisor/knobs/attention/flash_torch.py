@@ -34,9 +34,7 @@ def flash_attention_4_in_graphs(package: Any) -> None:
         options = dict(zip(rows, at, strict=True))
         options |= {"softmax_scale": scale, "softcap": softcap or None, "learnable_sink": sink}
         options |= {"window_size": None if left is right is None else (left, right)}
-        options = {
-            name: value for name, value in options.items() if value is not None
-        }  # the rest as the package has it
+        options = {name: value for name, value in options.items() if value is not None}
         found = (varlen if "cu_seqlens_q" in options else whole)(q, k, v, causal=causal, **options)
         return found[0] if isinstance(found, tuple) else found
 
