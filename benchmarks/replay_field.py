@@ -60,7 +60,7 @@ class Field:
         """Return all that advisor's search goes by. warm: what it learned elsewhere."""
         aim = self.landscape.objective.aim
         costs = costs_beside(self.costs, launches_of(self._situations, aim), default_of(trials))
-        return Knowledge(self.admissible, trials, aim, costs, warm or {}, self.usable)
+        return Knowledge(self.admissible, trials, aim, costs, warm or {}, self.usable, self.landscape.facts.layers)
 
     def regret(self, trials: Sequence[Trial]) -> float:
         """How much better the best recorded configuration is than the best of these: 0.1 is 10 %; infinite without one."""

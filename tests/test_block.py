@@ -82,6 +82,10 @@ def test_a_class_that_does_not_switch_attention_has_weights_for_each() -> None:
     assert not fits_together([DEFAULT, eager], trials, 60, facts)
 
 
+#: Who is in a block, and in how many parts the round of each is run.
+BOTH = {DEFAULT: 1, PACKED: 1}
+
+
 def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
     """Loading, the first call and its proof, a round that does not count, and three turns of about a second each on a GPU."""
     turns = turns_for(GPU, [DEFAULT], [], TOKENS)
@@ -89,8 +93,8 @@ def test_a_block_costs_what_the_last_one_did_or_what_the_search_saw() -> None:
     searched[1] = replace(searched[1], reading={"proof_s": 0.75})
     confirmed = [replace(seen(PACKED, 1), phase="confirm", block=1, wall_s=9.0)]
 
-    assert block_s(searched, [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.5 + 0.25 + 0.75)
-    assert block_s([*searched, *confirmed], [DEFAULT, PACKED], 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
+    assert block_s(searched, BOTH, 0.0, turns) == pytest.approx(2 * (2.0 + 0.1 + 3.0) + 0.5 + 0.25 + 0.75)
+    assert block_s([*searched, *confirmed], BOTH, 0.0, turns) == pytest.approx(2.0 + 0.5 + 0.1 + 3.0 + 9.0)
 
 
 def test_a_block_that_waits_may_wait_for_the_cpu() -> None:
@@ -98,7 +102,7 @@ def test_a_block_that_waits_may_wait_for_the_cpu() -> None:
     searched = [waiting(DEFAULT, 0.05), waiting(PACKED, 0.04)]
     turns = turns_for(GPU, [DEFAULT, PACKED], searched, TOKENS)
 
-    assert block_s(searched, [DEFAULT], 0.0, turns) == pytest.approx(0.05 + 15 * 2 * 0.2)
+    assert block_s(searched, {DEFAULT: 1}, 0.0, turns) == pytest.approx(0.05 + 15 * 2 * 0.2)
 
 
 def waiting(configuration: Configuration, round_s: float, busy: float | None = 0.05) -> Trial:
@@ -299,7 +303,7 @@ def test_a_long_round_is_run_in_parts_that_alternate(runner: LocalRunner, facts:
     """Each contestant runs every batch of the list once, in three turns of its own, and they are one round."""
     stages: list[str] = []
     runner.listener = lambda event: stages.append(str(event.get("stage", "")))
-    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=3)
+    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=(3, 3))
     results = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
 
     for found in results:
@@ -308,29 +312,46 @@ def test_a_long_round_is_run_in_parts_that_alternate(runner: LocalRunner, facts:
     assert stages.count("time") == 2 * 3
 
 
-def test_a_round_is_run_in_parts_where_it_is_long_for_everybody() -> None:
-    """In three, where the shortest is near three turns of a second, on a GPU, and the list has as many batches."""
+def test_parts_of_one_alternate_with_whole_rounds_of_another(runner: LocalRunner, facts: ModelFacts) -> None:
+    """The default's long round is run once, in three turns; who is four times as fast runs a round in each."""
+    turns: list[str] = []
+    runner.listener = lambda event: turns.append("time") if event.get("stage") == "time" else None
+    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=(3, 1), turns=Turns(3, 3, 0.001))
+    default, packed = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
+
+    assert len(default.rounds.wall_s) == 1
+    assert len(packed.rounds.wall_s) == 3
+    assert len(turns) == 3 + 3
+
+    turns.clear()
+    request = request.replaced(parts=(1, 3))
+    default, packed = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
+    assert (len(default.rounds.wall_s), len(packed.rounds.wall_s)) == (3, 1)
+
+
+def test_a_round_is_run_in_parts_where_it_is_long() -> None:
+    """In three, where it is near three turns of a second, on a GPU, and the list has as many batches."""
     gpu = Machine(H200, "host", "GPU-1", 0, 10**9)
     cpu = Machine(replace(H200, device="cpu"), "host", "cpu", None, 10**9)
-    work, both = Forward((64,) * 8, 2), [DEFAULT, PACKED]
+    work = Forward((64,) * 8, 2)
 
-    def parts(default_s: float, packed_s: float, machine: Machine = gpu, work: Forward = work) -> int:
+    def parts(default_s: float, packed_s: float, machine: Machine = gpu, work: Forward = work) -> list[int]:
         timed = {DEFAULT: default_s, PACKED: packed_s}
         trials = [
             replace(seen(each, 1), measurements=(Measurement("round_s", "s", (s,)),)) for each, s in timed.items()
         ]
-        return parts_for(both, trials, machine, work)
+        return [parts_for(each, trials, machine, work) for each in timed]
 
-    assert parts(4.2, 2.6) == 3
-    assert parts(4.2, 2.3) == 1
-    assert parts(4.2, 2.6, cpu) == 1
-    assert parts(4.2, 2.6, work=Forward((64,) * 4, 2)) == 1
-    assert parts_for(both, [], gpu, work) == 1
+    assert parts(4.2, 2.6) == [3, 3]
+    assert parts(4.2, 2.3) == [3, 1]
+    assert parts(4.2, 2.6, cpu) == [1, 1]
+    assert parts(4.2, 2.6, work=Forward((64,) * 4, 2)) == [1, 1]
+    assert parts_for(DEFAULT, [], gpu, work) == 1
     turns = turns_for(gpu, [DEFAULT], [], TOKENS)
     searched = [
         replace(seen(DEFAULT, 1), load_s=2.0, first_call_s=0.5, measurements=(Measurement("round_s", "s", (3.0,)),))
     ]
-    assert block_s(searched, [DEFAULT], 0.0, turns, 3) == pytest.approx(2.0 + 0.5 + 3.0 + 1.0)
+    assert block_s(searched, {DEFAULT: 3}, 0.0, turns) == pytest.approx(2.0 + 0.5 + 3.0 + 1.0)
 
 
 def test_in_turn_each_is_alone_and_its_memory_is_seen(runner: LocalRunner, facts: ModelFacts) -> None:

@@ -525,6 +525,33 @@ def test_a_sequence_alone_is_run_once_for_all_layouts(models: dict[str, Any], tm
     assert (shared.layout, shared.layout_words) == (fresh.layout, fresh.layout_words)
 
 
+def test_where_all_scores_do_not_fit_the_layout_is_looked_at_in_chunks(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An 8B's default at 32,768 tokens was not looked at: sdpa writes all scores in fp32 where heads are grouped.
+
+    And what is wrong is seen so too.
+    """
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def written(query: Any, *args: Any, **options: Any) -> Any:
+        if query.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 GiB.")
+        return attend(query, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", written)
+    monkeypatch.setattr(fp32_torch, "SCORES_BYTES", 4 * 4 * 40 * 7)  # seven queries at a time
+    bench = Bench(models["llama"], "last-logits", tmp_path)
+    found = bench.figures(packing="sorted")
+    together = bench.figures(packing="packed-cached")
+
+    assert found.layout is not None, found.layout_words
+    assert found.layout < LAYOUT_LIMIT
+    assert found.layout_words == "eager in chunks in place of sdpa, 1 of 2 layers, fp32"
+    assert together.layout is not None
+    assert together.layout > 100 * LAYOUT_LIMIT
+
+
 def test_a_large_batch_is_judged_by_some_of_its_sequences(
     models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ REQUESTS = (
         contestants=(DEFAULT, PACKED),
         seed=1001,
         turns=Turns(4, 8, 0.25, 0.5, True),
-        parts=3,
+        parts=(3, 1),
         in_turn=True,
         best_lap_s=0.0004,
     ),

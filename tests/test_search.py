@@ -722,7 +722,7 @@ class Believed(Acquisition):
 def test_what_is_better_by_less_than_the_tie_zone_promises_nothing() -> None:
     """It would be a tie with the best: what may be better by more comes first, though it is worse on average."""
     told = Told(((SPACE[2], 0.0), (SPACE[3], 0.1)), (), (), (), 0.0, SPACE[2])
-    certain, open_one = Believed(SPACE[:2], {}, {}).promises(told)
+    certain, open_one = Believed(SPACE[:2], {}, {}, 12).promises(told)
 
     assert certain < 1e-9
     assert open_one > 0.01

@@ -143,14 +143,17 @@ def known_choices(configuration: Configuration) -> list[Choice]:
     return [choice_of(knob, name) for knob, name in configuration.over(KNOBS) if name in KNOBS[knob].choices]
 
 
-def compiling_s(configuration: Configuration) -> float:
-    """Return the seconds that a configuration's choices are expected to compile for; one that is not known counts as none."""
-    return sum(choice.compile_s for choice in known_choices(configuration))
+def compiling_s(configuration: Configuration, layers: int) -> float:
+    """Return the seconds that a configuration's choices are expected to compile for; one that is not known counts as none.
+
+    layers: of the model.
+    """
+    return sum(choice.compiling_s(layers) for choice in known_choices(configuration))
 
 
 def compiles(configuration: Configuration) -> bool:
     """Whether a choice of a configuration compiles; one that is not known here is taken not to."""
-    return compiling_s(configuration) > 0
+    return any(choice.compiles for choice in known_choices(configuration))
 
 
 #: What a choice's name ends with where it was asked for, and no proof, its own or another's, showed what ran.

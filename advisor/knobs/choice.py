@@ -197,8 +197,9 @@ class Choice:
     collation(batching): how it makes a batch, where that is what it decides.
     packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
-    traits: what everybody else asks of it. compile_s: the seconds that compiling adds to its trial, as expected before any was
-    seen.
+    traits: what everybody else asks of it. compile_s, compile_layer_s: the seconds that compiling adds to its trial, and those of
+    each of the model's layers, as expected before any was seen. akin: choices of a knob with the same word do alike: where the
+    prediction of one is wrong, that of another is as wrong, nearly.
     """
 
     knob: str
@@ -222,6 +223,17 @@ class Choice:
     in_fp32: Callable[[str], AbstractContextManager[None]] | None = None
     traits: Traits = field(default=Traits())
     compile_s: float = 0.0
+    compile_layer_s: float = 0.0
+    akin: str = ""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether anything is compiled before it runs."""
+        return self.compile_s > 0 or self.compile_layer_s > 0
+
+    def compiling_s(self, layers: int) -> float:
+        """Return the seconds that it is expected to compile for, for a model of so many layers."""
+        return self.compile_s + layers * self.compile_layer_s
 
 
 @dataclass(frozen=True)

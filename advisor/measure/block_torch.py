@@ -67,7 +67,8 @@ class Energy:
 class Contestant:
     """Who is timed in a block. spent_s: the seconds that went into it; failure: how it ended, where it ended early.
 
-    parts: the calls of each turn, where a round is run in parts; pieces: what was timed of them by now.
+    turns: in how many its round is run; parts: the calls of each of them, where it is more than one; pieces: what was timed of
+    them by now.
     """
 
     is_default: bool
@@ -79,8 +80,14 @@ class Contestant:
     spent_s: float = 0.0
     failure: Failure | None = None
     peak: Peak | None = None
+    turns: int = 1
     parts: list[list[int]] = field(default_factory=list)
     pieces: list[Round] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its round was run in parts, all of them."""
+        return self.turns > 1 and bool(self.rounds.wall_s)
 
     @property
     def told(self) -> Contested:
@@ -101,8 +108,9 @@ FailureOf = Callable[[BaseException, str], Failure]
 def run_block(session: Session, request: BlockAsked, failure_of: FailureOf) -> BlockDone:
     """Time the contestants of a block.
 
-    Where a round is not run in parts, a turn has one round or more. Who fails is out and the others go on, unless it was the
-    default or the device itself that failed. The peak of memory is read where there is one alone, energy over the turns of each.
+    A turn has one round or more, or a part of one where its contestant's is run in parts. Who fails is out and the others go on,
+    unless it was the default or the device itself that failed. The peak of memory is read where there is one alone, energy over
+    the turns of each.
     """
     block = _Block(session, request, failure_of)
     compiling = sum(compiles(each) for each in request.contestants)
@@ -121,15 +129,16 @@ class _Block:
 
     def __init__(self, session: Session, request: BlockAsked, failure_of: FailureOf) -> None:
         self.request, self.failure_of, self.device, self.uuid = request, failure_of, session.device, session.uuid
-        self.turns, self.parts = request.turns, request.parts
+        self.turns = request.turns
         pace.OWN.hold_to(request.best_lap_s)
         self.random = random.Random(request.seed)
         sessions: dict[Any, Session] = {}
         self.contestants = []
-        for each in request.contestants:
+        parts = request.parts or (1,) * len(request.contestants)
+        for each, turns in zip(request.contestants, parts, strict=True):
             fresh = Session(session.send, session.device, session.uuid)
             own = sessions.setdefault(weights_key(request, each, session.device), fresh)
-            self.contestants.append(Contestant(each == request.configuration, each, own))
+            self.contestants.append(Contestant(each == request.configuration, each, own, turns=turns))
         self.stopped = False
 
     def shuffled(self) -> list[Contestant]:
@@ -149,10 +158,10 @@ class _Block:
         with Gauges(self.uuid if on_gpu else None, own_pids=[os.getpid()]) as gauges:
             for contestant in self._left(contestants):
                 self._attempt(contestant, self._warm_up)
-            turn = self._turn if self.parts == 1 else self._part
             while self._goes_on(self._left(contestants)):
-                for contestant in [one for one in self.shuffled() if one in contestants]:
-                    self._attempt(contestant, lambda one: turn(one, gauges))
+                for contestant in [one for one in self.shuffled() if one in contestants and not one.is_over]:
+                    turn = self._turn if contestant.turns == 1 else self._part
+                    self._attempt(contestant, partial(turn, gauges=gauges))
         for contestant in self._left(contestants):
             if len(contestants) == 1:
                 contestant.peak = peak_of(self.device, self.uuid)
@@ -167,11 +176,12 @@ class _Block:
 
     def _goes_on(self, contestants: list[Contestant]) -> bool:
         """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
-        if self.parts > 1:
-            return any(not one.rounds.wall_s for one in contestants)
+        if any(one.turns > 1 and not one.is_over for one in contestants):
+            return True
         default = next((one.rounds.wall_s for one in contestants if one.is_default), None)
-        rivals = [one.rounds.wall_s for one in contestants if not one.is_default] or [default or []]
-        return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
+        rivals = [one for one in contestants if not one.is_default] or contestants
+        lasting = [one.rounds.wall_s for one in rivals if not one.is_over]
+        return any(not self.turns.reached(default or own, own) for own in lasting)
 
     def _make_ready(self, contestant: Contestant) -> None:
         kernels = traits_of(contestant.configuration).replays  # no operator shows then what runs
@@ -202,7 +212,7 @@ class _Block:
         session.load(self.request, contestant.configuration)
         session.stage("warm-up")
         order = list(range(len(calls)))
-        if self.parts > 1:
+        if contestant.turns > 1:
             order = sorted(order, key=lambda number: -sum(calls[number].lengths))[:_MOST_WARMING]
         before = compiled()
         timed_round(session, calls, self.device, runtime_of(self.request), order)
@@ -232,14 +242,14 @@ class _Block:
         if not contestant.parts:
             order = list(range(len(contestant.ready.calls)))
             self.random.shuffle(order)
-            contestant.parts = [order[first :: self.parts] for first in range(self.parts)]
+            contestant.parts = [order[first :: contestant.turns] for first in range(contestant.turns)]
         part, before = contestant.parts[len(contestant.pieces)], gauges.read().get("energy_j")
         discarded = len(contestant.rounds.discarded)
         one, state = self._taken(contestant, gauges, part)
         if len(contestant.rounds.discarded) == discarded:
             contestant.energy.add(before, state.get("energy_j"), len(part) / len(contestant.ready.calls))
         contestant.pieces.append(one)
-        if len(contestant.pieces) == self.parts:
+        if len(contestant.pieces) == contestant.turns:
             wall_s, gpu_s, slowest_s, _ = zip(*contestant.pieces, strict=True)
             contestant.rounds.add(Round(sum(wall_s), sum(gpu_s), max(slowest_s)), state)
             self._tell(contestant)

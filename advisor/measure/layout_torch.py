@@ -40,35 +40,51 @@ def look_at_layout(session: Session, subject: Subject, configuration: Configurat
 
 
 def _looked_at(session: Session, subject: Subject, configuration: Configuration, depth: int) -> dict[str, Figure]:
-    """Look at the first layers, or at all where these do not run by themselves; what fails is said."""
+    """Look at the first layers, or at all where these do not run by themselves; what fails is said.
+
+    Where a kernel that attends in fp32 writes all scores, and there is no memory for them, attention in chunks stands in for it.
+    """
     facts, model = subject.facts, session.model
     own, allowed, why = str(model.config._attn_implementation), allowed_kernels(), ""
-    for kept in dict.fromkeys((depth, facts.layers)):
+    ways = [(depth, False)]
+    for kept, in_chunks in ways:
         try:
             with ExitStack() as stack:
                 stack.enter_context(fp32_torch.in_fp32(model, session.device))
                 stack.enter_context(fp32_torch.first_layers(model, facts.layers, kept))
-                error, pads = _layout_error(session, subject, configuration, facts, kept)
+                error, pads = _layout_error(session, subject, configuration, facts, kept, in_chunks=in_chunks)
         except torch.AcceleratorError:
             raise
         except fp32_torch.NO_MEMORY:
             why = "there is no memory for it"
+            if not in_chunks and _can_chunk(session, configuration, facts):
+                ways.append((kept, True))
             continue
         except Exception:  # noqa: BLE001  (a class that needs all its layers, or floats of its own: it is said)
             traceback.print_exc()
             why = "this class does not run so"
+            if kept < facts.layers:
+                ways.append((facts.layers, in_chunks))
             continue
         finally:
             session.switch(own)
             allow_kernels(allowed)
         layers = f"{kept} of {facts.layers} layers" if kept < facts.layers else "all layers"
-        words = f"{_stand_in(own, configuration)}, {layers}, fp32"
+        words = f"{_stand_in(own, configuration, in_chunks=in_chunks)}, {layers}, fp32"
         return {"layout": error, "layout_words": words, "layout_pads": pads}
     return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
 
 
-def _stand_in(own: str, configuration: Configuration) -> str:
+def _can_chunk(session: Session, configuration: Configuration, facts: ModelFacts) -> bool:
+    """Whether attention in chunks can stand in for a configuration's own in the loaded model."""
+    able = facts.switches_attention and not traits_of(configuration).own_load
+    return able and fp32_torch.can_chunk(session.model)
+
+
+def _stand_in(own: str, configuration: Configuration, *, in_chunks: bool) -> str:
     """Return in words what attended: the kernels that take 16 bits alone, and what is compiled, are stood in for."""
+    if in_chunks:
+        return f"{plain_attention()} in chunks in place of {own}"
     if traits_of(configuration).compiles:
         return f"{plain_attention()} in place of {own}"
     is_stood_in = any(choice.in_fp32 is not None for choice in choices_of(configuration))
@@ -76,7 +92,13 @@ def _stand_in(own: str, configuration: Configuration) -> str:
 
 
 def _layout_error(
-    session: Session, subject: Subject, configuration: Configuration, facts: ModelFacts, kept: int
+    session: Session,
+    subject: Subject,
+    configuration: Configuration,
+    facts: ModelFacts,
+    kept: int,
+    *,
+    in_chunks: bool,
 ) -> tuple[float, float | None]:
     """Return the rms error of the sequence that is furthest from itself alone, and what the vectors of pads move, in σ.
 
@@ -90,7 +112,7 @@ def _layout_error(
         if attempt:
             ids = ids_of(session.model, subject)
             tokens = [ids.instead_of(each, 1000 * attempt + number) for number, each in enumerate(tokens)]
-        errors, pads = _layout_errors(session, subject, configuration, tokens, (kept, attempt))
+        errors, pads = _layout_errors(session, subject, configuration, tokens, (kept, attempt), in_chunks=in_chunks)
         least = {number: min(error, least.get(number, error)) for number, error in errors.items()}
         if max(least.values()) <= layout_limit(facts):
             break
@@ -103,10 +125,13 @@ def _layout_errors(
     configuration: Configuration,
     tokens: Sequence[torch.Tensor],
     which: tuple[int, int],
+    *,
+    in_chunks: bool,
 ) -> tuple[dict[int, float], float | None]:
     """Return `gate_torch.layout_errors` of the configuration's calls with these tokens. which: layers kept, and attempt.
 
-    What a sequence is alone is kept for the next configuration with the same weights, beside the device.
+    in_chunks: whether attention in chunks stands in for its own. What a sequence is alone is kept for the next configuration with
+    the same weights, beside the device.
     """
     facts, (workload, _) = subject.facts, session.sampled(subject)
     calls = session.calls(subject, workload.under(configuration), configuration, tokens)
@@ -128,7 +153,10 @@ def _layout_errors(
     alone |= {number: values.cpu() for number, values in found.items()}
     truth = {number: alone[number].to(looked.device) for number in compared}
     looked = replace(looked, deviation=runtime.deviation(list(truth.values())))
-    if traits_of(configuration).compiles:
+    if in_chunks:
+        fp32_torch.register_chunks()
+        session.switch(fp32_torch.IN_CHUNKS)
+    elif traits_of(configuration).compiles:
         session.switch(plain_attention())  # its masks are made of the same parts, and every shape would be compiled
     with ExitStack() as stack:
         stack.enter_context(_any_kernel())

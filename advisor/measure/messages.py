@@ -111,14 +111,15 @@ class TrialAsked(Subject, tag_field="op", tag="trial", frozen=True, kw_only=True
 class BlockAsked(Subject, tag_field="op", tag="block", frozen=True, kw_only=True):
     """Run a block of the confirmation; the subject's configuration is the default. Answered by BlockDone.
 
-    seed: of who comes when; parts: in how many turns a round is run, where it is that long, else 1; in_turn: whether each
-    contestant is loaded, timed and freed by itself. best_lap_s: the quickest lap that the study saw (`advisor.machine.pace`).
+    seed: of who comes when; parts: in how many turns the round of each contestant is run, in one where none are named;
+    in_turn: whether each is loaded, timed and freed by itself. best_lap_s: the quickest lap that the study saw
+    (`advisor.machine.pace`).
     """
 
     contestants: tuple[Noun[Configuration], ...]
     seed: int
     turns: Turns = Turns()
-    parts: int = 1
+    parts: tuple[int, ...] = ()
     in_turn: bool = False
     best_lap_s: float | None = None
 

@@ -47,9 +47,12 @@ class Told:
         """Whether anything shows how wrong predictions are: two measured ones do, for the level of one is no error."""
         return len({configuration for configuration, _ in self.values}) > 1
 
-    def expected_s(self, candidates: Sequence[Configuration]) -> Array | None:
-        """Return how long the trial of each is expected to take, in seconds: [candidates]. None where no trial ended."""
-        return expected_seconds(candidates, self.seconds, self.failed)
+    def expected_s(self, candidates: Sequence[Configuration], layers: int) -> Array | None:
+        """Return how long the trial of each is expected to take, in seconds: [candidates]. None where no trial ended.
+
+        layers: of the model, which what compiling takes goes by.
+        """
+        return expected_seconds(candidates, self.seconds, self.failed, layers=layers)
 
 
 class Acquisition:
@@ -60,10 +63,11 @@ class Acquisition:
         candidates: Sequence[Configuration],
         costs: Mapping[Configuration, float],
         warm: Mapping[Configuration, float],
+        layers: int,
     ) -> None:
-        """Weigh candidates. costs, warm: as for :class:`advisor.search.search.Knowledge`."""
+        """Weigh candidates. costs, warm, layers: as for :class:`advisor.search.search.Knowledge`."""
         self.candidates = candidates
-        self._costs = costs
+        self._costs, self._layers = costs, layers
         self._warm = [(configuration, -math.log(ratio)) for configuration, ratio in warm.items() if ratio > 0]
 
     def beliefs(self, told: Told, candidates: Sequence[Configuration] | None = None) -> list[Belief]:
@@ -79,7 +83,7 @@ class Acquisition:
         second that the trial is expected to take (Snoek, Larochelle and Adams 2012, section 3.2). While nothing shows how
         wrong predictions are, or there is nothing to improve on, the expected speed: the predicted best is tried first.
         """
-        beliefs, seconds = self.beliefs(told), told.expected_s(self.candidates)
+        beliefs, seconds = self.beliefs(told), told.expected_s(self.candidates, self._layers)
         worth = self.chances(told) / (1.0 if seconds is None else seconds)
         if not told.shows_errors or math.isinf(told.best):
             mean = mean_of(beliefs)

@@ -125,7 +125,7 @@ def prospects_of(
 
     told = searched(trials)
     wanted = [c for c in space.admissible if all(c.get(knob) == name for knob, name in (having or {}).items())]
-    known = Knowledge(wanted, told, objective.aim, space.costs_beside(default), warm or {}, usable)
+    known = Knowledge(wanted, told, objective.aim, space.costs_beside(default), warm or {}, usable, space.layers)
     left = len(known.fresh)
     if not left:
         return Prospects(0, 0.0)

@@ -33,6 +33,9 @@ _ROUNDING = 1e-9
 #: What compiles does so in its trial, again in the blocks that confirm it, and again when the work begins.
 _COMPILED = 3.0
 
+#: The layers of a model of which nothing is said: BERT-base's.
+USUAL_LAYERS = 12
+
 #: Why a search ended by itself (see End).
 EVERYTHING, UNLIKELY = "everything was tried", "nothing untried is likely to be better"
 PAYBACK = "more of it is expected to cost more than it saves"
@@ -68,7 +71,8 @@ class Knowledge:
 
     admissible: likeliest first, which decides where nothing else does. costs: what arithmetic predicts of each, in any unit,
     less is better at `aim`. warm: what :func:`surprises` found on another workload. usable: whether a trial that ran may be
-    recommended (default: all may); what may not is learned from, and is no best to be beaten.
+    recommended (default: all may); what may not is learned from, and is no best to be beaten. layers: of the model, which what
+    compiling takes goes by.
     """
 
     admissible: Sequence[Configuration]
@@ -77,6 +81,7 @@ class Knowledge:
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     warm: Mapping[Configuration, float] = field(default_factory=dict)
     usable: Usable | None = None
+    layers: int = USUAL_LAYERS
 
     @property
     def fresh(self) -> list[Configuration]:
@@ -134,7 +139,7 @@ class Knowledge:
         fresh, told = self.fresh, self._told
         if math.isinf(told.best):
             return True
-        expected = told.expected_s(fresh)
+        expected = told.expected_s(fresh, self.layers)
         return expected is None or float(min(expected)) < work_s
 
     def _saved_per_s(self, work_s: float) -> float:
@@ -158,7 +163,7 @@ class Knowledge:
         how wrong predictions are.
         """
         fresh, told = self.fresh, self._told
-        expected = told.expected_s(fresh) if fresh else None
+        expected = told.expected_s(fresh, self.layers) if fresh else None
         if expected is None or not told.shows_errors or math.isinf(told.best):
             return self
         saved_per_s, longest_s = self._saving(work_s, fresh, told), max(spent for _, spent in told.seconds)
@@ -169,7 +174,7 @@ class Knowledge:
     def within(self, seconds: float) -> Knowledge:
         """Return the same with those untried ones alone whose trials are expected to take no longer; all if nothing is known."""
         fresh, told = self.fresh, self._told
-        expected = told.expected_s(fresh) if fresh else None
+        expected = told.expected_s(fresh, self.layers) if fresh else None
         if expected is None:
             return self
         most_s = seconds * (1 + _ROUNDING)
@@ -186,7 +191,7 @@ class Knowledge:
             return []
         model = self._model(fresh)
         order = np.argsort(-model.promises(told), kind="stable")[:count]
-        ratios, seconds = model.ratios(told, than or told.holder), told.expected_s(fresh)
+        ratios, seconds = model.ratios(told, than or told.holder), told.expected_s(fresh, self.layers)
         return [
             Promising(
                 fresh[n],
@@ -201,7 +206,7 @@ class Knowledge:
         return told_by(self.trials, self.aim, self.usable)
 
     def _model(self, candidates: Sequence[Configuration]) -> Acquisition:
-        return Acquisition(candidates, self.costs, self.warm)
+        return Acquisition(candidates, self.costs, self.warm, self.layers)
 
 
 def surprises(trials: Iterable[Trial], aim: Metric, costs: Mapping[Configuration, float]) -> dict[Configuration, float]:

@@ -52,7 +52,7 @@ class Space:
     warnings: reasons that do not refuse; baseline: what transformers does when told nothing, admissible or not. costs: what
     arithmetic predicts of each and of the baseline, less is better (only for the order of the search); launches: likewise of
     what the CPU does to launch each, nothing where the objective is not of time. passes: over the list, that the objective's job
-    has: compiling is spread over them; None where it has no end.
+    has: compiling is spread over them; None where it has no end. layers: of the model, by which compiling the whole of it takes.
     """
 
     baseline: Configuration
@@ -62,6 +62,7 @@ class Space:
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     launches: Mapping[Configuration, float] = field(default_factory=dict)
     passes: float | None = None
+    layers: int = 0
 
     def costs_beside(self, default: Trial | None) -> Mapping[Configuration, float]:
         """Return what arithmetic predicts of each, given what the default's trial showed (None: nothing yet)."""
@@ -70,7 +71,7 @@ class Space:
         if self.passes is None or not round_s:
             return found
         per_s = found[self.baseline] / (round_s * self.passes)
-        return {each: cost + per_s * compiling_s(each) for each, cost in found.items()}
+        return {each: cost + per_s * compiling_s(each, self.layers) for each, cost in found.items()}
 
 
 def build_space(
@@ -109,6 +110,7 @@ def build_space(
         warnings=found.warnings,
         costs=costs_of(of_default, objective.aim) | dict(zip(found.configurations, predicted, strict=True)),
         passes=None if objective.job_calls is None else objective.job_calls / calls_of(workload, baseline),
+        layers=facts.layers,
         launches=launches_of(of_default, objective.aim)
         | (dict(zip(found.configurations, found.launches, strict=True)) if objective.aim.is_of_time else {}),
     )

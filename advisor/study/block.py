@@ -100,6 +100,6 @@ def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> Bloc
         seed=seen.job.seed * 1000 + block,
         best_lap_s=seen.best_lap_s,
         turns=turns_for(machine, group, seen.trials, seen.job.objective.aim),
-        parts=parts_for(group, seen.trials, machine, seen.job.workload),
+        parts=tuple(parts_for(each, seen.trials, machine, seen.job.workload) for each in group),
         in_turn=not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
     )

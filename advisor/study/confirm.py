@@ -7,7 +7,7 @@ default of another day or another GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from advisor.knobs import choices_of, compiles, weights_of
@@ -91,17 +91,16 @@ def next_block(trials: Iterable[Trial]) -> int:
     return max((trial.block or 0 for trial in trials if trial.phase == "confirm"), default=0) + 1
 
 
-def parts_for(group: Iterable[Configuration], trials: Iterable[Trial], machine: Machine, workload: Workload) -> int:
-    """Return in how many turns a round of a process's contestants is run: as many as a block has at least, or in one.
+def parts_for(configuration: Configuration, trials: Iterable[Trial], machine: Machine, workload: Workload) -> int:
+    """Return in how many turns a contestant's round is run: as many as a block has at least, or in one.
 
-    In parts where each part of everybody's lasts about a turn, by what the search saw: three rounds of some seconds each would
-    tell no more than one whose parts alternate with the others'. Not on a CPU, whose rounds scatter.
+    In parts where each lasts about a turn, by what the search saw: three rounds of some seconds each would tell no more than one
+    whose parts alternate with the others' turns. Not on a CPU, whose rounds scatter.
     """
-    group, least = set(group), Turns.least
-    seen = {t.ran: t.value("round_s") for t in trials if t.phase == "search" and t.ran in group}
-    shortest_s = min((seen.get(each) or 0.0 for each in group), default=0.0)
-    is_long = shortest_s >= PART_SHARE * least * TURN_S[True]
-    calls = min((len(workload.under(each).batches()) for each in group), default=0)
+    least = Turns.least
+    round_s = [t.value(ROUND) or 0.0 for t in trials if t.phase == "search" and t.ran == configuration]
+    is_long = bool(round_s) and round_s[-1] >= PART_SHARE * least * TURN_S[True]
+    calls = len(workload.under(configuration).batches())
     return least if machine.environment.is_cuda and calls >= least and is_long else 1
 
 
@@ -164,16 +163,14 @@ def fits_together(
     return len(peaks) == 1 or sum(peaks.values()) <= TOGETHER_SHARE * (free_bytes or 0)
 
 
-def block_s(
-    trials: Sequence[Trial], order: Sequence[Configuration], start_s: float, turns: Turns, parts: int = 1
-) -> float:
+def block_s(trials: Sequence[Trial], order: Mapping[Configuration, int], start_s: float, turns: Turns) -> float:
     """Return the seconds that a block of these is expected to take.
 
     What each took in the last block of this study, or else what the search saw: loading, the first call, its proof, a round
-    that does not count, and its turns; or where a round is run in parts, that round and a part of it. start_s: of a fresh
-    process, which each may have.
+    that does not count, and its turns; or where its round is run in parts, that round and a part of it. order: who is in it, and
+    in how many parts the round of each is run; start_s: of a fresh process, which each may have.
     """
-    return sum(_contestant_s(trials, configuration, start_s, turns, parts) for configuration in order)
+    return sum(_contestant_s(trials, each, start_s, turns, parts) for each, parts in order.items())
 
 
 def _contestant_s(

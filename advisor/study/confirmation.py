@@ -146,9 +146,9 @@ def _goes_on(comparison: Comparison, blocks: int) -> bool:
 def _block_s(seen: Snapshot, rivals: Sequence[Configuration]) -> float:
     """Return the seconds that a block of these and the default is expected to take."""
     machine, everybody = seen.job.machine, [seen.baseline, *rivals]
-    parts = parts_for(everybody, seen.trials, machine, seen.job.workload)
+    order = {each: parts_for(each, seen.trials, machine, seen.job.workload) for each in everybody}
     turns = turns_for(machine, everybody, seen.trials, seen.job.objective.aim)
-    return block_s(seen.trials, everybody, seen.start_s, turns, parts)
+    return block_s(seen.trials, order, seen.start_s, turns)
 
 
 def _rivals(seen: Snapshot) -> list[Configuration]:

@@ -145,8 +145,9 @@ def _payback_s(seen: Snapshot) -> float | None:
 def _known(seen: Snapshot, admissible: Sequence[Configuration]) -> Knowledge:
     """Return what the search goes by. What a budget once cut comes last: it may well be cut again."""
     cut = {trial.requested for trial in seen.stored if trial.outcome is Outcome.CUT}
-    aim, costs = seen.job.objective.aim, seen.space.costs_beside(seen.default)
-    known = Knowledge([c for c in admissible if c not in cut], seen.searched, aim, costs, seen.warm, seen.usable)
+    aim, costs, layers = seen.job.objective.aim, seen.space.costs_beside(seen.default), seen.space.layers
+    left = [c for c in admissible if c not in cut]
+    known = Knowledge(left, seen.searched, aim, costs, seen.warm, seen.usable, layers)
     return known if known.fresh else replace(known, admissible=admissible)
 
 

@@ -33,18 +33,21 @@ class Usual:
         plain = [seconds for configuration, seconds in self.walls if not compiles(configuration)]
         return median(plain or [seconds for _, seconds in self.walls])
 
-    def of(self, configuration: Configuration) -> float:
-        """Return what a trial is expected to take: as others took that compile by the same choices, else as these expect it."""
+    def of(self, configuration: Configuration, layers: int) -> float:
+        """Return what a trial is expected to take: as others took that compile by the same choices, else as these expect it.
+
+        layers: of the model.
+        """
         ways = _ways(configuration)
         if not ways:
             return self.plain_s
         alike = [seconds for other, seconds in self.walls if _ways(other) == ways]
-        return median(alike) if alike else self.plain_s + compiling_s(configuration)
+        return median(alike) if alike else self.plain_s + compiling_s(configuration, layers)
 
 
 def _ways(configuration: Configuration) -> list[tuple[str, str]]:
     """Return the choices of a configuration that compile."""
-    return [(choice.knob, choice.name) for choice in known_choices(configuration) if choice.compile_s]
+    return [(choice.knob, choice.name) for choice in known_choices(configuration) if choice.compiles]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Plan:
     def compiled_s(self) -> tuple[float, ...]:
         """Seconds that the trials take of what compiles; none before the first trial of anything."""
         compiling = [c for c in self.order[: self.searched] if compiles(c)]
-        return () if self.usual is None else tuple(map(self.usual.of, compiling))
+        return () if self.usual is None else tuple(map(self._usually_s, compiling))
 
     @property
     def seconds(self) -> float | None:
@@ -110,14 +113,17 @@ class Plan:
         """
         if self.usual is None:
             return None
-        searched = [self.usual.of(configuration) for configuration in self.order[: self.searched]]
+        searched = [self._usually_s(configuration) for configuration in self.order[: self.searched]]
         blocks = self.job.budget.blocks if self.confirming else 0
         finalists = self.confirming - blocks
         return (
             sum(searched)
-            + blocks * self.usual.of(self.space.baseline)
+            + blocks * self._usually_s(self.space.baseline)
             + finalists * mean(searched or [self.usual.plain_s])
         )
+
+    def _usually_s(self, configuration: Configuration) -> float:
+        return 0.0 if self.usual is None else self.usual.of(configuration, self.space.layers)
 
     @property
     def payload(self) -> dict[str, Any]:

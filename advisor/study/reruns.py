@@ -98,7 +98,7 @@ def _request(
         seed=old.block or 0,
         best_lap_s=best_s,
         turns=turns_for(machine, group, stored.trials, study.objective.aim),
-        parts=parts_for(group, stored.trials, machine, study.workload),
+        parts=tuple(parts_for(each, stored.trials, machine, study.workload) for each in group),
         in_turn=not fits_together(group, stored.trials, machine.free_bytes, facts),
     )
     place = group.index(old.requested)
