@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -312,21 +312,53 @@ def test_a_long_round_is_run_in_parts_that_alternate(runner: LocalRunner, facts:
     assert stages.count("time") == 2 * 3
 
 
-def test_parts_of_one_alternate_with_whole_rounds_of_another(runner: LocalRunner, facts: ModelFacts) -> None:
-    """The default's long round is run once, in three turns; who is four times as fast runs a round in each."""
-    turns: list[str] = []
-    runner.listener = lambda event: turns.append("time") if event.get("stage") == "time" else None
-    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=(3, 1), turns=Turns(3, 3, 0.001))
+@pytest.mark.parametrize("parts", [(3, 1), (1, 3)])
+def test_parts_of_one_alternate_with_whole_rounds_of_another(
+    runner: LocalRunner, facts: ModelFacts, parts: tuple[int, int]
+) -> None:
+    """The default's long round is run once, in three turns, and another's in each of them; nobody goes on alone."""
+    before: dict[int, int] = {}
+    turns = 0
+
+    def listen(event: Mapping[str, Any]) -> None:
+        nonlocal turns
+        turns += event.get("stage") == "time"
+        if event["event"] == "round":
+            before.setdefault(event["n"], turns)  # of the third turn the one in parts tells too, that it is done
+
+    runner.listener = listen
+    request = block(facts, {}, {"packing": "packed", "attention": "eager"}, parts=parts, turns=Turns(3, 7, 0.001, 1e-9))
     default, packed = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
 
-    assert len(default.rounds.wall_s) == 1
-    assert len(packed.rounds.wall_s) == 3
-    assert len(turns) == 3 + 3
+    assert [len(found.rounds.wall_s) for found in (default, packed)] == [1 if each > 1 else 3 for each in parts]
+    assert turns == 3 + 3
+    assert before[2] in (3, 4), "one of each before anybody's next"
+    assert before[3] in (5, 6)
 
-    turns.clear()
-    request = request.replaced(parts=(1, 3))
-    default, packed = timed(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
-    assert (len(default.rounds.wall_s), len(packed.rounds.wall_s)) == (3, 1)
+
+def test_who_fails_within_its_parts_leaves_the_others_theirs(runner: LocalRunner, facts: ModelFacts) -> None:
+    """A contestant that is refused by its class has no part, and a whole round of the rest is timed all the same."""
+    request = block(facts, {}, {"attention": "nowhere"}, {"packing": "packed", "attention": "eager"}, parts=(3, 3, 1))
+    default, gone, packed = came_of(runner, request.replaced(workload=Forward((16, 6, 12, 4) * 2, 2)))
+
+    assert isinstance(gone, Failure)
+    assert isinstance(default, TrialDone)
+    assert isinstance(packed, TrialDone)
+    assert (len(default.rounds.wall_s), len(packed.rounds.wall_s)) == (1, 3)
+
+
+def test_what_replays_or_is_compiled_warms_up_by_a_whole_round() -> None:
+    """A CUDA graph is recorded for each shape, and compiled for each: none of that may be in the time that counts."""
+    gpu, work = Machine(H200, "host", "GPU-1", 0, 10**9), Forward((64,) * 8, 2)
+    graphs, regional = (DEFAULT.replaced(compilation=f"compiled-{way}") for way in ("reduce-overhead", "regional"))
+    trials = [
+        replace(seen(each, 1), measurements=(Measurement("round_s", "s", (3.0,)),))
+        for each in (graphs, regional, DEFAULT)
+    ]
+
+    assert [parts_for(each, trials, gpu, work) for each in (graphs, regional, DEFAULT)] == [1, 3, 3]
+    turns = turns_for(gpu, [regional], trials, TOKENS)
+    assert block_s(trials, {regional: 3}, 0.0, turns) - block_s(trials, {DEFAULT: 3}, 0.0, turns) == pytest.approx(2.0)
 
 
 def test_a_round_is_run_in_parts_where_it_is_long() -> None:

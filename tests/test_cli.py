@@ -1108,7 +1108,7 @@ def test_what_nothing_beats_is_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     """On a pipe every trial is a line with the objective's figure and its ratio over the default."""
-    source, space = find_model(MODEL), Space(DEFAULT, (DEFAULT, SORTED), (), ())
+    source, space = find_model(MODEL), Space(DEFAULT, (DEFAULT, SORTED), (), (), layers=4)
     job = Job(source, WORKLOAD, Objective(metric="slowest_batch_s"), Budget(60.0), probe.machine("cpu"))
     default: Trial | None = None
     with Progress(job) as progress:
@@ -1142,7 +1142,9 @@ def test_what_was_broken_off_is_not_counted_as_stored(
     trials = [trial_of(number, DEFAULT, 1000.0) for number in range(ended)]
     broken = [replace(trials[0], number=7, outcome=Outcome.RUNNING), replace(trials[0], number=8, outcome=Outcome.CUT)]
     with Progress(job) as progress:
-        progress.hear({"event": "study", "space": Space(DEFAULT, (DEFAULT,), (), ()), "trials": [*trials, *broken]})
+        progress.hear(
+            {"event": "study", "space": Space(DEFAULT, (DEFAULT,), (), (), layers=4), "trials": [*trials, *broken]}
+        )
 
     assert said in capsys.readouterr().err.splitlines()
 

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from advisor.errors import BadInput  # noqa: E402
-from advisor.knobs.attention.fp32_torch import flash_in_fp32  # noqa: E402
+from advisor.knobs.attention import fp32_torch as attention_in_fp32  # noqa: E402
+from advisor.knobs.attention.fp32_torch import flash_in_fp32, sdpa_in_chunks  # noqa: E402
 from advisor.measure import figures_torch, fp32_torch, gate_torch, layout_torch, reference_torch  # noqa: E402
 from advisor.measure.gate import figures_found, known_figures, layout_request  # noqa: E402
 from advisor.measure.messages import Gate, ReferenceAsked, ReferenceWritten  # noqa: E402
@@ -525,6 +526,27 @@ def test_a_sequence_alone_is_run_once_for_all_layouts(models: dict[str, Any], tm
     assert (shared.layout, shared.layout_words) == (fresh.layout, fresh.layout_words)
 
 
+@pytest.mark.parametrize("queries", [1, 5, 9])
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "added", "one row"])
+def test_torchs_attention_in_chunks_is_torchs_attention(
+    monkeypatch: pytest.MonkeyPatch, mask: str, queries: int
+) -> None:
+    """Whatever mask it is given, with grouped heads, and where keys are more than queries."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    drawn = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, queries, 8, generator=drawn)
+    key, value = (torch.randn(2, 2, 9, 8, generator=drawn) for _ in range(2))
+    seen = torch.rand(2, 1, 1 if mask == "one row" else queries, 9, generator=drawn) > 0.3
+    given = {"none": None, "causal": None, "bool": seen, "added": torch.where(seen, 0.5, -1e9), "one row": seen}[mask]
+    monkeypatch.setattr(attention_in_fp32, "SCORES_BYTES", 2 * 4 * 9 * 4 * 2)  # two queries at a time
+    options = {"attn_mask": given, "is_causal": mask == "causal", "scale": 0.3, "enable_gqa": True}
+    with sdpa_in_chunks():
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    assert torch.nn.functional.scaled_dot_product_attention is attend
+    torch.testing.assert_close(found, attend(query, key, value, **options))
+
+
 def test_where_all_scores_do_not_fit_the_layout_is_looked_at_in_chunks(
     models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,19 +557,19 @@ def test_where_all_scores_do_not_fit_the_layout_is_looked_at_in_chunks(
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def written(query: Any, *args: Any, **options: Any) -> Any:
-        if query.dtype == torch.float32:
+        if query.dtype == torch.float32 and query.shape[-2] > 7:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 GiB.")
         return attend(query, *args, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", written)
-    monkeypatch.setattr(fp32_torch, "SCORES_BYTES", 4 * 4 * 40 * 7)  # seven queries at a time
+    monkeypatch.setattr(attention_in_fp32, "SCORES_BYTES", 1)  # one query at a time
     bench = Bench(models["llama"], "last-logits", tmp_path)
     found = bench.figures(packing="sorted")
     together = bench.figures(packing="packed-cached")
 
     assert found.layout is not None, found.layout_words
     assert found.layout < LAYOUT_LIMIT
-    assert found.layout_words == "eager in chunks in place of sdpa, 1 of 2 layers, fp32"
+    assert found.layout_words == "sdpa in chunks, 1 of 2 layers, fp32"
     assert together.layout is not None
     assert together.layout > 100 * LAYOUT_LIMIT
 

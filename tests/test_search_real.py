@@ -87,7 +87,7 @@ def proposals(space: Space, count: int, seed: int) -> list[Configuration]:
     """Return what is tried after the default, where everything does as predicted and the default 40,000 tokens/s."""
     trials = [timed(0, space.baseline, 40_000.0)]
     for number in range(1, count + 1):
-        found = Knowledge(space.admissible, trials, costs=space.costs).ask(seed)
+        found = Knowledge(space.admissible, trials, costs=space.costs, layers=space.layers).ask(seed)
         assert found is not None
         trials.append(timed(number, found, 40_000.0 * space.costs[space.baseline] / space.costs[found]))
     return [trial.requested for trial in trials[1:]]
@@ -170,7 +170,7 @@ class Made:
         """Search until there is an end; return the trials and the end."""
         trials = [self.trial(0, self.space.baseline, seed)]
         while True:
-            known = Knowledge(self.space.admissible, trials, costs=self.space.costs)
+            known = Knowledge(self.space.admissible, trials, costs=self.space.costs, layers=self.space.layers)
             if (end := known.ending(payback_s)) is not None:
                 return trials, end
             asked = (known if payback_s is None else known.worth(payback_s)).ask(seed)
@@ -245,7 +245,7 @@ def test_what_compiles_costs_three_times_its_trial() -> None:
     space = build_space(facts, Forward(lengths(64, 2048), 8), H100, UNCOMPILED, 78 * 2**30, drawn=True)
     flash = space.baseline.replaced(attention="flash_attention_2", packing="packed")
     trials = [timed(0, space.baseline, 1000.0, 10.0), timed(1, flash, 1500.0, 10.0)]
-    known = Knowledge(space.admissible, trials, costs=space.costs)
+    known = Knowledge(space.admissible, trials, costs=space.costs, layers=space.layers)
     promises = dict(zip(known.fresh, known._model(known.fresh).promises(known._told), strict=True))
     compiled = max((c for c in known.fresh if c["attention"] == "flex_attention"), key=promises.__getitem__)
     other = max((c for c in known.fresh if c["attention"] != "flex_attention"), key=promises.__getitem__)
@@ -270,7 +270,10 @@ def test_an_hour_of_work_pays_for_no_minutes_of_compiling() -> None:
     }
     trials = [timed(n, each, *figures) for n, (each, figures) in enumerate(measured.items())]
     compiled = [c for c in space.admissible if c["attention"] == "flex_attention"]
-    known, work_s = Knowledge(space.admissible, trials, costs=space.costs), read_duration(DEFAULT_PAYBACK, "payback")
+    known, work_s = (
+        Knowledge(space.admissible, trials, costs=space.costs, layers=space.layers),
+        read_duration(DEFAULT_PAYBACK, "payback"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         flex = KNOBS["attention"].choices
         patch.setitem(flex, "flex_attention", replace(flex["flex_attention"], compile_s=10.0))

@@ -197,6 +197,7 @@ class Choice:
     collation(batching): how it makes a batch, where that is what it decides.
     packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
+    in_chunks(): lets it attend from some queries at a time, where it may write all scores in fp32.
     traits: what everybody else asks of it. compile_s, compile_layer_s: the seconds that compiling adds to its trial, and those of
     each of the model's layers, as expected before any was seen. akin: choices of a knob with the same word do alike: where the
     prediction of one is wrong, that of another is as wrong, nearly.
@@ -221,6 +222,7 @@ class Choice:
     rates: Callable[[Situation], Mapping[Term, float]] = _no_rates
     collation: Callable[[Batching], Collation] | None = None
     in_fp32: Callable[[str], AbstractContextManager[None]] | None = None
+    in_chunks: Callable[[], AbstractContextManager[None]] | None = None
     traits: Traits = field(default=Traits())
     compile_s: float = 0.0
     compile_layer_s: float = 0.0

@@ -175,13 +175,16 @@ class _Block:
             contestant.rounds.paired = beside
 
     def _goes_on(self, contestants: list[Contestant]) -> bool:
-        """Whether another turn of each may say more, beside the default's; by itself where the default is in another process."""
-        if any(one.turns > 1 and not one.is_over for one in contestants):
-            return True
+        """Whether another turn of each may say more, beside the default's; by itself where the default is in another process.
+
+        Where somebody's round is run in parts everybody has as many turns as that has: nobody goes on alone, for what drifts
+        would be in that one's figures.
+        """
+        if any(one.turns > 1 for one in contestants):
+            return any(not one.is_over and len(one.rounds.wall_s) < self.turns.least for one in contestants)
         default = next((one.rounds.wall_s for one in contestants if one.is_default), None)
-        rivals = [one for one in contestants if not one.is_default] or contestants
-        lasting = [one.rounds.wall_s for one in rivals if not one.is_over]
-        return any(not self.turns.reached(default or own, own) for own in lasting)
+        rivals = [one.rounds.wall_s for one in contestants if not one.is_default] or [default or []]
+        return bool(contestants) and any(not self.turns.reached(default or own, own) for own in rivals)
 
     def _make_ready(self, contestant: Contestant) -> None:
         kernels = traits_of(contestant.configuration).replays  # no operator shows then what runs
@@ -206,13 +209,13 @@ class _Block:
         contestant.spent_s += time.perf_counter() - began
 
     def _warm_up(self, contestant: Contestant) -> None:
-        """Run a round that does not count; where a round is long, the largest call and another of it."""
+        """Run a round that does not count; where a round is long and nothing is compiled, the largest calls of it alone."""
         assert contestant.ready is not None
         session, calls = contestant.session, contestant.ready.calls
         session.load(self.request, contestant.configuration)
         session.stage("warm-up")
         order = list(range(len(calls)))
-        if contestant.turns > 1:
+        if contestant.turns > 1 and not compiles(contestant.configuration):
             order = sorted(order, key=lambda number: -sum(calls[number].lengths))[:_MOST_WARMING]
         before = compiled()
         timed_round(session, calls, self.device, runtime_of(self.request), order)

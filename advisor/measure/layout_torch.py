@@ -32,6 +32,7 @@ def look_at_layout(session: Session, subject: Subject, configuration: Configurat
 
     The first layers that hold every kind of layer say the same as all of them. FlashAttention's kernels are stood in for by
     plain attention behind the same interface, for they take 16 bits alone; what is compiled is stood in for by eager attention.
+    Where sdpa or eager attention writes all scores and there is no memory for them, it is given some queries at a time.
     """
     session.stage("layout in fp32")
     depth = fp32_torch.first_of_each_kind(session.model, subject.facts.layers)
@@ -40,10 +41,7 @@ def look_at_layout(session: Session, subject: Subject, configuration: Configurat
 
 
 def _looked_at(session: Session, subject: Subject, configuration: Configuration, depth: int) -> dict[str, Figure]:
-    """Look at the first layers, or at all where these do not run by themselves; what fails is said.
-
-    Where a kernel that attends in fp32 writes all scores, and there is no memory for them, attention in chunks stands in for it.
-    """
+    """Look at the first layers, or at all where these do not run by themselves; in chunks where memory ends; say what fails."""
     facts, model = subject.facts, session.model
     own, allowed, why = str(model.config._attn_implementation), allowed_kernels(), ""
     ways = [(depth, False)]
@@ -57,7 +55,7 @@ def _looked_at(session: Session, subject: Subject, configuration: Configuration,
             raise
         except fp32_torch.NO_MEMORY:
             why = "there is no memory for it"
-            if not in_chunks and _can_chunk(session, configuration, facts):
+            if not in_chunks and _can_chunk(session, configuration, facts, own):
                 ways.append((kept, True))
             continue
         except Exception:  # noqa: BLE001  (a class that needs all its layers, or floats of its own: it is said)
@@ -75,18 +73,25 @@ def _looked_at(session: Session, subject: Subject, configuration: Configuration,
     return {"layout": None, "layout_words": f"not looked at in fp32: {why}"}
 
 
-def _can_chunk(session: Session, configuration: Configuration, facts: ModelFacts) -> bool:
-    """Whether attention in chunks can stand in for a configuration's own in the loaded model."""
-    able = facts.switches_attention and not traits_of(configuration).own_load
-    return able and fp32_torch.can_chunk(session.model)
+def _attends(own: str, configuration: Configuration) -> str:
+    """Return transformers' name of what attends in fp32: the configuration's own, plain attention for what is compiled."""
+    return plain_attention() if traits_of(configuration).compiles else own
+
+
+def _can_chunk(session: Session, configuration: Configuration, facts: ModelFacts, own: str) -> bool:
+    """Whether what attends can be given some queries at a time; what stands in for FlashAttention does so by itself."""
+    if _attends(own, configuration) == plain_attention():
+        able = facts.switches_attention and not traits_of(configuration).own_load
+        return able and fp32_torch.can_chunk(session.model)
+    return any(choice.in_chunks is not None for choice in choices_of(configuration))
 
 
 def _stand_in(own: str, configuration: Configuration, *, in_chunks: bool) -> str:
     """Return in words what attended: the kernels that take 16 bits alone, and what is compiled, are stood in for."""
-    if in_chunks:
-        return f"{plain_attention()} in chunks in place of {own}"
-    if traits_of(configuration).compiles:
-        return f"{plain_attention()} in place of {own}"
+    attends = _attends(own, configuration)
+    if in_chunks or attends != own:
+        chunks = " in chunks" if in_chunks else ""
+        return f"{attends}{chunks}" if attends == own else f"{attends}{chunks} in place of {own}"
     is_stood_in = any(choice.in_fp32 is not None for choice in choices_of(configuration))
     return f"plain attention by the interface of {own}" if is_stood_in else own
 
@@ -130,8 +135,8 @@ def _layout_errors(
 ) -> tuple[dict[int, float], float | None]:
     """Return `gate_torch.layout_errors` of the configuration's calls with these tokens. which: layers kept, and attempt.
 
-    in_chunks: whether attention in chunks stands in for its own. What a sequence is alone is kept for the next configuration with
-    the same weights, beside the device.
+    in_chunks: whether what attends is given some queries at a time. What a sequence is alone is kept for the next configuration
+    with the same weights, beside the device.
     """
     facts, (workload, _) = subject.facts, session.sampled(subject)
     calls = session.calls(subject, workload.under(configuration), configuration, tokens)
@@ -153,14 +158,18 @@ def _layout_errors(
     alone |= {number: values.cpu() for number, values in found.items()}
     truth = {number: alone[number].to(looked.device) for number in compared}
     looked = replace(looked, deviation=runtime.deviation(list(truth.values())))
-    if in_chunks:
+    own = str(session.model.config._attn_implementation)
+    attends = _attends(own, configuration)
+    if in_chunks and attends == plain_attention():
         fp32_torch.register_chunks()
-        session.switch(fp32_torch.IN_CHUNKS)
-    elif traits_of(configuration).compiles:
-        session.switch(plain_attention())  # its masks are made of the same parts, and every shape would be compiled
+        attends = fp32_torch.IN_CHUNKS
+    if attends != own:
+        session.switch(attends)  # of what is compiled every shape would be, and masks are made of the same parts
     with ExitStack() as stack:
         stack.enter_context(_any_kernel())
         for choice in choices_of(configuration):
+            if in_chunks and choice.in_chunks is not None:
+                stack.enter_context(choice.in_chunks())
             if choice.in_fp32 is not None:
                 stack.enter_context(choice.in_fp32(str(session.model.config._attn_implementation)))
         return gate_torch.layout_errors(looked, chosen, truth)

@@ -62,7 +62,7 @@ class Space:
     costs: Mapping[Configuration, float] = field(default_factory=dict)
     launches: Mapping[Configuration, float] = field(default_factory=dict)
     passes: float | None = None
-    layers: int = 0
+    layers: int = field(kw_only=True)
 
     def costs_beside(self, default: Trial | None) -> Mapping[Configuration, float]:
         """Return what arithmetic predicts of each, given what the default's trial showed (None: nothing yet)."""

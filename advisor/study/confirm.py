@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from advisor.knobs import choices_of, compiles, weights_of
+from advisor.knobs import choices_of, compiles, traits_of, weights_of
 from advisor.measure.stopping import PATIENCE, Turns
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Machine
@@ -95,13 +95,14 @@ def parts_for(configuration: Configuration, trials: Iterable[Trial], machine: Ma
     """Return in how many turns a contestant's round is run: as many as a block has at least, or in one.
 
     In parts where each lasts about a turn, by what the search saw: three rounds of some seconds each would tell no more than one
-    whose parts alternate with the others' turns. Not on a CPU, whose rounds scatter.
+    whose parts alternate with the others' turns, if there are any. Not on a CPU, whose rounds scatter, nor what replays recorded
+    calls: each is recorded first, and then each would be replayed once.
     """
-    least = Turns.least
-    round_s = [t.value(ROUND) or 0.0 for t in trials if t.phase == "search" and t.ran == configuration]
-    is_long = bool(round_s) and round_s[-1] >= PART_SHARE * least * TURN_S[True]
+    least, searched = Turns.least, _searched(trials, configuration)
+    round_s = (searched.value(ROUND) if searched is not None else None) or 0.0
     calls = len(workload.under(configuration).batches())
-    return least if machine.environment.is_cuda and calls >= least and is_long else 1
+    is_long = calls >= least and round_s >= PART_SHARE * least * TURN_S[True]
+    return least if is_long and machine.environment.is_cuda and not traits_of(configuration).replays else 1
 
 
 def turns_for(machine: Machine, group: Iterable[Configuration], trials: Sequence[Trial], aim: Metric) -> Turns:
@@ -167,7 +168,8 @@ def block_s(trials: Sequence[Trial], order: Mapping[Configuration, int], start_s
     """Return the seconds that a block of these is expected to take.
 
     What each took in the last block of this study, or else what the search saw: loading, the first call, its proof, a round
-    that does not count, and its turns; or where its round is run in parts, that round and a part of it. order: who is in it, and
+    that does not count, and its turns; or where its round is run in parts, that round and a part of it, or all of it again where
+    it is compiled. order: who is in it, and
     in how many parts the round of each is run; start_s: of a fresh process, which each may have.
     """
     return sum(_contestant_s(trials, each, start_s, turns, parts) for each, parts in order.items())
@@ -189,7 +191,7 @@ def _contestant_s(
     first_s += max((float(t.reading.get("proof_s") or 0.0) for t in ran), default=0.0)
     round_s = max((t.value("round_s") or 0.0 for t in ran), default=0.0)
     if parts > 1:
-        return start_s + load_s + first_s + round_s * (1 + 1 / parts)
+        return start_s + load_s + first_s + round_s * (1 + (1 if compiles(configuration) else 1 / parts))
     turn_s = max(turns.turn_s * (PATIENCE if turns.waits else 1), round_s)
     return start_s + load_s + first_s + round_s + turns.least * turn_s
 

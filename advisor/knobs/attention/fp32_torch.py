@@ -1,4 +1,4 @@
-"""FlashAttention's interface computed in fp32, so that a layout can be looked at with the very call that FlashAttention gets.
+"""Attention's interfaces in fp32, so that a layout can be looked at with the very call that FlashAttention, or sdpa, gets.
 
 The kernels take 16 bits alone. What transformers does around them (taking pads out, cu_seq_lens, positions that start again,
 windows) is the same code whatever computes: inside :func:`flash_in_fp32` that code is given plain fp32 attention. Used by the
@@ -154,6 +154,42 @@ def flash_attn_func(  # noqa: PLR0913, PLR0917  (as above)
         "sinks": s_aux,
     }
     return torch.stack([attend(*rows, **options) for rows in zip(q, k, v, strict=True)])
+
+
+@contextmanager
+def sdpa_in_chunks() -> Iterator[None]:
+    """Have torch's attention take some queries at a time for a while: in fp32 some of its kernels write all T × T scores.
+
+    What transformers does around it, a mask that it leaves out among the rest, is the same code.
+    """
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def in_chunks(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> torch.Tensor:
+        tokens, keys = query.shape[-2], key.shape[-2]
+        step = max(1, SCORES_BYTES // (query.shape[:-2].numel() * keys * 4))
+        parts, places = [], torch.arange(max(tokens, keys), device=query.device)
+        for start in range(0, tokens, step):
+            these, mask = slice(start, start + step), attn_mask
+            if is_causal:  # from the first query and the first key on
+                mask = places[:tokens][these, None] >= places[None, :keys]
+            elif mask is not None and mask.shape[-2] == tokens:  # one row may stand for all
+                mask = mask[..., these, :]
+            parts.append(attend(query[..., these, :], key, value, mask, dropout_p, **options))
+        return torch.cat(parts, -2)
+
+    torch.nn.functional.scaled_dot_product_attention = in_chunks  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = attend
 
 
 @contextmanager

@@ -7,6 +7,7 @@ which rules FlashAttention out. Sources: levers.md (rules A9, A11, A25, A27, A28
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from advisor.knobs.attention.common import (
@@ -218,6 +219,13 @@ def _rate(kernel: Kernel) -> Callable[[Situation], float]:
     return rate
 
 
+def _in_chunks() -> AbstractContextManager[None]:
+    """Let torch's attention take some queries at a time: with grouped heads and no mask fp32 leaves it the math kernel alone."""
+    from advisor.knobs.attention.fp32_torch import sdpa_in_chunks
+
+    return sdpa_in_chunks()
+
+
 def _choice(kernel: Kernel) -> Choice:
     return Choice(
         "attention",
@@ -231,6 +239,7 @@ def _choice(kernel: Kernel) -> Choice:
         imports=("import torch",),
         proof=_proof(kernel),
         rates=rates(_rate(kernel), launches=0.8 if kernel.name == "math" else 1.0),
+        in_chunks=_in_chunks,
         traits=Traits(builds_mask=True, writes_scores=kernel.name == "math", pins_kernel=True),
     )
 
@@ -245,6 +254,7 @@ CHOICES = (
         load=load("sdpa"),
         proof=ran_as("sdpa"),
         rates=rates(sdpa_rate),
+        in_chunks=_in_chunks,
         traits=Traits(builds_mask=True),
     ),
     *map(_choice, KERNELS),
