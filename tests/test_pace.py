@@ -191,6 +191,22 @@ def test_what_is_clearly_slower_than_the_best_so_far_is_timed_for_half_as_long(
     assert len(rounds.wall_s) == timed
 
 
+def test_what_is_clearly_slower_has_its_figure_though_it_never_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of a twentieth of a second that do not agree: the tenth counts as warm and shows how slow it is, both at once."""
+    wall_s = iter([0.05, 0.056] * 20)
+
+    def made_up(*_: Any) -> Round:
+        return Round(each := next(wall_s), each, each)
+
+    monkeypatch.setattr(timing_torch, "timed_round", made_up)
+    asked = TrialAsked(**subject(), timing=Timing(stopping=Stopping(), energy=False, incumbent_s=0.001))
+    found = timing_torch.Timing(Session(lambda _: None), [], asked).slow()
+
+    assert found is not None
+    assert found.told.pruned == "50.0 times slower than the best so far after 10 rounds"
+    assert found.told.wall_s == (0.05, 0.056)
+
+
 def test_work_that_keeps_the_gpu_busy_runs_no_laps(shared: Shared) -> None:
     """But for the first round, of which nobody knows yet: a lap is idle time, and energy is read over what lies between."""
     asked = TrialAsked(**subject(), timing=Timing(stopping=Stopping(), energy=False))

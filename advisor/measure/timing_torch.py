@@ -169,10 +169,11 @@ class Timing:
         self._all_s.append(found.wall_s)
         self._settled.add(found.wall_s, since)
         self._rounds.look_at_busy(self._kernel_s)
+        self._rounds.pruned = _clearly_slower(self._settled.rounds_s, self._incumbent_s)
         if not self._is_warm and (is_warm := _is_warm(self._all_s)):
             self._is_warm = is_warm
-            self._rounds.keep(2 if len(self._all_s) < MOST_WARMING else 0)
-        self._rounds.pruned = _clearly_slower(self._settled.rounds_s, self._incumbent_s)
+            is_last = bool(self._rounds.pruned)  # what ends with this round has a figure all the same
+            self._rounds.keep(2 if is_last or len(self._all_s) < MOST_WARMING else 0)
         if not self._rounds.pruned:
             self._session.send(RoundEvent(n=len(self._all_s), round_s=median(self._all_s[-2:])))
 
