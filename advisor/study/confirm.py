@@ -169,8 +169,8 @@ def block_s(trials: Sequence[Trial], order: Mapping[Configuration, int], start_s
 
     What each took in the last block of this study, or else what the search saw: loading, the first call, its proof, a round
     that does not count, and its turns; or where its round is run in parts, that round and a part of it, or all of it again where
-    it is compiled. order: who is in it, and
-    in how many parts the round of each is run; start_s: of a fresh process, which each may have.
+    it is compiled. order: who is in it, and in how many parts the round of each is run; start_s: of a fresh process, which each
+    may have.
     """
     return sum(_contestant_s(trials, each, start_s, turns, parts) for each, parts in order.items())
 
