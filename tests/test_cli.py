@@ -320,6 +320,10 @@ TOLD = {
     "only twice": (["tune", MODEL, "--only", "precision=fp32", "--fix", "precision=bf16"], "precision is named twice"),
     "only of the batch": (["tune", MODEL, "--only", "batch=8"], "batch is a knob with --batch auto alone"),
     "fix of two": (["tune", MODEL, "--fix", "precision=fp32,bf16"], "--fix takes KNOB=CHOICE, not"),
+    "fix of no knob": (
+        ["tune", MODEL, "--fix", "compiled"],
+        "(KNOB=CHOICE, or a whole configuration as it is printed)",
+    ),
     "blocks": (["tune", MODEL, "--blocks", "-1"], "--blocks must be 0 or at least 3, not -1"),
     "one block": (
         ["tune", MODEL, "--blocks", "1"],
@@ -475,7 +479,7 @@ def disk(folder: Path, size: str = "1m") -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def here(threads: int = 1) -> Environment:
+def here(threads: int | None = None) -> Environment:
     """Return the environment of this machine's CPU, as the command reads it."""
     return probe.machine("cpu", threads).environment
 

@@ -111,7 +111,7 @@ def objective_options(kind: Kind) -> tuple[Option, ...]:
             metavar="KNOB=CHOICE[,CHOICE…]|LABEL",
             repeats=True,
         ),
-        Option("fix", "the same with one choice", _read_fixed, default=(), metavar="KNOB=CHOICE", repeats=True),
+        Option("fix", "the same with one choice", _read_fixed, default=(), metavar="KNOB=CHOICE|LABEL", repeats=True),
         Option(
             "ignore_rule",
             "try what a rule refuses; the gate judges it",

@@ -160,7 +160,8 @@ def _spelled_out(restrictions: Iterable[Restriction]) -> Iterator[Restriction]:
             continue
         found = labelled(choices[0])
         if found is None:
-            hint = "KNOB=CHOICE[,CHOICE…], or a whole configuration as it is printed"
+            several = "" if name == "fix" else "[,CHOICE…]"
+            hint = f"KNOB=CHOICE{several}, or a whole configuration as it is printed"
             raise BadInput(f"{named(name)}: {shown(choices[0])} is no configuration's label", hint)
         yield from ((name, each, (choice,)) for each, choice in found.spelled.items())
 
