@@ -2,20 +2,25 @@
 
     python benchmarks/record_landscape.py STUDY FILE --command "advisor tune …" [--note TEXT]
 
-The database is ADVISOR_DATABASE_URL's. The command is written down as the landscape's provenance.
+The database is ADVISOR_DATABASE_URL's. The command is written down as the landscape's provenance. What the study took over
+from another one, measured just before, costs what it cost there: a landscape's seconds are those of measuring it all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from advisor import __version__
 from advisor.measure.landscape import Landscape
 from advisor.nouns.model import architecture_key_of
 from advisor.storage.place import default_url
+from advisor.nouns.trial import Trial
 from advisor.storage.store import Store
+from advisor.study.history import is_reused
 
 
 def main() -> None:
@@ -30,7 +35,7 @@ def main() -> None:
 
     with Store.open(default_url(), write=False) as store:
         study = store.study(options.study)
-        trials = [trial for trial in store.trials(options.study) if trial.phase == "search"]
+        trials = _at_their_cost(store, [trial for trial in store.trials(options.study) if trial.phase == "search"])
     provenance = {
         "command": options.command,
         "date": study.started_at.date().isoformat(),
@@ -42,6 +47,17 @@ def main() -> None:
     found = Landscape.of_study(study, trials, architecture_key=key, provenance=provenance)
     options.file.write_text(found.text, encoding="utf-8")
     print(f"{options.file}: {len(found.trials)} rows, {found.exhaustive_s:.0f} s")
+
+
+def _at_their_cost(store: Store, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials, those that were taken over with the seconds of the one that was measured."""
+    first = {
+        trial.requested: trial.wall_s
+        for study in store.studies()
+        for trial in store.trials(study.id)
+        if trial.phase == "search" and not is_reused(trial)
+    }
+    return [replace(trial, wall_s=first[trial.requested]) if is_reused(trial) else trial for trial in trials]
 
 
 if __name__ == "__main__":
