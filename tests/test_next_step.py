@@ -89,6 +89,8 @@ def block(number: int, **speeds: float) -> list[Trial]:
 
 
 ALL = (ran(DEFAULT), ran(PACKED, 150.0), ran(SORTED, 90.0))
+#: The best takes 100 s to begin.
+DEAR = (ran(DEFAULT), ran(PACKED, 150.0, first_call_s=100.0), ran(SORTED, 130.0))
 OVER = {"stop": Stop.EVERYTHING}
 NO_TIME, NO_BLOCK = Done("the budget has no time for another block"), Done("the budget has no time for a block")
 
@@ -143,6 +145,14 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "no default": (seen(failed(DEFAULT), ran(PACKED), **OVER), Done()),
     "no blocks": (seen(*ALL, blocks=0, **OVER), Done()),
     "no time for a block": (seen(*ALL, left_s=1.0, **OVER), NO_BLOCK),
+    "no time to confirm the best, but another": (seen(*DEAR, left_s=70.0, **OVER), Confirm(1, (DEFAULT, SORTED))),
+    "no time to confirm any": (seen(*DEAR, left_s=1.0, **OVER), NO_BLOCK),
+    "time to confirm the best": (seen(*DEAR, left_s=700.0, **OVER), Confirm(1, (DEFAULT, PACKED))),
+    "no time to confirm the best, which must be": (
+        seen(*DEAR, also=(PACKED,), left_s=120.0, **OVER), Confirm(1, (DEFAULT, PACKED))),
+    "time is set aside for the best that can be confirmed": (
+        seen(*DEAR, left_s=36.0, space=WITH_LATE), EndSearch(Stop.BUDGET)),
+    "no time to confirm any, but for a trial": (seen(*DEAR, left_s=20.0, space=WITH_LATE), Search(MATH)),
     "the budget ended a block": (
         seen(*ALL, is_spent=True, **OVER), NO_BLOCK),
     "a block that is not compared": (seen(*ALL, *block(1), **OVER), Compare(compared(1.5)["comparisons"])),

@@ -115,12 +115,31 @@ class _Wanted:
 
     @classmethod
     def of(cls, seen: Snapshot) -> _Wanted:
-        found = (_for_the_job(seen, each) for each in _compared(seen, _rivals(seen)))
+        """Return who is wanted: beside the best; or, where there is no time to confirm that one, the best that there is time for.
+
+        Where there is time for nobody it is the best all the same: its blocks are kept, and another tune goes on from them.
+        """
+        right = [trial for trial in seen.trials if seen.usable(trial)]
+        first = wanted = cls._beside_the_best_of(seen, right)
+        while wanted.rivals and not wanted._has_time(seen):
+            right = [trial for trial in right if trial.ran != wanted.rivals[0]]
+            wanted = cls._beside_the_best_of(seen, right)
+        return wanted if wanted.rivals else first
+
+    def _has_time(self, seen: Snapshot) -> bool:
+        best = self.rivals[0]
+        needed_s = max(1, self.lacking[0]) * _block_s(seen, [best])
+        return needed_s <= left_to_confirm_s(seen) or best in _must_be(seen)
+
+    @classmethod
+    def _beside_the_best_of(cls, seen: Snapshot, right: Sequence[Trial]) -> _Wanted:
+        everybody = _rivals(seen, right)
+        found = (_for_the_job(seen, each) for each in _compared(seen, everybody))
         asked, known = seen.job.budget.blocks, {each.candidate: each for each in found}
         least = least_blocks(asked)
         certain = least if asked in BOUNDS else asked  # more are not looked at before all are run
         rivals, lacking, theirs, must = [], list[int](), list[int](), _must_be(seen)
-        for rival in _rivals(seen):
+        for rival in everybody:
             comparison = known.get(rival.key)
             if _said_nothing(seen, rival) or (comparison is not None and not _goes_on(comparison, asked)):
                 continue
@@ -151,12 +170,11 @@ def _block_s(seen: Snapshot, rivals: Sequence[Configuration]) -> float:
     return block_s(seen.trials, order, seen.start_s, turns)
 
 
-def _rivals(seen: Snapshot) -> list[Configuration]:
-    """Return who is to be compared with the default by what is known now; nobody where no blocks are asked for."""
+def _rivals(seen: Snapshot, right: Sequence[Trial]) -> list[Configuration]:
+    """Return who of these is to be compared with the default by what is known now; nobody where no blocks are asked for."""
     default, aim = seen.default, seen.job.objective.aim
     if default is None or not seen.job.budget.blocks:
         return []
-    right = [trial for trial in seen.trials if seen.usable(trial)]
     found = finalists(right, default, aim, is_default_right=seen.usable(default))
     # Where there is no time for all, the last are left out: what must be comes right after the best.
     return list(dict.fromkeys([*found[:1], *_must_be(seen), *found[1:]]))
