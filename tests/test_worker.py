@@ -98,6 +98,34 @@ def run_trial(runner: LocalRunner, request: TrialAsked, timeout_s: float = 60) -
     return answer
 
 
+#: Loads the small model, and prints whether its class was imported when the clock was read first.
+LOADING = """
+import sys
+from advisor.measure import session_torch
+from advisor.measure.messages import Subject
+from advisor.models.checkpoint import find_model
+from advisor.nouns.configuration import Configuration
+from advisor.show.support import LLAMA
+from advisor.workloads.forward import Forward
+
+MODELING, seen = "transformers.models.llama.modeling_llama", []
+assert MODELING not in sys.modules
+clock = session_torch.time.perf_counter
+session_torch.time.perf_counter = lambda: seen.append(MODELING in sys.modules) or clock()
+plain = Configuration.of({"attention": "sdpa", "precision": "fp32", "quantization": "none", "packing": "padded"})
+subject = Subject(source=find_model(sys.argv[1]).files, facts=LLAMA, workload=Forward((8,), 1), configuration=plain)
+session_torch.Session(lambda _: None).load(subject, plain)
+print(seen)
+"""
+
+
+@pytest.mark.usefixtures("place")
+def test_loading_is_timed_without_imports() -> None:
+    """A fresh process's first load takes what the next would: an import is no load, and the search's process had it before."""
+    done = subprocess.run([sys.executable, "-c", LOADING, str(CAUSAL)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, True]"
+
+
 @pytest.mark.usefixtures("place")
 def test_what_is_clearly_slower_is_not_gated() -> None:
     """Its first rounds show that a configuration is far slower than the best so far: the gate's time would be for nothing.

@@ -60,13 +60,14 @@ class Session:
     def load(self, subject: Subject, configuration: Configuration, device: str | None = None) -> float:
         """Make the model be loaded as the configuration says and return the seconds it took; next to none if it is already.
 
-        Then `found_load_s` says what the load before took.
+        Then `found_load_s` says what the load before took. What a process imports is the same for all, and is left out.
 
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         device: another than the session's.
         """
         device = device or self.device
         self.stage("load")
+        load_torch.import_class(subject.source, subject.workload.needs)
         began, choices = time.perf_counter(), choices_of(configuration)
         self.names = names = load_torch.statements(choices)
         key = weights_key(subject, configuration, device)

@@ -38,6 +38,15 @@ def statements(choices: Sequence[Choice]) -> dict[str, Any]:
     return names
 
 
+def import_class(source: ModelFiles, needs: Needs) -> None:
+    """Have transformers import the module of the model's class: a process that imports it amid a load seems to load for longer.
+
+    Raises BadInput where there is none.
+    """
+    config = config_of(source)
+    kinds_torch.auto_of(needs, config)._model_mapping[type(config)]
+
+
 def load(source: ModelFiles, configuration: Configuration, device: str, needs: Needs, names: dict[str, Any]) -> Any:
     """Load the model as the configuration says, in evaluation mode, on the device.
 
