@@ -21,7 +21,7 @@ from advisor.measure.landscape import read_landscapes
 from advisor.measure.messages import TrialDone
 from advisor.measure.replay import ReplayRunner
 from advisor.models.checkpoint import find_model
-from advisor.nouns.answer import Conclusion, Stop
+from advisor.nouns.answer import Conclusion, Prospect, Stop
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import LOADED
@@ -333,15 +333,30 @@ def test_a_job_of_a_second_is_not_searched_for(calls: int, budget: Budget, ends:
     assert step == EndSearch(Stop.PAYBACK) if ends else isinstance(step, Search)
 
 
-def test_a_tune_that_took_longer_than_its_job_says_so(store: Store) -> None:
-    """The default's whole job takes less than what was spent on the question."""
+@pytest.mark.parametrize("job_pays", [True, False])
+def test_a_tune_that_took_longer_than_its_job_says_so(store: Store, job_pays: bool) -> None:
+    """The default's whole job takes less than what was spent on the question. What was asked for is not proposed again."""
     few = replace(ANY, calls=CALLS)
     trials = tuple(replace(each, load_s=0.1, first_call_s=0.05, wall_s=20.0) for each in ENDLESS[:2])
-    studied(store, trials, objective=few)
+    studied(store, trials, objective=few, budget=Budget(600.0, payback_s=3600.0, job_pays=job_pays))
 
     words = "the default does all of it in 350 ms, beginning included, and measuring took 40 s"
-    assert words in shown(answer(store, objective=few))
+    further = ": --payback TIME measures on where such a job comes again"
+    text = shown(answer(store, objective=few))
+    assert words in text
+    assert (words + further in text) is job_pays
     assert "and measuring took" not in shown(answer(store, objective=replace(ANY, calls=10**9)))
+
+
+@pytest.mark.parametrize(
+    ("job_pays", "words"), [(True, "to save less of that job than"), (False, "to save less in 60 min of work than")]
+)
+def test_what_would_not_pay_is_told_by_what_was_to_pay(store: Store, job_pays: bool, words: str) -> None:
+    """The job where that was to pay for the search, else the work that was asked for."""
+    budget, untried = Budget(600.0, payback_s=3600.0, job_pays=job_pays), [Prospect(COMPILED, 1.6, 12.0)]
+    ended: dict[str, Any] = {"stop": Stop.PAYBACK, "left": untried, "chance": 0.9}
+    studied(store, ENDLESS[:2], {SORTED: (1.5, 1.51, 1.5)}, objective=SOME, budget=budget, **ended)
+    assert words in shown(answer(store, objective=SOME))
 
 
 def test_an_interrupted_tune_for_a_job_goes_on_as_it_was_asked_for(store: Store) -> None:

@@ -107,9 +107,8 @@ def begin_notes(
     lasts_s, spent_s = job and job.lasts_s(evidence.default.trial), sum(trial.wall_s or 0.0 for trial in trials)
     if lasts_s and spent_s > lasts_s:
         whole = f"the default does all of it in {span(lasts_s)}, beginning included"
-        notes.append(
-            f"{whole}, and measuring took {span(spent_s)}: --payback TIME measures on where such a job comes again"
-        )
+        further = ": --payback TIME measures on where such a job comes again" if study.budget.job_pays else ""
+        notes.append(f"{whole}, and measuring took {span(spent_s)}{further}")
     return notes
 
 

@@ -83,9 +83,8 @@ def _price_words(recommendation: Recommendation) -> str:
     left, payback_s = recommendation.prospects, recommendation.study.budget.payback_s
     if not left.is_dear or payback_s is None:
         return ""
-    words = (
-        f", for each is expected to save less in {span(payback_s)} of work than it costs to find, measure and confirm"
-    )
+    pays = "of that job" if recommendation.study.budget.job_pays else f"in {span(payback_s)} of work"
+    words = f", for each is expected to save less {pays} than it costs to find, measure and confirm"
     best = max(left.promising, key=lambda each: each.ratio or 0.0, default=None)
     if best is None or best.ratio is None:
         return words
