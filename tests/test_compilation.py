@@ -280,6 +280,15 @@ def test_sizes_are_left_open_where_they_differ() -> None:
     assert not any(c["compilation"].endswith("-dynamic") for c in even.admissible)
     assert any(c["compilation"] == "compiled" for c in even.admissible)
 
+    assert {r.about for r in even.refusals if r.rule == "C3"} == {""}  # however they are laid out
+
+    padded = replace(WORKLOAD, lengths=(64, 16, 48, 64), batch=2)
+    by_layout = build_space(facts, padded, environment, Objective(), 2**40)
+    dynamic = [c for c in by_layout.admissible if c["compilation"].endswith("-dynamic")]
+    refused_for = {r.about for r in by_layout.refusals if r.rule == "C3"}
+    assert refused_for == {"packing=padded"}
+    assert {c["packing"] for c in dynamic} >= {"packed", "sorted"}
+
     many = replace(WORKLOAD, lengths=tuple(range(16, 52)))
     varied = build_space(facts, many, environment, Objective(), 2**40)
     slow = {r.subject for r in varied.warnings if r.rule == "C3"}

@@ -78,19 +78,26 @@ def _shapes(workload: Workload, *, by_length: bool, packs: bool) -> int:
     return len(found)
 
 
+def _about_layout(situation: Situation) -> str:
+    """Return the choice that tells how many shapes calls have; "" where they have as many laid out in any way."""
+    layouts = ((False, False), (True, False), (False, True))
+    found = {_shapes(situation.workload, by_length=by_length, packs=packs) for by_length, packs in layouts}
+    return _about(situation, "packing") if len(found) > 1 else ""
+
+
 def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation], list[Reason]]:
     """Return the rules of one way to compile."""
 
     def why_not(situation: Situation) -> list[Reason]:
         facts, traits = situation.facts, situation.traits
         shapes = _shapes(situation.workload, by_length=traits.by_length, packs=traits.packs)
-        reasons = []
+        layout, reasons = _about_layout(situation), []
         if regional and facts.repeated_layers is not None and facts.repeated_layers < 2:
             text = f"{facts.architecture} has no layer that transformers knows to be repeated"
             reasons.append(Reason("C13", Verdict.INVALID, text, "choose compiled"))
         if dynamic and shapes == 1:
             text = "every call has the same shape: nothing is gained by leaving sizes open"
-            reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic"))
+            reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic", about=layout))
         if traits.fuses_layers:
             text = "torch's fused encoder layers are one operator each: there is nothing to fuse"
             reasons.append(Reason("C15", Verdict.INVALID, text, about=_about(situation, "attention")))
@@ -99,10 +106,10 @@ def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation
             reasons.append(Reason("C16", Verdict.SLOW, text, about=_breaking(situation)))
         if not dynamic and shapes > _MANY_SHAPES:
             text = f"calls have {shapes} shapes: torch compiles for one, then anew with sizes left open"
-            reasons.append(Reason("C3", Verdict.SLOW, text))
+            reasons.append(Reason("C3", Verdict.SLOW, text, about=layout))
         if mode == _GRAPHS and shapes > _MANY_SHAPES:
             text = f"a CUDA graph is recorded for each of {shapes} shapes, and holds its memory"
-            reasons.append(Reason("C3", Verdict.SLOW, text))
+            reasons.append(Reason("C3", Verdict.SLOW, text, about=layout))
         return reasons + ([] if regional else _whole_why_not(situation))
 
     return why_not
