@@ -25,7 +25,7 @@ from advisor.nouns.answer import Conclusion, Prospect, Stop
 from advisor.nouns.environment import Machine
 from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import LOADED
-from advisor.nouns.objective import Budget
+from advisor.nouns.objective import Budget, Tier
 from advisor.nouns.step import EndSearch, Search
 from advisor.nouns.trial import Outcome
 from advisor.pages.study_report import report_of
@@ -357,6 +357,20 @@ def test_what_would_not_pay_is_told_by_what_was_to_pay(store: Store, job_pays: b
     ended: dict[str, Any] = {"stop": Stop.PAYBACK, "left": untried, "chance": 0.9}
     studied(store, ENDLESS[:2], {SORTED: (1.5, 1.51, 1.5)}, objective=SOME, budget=budget, **ended)
     assert words in shown(answer(store, objective=SOME))
+
+
+def test_a_search_for_a_job_hides_no_answer_that_was_confirmed_for_any(store: Store) -> None:
+    """Who names no job and no quality is told what a whole search confirmed, and that it was of less; who names the job, of it."""
+    exact, job = replace(ANY, quality=Tier.EXACT), replace(ANY, calls=CALLS)
+    studied(store, ENDLESS, CONFIRMED, objective=exact)
+    before = answer(store)
+    studied(store, ENDLESS[:1], objective=job, stop=Stop.PAYBACK, left=[Prospect(COMPILED, 1.6, 12.0)], chance=0.9)
+
+    ever = answer(store)
+    assert ever.chosen is not None
+    assert (ever.verdict, ever.configuration, ever.chosen.ratio) == (before.verdict, SLOW, pytest.approx(2.0, abs=0.01))
+    assert "only quality exact was searched, which is narrower than what was asked for" in ever.notes
+    assert answer(store, objective=job).study.objective == job
 
 
 def test_an_interrupted_tune_for_a_job_goes_on_as_it_was_asked_for(store: Store) -> None:

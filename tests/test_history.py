@@ -409,7 +409,13 @@ def test_a_dry_run_says_what_would_be_tried(url: str, tmp_path: Path, capsys: py
     assert "1 " in text
     assert "A18 FlashAttention-2 runs on NVIDIA GPUs only → use a GPU" in text
     assert "U0 left out by --only or --fix" in text
-    assert text.endswith("time: unknown before the first trial; the budget bounds it at 10 min")
+    bounded = "time: unknown before the first trial; the budget bounds it at 10 min"
+    ends = "and it ends where each of what is left is expected to save less"
+    assert text.endswith(f"{bounded}, {ends} in 60 min of work than it costs")
+    job = " ".join(printed(capsys, *command, "--calls", "3").split())
+    assert job.endswith(f"{bounded}, {ends} of that job than it costs")
+    asked = " ".join(printed(capsys, *command, "--budget", "10m").split())
+    assert asked.endswith(bounded)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
 
 
@@ -454,7 +460,8 @@ def test_a_dry_run_counts_what_compiles_as_such(url: str, capsys: pytest.Capture
     assert "6 configurations are admissible" in text
     assert text.endswith(
         "time: about 6 min (6 configurations and 16 runs to confirm the best, at 4.0 s each as measured here before, and at "
-        "25.0 s each for the 4 that compile); the budget bounds it at 10 min"
+        "25.0 s each for the 4 that compile); the budget bounds it at 10 min, and it ends where each of what is left is expected "
+        "to save less in 60 min of work than it costs"
     )
 
 

@@ -92,25 +92,31 @@ def _best_study(
         return same[0], []
     asked = [s for s in own if s.objective.metric == objective.metric] or own
     plain = [s for s in asked if not s.objective.ignored_rules and not s.objective.only] or asked
-    wide = [
-        s
-        for s in plain
-        if s.objective.quality.rank >= objective.quality.rank
-        and _was_as_wide(s.objective.max_memory_bytes, objective.max_memory_bytes)
-    ]
+
+    def is_of_job(study: StudyRecord) -> bool:
+        return study.objective.calls in (None, objective.calls)
+
+    def is_wide(study: StudyRecord) -> bool:
+        searched = study.objective
+        within = _was_as_wide(searched.max_memory_bytes, objective.max_memory_bytes)
+        return searched.quality.rank >= objective.quality.rank and within
+
+    # What was searched for a job of so many calls may have ended at the default, for the job's sake: another job asks it last.
     # A study that was done within a limit answers before one without it that has only begun.
-    wide.sort(
+    best = min(
+        plain,
         key=lambda s: (
+            not is_of_job(s),
+            not is_wide(s),
             s.state != "done",
             not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s),
-            s.objective.calls not in (None, objective.calls),
-        )
+        ),
     )
-    if wide:
-        return wide[0], []
-    searched = plain[0].objective
+    if is_wide(best):
+        return best, []
+    searched = best.objective
     limit = f" within {gib(searched.max_memory_bytes)}" if searched.max_memory_bytes is not None else ""
-    return plain[0], [f"only quality {searched.quality}{limit} was searched, which is narrower than what was asked for"]
+    return best, [f"only quality {searched.quality}{limit} was searched, which is narrower than what was asked for"]
 
 
 def _was_as_wide(searched: float | None, asked: float | None) -> bool:
