@@ -17,10 +17,9 @@ from pathlib import Path
 from advisor import __version__
 from advisor.measure.landscape import Landscape
 from advisor.nouns.model import architecture_key_of
-from advisor.storage.place import default_url
 from advisor.nouns.trial import Trial
+from advisor.storage.place import default_url
 from advisor.storage.store import Store
-from advisor.study.history import is_reused
 
 
 def main() -> None:
@@ -55,9 +54,9 @@ def _at_their_cost(store: Store, trials: Sequence[Trial]) -> list[Trial]:
         trial.requested: trial.wall_s
         for study in store.studies()
         for trial in store.trials(study.id)
-        if trial.phase == "search" and not is_reused(trial)
+        if trial.phase == "search" and not trial.is_reused
     }
-    return [replace(trial, wall_s=first[trial.requested]) if is_reused(trial) else trial for trial in trials]
+    return [replace(trial, wall_s=first[trial.requested]) if trial.is_reused else trial for trial in trials]
 
 
 if __name__ == "__main__":

@@ -360,7 +360,7 @@ def test_what_would_not_pay_is_told_by_what_was_to_pay(store: Store, job_pays: b
 
 
 def test_a_search_for_a_job_hides_no_answer_that_was_confirmed_for_any(store: Store) -> None:
-    """Who names no job and no quality is told what a whole search confirmed, and that it was of less; who names the job, of it."""
+    """Who names no job and no quality hears what a whole search confirmed, and of what; who names the job hears of that one."""
     exact, job = replace(ANY, quality=Tier.EXACT), replace(ANY, calls=CALLS)
     studied(store, ENDLESS, CONFIRMED, objective=exact)
     before = answer(store)

@@ -1128,12 +1128,15 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
             progress.hear({"event": "trial", "trial": trial, "best": trial, "default": default})
         confirmed = replace(trial, phase="confirm", block=1, number=2)
         progress.hear({"event": "trial", "trial": confirmed, "best": trial, "default": default})
+        reused = replace(trial, number=3, wall_s=0.0)
+        progress.hear({"event": "trial", "trial": reused, "best": trial, "default": default})
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
 
     assert "2 configurations are admissible; 0 rules refuse others" in lines
     assert "0 sdpa · fp32 30 ms 1.00 ×" in lines
     assert "1 sdpa · fp32 · sorted 20 ms 1.50 ×" in lines
     assert "2 sdpa · fp32 · sorted 20 ms block 1" in lines
+    assert "3 sdpa · fp32 · sorted 20 ms 1.50 × measured before" in lines
     assert progress.best == "sdpa · fp32 · sorted: 20 ms, 1.50 × default"
 
 

@@ -173,6 +173,11 @@ class Trial:
         return None
 
     @property
+    def is_reused(self) -> bool:
+        """Whether the figures are another trial's: of what really ran in this study, or of the same work in another one."""
+        return self.reused_from is not None or (self.wall_s == 0 and bool(self.measurements))
+
+    @property
     def tokens_per_s(self) -> float:
         """Useful tokens per second, the median; 0.0 where nothing was timed."""
         measured = self.measurement("tokens_per_s")

@@ -32,7 +32,7 @@ from advisor.show.candidate_tables import quality_words
 from advisor.show.console import console
 from advisor.show.refused import refused_table
 from advisor.storage.study_record import StudyRecord
-from advisor.study.history import Listed, OverCalls, is_reused
+from advisor.study.history import Listed, OverCalls
 from advisor.study.plan import Plan
 from advisor.study.trial_words import device_words, words_of
 from advisor.terminal import gib, many, span
@@ -158,7 +158,7 @@ def print_trial(study: StudyRecord, trial: Trial, over: OverCalls | None = None)
         "outcome": f"{trial.outcome}{f': {trial.reason}' if trial.reason else ''}",
         "phase": f"{trial.phase}{f', block {trial.block}' if trial.block is not None else ''}",
         "begun": f"{trial.attempts} times: an attempt before failed or was interrupted" if trial.attempts > 1 else "",
-        "figures of": "another trial: nothing was run here" if is_reused(trial) else "",
+        "figures of": "another trial: nothing was run here" if trial.is_reused else "",
     }
     about |= {_called(measurement.metric): measured_words(measurement) for measurement in trial.measurements}
     if over is not None:

@@ -130,7 +130,7 @@ class Progress:
             # Figures of a block compare with that block's default alone, not with the search's.
             ratio = f"block {trial.block}" if trial.phase == "confirm" else self._ratio(trial, "%.2f ×")
             told = f"{figure(aim.metric, trial.value(aim.metric)):>17s} {ratio:>8s}"
-            self._print_trial(trial, told, trial.reason, "yellow")
+            self._print_trial(trial, told, trial.reason or ("measured before" if trial.is_reused else ""), "yellow")
         else:
             self._print_trial(
                 trial, str(trial.outcome), trial.reason, "yellow" if trial.outcome is Outcome.CUT else "red"

@@ -234,10 +234,5 @@ def trial_payload(study: StudyRecord, trial: Trial) -> dict[str, Any]:
         ],
         "quality": trial.quality.payload if trial.quality else None,
         "reading": dict(trial.reading),
-        "reused": is_reused(trial),
+        "reused": trial.is_reused,
     }
-
-
-def is_reused(trial: Trial) -> bool:
-    """Whether the figures are another trial's: of what really ran in this study, or of the same work in another one."""
-    return trial.reused_from is not None or (trial.wall_s == 0 and bool(trial.measurements))

@@ -18,7 +18,7 @@ from advisor.nouns.metrics import CPU_LAP, ROUND
 from advisor.nouns.model import ModelSource
 from advisor.nouns.trial import Outcome, Trial, best_laps_s
 from advisor.storage.study_record import StudyRecord
-from advisor.study.history import is_reused, study_payload, trial_payload
+from advisor.study.history import study_payload, trial_payload
 from advisor.study.reruns import Stored
 
 
@@ -167,7 +167,7 @@ def measured_then(stored: Stored) -> tuple[Trial, ...]:
 
     def is_another(trial: Trial) -> bool:
         is_alike = trial.requested == old.requested and trial.ran == old.ran and trial.device_uuid == old.device_uuid
-        is_good = trial.outcome is Outcome.OK and not is_reused(trial) and trial.score(aim) > 0
+        is_good = trial.outcome is Outcome.OK and not trial.is_reused and trial.score(aim) > 0
         return is_alike and is_good and trial.phase == old.phase
 
     found = [old if trial.number == old.number else trial for trial in stored.trials]
