@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from advisor import __version__
 from advisor.measure.landscape import Landscape
+from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import architecture_key_of
 from advisor.nouns.trial import Trial
 from advisor.storage.place import default_url
 from advisor.storage.store import Store
+from advisor.storage.study_record import StudyRecord
 
 
 def main() -> None:
@@ -34,7 +36,9 @@ def main() -> None:
 
     with Store.open(default_url(), write=False) as store:
         study = store.study(options.study)
-        trials = _at_their_cost(store, [trial for trial in store.trials(options.study) if trial.phase == "search"])
+        searched = [trial for trial in store.trials(options.study) if trial.phase == "search"]
+        key = architecture_key_of(json.loads(options.config.read_text()))
+        trials = _at_their_cost(searched, _measured(store, study, key))
     provenance = {
         "command": options.command,
         "date": study.started_at.date().isoformat(),
@@ -42,21 +46,28 @@ def main() -> None:
         "driver": study.environment.driver or "",
         "note": options.note,
     }
-    key = architecture_key_of(json.loads(options.config.read_text()))
     found = Landscape.of_study(study, trials, architecture_key=key, provenance=provenance)
     options.file.write_text(found.text, encoding="utf-8")
     print(f"{options.file}: {len(found.trials)} rows, {found.exhaustive_s:.0f} s")
 
 
-def _at_their_cost(store: Store, trials: Sequence[Trial]) -> list[Trial]:
+def _measured(store: Store, study: StudyRecord, key: str) -> dict[Configuration, float]:
+    """Return what trials of the same work in the same environment took (seconds), of each the newest that was run."""
+    found: dict[Configuration, float] = {}
+    for other in store.studies_for(key, study.workload.key_for(key)):
+        if other.environment_key == study.environment_key:
+            for trial in store.trials(other.id):
+                if trial.phase == "search" and not trial.is_reused and trial.wall_s:
+                    found.setdefault(trial.requested, trial.wall_s)
+    return found
+
+
+def _at_their_cost(trials: Sequence[Trial], measured: Mapping[Configuration, float]) -> list[Trial]:
     """Return the trials, those that were taken over with the seconds of the one that was measured."""
-    first = {
-        trial.requested: trial.wall_s
-        for study in store.studies()
-        for trial in store.trials(study.id)
-        if trial.phase == "search" and not trial.is_reused
-    }
-    return [replace(trial, wall_s=first[trial.requested]) if trial.is_reused else trial for trial in trials]
+    lost = [str(trial.requested) for trial in trials if trial.is_reused and trial.requested not in measured]
+    if lost:
+        raise SystemExit(f"record_landscape: what these took is not in this database: {', '.join(lost)}")
+    return [replace(trial, wall_s=measured[trial.requested]) if trial.is_reused else trial for trial in trials]
 
 
 if __name__ == "__main__":

@@ -356,7 +356,22 @@ def test_what_would_not_pay_is_told_by_what_was_to_pay(store: Store, job_pays: b
     budget, untried = Budget(600.0, payback_s=3600.0, job_pays=job_pays), [Prospect(COMPILED, 1.6, 12.0)]
     ended: dict[str, Any] = {"stop": Stop.PAYBACK, "left": untried, "chance": 0.9}
     studied(store, ENDLESS[:2], {SORTED: (1.5, 1.51, 1.5)}, objective=SOME, budget=budget, **ended)
-    assert words in shown(answer(store, objective=SOME))
+    found = answer(store, objective=SOME)
+    assert words in shown(found)
+    assert found.trying.endswith(" --payback 60m" if job_pays else " --exhaustive")
+
+
+def test_where_nothing_else_was_measured_the_answer_does_not_say_that_nothing_is_faster(store: Store) -> None:
+    """A job of seconds is not searched for: the default is the answer, for what it would cost to look."""
+    job, budget = replace(ANY, calls=CALLS), Budget(600.0, payback_s=3600.0, job_pays=True)
+    ended: dict[str, Any] = {"stop": Stop.PAYBACK, "left": [Prospect(SORTED, 1.6, 12.0)], "chance": 0.9}
+    studied(store, ENDLESS[:1], objective=job, budget=budget, **ended)
+    found = answer(store, objective=job)
+
+    assert (found.verdict, found.exit_status) == (Conclusion.DEFAULT, 0)
+    text = shown(found)
+    assert "keep the default, sdpa · bf16: to measure anything else is expected to cost more than it saves" in text
+    assert "nothing measured is faster" not in text
 
 
 def test_a_search_for_a_job_hides_no_answer_that_was_confirmed_for_any(store: Store) -> None:
@@ -371,6 +386,16 @@ def test_a_search_for_a_job_hides_no_answer_that_was_confirmed_for_any(store: St
     assert (ever.verdict, ever.configuration, ever.chosen.ratio) == (before.verdict, SLOW, pytest.approx(2.0, abs=0.01))
     assert "only quality exact was searched, which is narrower than what was asked for" in ever.notes
     assert answer(store, objective=job).study.objective == job
+
+
+def test_of_two_that_searched_as_wide_the_one_of_this_quality_answers(store: Store) -> None:
+    """What searched wider spent its trials elsewhere: one trial of it hides nothing."""
+    exact, wider = replace(ANY, quality=Tier.EXACT, calls=CALLS), replace(ANY, calls=CALLS)
+    studied(store, ENDLESS, CONFIRMED, objective=exact)
+    studied(store, ENDLESS[:1], objective=wider)
+
+    assert answer(store, objective=replace(exact, calls=CALLS + 1)).study.objective == exact
+    assert answer(store, objective=wider).study.objective == wider
 
 
 def test_an_interrupted_tune_for_a_job_goes_on_as_it_was_asked_for(store: Store) -> None:

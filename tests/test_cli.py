@@ -1128,6 +1128,8 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
             progress.hear({"event": "trial", "trial": trial, "best": trial, "default": default})
         confirmed = replace(trial, phase="confirm", block=1, number=2)
         progress.hear({"event": "trial", "trial": confirmed, "best": trial, "default": default})
+        cut = replace(confirmed, number=4, outcome=Outcome.CUT, reason="the budget ended")
+        progress.hear({"event": "trial", "trial": cut, "best": trial, "default": default})
         reused = replace(trial, number=3, wall_s=0.0)
         progress.hear({"event": "trial", "trial": reused, "best": trial, "default": default})
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
@@ -1137,6 +1139,7 @@ def test_progress_is_told_in_what_was_asked_for(capsys: pytest.CaptureFixture[st
     assert "1 sdpa · fp32 · sorted 20 ms 1.50 ×" in lines
     assert "2 sdpa · fp32 · sorted 20 ms block 1" in lines
     assert "3 sdpa · fp32 · sorted 20 ms 1.50 × measured before" in lines
+    assert "4 sdpa · fp32 · sorted cut block 1: the budget ended" in lines
     assert progress.best == "sdpa · fp32 · sorted: 20 ms, 1.50 × default"
 
 

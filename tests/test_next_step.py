@@ -52,6 +52,7 @@ MATH = DEFAULT.replaced(attention="sdpa-math")
 LATE = tuple(each.replaced(compilation="compiled") for each in (MATH, PACKED, SORTED, DEFAULT))
 WITH_LATE = replace(SPACE, admissible=(*LATE, DEFAULT, PACKED, SORTED, MATH))
 GOOD = Quality(0.01, 0.1, 1e-4, 1.0, 1, reference="fp32, eager")
+WRONG = replace(GOOD, rms=0.9, kl=1.0)
 
 
 def seen(*trials: Trial, taken: tuple[int, ...] = (), **more: Any) -> Snapshot:
@@ -150,6 +151,16 @@ ALONE: dict[str, tuple[Snapshot, Step]] = {
     "time to confirm the best": (seen(*DEAR, left_s=700.0, **OVER), Confirm(1, (DEFAULT, PACKED))),
     "no time to confirm the best, which must be": (
         seen(*DEAR, also=(PACKED,), left_s=120.0, **OVER), Confirm(1, (DEFAULT, PACKED))),
+    "no time to confirm the best, another is confirmed": (
+        seen(*DEAR, *(each for n in (1, 2, 3) for each in block(n, sorted=130.0)), left_s=140.0, **OVER,
+             comparisons=(Comparison(SORTED.key, DEFAULT.key, (1.3, 1.3, 1.3), 9),)), Done()),
+    "no time to confirm the best, another is no better than a tie": (
+        seen(*DEAR[:2], ran(SORTED, 101.0), left_s=70.0, **OVER), NO_BLOCK),
+    "no time to confirm the best, and the default is none": (
+        seen(ran(DEFAULT, quality=WRONG), *DEAR[1:2], ran(SORTED, 60.0), left_s=70.0, **OVER), NO_BLOCK),
+    "the best is confirmed, no time for one as good": (
+        seen(*ALL[:2], ran(SORTED, 149.0, first_call_s=100.0), ran(MATH, 148.0), *block(1), *block(2), *block(3),
+             space=WITH_LATE, left_s=70.0, **OVER, **compared(1.5, 1.5, 1.5)), NO_TIME),
     "time is set aside for the best that can be confirmed": (
         seen(*DEAR, left_s=36.0, space=WITH_LATE), EndSearch(Stop.BUDGET)),
     "no time to confirm any, but for a trial": (seen(*DEAR, left_s=20.0, space=WITH_LATE), Search(MATH)),
@@ -225,6 +236,10 @@ SHARED: dict[str, tuple[Snapshot, Step]] = {
     "another runs the block, another is needed": (
         seen(*ALL, running(DEFAULT, phase="confirm", block=1), running(PACKED, phase="confirm", block=1), taken=(3, 4), **OVER),
         Confirm(2, (DEFAULT, PACKED))),
+    "no time to confirm the best, another runs the block that decides of the next": (
+        seen(*DEAR, *block(1, sorted=130.0), *block(2, sorted=130.0), running(DEFAULT, phase="confirm", block=3),
+             running(SORTED, phase="confirm", block=3), taken=(7, 8), left_s=70.0, **OVER,
+             comparisons=(Comparison(SORTED.key, DEFAULT.key, (1.3, 1.3), 9),)), Wait((8,))),
     "another runs the third block": (
         seen(*ALL, *block(1), *block(2), running(DEFAULT, phase="confirm", block=3),
              running(PACKED, phase="confirm", block=3), taken=(7, 8), **OVER, **compared(1.5, 1.5)),

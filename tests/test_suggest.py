@@ -299,7 +299,7 @@ def test_a_study_that_runs_has_no_answer_yet(store: Store) -> None:
     """While the first trial runs nothing is measured: that is status 3, not "nothing admissible"."""
     studied(store, [attempt(DEFAULT, outcome=Outcome.RUNNING)], state="running")
 
-    with pytest.raises(NotMeasured, match="no finished trial yet"):
+    with pytest.raises(NotMeasured, match=r"no finished trial yet\. To go on: advisor tune org/model --lengths"):
         answer(store)
 
 

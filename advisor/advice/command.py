@@ -66,6 +66,8 @@ def trying_more(source: ModelSource, study: StudyRecord, objective: Objective, *
     if end.stop is Stop.EVERYTHING:
         return command
     is_unlikely = end.chance is not None and end.chance < CHANCE
+    if end.stop is Stop.PAYBACK and study.budget.job_pays and not is_unlikely:
+        return f"{command} --payback {_duration(_PAYBACK_S)}"
     if is_unlikely or end.stop in (Stop.UNLIKELY, Stop.PAYBACK):
         return f"{command} --exhaustive"
     return going_on(source, study, objective, is_own=True)

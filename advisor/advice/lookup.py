@@ -84,7 +84,10 @@ def _is_meant(key: str, environment: Environment, on: str) -> bool:
 def _best_study(
     studies: Sequence[StudyRecord], source: ModelSource, objective: Objective
 ) -> tuple[StudyRecord, list[str]]:
-    """Prefer the same weights, then the same objective, then one that searched at least as wide; finished and newest first."""
+    """Prefer the same weights, then the same objective, then one that searched at least as wide; finished and newest first.
+
+    One that was made for another number of calls comes after a finished one that was not, though that searched less wide.
+    """
     own = [s for s in studies if s.weights_digest == source.weights_digest] or list(studies)
     own.sort(key=lambda s: s.state != "done")
     same = [s for s in own if s.objective.payload == objective.payload]
@@ -96,23 +99,26 @@ def _best_study(
     def is_of_job(study: StudyRecord) -> bool:
         return study.objective.calls in (None, objective.calls)
 
-    def is_wide(study: StudyRecord) -> bool:
-        searched = study.objective
-        within = _was_as_wide(searched.max_memory_bytes, objective.max_memory_bytes)
-        return searched.quality.rank >= objective.quality.rank and within
+    def is_within(study: StudyRecord) -> bool:
+        return _was_as_wide(study.objective.max_memory_bytes, objective.max_memory_bytes)
 
-    # What was searched for a job of so many calls may have ended at the default, for the job's sake: another job asks it last.
+    wide = [s for s in plain if s.objective.quality.rank >= objective.quality.rank and is_within(s)]
     # A study that was done within a limit answers before one without it that has only begun.
-    best = min(
-        plain,
+    wide.sort(
         key=lambda s: (
-            not is_of_job(s),
-            not is_wide(s),
             s.state != "done",
             not _was_as_wide(s.objective.max_latency_s, objective.max_latency_s),
-        ),
+            not is_of_job(s),
+            s.objective.quality.rank,  # what searched wider than was asked for spent its trials elsewhere
+        )
     )
-    if is_wide(best):
+    if wide and is_of_job(wide[0]):
+        return wide[0], []
+    # A search for a job of so many calls may have ended at the default, for the job's sake: for another one, what was done for
+    # any says more, though it looked at a narrower quality.
+    narrower = [s for s in plain if is_of_job(s) and is_within(s) and s.state == "done"]
+    best = (narrower or wide or plain)[0]
+    if best in wide:
         return best, []
     searched = best.objective
     limit = f" within {gib(searched.max_memory_bytes)}" if searched.max_memory_bytes is not None else ""

@@ -77,7 +77,7 @@ def recommend(
     Raises NotMeasured where no trial has ended yet, NothingAdmissible where rules or --only leave nothing at all.
     """
     trials, refusals = store.weighed(study.id), tuple(store.refusals(study.id))
-    facts = _facts_of(study, source, trials)
+    facts = _facts_of(study, source, objective, trials)
     job = Amortised.of(objective, study.workload, facts, trials)
     trials = list(over_calls(trials, job))
     evidence = Evidence.of(store, source, study, objective, trials, job)
@@ -157,10 +157,13 @@ def _seen_of(store: Store, study: StudyRecord, chosen: Candidate | None) -> list
         return [f"whether the machine was left alone is not known: {error}"]
 
 
-def _facts_of(study: StudyRecord, source: ModelSource, trials: Sequence[Trial]) -> ModelFacts:
+def _facts_of(
+    study: StudyRecord, source: ModelSource, objective: Objective, trials: Sequence[Trial]
+) -> ModelFacts:
     """Return a study's facts for the model that is asked about. Raises NotMeasured where no trial has ended yet."""
     if study.facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
-        raise NotMeasured("the study has no finished trial yet; run the same tune again")
+        again = command_for(source, study.workload, objective, study.environment)
+        raise NotMeasured(f"the study has no finished trial yet. To go on: {again}")
     return study.facts.for_source(source, classifies=study.workload.needs.head is Head.CLASSIFICATION)
 
 

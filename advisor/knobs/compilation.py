@@ -7,6 +7,7 @@ tried first. What it gains is fewer kernels and fewer launches; with CUDA graphs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
@@ -69,6 +70,7 @@ def _graphs_unavailable(environment: Environment) -> Reason | None:
     return _unavailable(environment)
 
 
+@lru_cache(maxsize=64)
 def _shapes(workload: Workload, *, by_length: bool, packs: bool) -> int:
     """Return how many shapes the calls of a workload have."""
     found = set()
@@ -78,11 +80,18 @@ def _shapes(workload: Workload, *, by_length: bool, packs: bool) -> int:
     return len(found)
 
 
-def _about_layout(situation: Situation) -> str:
-    """Return the choice that tells how many shapes calls have; "" where they have as many laid out in any way."""
-    layouts = ((False, False), (True, False), (False, True))
-    found = {_shapes(situation.workload, by_length=by_length, packs=packs) for by_length, packs in layouts}
-    return _about(situation, "packing") if len(found) > 1 else ""
+#: How calls are laid out: by length or as given, packed or not.
+_LAYOUTS = ((False, False), (True, False), (False, True))
+
+
+def _about_layout(situation: Situation, holds: Callable[[int], bool]) -> str:
+    """Return the choice that a rule about so many shapes depends on; "" where it holds however calls are laid out."""
+    shapes = (_shapes(situation.workload, by_length=by_length, packs=packs) for by_length, packs in _LAYOUTS)
+    return "" if all(map(holds, shapes)) else _about(situation, "packing")
+
+
+def _are_many(shapes: int) -> bool:
+    return shapes > _MANY_SHAPES
 
 
 def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation], list[Reason]]:
@@ -91,25 +100,26 @@ def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation
     def why_not(situation: Situation) -> list[Reason]:
         facts, traits = situation.facts, situation.traits
         shapes = _shapes(situation.workload, by_length=traits.by_length, packs=traits.packs)
-        layout, reasons = _about_layout(situation), []
+        reasons = []
         if regional and facts.repeated_layers is not None and facts.repeated_layers < 2:
             text = f"{facts.architecture} has no layer that transformers knows to be repeated"
             reasons.append(Reason("C13", Verdict.INVALID, text, "choose compiled"))
         if dynamic and shapes == 1:
             text = "every call has the same shape: nothing is gained by leaving sizes open"
-            reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic", about=layout))
+            about = _about_layout(situation, lambda count: count == 1)
+            reasons.append(Reason("C3", Verdict.INVALID, text, "choose the same without -dynamic", about=about))
         if traits.fuses_layers:
             text = "torch's fused encoder layers are one operator each: there is nothing to fuse"
             reasons.append(Reason("C15", Verdict.INVALID, text, about=_about(situation, "attention")))
         if traits.breaks_graphs:
             text = "a part of its layers can't be traced: what is left to be fused is less than what entering it costs"
             reasons.append(Reason("C16", Verdict.SLOW, text, about=_breaking(situation)))
-        if not dynamic and shapes > _MANY_SHAPES:
+        if not dynamic and _are_many(shapes):
             text = f"calls have {shapes} shapes: torch compiles for one, then anew with sizes left open"
-            reasons.append(Reason("C3", Verdict.SLOW, text, about=layout))
-        if mode == _GRAPHS and shapes > _MANY_SHAPES:
+            reasons.append(Reason("C3", Verdict.SLOW, text, about=_about_layout(situation, _are_many)))
+        if mode == _GRAPHS and _are_many(shapes):
             text = f"a CUDA graph is recorded for each of {shapes} shapes, and holds its memory"
-            reasons.append(Reason("C3", Verdict.SLOW, text, about=layout))
+            reasons.append(Reason("C3", Verdict.SLOW, text, about=_about_layout(situation, _are_many)))
         return reasons + ([] if regional else _whole_why_not(situation))
 
     return why_not

@@ -60,7 +60,8 @@ class Session:
     def load(self, subject: Subject, configuration: Configuration, device: str | None = None) -> float:
         """Make the model be loaded as the configuration says and return the seconds it took; next to none if it is already.
 
-        Then `found_load_s` says what the load before took. What a process imports is the same for all, and is left out.
+        Then `found_load_s` says what the load before took. The model's class, which all need, is imported before; what a choice
+        imports for itself counts where it is imported first.
 
         Attention is switched on the loaded model where the class can (and read back later); else the model is loaded anew.
         device: another than the session's.

@@ -56,9 +56,16 @@ def _found(recommendation: Recommendation) -> str:
         Conclusion.TIE: f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1",
         Conclusion.UNCONFIRMED: f"keep the default, {words}, for now: [bold]what looked {better} is not confirmed[/]",
         Conclusion.UNSEARCHED: f"keep the default, {words}, for now: {little} {better}",
-        Conclusion.DEFAULT: f"keep the default, {words}: [bold]nothing measured is {better}[/]",
+        Conclusion.DEFAULT: f"keep the default, {words}: {_nothing_better(recommendation, better)}",
     }
     return kept[recommendation.verdict]
+
+
+def _nothing_better(recommendation: Recommendation, better: str) -> str:
+    """Say that nothing beats the default; or that nothing else was measured, where a search for it is not worth its time."""
+    if recommendation.tried <= 1 and recommendation.prospects.is_dear:
+        return "[bold]to measure anything else is expected to cost more than it saves[/]"
+    return f"[bold]nothing measured is {better}[/]"
 
 
 def _confirmed_words(chosen: Candidate, recommendation: Recommendation) -> str:

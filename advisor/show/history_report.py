@@ -91,7 +91,7 @@ def plan_words(plan: Plan) -> str:
     bounded = f"the budget is {many(budget.trials, 'trial')}" if budget.trials is not None else "no budget bounds it"
     if budget.seconds is not None:
         bounded = f"the budget bounds it at {span(budget.seconds)}"
-    if budget.payback_s is not None:
+    if budget.payback_s is not None and plan.job.objective.aim.is_of_time:
         pays = "of that job" if budget.job_pays else f"in {span(budget.payback_s)} of work"
         bounded += f", and it ends where each of what is left is expected to save less {pays} than it costs"
     if plan.seconds is None or plan.trial_s is None:

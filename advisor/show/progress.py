@@ -132,9 +132,8 @@ class Progress:
             told = f"{figure(aim.metric, trial.value(aim.metric)):>17s} {ratio:>8s}"
             self._print_trial(trial, told, trial.reason or ("measured before" if trial.is_reused else ""), "yellow")
         else:
-            self._print_trial(
-                trial, str(trial.outcome), trial.reason, "yellow" if trial.outcome is Outcome.CUT else "red"
-            )
+            reason = f"block {trial.block}: {trial.reason}" if trial.phase == "confirm" else trial.reason
+            self._print_trial(trial, str(trial.outcome), reason, "yellow" if trial.outcome is Outcome.CUT else "red")
         if best:
             self.best = (
                 f"{best.ran}: {figure(aim.metric, best.value(aim.metric))}{self._ratio(best, ', %.2f × default')}"

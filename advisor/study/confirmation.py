@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from advisor.nouns.configuration import Configuration
-from advisor.nouns.measurement import BOUNDS, Comparison
+from advisor.nouns.measurement import BOUNDS, TIE_ZONE, Comparison
 from advisor.nouns.step import Compare, Confirm, Done, Step, Wait
 from advisor.nouns.trial import Outcome, Trial
 from advisor.study.confirm import (
@@ -101,9 +101,11 @@ def _for_the_job(seen: Snapshot, comparison: Comparison) -> Comparison:
 class _Wanted:
     """Who is to meet the default in another block, the best first; and what is waited for before it is known of the others.
 
-    lacking: how many blocks each of them needs yet at least; theirs: the numbers of trials of blocks that other tunes run.
+    best: of the search, who may want no block any more; lacking: how many blocks each of the rivals needs yet at least; theirs:
+    the numbers of trials of blocks that other tunes run.
     """
 
+    best: Configuration | None
     rivals: list[Configuration]
     lacking: list[int]
     theirs: tuple[int, ...]
@@ -117,23 +119,30 @@ class _Wanted:
     def of(cls, seen: Snapshot) -> _Wanted:
         """Return who is wanted: beside the best; or, where there is no time to confirm that one, the best that there is time for.
 
-        Where there is time for nobody it is the best all the same: its blocks are kept, and another tune goes on from them.
+        Where there is time for nobody that beats the default, or it may not be recommended itself, it is the best all the same:
+        its blocks are kept, and another tune goes on from them.
         """
         right = [trial for trial in seen.trials if seen.usable(trial)]
         first = wanted = cls._beside_the_best_of(seen, right)
-        while wanted.rivals and not wanted._has_time(seen):
-            right = [trial for trial in right if trial.ran != wanted.rivals[0]]
+        default, aim = seen.default, seen.job.objective.aim
+        if default is None or not seen.usable(default):
+            return first
+        clear = default.score(aim) * (1 + TIE_ZONE)
+        while wanted.rivals and wanted.rivals[0] == wanted.best and not wanted._has_time(seen):
+            right = [trial for trial in right if trial.ran != wanted.best and trial.score(aim) > clear]
             wanted = cls._beside_the_best_of(seen, right)
-        return wanted if wanted.rivals else first
+            if wanted.best is None:
+                return first
+        return wanted
 
     def _has_time(self, seen: Snapshot) -> bool:
-        best = self.rivals[0]
-        needed_s = max(1, self.lacking[0]) * _block_s(seen, [best])
-        return needed_s <= left_to_confirm_s(seen) or best in _must_be(seen)
+        best, must = self.rivals[0], _must_be(seen)
+        needed_s = max(1, self.lacking[0]) * _block_s(seen, list(dict.fromkeys([best, *must])))
+        return needed_s <= left_to_confirm_s(seen) or best in must
 
     @classmethod
     def _beside_the_best_of(cls, seen: Snapshot, right: Sequence[Trial]) -> _Wanted:
-        everybody = _rivals(seen, right)
+        best, everybody = _rivals(seen, right)
         found = (_for_the_job(seen, each) for each in _compared(seen, everybody))
         asked, known = seen.job.budget.blocks, {each.candidate: each for each in found}
         least = least_blocks(asked)
@@ -152,7 +161,7 @@ class _Wanted:
                 continue
             rivals.append(rival)
             lacking.append(least - run)
-        return cls(rivals, lacking, tuple(theirs))
+        return cls(best, rivals, lacking, tuple(theirs))
 
 
 def _goes_on(comparison: Comparison, blocks: int) -> bool:
@@ -170,14 +179,14 @@ def _block_s(seen: Snapshot, rivals: Sequence[Configuration]) -> float:
     return block_s(seen.trials, order, seen.start_s, turns)
 
 
-def _rivals(seen: Snapshot, right: Sequence[Trial]) -> list[Configuration]:
-    """Return who of these is to be compared with the default by what is known now; nobody where no blocks are asked for."""
+def _rivals(seen: Snapshot, right: Sequence[Trial]) -> tuple[Configuration | None, list[Configuration]]:
+    """Return the best of these by what is known now, and who is to be compared with the default; nobody where no blocks are."""
     default, aim = seen.default, seen.job.objective.aim
     if default is None or not seen.job.budget.blocks:
-        return []
+        return None, []
     found = finalists(right, default, aim, is_default_right=seen.usable(default))
     # Where there is no time for all, the last are left out: what must be comes right after the best.
-    return list(dict.fromkeys([*found[:1], *_must_be(seen), *found[1:]]))
+    return next(iter(found), None), list(dict.fromkeys([*found[:1], *_must_be(seen), *found[1:]]))
 
 
 def _must_be(seen: Snapshot) -> list[Configuration]:
