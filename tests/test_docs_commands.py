@@ -108,7 +108,7 @@ def test_a_command_of_a_page_runs(line: str, place: Path, capfd: pytest.CaptureF
     build_parser().parse_args(_with_defaults(words))
     if _OF_A_GPU.search(line) or words[0] in _OF_THE_DAEMON or "--server" in words:
         return
-    known = {"MODEL": MODEL, "tests/models/causal": MODEL, "STUDY.NUMBER": "3.0", "NAME": "json"}
+    known = {"MODEL": MODEL, "tests/models/causal": MODEL, "STUDY.NUMBER": "3.0", "1.2": "1.0", "NAME": "json"}
     asked = [known.get(word, word) for word in _with_defaults(words)]
     small = _SMALL.get(asked[0], [])
     if "--exhaustive" in asked:  # it says itself how far it goes

@@ -157,9 +157,7 @@ def _seen_of(store: Store, study: StudyRecord, chosen: Candidate | None) -> list
         return [f"whether the machine was left alone is not known: {error}"]
 
 
-def _facts_of(
-    study: StudyRecord, source: ModelSource, objective: Objective, trials: Sequence[Trial]
-) -> ModelFacts:
+def _facts_of(study: StudyRecord, source: ModelSource, objective: Objective, trials: Sequence[Trial]) -> ModelFacts:
     """Return a study's facts for the model that is asked about. Raises NotMeasured where no trial has ended yet."""
     if study.facts is None or all(trial.outcome is Outcome.RUNNING for trial in trials):
         again = command_for(source, study.workload, objective, study.environment)
