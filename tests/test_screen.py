@@ -130,9 +130,11 @@ def test_a_trial_is_a_line_of_eighty_columns(tuned: Tuned) -> None:
     lines = lines_of(tuned.screen)
     trials = [line for line in lines if re.match(r" *\d+ \S+ · ", line)]
     searched = [line for line in trials if re.search(r"tokens/s +\d\.\d\d ×$", line)]
+    pruned = [line for line in trials if " pruned " in line]  # where the machine is busy
     blocks = [line for line in trials if re.search(r"tokens/s +block \d$", line)]
 
-    assert len(searched) >= 3, lines
+    assert searched, lines
+    assert len(searched) + len(pruned) >= 3, lines
     assert len(blocks) >= 2, lines
     assert max(map(len, lines)) <= 80
     assert any("━" in line and "trial" in line for line in lines)  # the bar, with what is left beside it
@@ -188,7 +190,6 @@ def test_a_label_is_one_in_every_form_and_is_taken_back(tuned: Tuned, ask: Ask) 
     """What text prints, JSON and SQL have, CSV has, and --only, --why-not and show take."""
     payload = json.loads(ask(*SUGGEST, "--format", "json")[1])
     labels = {each["label"] for each in [*payload["runners_up"], payload["recommendation"]]}
-    assert len(labels) >= 3
     _, text, _ = ask(*SUGGEST)
     rows = {row["configuration"] for row in csv.DictReader(io.StringIO(ask(*SUGGEST, "--csv")[1]))}
     listed = {row["configuration"] for row in csv.DictReader(io.StringIO(ask("trials", "--csv")[1]))}
@@ -196,6 +197,7 @@ def test_a_label_is_one_in_every_form_and_is_taken_back(tuned: Tuned, ask: Ask) 
         stored = {str(trial.requested) for trial in store.trials(1)}
     rejected = {each["label"] for each in payload["rejected"]}  # where a busy machine had one pruned
     assert labels | rejected == rows
+    assert len(rows) >= 3
     assert rows <= listed == stored
     for label in labels:
         assert label in text
