@@ -49,7 +49,7 @@ def owners() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for word, kind in KINDS.items():
         for name in (word, kind.name, *(metric.metric for metric in kind.metrics if metric.metric != PEAK)):
-            found[name] = [f"workloads/{kind.name}*.py"]
+            found.setdefault(name, ["workloads/figures.py"]).append(f"workloads/{kind.name}*.py")
     found |= {output: ["workloads/*.py"] for output in OUTPUTS}
     for knob in KNOBS.values():
         for name in knob.choices:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import batch, compilation, kernels, packing, precision
+from advisor.knobs import autocast, batch, checkpointing, compilation, kernels, micro_batch, optimizer, packing, precision
 from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,
@@ -90,7 +90,19 @@ __all__ = [
 #: Of all rules of all choices together: it is raised whenever one of them comes, goes or says something else.
 RULES_VERSION = 3
 
-_OWN = (attention.KNOB, precision.KNOB, quantization.KNOB, packing.KNOB, batch.KNOB, kernels.KNOB, compilation.KNOB)
+_OWN = (
+    attention.KNOB,
+    precision.KNOB,
+    quantization.KNOB,
+    packing.KNOB,
+    batch.KNOB,
+    kernels.KNOB,
+    compilation.KNOB,
+    autocast.KNOB,
+    micro_batch.KNOB,
+    checkpointing.KNOB,
+    optimizer.KNOB,
+)
 
 
 def knobs_for(workload: Workload) -> dict[str, Knob]:
@@ -252,7 +264,7 @@ def advised(configuration: Configuration) -> bool:
 
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
     """Return what transformers does when told nothing: the class's default attention, the checkpoint's dtype, padding."""
-    return {name: knob.default(facts) for name, knob in knobs_for(workload).items()}
+    return {name: knob.default(facts, workload) for name, knob in knobs_for(workload).items()}
 
 
 def effective_choices(reading: Reading, workload: Workload) -> dict[str, str]:

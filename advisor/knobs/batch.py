@@ -46,7 +46,7 @@ def _proof(size: int) -> Callable[[Reading], str | None]:
     return proof
 
 
-def _default(facts: ModelFacts) -> str:
+def _default(_: ModelFacts, __: Workload) -> str:
     return "1"
 
 

@@ -80,8 +80,8 @@ class Reading:
     flash_impl: what torch's flash kernel was switched to ("FA3", "FA4"), "" where it is torch's own.
     one_way: the class knows one way to attend, its own, which may be none. own: by knob, what its own `read` saw. kernel_s:
     seconds that a GPU's kernels took together in that step, 0.0 where none were seen. compiled_regions: how many times it
-    entered what torch compiled; compile_limited: whether torch had compiled a function as often as it does by then. proof_s:
-    what reading all this took.
+    entered what torch compiled; compile_limited: whether torch had compiled a function as often as it does by then. shapes:
+    how many sequences each forward pass of the first timed call has. proof_s: what reading all this took.
     """
 
     attention: Mapping[str, str]
@@ -102,6 +102,7 @@ class Reading:
     kernel_s: float = 0.0
     compiled_regions: int = 0
     compile_limited: bool = False
+    shapes: Sequence[int] = ()
     proof_s: float = 0.0
 
 
@@ -198,6 +199,7 @@ class Choice:
     packages: distributions that it needs beside torch and transformers, by their names in an environment.
     in_fp32(implementation): lets kernels that take 16 bits alone be stood in for by the same in fp32, behind their interface.
     in_chunks(): lets it attend from some queries at a time, where it may write all scores in fp32.
+    trainer: what transformers' TrainingArguments call it, as expressions by name, where they have a word for it.
     traits: what everybody else asks of it. compile_s, compile_layer_s: the seconds that compiling adds to its trial, and those of
     each of the model's layers, as expected before any was seen. akin: choices of a knob with the same word do alike: where the
     prediction of one is wrong, that of another is as wrong, nearly.
@@ -223,6 +225,7 @@ class Choice:
     collation: Callable[[Batching], Collation] | None = None
     in_fp32: Callable[[str], AbstractContextManager[None]] | None = None
     in_chunks: Callable[[], AbstractContextManager[None]] | None = None
+    trainer: Mapping[str, str] = field(default_factory=dict, hash=False)
     traits: Traits = field(default=Traits())
     compile_s: float = 0.0
     compile_layer_s: float = 0.0
@@ -242,7 +245,7 @@ class Choice:
 class Knob:
     """One tunable dimension.
 
-    reload: whether changing it needs the weights loaded again; default(facts): what transformers does when told
+    reload: whether changing it needs the weights loaded again; default(facts, workload): what transformers does when told
     nothing; effective(reading): the name of the choice that ran; applies(workload): whether it can be turned at all.
     reference: the choice that the gate's reference is computed with, "" where that is the default's.
     facts(model): what its rules need to know of a model that no other knob asks, as fields of `ModelFacts`; worker only.
@@ -262,7 +265,7 @@ class Knob:
     summary: str
     reload: bool
     choices: dict[str, Choice]
-    default: Callable[[ModelFacts], str]
+    default: Callable[[ModelFacts, Workload], str]
     effective: Callable[[Reading], str]
     applies: Callable[[Workload], bool] = always
     reference: str = ""

@@ -238,7 +238,7 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         compile_s=seconds if regional else 0.0,
         compile_layer_s=0.0 if regional else seconds,
         akin="compiled",
-        traits=Traits(compiles_model=True, replays=mode == _GRAPHS),
+        traits=Traits(compiles_model=True, compiles_regions=regional, replays=mode == _GRAPHS),
     )
 
 
@@ -258,7 +258,7 @@ KNOB = Knob(
     name="compilation",
     summary="torch.compile",
     reload=False,
-    default=lambda _: OFF,
+    default=lambda _, __: OFF,
     effective=_effective,
     choices={
         choice.name: choice

@@ -1,13 +1,13 @@
 """Kernels: Liger's in place of a decoder's norms, gated MLPs and rotary positions.
 
 They fuse what torch launches as several kernels each, and change no matrix product and no attention. Most of what Liger saves it
-saves in training, by losses without logits: those are left out here. Sources: levers.md (K2, K3) and liger-kernel 0.8.5's
+saves in training, by a loss without logits: that is a choice of its own, of training alone. Sources: levers.md (K2, K3) and liger-kernel 0.8.5's
 transformers/monkey_patch.py; K4 was measured on an H100 (levers.md), K5 to K7 are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
@@ -27,8 +27,18 @@ _FUNCTIONS = "Liger"
 _KERNELS = ("_rms_norm_forward_kernel", "_swiglu_", "_geglu_", "_triton_rope", "_layer_norm_forward_kernel")
 _COMPILED = "Torch-Compiled Region"
 
+#: What Liger names its loss without logits.
+_FUSED_LOSS = "LigerFusedLinearCrossEntropy"
+
 #: The statement that replaces. Its losses replace logits in training, and torch's own cross entropy for the whole process (K3).
-_PATCH = "_apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)"
+#: Adapters are around the model that Liger knows.
+_PATCH = (
+    '_apply_liger_kernel_to_instance(model=getattr(model, "get_base_model", lambda: model)(), '
+    "cross_entropy=False, fused_linear_cross_entropy={})"
+)
+
+#: The choices that replace: without the loss, and with it.
+_LIGER, _WITH_LOSS = "liger", "liger-loss"
 
 
 def _unavailable(environment: Environment) -> Reason | None:
@@ -57,6 +67,13 @@ def _why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
+def _loss_why_not(situation: Situation) -> list[Reason]:
+    if not situation.workload.trains:
+        text = "without labels there is no loss, and logits are what is asked for"
+        return [Reason("K3", Verdict.INVALID, text, f"choose {_LIGER}")]
+    return _why_not(situation)
+
+
 def _rates(situation: Situation) -> Mapping[Term, float]:
     """Fewer kernels, each of which triton takes longer to launch. Not measured by itself: a training step took 0.76, losses too.
 
@@ -66,6 +83,12 @@ def _rates(situation: Situation) -> Mapping[Term, float]:
     if situation.configuration["compilation"] != KNOBS["compilation"].implied:
         return {Term.LAUNCHES: 0.9, Term.LINEAR: 0.98}
     return {Term.LAUNCHES: 1.05}
+
+
+def _loss_rates(situation: Situation) -> Mapping[Term, float]:
+    """Logits and their logarithms are neither written nor read: by hand a step took 0.93 of the time that it took with them."""
+    found = _rates(situation)
+    return {**found, Term.LINEAR: 1.08 * found.get(Term.LINEAR, 1.0)}
 
 
 def _read(model: Any, _: Mapping[str, Any]) -> dict[str, int]:
@@ -87,7 +110,17 @@ def _facts(model: Any) -> Mapping[str, Any]:
 
 
 def _effective(reading: Reading) -> str:
-    return "liger" if _unproven(reading) is None else NONE
+    if _unproven(reading) is not None:
+        return NONE
+    return _WITH_LOSS if any(_FUSED_LOSS in name for name in reading.operators) else _LIGER
+
+
+def _proof(name: str) -> Callable[[Reading], str | None]:
+    def proof(reading: Reading) -> str | None:
+        ran = _effective(reading)
+        return _unproven(reading) or (None if ran == name else f"it ran as {ran}")
+
+    return proof
 
 
 def _unproven(reading: Reading) -> str | None:
@@ -107,30 +140,38 @@ def _still_there(reading: Reading) -> str | None:
     return "Liger's are in the model: " + ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
 
 
+def _replacing(name: str, words: str, *, loss: bool) -> Choice:
+    """Return a choice of Liger's kernels. loss: whether its loss without logits is among them, as is Trainer's default."""
+    without = {} if loss else {"liger_kernel_config": '{"fused_linear_cross_entropy": False}'}
+    return Choice(
+        "kernels",
+        name,
+        words,
+        _SOURCE,
+        unavailable=_unavailable,
+        why_not=_loss_why_not if loss else _why_not,
+        on_model=(_PATCH.format(loss),),
+        imports=("from liger_kernel.transformers import _apply_liger_kernel_to_instance",),
+        packages=(_PACKAGE, "triton"),
+        proof=_proof(name),
+        rates=_loss_rates if loss else _rates,
+        trainer={"use_liger_kernel": "True", **without},
+        traits=Traits(process_wide=True, keeps_logits=not loss),
+    )
+
+
 KNOB = Knob(
     name="kernels",
     summary="kernels of norms, MLPs and rotary positions",
     reload=False,
-    default=lambda _: NONE,
+    default=lambda _, __: NONE,
     effective=_effective,
     choices={
         choice.name: choice
         for choice in (
             Choice("kernels", NONE, "as transformers has them", _SOURCE, proof=_still_there),
-            Choice(
-                "kernels",
-                "liger",
-                "Liger's, in triton, for RMSNorm, gated MLPs and rotary positions of decoders",
-                _SOURCE,
-                unavailable=_unavailable,
-                why_not=_why_not,
-                on_model=(_PATCH,),
-                imports=("from liger_kernel.transformers import _apply_liger_kernel_to_instance",),
-                packages=(_PACKAGE, "triton"),
-                proof=_unproven,
-                rates=_rates,
-                traits=Traits(process_wide=True),
-            ),
+            _replacing(_LIGER, "Liger's, in triton, for RMSNorm, gated MLPs and rotary positions of decoders", loss=False),
+            _replacing(_WITH_LOSS, "the same, and the loss without logits, in training", loss=True),
         )
     },
     facts=_facts,

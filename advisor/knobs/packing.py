@@ -136,6 +136,13 @@ def _bool_mask_why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
+def _taught_across_why_not(situation: Situation) -> list[Reason]:
+    reasons = [reason for reason in _packed_why_not(situation) if reason.verdict.refuses]
+    if not situation.workload.trains:
+        return [*reasons, Reason("P17", Verdict.ALIAS, "without labels it is the same work as packed")]
+    return [*reasons, Reason("T3", Verdict.WRONG, _T3, "call it as the choice packed does")]
+
+
 def _effective(reading: Reading) -> str:
     """By how the model was called: see `advisor.measure.proof_torch.inputs_of`."""
     inputs = reading.inputs
@@ -145,6 +152,7 @@ def _effective(reading: Reading) -> str:
         return "sorted" if inputs.get("by_length") else "padded"
     mask = str(inputs.get("mask") or "")
     forms = (
+        ("packed-taught-across", inputs.get("taught_across")),
         ("packed-bool-mask", mask == "4d-bool"),
         ("packed-zeros-in-mask", mask.startswith("2d") and inputs.get("mask_zeros")),
         ("packed-2d-mask", mask.startswith("2d")),
@@ -164,7 +172,7 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
     return proof
 
 
-def _default(facts: ModelFacts) -> str:
+def _default(_: ModelFacts, __: Workload) -> str:
     return "padded"
 
 
@@ -179,6 +187,7 @@ _P4 = (
 )
 _P5 = "a mask with zeros wins over positions and cu_seq_lens: the row becomes one sequence; leave pads and mask out"
 _P8 = "positions of this model start at padding_idx + 1, not at 0"
+_T3 = "labels at the first token of a sequence teach the last token of the one before it to predict it: they are -100"
 _P19 = "encoders do not look for packed sequences: pass a float block-diagonal mask, or use flash attention"
 
 _MODULE = "advisor.knobs.packing_torch"
@@ -297,6 +306,12 @@ _WRONG = (
         "packed, with positions from 0 where the model's start later",
         _wrong_where("P8", _P8, _counts_from_offset, "with positions that start at 0"),
         _packed("collate_from_zero", "collate_masked_from_zero"),
+    ),
+    _wrong(
+        "packed-taught-across",
+        "packed, with labels at the first tokens of sequences",
+        _taught_across_why_not,
+        _packed("collate_taught_across"),
     ),
     _wrong("packed-bool-mask", "packed, with a 4D bool mask", _bool_mask_why_not, _packed("collate_bool_masked")),
     _wrong(

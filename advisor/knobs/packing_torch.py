@@ -97,6 +97,12 @@ def collate_2d_masked(sequences: list[torch.Tensor], first_position: int = 0) ->
     return {**call, "attention_mask": torch.ones_like(call["input_ids"])}, places
 
 
+def collate_taught_across(sequences: list[torch.Tensor], first_position: int = 0) -> tuple[dict[str, Any], list[Place]]:
+    """Pack with labels at every token, a sequence's first one too: what rule T3 is about."""
+    call, places = collate_packed(sequences, first_position)
+    return {**call, "labels": call["input_ids"].clone()}, places
+
+
 def collate_without_positions(
     sequences: list[torch.Tensor], first_position: int = 0
 ) -> tuple[dict[str, Any], list[Place]]:

@@ -29,8 +29,12 @@ class Traits:
 
     fuses_layers: a layer is one operator of torch's.
 
+    Training. autocasts: products are in 16 bits whatever the weights are in; recomputes: what a layer computed is computed again on
+    the way back, and not kept; keeps_logits: logits are in memory as a whole, and so are their logarithms; state_bytes: that an
+    optimizer keeps of each value that is trained, 0 where they are two values like it.
+
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
-    are, or the whole model. pins_kernel: it holds torch to a kernel by a switch that what was
+    are, or the whole model; compiles_regions: the layers alone. pins_kernel: it holds torch to a kernel by a switch that what was
     compiled does not look at. pays_compiled: it is slower than nothing unless the model is compiled; breaks_graphs: a layer with
     it is no graph of its own any more. replays: kernels are recorded once and replayed, without the operators that launch them.
     own_load: this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the
@@ -58,8 +62,13 @@ class Traits:
     bytes_per_weight: float = 0.0
     as_stored: bool = False
     fuses_layers: bool = False
+    autocasts: bool = False
+    recomputes: bool = False
+    keeps_logits: bool = True
+    state_bytes: float = 0.0
     compiles: bool = False
     compiles_model: bool = False
+    compiles_regions: bool = False
     pins_kernel: bool = False
     pays_compiled: bool = False
     breaks_graphs: bool = False

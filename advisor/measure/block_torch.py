@@ -114,7 +114,7 @@ def run_block(session: Session, request: BlockAsked, failure_of: FailureOf) -> B
     """
     block = _Block(session, request, failure_of)
     compiling = sum(compiles(each) for each in request.contestants)
-    with torch.inference_mode(), switches_torch.graphs_for(compiling) if compiling else nullcontext():
+    with runtime_of(request).mode(), switches_torch.graphs_for(compiling) if compiling else nullcontext():
         if request.in_turn:
             for contestant in block.shuffled():
                 block.run([contestant])

@@ -15,6 +15,7 @@ import torch
 
 from advisor.knobs import traits_of
 from advisor.measure import gate_torch
+from advisor.measure.course_torch import course_figures
 from advisor.measure.gate_torch import Looked, ids_of
 from advisor.measure.layout_torch import look_at_layout
 from advisor.measure.messages import Figure, Gate, LayoutAsked, LayoutLooked, Ran, Subject
@@ -34,6 +35,7 @@ def figures_of(
     Raises ValueError where an output is not finite.
     """
     began = time.perf_counter()
+    session.give_back(runtime_of(subject))
     workload, tokens = session.sampled(subject)
     reference = _read(gate.path, subject, workload)
     calls = session.calls(subject, workload.under(configuration), configuration, tokens)
@@ -51,6 +53,10 @@ def figures_of(
         began = time.perf_counter()
         found |= _probed(session, subject, looked, kept, configuration)
         seconds["probe_s"] = time.perf_counter() - began
+    if reference.get("course") is not None:
+        began = time.perf_counter()
+        found |= course_figures(session, subject, configuration, reference["course"])
+        seconds["course_s"] = time.perf_counter() - began
     figures: dict[str, Any] = {**found, "drawn": subject.source.has_random_weights, "gate": GATE_VERSION}
     return replace(quality, **figures), seconds
 
@@ -121,7 +127,7 @@ def layout_of(session: Session, request: LayoutAsked) -> LayoutLooked:
     """Look at a layout without quantisation: for a choice that quantises, whose own weights can't be widened."""
     configuration = request.configuration
     session.load(request, configuration)
-    with torch.inference_mode():
+    with runtime_of(request).mode():
         found = look_at_layout(session, request, configuration)
         workload, tokens = session.sampled(request)
         looked = _looked(session, request, _read(request.reference, request, workload))

@@ -105,16 +105,14 @@ def read_effective(
     """
     session.stage("proof")
     call, facts, batching = calls[0], subject.facts, session.batching(subject, configuration)
-    order = [number for c in calls for number in c.sequences]
-    lengths = [n for c in calls for n in c.lengths]
+    runtime = runtime_of(subject)
     launched = profiled(session, call, subject, kernels=kernels)
-    by_length = order != sorted(order) and lengths == sorted(lengths, reverse=True)
     reading = Reading(
         attention=readback_torch.attention_of(session.model),
         dtypes=readback_torch.dtypes_of(session.model),
         linears=readback_torch.linears_of(session.model),
         operators=launched.names,
-        inputs=inputs_of(call.arguments, batching, by_length=by_length),
+        inputs=inputs_of(call.arguments, batching, by_length=_is_by_length(runtime.in_order(calls))),
         float32_matmul=torch.get_float32_matmul_precision(),
         weight_bytes=readback_torch.weight_bytes_of(session.model),
         sdp_kernels=switches_torch.allowed_kernels(),
@@ -126,12 +124,21 @@ def read_effective(
         kernel_s=launched.kernel_s,
         compiled_regions=launched.regions,
         compile_limited=switches_torch.is_limited(),
+        shapes=runtime.shapes(calls),
         own={name: knob.read(session.model, call.arguments) for name, knob in KNOBS.items() if knob.read is not None},
     )
     effective = Configuration.of(effective_choices(reading, subject.workload))
     if not launched.regions or not unproven(configuration, effective, reading):
         return reading
     return replace(reading, uncompiled=operators_uncompiled(session, call, subject))
+
+
+def _is_by_length(groups: Sequence[Sequence[Call]]) -> bool:
+    """Whether sequences are longest first in each group of calls, and not as they were given."""
+    orders = [[number for call in group for number in call.sequences] for group in groups]
+    lengths = [[n for call in group for n in call.lengths] for group in groups]
+    moved = any(order != sorted(order) for order in orders)
+    return moved and all(each == sorted(each, reverse=True) for each in lengths)
 
 
 def unproven(requested: Configuration, effective: Configuration, reading: Reading) -> str:
@@ -161,8 +168,18 @@ def inputs_of(call: Mapping[str, Any], batching: Batching, *, by_length: bool) -
         "cu_seq_lens": "cu_seq_lens_q" in call,
         "by_length": by_length,
         "lacks_mask": bool(restarting and mask is None and not batching.causal and not batching.apart),
+        "taught_across": bool(restarting) and _has_labels_at_starts(call),
         "from_first_position": positions is None or int(positions.min()) >= batching.first_position,
     }
+
+
+def _has_labels_at_starts(call: Mapping[str, Any]) -> bool:
+    """Whether a first token within a packed row, which nothing of its sequence predicts, has a label."""
+    labels, positions = call.get("labels"), call["position_ids"]
+    if labels is None:
+        return False
+    starts = positions[:, 1:] <= positions[:, :-1]
+    return bool((labels[:, 1:][starts] >= 0).any())
 
 
 def _is_packed(positions: torch.Tensor, mask: torch.Tensor | None) -> bool:

@@ -51,7 +51,7 @@ class Ready:
 
 
 def make_ready(session: Session, subject: Subject, requested: Configuration, *, kernels: bool = True) -> Ready:
-    """Load the model as a configuration says, call it once and read what ran. Call it under inference_mode.
+    """Load the model as a configuration says, call it once and read what ran. Call it in its work's mode (`Runtime.mode`).
 
     kernels: whether the names of a GPU's kernels are read too, which takes seconds the first time in a process; the operators
     that launch them are always.
@@ -59,9 +59,11 @@ def make_ready(session: Session, subject: Subject, requested: Configuration, *, 
     whole = subject.workload
     load_s = session.load(subject, requested)
     found_load_s = session.found_load_s
+    runtime = runtime_of(subject)
+    session.keep(runtime)
     session.stage(FIRST_CALL)
-    calls = session.calls(subject, whole.under(requested), requested, session.tokens(subject))
-    first_call_s = timed_round(session, calls[:1], session.device, runtime_of(subject), [0]).wall_s
+    calls = runtime.timed(session.calls(subject, whole.under(requested), requested, session.tokens(subject)))
+    first_call_s = timed_round(session, calls[:1], session.device, runtime, [0]).wall_s
     began = time.perf_counter()
     reading = read_effective(session, calls, subject, requested, kernels=kernels)
     reading = replace(reading, proof_s=time.perf_counter() - began)

@@ -13,6 +13,7 @@ import torch
 
 from advisor.knobs import choice_of, reference_choices, traits_of
 from advisor.measure import fp32_torch, gate_torch, tokens_torch
+from advisor.measure.course_torch import plain_base, reference_course
 from advisor.measure.gate_torch import Looked
 from advisor.measure.messages import ReferenceAsked, ReferenceWritten, Subject, Unjudged
 from advisor.measure.session_torch import Session, runtime_of
@@ -44,6 +45,7 @@ def write_reference(session: Session, request: ReferenceAsked) -> ReferenceWritt
             _forget(session)
         if not all(bool(values.isfinite().all()) for values in found["values"].values()):
             return Unjudged(why="its own output holds NaN or infinity")
+        found["course"] = reference_course(session, request)
         torch.save(found, request.path)
         positions = sum(len(values) for values in found["values"].values())
         return ReferenceWritten(positions=positions, words=words, texts=tokens_torch.words_of(request))
@@ -52,7 +54,7 @@ def write_reference(session: Session, request: ReferenceAsked) -> ReferenceWritt
 
 def _attempts(session: Session, subject: Subject) -> list[tuple[str, bool]]:
     """Return in which precision to load the weights, and whether they stay beside the device: to be tried in this order."""
-    default = subject.configuration
+    default = plain_base(subject)
     own, wider = default["precision"], traits_of(default).rounds
     is_widened = bool(wider) and not _loses_bits(subject.source, wider)
     precision = own if is_widened else reference_choices()["precision"]
@@ -61,7 +63,7 @@ def _attempts(session: Session, subject: Subject) -> list[tuple[str, bool]]:
 
 def _load_for_reference(session: Session, subject: Subject, precision: str, *, beside: bool) -> str:
     """Load the default's weights with eager attention; return in words how the reference is computed."""
-    configuration = subject.configuration.replaced(**{**reference_choices(), "precision": precision})
+    configuration = plain_base(subject).replaced(**{**reference_choices(), "precision": precision})
     facts = subject.facts
     try:
         session.load(subject, configuration)
@@ -106,7 +108,7 @@ def _reference(session: Session, subject: Subject) -> dict[str, Any]:
     distances = runtime.positions(workload)
     looked = Looked(session.model, runtime, distances, device, 1.0, session.settings)
     values: dict[str, torch.Tensor] = {}
-    with torch.inference_mode(), fp32_torch.in_fp32(session.model, device):
+    with runtime.mode(), fp32_torch.in_fp32(session.model, device):
         for batch in workload.dealt.batches():
             for place in gate_torch.to_compare([len(tokens[number]) for number in batch]):
                 number = batch[place]

@@ -37,6 +37,8 @@ class Session:
         self.on_model: tuple[str, ...] | None = ()
         self.names: dict[str, Any] = {}
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
+        #: What work that changes the loaded model gives back to it, None where nobody looked at it yet.
+        self.kept: Any = None
         #: What sequences are alone in fp32, on the CPU, by (layers, attempt) and number: of the loaded weights.
         self.alone: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
 
@@ -117,9 +119,20 @@ class Session:
         if self.model is not None:
             self._change(())
         self.model, self.loaded_as, self.settings, self.alone, self.on_model = None, None, None, {}, ()
+        self.kept = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def keep(self, runtime: Runtime) -> None:
+        """Remember what a run of the loaded model changes, before the first one."""
+        if self.kept is None:
+            self.kept = runtime.kept(self.model, self.device)
+
+    def give_back(self, runtime: Runtime) -> None:
+        """Make the loaded model be as it was when it was loaded, whatever was run with it since."""
+        if self.model is not None and self.kept is not None:
+            runtime.give_back(self.model, self.kept, self.device)
 
     def switch(self, implementation: str) -> None:
         """Have the loaded model attend by transformers' implementation of this name."""
@@ -174,7 +187,8 @@ class Session:
 def weights_key(subject: Subject, configuration: Configuration, device: str) -> tuple[Any, ...]:
     """Return what the loaded weights depend on: configurations with the same share a loaded model."""
     fixed = weights_of(configuration, switches_attention=subject.facts.switches_attention)
-    return (subject.source.path, subject.source.digest, subject.workload.needs, device, fixed)
+    prepared = kind_of(subject.workload).preparation(subject.workload, subject.facts, subject.source, device)
+    return (subject.source.path, subject.source.digest, subject.workload.needs, device, fixed, prepared.statements)
 
 
 def runtime_of(subject: Subject) -> Runtime:
@@ -189,11 +203,11 @@ def loaded(subject: Subject, configuration: Configuration, device: str, names: d
     """
     workload, source = subject.workload, subject.source
     prepared = kind_of(workload).preparation(workload, subject.facts, source, device)
-    own = {name: function_of(module, name) for module, name in prepared.functions}
+    own = {"torch": torch} | {name: function_of(module, name) for module, name in prepared.functions}
     # Weights that are made in inference mode can't be given other data for a while, as the gate does in fp32.
     with torch.inference_mode(False), torch.no_grad():
         own["model"] = load_torch.load(source, configuration, device, workload.needs, names)
-        for line in prepared.statements:
+        for line in (*prepared.imports, *prepared.statements):
             exec(line, own)  # noqa: S102  (our own lines: the ones that the suggestion prints)
     return own["model"]
 

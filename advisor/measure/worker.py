@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -69,7 +70,7 @@ from advisor.measure.messages import (
 from advisor.measure.peak_torch import Peak, note_others, peak_of, reset_peak
 from advisor.measure.ready_torch import make_ready, with_peak
 from advisor.measure.reference_torch import write_reference
-from advisor.measure.session_torch import Session
+from advisor.measure.session_torch import Session, runtime_of
 from advisor.measure.timing_torch import NotFinite, Timing
 from advisor.networks import facts_torch, switches_torch
 from advisor.nouns.model import ModelFacts
@@ -94,7 +95,10 @@ def run_trial(session: Session, request: TrialAsked) -> TrialDone:
 
     What is clearly slower than the best so far is not gated: whether it is right changes nothing.
     """
-    with torch.inference_mode():
+    runtime = runtime_of(request)
+    with ExitStack() as stack:
+        stack.enter_context(runtime.mode())
+        stack.callback(session.give_back, runtime)
         ready = make_ready(session, request, request.configuration)
         done = ready.told(Outcome.OK, texts=tokens_torch.words_of(request))
         if ready.alias and ready.effective.key in request.measured:

@@ -36,7 +36,9 @@ def linears_of(model: Any) -> dict[str, int]:
     bitsandbytes' with their type, threshold, and "double"; torchao's, whose class is still torch's, with that of their weights.
     """
     counts: Counter[str] = Counter()
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if "lora_" in name or hasattr(module, "base_layer"):  # adapters, and what wraps a layer and them
+            continue
         # Experts in mxfp4 are layers of their own kind, without in_features.
         if isinstance(module, torch.nn.Linear) or hasattr(module, "in_features") or "Mxfp4" in type(module).__name__:
             counts[type(module).__name__ + _settings(module)] += 1

@@ -197,7 +197,8 @@ class ModelFacts:
     makes of sequences that share a row without FlashAttention: "wrong" (they come out otherwise than alone), "raises", ""
     where it is right or could not be tried: see :mod:`advisor.networks.packed_torch`. `repeated_layers`: how many layers
     transformers knows to be repeated, which can be compiled one by one; None where nobody looked. `liger`: whether the Liger that
-    was installed when this was read has kernels for the type of model, None where none was.
+    was installed when this was read has kernels for the type of model, None where none was. `checkpoints`: whether the class can
+    compute its layers again on the way back; None where nobody looked.
     """
 
     architecture: str
@@ -242,6 +243,7 @@ class ModelFacts:
     packed_row: str = ""
     repeated_layers: int | None = None
     liger: bool | None = None
+    checkpoints: bool | None = None
 
     @property
     def carries_state(self) -> bool:

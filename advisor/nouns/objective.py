@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -40,7 +41,8 @@ _RANKS = {tier: rank for rank, tier in enumerate(Tier)}
 class Limits:
     """What a lossy tier may cost: kl in nats, top1, cosine and top10 as shares, perplexity as a ratio.
 
-    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing.
+    rms: of scores with a single label, in standard deviations over the sequences: there kl and top1 say nothing. loss: of any of
+    the first steps of training, in nats beside the reference's.
     """
 
     kl: float
@@ -49,6 +51,7 @@ class Limits:
     cosine: float
     top10: float
     rms: float
+    loss: float = math.inf
 
 
 #: What an objective says only where it says something: it came after the first were stored.

@@ -68,6 +68,10 @@ class Quality:
     layout_pads: the most that a sequence's output moves there (σ) when pads get other vectors, None where there are none.
     gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
     gate: by which version of the gate these figures were found, "" before that was stored.
+
+    Of training, against fp32 weights and compute, one document at a time: gradient: the size of the difference of the first step's
+    gradients over the reference's size; loss: the largest difference of a step's loss (nats) over `steps` steps; norm: the largest
+    of the gradients' norms, as a share. None where nothing is trained; course: why they are None where something is.
     """
 
     rms: float
@@ -92,6 +96,11 @@ class Quality:
     gate_s: float = 0.0
     quantised: str = ""
     gate: str = ""
+    gradient: float | None = None
+    loss: float | None = None
+    norm: float | None = None
+    steps: int = 0
+    course: str = ""
 
     @property
     def lacks_layout(self) -> bool:

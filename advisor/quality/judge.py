@@ -24,6 +24,9 @@ from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.limits import (
     FLOORS,
     FULL,
+    Course,
+    bits_of,
+    course_limits,
     LIMITS,
     NEUTRAL,
     NEUTRAL_SHARE,
@@ -121,8 +124,8 @@ def _layout(quality: Quality, facts: ModelFacts) -> list[str]:
 
 def mantissa_bits(trial: Trial) -> int:
     """Return how fine the numbers are whose limits count: of what ran, as far as that is known, else of what was asked for."""
-    bits = (traits_of(configuration).mantissa_bits for configuration in (trial.ran, trial.requested))
-    return next((found for found in bits if found in FLOORS), FULL)
+    traits = map(traits_of, (trial.ran, trial.requested))
+    return next((found for each in traits if each.mantissa_bits and (found := bits_of(each)) in FLOORS), FULL)
 
 
 def _exact_failures(quality: Quality, bits: int, facts: ModelFacts, default: Quality | None) -> list[str]:
@@ -132,7 +135,20 @@ def _exact_failures(quality: Quality, bits: int, facts: ModelFacts, default: Qua
         found.append(f"rms error {quality.rms:.2e} > {rms_limit:.2e}")
     if quality.kl is not None and quality.kl > kl_limit:
         found.append(f"KL {quality.kl:.2e} > {kl_limit:.2e} nats")
-    return found
+    return found + _astray(quality, course_limits(bits, default))
+
+
+def _astray(quality: Quality, limits: Course) -> list[str]:
+    """Say how training goes astray, where something is trained."""
+    if quality.gradient is None or quality.loss is None or quality.norm is None:
+        return []
+    over = f"over {quality.steps} step{'s' if quality.steps != 1 else ''}"
+    said = (
+        (quality.gradient, limits.gradient, f"gradients of the first step are {quality.gradient:.2e} of their size off"),
+        (quality.loss, limits.loss, f"a step's loss is {quality.loss:.2e} nats off {over}"),
+        (quality.norm, limits.norm, f"the gradients' norm is {quality.norm:.1%} off {over}"),
+    )
+    return [f"training goes astray: {text} (limit {limit:.2g})" for figure, limit, text in said if figure > limit]
 
 
 def is_judged(quality: Quality, declared: Tier) -> bool:
@@ -141,7 +157,7 @@ def is_judged(quality: Quality, declared: Tier) -> bool:
     Not where the reference is not in fp32, and not for a lossy choice whose weights were drawn at random: what four bits
     cost random weights says nothing of trained ones.
     """
-    return quality.is_against_fp32 and not quality.lacks_layout and (declared is Tier.EXACT or not quality.drawn)
+    return quality.is_against_fp32 and not quality.lacks_layout and not quality.course and (declared is Tier.EXACT or not quality.drawn)
 
 
 def tier_reached(
@@ -171,6 +187,8 @@ def lossy_failures(quality: Quality, limits: Limits) -> tuple[str, ...]:
     if quality.perplexity_ratio is not None and quality.perplexity_ratio > limits.perplexity_ratio:
         failures.append(f"perplexity × {quality.perplexity_ratio:.4f} > {limits.perplexity_ratio}")
     failures += _direction_failures(quality, limits)
+    if quality.loss is not None and quality.loss > limits.loss:
+        failures.append(f"a step's loss {quality.loss:.2e} nats off > {limits.loss:g}")
     if quality.kl is None and quality.cosine is None and quality.rms > limits.rms:
         failures.append(f"rms error {quality.rms:.2e} > {limits.rms:.2f}")
     return tuple(failures)

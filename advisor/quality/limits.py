@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advisor.knobs import traits_of
+from advisor.knobs import Traits, traits_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Limits, Tier
@@ -87,13 +87,37 @@ MOST_WITH_EXPERTS: Mapping[int, Floor] = {
     COARSE: Floor(0.9, 1.0, "documents that read one another are off by 1.0 and more"),
 }
 
+@dataclass(frozen=True)
+class Course:
+    """How far training may go astray: figures of `Quality`, with where they come from."""
+
+    gradient: float
+    loss: float
+    norm: float
+    origin: str
+
+
+#: Differences of training too small to judge, by how fine the numbers are.
+COURSE_FLOORS: Mapping[int, Course] = {
+    FULL: Course(1e-3, 1e-3, 1e-3, "not calibrated yet"),
+    10: Course(3e-2, 1e-2, 3e-2, "not calibrated yet"),
+    COARSE: Course(0.1, 2e-2, 5e-2, "not calibrated yet"),
+}
+
+#: The most that any exact configuration may be off, the default among them.
+COURSE_MOST: Mapping[int, Course] = {
+    FULL: Course(1e-2, 1e-2, 1e-2, "ten times the floor"),
+    10: Course(0.1, 3e-2, 0.1, "not calibrated yet"),
+    COARSE: Course(0.5, 5e-2, 0.3, "not calibrated yet"),
+}
+
 #: Of every kind of work that has none of its own: measurement.md, B.6. The tier dtype has no perplexity limit there: one per
 #: cent is the next tier's. That overlap of the ten nearest must be looked at stands there too, its limits are ours; so are
-#: those of rms.
+#: those of rms, and of the loss of any of the first steps of training.
 LIMITS: Mapping[Tier, Limits] = {
-    Tier.DTYPE: Limits(1e-3, 0.99, 1.01, 0.999, 0.95, 0.05),
-    Tier.EIGHT_BIT: Limits(1e-2, 0.975, 1.01, 0.99, 0.9, 0.1),
-    Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.03, 0.95, 0.8, 0.25),
+    Tier.DTYPE: Limits(1e-3, 0.99, 1.01, 0.999, 0.95, 0.05, loss=5e-2),
+    Tier.EIGHT_BIT: Limits(1e-2, 0.975, 1.01, 0.99, 0.9, 0.1, loss=0.1),
+    Tier.FOUR_BIT: Limits(5e-2, 0.94, 1.03, 0.95, 0.8, 0.25, loss=0.3),
 }
 
 
@@ -117,6 +141,22 @@ def exact_limits(bits: int, facts: ModelFacts, default: Quality | None, *, from_
     return max(min(FACTOR * default.rms, most.rms), least), max(min(KL_FACTOR * (default.kl or 0.0), most.kl), floor.kl)
 
 
+def course_limits(bits: int, default: Quality | None) -> Course:
+    """Return how far an exact configuration's training may go astray: FACTOR times the default's own, within bounds.
+
+    default: the figures of a default that is right, None where there is none.
+    """
+    floor, most = COURSE_FLOORS[bits], COURSE_MOST[bits]
+    if default is None or default.gradient is None:
+        return most
+
+    def limit(name: str) -> float:
+        bound = FACTOR * float(getattr(default, name) or 0.0)
+        return max(min(bound, float(getattr(most, name))), float(getattr(floor, name)))
+
+    return Course(limit("gradient"), limit("loss"), limit("norm"), "")
+
+
 def probe_limit(ran: Configuration, facts: ModelFacts) -> float:
     """Return how far (σ) an output may move in the independence probe: not at all, but for mixtures of experts."""
     if not facts.experts:
@@ -131,4 +171,9 @@ def layout_limit(facts: ModelFacts) -> float:
 
 def step_of(ran: Configuration) -> float:
     """Return the step between neighbouring numbers near 1; the coarsest where the precision is unknown."""
-    return float(2.0 ** -(traits_of(ran).mantissa_bits or COARSE))
+    return float(2.0**-bits_of(traits_of(ran)))
+
+
+def bits_of(traits: Traits) -> int:
+    """Return the bits of mantissa of the coarsest numbers that a configuration computes in; the coarsest where they are unknown."""
+    return COARSE if traits.autocasts else traits.mantissa_bits or COARSE

@@ -96,5 +96,7 @@ def _unjudged_words(quality: Quality | None, declared: Tier) -> str:
         return f"its layout was {quality.layout_words}, and --allow-unjudged is not set"
     if quality is not None and not quality.is_against_fp32:
         return f"its quality is not judged: {quality.reference or 'there is no reference in fp32'}"
+    if quality is not None and quality.course:
+        return f"its training was {quality.course}, and --allow-unjudged is not set"
     why = "these weights" if declared is not Tier.EXACT else "its output"
     return f"its quality with {why} is not judged, and --allow-unjudged is not set"

@@ -11,7 +11,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.step import Confirm
 from advisor.study.attempt import attempt, cut, subject_of, told
 from advisor.study.clock import BudgetSpent
-from advisor.study.confirm import fits_together, parts_for, processes, turns_for
+from advisor.study.confirm import parts_for, processes, takes_turns, turns_for
 from advisor.study.tuner import Found, Tuner
 from advisor.study.tuning import BUDGET_ENDED, Snapshot
 
@@ -101,5 +101,5 @@ def _request(seen: Snapshot, block: int, group: Sequence[Configuration]) -> Bloc
         best_lap_s=seen.best_lap_s,
         turns=turns_for(machine, group, seen.trials, seen.job.objective.aim),
         parts=tuple(parts_for(each, seen.trials, machine, seen.job.workload) for each in group),
-        in_turn=not fits_together(group, seen.trials, machine.free_bytes, seen.facts),
+        in_turn=takes_turns(group, seen.trials, machine.free_bytes, seen.facts, seen.job.workload),
     )

@@ -149,6 +149,17 @@ def processes(order: Sequence[Configuration], *, is_alone: bool) -> list[list[Co
     return list(groups.values())
 
 
+def takes_turns(
+    group: Sequence[Configuration],
+    trials: Iterable[Trial],
+    free_bytes: int | None,
+    facts: ModelFacts,
+    workload: Workload,
+) -> bool:
+    """Whether each of a group is loaded, timed and freed by itself: where they don't fit together, and where weights change."""
+    return workload.trains or not fits_together(group, trials, free_bytes, facts)
+
+
 def fits_together(
     group: Sequence[Configuration], trials: Iterable[Trial], free_bytes: int | None, facts: ModelFacts
 ) -> bool:

@@ -24,7 +24,7 @@ from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.trial import Outcome, Trial, best_laps_s
 from advisor.storage.study_record import StudyRecord
 from advisor.study.attempt import attempt, with_figures
-from advisor.study.confirm import fits_together, parts_for, processes, turns_for
+from advisor.study.confirm import parts_for, processes, takes_turns, turns_for
 
 #: The gate's calls are made, for what a process did before changes its speed: a search trial of the shipped model on a CPU was
 #: 6 to 7 % slower without. What they give is not judged again, and what is slow to look at counts as known.
@@ -99,7 +99,7 @@ def _request(
         best_lap_s=best_s,
         turns=turns_for(machine, group, stored.trials, study.objective.aim),
         parts=tuple(parts_for(each, stored.trials, machine, study.workload) for each in group),
-        in_turn=not fits_together(group, stored.trials, machine.free_bytes, facts),
+        in_turn=takes_turns(group, stored.trials, machine.free_bytes, facts, study.workload),
     )
     place = group.index(old.requested)
 

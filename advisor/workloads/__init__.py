@@ -13,7 +13,7 @@ from advisor.errors import BadInput, named
 from advisor.nouns import metrics
 from advisor.nouns.checked import Malformed, shortened
 from advisor.nouns.option import TAKEN
-from advisor.workloads import forward
+from advisor.workloads import forward, train
 from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.likeness import Likeness
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
@@ -128,3 +128,4 @@ def workload_of(payload: Mapping[str, Any]) -> Workload:
 
 
 register(DEFAULT_KIND)
+register(train.KIND)

@@ -9,9 +9,10 @@ from typing import Any
 from advisor.errors import BadInput, named
 from advisor.models.declared import architectures, is_encoder, refuse_unpadded, unserved_head
 from advisor.nouns.entry import Sent
-from advisor.nouns.metrics import MEMORY, Gauge, Metric, rate_of, seconds
+from advisor.nouns.metrics import MEMORY, Metric, rate_of, seconds
 from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
 from advisor.nouns.option import Option
+from advisor.workloads.figures import ENERGY, THROUGHPUT
 from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
@@ -90,10 +91,6 @@ class Forward(Workload):
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
-def _tokens_per_s(workload: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
-    return [workload.tokens / s for s in rounds["wall_s"]]
-
-
 def _slowest_batch_s(_: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
     return list(rounds["slowest_s"])
 
@@ -106,24 +103,9 @@ def _embeds(workload: Workload) -> bool:
     return workload.needs.embeds
 
 
-def _joules_per_token(workload: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
-    joules = rounds.get("joules")
-    return [joules / workload.tokens] if joules else []
-
-
 #: What is made the best of by default comes first. People count embeddings rather than tokens: there texts are shown too.
 METRICS = (
-    Metric(
-        "throughput",
-        "tokens_per_s",
-        "tokens/s",
-        less_is_better=False,
-        words="useful tokens per second",
-        head="tokens/s",
-        show=rate_of("tokens/s"),
-        samples=_tokens_per_s,
-        is_speed=True,
-    ),
+    THROUGHPUT,
     Metric(
         "",
         "sequences_per_s",
@@ -147,17 +129,7 @@ METRICS = (
         is_latency=True,
     ),
     MEMORY,
-    Metric(
-        "energy",
-        "joules_per_token",
-        "J/token",
-        less_is_better=True,
-        words="energy per useful token",
-        head="J per 1,000 tokens",
-        show=lambda value: f"{value * 1000:.3g} J per 1,000 tokens",
-        samples=_joules_per_token,
-        gauge=Gauge.ENERGY,
-    ),
+    ENERGY,
 )
 
 
@@ -223,7 +195,7 @@ def refuse_output(name: str, config: Mapping[str, Any], output: str, batch: int 
 
 # ----------------------------------------------------------------------------------------------------------- how it runs
 
-_WITH_TENSORS = "advisor.workloads.forward_torch"
+_WITH_TENSORS, _OF_TOKENS = "advisor.workloads.forward_torch", "advisor.workloads.tokens_torch"
 
 
 def _running(workload: Workload, facts: ModelFacts) -> Running:
@@ -236,7 +208,7 @@ def _running(workload: Workload, facts: ModelFacts) -> Running:
     kind, keeps = ("logits", "logits_to_keep" in facts.accepts) if output in LOGITS else ("last_hidden_state", False)
     is_last = output == LAST
     return Running(
-        _WITH_TENSORS, "run_tokens", {"kind": kind, "keeps": keeps}, (0,) if is_last else None, is_last, result
+        _OF_TOKENS, "run_tokens", {"kind": kind, "keeps": keeps}, (0,) if is_last else None, is_last, result
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,41 +13,9 @@ from advisor.nouns.trial import Quality
 from advisor.workloads.forward import EMBEDDINGS, HIDDEN, LAST, LOGITS, SCORES
 from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime
-from advisor.workloads.tally_torch import Tally, comparable
+from advisor.workloads.tally_torch import Tally, comparable, deviation_over_sequences
+from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, run_tokens
 from advisor.workloads.workload import Workload
-
-#: The reference keeps at most this many bytes of logits: positions are thinned out for large vocabularies.
-REFERENCE_BYTES = 512 * 2**20
-
-
-def run_tokens(
-    model: Any,
-    call: dict[str, Any],
-    places: list[tuple[int, int, int]],
-    distances: tuple[int, ...] | None,
-    *,
-    kind: str,
-    keeps: bool,
-) -> torch.Tensor:
-    """Run the model and return values of tokens: kind is "logits" or "last_hidden_state".
-
-    places: row, first column and the column after the last of every sequence. distances: from a sequence's end, (0,) for its
-    last token; returns [pairs, width], sequence by sequence, at those of the distances that it is long enough for. None: of
-    every column, as the model gives them, [rows, columns, width]. keeps: whether the model computes only the logits that are
-    asked for with logits_to_keep.
-    """
-    if distances is None:
-        return getattr(model(**call), kind)  # type: ignore[no-any-return]
-    pairs = [(row, end - 1 - d) for row, start, end in places for d in distances if d < end - start]
-    columns, width = sorted({column for _, column in pairs}), call["input_ids"].shape[1]
-    if keeps:
-        last = columns == [width - 1]
-        call = {**call, "logits_to_keep": 1 if last else torch.tensor(columns, device=call["input_ids"].device)}
-    values = getattr(model(**call), kind)
-    place = {column: n for n, column in enumerate(columns)} if values.shape[1] == len(columns) else {}
-    rows, taken = [row for row, _ in pairs], [place.get(column, column) for _, column in pairs]
-    return values[torch.tensor(rows), torch.tensor(taken)]  # type: ignore[no-any-return]
-
 
 def run_pooled(
     model: Any, call: dict[str, Any], places: list[tuple[int, int, int]], _: object = None, *, how: str
@@ -119,13 +87,8 @@ class ForwardRuntime(Runtime):
         return replace(call, arguments={**call.arguments, "logits_to_keep": kept})
 
     def positions(self, workload: Workload) -> list[int]:
-        """Return the distances from a sequence's end at which outputs are compared: 0 and others, evenly spaced.
-
-        Their number keeps the reference within REFERENCE_BYTES, at least 4, at most 128.
-        """
-        longest = max(workload.lengths)
-        count = max(4, min(128, longest, REFERENCE_BYTES // (len(workload.lengths) * self.width * 4)))
-        return sorted({round(i * (longest - 1) / max(count - 1, 1)) for i in range(count)})
+        """Return the distances from a sequence's end at which outputs are compared."""
+        return distances_of(workload, self.width)
 
     def by_sequence(self, model: Any, call: Call, device: str, positions: Sequence[int]) -> list[torch.Tensor]:
         """Run a call and return every sequence's values, [positions, width] in fp32, nearest its end first.
@@ -146,55 +109,27 @@ class ForwardRuntime(Runtime):
         return ForwardTally(positions, noise, self.output)
 
 
-def deviation_at_positions(values: Iterable[torch.Tensor]) -> float:
-    """Return the standard deviation of values at a position, over all sequences."""
-    squares = count = 0.0
-    for found in values:
-        squares += float((found - found.mean(-1, keepdim=True)).double().square().sum())
-        count += found.numel()
-    return float(max((squares / max(count, 1)) ** 0.5, 1e-30))
-
-
-class ForwardTally(Tally):
+class ForwardTally(TokenTally):
     """Sums of the differences from the reference, sequence by sequence, and the figures they give."""
 
     def __init__(self, offsets: Sequence[int], noise: float, output: str) -> None:
         """Begin empty. noise: in logits; a reference margin below it counts as a tie. output: the workload's."""
-        super().__init__(offsets)
-        self.noise, self.output = noise, output
-        self.reference_squares = self.kl = self.nll = self.reference_nll = 0.0
-        self.agreed = self.decided = self.targets = 0
-        self.cosine = 1.0
+        super().__init__(offsets, noise)
+        self.output, self.cosine = output, 1.0
 
     def compare(self, tokens: torch.Tensor, reference: torch.Tensor, values: torch.Tensor) -> None:
         """Add directions, distributions and likelihoods, as the output has them."""
-        centred = reference - reference.mean(-1, keepdim=True)
-        self.reference_squares += float(centred.square().sum())
+        self.add_spread(reference)
         if self.output in (EMBEDDINGS, SCORES):
-            super().compare(tokens, reference, values)
+            Tally.compare(self, tokens, reference, values)
         if self.output in (HIDDEN, EMBEDDINGS):
             self.cosine = min(self.cosine, float(torch.cosine_similarity(values, reference, dim=-1).min()))
             return
         if values.shape[-1] < 2:  # one label: there is no distribution over labels
             return
-        log_p, log_q = reference.log_softmax(-1), values.log_softmax(-1)
-        self.kl += float((log_p.exp() * (log_p - log_q)).sum())
-        best = reference.topk(2, dim=-1)
-        decided = best.values[:, 0] - best.values[:, 1] > self.noise
-        self.decided += int(decided.sum())
-        self.agreed += int((decided & (values.argmax(-1) == best.indices[:, 0])).sum())
+        log_p, log_q = self.add_distributions(reference, values)
         if self.output in LOGITS:
-            self._add_likelihood(tokens, log_p, log_q)
-
-    def _add_likelihood(self, tokens: torch.Tensor, log_p: torch.Tensor, log_q: torch.Tensor) -> None:
-        rows = [(row, len(tokens) - d) for row, d in enumerate(o for o in self.offsets if o < len(tokens)) if d > 0]
-        if not rows:
-            return
-        index = torch.tensor([row for row, _ in rows], device=log_p.device)
-        target = tokens[torch.tensor([column for _, column in rows])].to(log_p.device)
-        self.reference_nll -= float(log_p[index, target].sum())
-        self.nll -= float(log_q[index, target].sum())
-        self.targets += len(rows)
+            self.add_likelihood(tokens, log_p, log_q)
 
     def top10(self) -> float | None:
         """Return the mean share of a sequence's ten nearest others, by cosine, that stay among them; None below 11."""
@@ -206,26 +141,16 @@ class ForwardTally(Tally):
 
     def deviation(self) -> float:
         """Return the standard deviation that errors are counted in: of values at a position, of scores over sequences."""
-        if self.output == SCORES:
-            return super().deviation()
-        return float(max((self.reference_squares / self.values) ** 0.5, 1e-30))
+        return deviation_over_sequences(self.pairs[0]) if self.output == SCORES else super().deviation()
 
     def quality(self, *, text: bool, reference: str) -> Quality:
         """Return the figures: with direction for hidden states and embeddings, else with distributions, where there are any."""
-        found = super().quality(text=text, reference=reference)
-        if not self.positions:
-            return found
         if self.output in (HIDDEN, EMBEDDINGS):
-            return replace(found, cosine=self.cosine, top10=self.top10())
+            found = self.of_differences(text=text, reference=reference)
+            return replace(found, cosine=self.cosine, top10=self.top10()) if self.positions else found
         if self.output == SCORES and self.values == self.positions:
-            return found
-        likelihood = torch.tensor((self.nll - self.reference_nll) / max(self.targets, 1), dtype=torch.float64).exp()
-        return replace(
-            found,
-            kl=max(self.kl / self.positions, 0.0),
-            top1=self.agreed / self.decided if self.decided else None,
-            perplexity_ratio=float(likelihood) if text and self.targets else None,
-        )
+            return self.of_differences(text=text, reference=reference)
+        return super().quality(text=text, reference=reference)
 
 
 def _ten_nearest(embeddings: torch.Tensor) -> torch.Tensor:

@@ -141,8 +141,11 @@ def generated_or_listed(
     return lengths
 
 
-def list_flags(lengths: Sequence[int], batch: int | None, padding: float) -> str:
-    """Return the flags that make a list in its batches. padding: of the batches, dealt where batch is a knob (None)."""
+def list_flags(lengths: Sequence[int], batch: int | None, padding: float, usual: int = DEFAULT_BATCHES) -> str:
+    """Return the flags that make a list in its batches. padding: of the batches, dealt where batch is a knob (None).
+
+    usual: how many batches it has where nobody says.
+    """
     longest, dealt, padding = max(lengths), DEALT if batch is None else batch, round(padding, 2)
     count = -(-len(lengths) // dealt)
     try:
@@ -150,7 +153,7 @@ def list_flags(lengths: Sequence[int], batch: int | None, padding: float) -> str
     except BadInput:
         is_generated = False
     if is_generated:
-        spelled = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != DEFAULT_BATCHES else "")
+        spelled = f"{longest} --padding {padding:g}" + (f" --batches {count}" if count != usual else "")
     else:
         spelled = ",".join(map(str, lengths)) + ("," if len(lengths) == 1 else "")
     return f"--lengths {spelled} --batch {batch or 'auto'}"

@@ -6,6 +6,7 @@ This face is imported without torch: who only asks what a workload is must not w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,50 @@ class Runtime:
             arguments, places = collate([tokens[number] for number in batch])
             made.append(Call(arguments, tuple(batch), tuple(places)))
         return made
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """Return the context that everything is run in."""
+        import torch
+
+        return torch.inference_mode()
+
+    def timed(self, calls: Sequence[Call]) -> list[Call]:
+        """Return the calls that are timed, of those that are judged: here the same."""
+        return list(calls)
+
+    def in_order(self, calls: Sequence[Call]) -> list[list[Call]]:
+        """Return the groups of timed calls within which a layout may sort sequences: here all of them are one."""
+        return [list(calls)]
+
+    def shapes(self, calls: Sequence[Call]) -> list[int]:
+        """Return how many sequences each forward pass of the first timed call has."""
+        return [len(calls[0].sequences)]
+
+    def kept(self, model: Any, device: str) -> Any:  # noqa: ARG002
+        """Return what is given back to the model after a trial, None where running it changes nothing."""
+        return None
+
+    def give_back(self, model: Any, kept: Any, device: str) -> None:
+        """Make the model be as it was when this was kept."""
+
+    def course(self, model: Any, calls: Sequence[Call], device: str, *, steps: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return how work that changes the model goes on from call to call; nothing where none does."""
+        return {}
+
+    def reference_course(
+        self,
+        model: Any,  # noqa: ARG002
+        tokens: Sequence[torch.Tensor],  # noqa: ARG002
+        device: str,  # noqa: ARG002
+        *,
+        steps: int,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return the same of a reference: one sequence at a time. model: in fp32."""
+        return {}
+
+    def deviations(self, ours: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG002
+        """Return how far what :meth:`course` gave is from the reference's, by figures of a `Quality`."""
+        return {}
 
     def run(self, model: Any, call: Call, device: str, positions: Sequence[int] | None = None) -> torch.Tensor:
         """Run a call on the device and return what was asked for: the one way in which it is timed, judged and printed.

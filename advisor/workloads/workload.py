@@ -21,7 +21,7 @@ from advisor.nouns.configuration import key_of
 from advisor.nouns.entry import Sent
 from advisor.nouns.model import ModelFacts
 from advisor.workloads.likeness import Likeness
-from advisor.workloads.quantiles import DEALT, list_flags
+from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, list_flags
 
 Batches = tuple[tuple[int, ...], ...]
 
@@ -149,6 +149,22 @@ class Workload(ABC):
         """The kind's own fields as JSON values."""
         return {}
 
+    #: How many batches a list of generated lengths has where nobody says.
+    usual_batches: ClassVar[int] = DEFAULT_BATCHES
+
+    #: Whether the model's weights change: each call is a step of an optimizer, and the loaded model is given back as it was.
+    trains: ClassVar[bool] = False
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether it is adapters that are trained, and the model's own weights stay as they are."""
+        return False
+
+    @property
+    def quantises_base(self) -> bool:
+        """Whether those weights are asked for in fewer bits."""
+        return False
+
     def predictions(self) -> int:
         """Return how many positions logits are asked for in one pass over the list, 0 where none are."""
         return 0
@@ -236,7 +252,7 @@ class Workload(ABC):
 
     def padded_tokens(self, *, by_length: bool = False) -> int:
         """Return the tokens processed, pads included, when every batch is padded to its longest sequence."""
-        return _padded_tokens(self.lengths, self.size, by_length)
+        return _padded_tokens(self, by_length)
 
     @property
     def padding(self) -> float:
@@ -245,9 +261,14 @@ class Workload(ABC):
 
     def work(self, layout: Layout, facts: ModelFacts) -> Work:  # noqa: ARG002
         """Return what one pass over the list takes. facts: of the model, for work that depends on more than the lengths."""
-        processed, useful_pairs, pairs, rows, columns = _sums(self.lengths, self.size, layout)
-        asked = self.predictions(), rows, columns, self.kept(rows, columns)
+        processed, useful_pairs, pairs, rows, columns = _sums(self, layout)
+        asked = self.predictions(), rows, columns, self.kept(rows, columns), self.passes
         return Work(self.tokens, processed, useful_pairs, pairs, *asked)
+
+    @property
+    def passes(self) -> float:
+        """How many forward passes the operations of one call are worth."""
+        return 1.0
 
     def sample(self, windows: Sequence[int] = (), tokens: int = 20_000, most_tokens: int = 50_000) -> tuple[int, ...]:
         """Return the sequences that the gate judges, as indices in order: whole batches that stand for the list.
@@ -288,7 +309,7 @@ class Workload(ABC):
     @property
     def flags(self) -> str:
         """The command-line flags that describe this workload."""
-        return f"{list_flags(self.lengths, self.batch, self.dealt.padding)} {self.own_flags}"
+        return f"{list_flags(self.lengths, self.batch, self.dealt.padding, self.usual_batches)} {self.own_flags}"
 
     def __str__(self) -> str:
         """Return the workload in words."""
@@ -311,15 +332,17 @@ def _batches(lengths: tuple[int, ...], size: int, by_length: bool) -> Batches:
 
 
 @lru_cache(maxsize=64)
-def _padded_tokens(lengths: tuple[int, ...], size: int, by_length: bool) -> int:
+def _padded_tokens(workload: Workload, by_length: bool) -> int:
     """Return :meth:`Workload.padded_tokens`."""
-    return sum(len(batch) * max(lengths[i] for i in batch) for batch in _batches(lengths, size, by_length))
+    lengths = workload.lengths
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in workload.batches(by_length=by_length))
 
 
 @lru_cache(maxsize=64)
-def _sums(lengths: tuple[int, ...], size: int, layout: Layout) -> tuple[int, int, int, int, int]:
+def _sums(workload: Workload, layout: Layout) -> tuple[int, int, int, int, int]:
     """Return of a layout the tokens processed, the useful pairs, the pairs computed, and the largest call's rows and columns."""
-    batches = [[lengths[i] for i in batch] for batch in _batches(lengths, size, layout.by_length)]
+    lengths = workload.lengths
+    batches = [[lengths[i] for i in batch] for batch in workload.batches(by_length=layout.by_length)]
     useful = sum(n * n for n in lengths)
     if layout.pads:
         processed = sum(len(batch) * max(batch) for batch in batches)

@@ -11,6 +11,7 @@ from advisor.knobs.quantization import bitsandbytes, torchao
 from advisor.knobs.quantization.common import NONE, about, effective, proof, quantised_already
 from advisor.knobs.traits import Traits
 from advisor.nouns.model import ModelFacts
+from advisor.workloads import Workload
 
 
 def _checkpoint_why_not(situation: Situation) -> list[Reason]:
@@ -31,8 +32,17 @@ def _checkpoint_why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
-def _default(facts: ModelFacts) -> str:
-    return "checkpoint" if facts.prequantized else NONE
+def _default(facts: ModelFacts, workload: Workload) -> str:
+    """As the checkpoint has them; in four bits where that is asked for, as TRL's `load_in_4bit` has it."""
+    if facts.prequantized:
+        return "checkpoint"
+    return "nf4" if workload.quantises_base else NONE
+
+
+def _none_why_not(situation: Situation) -> list[Reason]:
+    if situation.workload.quantises_base and not situation.facts.prequantized:
+        return [Reason("Q17", Verdict.INVALID, "QLoRA is asked for: the weights are in fewer bits", "--method lora")]
+    return quantised_already(situation)
 
 
 _NONE = Choice(
@@ -40,7 +50,7 @@ _NONE = Choice(
     NONE,
     "weights as they are",
     bitsandbytes.SOURCE,
-    why_not=quantised_already,
+    why_not=_none_why_not,
     proof=proof(NONE),
 )
 _CHECKPOINT = Choice(

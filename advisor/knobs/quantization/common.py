@@ -41,9 +41,31 @@ def quantised_already(situation: Situation) -> list[Reason]:
     return []
 
 
+def training_why_not(situation: Situation, *, trainable: bool = True) -> list[Reason]:
+    """Rules Q17 and Q18: weights in few bits are not trained, but adapters beside those that gradients pass through.
+
+    trainable: whether transformers' quantizer says that they do.
+    """
+    workload = situation.workload
+    if not workload.trains:
+        return []
+    if not workload.trains_adapters:
+        text = "weights in so few bits can't be trained: only adapters beside them can"
+        return [Reason("Q17", Verdict.INVALID, text, "--method qlora")]
+    if not workload.quantises_base:
+        return [Reason("Q17", Verdict.INVALID, "LoRA leaves the weights as they are", "--method qlora")]
+    if not trainable:
+        return [Reason("Q18", Verdict.INVALID, "transformers' quantizer does not support training with it")]
+    if situation.traits.compiles_model and not situation.traits.compiles_regions:
+        text = "transformers refuses to train a quantised model that is compiled as a whole"
+        about_ = about(situation, "compilation")
+        return [Reason("Q19", Verdict.INVALID, text, "choose compiled-regional", about=about_)]
+    return []
+
+
 def quantising_why_not(situation: Situation) -> list[Reason]:
     """Return the rules of every choice that quantises: there are floats, and linear layers of them."""
-    reasons = quantised_already(situation)
+    reasons = quantised_already(situation) + training_why_not(situation)
     if situation.facts.linear_parameters == 0:
         reasons.append(Reason("Q22", Verdict.ALIAS, f"{situation.facts.architecture} has no linear layer to quantise"))
     return reasons

@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from advisor.knobs.choice import Choice, Reason, Situation, Term, Verdict
-from advisor.knobs.quantization.common import about, absent, dequantising_why_not, proof, quantising_why_not
+from advisor.knobs.quantization.common import (
+    about,
+    absent,
+    dequantising_why_not,
+    proof,
+    quantising_why_not,
+    training_why_not,
+)
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.objective import Tier
@@ -42,7 +49,7 @@ class Scheme:
     rule: that says so. on_gpu: speed of linear layers compiled, and not; on_cpu: likewise. dynamic: activations are quantised
     too. bf16_only: it takes no other weights. whole_numbers: products are of whole numbers before they are scaled. by_row:
     fp8 of a scale a row. independent: as in `Traits`. multiple: of what the sizes of a layer must be, else it is left as it
-    is.
+    is. trainable: whether transformers' quantizer lets adapters beside it be trained.
     """
 
     name: str
@@ -62,6 +69,7 @@ class Scheme:
     by_row: bool = False
     independent: bool = True
     multiple: int = 1
+    trainable: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -164,6 +172,7 @@ def _unavailable(scheme: Scheme) -> Callable[[Environment], Reason | None]:
 def _why_not(scheme: Scheme) -> Callable[[Situation], list[Reason]]:
     def why_not(situation: Situation) -> list[Reason]:
         reasons = quantising_why_not(situation) if scheme.dynamic else dequantising_why_not(situation)
+        reasons += [] if reasons else training_why_not(situation, trainable=scheme.trainable)
         return reasons + _shapes(scheme, situation) + _numbers(scheme, situation) + _told(scheme, situation)
 
     return why_not

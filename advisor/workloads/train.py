@@ -1,0 +1,349 @@
+"""The training workload: fine-tuning a language model, a step of its optimizer on so many sequences at a time.
+
+What is trained is the user's choice (all weights, or adapters beside them); how a step is computed is what is tuned. Every
+configuration does the same samples a step and the same token-normalised loss (rule T2): how many of them share a forward pass is a
+knob *within* the step (`advisor.knobs.micro_batch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Self
+
+from advisor.errors import BadInput, named
+from advisor.models.declared import is_encoder
+from advisor.nouns.checked import Test, checked, matches
+from advisor.nouns.metrics import MEMORY, Metric, seconds
+from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
+from advisor.nouns.option import Option, whole_word
+from advisor.nouns.reading import read_texts, read_whole
+from advisor.workloads.figures import ENERGY, THROUGHPUT
+from advisor.workloads.kind import Kind, Preparation, Running
+from advisor.workloads.options import LIST_OPTIONS
+from advisor.workloads.runtime import Runtime
+from advisor.workloads.workload import Batches, Head, Needs, Workload
+
+NAME = "train"
+
+#: What is trained: all weights; adapters of low rank beside them (peft); the same beside weights in fewer bits.
+FULL, LORA, QLORA = METHODS = ("full", "lora", "qlora")
+
+#: What TRL's ModelConfig has: a rank, and alpha twice as large. Its dropout of adapters (0.05) is left out: a step would be
+#: another one each time, and nothing that is tuned depends on it.
+RANK, ALPHA_OVER_RANK = 16, 2
+
+#: peft's own modules for the type of model, where none are named.
+OWN_TARGETS = ()
+
+#: So many steps are in a list of generated lengths: a step takes as long as many forward passes.
+DEFAULT_STEPS = 4
+
+#: A step's passes: forward, and backward, which is worth two; one, where the weights it passes are not trained.
+_PASSES = {FULL: 3.0, LORA: 2.0, QLORA: 2.0}
+
+
+@dataclass(frozen=True)
+class Training(Workload):
+    """Steps of an optimizer: batch is how many sequences one has. method: of METHODS.
+
+    rank, targets: of adapters; targets: the names of the modules that get one, none for those that peft has for the type of model,
+    ("all-linear",) for every linear layer but the output's.
+    """
+
+    method: str = FULL
+    rank: int = RANK
+    targets: tuple[str, ...] = OWN_TARGETS
+
+    TESTS: ClassVar[Mapping[str, Test]] = {
+        "rank": lambda rank: 0 < rank < 2**16,
+        "targets": lambda names: all(map(matches(r"[\w.-]{1,100}"), names)),
+    }
+    trains: ClassVar[bool] = True
+    usual_batches: ClassVar[int] = DEFAULT_STEPS
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a workload."""
+        super().__post_init__()
+        if self.batch is None:
+            raise BadInput(
+                f"{named('batch')} auto: how many sequences a step has decides what is learned, and is yours to say",
+                "how many of them share a forward pass is tuned: it is the knob micro_batch",
+            )
+        if self.method not in METHODS:
+            raise BadInput(f"{named('method')} must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.rank < 1:
+            raise BadInput(f"{named('rank')} must be at least 1, not {self.rank}")
+        if min(self.lengths) < 2:
+            raise BadInput(f"{named('lengths')} must be at least 2 tokens each: of one token nothing is learned")
+
+    @property
+    def kind(self) -> str:
+        """The word that it is stored by."""
+        return NAME
+
+    @property
+    def output(self) -> str:
+        """What is trained."""
+        return self.method
+
+    @property
+    def needs(self) -> Needs:
+        """A head that predicts the next token."""
+        return Needs(Head.LANGUAGE, next_token=True, otherwise="what is fine-tuned here are models of the next token")
+
+    @property
+    def own_payload(self) -> dict[str, Any]:
+        """What is trained; adapters with what they are like."""
+        return {"method": self.method, "rank": self.rank, "targets": list(self.targets)}
+
+    @property
+    def own_flags(self) -> str:
+        """The kind, and what is trained."""
+        adapters = "" if self.method == FULL or self.rank == RANK else f" --rank {self.rank}"
+        targets = f" --targets {','.join(self.targets)}" if self.targets else ""
+        return f"--workload {NAME} --method {self.method}{adapters}{targets}"
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Self:
+        """Build one from its payload. Raises Malformed for a value that can't be."""
+        own = {each.name: payload[each.name] for each in fields(Training)}
+        tests = {"lengths": lambda lengths: all(n < 2**31 for n in lengths), **Training.TESTS}
+        return cls(**checked(Training, own, tests))
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters are trained."""
+        return self.method != FULL
+
+    @property
+    def quantises_base(self) -> bool:
+        """Whether the weights beside them are in fewer bits."""
+        return self.method == QLORA
+
+    @property
+    def passes(self) -> float:
+        """What a step is worth in forward passes."""
+        return _PASSES[self.method]
+
+    def predictions(self) -> int:
+        """Return how many positions logits are computed for: every one has a loss."""
+        return self.tokens
+
+    def kept(self, rows: int, columns: int) -> int:
+        """Return how many positions' logits are in memory at once: all of a forward pass's."""
+        return rows * columns
+
+    @property
+    def dealt(self) -> Self:
+        """The work with whole steps."""
+        return self
+
+    def under(self, configuration: Mapping[str, str]) -> Self:
+        """Return this work with as many sequences a forward pass as a configuration chooses."""
+        size = micro_size(configuration.get("micro_batch") or "")
+        if size is None or size >= self.size:
+            return self
+        own = {each.name: getattr(self, each.name) for each in fields(Training)}
+        return Accumulated(**own, micro=size)  # type: ignore[return-value]  (it is work of the same key)
+
+    def steps(self) -> Batches:
+        """Return the steps as indices into `lengths`."""
+        places = tuple(range(len(self.lengths)))
+        return tuple(places[i : i + self.size] for i in range(0, len(places), self.size))
+
+    def batches(self, *, by_length: bool = False) -> Batches:  # noqa: ARG002
+        """Return the forward passes as indices into `lengths`: here a step is one, and has no order."""
+        return self.steps()
+
+
+@dataclass(frozen=True)
+class Accumulated(Training):
+    """The same with gradients accumulated: micro sequences share a forward pass."""
+
+    micro: int = 1
+
+    def batches(self, *, by_length: bool = False) -> Batches:
+        """Return the forward passes as indices into `lengths`; by length: of neighbours in length within their step."""
+        return _micro_batches(self, by_length)
+
+
+@lru_cache(maxsize=64)
+def _micro_batches(work: Accumulated, by_length: bool) -> Batches:
+    found: list[tuple[int, ...]] = []
+    for step in work.steps():
+        order = sorted(step, key=lambda index: -work.lengths[index]) if by_length else step
+        found += [tuple(order[i : i + work.micro]) for i in range(0, len(order), work.micro)]
+    return tuple(found)
+
+
+def micro_size(name: str) -> int | None:
+    """Return how many sequences share a forward pass, by the name of a choice of the knob; None where a step is one."""
+    last = name.rpartition("-")[2]
+    return int(last) if last.isdigit() else None
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+def _slowest_step_s(_: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
+    return list(rounds["slowest_s"])
+
+
+def _step_s(workload: Any, rounds: Mapping[str, Any]) -> Sequence[float]:
+    return [s / len(workload.steps()) for s in rounds["wall_s"]]
+
+
+METRICS = (
+    THROUGHPUT,
+    Metric(
+        "",
+        "step_s",
+        "s",
+        less_is_better=True,
+        words="seconds a step, on the mean",
+        head="s/step",
+        show=seconds,
+        samples=_step_s,
+    ),
+    Metric(
+        "latency",
+        "slowest_step_s",
+        "s",
+        less_is_better=True,
+        words="seconds of the slowest step",
+        head="slowest step",
+        show=seconds,
+        samples=_slowest_step_s,
+        is_latency=True,
+    ),
+    MEMORY,
+    ENERGY,
+)
+
+
+# ------------------------------------------------------------------------------------------------- options and the model
+
+
+def _read_targets(value: Any, name: str) -> tuple[str, ...]:
+    listed = value.split(",") if isinstance(value, str) else read_texts(value, name)
+    targets = tuple(sorted({each.strip() for each in listed}))
+    if not targets or not all(map(matches(r"[\w.-]{1,100}"), targets)):
+        raise BadInput(f"{named(name)} takes names of modules such as q_proj,v_proj, or all-linear")
+    return targets
+
+
+def _own(option: Option) -> Option:
+    """Return an option of a list in the words of training."""
+    if option.name == "batch":
+        return replace(
+            option, help="sequences a step of the optimizer (default: %(default)s)", read=read_whole, word=whole_word
+        )
+    if option.name == "batches":
+        return replace(option, help=f"steps in the list (default: {DEFAULT_STEPS})", default=DEFAULT_STEPS)
+    return option
+
+
+_OPTIONS = (
+    *map(_own, LIST_OPTIONS),
+    Option(
+        "method",
+        "what is trained: all weights, LoRA adapters, or these beside weights in 4 bits (default: %(default)s)",
+        default=FULL,
+        choices=METHODS,
+    ),
+    Option(
+        "rank",
+        f"of the adapters; their alpha is {ALPHA_OVER_RANK} times as large (default: %(default)s)",
+        read_whole,
+        default=RANK,
+        metavar="R",
+        word=whole_word,
+    ),
+    Option(
+        "targets",
+        "modules with an adapter, or all-linear (default: peft's own for the type of model)",
+        _read_targets,
+        metavar="NAME[,NAME…]",
+    ),
+)
+
+
+def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ...]) -> Training:
+    if is_encoder(source.config):
+        raise BadInput(
+            f"{source.name} is an encoder ({source.config['model_type']}), and what is fine-tuned here are models of the next token"
+        )
+    method, targets = asked["method"], asked["targets"] or OWN_TARGETS
+    if method == FULL and targets:
+        raise BadInput(f"{named('targets')} goes with {named('method')} {LORA} or {QLORA}: all weights are trained")
+    rank = asked["rank"] if method != FULL else RANK
+    return Training(lengths, asked["batch"], method, rank, targets)
+
+
+def _refuse(workload: Workload, facts: ModelFacts, name: str) -> None:
+    if facts.prequantized and not workload.trains_adapters:
+        raise BadInput(
+            f"{name} is quantised ({facts.prequantized}): Q17 weights in so few bits can't be trained",
+            f"{named('method')} {QLORA} trains adapters beside them",
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- how it runs
+
+_WITH_TENSORS = "advisor.workloads.train_torch"
+
+
+def _running(_: Workload, __: ModelFacts) -> Running:
+    return Running(_WITH_TENSORS, "train_step", by_sequence=False, result="the loss")
+
+
+def _preparation(workload: Workload, _: ModelFacts, __: ModelFiles, ___: str) -> Preparation:
+    """Return what makes a model ready to be trained: adapters, where they are what is trained."""
+    if not isinstance(workload, Training) or not workload.trains_adapters:
+        return Preparation()
+    return Preparation(
+        imports=("from peft import LoraConfig, get_peft_model",),
+        statements=(
+            "torch.manual_seed(0)  # of the adapters' weights",
+            f"model = get_peft_model(model, {lora_config(workload)})",
+        ),
+    )
+
+
+def lora_config(workload: Training) -> str:
+    """Return peft's configuration of the adapters as Python source."""
+    named_ = {(): "None", ("all-linear",): "'all-linear'"}.get(workload.targets, repr(list(workload.targets)))
+    alpha = ALPHA_OVER_RANK * workload.rank
+    return f"LoraConfig(r={workload.rank}, lora_alpha={alpha}, target_modules={named_}, task_type='CAUSAL_LM')"
+
+
+def _runtime(workload: Workload, facts: ModelFacts) -> Runtime:
+    from advisor.workloads.train_torch import TrainingRuntime
+
+    return TrainingRuntime(workload, facts, _running(workload, facts))
+
+
+_EXAMPLES = (
+    Training((64, 32, 48, 16), 4),
+    Training((64, 32, 48, 16), 4, LORA),
+    Training((64, 32, 48, 16), 4, QLORA),
+    Training((64, 64, 64, 64), 4),
+)
+
+
+KIND = Kind(
+    name=NAME,
+    summary="fine-tuning a language model: a step of its optimizer at a time",
+    stored_as=(NAME,),
+    workload=Training,
+    metrics=METRICS,
+    parse=_parse,
+    running=_running,
+    runtime=_runtime,
+    refuse=_refuse,
+    examples=_EXAMPLES,
+    preparation=_preparation,
+    options=_OPTIONS,
+)

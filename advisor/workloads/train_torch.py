@@ -1,0 +1,294 @@
+"""The training workload with tensors: a step, its labels, what is given back after it, and how far training goes astray.
+
+Worker only. A step's forward passes are calls of their own for the gate, which looks at what the model gives for each token, as of
+any language model; for timing they are one call, whose result is the loss and the gradients' norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from advisor.nouns.model import ModelFacts
+from advisor.workloads.kind import Running
+from advisor.workloads.runtime import Call, Runtime
+from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, values_of_tokens
+from advisor.workloads.workload import Workload
+
+#: Labels of what has no loss, as torch's cross entropy and transformers have it.
+IGNORED = -100
+
+#: Of each weight's gradient so many values are compared, evenly spaced.
+COMPARED_VALUES = 4096
+
+
+def train_step(model: Any, calls: list[dict[str, Any]]) -> torch.Tensor:
+    """Do a step of `model.optimizer` and return its loss and the norm of its gradients before clipping, [2] in fp32.
+
+    calls: the arguments of each forward pass of the step; each holds `labels` and the step's `num_items_in_batch`, so that their
+    losses add up to the mean over all of its tokens, however many passes there are. `model.autocast`: a dtype, or None.
+    """
+    losses, autocast = [], getattr(model, "autocast", None)
+    for call in calls:
+        with torch.autocast(call["input_ids"].device.type, autocast, enabled=autocast is not None):
+            loss = model(**call).loss
+        loss.backward()
+        losses.append(loss.detach().float())
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
+    model.optimizer.step()
+    model.optimizer.zero_grad()
+    return torch.stack([torch.stack(losses).sum(), norm.float()])
+
+
+@dataclass(frozen=True)
+class Step(Call):
+    """A step: the arguments and places are of its first forward pass, the sequences those of all of them."""
+
+    parts: tuple[Call, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of the sequences of all of its forward passes."""
+        return tuple(n for part in self.parts for n in part.lengths)
+
+
+@dataclass
+class Kept:
+    """What is given back after a trial: the values of all that a step changes, on the CPU, and the random state."""
+
+    values: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    random: torch.Tensor | None = None
+    random_of_device: torch.Tensor | None = None
+
+
+class TrainingRuntime(Runtime):
+    """How a worker trains."""
+
+    def __init__(self, workload: Workload, facts: ModelFacts, running: Running) -> None:
+        """Hold the workload and what the facts say of the model's vocabulary and arguments."""
+        super().__init__(workload, running)
+        self.vocabulary, self.accepts = facts.vocabulary, facts.accepts
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """Return the context that everything is run in: gradients are needed."""
+        return torch.enable_grad()
+
+    # ------------------------------------------------------------------------------------------------------------ calls
+
+    def timed(self, calls: Sequence[Call]) -> list[Call]:
+        """Return one call per step, with labels: the sequences of a step are those of the list, in whatever order."""
+        steps, waiting, count = [], list[Call](), 0
+        for call in calls:
+            waiting.append(call)
+            count += len(call.sequences)
+            if count >= self.workload.size or call is calls[-1]:
+                steps.append(_step(waiting))
+                waiting, count = [], 0
+        return steps
+
+    def in_order(self, calls: Sequence[Call]) -> list[list[Call]]:
+        """Return the calls within which sequences may be sorted: those of one step, whose forward passes are in `parts`."""
+        return [list(call.parts) for call in calls if isinstance(call, Step)]
+
+    def shapes(self, calls: Sequence[Call]) -> list[int]:
+        """Return how many sequences each forward pass of the first step has."""
+        first = calls[0]
+        return [len(part.sequences) for part in first.parts] if isinstance(first, Step) else [len(first.sequences)]
+
+    def run(self, model: Any, call: Call, device: str, positions: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
+        """Do a step on the device; return its loss and its gradients' norm. Dropout is as the model's configuration has it."""
+        assert isinstance(call, Step), "a step is timed, a forward pass is judged"
+        if not model.training:
+            model.train()
+        with _some_optimizer(model):
+            values: torch.Tensor = self._function(model, [part.on(device) for part in call.parts])
+        return values
+
+    # ------------------------------------------------------------------------------------- what the gate looks at
+
+    def positions(self, workload: Workload) -> list[int]:
+        """Return the distances from a sequence's end at which logits are compared."""
+        return distances_of(workload, self.vocabulary)
+
+    def by_sequence(self, model: Any, call: Call, device: str, positions: Sequence[int]) -> list[torch.Tensor]:
+        """Run a forward pass without labels and return every sequence's logits, [positions, vocabulary] in fp32.
+
+        Without dropout. What is compiled is run as in a step, with gradients and as training: else it would be compiled anew.
+        """
+        arguments = {name: value for name, value in call.arguments.items() if name != "labels"}
+        is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+        model.train(is_compiled)
+        gradients = nullcontext() if is_compiled else torch.no_grad()
+        autocast = getattr(model, "autocast", None)
+        place = torch.device(device).type
+        with without_dropout(model), gradients, torch.autocast(place, autocast, enabled=autocast is not None):
+            found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
+        return [values.detach() for values in found]
+
+    def deviation(self, values: Sequence[torch.Tensor]) -> float:
+        """Return the standard deviation of logits at a position, over all sequences."""
+        return deviation_at_positions(values)
+
+    def tally(self, positions: Sequence[int], noise: float) -> TokenTally:
+        """Return what compares logits with the reference's."""
+        return TokenTally(positions, noise)
+
+    # ------------------------------------------------------------------------------------------- how training goes
+
+    def kept(self, model: Any, device: str) -> Kept:
+        """Return a copy of all that a step changes, on the CPU."""
+        changed = [tensor for tensor in (*model.parameters(), *model.buffers()) if _can_change(tensor)]
+        on_gpu = device.startswith("cuda")
+        state = torch.cuda.get_rng_state(device) if on_gpu else None
+        return Kept([(tensor, tensor.detach().cpu().clone()) for tensor in changed], torch.get_rng_state(), state)
+
+    def give_back(self, model: Any, kept: Kept, device: str) -> None:
+        """Make the model, its optimizer and the random state be as they were, to the bit."""
+        with torch.no_grad():
+            for tensor, value in kept.values:
+                tensor.grad = None
+                tensor.copy_(value)
+        if (optimizer := getattr(model, "optimizer", None)) is not None:
+            optimizer.state.clear()
+        if kept.random is not None:
+            torch.set_rng_state(kept.random)
+        if kept.random_of_device is not None:
+            torch.cuda.set_rng_state(kept.random_of_device, device)
+
+    def course(self, model: Any, calls: Sequence[Call], device: str, *, steps: int) -> dict[str, Any]:
+        """Train from the weights as they are; return what a reference and a configuration are compared by.
+
+        {"losses", "norms": of each step; "gradient": some of the first step's gradients, by the weight's name, with the share of
+        them that is some}. calls: of forward passes. Without dropout; the weights are changed.
+        """
+        found: dict[str, Any] = {"losses": [], "norms": [], "gradient": {}}
+        made = self.timed(calls)
+        with without_dropout(model):
+            for number in range(steps):
+                with _first_gradients(model, found["gradient"]) if not number else nullcontext():
+                    loss, norm = self.run(model, made[number % len(made)], device).tolist()
+                found["losses"].append(loss)
+                found["norms"].append(norm)
+        return found
+
+    def reference_course(self, model: Any, tokens: Sequence[torch.Tensor], device: str, *, steps: int) -> dict[str, Any]:
+        """Return the same of one document at a time, accumulated. model: in fp32."""
+        more = {} if "no_use_cache" in self.accepts else {"use_cache": False}
+        calls = [
+            Call({"input_ids": ids[None], **more}, (number,), ((0, 0, len(ids)),)) for number, ids in enumerate(tokens)
+        ]
+        return self.course(model, calls, device, steps=steps)
+
+    def deviations(self, ours: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+        """Return how far a course is from the reference's.
+
+        "gradient": the size of the difference of the first step's gradients, over the size of the reference's; "loss": the largest
+        difference of a step's loss over all steps, in nats; "norm": the largest of the gradients' norms, over the reference's.
+        """
+        differences = sizes = 0.0
+        for name, (theirs, each) in reference["gradient"].items():
+            mine = ours["gradient"].get(name, (torch.zeros_like(theirs), each))[0]
+            differences += each * float((mine - theirs).double().square().sum())
+            sizes += each * float(theirs.double().square().sum())
+        count = min(len(ours["losses"]), len(reference["losses"]))
+        losses = zip(ours["losses"][:count], reference["losses"][:count], strict=True)
+        norms = zip(ours["norms"][:count], reference["norms"][:count], strict=True)
+        return {
+            "gradient": (differences / max(sizes, 1e-300)) ** 0.5,
+            "loss": max(abs(a - b) for a, b in losses),
+            "norm": max(abs(a - b) / max(b, 1e-30) for a, b in norms),
+        }
+
+
+def _step(calls: Sequence[Call]) -> Step:
+    """Return a step of these forward passes: with labels, and how many of the step's tokens have a loss."""
+    labelled = [{"labels": labels_of(call), **call.arguments} for call in calls]
+    count = sum(int((arguments["labels"][..., 1:] != IGNORED).sum()) for arguments in labelled)
+    parts = tuple(
+        replace(call, arguments={**arguments, "num_items_in_batch": torch.tensor(count)})
+        for call, arguments in zip(calls, labelled, strict=True)
+    )
+    sequences = tuple(number for call in calls for number in call.sequences)
+    return Step(parts[0].arguments, sequences, parts[0].places, parts)
+
+
+def labels_of(call: Call) -> torch.Tensor:
+    """Return the labels of a forward pass: its ids, but for pads and each sequence's first token, which nothing predicts.
+
+    Where a first token is not left out, the last one of the sequence before it is taught to predict it (rule T3).
+    """
+    ids = call.arguments["input_ids"]
+    labels = torch.full_like(ids, IGNORED)
+    for row, start, end in call.places:
+        labels[row, start + 1 : end] = ids[row, start + 1 : end]
+    return labels
+
+
+@contextmanager
+def _some_optimizer(model: Any) -> Iterator[None]:
+    """Give a model that was left as it was loaded, to see what it launches, an optimizer that keeps and changes nothing."""
+    if getattr(model, "optimizer", None) is not None:
+        yield
+        return
+    model.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    try:
+        yield
+    finally:
+        del model.optimizer
+
+
+def _can_change(tensor: torch.Tensor) -> bool:
+    """Whether a step changes a tensor: a weight that is trained, or a buffer of floats."""
+    return tensor.requires_grad or (not isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point())
+
+
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Have a model drop nothing for a while: its modules for it, and the shares that others are given."""
+    changed = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_share = name == "p" if isinstance(module, torch.nn.Dropout) else "drop" in name
+            if is_share and isinstance(value, float) and value > 0:
+                changed.append((module, name, value))
+    for module, name, _ in changed:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
+
+
+@contextmanager
+def _first_gradients(model: Any, found: dict[str, tuple[torch.Tensor, float]]) -> Iterator[None]:
+    """Keep some of the gradients of the step that is done within: before they are clipped, and in fp32 on the CPU."""
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def look(parameters: Any, *given: Any, **more: Any) -> torch.Tensor:
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                found[plain_name(name)] = _some_of(weight.grad)
+        return clip(parameters, *given, **more)
+
+    torch.nn.utils.clip_grad_norm_ = look
+    try:
+        yield
+    finally:
+        torch.nn.utils.clip_grad_norm_ = clip
+
+
+def plain_name(name: str) -> str:
+    """Return a weight's name without what wrappers of modules put into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _some_of(gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return evenly spaced values of a gradient, and how many of its values each stands for."""
+    flat = gradient.detach().flatten()
+    step = max(1, flat.numel() // COMPARED_VALUES)
+    return flat[::step].float().cpu(), float(step)
