@@ -88,6 +88,9 @@ def bytes_of_call(situation: Situation) -> float:
     """Return the bytes that a call needs beside the weights: scores or a mask that are written, the logits asked for."""
     facts, traits = situation.facts, situation.traits
     work, written = situation.workload.work(layout_of(traits), facts), 0.0
+    own = situation.workload.step_bytes(work, facts, traits)
+    if own is not None:
+        return own
     if traits.writes_scores:
         written = 2 * work.rows * facts.heads * work.columns**2 * traits.bytes_per_value
     elif traits.packs and traits.builds_mask:

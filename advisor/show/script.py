@@ -62,12 +62,13 @@ def setup_of(configuration: Configuration, prepared: Preparation = _UNPREPARED) 
     imports = {line for choice in choices for line in choice.imports} | set(prepared.imports)
     functions = dict.fromkeys([*(function for choice in choices for function in choice.functions), *prepared.functions])
     before = dict.fromkeys(line for choice in choices for line in choice.before)
-    after = dict.fromkeys(line for choice in choices for line in (*choice.after, *choice.on_model))
+    after = dict.fromkeys(line for choice in choices for line in choice.after)
+    on_model = dict.fromkeys(line for choice in choices for line in choice.on_model)
     arguments: dict[str, str] = {}
     for choice in choices:
         arguments |= choice.load(configuration)
     sources = tuple(function_source(_file_of(module), name) for module, name in functions)
-    return Setup(frozenset(imports), sources, tuple(before), (*after, *prepared.statements), arguments)
+    return Setup(frozenset(imports), sources, tuple(before), (*after, *prepared.statements, *on_model), arguments)
 
 
 def checkpoint_of(source: ModelSource) -> str:

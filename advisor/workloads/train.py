@@ -23,7 +23,8 @@ from advisor.workloads.figures import ENERGY, THROUGHPUT
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
-from advisor.workloads.workload import Batches, Head, Needs, Workload
+from advisor.workloads.train_memory import bytes_of_step, trained_values
+from advisor.workloads.workload import Batches, Head, Needs, Work, Workload
 
 NAME = "train"
 
@@ -134,6 +135,12 @@ class Training(Workload):
     def kept(self, rows: int, columns: int) -> int:
         """Return how many positions' logits are in memory at once: all of a forward pass's."""
         return rows * columns
+
+    def step_bytes(self, work: Work, facts: ModelFacts, traits: Any) -> float:
+        """Return the bytes that a step holds beside the weights."""
+        everywhere, adapters = self.targets not in (OWN_TARGETS,), self.trains_adapters
+        trained = trained_values(facts, adapters=adapters, rank=self.rank, everywhere=everywhere)
+        return bytes_of_step(work, facts, traits, trained=trained, adapters=adapters)
 
     @property
     def dealt(self) -> Self:

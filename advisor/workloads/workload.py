@@ -270,6 +270,10 @@ class Workload(ABC):
         """How many forward passes the operations of one call are worth."""
         return 1.0
 
+    def step_bytes(self, work: Work, facts: ModelFacts, traits: Any) -> float | None:  # noqa: ARG002
+        """Return the bytes that a call holds beside the weights, None for what a forward pass does. traits: a configuration's."""
+        return None
+
     def sample(self, windows: Sequence[int] = (), tokens: int = 20_000, most_tokens: int = 50_000) -> tuple[int, ...]:
         """Return the sequences that the gate judges, as indices in order: whole batches that stand for the list.
 
