@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import BadInput
-from advisor.knobs import autocast, batch, checkpointing, compilation, kernels, micro_batch, optimizer, packing, precision
+from advisor.knobs import (
+    autocast,
+    batch,
+    checkpointing,
+    compilation,
+    kernels,
+    micro_batch,
+    optimizer,
+    packing,
+    precision,
+)
 from advisor.knobs.attention import choices as attention
 from advisor.knobs.choice import (
     KNOBS,

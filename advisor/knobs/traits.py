@@ -30,7 +30,8 @@ class Traits:
     fuses_layers: a layer is one operator of torch's.
 
     Training. autocasts: products are in 16 bits whatever the weights are in; recomputes: what a layer computed is computed again on
-    the way back, and not kept; keeps_logits: logits are in memory as a whole, and so are their logarithms; state_bytes: that an
+    the way back, and not kept; keeps_logits: logits are in memory as a whole, and so are their logarithms; fuses_parts: norms and
+    gated MLPs are a kernel each, which keeps its input alone; state_bytes: that an
     optimizer keeps of each value that is trained, 0 where they are two values like it.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
@@ -65,6 +66,7 @@ class Traits:
     autocasts: bool = False
     recomputes: bool = False
     keeps_logits: bool = True
+    fuses_parts: bool = False
     state_bytes: float = 0.0
     compiles: bool = False
     compiles_model: bool = False

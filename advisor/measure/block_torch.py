@@ -189,7 +189,8 @@ class _Block:
     def _make_ready(self, contestant: Contestant) -> None:
         kernels = traits_of(contestant.configuration).replays  # no operator shows then what runs
         before = compiled()  # of all contestants by now
-        contestant.ready = make_ready(contestant.session, self.request, contestant.configuration, kernels=kernels)
+        own, keep = contestant.session, not self.request.in_turn
+        contestant.ready = make_ready(own, self.request, contestant.configuration, kernels=kernels, keep=keep)
         contestant.rounds.at_first = compiled().more_than(before)
 
     def _left(self, contestants: list[Contestant]) -> list[Contestant]:

@@ -41,7 +41,10 @@ def reference_course(session: Session, subject: Subject) -> dict[str, Any] | Non
     if not subject.workload.trains:
         return None
     session.stage("reference of training")
-    configuration, runtime = plain_base(subject).replaced(precision=reference_choices()["precision"]), runtime_of(subject)
+    configuration, runtime = (
+        plain_base(subject).replaced(precision=reference_choices()["precision"]),
+        runtime_of(subject),
+    )
     if subject.facts.prequantized:
         return {"why": "the checkpoint's weights are in fewer bits"}
     try:

@@ -50,17 +50,20 @@ class Ready:
         )
 
 
-def make_ready(session: Session, subject: Subject, requested: Configuration, *, kernels: bool = True) -> Ready:
+def make_ready(
+    session: Session, subject: Subject, requested: Configuration, *, kernels: bool = True, keep: bool = True
+) -> Ready:
     """Load the model as a configuration says, call it once and read what ran. Call it in its work's mode (`Runtime.mode`).
 
     kernels: whether the names of a GPU's kernels are read too, which takes seconds the first time in a process; the operators
-    that launch them are always.
+    that launch them are always. keep: whether what running it changes is to be given back; not where it is unloaded then.
     """
     whole = subject.workload
     load_s = session.load(subject, requested)
     found_load_s = session.found_load_s
     runtime = runtime_of(subject)
-    session.keep(runtime)
+    if keep:
+        session.keep(runtime)
     session.stage(FIRST_CALL)
     calls = runtime.timed(session.calls(subject, whole.under(requested), requested, session.tokens(subject)))
     first_call_s = timed_round(session, calls[:1], session.device, runtime, [0]).wall_s

@@ -106,6 +106,10 @@ def _attention(model: Any, config: Any) -> dict[str, Any]:
         else None,
         "layer_types": tuple(sorted(set(structure_torch.layer_kinds(text)))),
         "windows": structure_torch.windows_of(config),
+        "drops_attention": any(
+            isinstance(share := getattr(text, name, 0.0), (int, float)) and share > 0
+            for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+        ),
     }
 
 

@@ -144,7 +144,11 @@ def _astray(quality: Quality, limits: Course) -> list[str]:
         return []
     over = f"over {quality.steps} step{'s' if quality.steps != 1 else ''}"
     said = (
-        (quality.gradient, limits.gradient, f"gradients of the first step are {quality.gradient:.2e} of their size off"),
+        (
+            quality.gradient,
+            limits.gradient,
+            f"gradients of the first step are {quality.gradient:.2e} of their size off",
+        ),
         (quality.loss, limits.loss, f"a step's loss is {quality.loss:.2e} nats off {over}"),
         (quality.norm, limits.norm, f"the gradients' norm is {quality.norm:.1%} off {over}"),
     )
@@ -157,7 +161,12 @@ def is_judged(quality: Quality, declared: Tier) -> bool:
     Not where the reference is not in fp32, and not for a lossy choice whose weights were drawn at random: what four bits
     cost random weights says nothing of trained ones.
     """
-    return quality.is_against_fp32 and not quality.lacks_layout and not quality.course and (declared is Tier.EXACT or not quality.drawn)
+    return (
+        quality.is_against_fp32
+        and not quality.lacks_layout
+        and not quality.course
+        and (declared is Tier.EXACT or not quality.drawn)
+    )
 
 
 def tier_reached(

@@ -87,6 +87,7 @@ MOST_WITH_EXPERTS: Mapping[int, Floor] = {
     COARSE: Floor(0.9, 1.0, "documents that read one another are off by 1.0 and more"),
 }
 
+
 @dataclass(frozen=True)
 class Course:
     """How far training may go astray: figures of `Quality`, with where they come from."""
@@ -171,7 +172,7 @@ def layout_limit(facts: ModelFacts) -> float:
 
 def step_of(ran: Configuration) -> float:
     """Return the step between neighbouring numbers near 1; the coarsest where the precision is unknown."""
-    return float(2.0**-bits_of(traits_of(ran)))
+    return float(2.0 ** -bits_of(traits_of(ran)))
 
 
 def bits_of(traits: Traits) -> int:

@@ -207,9 +207,7 @@ def _running(workload: Workload, facts: ModelFacts) -> Running:
         return Running(_WITH_TENSORS, "run_scores", result=result)
     kind, keeps = ("logits", "logits_to_keep" in facts.accepts) if output in LOGITS else ("last_hidden_state", False)
     is_last = output == LAST
-    return Running(
-        _OF_TOKENS, "run_tokens", {"kind": kind, "keeps": keeps}, (0,) if is_last else None, is_last, result
-    )
+    return Running(_OF_TOKENS, "run_tokens", {"kind": kind, "keeps": keeps}, (0,) if is_last else None, is_last, result)
 
 
 def _preparation(workload: Workload, facts: ModelFacts, source: ModelFiles, device: str) -> Preparation:

@@ -17,6 +17,7 @@ from advisor.workloads.tally_torch import Tally, comparable, deviation_over_sequ
 from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, run_tokens
 from advisor.workloads.workload import Workload
 
+
 def run_pooled(
     model: Any, call: dict[str, Any], places: list[tuple[int, int, int]], _: object = None, *, how: str
 ) -> torch.Tensor:

@@ -140,7 +140,8 @@ class Training(Workload):
         """Return the bytes that a step holds beside the weights."""
         everywhere, adapters = self.targets not in (OWN_TARGETS,), self.trains_adapters
         trained = trained_values(facts, adapters=adapters, rank=self.rank, everywhere=everywhere)
-        return bytes_of_step(work, facts, traits, trained=trained, adapters=adapters)
+        accumulates = isinstance(self, Accumulated)
+        return bytes_of_step(work, facts, traits, trained=trained, adapters=adapters, accumulates=accumulates)
 
     @property
     def dealt(self) -> Self:
@@ -309,14 +310,19 @@ def _running(_: Workload, __: ModelFacts) -> Running:
 def _preparation(workload: Workload, _: ModelFacts, __: ModelFiles, ___: str) -> Preparation:
     """Return what makes a model ready to be trained: adapters, where they are what is trained."""
     if not isinstance(workload, Training) or not workload.trains_adapters:
-        return Preparation()
+        return Preparation(statements=_AS_TRAINED)
     return Preparation(
         imports=("from peft import LoraConfig, get_peft_model",),
         statements=(
             "torch.manual_seed(0)  # of the adapters' weights",
             f"model = get_peft_model(model, {lora_config(workload)})",
+            *_AS_TRAINED,
         ),
     )
+
+
+#: Dropout is as the model's configuration has it, and layers are computed again where that is asked for.
+_AS_TRAINED = ("model = model.train()",)
 
 
 def lora_config(workload: Training) -> str:

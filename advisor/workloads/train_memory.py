@@ -67,6 +67,10 @@ class Numbers(Protocol):
     def compiles_model(self) -> bool:
         """Whether layers are compiled."""
 
+    @property
+    def fuses_parts(self) -> bool:
+        """Whether norms and gated MLPs are a kernel each, which keeps what it is given alone."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -98,11 +102,14 @@ def trained_values(facts: ModelFacts, *, adapters: bool, rank: int, everywhere: 
     return rank * facts.layers * sides
 
 
-def bytes_of_step(work: Work, facts: ModelFacts, traits: Numbers, *, trained: float, adapters: bool) -> float:
+def bytes_of_step(
+    work: Work, facts: ModelFacts, traits: Numbers, *, trained: float, adapters: bool, accumulates: bool
+) -> float:
     """Return the bytes that a step holds beside the weights where it holds the most.
 
     work: of the largest forward pass its rows, columns and how many positions have logits. trained: values, see
     :func:`trained_values`. The most is held at the loss, with all that layers keep, or at the optimizer, with all gradients.
+    accumulates: a step has several passes, and what the first ones found is there at the loss of the others.
     """
     size = _FULL if adapters else traits.bytes_per_value
     states = trained * (traits.state_bytes or 2 * size)
@@ -110,7 +117,8 @@ def bytes_of_step(work: Work, facts: ModelFacts, traits: Numbers, *, trained: fl
     again = _of_layer(work, facts, traits, adapters=adapters, kept=False) if traits.recomputes else 0.0
     at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), again)
     copies = _HALF * facts.linear_parameters if traits.autocasts and traits.bytes_per_value > _HALF else 0.0
-    return states + _FRAGMENTS * max(at_loss + copies, trained * size)
+    gradients = trained * size
+    return states + _FRAGMENTS * max(at_loss + copies + (gradients if accumulates else 0.0), gradients)
 
 
 def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool, kept: bool) -> float:
@@ -122,16 +130,21 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
     apart = traits.tells_apart or traits.masks_by_block
     keys = shape.keys if apart or work.processed == work.tokens else shape.queries  # a mask has keys be repeated
     attention = product * (2 * shape.queries + 2 * keys)
-    if traits.compiles_model:
-        own = 2 * size * shape.hidden + product * (2 * shape.hidden + shape.queries + 2 * shape.inner)
-    elif adapters:
-        own = 2 * _FULL * shape.hidden + 2 * _FULL * shape.hidden + 3 * product * shape.inner
+    weighed = 0.0 if adapters else product  # a product with a weight that is trained keeps its input
+    given = weighed * (2 * shape.hidden + shape.queries) + (
+        2 * product * shape.hidden if traits.autocasts and adapters else 0
+    )
+    given += 2 * _FULL * shape.hidden if adapters and not traits.autocasts else 0.0
+    if traits.fuses_parts:
+        own = 2 * size * shape.hidden + (2 * product + weighed) * shape.inner
+    elif traits.compiles_model:
+        own = 2 * size * shape.hidden + 2 * product * shape.inner
     else:
-        own = 2 * (_FULL + size) * shape.hidden + product * (2 * shape.hidden + shape.queries + 4 * shape.inner)
+        own = 2 * (_FULL + (0 if adapters else size)) * shape.hidden + (3 * product + weighed) * shape.inner
     pairs = float(work.rows) * work.columns**2
     scores = (_FULL + 2 * product) * facts.heads * pairs if traits.writes_scores else 0.0
     masked = not (apart or traits.drops_pads) and work.processed > work.tokens
-    return tokens * (own + attention + _FULL * facts.heads) + scores + (product * pairs if masked else 0.0)
+    return tokens * (own + given + attention + _FULL * facts.heads) + scores + (product * pairs if masked else 0.0)
 
 
 def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) -> float:

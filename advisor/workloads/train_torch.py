@@ -7,7 +7,7 @@ any language model; for timing they are one call, whose result is the loss and t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,11 @@ IGNORED = -100
 
 #: Of each weight's gradient so many values are compared, evenly spaced.
 COMPARED_VALUES = 4096
+
+
+#: What is set of torch's allocator, as PYTORCH_CUDA_ALLOC_CONF has it. The passes of a step are of many sizes, and blocks of the
+#: default's do not fit each other: a third of the memory was lost to that on an H200.
+ALLOCATOR = "expandable_segments:True"
 
 
 def train_step(model: Any, calls: list[dict[str, Any]]) -> torch.Tensor:
@@ -73,9 +78,15 @@ class TrainingRuntime(Runtime):
         super().__init__(workload, running)
         self.vocabulary, self.accepts = facts.vocabulary, facts.accepts
 
-    def mode(self) -> AbstractContextManager[Any]:
-        """Return the context that everything is run in: gradients are needed."""
-        return torch.enable_grad()
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Run everything with gradients, and with blocks of a GPU's memory that grow (`ALLOCATOR`)."""
+        with torch.enable_grad():
+            _set_allocator(ALLOCATOR)
+            try:
+                yield
+            finally:
+                _set_allocator(ALLOCATOR.replace("True", "False"))
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -102,8 +113,6 @@ class TrainingRuntime(Runtime):
     def run(self, model: Any, call: Call, device: str, positions: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
         """Do a step on the device; return its loss and its gradients' norm. Dropout is as the model's configuration has it."""
         assert isinstance(call, Step), "a step is timed, a forward pass is judged"
-        if not model.training:
-            model.train()
         with _some_optimizer(model):
             values: torch.Tensor = self._function(model, [part.on(device) for part in call.parts])
         return values
@@ -117,17 +126,19 @@ class TrainingRuntime(Runtime):
     def by_sequence(self, model: Any, call: Call, device: str, positions: Sequence[int]) -> list[torch.Tensor]:
         """Run a forward pass without labels and return every sequence's logits, [positions, vocabulary] in fp32.
 
-        Without dropout. What is compiled is run as in a step, with gradients and as training: else it would be compiled anew.
+        Less its loss at a sequence's last token, where that is taught the first one of the sequence after it (rule T3): so what it
+        gives depends on its neighbour, as its training does.
+
+        Without dropout. What is compiled is run as in a step, with gradients: else it would be compiled anew.
         """
         arguments = {name: value for name, value in call.arguments.items() if name != "labels"}
         is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
-        model.train(is_compiled)
         gradients = nullcontext() if is_compiled else torch.no_grad()
         autocast = getattr(model, "autocast", None)
         place = torch.device(device).type
         with without_dropout(model), gradients, torch.autocast(place, autocast, enabled=autocast is not None):
             found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
-        return [values.detach() for values in found]
+        return _with_what_is_taught([values.detach() for values in found], call, positions)
 
     def deviation(self, values: Sequence[torch.Tensor]) -> float:
         """Return the standard deviation of logits at a position, over all sequences."""
@@ -175,7 +186,9 @@ class TrainingRuntime(Runtime):
                 found["norms"].append(norm)
         return found
 
-    def reference_course(self, model: Any, tokens: Sequence[torch.Tensor], device: str, *, steps: int) -> dict[str, Any]:
+    def reference_course(
+        self, model: Any, tokens: Sequence[torch.Tensor], device: str, *, steps: int
+    ) -> dict[str, Any]:
         """Return the same of one document at a time, accumulated. model: in fp32."""
         more = {} if "no_use_cache" in self.accepts else {"use_cache": False}
         calls = [
@@ -239,6 +252,27 @@ def _some_optimizer(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.optimizer
+
+
+def _with_what_is_taught(values: Sequence[torch.Tensor], call: Call, positions: Sequence[int]) -> list[torch.Tensor]:
+    """Return sequences' logits less the loss at their last token where that has one. positions: the first is the end's, 0."""
+    ids, labels = call.arguments["input_ids"], call.arguments.get("labels")
+    if labels is None or positions[0] != 0:
+        return list(values)
+    found = []
+    for each, (row, _, end) in zip(values, call.places, strict=True):
+        has_loss = end < ids.shape[1] and int(labels[row, end]) != IGNORED
+        taught = each.clone() if has_loss else each
+        if has_loss:  # the label is the id there, whatever was put in its place since
+            taught[0] += taught[0].log_softmax(-1)[int(ids[row, end])]
+        found.append(taught)
+    return found
+
+
+def _set_allocator(settings: str) -> None:
+    """Set torch's allocator of GPU memory for this process: it looks at its variable of the environment once alone."""
+    if torch.cuda.is_available():
+        torch._C._accelerator_setAllocatorSettings(settings)
 
 
 def _can_change(tensor: torch.Tensor) -> bool:

@@ -43,6 +43,10 @@ def _flex_unavailable(environment: Environment) -> Reason | None:
 
 def _flex_why_not(situation: Situation) -> list[Reason]:
     facts, is_cuda, reasons = situation.facts, situation.environment.is_cuda, []
+    if situation.workload.trains and facts.drops_attention:
+        reasons.append(
+            Reason("A16", Verdict.INVALID, "flex_attention can't drop scores, as this model's training does")
+        )
     if not facts.supports_flex:
         reasons.append(Reason("A10", Verdict.INVALID, f"{facts.architecture} does not support flex_attention"))
     if is_cuda and facts.head_dim < 16:

@@ -72,7 +72,15 @@ def about(situation: Situation, knob: str) -> str:
 
 def is_wide(situation: Situation) -> bool:
     """Whether the arithmetic is in 32 bits, which FlashAttention and cuDNN do not compute."""
-    return situation.traits.bytes_per_value > 2
+    return situation.traits.bytes_per_value > 2 and not situation.traits.autocasts
+
+
+def drops_nothing(situation: Situation, who: str) -> list[Reason]:
+    """Rule A15: what has no dropout of scores trains a model that is made with one in another way, and transformers warns alone."""
+    if not (situation.workload.trains and situation.facts.drops_attention):
+        return []
+    text = f"{who} drops no scores, as this model's training does: it would learn in another way"
+    return [Reason("A15", Verdict.WRONG, text)]
 
 
 def wide(rule: str, situation: Situation, who: str) -> Reason:

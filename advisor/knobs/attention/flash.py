@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from advisor.knobs.attention.common import has_pads, is_wide, load, ran_as, rates, wide
+from advisor.knobs.attention.common import drops_nothing, has_pads, is_wide, load, ran_as, rates, wide
 from advisor.knobs.attention.generations import FLASH_2, FLASH_4, FOUR, GENERATIONS, TWO, Generation, mend, unavailable
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
@@ -39,6 +39,8 @@ def _why_not(generation: Generation) -> Callable[[Situation], list[Reason]]:
         if facts.model_type == "gpt_oss" and not generation.sinks:
             text = f"attention sinks: transformers replaces {generation.title} by another"
             reasons.append(Reason("A14", Verdict.ALIAS, text))
+        if generation.number > 2:
+            reasons += drops_nothing(situation, generation.title)
         return reasons + _slow(situation, generation) + _told(situation, generation)
 
     return why_not

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from advisor.knobs.attention import sdpa
-from advisor.knobs.attention.common import another, family, launched_any, load, rates
+from advisor.knobs.attention.common import another, drops_nothing, family, launched_any, load, rates
 from advisor.knobs.attention.flash import head_size
 from advisor.knobs.attention.generations import FLASH_3, FLASH_4, FOUR, Generation, overwritten
 from advisor.knobs.choice import Choice, Reading, Reason, Situation, Verdict
@@ -90,7 +90,8 @@ def _too_new(environment: Environment) -> Reason | None:
 def _why_not(switched: Switched) -> Callable[[Situation], list[Reason]]:
     def why_not(situation: Situation) -> list[Reason]:
         size = head_size(situation.facts.head_dim, switched.generation, situation.environment)
-        return [*sdpa.flash_why_not(situation), *([size] if size is not None else [])]
+        dropless = drops_nothing(situation, switched.generation.title)
+        return [*sdpa.flash_why_not(situation), *([size] if size is not None else []), *dropless]
 
     return why_not
 

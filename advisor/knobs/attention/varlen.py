@@ -5,7 +5,7 @@ A31 and P20 are ours, read in torch 2.10–2.13's nn/attention/varlen.py.
 
 from __future__ import annotations
 
-from advisor.knobs.attention.common import about, has_pads, is_packed, is_wide, load, ran_as, rates, wide
+from advisor.knobs.attention.common import about, drops_nothing, has_pads, is_packed, is_wide, load, ran_as, rates, wide
 from advisor.knobs.attention.flash import in_fp32
 from advisor.knobs.choice import Choice, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
@@ -41,7 +41,7 @@ def _why_not(situation: Situation) -> list[Reason]:
     if has_pads(situation):
         text = "torch's varlen_attn has no mask, and this batch has pads"
         reasons.append(Reason("P20", Verdict.INVALID, text, "pack the batch", about=about(situation, "packing")))
-    return reasons + _unknown(situation)
+    return reasons + drops_nothing(situation, "torch's varlen_attn") + _unknown(situation)
 
 
 def _unknown(situation: Situation) -> list[Reason]:
