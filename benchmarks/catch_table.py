@@ -51,7 +51,9 @@ from advisor.storage.store import Store
 from advisor.study.opening import facts_for
 from advisor.study.tune import tune
 from advisor.study.tuning import Job
+from advisor.workloads import Workload
 from advisor.workloads.forward import Forward
+from advisor.workloads.train import Training
 
 SHIPPED = Path(__file__).parent.parent / "tests" / "models" / "causal"
 ENCODER = SHIPPED.with_name("encoder")
@@ -69,6 +71,10 @@ PADDED = Forward((40, 12, 25, 9, 33, 17), 3)
 EVEN = Forward((24,) * 6, 3)
 ANY_BATCH = replace(PADDED, batch=None)
 
+#: Two steps of three sequences: of all weights, and of adapters.
+TRAINED = Training((40, 12, 25, 9, 33, 17), 3)
+ADAPTED = replace(TRAINED, method="lora")
+
 _FLASH = {"attention": "flash_attention_2"}
 
 #: Where floors and quantisation hide errors, by the words of the table: what the gate has to catch is run there too.
@@ -85,7 +91,7 @@ class Asked:
     choices: Mapping[str, str]
     environment: Environment = _CPU
     facts: ModelFacts = LLAMA
-    workload: Forward = PADDED
+    workload: Workload = PADDED
     rule: str = ""
 
 
@@ -181,13 +187,27 @@ ROWS = (
     Row("P24", "packed, on an encoder with windows (ModernBERT), sdpa or eager",
         asked=(Asked(_packed("packed"), facts=replace(_BERT, sliding_window=8, layer_types=("sliding_attention",))),),
         forced=(Forced("modernbert", _packed("packed")), Forced("modernbert", _packed("packed", "eager")))),
+    Row("T3", "packed, with labels at sequences' first tokens, in training",
+        asked=(Asked(_packed("packed-taught-across"), workload=TRAINED),
+               Asked(_packed("packed-taught-across", "flash_attention_2"), _H200, workload=ADAPTED)),
+        forced=(Forced("causal-train", _packed("packed-taught-across")),)),
+    Row("T4", "as many sequences a forward pass as a step has",
+        asked=(Asked({"micro_batch": "micro-4"}, workload=TRAINED),),
+        forced=(Forced("causal-train", {"micro_batch": "micro-4"}, "proof"),)),
+    Row("D4", "products in bf16, where the weights are in it",
+        asked=(Asked({"autocast": "autocast-bf16", "precision": "bf16"}, _H200, workload=TRAINED),),
+        forced=(Forced("causal-train", {"autocast": "autocast-bf16", "precision": "bf16"}, "same"),)),
+    Row("O3", "an optimizer in 8 bits, of adapters alone",
+        asked=(Asked({"optimizer": "adamw_8bit"}, _H200, workload=ADAPTED),), unforced="needs a GPU"),
     Row("B2", "a batch larger than the list",
         asked=(Asked({"batch": "16"}, workload=ANY_BATCH),), forced=(Forced("causal-any", {"batch": "16"}, "proof"),)),
     Row("G1", "padding on the right in generate()", elsewhere=_GENERATION),
     Row("A14", "attention sinks, FlashAttention-2",
         asked=(Asked(_FLASH, _H200, replace(LLAMA, model_type="gpt_oss", head_dim=64)),),
         unforced="needs the kernels that transformers replaces it by, from the hub; what read them back would be E1's proof"),
-    Row("A15", "FlashAttention-3 or 4 with dropout", elsewhere="training: forward drops nothing out"),
+    Row("A15", "trained with a dropout of scores, by FlashAttention-3, 4 or varlen_attn",
+        asked=(Asked(_packed("packed", "torch_varlen"), _H200, replace(LLAMA, drops_attention=True), TRAINED),),
+        unforced="needs a GPU"),
     Row("A19", "FlashAttention asked for, its package absent, kernels from the hub usable",
         asked=(Asked(_FLASH, _HUB_ONLY),), unforced="needs kernels from the hub and its network, on a GPU"),
     Row("A23", "set_attn_implementation on a class that does not follow it",
@@ -455,7 +475,7 @@ class Bench:
     """A small model and the work that rules are forced on. model: makes it in a folder and returns its name."""
 
     model: Callable[[Path], str]
-    workload: Forward = PADDED
+    workload: Workload = PADDED
     runner: Callable[[Runner], Runner] = field(default=lambda runner: runner)
 
 
@@ -467,6 +487,7 @@ BENCHES = {
     "causal": Bench(_shipped),
     "causal-even": Bench(_shipped, EVEN),
     "causal-any": Bench(_shipped, ANY_BATCH),
+    "causal-train": Bench(_shipped, TRAINED),
     "causal-bf16": Bench(partial(_in_bf16, SHIPPED)),
     "encoder-hidden": Bench(lambda _: str(ENCODER), replace(PADDED, output="hidden")),
     "encoder-pooled": Bench(lambda _: str(ENCODER), replace(PADDED, output="pooled")),

@@ -2,8 +2,8 @@
 
     python benchmarks/train_by_hand.py OUT.json [--only NAME …]
 
-Plain transformers, peft and Liger: a loop of forward, backward, clipping, optimizer. The lengths are those that `advisor tune` makes
-of the same flags. Each variant is a line of VARIANTS; it is run for a pass that does not count and two that do.
+Plain transformers, peft and Liger: a loop of forward, backward, clipping, optimizer. The lengths are those that `advisor tune`
+makes of the same flags. Each variant is a line of VARIANTS; it is run for a pass that does not count and two that do.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def one_by_one(
     most = HOPELESS * predicted_cost(Situation(baseline, workload.under(baseline), environment, facts))
     room = min(MEMORY_SHARE * environment.memory_bytes, objective.max_memory_bytes or math.inf)
     ranks = {
-        (knob, name): choice.tier(facts).rank for knob in over.axes for name, choice in KNOBS[knob].choices.items()
+        (knob.name, name): choice.tier(facts).rank for knob in KNOBS.values() for name, choice in knob.choices.items()
     }
     found = {}
     for each in situations(over):

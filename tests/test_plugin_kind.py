@@ -294,7 +294,7 @@ def test_flags_are_those_of_the_kind_that_is_named(run: Run) -> None:
     assert "--of-tokens" in own
     assert "--output" not in own
     assert "--of-tokens" not in plain
-    assert "--workload {forward,likelihood}" in plain
+    assert "--workload {forward,train,likelihood}" in plain
     for words, flags in refused.items():
         error = run("-m", "advisor", "suggest", MODEL, *flags, status=2).stderr
         assert words in error
@@ -390,7 +390,8 @@ def test_without_the_kind_its_rows_are_said_and_the_others_stay(
     assert "study 2" not in listed.stdout
     for text in (listed.stderr, alone_asked.stderr):
         assert (
-            "of a kind of work that is not known here, 'likelihood': there are forward (ADVISOR_PLUGINS names" in text
+            "of a kind of work that is not known here, 'likelihood': there are forward, train (ADVISOR_PLUGINS names"
+            in text
         )
         assert "damaged" not in text
     assert "is at revision" in upgraded.stdout

@@ -1,13 +1,14 @@
 """Kernels: Liger's in place of a decoder's norms, gated MLPs and rotary positions.
 
 They fuse what torch launches as several kernels each, and change no matrix product and no attention. Most of what Liger saves it
-saves in training, by a loss without logits: that is a choice of its own, of training alone. Sources: levers.md (K2, K3) and liger-kernel 0.8.5's
-transformers/monkey_patch.py; K4 was measured on an H100 (levers.md), K5 to K7 are ours.
+saves in training, by a loss without logits: that is a choice of its own, of training alone. Sources: levers.md (K2, K3) and
+liger-kernel 0.8.5's transformers/monkey_patch.py; K4 was measured on an H100 (levers.md), K5 to K7 are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
@@ -27,18 +28,19 @@ _FUNCTIONS = "Liger"
 _KERNELS = ("_rms_norm_forward_kernel", "_swiglu_", "_geglu_", "_triton_rope", "_layer_norm_forward_kernel")
 _COMPILED = "Torch-Compiled Region"
 
-#: What Liger names its loss without logits.
-_FUSED_LOSS = "LigerFusedLinearCrossEntropy"
+#: What Liger names its loss without logits, and how the functions end that it puts in place of a model's own for it.
+_FUSED_LOSS, _FORWARD = "LigerFusedLinearCrossEntropy", "forward"
 
-#: The statement that replaces. Its losses replace logits in training, and torch's own cross entropy for the whole process (K3).
-#: Adapters are around the model that Liger knows.
+#: The statement that replaces, with what of it is to be. Its cross entropy would replace torch's own for the whole process (K3).
+#: Adapters are around the model that Liger knows; what a type of model has not, Liger leaves out.
 _PATCH = (
     '_apply_liger_kernel_to_instance(model=getattr(model, "get_base_model", lambda: model)(), '
-    "cross_entropy=False, fused_linear_cross_entropy={})"
+    "cross_entropy=False, fused_linear_cross_entropy={loss}{parts})"
 )
+_NO_PARTS = ("rope", "rms_norm", "layer_norm", "swiglu", "geglu")
 
-#: The choices that replace: without the loss, and with it.
-_LIGER, _WITH_LOSS = "liger", "liger-loss"
+#: The choices that replace: the parts of layers; the loss alone, in training; both, as Trainer does.
+_LIGER, _LOSS, _WITH_LOSS = "liger", "liger-loss", "liger-with-loss"
 
 
 def _unavailable(environment: Environment) -> Reason | None:
@@ -67,15 +69,15 @@ def _why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
-def _loss_why_not(situation: Situation) -> list[Reason]:
+def _loss_why_not(situation: Situation, *, parts: bool) -> list[Reason]:
     if not situation.workload.trains:
         text = "without labels there is no loss, and logits are what is asked for"
         return [Reason("K3", Verdict.INVALID, text, f"choose {_LIGER}")]
-    return _why_not(situation)
+    return [reason for reason in _why_not(situation) if parts or reason.rule != "K4"]
 
 
 def _rates(situation: Situation) -> Mapping[Term, float]:
-    """Fewer kernels, each of which triton takes longer to launch. A step of training took 0.81 of its time (Llama-3.2-1B, an H200).
+    """Fewer kernels, each of which triton takes longer to launch. A step of training took 0.81 of its time (a 1B on an H200).
 
     Compiled, what is around them is fused in parts (K4): 160 regions in place of 32, 1.82 in place of 1.84 times the default and
     three times the first call (Llama-3-8B on two H200s). What launching them takes then is a guess.
@@ -89,10 +91,10 @@ def _rates(situation: Situation) -> Mapping[Term, float]:
     return {Term.LAUNCHES: 1.05, Term.LINEAR: 1.24 if trains else 1.0}
 
 
-def _loss_rates(situation: Situation) -> Mapping[Term, float]:
-    """Logits and their logarithms are neither written nor read: a step took 0.99 of the time that it took with them."""
-    found = _rates(situation)
-    return {**found, Term.LINEAR: 1.01 * found[Term.LINEAR]}
+def _loss_rates(situation: Situation, *, parts: bool) -> Mapping[Term, float]:
+    """Logits and their logarithms are neither written nor read: a step took 0.95 to 0.99 of the time that it took with them."""
+    found = _rates(situation) if parts else {}
+    return {**found, Term.LINEAR: 1.03 * found.get(Term.LINEAR, 1.0)}
 
 
 def _read(model: Any, _: Mapping[str, Any]) -> dict[str, int]:
@@ -116,7 +118,14 @@ def _facts(model: Any) -> Mapping[str, Any]:
 def _effective(reading: Reading) -> str:
     if _unproven(reading) is not None:
         return NONE
-    return _WITH_LOSS if any(_FUSED_LOSS in name for name in reading.operators) else _LIGER
+    replaced: Mapping[str, int] = reading.own.get("kernels") or {}
+    has_forward = any(name.endswith(_FORWARD) for name in replaced)
+    # Compiled as a whole, the loss is no operator any more.
+    has_loss = any(_FUSED_LOSS in name for name in reading.operators) or (
+        has_forward and bool(reading.compiled_regions)
+    )
+    has_parts = any(not name.endswith(_FORWARD) for name in replaced)
+    return (_WITH_LOSS if has_parts else _LOSS) if has_loss else _LIGER
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:
@@ -144,23 +153,26 @@ def _still_there(reading: Reading) -> str | None:
     return "Liger's are in the model: " + ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
 
 
-def _replacing(name: str, words: str, *, loss: bool) -> Choice:
-    """Return a choice of Liger's kernels. loss: whether its loss without logits is among them, as is Trainer's default."""
-    without = {} if loss else {"liger_kernel_config": '{"fused_linear_cross_entropy": False}'}
+def _replacing(name: str, words: str, *, loss: bool = False, parts: bool = True) -> Choice:
+    """Return a choice of Liger's kernels. loss: whether its loss without logits is one; parts: whether those of layers are."""
+    off = [part for part in _NO_PARTS if not parts] + ([] if loss else ["fused_linear_cross_entropy"])
     return Choice(
         "kernels",
         name,
         words,
         _SOURCE,
         unavailable=_unavailable,
-        why_not=_loss_why_not if loss else _why_not,
-        on_model=(_PATCH.format(loss),),
+        why_not=partial(_loss_why_not, parts=parts) if loss else _why_not,
+        on_model=(_PATCH.format(loss=loss, parts="" if parts else "".join(f", {part}=False" for part in _NO_PARTS)),),
         imports=("from liger_kernel.transformers import _apply_liger_kernel_to_instance",),
         packages=(_PACKAGE, "triton"),
         proof=_proof(name),
-        rates=_loss_rates if loss else _rates,
-        trainer={"use_liger_kernel": "True", **without},
-        traits=Traits(process_wide=True, keeps_logits=not loss, fuses_parts=True),
+        rates=partial(_loss_rates, parts=parts) if loss else _rates,
+        trainer={
+            "use_liger_kernel": "True",
+            **({"liger_kernel_config": repr(dict.fromkeys(off, False))} if off else {}),
+        },
+        traits=Traits(process_wide=True, keeps_logits=not loss, fuses_parts=parts),
     )
 
 
@@ -174,10 +186,9 @@ KNOB = Knob(
         choice.name: choice
         for choice in (
             Choice("kernels", NONE, "as transformers has them", _SOURCE, proof=_still_there),
-            _replacing(
-                _LIGER, "Liger's, in triton, for RMSNorm, gated MLPs and rotary positions of decoders", loss=False
-            ),
-            _replacing(_WITH_LOSS, "the same, and the loss without logits, in training", loss=True),
+            _replacing(_LIGER, "Liger's, in triton, for RMSNorm, gated MLPs and rotary positions of decoders"),
+            _replacing(_LOSS, "Liger's loss alone, without logits, in training", loss=True, parts=False),
+            _replacing(_WITH_LOSS, "Liger's for all of these, in training", loss=True),
         )
     },
     facts=_facts,

@@ -1,7 +1,7 @@
 """Micro-batch: how many sequences of a step share a forward pass; gradients are accumulated over the passes of a step.
 
-Every choice does the same step: the same sequences, and a loss that is the mean over all of its tokens (rule T2), as Trainer has it
-by `gradient_accumulation_steps`. Fewer at a time take less memory; a GPU that they do not fill takes longer.
+Every choice does the same step: the same sequences, and a loss that is the mean over all of its tokens (rule T2), as Trainer has
+it by `gradient_accumulation_steps`. Fewer at a time take less memory; a GPU that they do not fill takes longer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Optimizer: what makes a step of gradients, as Trainer names it (`optim`).
 
-AdamW keeps two values beside each that is trained. In 8 bits they take a quarter or half of that, and what they round shows in the
-losses of the steps that follow: the tier is 8bit. Adafactor keeps none of size, and is another optimizer: it is tried where the
-user says so (rule O2). All of them are set as Trainer sets them: a learning rate of 5e-5, no decay of weights.
+AdamW keeps two values beside each that is trained. In 8 bits they take a quarter or half of that, and what they round shows in
+the losses of the steps that follow: the tier is 8bit. Adafactor keeps none of size, and is another optimizer: it is tried where
+the user says so (rule O2). All of them are set as Trainer sets them: a learning rate of 5e-5, no decay of weights.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ def _bnb_unavailable(environment: Environment) -> Reason | None:
     return None
 
 
+def _eight_bit_why_not(situation: Situation) -> list[Reason]:
+    """Rule O3: where adapters alone are trained, what AdamW keeps of them is small beside all else."""
+    if situation.workload.trains_adapters:
+        text = "adapters are few: what AdamW keeps of them is too little to be worth rounding"
+        return [Reason("O3", Verdict.ALIAS, text, "--ignore-rule O3 tries it")]
+    return []
+
+
 def _adafactor_why_not(_: Situation) -> list[Reason]:
     text = "Adafactor is another optimizer, and learns otherwise: it is tried on your word alone"
     return [Reason("O2", Verdict.INVALID, text, "--ignore-rule O2")]
@@ -57,7 +65,7 @@ def _read(model: Any, _: Mapping[str, Any]) -> Mapping[str, Any]:
     if optimizer is None:
         return {}
     kind = type(optimizer)
-    state = next(iter(optimizer.state.values()), {})
+    state: Mapping[str, Any] = next(iter(optimizer.state.values()), {})
     return {
         "class": kind.__name__,
         "from": kind.__module__.split(".")[0],
@@ -104,6 +112,7 @@ def _choice(name: str, words: str, statement: str, source: str, **more: Any) -> 
 #: Of each value that is trained bitsandbytes keeps two bytes, and a scale of 4 every 256 for each of both.
 _EIGHT_BIT: Mapping[str, Any] = {
     "unavailable": _bnb_unavailable,
+    "why_not": _eight_bit_why_not,
     "imports": ("import bitsandbytes",),
     "packages": ("bitsandbytes",),
     "tier": lambda _: Tier.EIGHT_BIT,

@@ -47,6 +47,10 @@ def _tf32_why_not(situation: Situation) -> list[Reason]:
 
 
 def _fp16_why_not(situation: Situation) -> list[Reason]:
+    capability = situation.environment.compute_capability
+    if situation.workload.trains and (capability is None or capability >= (8, 0)):
+        text = "small gradients are 0 in fp16 unless losses are scaled, and this device has bf16"
+        return [Reason("D3", Verdict.INVALID, text, "choose bf16")]
     if situation.facts.checkpoint_dtype == "bfloat16":
         return [Reason("D3", Verdict.WARN, "a bf16 checkpoint can overflow in fp16; the gate looks for it")]
     return []

@@ -29,10 +29,11 @@ class Traits:
 
     fuses_layers: a layer is one operator of torch's.
 
-    Training. autocasts: products are in 16 bits whatever the weights are in; recomputes: what a layer computed is computed again on
-    the way back, and not kept; keeps_logits: logits are in memory as a whole, and so are their logarithms; fuses_parts: norms and
-    gated MLPs are a kernel each, which keeps its input alone; state_bytes: that an
-    optimizer keeps of each value that is trained, 0 where they are two values like it.
+    Training. autocasts: products are in 16 bits whatever the weights are in; recomputes: what a layer computed is computed again
+    on the way back, and not kept; keeps_logits: logits are in memory as a whole, and so are their logarithms; fuses_parts: norms
+    and gated MLPs are a kernel each, which keeps its input alone; keeps_inputs: linear layers keep theirs in fp16, whatever is
+    computed again (bitsandbytes' autograd function of LLM.int8 does); state_bytes: that an optimizer keeps of each value that is
+    trained, 0 where they are two values like it.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
     are, or the whole model; compiles_regions: the layers alone. pins_kernel: it holds torch to a kernel by a switch that what was
@@ -68,6 +69,7 @@ class Traits:
     keeps_logits: bool = True
     fuses_parts: bool = False
     state_bytes: float = 0.0
+    keeps_inputs: bool = False
     compiles: bool = False
     compiles_model: bool = False
     compiles_regions: bool = False

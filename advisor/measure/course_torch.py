@@ -1,4 +1,4 @@
-"""How far training goes astray: the first step's gradients, and losses and norms of the steps after it. Loaded by the worker alone.
+"""How far training goes astray: the first step's gradients, losses and norms of the steps after it. Loaded by the worker alone.
 
 Against fp32 weights and compute, one document at a time, accumulated, with the same seed, data and order (measurement.md, B.6,
 "training"). Of weights that were drawn at random the first step alone is looked at: what they learn says nothing of trained ones.
@@ -74,7 +74,6 @@ def course_figures(
     runtime, steps = runtime_of(subject), steps_of(subject)
     workload, tokens = session.sampled(subject)
     calls = session.calls(subject, workload.under(configuration), configuration, tokens)
-    session.give_back(runtime)
     course = runtime.course(session.model, calls, session.device, steps=steps)
     session.give_back(runtime)
     if not all(map(isfinite, (*course["losses"], *course["norms"]))):

@@ -198,8 +198,8 @@ class ModelFacts:
     where it is right or could not be tried: see :mod:`advisor.networks.packed_torch`. `repeated_layers`: how many layers
     transformers knows to be repeated, which can be compiled one by one; None where nobody looked. `liger`: whether the Liger that
     was installed when this was read has kernels for the type of model, None where none was. `checkpoints`: whether the class can
-    compute its layers again on the way back; None where nobody looked. `drops_attention`: whether its configuration has a dropout of
-    attention's scores, which is that of training alone.
+    compute its layers again on the way back; None where nobody looked. `drops_attention`: whether its configuration has a dropout
+    of attention's scores, which is that of training alone.
     """
 
     architecture: str

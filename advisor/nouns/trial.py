@@ -69,9 +69,9 @@ class Quality:
     gate_s: seconds that the probe and the layout took of this trial. quantised: how many of the linear layers were, in words.
     gate: by which version of the gate these figures were found, "" before that was stored.
 
-    Of training, against fp32 weights and compute, one document at a time: gradient: the size of the difference of the first step's
-    gradients over the reference's size; loss: the largest difference of a step's loss (nats) over `steps` steps; norm: the largest
-    of the gradients' norms, as a share. None where nothing is trained; course: why they are None where something is.
+    Of training, against fp32 weights and compute, one document at a time: gradient: the size of the difference of the first
+    step's gradients over the reference's size; loss: the largest difference of a step's loss (nats) over `steps` steps; norm: the
+    largest of the gradients' norms, as a share. None where nothing is trained; course: why they are None where something is.
     """
 
     rms: float

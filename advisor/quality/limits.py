@@ -176,5 +176,5 @@ def step_of(ran: Configuration) -> float:
 
 
 def bits_of(traits: Traits) -> int:
-    """Return the bits of mantissa of the coarsest numbers that a configuration computes in; the coarsest where they are unknown."""
+    """Return the bits of mantissa of the coarsest numbers that something is computed in; COARSE where they are unknown."""
     return COARSE if traits.autocasts else traits.mantissa_bits or COARSE

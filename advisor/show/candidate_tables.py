@@ -71,8 +71,21 @@ def quality_words(quality: Quality) -> str:
     figures += [f"perplexity × {quality.perplexity_ratio:.4f}"] if quality.perplexity_ratio is not None else []
     figures += [f"cosine ≥ {quality.cosine:.6f}"] if quality.cosine is not None else []
     figures += [f"nearest ten {percent(quality.top10, 1)} the same"] if quality.top10 is not None else []
+    figures += _of_training(quality)
     figures += [quality.quantised] if quality.quantised else []
     return ", ".join(figures)
+
+
+def _of_training(quality: Quality) -> list[str]:
+    """Return how far training goes astray, in words; nothing where nothing is trained."""
+    if quality.gradient is None or quality.loss is None or quality.norm is None:
+        return [f"training {quality.course}"] if quality.course else []
+    steps = f"{quality.steps} step{'s' if quality.steps != 1 else ''}"
+    return [
+        f"first gradients {quality.gradient:.1e} off",
+        f"loss of {steps} {quality.loss:.1e} nats off",
+        f"their norm {quality.norm:.1e} off",
+    ]
 
 
 class Figures:

@@ -1,4 +1,4 @@
-"""What a model gives for each token, with tensors: how it is got, and how logits are compared with the reference's. Worker only."""
+"""What a model gives for each token, with tensors: how it is got, and how logits are compared with a reference's. Worker only."""
 
 from __future__ import annotations
 

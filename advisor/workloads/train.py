@@ -1,8 +1,8 @@
 """The training workload: fine-tuning a language model, a step of its optimizer on so many sequences at a time.
 
 What is trained is the user's choice (all weights, or adapters beside them); how a step is computed is what is tuned. Every
-configuration does the same samples a step and the same token-normalised loss (rule T2): how many of them share a forward pass is a
-knob *within* the step (`advisor.knobs.micro_batch`).
+configuration does the same samples a step and the same token-normalised loss (rule T2): how many of them share a forward pass is
+a knob *within* the step (`advisor.knobs.micro_batch`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from advisor.errors import BadInput, named
 from advisor.models.declared import is_encoder
@@ -49,8 +49,8 @@ _PASSES = {FULL: 3.0, LORA: 2.0, QLORA: 2.0}
 class Training(Workload):
     """Steps of an optimizer: batch is how many sequences one has. method: of METHODS.
 
-    rank, targets: of adapters; targets: the names of the modules that get one, none for those that peft has for the type of model,
-    ("all-linear",) for every linear layer but the output's.
+    rank, targets: of adapters; targets: the names of the modules that get one, none for those that peft has for the type of
+    model, ("all-linear",) for every linear layer but the output's.
     """
 
     method: str = FULL
@@ -138,7 +138,7 @@ class Training(Workload):
 
     def step_bytes(self, work: Work, facts: ModelFacts, traits: Any) -> float:
         """Return the bytes that a step holds beside the weights."""
-        everywhere, adapters = self.targets not in (OWN_TARGETS,), self.trains_adapters
+        everywhere, adapters = self.targets != OWN_TARGETS, self.trains_adapters
         trained = trained_values(facts, adapters=adapters, rank=self.rank, everywhere=everywhere)
         accumulates = isinstance(self, Accumulated)
         return bytes_of_step(work, facts, traits, trained=trained, adapters=adapters, accumulates=accumulates)
@@ -154,7 +154,7 @@ class Training(Workload):
         if size is None or size >= self.size:
             return self
         own = {each.name: getattr(self, each.name) for each in fields(Training)}
-        return Accumulated(**own, micro=size)  # type: ignore[return-value]  (it is work of the same key)
+        return cast("Self", Accumulated(**own, micro=size))  # work of the same key
 
     def steps(self) -> Batches:
         """Return the steps as indices into `lengths`."""
@@ -281,7 +281,8 @@ _OPTIONS = (
 def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ...]) -> Training:
     if is_encoder(source.config):
         raise BadInput(
-            f"{source.name} is an encoder ({source.config['model_type']}), and what is fine-tuned here are models of the next token"
+            f"{source.name} is an encoder ({source.config['model_type']})",
+            f"{named('workload')} {NAME} fine-tunes models of the next token",
         )
     method, targets = asked["method"], asked["targets"] or OWN_TARGETS
     if method == FULL and targets:

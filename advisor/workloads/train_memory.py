@@ -1,8 +1,8 @@
 """What a step of training holds in memory beside the weights, by arithmetic: gradients, the optimizer's, activations, logits.
 
 What autograd keeps is counted tensor by tensor, as transformers' decoders compute (modeling_llama.py): what is kept of norms, of
-products, of attention, of a gated MLP. It is a prediction, and no bound: `benchmarks/predicted_peaks.py` prints it beside what was
-measured (docs/results).
+products, of attention, of a gated MLP. It is a prediction, and no bound: `benchmarks/predicted_peaks.py` prints it beside what
+was measured (docs/results).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from advisor.workloads.workload import Work
 #: Bytes of a number in fp32, of a lse or an rsqrt a row, and of the products under autocast.
 _FULL, _HALF = 4.0, 2.0
 
-#: What torch's allocator takes beyond the tensors, for blocks do not fit each other: measured, see above.
-_FRAGMENTS = 1.03
+#: What torch's allocator takes beyond the tensors, for blocks do not fit each other: with large ones of logits among them, and
+#: without. Measured, see above.
+_FRAGMENTS_WITH_LOGITS, _FRAGMENTS = 1.1, 1.03
 
 
 class Numbers(Protocol):
@@ -66,6 +67,10 @@ class Numbers(Protocol):
     @property
     def compiles_model(self) -> bool:
         """Whether layers are compiled."""
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether linear layers keep their inputs in fp16, whatever is computed again."""
 
     @property
     def fuses_parts(self) -> bool:
@@ -118,14 +123,16 @@ def bytes_of_step(
     at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), again)
     copies = _HALF * facts.linear_parameters if traits.autocasts and traits.bytes_per_value > _HALF else 0.0
     gradients = trained * size
-    return states + _FRAGMENTS * max(at_loss + copies + (gradients if accumulates else 0.0), gradients)
+    fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits else _FRAGMENTS
+    return states + fragments * max(at_loss + copies + (gradients if accumulates else 0.0), gradients)
 
 
 def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool, kept: bool) -> float:
     """Return the bytes that a layer keeps for the way back. kept: its input alone."""
     tokens, shape, size = float(work.kept), Shape.of(facts), traits.bytes_per_value
+    inputs = _HALF * (5 * shape.hidden + shape.queries + shape.inner) if traits.keeps_inputs else 0.0
     if kept:
-        return tokens * shape.hidden * size
+        return tokens * (shape.hidden * size + inputs)
     product = _HALF if traits.autocasts else size
     apart = traits.tells_apart or traits.masks_by_block
     keys = shape.keys if apart or work.processed == work.tokens else shape.queries  # a mask has keys be repeated
@@ -135,20 +142,22 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
         2 * product * shape.hidden if traits.autocasts and adapters else 0
     )
     given += 2 * _FULL * shape.hidden if adapters and not traits.autocasts else 0.0
-    if traits.fuses_parts:
+    if traits.fuses_parts or traits.compiles_model:
         own = 2 * size * shape.hidden + (2 * product + weighed) * shape.inner
-    elif traits.compiles_model:
-        own = 2 * size * shape.hidden + 2 * product * shape.inner
     else:
         own = 2 * (_FULL + (0 if adapters else size)) * shape.hidden + (3 * product + weighed) * shape.inner
     pairs = float(work.rows) * work.columns**2
     scores = (_FULL + 2 * product) * facts.heads * pairs if traits.writes_scores else 0.0
     masked = not (apart or traits.drops_pads) and work.processed > work.tokens
-    return tokens * (own + given + attention + _FULL * facts.heads) + scores + (product * pairs if masked else 0.0)
+    return (
+        tokens * (own + given + attention + inputs + _FULL * facts.heads)
+        + scores
+        + (product * pairs if masked else 0.0)
+    )
 
 
 def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) -> float:
-    """Return the bytes of logits, in their dtype and in fp32, and of their logarithms; of chunks of them where a loss is fused."""
+    """Return the bytes of logits, in their dtype and in fp32, and of their logarithms; of chunks where a loss is fused."""
     product = _HALF if traits.autocasts else traits.bytes_per_value
     if traits.keeps_logits:
         return work.kept * facts.vocabulary * (2 * _FULL + product)

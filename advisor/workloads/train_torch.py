@@ -1,7 +1,7 @@
 """The training workload with tensors: a step, its labels, what is given back after it, and how far training goes astray.
 
-Worker only. A step's forward passes are calls of their own for the gate, which looks at what the model gives for each token, as of
-any language model; for timing they are one call, whose result is the loss and the gradients' norm.
+Worker only. A step's forward passes are calls of their own for the gate, which looks at what the model gives for each token, as
+of any language model; for timing they are one call, whose result is the loss and the gradients' norm.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class TrainingRuntime(Runtime):
 
     def timed(self, calls: Sequence[Call]) -> list[Call]:
         """Return one call per step, with labels: the sequences of a step are those of the list, in whatever order."""
-        steps, waiting, count = [], list[Call](), 0
+        steps, waiting, count = list[Call](), list[Call](), 0
         for call in calls:
             waiting.append(call)
             count += len(call.sequences)
@@ -126,8 +126,8 @@ class TrainingRuntime(Runtime):
     def by_sequence(self, model: Any, call: Call, device: str, positions: Sequence[int]) -> list[torch.Tensor]:
         """Run a forward pass without labels and return every sequence's logits, [positions, vocabulary] in fp32.
 
-        Less its loss at a sequence's last token, where that is taught the first one of the sequence after it (rule T3): so what it
-        gives depends on its neighbour, as its training does.
+        Less its loss at a sequence's last token, where that is taught the first one of the sequence after it (rule T3): so what
+        it gives depends on its neighbour, as its training does.
 
         Without dropout. What is compiled is run as in a step, with gradients: else it would be compiled anew.
         """
@@ -152,10 +152,15 @@ class TrainingRuntime(Runtime):
 
     def kept(self, model: Any, device: str) -> Kept:
         """Return a copy of all that a step changes, on the CPU."""
-        changed = [tensor for tensor in (*model.parameters(), *model.buffers()) if _can_change(tensor)]
         on_gpu = device.startswith("cuda")
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            value = tensor.detach().cpu()
+            return value.pin_memory() if on_gpu else value.clone()  # what is pinned is given back ten times as fast
+
+        changed = [tensor for tensor in (*model.parameters(), *model.buffers()) if _can_change(tensor)]
         state = torch.cuda.get_rng_state(device) if on_gpu else None
-        return Kept([(tensor, tensor.detach().cpu().clone()) for tensor in changed], torch.get_rng_state(), state)
+        return Kept([(tensor, copied(tensor)) for tensor in changed], torch.get_rng_state(), state)
 
     def give_back(self, model: Any, kept: Kept, device: str) -> None:
         """Make the model, its optimizer and the random state be as they were, to the bit."""
@@ -199,8 +204,9 @@ class TrainingRuntime(Runtime):
     def deviations(self, ours: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
         """Return how far a course is from the reference's.
 
-        "gradient": the size of the difference of the first step's gradients, over the size of the reference's; "loss": the largest
-        difference of a step's loss over all steps, in nats; "norm": the largest of the gradients' norms, over the reference's.
+        "gradient": the size of the difference of the first step's gradients, over the size of the reference's; "loss": the
+        largest difference of a step's loss over all steps, in nats; "norm": the largest of the gradients' norms, over the
+        reference's.
         """
         differences = sizes = 0.0
         for name, (theirs, each) in reference["gradient"].items():

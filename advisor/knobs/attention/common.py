@@ -76,7 +76,7 @@ def is_wide(situation: Situation) -> bool:
 
 
 def drops_nothing(situation: Situation, who: str) -> list[Reason]:
-    """Rule A15: what has no dropout of scores trains a model that is made with one in another way, and transformers warns alone."""
+    """Rule A15: what has no dropout of scores trains a model that is made with one otherwise, and transformers warns alone."""
     if not (situation.workload.trains and situation.facts.drops_attention):
         return []
     text = f"{who} drops no scores, as this model's training does: it would learn in another way"

@@ -5,7 +5,7 @@ A31 and P20 are ours, read in torch 2.10–2.13's nn/attention/varlen.py.
 
 from __future__ import annotations
 
-from advisor.knobs.attention.common import about, drops_nothing, has_pads, is_packed, is_wide, load, ran_as, rates, wide
+from advisor.knobs.attention.common import about, drops_nothing, has_pads, is_packed, load, ran_as, rates, wide
 from advisor.knobs.attention.flash import in_fp32
 from advisor.knobs.choice import Choice, Reason, Situation, Verdict
 from advisor.knobs.traits import Traits
@@ -33,7 +33,7 @@ def _why_not(situation: Situation) -> list[Reason]:
     if not facts.supports_flash:
         text = f"{facts.architecture} does not support FlashAttention, which torch's varlen_attn is"
         reasons.append(Reason("A8", Verdict.INVALID, text))
-    if is_wide(situation):
+    if situation.traits.bytes_per_value > 2:  # under autocast too: rotary positions make queries and keys wide again
         reasons.append(wide("A4", situation, "torch's varlen_attn"))
     if facts.head_dim > 256 or facts.head_dim % 8:
         text = f"head size {facts.head_dim}: torch's varlen_attn needs a multiple of 8, at most 256"

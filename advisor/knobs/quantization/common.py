@@ -77,14 +77,20 @@ def dequantising_why_not(situation: Situation) -> list[Reason]:
     plain = situation.traits.bytes_per_value > 2 and situation.traits.float32_matmul == Traits.float32_matmul
     if plain and situation.environment.is_cuda:
         reasons.append(Reason("Q3", Verdict.SLOW, "quantised layers computing in fp32 use no tensor cores"))
-    if situation.workload.tokens >= MANY_TOKENS * len(situation.workload.batches()):
+    many = situation.workload.tokens >= MANY_TOKENS * len(situation.workload.batches())
+    if many and not situation.workload.trains:  # there memory is what is asked for
         reasons.append(Reason("Q20", Verdict.SLOW, "with many tokens a batch, dequantising costs more than it saves"))
     return reasons
 
 
-def rates(rate: float) -> Callable[[Situation], Mapping[Term, float]]:
-    """Return the rates of a choice that is as fast everywhere: on what linear layers compute."""
-    return lambda _: {Term.LINEAR: rate}
+def rates(rate: float, training: float | None = None) -> Callable[[Situation], Mapping[Term, float]]:
+    """Return the rates of a choice that is as fast everywhere: on what linear layers compute. training: those of a step."""
+
+    def found(situation: Situation) -> Mapping[Term, float]:
+        is_step = training is not None and situation.workload.trains
+        return {Term.LINEAR: training if is_step and training is not None else rate}
+
+    return found
 
 
 def effective(reading: Reading) -> str:

@@ -1,0 +1,434 @@
+"""Training: what a step is, that every configuration does the same one, that it is given back, and what is caught."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import advisor
+from advisor.errors import BadInput
+from advisor.faces.cli import run
+from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate
+from advisor.networks.call_torch import accepted
+from advisor.nouns.configuration import Configuration
+from advisor.nouns.model import ModelFacts
+from advisor.nouns.objective import Objective, Tier
+from advisor.nouns.trial import Outcome, Quality, Trial
+from advisor.quality.judge import wrong
+from advisor.quality.limits import COARSE, COURSE_MOST, FULL
+from advisor.search.cost import predicted_bytes
+from advisor.search.space import build_space, refusals_of
+from advisor.show.support import LLAMA, MACHINES
+from advisor.storage.store import Store
+from advisor.workloads import kind_of, workload_of
+from advisor.workloads.runtime import Call
+from advisor.workloads.train import Accumulated, Training
+from advisor.workloads.train_torch import IGNORED, TrainingRuntime, labels_of, without_dropout
+
+ROOT = Path(__file__).parent.parent
+CAUSAL = ROOT / "tests" / "models" / "causal"
+H200, CPU = MACHINES["NVIDIA H200"], MACHINES["CPU"]
+LENGTHS = (40, 12, 25, 9, 33, 17, 8, 21)
+WORK = Training(LENGTHS, 4)
+PLAIN = Configuration.of(baseline_choices(replace(LLAMA, checkpoint_dtype="float32"), WORK))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here(tmp_path_factory: pytest.TempPathFactory, one_thread: None, offline: None) -> Iterator[None]:
+    """Keep what is measured in a database of these tests, and the device's lock too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("training")
+        patch.setenv("ADVISOR_DATABASE_URL", f"sqlite:///{folder}/advisor.db")
+        patch.setenv("ADVISOR_LOCK_DIR", str(folder))
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------- the work
+
+
+def test_the_work_is_a_value() -> None:
+    """It is written and read again, and its flags are the question that it is."""
+    lora = Training(LENGTHS, 4, "lora", 8, ("k_proj", "q_proj"))
+
+    assert workload_of(json.loads(json.dumps(lora.payload))) == lora
+    assert lora.flags == (
+        "--lengths 40,12,25,9,33,17,8,21 --batch 4 --workload train --method lora --rank 8 --targets k_proj,q_proj"
+    )
+    assert kind_of(lora).name == "train"
+    assert lora.key_for("a") != WORK.key_for("a")
+
+
+@pytest.mark.parametrize("name", ["at-once", "micro-1", "micro-2", "micro-4"])
+@pytest.mark.parametrize("by_length", [False, True])
+def test_a_step_has_the_same_sequences_however_it_is_computed(name: str, *, by_length: bool) -> None:
+    """Micro-batches are within their step, and longest first where they are sorted; the work is stored by one key."""
+    under = WORK.under(PLAIN.replaced(micro_batch=name))
+    batches = under.batches(by_length=by_length)
+    joined = [number for batch in batches for number in batch]
+
+    assert {*joined[:4]} == {0, 1, 2, 3}
+    assert {*joined[4:]} == {4, 5, 6, 7}
+    assert max(map(len, batches)) == {"at-once": 4}.get(name, int(name[-1]) if name[-1].isdigit() else 4)
+    assert under.key_for("a") == WORK.key_for("a")
+    if by_length and isinstance(under, Accumulated):
+        assert [LENGTHS[n] for n in joined[:4]] == sorted(LENGTHS[:4], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch": "auto"}, "must be a whole number"),
+        ({"lengths": [1, 4]}, "at least 2 tokens"),
+        ({"method": "half"}, "must be one of full, lora, qlora"),
+        ({"targets": "q_proj"}, "goes with --method lora or qlora|goes with method lora or qlora"),
+        ({"method": "lora", "rank": 0}, "must be at least 1"),
+        ({"method": "lora", "targets": "q proj"}, "takes names of modules"),
+    ],
+)
+def test_what_is_no_training_is_refused(given: dict[str, Any], said: str) -> None:
+    """In a line that says what is wrong."""
+    asked = {"lengths": 16, "padding": 0.3, "batch": 4, "workload": "train", "device": "cpu", **given}
+    if isinstance(given.get("lengths"), list):
+        del asked["padding"]
+
+    with pytest.raises(BadInput, match=said):
+        advisor.suggest(str(CAUSAL), **asked)
+
+
+# ---------------------------------------------------------------------------------------------------------- the step
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Load the shipped model in fp32, as it is trained."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(CAUSAL, attn_implementation="sdpa").train()
+
+
+def facts() -> ModelFacts:
+    """What is known of the shipped model, as far as a runtime asks."""
+    return replace(LLAMA, vocabulary=2048, hidden_size=256, checkpoint_dtype="float32", accepts=LLAMA.accepts)
+
+
+def runtime() -> TrainingRuntime:
+    """How it is trained."""
+    made = kind_of(WORK).runtime(WORK, facts())
+    assert isinstance(made, TrainingRuntime)
+    return made
+
+
+def tokens() -> list[torch.Tensor]:
+    """Draw the ids of every sequence."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(16, 2048, (n,), generator=generator) for n in LENGTHS]
+
+
+def calls(configuration: Configuration) -> list[Call]:
+    """Return the forward passes of a configuration."""
+    batching, batches = Batching(0, left=True), WORK.under(configuration).batches()
+
+    def laid_out(sequences: Any) -> Any:
+        arguments, places = collate(configuration, sequences, batching)
+        return accepted(arguments, facts().accepts), places
+
+    return runtime().calls(tokens(), batches, laid_out)
+
+
+def optimizer_for(model: Any) -> None:
+    """Give a model the optimizer that Trainer would."""
+    exec(KNOBS["optimizer"].choices[PLAIN["optimizer"]].on_model[0], {"model": model, "torch": torch})
+
+
+def test_labels_leave_out_pads_and_first_tokens() -> None:
+    """Nothing predicts a sequence's first token, and pads teach nothing; all else has its own id."""
+    for choices in ({}, {"packing": "packed"}):
+        (call, _) = calls(PLAIN.replaced(**choices))
+        labels, ids = labels_of(call), call.arguments["input_ids"]
+
+        assert int((labels != IGNORED).sum()) == sum(LENGTHS[:4]) - 4
+        assert all(int(labels[row, start]) == IGNORED for row, start, _ in call.places)
+        assert torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
+
+
+def test_every_configuration_does_the_same_step_and_all_is_given_back(model: Any) -> None:
+    """Losses and gradients' norms of two steps are those of one document at a time; weights and random state come back."""
+    optimizer_for(model)
+    ours, before = runtime(), {name: value.clone() for name, value in model.state_dict().items()}
+    random, kept = torch.get_rng_state(), ours.kept(model, "cpu")
+    reference = ours.reference_course(model, tokens(), "cpu", steps=2)
+    for choices in (
+        {},
+        {"packing": "packed"},
+        {"micro_batch": "micro-2", "packing": "packed"},
+        {"micro_batch": "micro-1"},
+    ):
+        ours.give_back(model, kept, "cpu")
+        found = ours.course(model, calls(PLAIN.replaced(**choices)), "cpu", steps=2)
+        apart = ours.deviations(found, reference)
+
+        assert max(apart.values()) < 1e-4, choices
+        assert found["losses"][0] != found["losses"][1]
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    torch.rand(3)
+    ours.give_back(model, kept, "cpu")
+
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not model.optimizer.state
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("fault", ["a mean for each pass", "no clipping of pads", "a rate twice as high"])
+def test_a_step_that_is_another_one_is_seen(model: Any, fault: str) -> None:
+    """Rule T2, pads that are taught, and an optimizer that learns otherwise: each goes astray by more than is allowed."""
+    optimizer_for(model)
+    ours = runtime()
+    kept = ours.kept(model, "cpu")
+    reference = ours.reference_course(model, tokens(), "cpu", steps=6)
+    ours.give_back(model, kept, "cpu")
+    made = calls(PLAIN.replaced(micro_batch="micro-2"))
+    if fault == "no clipping of pads":
+        made = [replace(each, arguments={**each.arguments, "labels": each.arguments["input_ids"]}) for each in made]
+    if fault == "a rate twice as high":
+        model.optimizer.param_groups[0]["lr"] *= 2
+    steps = ours.timed(made)
+    if fault == "a mean for each pass":
+        for step in steps:
+            for part in step.parts:  # type: ignore[attr-defined]
+                part.arguments["num_items_in_batch"] = (part.arguments["labels"][..., 1:] != IGNORED).sum() * 2
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "timed", lambda _: steps)
+        found = ours.deviations(ours.course(model, made, "cpu", steps=6), reference)
+    ours.give_back(model, kept, "cpu")
+    quality = Quality(0.0, 0.0, 0.0, 1.0, 8, reference="fp32", probed="pads", steps=6, **found)
+    trial = Trial(1, PLAIN, PLAIN, Outcome.OK, quality=quality)
+
+    assert any("training goes astray" in text for text in wrong(trial, None, facts()))
+    assert not wrong(replace(trial, quality=replace(quality, gradient=1e-6, loss=1e-6, norm=1e-6)), None, facts())
+
+
+def test_dropout_is_left_out_and_put_back() -> None:
+    """Of modules for it, and of shares that others are given."""
+    part = torch.nn.Module()
+    part.attention_dropout, part.inner = 0.1, torch.nn.Dropout(0.2)
+    with without_dropout(part):
+        assert (part.attention_dropout, part.inner.p) == (0.0, 0.0)
+
+    assert (part.attention_dropout, part.inner.p) == (0.1, 0.2)
+
+
+def test_what_a_last_token_is_taught_of_its_neighbour_is_part_of_what_it_gives(model: Any) -> None:
+    """Rule T3: with labels at first tokens a sequence's values move with its neighbour's contents; without them they don't."""
+    ours, moved = runtime(), {}
+    for name in ("packed", "packed-taught-across"):
+        (call, _) = calls(PLAIN.replaced(packing=name))
+        row, start, _ = call.places[1]
+        other = call.arguments["input_ids"].clone()
+        other[row, start] = (other[row, start] + 1) % 2048
+        changed = replace(call, arguments={**call.arguments, "input_ids": other})
+        base, new = (ours.by_sequence(model, each, "cpu", [0, 1]) for each in (call, changed))
+        moved[name] = float((base[0] - new[0]).abs().max())
+
+    assert moved["packed"] == 0.0
+    assert moved["packed-taught-across"] > 0.01
+
+
+# --------------------------------------------------------------------------------------------------- rules and bytes
+
+
+def refused(choices: dict[str, str], workload: Training, of: ModelFacts = LLAMA, machine: Any = H200) -> set[str]:
+    """Return the ids of the rules that refuse a configuration."""
+    configuration = Configuration.of(baseline_choices(of, workload)).replaced(**choices)
+    situation = Situation(configuration, workload.under(configuration), machine, of)
+    return {reason.rule for reason in refusals_of(situation, Objective(quality=Tier.FOUR_BIT))}
+
+
+LORA, QLORA = replace(WORK, method="lora"), replace(WORK, method="qlora")
+
+
+@pytest.mark.parametrize(
+    ("rule", "choices", "workload", "of"),
+    [
+        ("T1", {"checkpointing": "checkpointed"}, WORK, replace(LLAMA, checkpoints=False)),
+        ("T3", {"packing": "packed-taught-across"}, WORK, LLAMA),
+        ("T4", {"micro_batch": "micro-4"}, WORK, LLAMA),
+        ("Q17", {"quantization": "nf4"}, WORK, LLAMA),
+        ("Q17", {"quantization": "nf4"}, LORA, LLAMA),
+        ("Q17", {"quantization": "none"}, QLORA, LLAMA),
+        ("Q18", {"quantization": "torchao-int8"}, QLORA, LLAMA),
+        ("Q19", {"compilation": "compiled"}, QLORA, LLAMA),
+        ("O2", {"optimizer": "adafactor"}, WORK, LLAMA),
+        ("O3", {"optimizer": "adamw_8bit"}, LORA, LLAMA),
+        ("D3", {"precision": "fp16"}, WORK, LLAMA),
+        ("D4", {"autocast": "autocast-bf16"}, WORK, LLAMA),
+        ("A15", {"attention": "torch_varlen", "packing": "packed"}, WORK, replace(LLAMA, drops_attention=True)),
+        ("A16", {"attention": "flex_attention"}, WORK, replace(LLAMA, drops_attention=True, supports_flex=True)),
+    ],
+)
+def test_rules_of_training(rule: str, choices: dict[str, str], workload: Training, of: ModelFacts) -> None:
+    """Each refuses what it is about, and not the default of the same work."""
+    assert rule in refused(choices, workload, of)
+    assert rule not in refused({}, workload, replace(of, checkpoints=True))
+
+
+def test_other_work_knows_nothing_of_it() -> None:
+    """The knobs of training can't be turned for a forward pass, and its Liger has no loss (rule K3)."""
+    from advisor.workloads.forward import Forward
+
+    with_liger = replace(H200, packages={**H200.packages, "liger-kernel": "0.8.5", "triton": "3.6.0"})
+    space = build_space(LLAMA, Forward(LENGTHS, 4), with_liger, Objective(), H200.memory_bytes)
+    turned = {knob for configuration in space.admissible for knob in configuration}
+
+    assert not turned & {"autocast", "micro_batch", "checkpointing", "optimizer"}
+    assert {r.rule for r in space.refusals if r.subject == "kernels=liger-loss"} == {"K3"}
+
+
+#: Llama-3.2-1B and Llama-3-8B by their config.json: what rules and bytes depend on.
+ONE_B = replace(
+    LLAMA,
+    parameters=1_235_814_400,
+    parameter_bytes=2_471_628_800,
+    linear_parameters=1_235_746_816,
+    layers=16,
+    hidden_size=2048,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    vocabulary=128_256,
+    active_linear_parameters=0,
+)
+
+
+def quantiles(longest: int, batch: int) -> tuple[int, ...]:
+    """Return the lengths of `--lengths LONGEST --padding 0.3 --batch BATCH` in training."""
+    from advisor.workloads.quantiles import quantile_lengths
+
+    return quantile_lengths(longest, 0.3, batch, 4)
+
+
+FLASH = {"attention": "flash_attention_2", "packing": "packed"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "peak_gib"),
+    [
+        ({}, 64.8),
+        (FLASH, 48.2),
+        ({**FLASH, "kernels": "liger"}, 41.7),
+        ({**FLASH, "kernels": "liger-with-loss"}, 22.3),
+        ({**FLASH, "compilation": "compiled-regional"}, 41.9),
+        ({"attention": "torch_varlen", "packing": "packed", "micro_batch": "micro-4"}, 30.0),
+        ({"attention": "torch_varlen", "packing": "packed", "micro_batch": "micro-4", "kernels": "liger"}, 26.8),
+    ],
+)
+def test_peaks_are_predicted_within_a_tenth(choices: dict[str, str], peak_gib: float) -> None:
+    """Beside those that an H200 measured of Llama-3.2-1B, 8 × 2048 (docs/results/2026-11-29-h200-training.md)."""
+    work = Training(quantiles(2048, 8), 8)
+    configuration = Configuration.of(baseline_choices(ONE_B, work)).replaced(**choices)
+    predicted = predicted_bytes(Situation(configuration, work.under(configuration), H200, ONE_B)) / 2**30 + 0.68
+
+    assert predicted == pytest.approx(peak_gib, rel=0.1)
+
+
+def test_memory_that_is_bounded_prunes_by_prediction() -> None:
+    """QLoRA of an 8B within 24 GiB: the default is refused for its bytes, and what fits is admissible."""
+    work = Training(quantiles(2048, 4), 4, "qlora")
+    objective = Objective(quality=Tier.FOUR_BIT, allow_unjudged=True, max_memory_bytes=24 * 2**30)
+    space = build_space(LLAMA, work, H200, objective, H200.memory_bytes)
+    admissible = [predicted_bytes(Situation(c, work.under(c), H200, LLAMA)) for c in space.admissible]
+
+    assert space.baseline not in space.admissible
+    assert space.admissible
+    assert max(admissible) < 24 * 2**30
+    assert any(reason.rule == "M1" for reason in space.refusals)
+
+
+def test_limits_of_a_default_are_wider_the_coarser_its_numbers() -> None:
+    """What is exact in bf16 may be further from fp32 than what is in fp32."""
+    assert COURSE_MOST[COARSE].gradient > COURSE_MOST[FULL].gradient
+
+
+# ------------------------------------------------------------------------------------------------------- end to end
+
+ASKED = [
+    "--workload",
+    "train",
+    "--lengths",
+    "24",
+    "--padding",
+    "0.3",
+    "--batch",
+    "4",
+    "--batches",
+    "2",
+    "--device",
+    "cpu",
+]
+EFFORT = ["--only", "compilation=off", "--blocks", "0", "--threads", "1"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_it_is_tuned_and_suggested(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the shipped model: each trial has its speed, its peak and how far its training goes astray; and there is an answer."""
+    asked = [str(CAUSAL), *ASKED, "--method", method]
+
+    assert run(["tune", *asked, *EFFORT, "--trials", "3"]) == 0
+    assert run(["suggest", *asked, "--threads", "1"]) == 0
+    said = capsys.readouterr().out
+    with Store.open(os.environ["ADVISOR_DATABASE_URL"], write=False) as store:
+        study = max(store.studies(), key=lambda each: each.id)
+        trials = store.trials(study.id)
+    done = [trial for trial in trials if trial.outcome is Outcome.OK]
+
+    assert len(done) >= 2
+    assert all(trial.tokens_per_s > 0 and trial.peak_bytes and trial.value("step_s") for trial in done)
+    assert all(trial.quality is not None and trial.quality.steps == 20 for trial in done)
+    assert all(trial.quality.gradient < 1e-4 for trial in done if trial.quality is not None)
+    assert "first gradients" in said
+    assert ("get_peft_model" in said) == (method == "lora")
+    assert "model.optimizer = torch.optim.AdamW" in said
+
+
+def test_a_killed_tune_goes_on(tmp_path: Path) -> None:
+    """Killed with kill -9 after its first trial, it goes on where it was: nothing is lost, and nothing measured twice."""
+    url = f"sqlite:///{tmp_path}/killed.db"
+    command = [
+        sys.executable,
+        "-m",
+        "advisor",
+        "tune",
+        str(CAUSAL),
+        *ASKED,
+        "--method",
+        "lora",
+        *EFFORT,
+        "--trials",
+        "3",
+    ]
+    environment = {**os.environ, "ADVISOR_DATABASE_URL": url, "ADVISOR_LOCK_DIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as tune:
+        assert tune.stderr is not None
+        first = next(line for line in tune.stderr if re.match(r"\s*0 ", line))
+        os.killpg(tune.pid, signal.SIGKILL)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=True)
+    with Store.open(url, write=False) as store:
+        (study,) = store.studies()
+        trials = [trial for trial in store.trials(study.id) if trial.outcome is Outcome.OK]
+
+    assert "adamw_torch_fused" in first
+    assert len({trial.requested for trial in trials if not trial.is_reused}) == len(trials)
+    assert len(trials) >= 2
+    assert "▸" in again.stdout
