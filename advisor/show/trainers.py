@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
-from advisor.knobs import call_arguments, choices_of, traits_of
+from advisor.knobs import KNOBS, call_arguments, choices_of, traits_of
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelSource
 from advisor.show.carried import Carried
@@ -29,9 +29,6 @@ _AS_MEASURED = {
     "report_to": "'none'",
     "save_strategy": "'no'",
 }
-
-#: What choices switch on, by the words that they have for it: SFTConfig has two of them on where nothing is said.
-_OFF = {"bf16": "False", "activation_checkpointing": "False", "use_liger_kernel": "False"}
 
 _LOSSES = """for entry in trainer.state.log_history:
     if "loss" in entry:
@@ -165,12 +162,15 @@ def _arguments(configuration: Configuration, workload: Workload, device: str) ->
     """Return the arguments of training, as expressions: of the work, of the choices, and of what a step is."""
     size = pass_size(workload)
     own = {name: text for choice in choices_of(configuration) for name, text in choice.trainer.items()}
+    # What is not said may be on: SFTConfig switches on what saves memory.
+    known = (choice.trainer for knob in KNOBS.values() for choice in knob.choices.values())
+    off = {name: "False" for words in known for name, text in words.items() if text == "True"}
     return {
         "output_dir": "'trained'",
         "num_train_epochs": "1",
         "per_device_train_batch_size": str(size),
         "gradient_accumulation_steps": str(-(-workload.size // size)),
-        **_OFF,
+        **off,
         **own,
         **_AS_MEASURED,
         **({"use_cpu": "True"} if device == "cpu" else {}),
