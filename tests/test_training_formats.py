@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,21 @@ from advisor.workloads import train as training  # noqa: E402
 
 CAUSAL = Path(__file__).parent / "models" / "causal"
 FORMS = ("python", "trainer", "trl")
+
+WORK: dict[str, Any] = {
+    "workload": "train",
+    "method": "full",
+    "lengths": 24,
+    "padding": 0.4,
+    "batch": 4,
+    "batches": 2,
+    "device": "cpu",
+    "quality": "dtype",
+    "threads": 1,
+    "trials": 1,
+    "blocks": 0,
+    "only": {"attention": "sdpa", "packing": "padded", "compilation": "off", "precision": "fp32"},
+}
 
 #: What is trained, and the choices beside the default's.
 CASES: dict[str, tuple[str, dict[str, str]]] = {
@@ -69,21 +85,7 @@ def _here(tmp_path_factory: pytest.TempPathFactory, one_thread: None, offline: N
 @pytest.fixture(scope="module")
 def trains() -> Recommendation:
     """Measure two steps of fine-tuning the shipped decoder, as transformers does it when told nothing."""
-    return advisor.tune(
-        str(CAUSAL),
-        workload="train",
-        method="full",
-        lengths=24,
-        padding=0.4,
-        batch=4,
-        batches=2,
-        device="cpu",
-        quality="dtype",
-        threads=1,
-        trials=1,
-        blocks=0,
-        only={"attention": "sdpa", "packing": "padded", "compilation": "off", "precision": "fp32"},
-    )
+    return advisor.tune(str(CAUSAL), **WORK)
 
 
 def case_of(recommendation: Recommendation, method: str, **choices: str) -> Recommendation:
