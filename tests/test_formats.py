@@ -50,6 +50,9 @@ EFFORT: dict[str, Any] = {"trials": 2, "blocks": 0, "only": {"attention": "sdpa"
 
 TEXTS = ["A short one.", "One that is longer, so that the batch has pads.", "Yes", "And a fourth, of middle length."]
 
+#: The formats of work that does not train: the others are run by tests/test_training_formats.py.
+UNTRAINED = [name for name in FORMATS if name not in ("trainer", "trl")]
+
 #: A name that would end a text, a comment or a word of every language that is printed here.
 HOSTILE = "a\"\"\"\nimport os # ' : {x} $(exit 9) `exit 9`\n''' - !!python/name:os.system \u2028 é"
 
@@ -356,7 +359,7 @@ def test_nothing_is_printed_where_nothing_is_recommended(
     assert (status, printed, told.count("\n")) == (4, "", 1)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", UNTRAINED)
 def test_every_format_says_whose_quality_is_unknown(embeds: Recommendation, form: str, hidden: Recommendation) -> None:
     """Where other weights of the same shapes were measured, each format says so before anything else is read."""
     found = hidden if form == "pipeline" else embeds

@@ -20,7 +20,7 @@ from advisor.networks.load_torch import statements
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.objective import Tier
-from advisor.show.script import setup_of
+from advisor.show.source_lines import setup_of
 from advisor.workloads.forward import Forward
 
 GOLDEN = Path(__file__).parent / "environments"

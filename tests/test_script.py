@@ -30,6 +30,7 @@ from advisor.nouns.model import ModelFacts, ModelSource  # noqa: E402
 from advisor.nouns.objective import Objective, Tier  # noqa: E402
 from advisor.search.space import build_space  # noqa: E402
 from advisor.show import script as scripts  # noqa: E402
+from advisor.show import source_lines  # noqa: E402
 from advisor.show.script import script_for  # noqa: E402
 from advisor.workloads.forward import OUTPUTS, Forward  # noqa: E402
 
@@ -140,7 +141,9 @@ def check_form(script: str) -> None:
 def _sources_read_once() -> Iterator[None]:
     """Read each function's source once for 1,500 scripts: the files stay as they are meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scripts, "function_source", cache(scripts.function_source))
+        read = cache(source_lines.function_source)
+        for module in (source_lines, scripts):
+            patch.setattr(module, "function_source", read)
         yield
 
 

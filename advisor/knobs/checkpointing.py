@@ -84,7 +84,10 @@ KNOB = Knob(
                 on_model=('model.gradient_checkpointing_enable({"use_reentrant": False})',),
                 proof=_proof(_ON),
                 rates=_rates,
-                trainer={"activation_checkpointing": "True"},
+                trainer={
+                    "activation_checkpointing": "True",
+                    "activation_checkpointing_kwargs": '{"use_reentrant": False}',
+                },
                 traits=Traits(recomputes=True),
             ),
         )

@@ -25,7 +25,8 @@ from advisor.show.candidate_tables import figures_of
 from advisor.show.headline import against, headline
 from advisor.show.outlook import outlook
 from advisor.show.refused import refusal_rows
-from advisor.show.script import batching_words, loading_lines, recommended_script
+from advisor.show.script import recommended_script
+from advisor.show.source_lines import batching_words, loading_lines
 from advisor.storage.store import Store
 from advisor.storage.study_record import StudyRecord
 from advisor.terminal import gib, many

@@ -13,7 +13,7 @@ from typing import Any
 
 from advisor.knobs import call_arguments
 from advisor.nouns.configuration import Configuration
-from advisor.show.script import setup_of
+from advisor.show.source_lines import setup_of
 
 #: transformers' classes that `from_pretrained` also takes as a dict, by the word that tells it which one is meant.
 _METHODS = {"BitsAndBytesConfig": "bitsandbytes"}

@@ -15,7 +15,7 @@ from advisor.knobs import choices_of
 from advisor.nouns.environment import Environment
 from advisor.show.as_data import said
 from advisor.show.carried import Carried
-from advisor.show.script import batching_words, checkpoint_of, setup_of
+from advisor.show.source_lines import batching_words, checkpoint_of, setup_of
 from advisor.terminal import in_a_line
 from advisor.workloads import auto_class, kind_of
 

@@ -73,6 +73,40 @@ def _sentence_transformers(recommendation: Recommendation, device: str) -> str:
     return encoder_lines(carried("sentence-transformers", recommendation, hinders_encoder), device)
 
 
+def _trainer(recommendation: Recommendation, device: str) -> str:
+    from advisor.show.carried import carried
+    from advisor.show.trainers import trainer_lines
+
+    _refuse_untrained("trainer")(recommendation.source, recommendation.study.workload)
+    return trainer_lines(carried("trainer", recommendation, lambda _, __: ""), device)
+
+
+def _trl(recommendation: Recommendation, device: str) -> str:
+    from advisor.show.carried import carried
+    from advisor.show.trainers import hinders_sft, sft_lines
+
+    _refuse_untokenised("trl")(recommendation.source, recommendation.study.workload)
+    return sft_lines(carried("trl", recommendation, hinders_sft), device)
+
+
+def _refuse_untrained(library: str) -> Callable[[ModelSource, Workload], None]:
+    def refuse(source: ModelSource, workload: Workload) -> None:
+        from advisor.show.trainers import refuse_untrained
+
+        refuse_untrained(library, source, workload)
+
+    return refuse
+
+
+def _refuse_untokenised(library: str) -> Callable[[ModelSource, Workload], None]:
+    def refuse(source: ModelSource, workload: Workload) -> None:
+        from advisor.show.trainers import refuse_untokenised
+
+        refuse_untokenised(library, source, workload)
+
+    return refuse
+
+
 def _refuse(library: str) -> Callable[[ModelSource, Workload], None]:
     def refuse(source: ModelSource, workload: Workload) -> None:
         from advisor.show.libraries import served
@@ -94,6 +128,8 @@ FORMATS = {
             _sentence_transformers,
             _refuse("sentence-transformers"),
         ),
+        Format("trainer", "a script with transformers.Trainer, of training", _trainer, _refuse_untrained("trainer")),
+        Format("trl", "a script with TRL's SFTTrainer, of training", _trl, _refuse_untokenised("trl")),
         Format("env", "shell lines: variables and pinned packages", _env),
     )
 }

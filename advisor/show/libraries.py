@@ -15,7 +15,7 @@ from advisor.models.beside import MODES
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelSource
 from advisor.show.carried import Carried, sorted_twin
-from advisor.show.script import Setup, checkpoint_of, setup_of
+from advisor.show.source_lines import Setup, checkpoint_of, setup_of
 from advisor.workloads import Served, Workload, kind_of
 
 _TEXTS = 'texts = ["Put your own texts here.", "They may be of any length."]'

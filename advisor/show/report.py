@@ -18,7 +18,7 @@ from advisor.show.console import console
 from advisor.show.headline import against, headline
 from advisor.show.outlook import outlook
 from advisor.show.refused import counted, refused_table
-from advisor.show.script import batching_words, loading_lines
+from advisor.show.source_lines import batching_words, loading_lines
 from advisor.terminal import in_a_line, many, percent, span
 
 

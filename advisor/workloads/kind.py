@@ -28,6 +28,9 @@ class Running:
     function gives without that. given: further arguments by name, plain values. A row of what it returns is a sequence's,
     where by_sequence says so; else it is [rows, columns, …], as the model gives it. result: what a sequence gets, in words.
     useful: what is counted of a pass over the list, in Python, of `lengths`; unit: what that is a second.
+    Of work that trains the function takes the model and the calls of a step. labelled: the function of the module that gives a
+    layout's call its labels; counted: the one that tells all calls of a step how many of its tokens have a loss. variables: of the
+    environment that it is run with, set before torch is imported.
     """
 
     module: str
@@ -38,18 +41,23 @@ class Running:
     result: str = "the result"
     useful: str = "sum(lengths)"
     unit: str = "tokens/s"
+    labelled: str = ""
+    counted: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Preparation:
     """What is done with a model after it is loaded: the worker executes these statements, and the suggestion prints them.
 
-    imports: what the functions' source needs; functions: (module, name) of what the statements call; `model` is there.
+    imports: what the functions' source needs; functions: (module, name) of what the statements call; `model` is there. adapters:
+    peft's configuration of what is trained beside the weights, as an expression, "" where nothing is.
     """
 
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
     statements: tuple[str, ...] = ()
+    adapters: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,22 @@ a knob *within* the step (`advisor.knobs.micro_batch`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, ClassVar, Self, cast
 
 from advisor.errors import BadInput, named
 from advisor.models.declared import is_encoder
 from advisor.nouns.checked import Test, checked, matches
-from advisor.nouns.metrics import MEMORY, Metric, seconds
 from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
 from advisor.nouns.option import Option, whole_word
 from advisor.nouns.reading import read_texts, read_whole
-from advisor.workloads.figures import ENERGY, THROUGHPUT
 from advisor.workloads.kind import Kind, Preparation, Running
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
+from advisor.workloads.train_figures import METRICS
 from advisor.workloads.train_memory import bytes_of_step, trained_values
 from advisor.workloads.workload import Batches, Head, Needs, Work, Workload
 
@@ -192,45 +192,6 @@ def micro_size(name: str) -> int | None:
     return int(last) if last.isdigit() else None
 
 
-# ------------------------------------------------------------------------------------------------------------- metrics
-
-
-def _slowest_step_s(_: Workload, rounds: Mapping[str, Any]) -> Sequence[float]:
-    return list(rounds["slowest_s"])
-
-
-def _step_s(workload: Any, rounds: Mapping[str, Any]) -> Sequence[float]:
-    return [s / len(workload.steps()) for s in rounds["wall_s"]]
-
-
-METRICS = (
-    THROUGHPUT,
-    Metric(
-        "",
-        "step_s",
-        "s",
-        less_is_better=True,
-        words="seconds a step, on the mean",
-        head="s/step",
-        show=seconds,
-        samples=_step_s,
-    ),
-    Metric(
-        "latency",
-        "slowest_step_s",
-        "s",
-        less_is_better=True,
-        words="seconds of the slowest step",
-        head="slowest step",
-        show=seconds,
-        samples=_slowest_step_s,
-        is_latency=True,
-    ),
-    MEMORY,
-    ENERGY,
-)
-
-
 # ------------------------------------------------------------------------------------------------- options and the model
 
 
@@ -292,6 +253,11 @@ def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ..
 
 
 def _refuse(workload: Workload, facts: ModelFacts, name: str) -> None:
+    if workload.trains_adapters and find_spec("peft") is None:
+        raise BadInput(
+            f"{named('method')} {workload.output}: adapters are peft's, and the package peft isn't installed",
+            "pip install peft",
+        )
     if facts.prequantized and not workload.trains_adapters:
         raise BadInput(
             f"{name} is quantised ({facts.prequantized}): Q17 weights in so few bits can't be trained",
@@ -303,22 +269,36 @@ def _refuse(workload: Workload, facts: ModelFacts, name: str) -> None:
 
 _WITH_TENSORS = "advisor.workloads.train_torch"
 
+#: What is set of torch's allocator, as PYTORCH_CUDA_ALLOC_CONF has it. The passes of a step are of many sizes, and blocks of the
+#: default's do not fit each other: a third of the memory was lost to that on an H200.
+ALLOCATOR = "expandable_segments:True"
+
 
 def _running(_: Workload, __: ModelFacts) -> Running:
-    return Running(_WITH_TENSORS, "train_step", by_sequence=False, result="the loss")
+    return Running(
+        _WITH_TENSORS,
+        "train_step",
+        by_sequence=False,
+        result="the loss",
+        labelled="with_labels",
+        counted="counted",
+        variables={"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR},
+    )
 
 
 def _preparation(workload: Workload, _: ModelFacts, __: ModelFiles, ___: str) -> Preparation:
     """Return what makes a model ready to be trained: adapters, where they are what is trained."""
     if not isinstance(workload, Training) or not workload.trains_adapters:
         return Preparation(statements=_AS_TRAINED)
+    adapters = lora_config(workload)
     return Preparation(
         imports=("from peft import LoraConfig, get_peft_model",),
         statements=(
             "torch.manual_seed(0)  # of the adapters' weights",
-            f"model = get_peft_model(model, {lora_config(workload)})",
+            f"model = get_peft_model(model, {adapters})",
             *_AS_TRAINED,
         ),
+        adapters=adapters,
     )
 
 

@@ -17,6 +17,7 @@ from advisor.nouns.model import ModelFacts
 from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime
 from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, values_of_tokens
+from advisor.workloads.train import ALLOCATOR
 from advisor.workloads.workload import Workload
 
 #: Labels of what has no loss, as torch's cross entropy and transformers have it.
@@ -24,11 +25,6 @@ IGNORED = -100
 
 #: Of each weight's gradient so many values are compared, evenly spaced.
 COMPARED_VALUES = 4096
-
-
-#: What is set of torch's allocator, as PYTORCH_CUDA_ALLOC_CONF has it. The passes of a step are of many sizes, and blocks of the
-#: default's do not fit each other: a third of the memory was lost to that on an H200.
-ALLOCATOR = "expandable_segments:True"
 
 
 def train_step(model: Any, calls: list[dict[str, Any]]) -> torch.Tensor:
@@ -47,6 +43,25 @@ def train_step(model: Any, calls: list[dict[str, Any]]) -> torch.Tensor:
     model.optimizer.step()
     model.optimizer.zero_grad()
     return torch.stack([torch.stack(losses).sum(), norm.float()])
+
+
+def with_labels(call: dict[str, Any], places: list[tuple[int, int, int]]) -> dict[str, Any]:
+    """Return the arguments of a forward pass with labels: its ids, but -100 at pads and at each sequence's first token.
+
+    Nothing predicts that one: else the last token of the sequence before it in its row is taught to (rule T3). places: of each
+    sequence its row, first column and the column after its last.
+    """
+    ids = call["input_ids"]
+    labels = torch.full_like(ids, -100)
+    for row, start, end in places:
+        labels[row, start + 1 : end] = ids[row, start + 1 : end]
+    return {"labels": labels, **call}
+
+
+def counted(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a step's forward passes with how many tokens of the whole step have a loss, over which it is the mean."""
+    count = sum(int((call["labels"][..., 1:] != -100).sum()) for call in calls)
+    return [{**call, "num_items_in_batch": torch.tensor(count)} for call in calls]
 
 
 @dataclass(frozen=True)
@@ -225,26 +240,10 @@ class TrainingRuntime(Runtime):
 
 def _step(calls: Sequence[Call]) -> Step:
     """Return a step of these forward passes: with labels, and how many of the step's tokens have a loss."""
-    labelled = [{"labels": labels_of(call), **call.arguments} for call in calls]
-    count = sum(int((arguments["labels"][..., 1:] != IGNORED).sum()) for arguments in labelled)
-    parts = tuple(
-        replace(call, arguments={**arguments, "num_items_in_batch": torch.tensor(count)})
-        for call, arguments in zip(calls, labelled, strict=True)
-    )
+    labelled = counted([with_labels(call.arguments, list(call.places)) for call in calls])
+    parts = tuple(replace(call, arguments=arguments) for call, arguments in zip(calls, labelled, strict=True))
     sequences = tuple(number for call in calls for number in call.sequences)
     return Step(parts[0].arguments, sequences, parts[0].places, parts)
-
-
-def labels_of(call: Call) -> torch.Tensor:
-    """Return the labels of a forward pass: its ids, but for pads and each sequence's first token, which nothing predicts.
-
-    Where a first token is not left out, the last one of the sequence before it is taught to predict it (rule T3).
-    """
-    ids = call.arguments["input_ids"]
-    labels = torch.full_like(ids, IGNORED)
-    for row, start, end in call.places:
-        labels[row, start + 1 : end] = ids[row, start + 1 : end]
-    return labels
 
 
 @contextmanager
