@@ -39,7 +39,7 @@ def ligers(**parts: bool) -> Callable[[Any], None]:
     """Return what puts these of Liger's kernels into a model, and no others."""
 
     def apply(model: Any) -> None:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance  # type: ignore[import-not-found]
 
         kernels = {"rope": False, "rms_norm": False, "swiglu": False, "cross_entropy": False, **parts}
         base = model.get_base_model() if hasattr(model, "get_base_model") else model

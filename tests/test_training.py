@@ -34,7 +34,7 @@ from advisor.storage.store import Store
 from advisor.workloads import kind_of, workload_of
 from advisor.workloads.runtime import Call
 from advisor.workloads.train import Accumulated, Training
-from advisor.workloads.train_torch import IGNORED, TrainingRuntime, labels_of, without_dropout
+from advisor.workloads.train_torch import IGNORED, TrainingRuntime, with_labels, without_dropout
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"
@@ -155,7 +155,7 @@ def test_labels_leave_out_pads_and_first_tokens() -> None:
     """Nothing predicts a sequence's first token, and pads teach nothing; all else has its own id."""
     for choices in ({}, {"packing": "packed"}):
         (call, _) = calls(PLAIN.replaced(**choices))
-        labels, ids = labels_of(call), call.arguments["input_ids"]
+        labels, ids = with_labels(call.arguments, list(call.places))["labels"], call.arguments["input_ids"]
 
         assert int((labels != IGNORED).sum()) == sum(LENGTHS[:4]) - 4
         assert all(int(labels[row, start]) == IGNORED for row, start, _ in call.places)
@@ -222,7 +222,7 @@ def test_a_step_that_is_another_one_is_seen(model: Any, fault: str) -> None:
 
 def test_dropout_is_left_out_and_put_back() -> None:
     """Of modules for it, and of shares that others are given."""
-    part = torch.nn.Module()
+    part: Any = torch.nn.Module()
     part.attention_dropout, part.inner = 0.1, torch.nn.Dropout(0.2)
     with without_dropout(part):
         assert (part.attention_dropout, part.inner.p) == (0.0, 0.0)

@@ -31,6 +31,8 @@ SPELLED_ALIKE = {
     ("show/support.py", "sdpa"): "transformers' default attention of a made-up model",
     ("show/support.py", "eager"): "transformers' default attention of a made-up model",
     ("measure/fp32_torch.py", "forward"): "the method of a torch module",
+    ("knobs/autocast.py", "bf16"): "what TrainingArguments call it, and people",
+    ("knobs/kernels.py", "forward"): "how the functions end that Liger puts in a model's place",
     ("knobs/kernels_torch.py", "forward"): "the method of a torch module",
 }
 

@@ -274,7 +274,7 @@ def advised(configuration: Configuration) -> bool:
 
 def baseline_choices(facts: ModelFacts, workload: Workload) -> dict[str, str]:
     """Return what transformers does when told nothing: the class's default attention, the checkpoint's dtype, padding."""
-    return {name: knob.default(facts, workload) for name, knob in knobs_for(workload).items()}
+    return {name: knob.of_work(facts, workload) or knob.default(facts) for name, knob in knobs_for(workload).items()}
 
 
 def effective_choices(reading: Reading, workload: Workload) -> dict[str, str]:

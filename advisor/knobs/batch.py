@@ -46,7 +46,7 @@ def _proof(size: int) -> Callable[[Reading], str | None]:
     return proof
 
 
-def _default(_: ModelFacts, __: Workload) -> str:
+def _default(_: ModelFacts) -> str:
     return "1"
 
 

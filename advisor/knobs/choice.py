@@ -245,7 +245,7 @@ class Choice:
 class Knob:
     """One tunable dimension.
 
-    reload: whether changing it needs the weights loaded again; default(facts, workload): what transformers does when told
+    reload: whether changing it needs the weights loaded again; default(facts): what transformers does when told
     nothing; effective(reading): the name of the choice that ran; applies(workload): whether it can be turned at all.
     reference: the choice that the gate's reference is computed with, "" where that is the default's.
     facts(model): what its rules need to know of a model that no other knob asks, as fields of `ModelFacts`; worker only.
@@ -259,13 +259,14 @@ class Knob:
     undo(model): takes back what choices did to a loaded model by `Choice.on_model`; worker only.
     late: its choices but the implied one are tried on the best that was measured without them before anything else of theirs:
     they cost more than they differ in (`advisor.search.late`).
+    of_work(facts, workload): the choice that the work itself asks for, in place of the default; "" where it asks for none.
     """
 
     name: str
     summary: str
     reload: bool
     choices: dict[str, Choice]
-    default: Callable[[ModelFacts, Workload], str]
+    default: Callable[[ModelFacts], str]
     effective: Callable[[Reading], str]
     applies: Callable[[Workload], bool] = always
     reference: str = ""
@@ -276,6 +277,7 @@ class Knob:
     read: Callable[[Any, Mapping[str, Any]], Any] | None = None
     undo: Callable[[Any], None] | None = None
     late: bool = False
+    of_work: Callable[[ModelFacts, Workload], str] = field(default=lambda _, __: "")
 
     def __post_init__(self) -> None:
         """Refuse an implied choice that there is not, choices of another knob, and what can't be taken back."""

@@ -262,7 +262,7 @@ KNOB = Knob(
     name="compilation",
     summary="torch.compile",
     reload=False,
-    default=lambda _, __: OFF,
+    default=lambda _: OFF,
     effective=_effective,
     choices={
         choice.name: choice

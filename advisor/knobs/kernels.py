@@ -180,7 +180,7 @@ KNOB = Knob(
     name="kernels",
     summary="kernels of norms, MLPs and rotary positions",
     reload=False,
-    default=lambda _, __: NONE,
+    default=lambda _: NONE,
     effective=_effective,
     choices={
         choice.name: choice

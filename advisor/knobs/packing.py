@@ -172,7 +172,7 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
     return proof
 
 
-def _default(_: ModelFacts, __: Workload) -> str:
+def _default(_: ModelFacts) -> str:
     return "padded"
 
 

@@ -14,7 +14,6 @@ from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
-from advisor.workloads import Workload
 
 _SOURCE = "https://pytorch.org/docs/stable/notes/numerical_accuracy.html"
 
@@ -85,7 +84,7 @@ def _effective(reading: Reading) -> str:
     return "tf32" if name == "fp32" and reading.float32_matmul == "high" else name
 
 
-def _default(facts: ModelFacts, _: Workload) -> str:
+def _default(facts: ModelFacts) -> str:
     return _NAMES.get(facts.checkpoint_dtype, "fp32")
 
 

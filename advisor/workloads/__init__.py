@@ -18,7 +18,8 @@ from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.likeness import Likeness
 from advisor.workloads.quantiles import DEALT, DEFAULT_BATCHES, quantile_lengths
 from advisor.workloads.runtime import Call, Runtime, plain
-from advisor.workloads.workload import Head, Layout, Needs, Work, Workload, auto_class, shape_class
+from advisor.workloads.work import Head, Layout, Needs, Work, auto_class
+from advisor.workloads.workload import Workload, shape_class
 
 __all__ = [
     "DEALT",

@@ -16,7 +16,8 @@ from advisor.workloads.figures import ENERGY, THROUGHPUT
 from advisor.workloads.kind import Kind, Preparation, Running, Served
 from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
-from advisor.workloads.workload import Head, Needs, Workload
+from advisor.workloads.work import Head, Needs
+from advisor.workloads.workload import Workload
 
 #: What may be asked of the forward pass. pooled: one embedding a sequence; scores: a classification head's outputs.
 LAST, ALL, HIDDEN, EMBEDDINGS, SCORES = OUTPUTS = ("last-logits", "all-logits", "hidden", "pooled", "scores")

@@ -29,8 +29,8 @@ class Running:
     where by_sequence says so; else it is [rows, columns, …], as the model gives it. result: what a sequence gets, in words.
     useful: what is counted of a pass over the list, in Python, of `lengths`; unit: what that is a second.
     Of work that trains the function takes the model and the calls of a step. labelled: the function of the module that gives a
-    layout's call its labels; counted: the one that tells all calls of a step how many of its tokens have a loss. variables: of the
-    environment that it is run with, set before torch is imported.
+    layout's call its labels; counted: the one that tells all calls of a step how many of its tokens have a loss. variables: of
+    the environment that it is run with, set before torch is imported.
     """
 
     module: str

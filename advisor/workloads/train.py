@@ -24,7 +24,8 @@ from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.train_figures import METRICS
 from advisor.workloads.train_memory import bytes_of_step, trained_values
-from advisor.workloads.workload import Batches, Head, Needs, Work, Workload
+from advisor.workloads.work import Head, Needs, Work
+from advisor.workloads.workload import Batches, Workload
 
 NAME = "train"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from advisor.nouns.model import ModelFacts
-from advisor.workloads.workload import Work
+from advisor.workloads.work import Work
 
 #: Bytes of a number in fp32, of a lse or an rsqrt a row, and of the products under autocast.
 _FULL, _HALF = 4.0, 2.0

@@ -20,7 +20,6 @@ from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term,
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
-from advisor.workloads import Workload
 
 #: What flex_attention is expected to compile for, before any was seen: 8 to 230 s and more on an H100, most of it for the mask of
 #: a packed row of odd length, and a search that expected 120 waited longer than it could save.
@@ -112,7 +111,7 @@ def _fused_why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
-def _default(facts: ModelFacts, _: Workload) -> str:
+def _default(facts: ModelFacts) -> str:
     return facts.default_attention
 
 

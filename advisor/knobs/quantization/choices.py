@@ -32,11 +32,13 @@ def _checkpoint_why_not(situation: Situation) -> list[Reason]:
     return reasons
 
 
-def _default(facts: ModelFacts, workload: Workload) -> str:
-    """As the checkpoint has them; in four bits where that is asked for, as TRL's `load_in_4bit` has it."""
-    if facts.prequantized:
-        return "checkpoint"
-    return "nf4" if workload.quantises_base else NONE
+def _default(facts: ModelFacts) -> str:
+    return "checkpoint" if facts.prequantized else NONE
+
+
+def _of_work(facts: ModelFacts, workload: Workload) -> str:
+    """In four bits where that is asked for, as TRL's `load_in_4bit` has it, unless the checkpoint is quantised already."""
+    return "nf4" if workload.quantises_base and not facts.prequantized else ""
 
 
 def _none_why_not(situation: Situation) -> list[Reason]:
@@ -68,6 +70,7 @@ KNOB = Knob(
     summary="weights in fewer bits",
     reload=True,
     default=_default,
+    of_work=_of_work,
     effective=effective,
     choices={choice.name: choice for choice in (_NONE, _CHECKPOINT, *bitsandbytes.CHOICES, *torchao.CHOICES)},
     implied=NONE,
