@@ -114,8 +114,8 @@ class Forced:
 class Row:
     """A rule: its id, its condition in words, and how it is shown.
 
-    elsewhere: why it does not concern forward ("" where it does); unnamed: a text that no choice's lines contain, so that
-    the condition can't be asked for; unforced: why nothing is forced; runs: why it is not refused beforehand, in words, where
+    elsewhere: why it concerns nothing that advisor runs ("" where it does); unnamed: a text that no choice's lines contain, so
+    that the condition can't be asked for; unforced: why nothing is forced; runs: why it is not refused beforehand, in words, where
     that is so by intent: then what is forced is all that keeps it from being believed. warned: the space warns of it.
     """
 
@@ -691,8 +691,11 @@ def summary(rows: Sequence[Row], found: Mapping[str, Sequence[Caught]]) -> tuple
     bad = [result for result in results if result.forced.by != "same"]
     same = [result for result in results if result.forced.by == "same"]
     counts = (sum(result.is_right for result in bad), sum(result.is_right for result in same))
-    text = f"Of {len(rows)} rules {len(forward)} concern forward. {stopped} of {len(kept)} are refused, or no choice asks for "
-    text += f"them; {len(forward) - len(kept)} are known only once they have run. {len(results)} combinations were forced, some "
+    text = f"Of {len(rows)} rules {len(forward)} concern what advisor runs. "
+    text += f"{stopped} of {len(kept)} are refused, or no choice asks for them; "
+    text += (
+        f"{len(forward) - len(kept)} are known only once they have run. {len(results)} combinations were forced, some "
+    )
     text += f"of one rule with more than one attention or output: {counts[0]} of {len(bad)} wrong ones were caught"
     text += f", and {counts[1]} of {len(same)} duplicates are right." if same else "."
     gated = [result for result in bad if result.forced.by == "gate"]

@@ -61,7 +61,7 @@ def test_every_rule_has_one_row() -> None:
 
 @pytest.mark.parametrize("row", TABLE.ROWS, ids=lambda row: row.rule)
 def test_every_row_is_refused_or_says_why_not(row: Any) -> None:
-    """A row that concerns forward is refused under its id, or can't be asked for, or is forced because it runs."""
+    """A row that concerns what advisor runs is refused under its id, or can't be asked for, or is forced because it runs."""
     if row.elsewhere:
         assert row.asked == row.forced == ()
         return

@@ -113,7 +113,10 @@ def test_the_script_keeps_logits() -> None:
 
     assert "from liger_kernel.transformers import _apply_liger_kernel_to_instance" in setup.imports
     assert list(setup.after) == [
-        "_apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)",
+        (
+            '_apply_liger_kernel_to_instance(model=getattr(model, "get_base_model", lambda: model)(), '
+            "cross_entropy=False, fused_linear_cross_entropy=False)"
+        ),
         "model.compile()",
     ]
 

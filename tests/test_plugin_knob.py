@@ -177,7 +177,7 @@ def test_sql_knows_them_without_a_migration(tuned: int, place: Path) -> None:
     old = dict(sql(place, "SELECT knob, choice FROM v_trial_choices WHERE study = 1 AND number = 0 AND requested = 0"))
     labels = {label for (label,) in sql(place, f"SELECT requested FROM v_trials WHERE study = {tuned}")}
 
-    assert len(rows) == 4 * 8
+    assert len(rows) == 4 * 11
     assert {(each[WRAPPER], each[CALL]) for each in by_number.values()} == {
         ("plain", "off"),
         ("wrapped", "off"),

@@ -456,10 +456,10 @@ def test_a_generic_name_is_told_from_anothers_by_its_place(no_op: Knob) -> None:
     KNOBS["quantization"].choices["off"] = Choice("quantization", "off", "")
     try:
         assert choices_in("sdpa · off · bf16")[no_op.name] == "off"
-        assert choices_in("sdpa · bf16 · off · sorted") == dict(
-            DEFAULT.replaced(quantization="off", packing="sorted").over([knob for knob in KNOBS if knob != "batch"])
-        )
-        with pytest.raises(BadInput, match="write made-up=off or quantization=off"):
+        wanted = DEFAULT.replaced(autocast="autocast-bf16", quantization="off", packing="sorted")
+        stated_or_implied = wanted.over([knob for knob in KNOBS if knob not in ("batch", "optimizer")])
+        assert choices_in("sdpa · bf16 · autocast-bf16 · off · sorted") == dict(stated_or_implied)
+        with pytest.raises(BadInput, match="write made-up=off or autocast=off or quantization=off"):
             choices_in("off,sdpa")
     finally:
         del KNOBS["quantization"].choices["off"]

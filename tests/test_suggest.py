@@ -852,7 +852,7 @@ def test_why_not_takes_a_configuration_as_it_is_printed(spelled: str) -> None:
         ("attention=nf4", "attention has no choice 'nf4' (advisor probe lists them)"),
         (
             "colour=red",
-            "there is no knob 'colour' (there are attention, precision, quantization, packing, batch, kernels, compilation)",
+            f"there is no knob 'colour' (there are {', '.join(KNOBS)})",
         ),
         (" · ", "names no choice (advisor probe lists them)"),
         ("packing", "packing is a knob, not a choice (name one of padded, sorted, packed"),

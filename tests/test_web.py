@@ -40,6 +40,7 @@ from advisor.web.problems import AGAIN_S
 from advisor.web.running import Running
 from advisor.web.security import Settings
 from advisor.web.server import _listening, serving
+from advisor.workloads import kind_named, names
 
 #: What a job or a question of these tests asks.
 WORK = {"lengths": "8", "batch": 2}
@@ -497,12 +498,15 @@ def test_studies_are_listed_page_by_page(kept: Daemon, tmp_path: Path, landscape
 
 
 def submittable() -> set[str]:
-    """Return the options that `advisor submit` has of a question, as its own parser lists them."""
-    parser = next(
-        action.choices["submit"] for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
+    """Return the options that `advisor submit` has of a question, as its own parsers list them, of every kind of work."""
+    parsers = [
+        action.choices["submit"]
+        for name in names()
+        for action in build_parser(kind_named(name))._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     not_asked = {"help", "model", "priority", "server", "format", "lengths_from", "allow_pickle"}
-    return {action.dest for action in parser._actions} - not_asked
+    return {action.dest for parser in parsers for action in parser._actions} - not_asked
 
 
 def test_the_api_describes_itself(kept: Daemon) -> None:

@@ -46,7 +46,7 @@ from advisor.knobs.choice import (
 from advisor.knobs.quantization import choices as quantization
 from advisor.knobs.quantization.common import share_words
 from advisor.knobs.traits import GENERIC, Traits, merged
-from advisor.nouns.configuration import IMPLIED, Configuration
+from advisor.nouns.configuration import IMPLIED, OF_SOME_WORK, Configuration
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
 from advisor.plugins import PLUGINS, register_all
@@ -131,6 +131,8 @@ def register_knob(knob: Knob) -> None:
     KNOBS.update({each.name: each for each in known})
     IMPLIED.clear()
     IMPLIED.update({each.name: each.implied for each in known})
+    OF_SOME_WORK.clear()
+    OF_SOME_WORK.update(each.name for each in known if each.applies is not always)
 
 
 def register(choice: Choice) -> None:

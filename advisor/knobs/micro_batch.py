@@ -42,6 +42,8 @@ def _why_not(size: int) -> Callable[[Situation], list[Reason]]:
 
 
 def _rates(situation: Situation) -> Mapping[Term, float]:
+    if not situation.workload.trains:  # what other work has of this knob is what it implies
+        return {}
     tokens = situation.workload.tokens / len(situation.workload.batches())
     return on_all(tokens / (tokens + _HALF_SPEED_TOKENS[situation.environment.device]))
 

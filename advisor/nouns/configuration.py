@@ -20,6 +20,10 @@ from advisor.nouns.checked import Malformed, is_text, shortened
 IMPLIED: dict[str, str] = {}
 
 
+#: The knobs that can be turned for some work alone: what one of them implies is not spelled out of other work. Filled likewise.
+OF_SOME_WORK: set[str] = set()
+
+
 def canonical_json(value: Any) -> str:
     """Return the one spelling of `value`: sorted keys, no white space, finite numbers only.
 
@@ -132,8 +136,9 @@ class Configuration(Mapping[str, str]):
 
     @property
     def spelled(self) -> dict[str, str]:
-        """Every choice, implied ones too, in the order in which people read them: as JSON that is printed has it."""
-        return dict(self.over(dict.fromkeys([*IMPLIED, *self._stated])))
+        """Every choice, implied ones of all work too, in the order in which people read them: as JSON that is printed has it."""
+        known = dict.fromkeys([*IMPLIED, *self._stated])
+        return dict(self.over(knob for knob in known if knob in self._stated or knob not in OF_SOME_WORK))
 
     def __str__(self) -> str:
         """Return the stated choices as they are read: the one label of a configuration."""

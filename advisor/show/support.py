@@ -78,9 +78,9 @@ _MODELS = (
     replace(LLAMA, layer_types=("full_attention", "linear_attention"), prequantized="awq"),
     replace(LLAMA, linear_parameters=0, switches_attention=False, max_row=100, packed_row="wrong", repeated_layers=0),
     replace(LLAMA, is_causal=False, sliding_window=16, layer_types=("sliding_attention",), packed_row="raises"),
-    replace(LLAMA, head_dim=192, hidden_size=4104, sliding_window=16),
+    replace(LLAMA, head_dim=192, hidden_size=4104, sliding_window=16, drops_attention=True, supports_flex=True),
     replace(LLAMA, prequantized="fp8"),
-    replace(LLAMA, prequantized="mxfp4"),
+    replace(LLAMA, prequantized="mxfp4", checkpoints=False),
     replace(
         LLAMA, is_causal=False, fused_encoder=True, supports_flex=True, position_offset=2, checkpoint_dtype="float32"
     ),

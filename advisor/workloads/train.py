@@ -324,7 +324,6 @@ _EXAMPLES = (
     Training((64, 32, 48, 16), 4),
     Training((64, 32, 48, 16), 4, LORA),
     Training((64, 32, 48, 16), 4, QLORA),
-    Training((64, 64, 64, 64), 4),
 )
 
 
