@@ -115,8 +115,8 @@ class Row:
     """A rule: its id, its condition in words, and how it is shown.
 
     elsewhere: why it concerns nothing that advisor runs ("" where it does); unnamed: a text that no choice's lines contain, so
-    that the condition can't be asked for; unforced: why nothing is forced; runs: why it is not refused beforehand, in words, where
-    that is so by intent: then what is forced is all that keeps it from being believed. warned: the space warns of it.
+    that the condition can't be asked for; unforced: why nothing is forced; runs: why it is not refused beforehand, in words,
+    where that is so by intent: then what is forced is all that keeps it from being believed. warned: the space warns of it.
     """
 
     rule: str

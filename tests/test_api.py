@@ -39,7 +39,7 @@ from advisor.nouns.option import TAKEN
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.storage.store import Store
-from advisor.workloads import DEFAULT_KIND
+from advisor.workloads import DEFAULT_KIND, KINDS
 from advisor.workloads.forward import Forward, default_output
 
 ROOT = Path(advisor.__file__).parent.parent
@@ -378,7 +378,8 @@ def test_a_keyword_that_is_none_is_a_type_error(url: str) -> None:
 
 def test_keywords_are_the_options_that_are_declared() -> None:
     """What the functions' signatures name is what the flags are made of."""
-    shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
+    of_kinds = [option for kind in KINDS.values() for option in kind.options]
+    shared = (*of_kinds, *objective_options(DEFAULT_KIND), *PLACE)
     taken = {api.Flags: shared, api.SuggestFlags: (*shared, ON), api.TuneFlags: (*shared, *EFFORT)}
 
     for flags, options in taken.items():
@@ -387,7 +388,7 @@ def test_keywords_are_the_options_that_are_declared() -> None:
 
 def test_names_that_all_work_takes_are_no_kinds_own() -> None:
     """What is refused as the name of a kind's own option is all that commands and functions take beside such options."""
-    own = {option.name for option in DEFAULT_KIND.options}
+    own = {option.name for kind in KINDS.values() for option in kind.options}
     parsers = build_parser()._subparsers
     assert parsers is not None
     commands = parsers._group_actions[0].choices

@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # the database's driver and Optuna take time to import
 class Flags(TypedDict, total=False):
     """What suggest, load and tune take: the workload and what is wanted. `advisor suggest --help` says what each means.
 
-    workload: the kind of work, whose own flags are taken too; lengths: a number, or all of them; max_memory: bytes or text;
+    workload: the kind of work, whose own flags are taken too: output is of a forward pass, method, rank and targets of training;
+    lengths: a number, or all of them; max_memory: bytes or text;
     max_latency: seconds or text; calls: of the job; only, fix: choices by knob, or texts as the command line takes them; device:
     its name, or a torch.device; threads: of the CPU, without it what torch takes.
     """
@@ -48,6 +49,9 @@ class Flags(TypedDict, total=False):
     batch: int | str
     batches: int | None
     output: str | None
+    method: str
+    rank: int
+    targets: str | Sequence[str] | None
     objective: str
     quality: str
     max_memory: int | str | None
@@ -221,7 +225,7 @@ def _question(verb: str, model: str | bytes | os.PathLike[str], flags: Mapping[s
 
 
 def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind) -> None:
-    others = {option.name for option in DEFAULT_KIND.options}
+    others = {option.name for each in KINDS.values() for option in each.options}
     names = known.__annotations__.keys() - others | {option.name for option in kind.options}
     for name in sorted(flags.keys() - names):
         near = meant(name, sorted(names), most=1)
@@ -230,7 +234,8 @@ def _refuse_unknown(verb: str, flags: Mapping[str, Any], known: type, kind: Kind
 
 def _document() -> None:
     """Show in help() and in editors what the functions take: a kind of work that comes from a plugin has flags beside these."""
-    shared = (*DEFAULT_KIND.options, *objective_options(DEFAULT_KIND), *PLACE)
+    of_kinds = {option.name: option for kind in reversed(KINDS.values()) for option in kind.options}
+    shared = (*of_kinds.values(), *objective_options(DEFAULT_KIND), *PLACE)
     heard = [
         inspect.Parameter("listen", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Listener | None"),
         inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="bool | None"),
