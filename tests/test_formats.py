@@ -219,8 +219,10 @@ def test_a_pipeline_gives_hidden_states(hidden: Recommendation, choices: dict[st
         )
     plain = alone(transformers.AutoModel, str(ENCODER), **more)
 
+    # On a CPU with AVX512-BF16 bitsandbytes multiplies 4-bit weights in bf16, and otherwise for a row than for several.
+    within = {"atol": 2e-2, "rtol": 2e-2} if "quantization" in choices else {"atol": 1e-4, "rtol": 1e-3}
     for found, wanted in zip(ran(text, "results", tmp_path), plain, strict=True):
-        torch.testing.assert_close(found, wanted.last_hidden_state[0], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found, wanted.last_hidden_state[0], **within)
 
 
 def test_a_pipeline_gives_a_decoders_hidden_states(speaks: Recommendation, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from made_databases import probed
 from sqlalchemy import create_engine, text
 
 import advisor as package
-from advisor.nouns.configuration import Configuration
+from advisor.nouns.configuration import IMPLIED, OF_SOME_WORK, Configuration
 from advisor.nouns.measurement import Comparison
 from advisor.nouns.trial import Outcome
 from advisor.storage.store import Store
@@ -191,6 +191,7 @@ def test_sql_knows_them_without_a_migration(tuned: int, place: Path) -> None:
         "packing": "padded",
         "kernels": "none",
         "compilation": "off",
+        **{knob: implied for knob, implied in IMPLIED.items() if implied and knob in OF_SOME_WORK},
         WRAPPER: "plain",
         CALL: "off",
     }

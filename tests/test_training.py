@@ -94,6 +94,8 @@ def test_a_step_has_the_same_sequences_however_it_is_computed(name: str, *, by_l
         ({"targets": "q_proj"}, "goes with --method lora or qlora|goes with method lora or qlora"),
         ({"method": "lora", "rank": 0}, "must be at least 1"),
         ({"method": "lora", "targets": "q proj"}, "takes names of modules"),
+        ({"method": "lora", "rank": 100_000}, "at most 8192"),
+        ({"method": "qlora"}, "has weights in 4 or 8 bits, and quality='dtype' admits neither"),
     ],
 )
 def test_what_is_no_training_is_refused(given: dict[str, Any], said: str) -> None:
@@ -218,6 +220,37 @@ def test_a_step_that_is_another_one_is_seen(model: Any, fault: str) -> None:
 
     assert any("training goes astray" in text for text in wrong(trial, None, facts()))
     assert not wrong(replace(trial, quality=replace(quality, gradient=1e-6, loss=1e-6, norm=1e-6)), None, facts())
+
+
+def test_gradients_are_looked_at_before_they_are_clipped(model: Any) -> None:
+    """In whatever dtype: a configuration in bf16 is as far off as its rounding, though the norm is above what is clipped to."""
+    from transformers import AutoModelForCausalLM
+
+    coarse = AutoModelForCausalLM.from_pretrained(CAUSAL, attn_implementation="sdpa", dtype=torch.bfloat16).train()
+    ours, found = runtime(), []
+    for each in (model, coarse):
+        optimizer_for(each)
+        kept = ours.kept(each, "cpu")
+        found.append(ours.course(each, calls(PLAIN), "cpu", steps=1))
+        ours.give_back(each, kept, "cpu")
+
+    assert found[0]["norms"][0] > 1.5
+    assert ours.deviations(found[1], found[0])["gradient"] < 0.1
+
+
+def test_a_class_whose_passes_do_not_add_up_has_no_reference(model: Any) -> None:
+    """Rule T2 can't be kept by a class that ignores how many tokens a step has: it is said, and nothing is compared."""
+    own = model.forward
+
+    def ignores(*given: Any, num_items_in_batch: Any = None, **more: Any) -> Any:
+        return own(*given, **more)
+
+    model.forward = ignores
+    try:
+        optimizer_for(model)
+        assert "no sum over num_items_in_batch" in runtime().reference_course(model, tokens(), "cpu", steps=1)["why"]
+    finally:
+        del model.forward
 
 
 def test_dropout_is_left_out_and_put_back() -> None:
@@ -400,6 +433,18 @@ def test_it_is_tuned_and_suggested(method: str, capsys: pytest.CaptureFixture[st
     assert "first gradients" in said
     assert ("get_peft_model" in said) == (method == "lora")
     assert "model.optimizer = torch.optim.AdamW" in said
+    with pytest.raises(BadInput, match="load runs forward passes"):
+        advisor.load(
+            str(CAUSAL),
+            workload="train",
+            lengths=24,
+            padding=0.3,
+            batch=4,
+            batches=2,
+            method=method,
+            device="cpu",
+            threads=1,
+        )
 
 
 def test_a_killed_tune_goes_on(tmp_path: Path) -> None:

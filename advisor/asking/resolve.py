@@ -14,7 +14,7 @@ from advisor.nouns.entry import Texts
 from advisor.nouns.environment import Machine
 from advisor.nouns.metrics import Gauge
 from advisor.nouns.model import ModelSource
-from advisor.nouns.objective import Objective
+from advisor.nouns.objective import Objective, Tier
 from advisor.workloads import DEALT, DEFAULT_BATCHES, Workload
 
 #: The list of a workload as long as a file's lengths are not known.
@@ -94,12 +94,27 @@ def _with_workload(question: Question, source: ModelSource, machine: Machine) ->
     lengths = question.lengths
     workload = question.kind.parse(question.asked, source, lengths or _DRAFT)
     refuse_foreign(source)
+    _refuse_tier(workload, source, question.objective)
     limit = max_positions(source.config)
     if lengths is None:
         return _with_texts(question, source, machine, workload, limit)
     if limit is not None and max(lengths) > limit:
         raise BadInput(f"{named('lengths')} {max(lengths)} is beyond the model's {limit} positions")
     return Resolved(source, workload, question.objective, machine, workload.flags, ())
+
+
+def _refuse_tier(workload: Workload, source: ModelSource, objective: Objective) -> None:
+    """Raise BadInput where the work asks for weights in fewer bits than the quality tier allows: nothing would be admissible."""
+    if (
+        workload.quantises_base
+        and objective.quality.rank < Tier.EIGHT_BIT.rank
+        and not source.config.get("quantization_config")
+    ):
+        text = f"{workload.output} has weights in 4 or 8 bits, and {named('quality', str(objective.quality))} admits neither"
+        raise BadInput(
+            text,
+            f"{named('quality', str(Tier.FOUR_BIT))}, and {named('allow_unjudged')} where weights are drawn at random",
+        )
 
 
 def _with_texts(

@@ -141,6 +141,9 @@ def loaded(recommendation: Recommendation, machine: Machine) -> Ready:
     from advisor.networks import facts_torch
 
     assert recommendation.chosen is not None
+    if recommendation.study.workload.trains:
+        text = "load runs forward passes, and what was measured is a step of training"
+        raise BadInput(text, "advisor suggest prints it: --format python, trainer or trl")
     configuration, source = recommendation.chosen.configuration, recommendation.source.files
     workload = recommendation.study.workload.under(configuration)
     # Read anew: stored facts can be those of a class that gives another output.

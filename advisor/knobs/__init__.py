@@ -50,7 +50,7 @@ from advisor.nouns.configuration import IMPLIED, OF_SOME_WORK, Configuration
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
 from advisor.plugins import PLUGINS, register_all
-from advisor.workloads import Workload
+from advisor.workloads import DEFAULT_KIND, Workload
 from advisor.workloads import register as register_kind
 
 __all__ = [
@@ -132,7 +132,7 @@ def register_knob(knob: Knob) -> None:
     IMPLIED.clear()
     IMPLIED.update({each.name: each.implied for each in known})
     OF_SOME_WORK.clear()
-    OF_SOME_WORK.update(each.name for each in known if each.applies is not always)
+    OF_SOME_WORK.update(each.name for each in known if not any(map(each.applies, DEFAULT_KIND.examples)))
 
 
 def register(choice: Choice) -> None:

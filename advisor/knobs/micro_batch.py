@@ -30,7 +30,7 @@ def _applies(workload: Workload) -> bool:
 
 def _why_not(size: int) -> Callable[[Situation], list[Reason]]:
     def why_not(situation: Situation) -> list[Reason]:
-        step = situation.workload.size
+        step = max(min(situation.workload.size, len(situation.workload.lengths)), 1)
         if size >= step:
             return [Reason("T4", Verdict.ALIAS, f"a step has {step} sequences: {WHOLE} is the same")]
         if step % size:

@@ -20,6 +20,11 @@ from advisor.nouns.configuration import Configuration
 COURSE_STEPS = 20
 
 
+#: Bytes of a weight that keeps what a step changes. In 16 bits most of AdamW's are rounded away, in the default's as in all:
+#: after 20 steps losses are 0.8 nats from those of fp32 weights, on the shipped model. Of those the first step is looked at.
+_WHOLE = 4
+
+
 def steps_of(subject: Subject) -> int:
     """Return how many steps are compared."""
     return 1 if subject.source.has_random_weights else COURSE_STEPS
@@ -58,6 +63,8 @@ def reference_course(session: Session, subject: Subject) -> dict[str, Any] | Non
         session.unload()
         return {"why": "a step in fp32 does not fit"}
     session.give_back(runtime)
+    if "why" in found:
+        session.unload()
     return found
 
 
@@ -72,6 +79,8 @@ def course_figures(
         return {"course": f"not compared: {reference['why']}"}
     session.stage("course of training")
     runtime, steps = runtime_of(subject), steps_of(subject)
+    if any(weight.requires_grad and weight.dtype.itemsize < _WHOLE for weight in session.model.parameters()):
+        steps = 1
     workload, tokens = session.sampled(subject)
     calls = session.calls(subject, workload.under(configuration), configuration, tokens)
     course = runtime.course(session.model, calls, session.device, steps=steps)

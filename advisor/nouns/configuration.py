@@ -20,7 +20,7 @@ from advisor.nouns.checked import Malformed, is_text, shortened
 IMPLIED: dict[str, str] = {}
 
 
-#: The knobs that can be turned for some work alone: what one of them implies is not spelled out of other work. Filled likewise.
+#: The knobs of other work than the first kind's: what one of them implies is not spelled out. Filled likewise.
 OF_SOME_WORK: set[str] = set()
 
 

@@ -297,7 +297,11 @@ def _code_of(found: Recommendation | None) -> tuple[Code | None, str]:
     device = "cuda" if study.environment.is_cuda else "cpu"
     try:
         lines = loading_lines(found.source, chosen, found.facts, study.workload, device)
-        return Code("\n".join(lines), batching_words(chosen, found.facts), recommended_script(found, device)), ""
+        return Code(
+            "\n".join(lines),
+            batching_words(chosen, found.facts, found.study.workload),
+            recommended_script(found, device),
+        ), ""
     except (BadInput, OSError) as error:  # OSError: a name of another machine that can be no path here
         return None, str(error)
 

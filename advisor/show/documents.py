@@ -48,8 +48,8 @@ def configuration_payload(carried: Carried, device: str) -> dict[str, Any]:
     """Return a configuration and its proof as values of JSON."""
     recommendation, configuration = carried.recommendation, carried.configuration
     source, facts, study = recommendation.source, recommendation.facts, recommendation.study
-    data, around = said(configuration), setup_of(configuration)
     prepared = kind_of(study.workload).preparation(study.workload, facts, source.files, device)
+    data, around = said(configuration), setup_of(configuration, prepared)
     names = [name for choice in choices_of(configuration) for _, name in choice.functions]
     payload = {
         "model": checkpoint_of(source),
@@ -59,10 +59,10 @@ def configuration_payload(carried: Carried, device: str) -> dict[str, Any]:
         "model_kwargs": data.model_kwargs,
         "call_kwargs": data.call_kwargs,
         "not_as_data": list(data.unsaid),
-        "batching": {"name": carried.layout, "words": batching_words(configuration, facts)},
+        "batching": {"name": carried.layout, "words": batching_words(configuration, facts, study.workload)},
         "batch_size": carried.workload.size,
         "before_loading": list(around.before),
-        "after_loading": [*around.after, *prepared.statements],
+        "after_loading": list(around.after),
         "functions": list(dict.fromkeys([*names, *(name for _, name in prepared.functions)])),
         "proof": _proof(carried),
     }

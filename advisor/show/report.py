@@ -29,7 +29,7 @@ def recommendation_payload(recommendation: Recommendation, device: str) -> dict[
         **recommendation.payload,
         "load": _lines_to_paste(recommendation, chosen, device) if chosen else [],
         "model_kwargs": said(chosen.configuration).model_kwargs if chosen else {},
-        "batching": batching_words(chosen.configuration, facts) if chosen else "",
+        "batching": batching_words(chosen.configuration, facts, recommendation.study.workload) if chosen else "",
         "tied_with": [candidate.configuration.spelled for candidate in tie_set(recommendation)],
     }
 
@@ -99,7 +99,7 @@ def _print_found(out: Console, recommendation: Recommendation, device: str) -> N
 def _print_lines(out: Console, recommendation: Recommendation, chosen: Candidate, device: str) -> None:
     lines = _lines_to_paste(recommendation, chosen, device)
     out.print(Text("\n".join("    " + line for text in lines for line in text.splitlines())), soft_wrap=True)
-    batching = batching_words(chosen.configuration, recommendation.facts)
+    batching = batching_words(chosen.configuration, recommendation.facts, recommendation.study.workload)
     out.print(f"    [dim]# batches: {escape(batching)} (--format python prints the whole script)[/]", soft_wrap=True)
 
 

@@ -144,8 +144,10 @@ def collation_for(configuration: Configuration, facts: ModelFacts) -> Collation:
     return collation_of(configuration, batching)
 
 
-def batching_words(configuration: Configuration, facts: ModelFacts) -> str:
+def batching_words(configuration: Configuration, facts: ModelFacts, workload: Workload) -> str:
     """Return the batching a configuration needs, in a sentence."""
+    if workload.trains and traits_of(configuration).by_length:
+        return "sort the sequences of each step by length, longest first, so that neighbours share a forward pass"
     count = configuration.get("batch", "")
     size = f"{count} sequence{'s' if count != '1' else ''} a batch; " if count else ""
     return f"{size}{collation_for(configuration, facts).words}"

@@ -36,6 +36,9 @@ FULL, LORA, QLORA = METHODS = ("full", "lora", "qlora")
 #: another one each time, and nothing that is tuned depends on it.
 RANK, ALPHA_OVER_RANK = 16, 2
 
+#: No layer is so wide that more would be of low rank.
+MOST_RANK = 8192
+
 #: peft's own modules for the type of model, where none are named.
 OWN_TARGETS = ()
 
@@ -59,7 +62,7 @@ class Training(Workload):
     targets: tuple[str, ...] = OWN_TARGETS
 
     TESTS: ClassVar[Mapping[str, Test]] = {
-        "rank": lambda rank: 0 < rank < 2**16,
+        "rank": lambda rank: 0 < rank <= MOST_RANK,
         "targets": lambda names: all(map(matches(r"[\w.-]{1,100}"), names)),
     }
     trains: ClassVar[bool] = True
@@ -75,8 +78,8 @@ class Training(Workload):
             )
         if self.method not in METHODS:
             raise BadInput(f"{named('method')} must be one of {', '.join(METHODS)}, not {self.method!r}")
-        if self.rank < 1:
-            raise BadInput(f"{named('rank')} must be at least 1, not {self.rank}")
+        if not 1 <= self.rank <= MOST_RANK:
+            raise BadInput(f"{named('rank')} must be at least 1 and at most {MOST_RANK}, not {self.rank}")
         if min(self.lengths) < 2:
             raise BadInput(f"{named('lengths')} must be at least 2 tokens each: of one token nothing is learned")
 
@@ -87,8 +90,11 @@ class Training(Workload):
 
     @property
     def output(self) -> str:
-        """What is trained."""
-        return self.method
+        """What is trained, with what adapters are like."""
+        if not self.trains_adapters:
+            return self.method
+        targets = f", {'+'.join(self.targets)}" if self.targets else ""
+        return f"{self.method} of rank {self.rank}{targets}"
 
     @property
     def needs(self) -> Needs:

@@ -6,6 +6,7 @@ of any language model; for timing they are one call, whose result is the loss an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from advisor.workloads.workload import Workload
 #: Labels of what has no loss, as torch's cross entropy and transformers have it.
 IGNORED = -100
 
-#: Of each weight's gradient so many values are compared, evenly spaced.
+#: Of each weight's gradient so many values are compared.
 COMPARED_VALUES = 4096
 
 
@@ -101,7 +102,7 @@ class TrainingRuntime(Runtime):
             try:
                 yield
             finally:
-                _set_allocator(ALLOCATOR.replace("True", "False"))
+                _set_allocator(os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ALLOCATOR.replace("True", "False"))
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -151,8 +152,12 @@ class TrainingRuntime(Runtime):
         gradients = nullcontext() if is_compiled else torch.no_grad()
         autocast = getattr(model, "autocast", None)
         place = torch.device(device).type
-        with without_dropout(model), gradients, torch.autocast(place, autocast, enabled=autocast is not None):
-            found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
+        model.train(is_compiled)
+        try:
+            with without_dropout(model), gradients, torch.autocast(place, autocast, enabled=autocast is not None):
+                found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
+        finally:
+            model.train()
         return _with_what_is_taught([values.detach() for values in found], call, positions)
 
     def deviation(self, values: Sequence[torch.Tensor]) -> float:
@@ -209,11 +214,13 @@ class TrainingRuntime(Runtime):
     def reference_course(
         self, model: Any, tokens: Sequence[torch.Tensor], device: str, *, steps: int
     ) -> dict[str, Any]:
-        """Return the same of one document at a time, accumulated. model: in fp32."""
+        """Return the same of one document at a time, accumulated; {"why": …} where that is another step. model: in fp32."""
         more = {} if "no_use_cache" in self.accepts else {"use_cache": False}
         calls = [
             Call({"input_ids": ids[None], **more}, (number,), ((0, 0, len(ids)),)) for number, ids in enumerate(tokens)
         ]
+        if why := _no_sum(model, calls[0], device):
+            return {"why": why}
         return self.course(model, calls, device, steps=steps)
 
     def deviations(self, ours: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
@@ -259,6 +266,25 @@ def _some_optimizer(model: Any) -> Iterator[None]:
         del model.optimizer
 
 
+def _no_sum(model: Any, call: Call, device: str) -> str:
+    """Return why losses of several forward passes do not add up to that of a step (rule T2), "" where they do.
+
+    Some classes ignore `num_items_in_batch`; others add a loss of their own to each pass.
+    """
+    (part,) = _step([call]).parts
+    arguments, found = part.on(device), []
+    with torch.no_grad(), without_dropout(model):
+        for times in (1, 2):
+            more = {"num_items_in_batch": times * arguments["num_items_in_batch"]}
+            try:
+                found.append(float(model(**{**arguments, **more}).loss))
+            except (TypeError, AttributeError):
+                return "the class gives no loss for labels"
+    if abs(found[0] - 2 * found[1]) > 1e-3 * abs(found[0]):
+        return "the class's loss is no sum over num_items_in_batch: passes of a step do not add up to it"
+    return ""
+
+
 def _with_what_is_taught(values: Sequence[torch.Tensor], call: Call, positions: Sequence[int]) -> list[torch.Tensor]:
     """Return sequences' logits less the loss at their last token where that has one. positions: the first is the end's, 0."""
     ids, labels = call.arguments["input_ids"], call.arguments.get("labels")
@@ -287,11 +313,12 @@ def _can_change(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Have a model drop nothing for a while: its modules for it, and the shares that others are given."""
+    """Have a model drop and shake nothing for a while: its modules for it, and the shares that others are given."""
     changed = []
     for module in model.modules():
         for name, value in vars(module).items():
-            is_share = name == "p" if isinstance(module, torch.nn.Dropout) else "drop" in name
+            is_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+            is_share = name == "p" if is_dropout else "drop" in name or "jitter" in name
             if is_share and isinstance(value, float) and value > 0:
                 changed.append((module, name, value))
     for module, name, _ in changed:
@@ -327,7 +354,12 @@ def plain_name(name: str) -> str:
 
 
 def _some_of(gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return evenly spaced values of a gradient, and how many of its values each stands for."""
+    """Return some values of a gradient, drawn by its size, and how many of its values each stands for."""
     flat = gradient.detach().flatten()
-    step = max(1, flat.numel() // COMPARED_VALUES)
-    return flat[::step].float().cpu(), float(step)
+    count = min(COMPARED_VALUES, flat.numel())
+    generator = torch.Generator().manual_seed(
+        flat.numel()
+    )  # evenly spaced ones would be of one column of many matrices
+    places = torch.randint(flat.numel(), (count,), generator=generator) if count < flat.numel() else torch.arange(count)
+    taken = flat[places.to(flat.device)].to("cpu", torch.float32, copy=True)  # before they are clipped in place
+    return taken, flat.numel() / count

@@ -13,13 +13,28 @@ from advisor.knobs.traits import Traits
 from advisor.nouns.model import ModelFacts
 from advisor.workloads import Workload
 
+#: How checkpoints are quantised whose quantizers in transformers say that no gradient passes through (`is_trainable`).
+_UNTRAINABLE = frozenset({"mxfp4", "nvfp4", "fbgemm_fp8", "fp8"})
+
+
+def _training_why_not(situation: Situation) -> list[Reason]:
+    """Rules Q18 and Q19, of adapters beside what a checkpoint brings."""
+    workload, traits, reasons = situation.workload, situation.traits, []
+    if workload.trains and situation.facts.prequantized in _UNTRAINABLE:
+        text = f"transformers' quantizer does not support training beside {situation.facts.prequantized} weights"
+        reasons.append(Reason("Q18", Verdict.INVALID, text))
+    if workload.trains and traits.compiles_model and not traits.compiles_regions:
+        text = "transformers refuses to train a quantised model that is compiled as a whole"
+        reasons.append(Reason("Q19", Verdict.INVALID, text, about=about(situation, "compilation")))
+    return reasons
+
 
 def _checkpoint_why_not(situation: Situation) -> list[Reason]:
     facts, environment = situation.facts, situation.environment
     if not facts.prequantized:
         return [Reason("Q16", Verdict.INVALID, "the checkpoint is not quantised")]
     capability = environment.compute_capability or (0, 0)
-    reasons = []
+    reasons = _training_why_not(situation)
     if facts.prequantized == "fp8" and (not environment.is_cuda or capability < (8, 9)):
         reasons.append(
             Reason("Q7", Verdict.WARN, "below compute capability 8.9 transformers turns fp8 weights into bf16")
