@@ -100,7 +100,7 @@ class Course:
 
 _SITTINGS = "docs/results/2026-11-29-h200-training.md"
 
-#: Differences of training too small to judge, by how fine the numbers are. Of fp32 on a GPU and of 10 bits nothing was measured yet.
+#: Differences of training too small to judge, by how fine the numbers are. Of fp32 on a GPU and of 10 bits nothing was measured.
 COURSE_FLOORS: Mapping[int, Course] = {
     FULL: Course(
         1e-3, 1e-3, 1e-3, "the shipped model on a CPU is 1e-6 off at most, over 20 steps; a GPU's fp32 is coarser"
