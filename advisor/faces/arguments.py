@@ -296,7 +296,7 @@ def _add_question(parser: argparse.ArgumentParser, kind: Kind) -> None:
         choices=names(),
         default=kind.name,
         help=f"the kind of work, here {kind.name}: {kind.summary}. Each has flags of its own, which "
-        "--workload NAME --help lists (default: %(default)s)",
+        f"--workload NAME --help lists (default: {DEFAULT_KIND.name})",
     )
     _add(work, kind.options)
     _add(parser.add_argument_group("what is wanted"), objective_options(kind))
