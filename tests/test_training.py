@@ -34,7 +34,8 @@ from advisor.storage.store import Store
 from advisor.workloads import kind_of, workload_of
 from advisor.workloads.runtime import Call
 from advisor.workloads.train import Accumulated, Training
-from advisor.workloads.train_torch import IGNORED, TrainingRuntime, with_labels, without_dropout
+from advisor.workloads.train_around_torch import without_dropout
+from advisor.workloads.train_torch import IGNORED, TrainingRuntime, with_labels
 
 ROOT = Path(__file__).parent.parent
 CAUSAL = ROOT / "tests" / "models" / "causal"

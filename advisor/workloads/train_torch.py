@@ -19,13 +19,11 @@ from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime
 from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, values_of_tokens
 from advisor.workloads.train import ALLOCATOR
+from advisor.workloads.train_around_torch import first_gradients, some_optimizer, without_dropout
 from advisor.workloads.workload import Workload
 
 #: Labels of what has no loss, as torch's cross entropy and transformers have it.
 IGNORED = -100
-
-#: Of each weight's gradient so many values are compared.
-COMPARED_VALUES = 4096
 
 
 def train_step(model: Any, calls: list[dict[str, Any]]) -> torch.Tensor:
@@ -129,7 +127,7 @@ class TrainingRuntime(Runtime):
     def run(self, model: Any, call: Call, device: str, positions: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
         """Do a step on the device; return its loss and its gradients' norm. Dropout is as the model's configuration has it."""
         assert isinstance(call, Step), "a step is timed, a forward pass is judged"
-        with _some_optimizer(model):
+        with some_optimizer(model):
             values: torch.Tensor = self._function(model, [part.on(device) for part in call.parts])
         return values
 
@@ -205,7 +203,7 @@ class TrainingRuntime(Runtime):
         made = self.timed(calls)
         with without_dropout(model):
             for number in range(steps):
-                with _first_gradients(model, found["gradient"]) if not number else nullcontext():
+                with first_gradients(model, found["gradient"]) if not number else nullcontext():
                     loss, norm = self.run(model, made[number % len(made)], device).tolist()
                 found["losses"].append(loss)
                 found["norms"].append(norm)
@@ -253,19 +251,6 @@ def _step(calls: Sequence[Call]) -> Step:
     return Step(parts[0].arguments, sequences, parts[0].places, parts)
 
 
-@contextmanager
-def _some_optimizer(model: Any) -> Iterator[None]:
-    """Give a model that was left as it was loaded, to see what it launches, an optimizer that keeps and changes nothing."""
-    if getattr(model, "optimizer", None) is not None:
-        yield
-        return
-    model.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    try:
-        yield
-    finally:
-        del model.optimizer
-
-
 def _no_sum(model: Any, call: Call, device: str) -> str:
     """Return why losses of several forward passes do not add up to that of a step (rule T2), "" where they do.
 
@@ -309,57 +294,3 @@ def _set_allocator(settings: str) -> None:
 def _can_change(tensor: torch.Tensor) -> bool:
     """Whether a step changes a tensor: a weight that is trained, or a buffer of floats."""
     return tensor.requires_grad or (not isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point())
-
-
-@contextmanager
-def without_dropout(model: Any) -> Iterator[None]:
-    """Have a model drop and shake nothing for a while: its modules for it, and the shares that others are given."""
-    changed = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            is_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
-            is_share = name == "p" if is_dropout else "drop" in name or "jitter" in name
-            if is_share and isinstance(value, float) and value > 0:
-                changed.append((module, name, value))
-    for module, name, _ in changed:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, value in changed:
-            setattr(module, name, value)
-
-
-@contextmanager
-def _first_gradients(model: Any, found: dict[str, tuple[torch.Tensor, float]]) -> Iterator[None]:
-    """Keep some of the gradients of the step that is done within: before they are clipped, and in fp32 on the CPU."""
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def look(parameters: Any, *given: Any, **more: Any) -> torch.Tensor:
-        for name, weight in model.named_parameters():
-            if weight.grad is not None:
-                found[plain_name(name)] = _some_of(weight.grad)
-        return clip(parameters, *given, **more)
-
-    torch.nn.utils.clip_grad_norm_ = look
-    try:
-        yield
-    finally:
-        torch.nn.utils.clip_grad_norm_ = clip
-
-
-def plain_name(name: str) -> str:
-    """Return a weight's name without what wrappers of modules put into it."""
-    return name.replace("_orig_mod.", "")
-
-
-def _some_of(gradient: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return some values of a gradient, drawn by its size, and how many of its values each stands for."""
-    flat = gradient.detach().flatten()
-    count = min(COMPARED_VALUES, flat.numel())
-    generator = torch.Generator().manual_seed(
-        flat.numel()
-    )  # evenly spaced ones would be of one column of many matrices
-    places = torch.randint(flat.numel(), (count,), generator=generator) if count < flat.numel() else torch.arange(count)
-    taken = flat[places.to(flat.device)].to("cpu", torch.float32, copy=True)  # before they are clipped in place
-    return taken, flat.numel() / count
