@@ -302,7 +302,7 @@ LORA, QLORA = replace(WORK, method="lora"), replace(WORK, method="qlora")
         ("Q17", {"quantization": "nf4"}, WORK, LLAMA),
         ("Q17", {"quantization": "nf4"}, LORA, LLAMA),
         ("Q17", {"quantization": "none"}, QLORA, LLAMA),
-        ("Q18", {"quantization": "torchao-int8"}, QLORA, LLAMA),
+        ("Q18", {"quantization": "torchao-int4"}, QLORA, LLAMA),
         ("Q19", {"compilation": "compiled"}, QLORA, LLAMA),
         ("O2", {"optimizer": "adafactor"}, WORK, LLAMA),
         ("O3", {"optimizer": "adamw_8bit"}, LORA, LLAMA),

@@ -44,7 +44,7 @@ def quantised_already(situation: Situation) -> list[Reason]:
 def training_why_not(situation: Situation, *, trainable: bool = True) -> list[Reason]:
     """Rules Q17 and Q18: weights in few bits are not trained, but adapters beside those that gradients pass through.
 
-    trainable: whether transformers' quantizer says that they do.
+    trainable: whether transformers' quantizer says that they do: torchao's of 8 bits, and not of 4 (`is_trainable`).
     """
     workload = situation.workload
     if not workload.trains:

@@ -49,7 +49,7 @@ class Scheme:
     rule: that says so. on_gpu: speed of linear layers compiled, and not; on_cpu: likewise. dynamic: activations are quantised
     too. bf16_only: it takes no other weights. whole_numbers: products are of whole numbers before they are scaled. by_row:
     fp8 of a scale a row. independent: as in `Traits`. multiple: of what the sizes of a layer must be, else it is left as it
-    is. trainable: whether transformers' quantizer lets adapters beside it be trained.
+    is.
     """
 
     name: str
@@ -69,7 +69,6 @@ class Scheme:
     by_row: bool = False
     independent: bool = True
     multiple: int = 1
-    trainable: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -172,7 +171,7 @@ def _unavailable(scheme: Scheme) -> Callable[[Environment], Reason | None]:
 def _why_not(scheme: Scheme) -> Callable[[Situation], list[Reason]]:
     def why_not(situation: Situation) -> list[Reason]:
         reasons = quantising_why_not(situation) if scheme.dynamic else dequantising_why_not(situation)
-        reasons += [] if reasons else training_why_not(situation, trainable=scheme.trainable)
+        reasons += [] if reasons else training_why_not(situation, trainable=scheme.tier is Tier.EIGHT_BIT)
         return reasons + _shapes(scheme, situation) + _numbers(scheme, situation) + _told(scheme, situation)
 
     return why_not
