@@ -60,12 +60,23 @@ def layers(**how: Any) -> Callable[[Any], None]:
     return apply
 
 
+def loss(**how: Any) -> Callable[[Any], None]:
+    """Return what compiles a model's loss, from its logits on."""
+
+    def apply(model: Any) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.loss_function = torch.compile(base.loss_function, **how)
+
+    return apply
+
+
 def whole(**how: Any) -> Callable[[Any], None]:
     """Return what compiles a whole model."""
     return lambda model: model.compile(**how)
 
 
 ALL = ligers(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True)
+PARTS = ligers(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=False)
 LOSS = ligers(fused_linear_cross_entropy=True)
 
 #: By name: attention, packed, autocast, what is done to the model.
@@ -73,11 +84,16 @@ VARIANTS: dict[str, tuple[str, bool, bool, list[Callable[[Any], None]]]] = {
     "sdpa padded": ("sdpa", False, False, []),
     "flash packed liger": ("flash_attention_2", True, False, [ALL]),
     "flash packed layers": ("flash_attention_2", True, False, [layers()]),
+    "flash packed layers, loss": ("flash_attention_2", True, False, [layers(), loss()]),
+    "flash4 packed layers, loss": ("flash_attention_4", True, False, [layers(), loss()]),
+    "flash4 packed liger": ("flash_attention_4", True, False, [ALL]),
+    "flash packed liger, loss": ("flash_attention_2", True, False, [PARTS, loss()]),
     "flash packed loss+layers": ("flash_attention_2", True, False, [LOSS, layers()]),
     "flash packed loss+layers dynamic": ("flash_attention_2", True, False, [LOSS, layers(dynamic=True)]),
     "flash packed liger whole": ("flash_attention_2", True, False, [ALL, whole()]),
     "flash packed whole": ("flash_attention_2", True, False, [whole()]),
     "flash packed whole dynamic": ("flash_attention_2", True, False, [whole(dynamic=True)]),
+    "flash packed autocast layers, loss": ("flash_attention_2", True, True, [layers(), loss()]),
     "flash packed autocast liger": ("flash_attention_2", True, True, [ALL]),
     "flash packed autocast loss+layers": ("flash_attention_2", True, True, [LOSS, layers()]),
     "flash packed autocast whole": ("flash_attention_2", True, True, [whole()]),
@@ -121,8 +137,21 @@ def call_of(sequences: list[torch.Tensor], *, packed: bool) -> dict[str, Any]:
     return call if bool(mask.all()) else {**call, "attention_mask": mask}
 
 
-def timed(work: str, variant: str, repeated: bool) -> dict[str, Any]:
-    """Run a variant and return its seconds a step, useful tokens a second and peak of memory. repeated: the first step alone."""
+def print_kernels(one_pass: Callable[[], None], steps: int) -> None:
+    """Print what the kernels of a pass take, in ms a step, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        one_pass()
+    rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
+    print(f"    {sum(row.self_device_time_total for row in rows) / 1000 / steps:9.2f} ms of kernels a step")
+    for row in rows[:28]:
+        print(f"    {row.self_device_time_total / 1000 / steps:9.2f} ms {row.count / steps:6.0f} x {row.key[:150]}")
+
+
+def timed(work: str, variant: str, *, repeated: bool, profiled: bool) -> dict[str, Any]:
+    """Run a variant and return its seconds a step, useful tokens a second and peak of memory.
+
+    repeated: the first step alone. profiled: print what its kernels take, too.
+    """
     config, longest, padding, batch, steps, adapters = WORK[work]
     attention, packed, autocast, changes = VARIANTS[variant]
     began = time.perf_counter()
@@ -136,22 +165,28 @@ def timed(work: str, variant: str, repeated: bool) -> dict[str, Any]:
     calls = [call_of(sequences[i : i + batch], packed=packed) for i in range(0, len(sequences), batch)]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.0, fused=True)
+
+    def one_pass() -> None:
+        for call in calls:
+            arguments = {k: v.cuda() if torch.is_tensor(v) else v for k, v in call.items()}
+            with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+                value = model(**arguments).loss
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            float(value.detach())
+        torch.cuda.synchronize()
+
     passes = []
     for _ in range(4):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for call in calls:
-            arguments = {k: v.cuda() if torch.is_tensor(v) else v for k, v in call.items()}
-            with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-                loss = model(**arguments).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            float(loss.detach())
-        torch.cuda.synchronize()
+        one_pass()
         passes.append(time.perf_counter() - start)
     pass_s = median(passes[2:])
+    if profiled:
+        print_kernels(one_pass, steps)
     return {
         "step_s": pass_s / steps,
         "tokens_per_s": sum(lengths) / pass_s,
@@ -167,13 +202,14 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", default=[*WORK])
     parser.add_argument("--only", nargs="*", default=[*VARIANTS])
     parser.add_argument("--repeated", action="store_true", help="the first step again and again: one shape")
+    parser.add_argument("--profiled", action="store_true", help="print what the kernels of each take, too")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     for work in options.work:
         for variant in options.only:
             torch.cuda.reset_peak_memory_stats()
             try:
-                result = timed(work, variant, options.repeated)
+                result = timed(work, variant, repeated=options.repeated, profiled=options.profiled)
             except Exception as error:  # noqa: BLE001  (a variant that fails is said, and the others go on)
                 traceback.print_exc()
                 result = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
