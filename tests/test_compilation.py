@@ -47,6 +47,7 @@ from advisor.search.space import build_space
 from advisor.show.support import LLAMA, MACHINES
 from advisor.study.confirm import processes
 from advisor.workloads.forward import Forward
+from advisor.workloads.train import Training
 
 CAUSAL = Path(__file__).parent / "models" / "causal"
 KNOB = KNOBS["compilation"]
@@ -54,6 +55,7 @@ LAYERS = 12
 AIM = METRICS[default_metric()]
 H200 = MACHINES["NVIDIA H200"]
 WAYS = [name for name in KNOB.choices if name != KNOB.implied]
+OF_LOSS = [name for name, choice in KNOB.choices.items() if choice.traits.compiles_loss]
 WORKLOAD = Forward((64, 32, 48, 16), 2)
 
 
@@ -133,7 +135,8 @@ def test_what_a_choice_did_is_read_back(model: Any, name: str) -> None:
     assert KNOB.read is not None
     assert KNOB.undo is not None
     own = KNOB.read(model, {})
-    assert own == {"asked": name, "modules": LAYERS if "regional" in name else 1}
+    with_loss = name in OF_LOSS
+    assert own == {"asked": name, "modules": LAYERS + with_loss if "regional" in name else 1}
 
     reading = Reading({}, {}, {}, [], {}, own={"compilation": own})
     proof = KNOB.choices[name].proof
@@ -142,8 +145,14 @@ def test_what_a_choice_did_is_read_back(model: Any, name: str) -> None:
     assert proof(replace(reading, compiled_regions=own["modules"])) is None
     assert KNOB.choices["off"].proof(replace(reading, compiled_regions=own["modules"])) == f"it was compiled as {name}"
 
+    plain = replace(reading, compiled_regions=2 * own["modules"], operators=["aten::mm", "aten::nll_loss_forward"])
+    assert proof(plain) == ("its loss ran as it is" if with_loss else None)
+    assert KNOB.effective(plain) == ("off" if with_loss else name)
+
+    loss = type(model).loss_function.fget(model)
     KNOB.undo(model)
     assert KNOB.read(model, {})["asked"] == "off"
+    assert (model.loss_function is loss) is not with_loss
 
 
 def test_a_part_that_ran_as_it_is_is_no_proof() -> None:
@@ -261,6 +270,24 @@ def test_a_layer_that_nobody_repeats_is_not_compiled_alone() -> None:
     assert not any("C13" in rules for rules in refused(H200, repeated_layers=None).values())
     by_rule = refused(H200, repeated_layers=1)
     assert {name for name, rules in by_rule.items() if "C13" in rules} == {n for n in WAYS if "regional" in n}
+
+
+def test_a_loss_is_compiled_where_there_is_one() -> None:
+    """Rule C17: in training alone, and not what Liger has in place of logits."""
+    assert {name for name, rules in refused(H200).items() if "C17" in rules} == set(OF_LOSS)
+
+    with_liger = replace(H200, packages={**H200.packages, "liger-kernel": "0.8.5"})
+    facts, work = replace(LLAMA, repeated_layers=16), Training((64, 32, 48, 16), 2)
+    training = build_space(facts, work, with_liger, Objective(), 2**40)
+    beside = {c["kernels"] for c in training.admissible if c["compilation"] in OF_LOSS}
+    assert beside == {"none", "liger"}
+    assert {r.about for r in training.refusals if r.rule == "C17"} == {
+        "kernels=liger-loss",
+        "kernels=liger-with-loss",
+    }
+    slow = {f"{r.subject} with {r.about}" for r in training.warnings if r.rule == "K4"}
+    assert "kernels=liger with compilation=compiled-regional-with-loss" in slow
+    assert "kernels=liger with compilation=compiled-loss" not in slow
 
 
 def test_bf16_is_not_compiled_where_there_is_none() -> None:
@@ -581,17 +608,17 @@ def test_a_change_that_failed_is_no_change(model: Any) -> None:
     session = session_of(model)
     with pytest.raises(ZeroDivisionError):
         session._change(("model.compile()", "1 / 0"))
-    assert compiled_as(model)[0] == "whole"
+    assert compiled_as(model)[3] == 1
 
     session._change(())
-    assert compiled_as(model)[0] == ""
+    assert compiled_as(model)[3] == 0
     with pytest.raises(ZeroDivisionError):
         session._change(("1 / 0", "model.compile()"))
     session._change(("model.compile()",))
-    assert compiled_as(model)[0] == "whole"
+    assert compiled_as(model)[3] == 1
     with session.unchanged():
-        assert compiled_as(model)[0] == ""
-    assert compiled_as(model)[0] == "whole"
+        assert compiled_as(model)[3] == 0
+    assert compiled_as(model)[3] == 1
 
 
 def test_what_is_compiled_with_a_pinned_kernel_meets_no_other_in_a_process() -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import advisor
 from advisor.errors import BadInput
 from advisor.faces.cli import run
-from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate
+from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of
+from advisor.measure.proof_torch import launched_of
 from advisor.networks.call_torch import accepted
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.model import ModelFacts
@@ -223,6 +225,33 @@ def test_a_step_that_is_another_one_is_seen(model: Any, fault: str) -> None:
     assert not wrong(replace(trial, quality=replace(quality, gradient=1e-6, loss=1e-6, norm=1e-6)), None, facts())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+def test_a_loss_that_is_compiled_is_the_same_one(model: Any) -> None:
+    """Two steps of several sizes have the losses and gradients of what is not compiled, and it is seen to have run."""
+    choice = KNOBS["compilation"].choices["compiled-loss"]
+    optimizer_for(model)
+    ours, kept = runtime(), runtime().kept(model, "cpu")
+    made = calls(PLAIN.replaced(packing="packed", micro_batch="micro-2"))
+    plain = ours.course(model, made, "cpu", steps=2)
+    ours.give_back(model, kept, "cpu")
+    names: dict[str, Any] = {"model": model, "torch": torch}
+    names.update({function: function_of(module, function) for module, function in choice.functions})
+    try:
+        for line in choice.on_model:
+            exec(line, names)
+        compiled = ours.course(model, made, "cpu", steps=2)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            ours.course(model, made, "cpu", steps=2)
+        launched = launched_of(seen)
+    finally:
+        KNOBS["compilation"].undo(model)  # type: ignore[misc]
+        ours.give_back(model, kept, "cpu")
+
+    assert max(ours.deviations(compiled, plain).values()) < 1e-5
+    assert launched.regions == 4
+    assert not [name for name in launched.names if "nll_loss" in name]
+
+
 def test_gradients_are_looked_at_before_they_are_clipped(model: Any) -> None:
     """In whatever dtype: a configuration in bf16 is as far off as its rounding, though the norm is above what is clipped to."""
     from transformers import AutoModelForCausalLM
@@ -364,6 +393,8 @@ FLASH = {"attention": "flash_attention_2", "packing": "packed"}
         ({**FLASH, "kernels": "liger"}, 41.7),
         ({**FLASH, "kernels": "liger-with-loss"}, 22.3),
         ({**FLASH, "compilation": "compiled-regional"}, 41.9),
+        ({**FLASH, "compilation": "compiled-regional-with-loss"}, 27.5),
+        ({**FLASH, "kernels": "liger", "compilation": "compiled-loss"}, 27.2),
         ({"attention": "torch_varlen", "packing": "packed", "micro_batch": "micro-4"}, 30.0),
         ({"attention": "torch_varlen", "packing": "packed", "micro_batch": "micro-4", "kernels": "liger"}, 26.8),
     ],

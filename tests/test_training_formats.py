@@ -219,9 +219,10 @@ def test_scripts_are_clean(trains: Recommendation, scripts: dict[str, str], tmp_
     [
         ("lora", {"quantization": "nf4"}, "rounds adapters beside quantised weights to bf16"),
         ("full", {"kernels": "liger-loss"}, "a loss without logits of its own"),
+        ("full", {"compilation": "compiled-loss"}, "what was compiled of the model's would never run"),
         ("full", {"compilation": "compiled"}, "a forward pass of its own"),
     ],
-    ids=["quantised", "liger-loss", "whole"],
+    ids=["quantised", "liger-loss", "compiled-loss", "whole"],
 )
 def test_what_trl_changes_is_not_printed(
     trains: Recommendation, method: str, choices: dict[str, str], words: str

@@ -1,4 +1,4 @@
-"""Compilation: torch.compile of the layer that a model repeats, or of the whole model.
+"""Compilation: torch.compile of the layer that a model repeats, of the loss of its logits, of both, or of the whole model.
 
 It pays by calls: a first call takes seconds to minutes. One layer compiled and used by all takes the least of it, so that it is
 tried first. What it gains is fewer kernels and fewer launches; with CUDA graphs a call is one launch, where shapes repeat.
@@ -29,15 +29,13 @@ _ON_CPU = 1.1
 #: with eight shapes on two H200s 0.94 and 0.96, BERT-base 0.99. On a CPU it was not measured.
 _OPEN_SIZES = 0.96
 
-#: How much more it gains in a step of training, on the way back too: Llama-1B by hand on an H100 (levers.md).
-_IN_TRAINING = 1.12
+#: How much more it gains in a step of training, on the way back too: Llama-1B by hand on an H100 (levers.md). Where the loss is
+#: compiled, logits in fp32 and their logarithms are never written: Llama-1B by hand on an H200, 188 ms a step and 175.
+_IN_TRAINING, _OF_LOSS = 1.12, 1.08
 
 #: What the function that finds the layers needs, and the line below it.
-_LAYERS = (
-    "import torch",
-    "from typing import Any",
-    "from transformers.modeling_layers import GradientCheckpointingLayer",
-)
+_IMPORTS = ("import torch", "from typing import Any")
+_OF_LAYERS = "from transformers.modeling_layers import GradientCheckpointingLayer"
 
 #: One of the layers is compiled for all: FlashAttention is handed a layer's number, and torch would compile for each anew, eight
 #: times, and run the others as they are (bert-base 1.98 instead of 2.16 times the default on an H200, Llama-3-8B 1.54).
@@ -46,11 +44,26 @@ _ANY_NUMBER = "torch._dynamo.config.allow_unspec_int_on_nn_module = True"
 #: torch's modes beside its default.
 _GRAPHS, _TUNED = "reduce-overhead", "max-autotune-no-cudagraphs"
 
-#: What is compiled: its name, and the statements that compile it, with torch's arguments in the braces.
+#: What is compiled, by the end of its choices' names: the statements that compile it, with torch's arguments in the braces.
+_LAYERS, _LOSS, _BOTH, _ALL = "regional", "loss", "regional-with-loss", ""
 _REGION = {
-    "regional": (_ANY_NUMBER, "compile_layers({})"),
-    "whole": ("model.compile({})",),
+    _LAYERS: (_ANY_NUMBER, "compile_layers({})"),
+    _LOSS: ("compile_loss({})",),
+    _BOTH: (_ANY_NUMBER, "compile_layers({})", "compile_loss({})"),
+    _ALL: ("model.compile({})",),
 }
+_WHAT = {
+    _LAYERS: "the layer that is repeated, compiled once",
+    _LOSS: "the loss of the logits compiled, in training",
+    _BOTH: "the layer that is repeated, compiled once, and the loss of the logits, in training",
+    _ALL: "the whole model compiled",
+}
+
+#: By the function that compiles: what stands for it in a script.
+_FUNCTIONS = {"compile_layers": ("repeated_layers", "compile_layers"), "compile_loss": ("compile_loss",)}
+
+#: What a loss launches that is not compiled (torch's cross entropy), in part of the operators' names.
+_PLAIN_LOSS = "nll_loss"
 
 #: Calls of more shapes than this: torch compiles one function for so few, and runs the next one uncompiled
 #: (torch._dynamo.config.recompile_limit), and each is a CUDA graph of its own.
@@ -97,14 +110,16 @@ def _are_many(shapes: int) -> bool:
     return shapes > _MANY_SHAPES
 
 
-def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation], list[Reason]]:
+def _why_not(region: str, mode: str, *, dynamic: bool) -> Callable[[Situation], list[Reason]]:
     """Return the rules of one way to compile."""
 
     def why_not(situation: Situation) -> list[Reason]:
+        if region == _LOSS:
+            return _loss_why_not(situation)
         facts, traits = situation.facts, situation.traits
         shapes = _shapes(situation.workload, by_length=traits.by_length, packs=traits.packs)
-        reasons = []
-        if regional and facts.repeated_layers is not None and facts.repeated_layers < 2:
+        reasons = _loss_why_not(situation) if region == _BOTH else []
+        if region and facts.repeated_layers is not None and facts.repeated_layers < 2:
             text = f"{facts.architecture} has no layer that transformers knows to be repeated"
             reasons.append(Reason("C13", Verdict.INVALID, text, "choose compiled"))
         if dynamic and shapes == 1:
@@ -123,9 +138,19 @@ def _why_not(*, regional: bool, mode: str, dynamic: bool) -> Callable[[Situation
         if mode == _GRAPHS and _are_many(shapes):
             text = f"a CUDA graph is recorded for each of {shapes} shapes, and holds its memory"
             reasons.append(Reason("C3", Verdict.SLOW, text, about=_about_layout(situation, _are_many)))
-        return reasons + ([] if regional else _whole_why_not(situation))
+        return reasons + ([] if region else _whole_why_not(situation))
 
     return why_not
+
+
+def _loss_why_not(situation: Situation) -> list[Reason]:
+    """Rule C17: a loss to compile is of training, and of logits."""
+    if not situation.workload.trains:
+        return [Reason("C17", Verdict.INVALID, "without labels there is no loss to compile")]
+    if not situation.traits.keeps_logits:
+        text = "a loss without logits is kernels of its own: nothing of it is left to compile"
+        return [Reason("C17", Verdict.INVALID, text, about=_about(situation, "kernels"))]
+    return []
 
 
 def _whole_why_not(situation: Situation) -> list[Reason]:
@@ -153,14 +178,18 @@ def _about(situation: Situation, knob: str) -> str:
     return f"{knob}={situation.configuration[knob]}"
 
 
-def _rates(on_gpu: float, launches: float, *, dynamic: bool) -> Callable[[Situation], Mapping[Term, float]]:
+def _rates(
+    region: str, on_gpu: float, launches: float, *, dynamic: bool
+) -> Callable[[Situation], Mapping[Term, float]]:
     """Return the rates of one way to compile: on what the device computes beside attention, and on what the CPU launches."""
     of_open_sizes = _OPEN_SIZES if dynamic else 1.0
+    in_training = (1.0 if region == _LOSS else _IN_TRAINING) * (1.0 if region == _LAYERS else _OF_LOSS)
 
     def rates(situation: Situation) -> Mapping[Term, float]:
-        gained = on_gpu * (_IN_TRAINING if situation.workload.trains else 1.0)
-        on_device = gained * of_open_sizes if situation.environment.is_cuda else _ON_CPU
-        return {Term.LINEAR: on_device, Term.LAUNCHES: launches}
+        if not situation.environment.is_cuda:
+            return {Term.LINEAR: 1.0 if region == _LOSS else _ON_CPU, Term.LAUNCHES: launches}
+        gained = on_gpu * (in_training if situation.workload.trains else 1.0)
+        return {Term.LINEAR: gained * of_open_sizes, Term.LAUNCHES: launches}
 
     return rates
 
@@ -168,8 +197,8 @@ def _rates(on_gpu: float, launches: float, *, dynamic: bool) -> Callable[[Situat
 def _read(model: Any, _: Mapping[str, Any]) -> Mapping[str, Any]:
     from advisor.knobs.compilation_torch import compiled_as
 
-    region, mode, dynamic, modules = compiled_as(model)
-    return {"asked": _name(region, mode, dynamic=dynamic) if region else OFF, "modules": modules}
+    region, mode, dynamic, parts = compiled_as(model)
+    return {"asked": _name(region, mode, dynamic=dynamic) if parts else OFF, "modules": parts}
 
 
 def _undo(model: Any) -> None:
@@ -185,7 +214,7 @@ def _facts(model: Any) -> Mapping[str, Any]:
 
 
 def _asked(reading: Reading) -> tuple[str, int]:
-    """Return as what the model was compiled, and how many of its modules."""
+    """Return as what the model was compiled, and how many of its modules; a loss counts as one."""
     own = reading.own.get("compilation") or {}
     return str(own.get("asked", OFF)), int(own.get("modules", 0))
 
@@ -194,7 +223,13 @@ def _effective(reading: Reading) -> str:
     """Where a part of what was compiled ran as it is, as far as its first call shows, that is not what was asked for."""
     asked, modules = _asked(reading)
     has_run = reading.compiled_regions >= modules and not reading.compile_limited
-    return asked if asked == OFF or has_run else OFF
+    return asked if asked == OFF or (has_run and not _has_plain_loss(reading, asked)) else OFF
+
+
+def _has_plain_loss(reading: Reading, asked: str) -> bool:
+    """Whether a loss ran as it is that was compiled: a class may have a way to its loss that nobody can replace."""
+    with_loss = {choice.name for choice in KNOB.choices.values() if choice.traits.compiles_loss}
+    return asked in with_loss and any(_PLAIN_LOSS in name for name in reading.operators)
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:
@@ -206,6 +241,8 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
             return None
         if asked != name:
             return f"it was compiled as {asked}"
+        if _has_plain_loss(reading, asked):
+            return "its loss ran as it is"
         ran = reading.compiled_regions
         if reading.compile_limited:
             return "torch compiled a function as often as it does, and ran the rest as it is"
@@ -216,33 +253,36 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
 
 def _name(region: str, mode: str, *, dynamic: bool) -> str:
     """Return the name of a way to compile: what, torch's name of the mode, and whether sizes are left open."""
-    parts = ["compiled", *(["regional"] if region == "regional" else []), *([mode] if mode else [])]
-    return "-".join([*parts, *(["dynamic"] if dynamic else [])])
+    return "-".join(["compiled", *filter(None, (region, mode)), *(["dynamic"] if dynamic else [])])
 
 
 def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], *, dynamic: bool) -> Choice:
     """Return a way to compile. seconds: that a region of it is expected to take; rates: see :func:`_rates`."""
     name = _name(region, mode, dynamic=dynamic)
     given = [*([f'mode="{mode}"'] if mode else []), *(["dynamic=True"] if dynamic else [])]
-    regional = region == "regional"
-    what = "the layer that is repeated, compiled once" if regional else "the whole model compiled"
-    words = [what, *([f"mode {mode}"] if mode else []), *(["sizes left open"] if dynamic else [])]
+    words = [_WHAT[region], *([f"mode {mode}"] if mode else []), *(["sizes left open"] if dynamic else [])]
+    functions = [name for call, names in _FUNCTIONS.items() if f"{call}({{}})" in _REGION[region] for name in names]
     return Choice(
         "compilation",
         name,
         ", ".join(words),
-        _REGIONAL_SOURCE if regional else _WHOLE_SOURCE,
+        _REGIONAL_SOURCE if region else _WHOLE_SOURCE,
         _graphs_unavailable if mode == _GRAPHS else _unavailable,
-        _why_not(regional=regional, mode=mode, dynamic=dynamic),
-        on_model=tuple(line.format(", ".join(["model", *given] if regional else given)) for line in _REGION[region]),
-        imports=_LAYERS if regional else (),
-        functions=tuple((_MODULE, name) for name in ("repeated_layers", "compile_layers")) if regional else (),
+        _why_not(region, mode, dynamic=dynamic),
+        on_model=tuple(line.format(", ".join(["model", *given] if region else given)) for line in _REGION[region]),
+        imports=(*(_IMPORTS if region else ()), *([_OF_LAYERS] if "repeated_layers" in functions else [])),
+        functions=tuple((_MODULE, name) for name in functions),
         proof=_proof(name),
-        rates=_rates(*rates, dynamic=dynamic),
-        compile_s=seconds if regional else 0.0,
-        compile_layer_s=0.0 if regional else seconds,
+        rates=_rates(region, *rates, dynamic=dynamic),
+        compile_s=seconds if region else 0.0,
+        compile_layer_s=0.0 if region else seconds,
         akin="compiled",
-        traits=Traits(compiles_model=True, compiles_regions=regional, replays=mode == _GRAPHS),
+        traits=Traits(
+            compiles_model=region != _LOSS,
+            compiles_regions=bool(region),
+            compiles_loss=region not in (_LAYERS, _ALL),
+            replays=mode == _GRAPHS,
+        ),
     )
 
 
@@ -250,12 +290,14 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
 #: repeated, or of each of all the layers. With eight shapes the whole of Llama-3-8B took an H200 130 s, 4.1 for each layer of 32,
 #: BERT-base 1.7 for each of 12, MiniLM 2.0 for each of 6, and an 8B was 1.2 times as fast; trying kernels takes minutes.
 _WAYS = (
-    ("regional", "", 15.0, (1.2, 1.8)),
-    ("regional", _TUNED, 60.0, (1.2, 1.8)),
-    ("whole", "", 4.0, (1.2, 2.0)),
-    ("whole", _GRAPHS, 4.0, (1.2, 10.0)),
-    ("whole", _TUNED, 12.0, (1.2, 2.0)),
+    (_LAYERS, "", 15.0, (1.2, 1.8)),
+    (_LAYERS, _TUNED, 60.0, (1.2, 1.8)),
+    (_ALL, "", 4.0, (1.2, 2.0)),
+    (_ALL, _GRAPHS, 4.0, (1.2, 10.0)),
+    (_ALL, _TUNED, 12.0, (1.2, 2.0)),
 )
+#: The same where sizes are not left open by name: a loss is small, and torch leaves them open at its second shape.
+_WAYS_OF_LOSS = ((_LOSS, "", 4.0, (1.0, 1.0)), (_BOTH, "", 19.0, (1.2, 1.8)))
 _OFF = Choice("compilation", OFF, "kernels as torch launches them", _WHOLE_SOURCE, proof=_proof(OFF))
 
 KNOB = Knob(
@@ -266,7 +308,11 @@ KNOB = Knob(
     effective=_effective,
     choices={
         choice.name: choice
-        for choice in (_OFF, *(_choice(*way, dynamic=dynamic) for way in _WAYS for dynamic in (False, True)))
+        for choice in (
+            _OFF,
+            *(_choice(*way, dynamic=dynamic) for way in _WAYS for dynamic in (False, True)),
+            *(_choice(*way, dynamic=False) for way in _WAYS_OF_LOSS),
+        )
     },
     facts=_facts,
     implied=OFF,

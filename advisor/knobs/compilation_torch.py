@@ -20,26 +20,35 @@ def compile_layers(model: Any, **how: Any) -> None:
         layer.compile(**how)
 
 
+def compile_loss(model: Any, **how: Any) -> None:
+    """Compile what makes a loss of a model's logits. how: what `torch.compile` takes."""
+    base = getattr(model, "get_base_model", lambda: model)()  # adapters are around it
+    base.loss_function = torch.compile(base.loss_function, **how)
+
+
 def uncompile(model: Any) -> None:
     """Have nothing of a model be compiled: torch has no word for it beside what `Module.compile` sets."""
     for module in model.modules():
         module._compiled_call_impl = None
+        if (loss := _compiled_loss(module)) is not None:
+            module.loss_function = loss._torchdynamo_orig_callable
     if "torch._dynamo" in sys.modules:
         torch._dynamo.config.allow_unspec_int_on_nn_module = False  # as torch has it
 
 
 def compiled_as(model: Any) -> tuple[str, str, bool, int]:
-    """Return what of a model is compiled, in which mode of torch's, whether with open sizes, and how many modules.
+    """Return what of a model is compiled, in which mode of torch's, whether with open sizes, and how many parts.
 
-    What: "regional", "whole", "" for nothing.
+    What: "regional", "loss", "regional-with-loss", "" for the model as a whole. Parts: modules, and a loss; 0 for nothing.
 
     By what `Module.compile` left on it: the context that it runs in has the options of its mode. The mode is "" for torch's
     default, and "unknown" where they can't be read.
     """
-    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
-    if not compiled:
+    calls = [module._compiled_call_impl for module in model.modules() if module._compiled_call_impl is not None]
+    losses = [loss for module in model.modules() if (loss := _compiled_loss(module)) is not None]
+    if not calls and not losses:
         return "", "", False, 0
-    context = _context_of(compiled[0]._compiled_call_impl)
+    context = _context_of((calls or losses)[0])
     is_known = hasattr(context, "compiler_config")
     options = getattr(context, "compiler_config", None) or {}
     asked = bool(options.get("triton.cudagraphs")), bool(options.get("max_autotune"))
@@ -49,13 +58,20 @@ def compiled_as(model: Any) -> tuple[str, str, bool, int]:
         (False, True): "max-autotune-no-cudagraphs",
         (True, True): "max-autotune",
     }
-    region = "whole" if model._compiled_call_impl is not None else "regional"
+    layers = "regional-with-loss" if losses else "regional"
+    region = "" if model._compiled_call_impl is not None else layers if calls else "loss"
     return (
         region,
         modes[asked] if is_known else "unknown",
         getattr(context, "_dynamic", None) is True,
-        len(compiled),
+        len(calls) + len(losses),
     )
+
+
+def _compiled_loss(module: Any) -> Any:
+    """Return what was compiled as a module's loss, None where nothing was: transformers keeps one that was set."""
+    loss = module.__dict__.get("_loss_function")
+    return loss if hasattr(loss, "_torchdynamo_orig_callable") else None
 
 
 def _context_of(call: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from advisor.knobs.choice import KNOBS, Choice, Knob, Reading, Reason, Situation, Term, Verdict
+from advisor.knobs.choice import Choice, Knob, Reading, Reason, Situation, Term, Verdict
 from advisor.knobs.traits import Traits
 from advisor.nouns.environment import Environment
 
@@ -62,8 +62,8 @@ def _why_not(situation: Situation) -> list[Reason]:
     elif facts.liger is False:
         text = f"the installed Liger does not know models of the type {facts.model_type}"
         reasons.append(Reason("K6", Verdict.INVALID, text, f"pip install -U {_PACKAGE}"))
-    compilation = situation.configuration["compilation"]
-    if compilation != KNOBS["compilation"].implied:
+    if situation.traits.compiles_model:
+        compilation = situation.configuration["compilation"]
         text = "Liger's kernels break a compiled graph: together they were slower than either alone"
         reasons.append(Reason("K4", Verdict.SLOW, text, about=f"compilation={compilation}"))
     return reasons
@@ -82,11 +82,8 @@ def _rates(situation: Situation) -> Mapping[Term, float]:
     Compiled, what is around them is fused in parts (K4): 160 regions in place of 32, 1.82 in place of 1.84 times the default and
     three times the first call (Llama-3-8B on two H200s). What launching them takes then is a guess.
     """
-    is_compiled, trains = (
-        situation.configuration["compilation"] != KNOBS["compilation"].implied,
-        situation.workload.trains,
-    )
-    if is_compiled:
+    trains = situation.workload.trains
+    if situation.traits.compiles_model:
         return {Term.LAUNCHES: 0.9, Term.LINEAR: 0.88 if trains else 0.98}
     return {Term.LAUNCHES: 1.05, Term.LINEAR: 1.24 if trains else 1.0}
 

@@ -36,9 +36,10 @@ class Traits:
     trained, 0 where they are two values like it.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
-    are, or the whole model; compiles_regions: the layers alone. pins_kernel: it holds torch to a kernel by a switch that what was
-    compiled does not look at. pays_compiled: it is slower than nothing unless the model is compiled; breaks_graphs: a layer with
-    it is no graph of its own any more. replays: kernels are recorded once and replayed, without the operators that launch them.
+    are, or the whole model; compiles_regions: parts of it alone; compiles_loss: its loss, beside layers or by itself.
+    pins_kernel: it holds torch to a kernel by a switch that what was compiled does not look at. pays_compiled: it is slower than
+    nothing unless the model is compiled; breaks_graphs: a layer with it is no graph of its own any more. replays: kernels are
+    recorded once and replayed, without the operators that launch them.
     own_load: this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the
     process, so that two models in one process would have it both. independent: False where the arithmetic depends on the whole
     batch by design (LLM.int8 chooses its outlier columns over all of it): the independence probe then looks at the layout
@@ -73,6 +74,7 @@ class Traits:
     compiles: bool = False
     compiles_model: bool = False
     compiles_regions: bool = False
+    compiles_loss: bool = False
     pins_kernel: bool = False
     pays_compiled: bool = False
     breaks_graphs: bool = False

@@ -69,6 +69,14 @@ class Numbers(Protocol):
         """Whether layers are compiled."""
 
     @property
+    def compiles_regions(self) -> bool:
+        """Whether parts alone are."""
+
+    @property
+    def compiles_loss(self) -> bool:
+        """Whether the loss of the logits is, by itself."""
+
+    @property
     def keeps_inputs(self) -> bool:
         """Whether linear layers keep their inputs in fp16, whatever is computed again."""
 
@@ -157,9 +165,13 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
 
 
 def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) -> float:
-    """Return the bytes of logits, in their dtype and in fp32, and of their logarithms; of chunks where a loss is fused."""
+    """Return the bytes of logits, in their dtype and in fp32, and of their logarithms; of chunks where a loss is fused.
+
+    What is compiled writes the logits and their gradients alone.
+    """
     product = _HALF if traits.autocasts else traits.bytes_per_value
     if traits.keeps_logits:
-        return work.kept * facts.vocabulary * (2 * _FULL + product)
+        is_compiled = traits.compiles_loss or (traits.compiles_model and not traits.compiles_regions)
+        return work.kept * facts.vocabulary * (2 * product if is_compiled else 2 * _FULL + product)
     gradient = 0.0 if adapters else product * facts.vocabulary * facts.hidden_size
     return gradient + work.kept * facts.hidden_size * 2 * product
