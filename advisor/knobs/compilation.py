@@ -62,8 +62,9 @@ _WHAT = {
 #: By the function that compiles: what stands for it in a script.
 _FUNCTIONS = {"compile_layers": ("repeated_layers", "compile_layers"), "compile_loss": ("compile_loss",)}
 
-#: What a loss launches that is not compiled (torch's cross entropy), in part of the operators' names.
-_PLAIN_LOSS = "nll_loss"
+#: The operators that a loss launches that is not compiled (torch's cross entropy). Kernels of a compiled one have the words in their names
+#: too, after what the compiler puts first.
+_PLAIN_LOSS = "aten::nll_loss"
 
 #: Calls of more shapes than this: torch compiles one function for so few, and runs the next one uncompiled
 #: (torch._dynamo.config.recompile_limit), and each is a CUDA graph of its own.
@@ -229,7 +230,7 @@ def _effective(reading: Reading) -> str:
 def _has_plain_loss(reading: Reading, asked: str) -> bool:
     """Whether a loss ran as it is that was compiled: a class may have a way to its loss that nobody can replace."""
     with_loss = {choice.name for choice in KNOB.choices.values() if choice.traits.compiles_loss}
-    return asked in with_loss and any(_PLAIN_LOSS in name for name in reading.operators)
+    return asked in with_loss and any(name.startswith(_PLAIN_LOSS) for name in reading.operators)
 
 
 def _proof(name: str) -> Callable[[Reading], str | None]:
