@@ -148,6 +148,9 @@ def test_what_a_choice_did_is_read_back(model: Any, name: str) -> None:
     plain = replace(reading, compiled_regions=2 * own["modules"], operators=["aten::mm", "aten::nll_loss_forward"])
     assert proof(plain) == ("its loss ran as it is" if with_loss else None)
     assert KNOB.effective(plain) == ("off" if with_loss else name)
+    fused = replace(plain, operators=["triton_red_fused__log_softmax__nll_loss_backward_nll_loss_forward_view_where_0"])
+    assert proof(fused) is None
+    assert KNOB.effective(fused) == name
 
     loss = type(model).loss_function.fget(model)
     KNOB.undo(model)

@@ -62,8 +62,8 @@ _WHAT = {
 #: By the function that compiles: what stands for it in a script.
 _FUNCTIONS = {"compile_layers": ("repeated_layers", "compile_layers"), "compile_loss": ("compile_loss",)}
 
-#: The operators that a loss launches that is not compiled (torch's cross entropy). Kernels of a compiled one have the words in their names
-#: too, after what the compiler puts first.
+#: The operators of a loss that is not compiled, torch's cross entropy. A compiled one's kernels have the words in their names too,
+#: after what the compiler puts first.
 _PLAIN_LOSS = "aten::nll_loss"
 
 #: Calls of more shapes than this: torch compiles one function for so few, and runs the next one uncompiled
