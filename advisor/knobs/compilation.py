@@ -62,7 +62,7 @@ _WHAT = {
 #: By the function that compiles: what stands for it in a script.
 _FUNCTIONS = {"compile_layers": ("repeated_layers", "compile_layers"), "compile_loss": ("compile_loss",)}
 
-#: The operators of a loss that is not compiled, torch's cross entropy. A compiled one's kernels have the words in their names too,
+#: The operators of a loss that isn't compiled, torch's cross entropy. A compiled one's kernels have the words in their names too,
 #: after what the compiler puts first.
 _PLAIN_LOSS = "aten::nll_loss"
 
