@@ -293,6 +293,20 @@ def test_a_loss_is_compiled_where_there_is_one() -> None:
     assert "kernels=liger with compilation=compiled-loss" not in slow
 
 
+def test_a_way_back_that_is_no_operator_breaks_graphs() -> None:
+    """Rule C16: FlashAttention-4 in training, and not in a forward pass; FlashAttention-2 in neither."""
+    four = {"flash-attn": "2.8.3", "flash-attn-4": "4.0.0b36"}
+    environment, facts = replace(H200, packages={**H200.packages, **four}), replace(LLAMA, repeated_layers=16)
+
+    def broken(workload: Any) -> set[str]:
+        found = build_space(facts, workload, environment, Objective(), 2**40)
+        assert {"flash_attention_2", "flash_attention_4"} <= {c["attention"] for c in found.admissible}
+        return {reason.about for reason in found.warnings if reason.rule == "C16"}
+
+    assert broken(Training((64, 32, 48, 16), 2)) == {"attention=flash_attention_4"}
+    assert broken(WORKLOAD) == set()
+
+
 def test_bf16_is_not_compiled_where_there_is_none() -> None:
     """On a T4 (7.5) rule D1 refuses bf16 with or without the compiler; fp16 is compiled there."""
     space = build_space(replace(LLAMA, repeated_layers=16), WORKLOAD, MACHINES["T4"], Objective(), 2**40)

@@ -20,16 +20,18 @@ from torch.profiler import ProfilerActivity, profile
 import advisor
 from advisor.errors import BadInput
 from advisor.faces.cli import run
-from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of
+from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of, traits_of
 from advisor.measure.proof_torch import launched_of
 from advisor.networks.call_torch import accepted
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.metrics import METRICS, default_metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.limits import COARSE, COURSE_MOST, FULL
 from advisor.search.cost import predicted_bytes
+from advisor.search.late import opened
 from advisor.search.space import build_space, refusals_of
 from advisor.show.support import LLAMA, MACHINES
 from advisor.storage.store import Store
@@ -419,6 +421,24 @@ def test_memory_that_is_bounded_prunes_by_prediction() -> None:
     assert space.admissible
     assert max(admissible) < 24 * 2**30
     assert any(reason.rule == "M1" for reason in space.refusals)
+
+
+def test_what_spares_memory_is_tried_where_it_has_to_be() -> None:
+    """Of what differs by micro-batches and checkpointing alone the fastest first, and the next where that ran out of memory."""
+    work = Training(quantiles(2048, 8), 8)
+    space = build_space(ONE_B, work, H200, Objective(quality=Tier.EXACT), H200.memory_bytes)
+    aim, none = METRICS[default_metric()], {"micro_batch": "at-once", "checkpointing": "off"}
+    first = opened(space.admissible, (), aim, costs=space.costs)
+    fastest = space.baseline.replaced(**FLASH)
+
+    assert len(first) < len(space.admissible) / 6
+    packed = [c for c in first if c["packing"] == "packed" and traits_of(c).tells_apart]
+    assert {tuple(c[knob] for knob in none) for c in packed} == {("at-once", "off")}
+    assert fastest in first
+
+    failed = Trial(1, fastest, fastest, Outcome.OUT_OF_MEMORY)
+    then = set(opened(space.admissible, [failed], aim, costs=space.costs)) - set(first)
+    assert then == {fastest.replaced(micro_batch="micro-4")}
 
 
 def test_limits_of_a_default_are_wider_the_coarser_its_numbers() -> None:

@@ -97,4 +97,5 @@ KNOB = Knob(
     place=56,
     read=_read,
     undo=_undo,
+    spares=True,
 )

@@ -259,6 +259,8 @@ class Knob:
     undo(model): takes back what choices did to a loaded model by `Choice.on_model`; worker only.
     late: its choices but the implied one are tried on the best that was measured without them before anything else of theirs:
     they cost more than they differ in (`advisor.search.late`).
+    spares: its choices give up speed for memory, by as much as arithmetic knows: of what differs by them alone, the predicted
+    best that fits is tried before the others (`advisor.search.late`).
     of_work(facts, workload): the choice that the work itself asks for, in place of the default; "" where it asks for none.
     """
 
@@ -277,6 +279,7 @@ class Knob:
     read: Callable[[Any, Mapping[str, Any]], Any] | None = None
     undo: Callable[[Any], None] | None = None
     late: bool = False
+    spares: bool = False
     of_work: Callable[[ModelFacts, Workload], str] = field(default=lambda _, __: "")
 
     def __post_init__(self) -> None:

@@ -130,7 +130,7 @@ def _why_not(region: str, mode: str, *, dynamic: bool) -> Callable[[Situation], 
         if traits.fuses_layers:
             text = "torch's fused encoder layers are one operator each: there is nothing to fuse"
             reasons.append(Reason("C15", Verdict.INVALID, text, about=_about(situation, "attention")))
-        if traits.breaks_graphs:
+        if traits.breaks_graphs or (traits.breaks_backward and situation.workload.trains):
             text = "a part of its layers can't be traced: what is left to be fused is less than what entering it costs"
             reasons.append(Reason("C16", Verdict.SLOW, text, about=_breaking(situation)))
         if not dynamic and _are_many(shapes):
@@ -170,8 +170,11 @@ def _is_even(situation: Situation) -> bool:
 
 
 def _breaking(situation: Situation) -> str:
-    """Return the choice that a graph can't be made through."""
-    breaking = [choice for knob in KNOBS.values() for choice in knob.choices.values() if choice.traits.breaks_graphs]
+    """Return the choice that a graph can't be made through. Of no other knob is anything asked: rules are asked once for each."""
+    choices = (choice for knob in KNOBS.values() for choice in knob.choices.values())
+    breaking = [
+        c for c in choices if c.traits.breaks_graphs or (situation.workload.trains and c.traits.breaks_backward)
+    ]
     return next(f"{c.knob}={c.name}" for c in breaking if situation.configuration[c.knob] == c.name)
 
 

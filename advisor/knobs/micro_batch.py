@@ -80,4 +80,5 @@ KNOB = Knob(
     },
     implied=WHOLE,
     place=51,
+    spares=True,
 )

@@ -38,7 +38,8 @@ class Traits:
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
     are, or the whole model; compiles_regions: parts of it alone; compiles_loss: its loss, beside layers or by itself.
     pins_kernel: it holds torch to a kernel by a switch that what was compiled does not look at. pays_compiled: it is slower than
-    nothing unless the model is compiled; breaks_graphs: a layer with it is no graph of its own any more. replays: kernels are
+    nothing unless the model is compiled; breaks_graphs: a layer with it is no graph of its own any more,
+    breaks_backward: where gradients are wanted. replays: kernels are
     recorded once and replayed, without the operators that launch them.
     own_load: this choice alone of its knob needs the weights loaded for itself. process_wide: it switches something of the
     process, so that two models in one process would have it both. independent: False where the arithmetic depends on the whole
@@ -78,6 +79,7 @@ class Traits:
     pins_kernel: bool = False
     pays_compiled: bool = False
     breaks_graphs: bool = False
+    breaks_backward: bool = False
     replays: bool = False
     own_load: bool = False
     process_wide: bool = False

@@ -1,18 +1,20 @@
 """What is tried late: choices that cost more to try than they differ in, on the best that was found without them.
 
-torch.compile gains about as much on one attention as on another, and takes minutes to say so of each. All of it is admissible;
-what is left out of a list here is tried when nothing in it is worth trying any more.
+torch.compile gains about as much on one attention as on another, and takes minutes to say so of each. What spares memory for
+speed is tried where what does not has no room. All of it is admissible; what is left out of a list here is tried when nothing in
+it is worth trying any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from advisor.knobs import KNOBS
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.metrics import Metric
 from advisor.nouns.model import ModelFacts
-from advisor.nouns.trial import Trial
+from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import depends
 from advisor.search.sampler import Usable
 
@@ -21,13 +23,19 @@ BEST = 3
 
 
 def opened(
-    admissible: Sequence[Configuration], trials: Sequence[Trial], aim: Metric, usable: Usable | None = None
+    admissible: Sequence[Configuration],
+    trials: Sequence[Trial],
+    aim: Metric,
+    usable: Usable | None = None,
+    costs: Mapping[Configuration, float] | None = None,
 ) -> list[Configuration]:
     """Return what is to be tried now, in its order: what has no late choice, and what differs from the BEST by those alone.
 
     Or by a choice beside that pays with a late one alone, and would not be among the BEST without it. Where nothing is admissible
-    without late choices, all of it: --fix left nothing else.
+    without late choices, all of it: --fix left nothing else. costs: what is predicted of each at the aim, less is better; without
+    it nothing is known of what spares memory.
     """
+    admissible = _foremost(admissible, trials, costs) if costs else admissible
     late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
     early = {c for c in admissible if all(c.get(knob) == implied for knob, implied in late.items())}
     if not early:
@@ -48,6 +56,23 @@ def mendable(
     late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
     wrong = {t.ran for t in trials if t.quality is not None and depends(t.quality, t.ran, facts)}
     return [c for c in admissible if c in wrong or c.replaced(**late) not in wrong] if wrong else admissible
+
+
+def _foremost(
+    admissible: Sequence[Configuration], trials: Sequence[Trial], costs: Mapping[Configuration, float]
+) -> list[Configuration]:
+    """Return, of what differs by choices alone that spare memory, the one predicted best that did not run out of it."""
+    spares = {knob.name for knob in KNOBS.values() if knob.spares}
+    failed = {trial.requested for trial in trials if trial.outcome is Outcome.OUT_OF_MEMORY}
+    first: dict[frozenset[tuple[str, str]], Configuration] = {}
+    for configuration in admissible:
+        rest = frozenset(item for item in configuration.items() if item[0] not in spares)
+        other = first.get(rest)
+        is_less = other is None or costs.get(configuration, math.inf) < costs.get(other, math.inf)
+        if configuration not in failed and is_less:
+            first[rest] = configuration
+    kept = set(first.values())
+    return [configuration for configuration in admissible if configuration in kept]
 
 
 def _plain(configuration: Configuration) -> Configuration:

@@ -75,7 +75,7 @@ class Plan:
     def _early(self) -> list[Configuration]:
         from advisor.search.late import opened
 
-        return opened(self.space.admissible, (), self.job.objective.aim)
+        return opened(self.space.admissible, (), self.job.objective.aim, costs=self.space.costs)
 
     @property
     def searched(self) -> int:
