@@ -24,6 +24,7 @@ from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate,
 from advisor.measure.proof_torch import launched_of
 from advisor.networks.call_torch import accepted
 from advisor.nouns.configuration import Configuration
+from advisor.nouns.measurement import Measurement
 from advisor.nouns.metrics import METRICS, default_metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
@@ -31,7 +32,7 @@ from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.judge import wrong
 from advisor.quality.limits import COARSE, COURSE_MOST, FULL
 from advisor.search.cost import predicted_bytes
-from advisor.search.late import opened
+from advisor.search.late import BEST, opened
 from advisor.search.space import build_space, refusals_of
 from advisor.show.support import LLAMA, MACHINES
 from advisor.storage.store import Store
@@ -439,6 +440,23 @@ def test_what_spares_memory_is_tried_where_it_has_to_be() -> None:
     failed = Trial(1, fastest, fastest, Outcome.OUT_OF_MEMORY)
     then = set(opened(space.admissible, [failed], aim, costs=space.costs)) - set(first)
     assert then == {fastest.replaced(micro_batch="micro-4")}
+
+
+def test_what_takes_less_memory_late_spares_none() -> None:
+    """QLoRA within 24 GiB: layers are computed again where logits are kept, and are not where Liger has a loss without."""
+    liger = replace(H200, packages={**H200.packages, "liger-kernel": "0.8.5", "triton": "3.6.0"})
+    work = Training(quantiles(2048, 4), 4, "qlora")
+    objective = Objective(quality=Tier.FOUR_BIT, allow_unjudged=True, max_memory_bytes=24 * 2**30)
+    space = build_space(LLAMA, work, liger, objective, H200.memory_bytes)
+    aim = METRICS[default_metric()]
+    early = opened(space.admissible, (), aim, costs=space.costs)
+    figures = (Measurement("tokens_per_s", "tokens/s", (100.0,)),)
+    trials = [Trial(n, c, c, Outcome.OK, measurements=figures) for n, c in enumerate(early[:BEST])]
+    now = opened(space.admissible, trials, aim, costs=space.costs)
+    late = {c["checkpointing"] for c in now if c["kernels"] == "liger-with-loss" and c["compilation"] == "off"}
+
+    assert {c["checkpointing"] for c in early[:BEST]} == {"checkpointed"}
+    assert late == {"off"}
 
 
 def test_limits_of_a_default_are_wider_the_coarser_its_numbers() -> None:

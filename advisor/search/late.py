@@ -40,10 +40,12 @@ def opened(
     early = {c for c in admissible if all(c.get(knob) == implied for knob, implied in late.items())}
     if not early:
         return list(admissible)
-    best = set(_best(early, trials, aim, usable))
-    if len(best) < BEST and early - {trial.requested for trial in trials}:
-        best = set()
-    return [c for c in admissible if c in early or not best.isdisjoint((bare := c.replaced(**late), _plain(bare)))]
+    # What a late choice saves of memory may be what another choice spares.
+    beside = late | {knob.name: knob.implied for knob in KNOBS.values() if knob.spares}
+    found = _best(early, trials, aim, usable)
+    is_soon = len(found) < BEST and early - {trial.requested for trial in trials}
+    best = set() if is_soon else {c.replaced(**beside) for c in found}
+    return [c for c in admissible if c in early or not best.isdisjoint((bare := c.replaced(**beside), _plain(bare)))]
 
 
 def mendable(
