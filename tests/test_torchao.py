@@ -366,9 +366,8 @@ def test_a_trial_of_it_is_proven_right_and_counted(causal: Bench, name: str, pre
     assert trial.quality.neighbours == 0.0
     assert is_right(trial, causal.facts)
     size = {"fp32": 4, "bf16": 2}[precision]
-    output = causal.facts.vocabulary * causal.facts.hidden_size
-    quantised = causal.facts.linear_parameters - output
-    expected = weight_bytes(causal.facts, trial.requested) + output * (size - 1)
+    quantised = causal.facts.linear_parameters - causal.facts.vocabulary * causal.facts.hidden_size
+    expected = weight_bytes(causal.facts, causal.workload, trial.requested)
     assert came.weight_bytes is not None
     assert none.weight_bytes is not None
     assert (

@@ -58,17 +58,22 @@ def costs_beside(
     return {c: costs[at] * max(busy * cost, launches[c] / launches[at]) for c, cost in costs.items()}
 
 
-def weight_bytes(facts: ModelFacts, configuration: Configuration) -> float:
-    """Return the bytes of the weights: linear layers in the quantised size, the rest in the precision's."""
-    return _weight_bytes(facts, traits_of(configuration))
+def weight_bytes(facts: ModelFacts, workload: Workload, configuration: Configuration) -> float:
+    """Return the bytes of the weights: linear layers but the output's in the quantised size, the rest in the precision's."""
+    return _weight_bytes(facts, workload, traits_of(configuration))
 
 
-def _weight_bytes(facts: ModelFacts, traits: Traits) -> float:
+def _weight_bytes(facts: ModelFacts, workload: Workload, traits: Traits) -> float:
     if traits.as_stored:
         return facts.parameter_bytes
-    rest = facts.parameters - facts.linear_parameters
     size = traits.bytes_per_value
-    return rest * size + facts.linear_parameters * (traits.bytes_per_weight or size)
+    linear = facts.linear_parameters - min(_output(facts, workload), facts.linear_parameters)
+    return (facts.parameters - linear) * size + linear * (traits.bytes_per_weight or size)
+
+
+def _output(facts: ModelFacts, workload: Workload) -> int:
+    """Return how many weights the output layer has; quantizers leave it out, by transformers' custom."""
+    return facts.vocabulary * facts.hidden_size if workload.needs.head is Head.LANGUAGE else 0
 
 
 def predicted_bytes(situation: Situation) -> float:
@@ -81,7 +86,7 @@ def predicted_bytes(situation: Situation) -> float:
 
 def bytes_of_weights(situation: Situation) -> float:
     """Return the bytes of the weights: see :func:`weight_bytes`."""
-    return _weight_bytes(situation.facts, situation.traits)
+    return _weight_bytes(situation.facts, situation.workload, situation.traits)
 
 
 def bytes_of_call(situation: Situation) -> float:
@@ -163,9 +168,8 @@ def useful_operations(facts: ModelFacts, workload: Workload) -> float:
     """
     work = workload.work(Layout(), facts)
     pairs = work.useful_pairs / (2 if facts.is_causal else 1)
-    output = facts.vocabulary * facts.hidden_size if workload.needs.head is Head.LANGUAGE else 0
     active = facts.active_linear_parameters or facts.linear_parameters
-    output = min(output, active)
+    output = min(_output(facts, workload), active)
     body = active - output
     linear = 2.0 * (body * work.tokens + output * work.predictions)
     return work.passes * (linear + 4.0 * pairs * attention_width(facts))

@@ -218,7 +218,7 @@ def refuse_unfit(job: Job, facts: ModelFacts) -> None:
 def refuse_too_large(job: Job, facts: ModelFacts, space: Space) -> None:
     """Raise NothingAdmissible where nothing fits on this device: before one trial after another runs out of its memory."""
     reasons = [reason for reason in space.refusals if reason.rule == "M1"]
-    device, needed = job.machine.environment, weight_bytes(facts, space.baseline)
+    device, needed = job.machine.environment, weight_bytes(facts, job.workload, space.baseline)
     if reasons and not space.admissible and needed > MEMORY_SHARE * device.memory_bytes:
         sizes = f"{gib(needed)}, and {device.device_name} has {gib(device.memory_bytes)}"
         text = f"the weights alone are {sizes}: this model needs more than one GPU, and advisor tunes for one"

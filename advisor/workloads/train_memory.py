@@ -16,9 +16,9 @@ from advisor.workloads.work import Work
 #: Bytes of a number in fp32, of a lse or an rsqrt a row, and of the products under autocast.
 _FULL, _HALF = 4.0, 2.0
 
-#: What torch's allocator takes beyond the tensors, for blocks do not fit each other: with large ones of logits among them, and
-#: without. Measured, see above.
-_FRAGMENTS_WITH_LOGITS, _FRAGMENTS = 1.1, 1.03
+#: What torch's allocator takes beyond the tensors, for blocks do not fit each other: with large ones of logits in fp32 among
+#: them, and without. Measured, see above: 1.03 to 1.09, and 1.00 to 1.02.
+_FRAGMENTS_WITH_LOGITS, _FRAGMENTS = 1.06, 1.01
 
 
 class Numbers(Protocol):
@@ -59,6 +59,10 @@ class Numbers(Protocol):
     @property
     def drops_pads(self) -> bool:
         """Whether it takes the pads out."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether several sequences share a row."""
 
     @property
     def masks_by_block(self) -> bool:
@@ -131,7 +135,7 @@ def bytes_of_step(
     at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), again)
     copies = _HALF * facts.linear_parameters if traits.autocasts and traits.bytes_per_value > _HALF else 0.0
     gradients = trained * size
-    fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits else _FRAGMENTS
+    fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits and not _compiles_loss(traits) else _FRAGMENTS
     return states + fragments * max(at_loss + copies + (gradients if accumulates else 0.0), gradients)
 
 
@@ -143,7 +147,8 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
         return tokens * (shape.hidden * size + inputs)
     product = _HALF if traits.autocasts else size
     apart = traits.tells_apart or traits.masks_by_block
-    keys = shape.keys if apart or work.processed == work.tokens else shape.queries  # a mask has keys be repeated
+    is_masked = not (apart or traits.drops_pads) and (traits.packs or work.processed > work.tokens)
+    keys = shape.queries if is_masked else shape.keys  # a mask has keys be repeated
     attention = product * (2 * shape.queries + 2 * keys)
     weighed = 0.0 if adapters else product  # a product with a weight that is trained keeps its input
     given = weighed * (2 * shape.hidden + shape.queries) + (
@@ -156,22 +161,26 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
         own = 2 * (_FULL + (0 if adapters else size)) * shape.hidden + (3 * product + weighed) * shape.inner
     pairs = float(work.rows) * work.columns**2
     scores = (_FULL + 2 * product) * facts.heads * pairs if traits.writes_scores else 0.0
-    masked = not (apart or traits.drops_pads) and work.processed > work.tokens
     return (
         tokens * (own + given + attention + inputs + _FULL * facts.heads)
         + scores
-        + (product * pairs if masked else 0.0)
+        + (product * pairs if is_masked else 0.0)  # each layer makes numbers of a mask of bools
     )
 
 
 def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) -> float:
-    """Return the bytes of logits, in their dtype and in fp32, and of their logarithms; of chunks where a loss is fused.
+    """Return the bytes of logits, three in fp32: as they are, their logarithms, and their gradients; of chunks in a fused loss.
 
-    What is compiled writes the logits and their gradients alone.
+    Twelve bytes each were measured, with weights in 16 bits and under autocast. What is compiled writes the logits and their
+    gradients alone, in their own dtype.
     """
     product = _HALF if traits.autocasts else traits.bytes_per_value
     if traits.keeps_logits:
-        is_compiled = traits.compiles_loss or (traits.compiles_model and not traits.compiles_regions)
-        return work.kept * facts.vocabulary * (2 * product if is_compiled else 2 * _FULL + product)
+        return work.kept * facts.vocabulary * (2 * product if _compiles_loss(traits) else 3 * _FULL)
     gradient = 0.0 if adapters else product * facts.vocabulary * facts.hidden_size
     return gradient + work.kept * facts.hidden_size * 2 * product
+
+
+def _compiles_loss(traits: Numbers) -> bool:
+    """Whether the loss of the logits is compiled, by itself or with all else."""
+    return traits.compiles_loss or (traits.compiles_model and not traits.compiles_regions)
