@@ -34,6 +34,7 @@ from advisor.quality.judge import wrong
 from advisor.quality.limits import COARSE, COURSE_MOST, FULL
 from advisor.search.cost import predicted_bytes
 from advisor.search.late import BEST, opened
+from advisor.search.room import longest_that_fits
 from advisor.search.space import build_space, refusals_of
 from advisor.show.support import LLAMA, MACHINES
 from advisor.storage.store import Store
@@ -455,6 +456,30 @@ def predicted_gib(choices: dict[str, str], work: Training, of: ModelFacts) -> fl
     configuration = Configuration.of(baseline_choices(of, work)).replaced(**choices)
     needed = predicted_bytes(Situation(configuration, work.under(configuration), H200, of))
     return (needed + ASSUMED_BESIDE_BYTES) / 2**30
+
+
+def test_the_longest_sequences_that_fit_are_told() -> None:
+    """As many tokens as fit by arithmetic, and no more; scaled by what was measured, and no longer than the model reads."""
+    work, gib = Training(quantiles(2048, 8), 8), 2**30
+    facts = replace(ONE_B, max_positions=8192)
+    loss = {**FLASH, "kernels": "liger-with-loss"}
+    default, liger, chosen = (
+        Configuration.of(baseline_choices(facts, work)).replaced(**c) for c in ({}, {**FLASH, "kernels": "liger"}, loss)
+    )
+
+    def needed(configuration: Configuration, of: Training = work) -> float:
+        return predicted_bytes(Situation(configuration, of.under(configuration), H200, facts))
+
+    def longest(configuration: Configuration, peak: float, most: float) -> int:
+        return longest_that_fits(work, facts, H200, configuration, round(peak), most)
+
+    found = longest(default, needed(default), 100 * gib)
+    steps = [replace(work, lengths=(tokens,) * 8) for tokens in (found, found + 64)]
+    assert found % 64 == 0
+    assert needed(default, steps[0]) <= 100 * gib < needed(default, steps[1])
+    assert longest(default, 1.2 * needed(default), 100 * gib) < found < longest(liger, needed(liger), 100 * gib)
+    assert longest(chosen, needed(chosen), 125 * gib) == 8192
+    assert longest(default, needed(default), 5 * gib) == 0
 
 
 def test_memory_that_is_bounded_prunes_by_prediction() -> None:

@@ -28,7 +28,9 @@ from advisor.faces.cli import run  # noqa: E402
 from advisor.knobs import Batching, choices_of, collate, traits_of  # noqa: E402
 from advisor.networks import load_torch  # noqa: E402
 from advisor.nouns.configuration import Configuration  # noqa: E402
+from advisor.show.candidate_tables import figures_of  # noqa: E402
 from advisor.show.formats import FORMATS  # noqa: E402
+from advisor.show.support import MACHINES  # noqa: E402
 from advisor.workloads import kind_of  # noqa: E402
 from advisor.workloads import train as training  # noqa: E402
 
@@ -233,6 +235,17 @@ def test_what_trl_changes_is_not_printed(
     with pytest.raises(BadInput, match=words):
         FORMATS["trl"].write(replace(found, runners_up=()), "cpu")
     compile(FORMATS["trainer"].write(found, "cpu"), "trainer", "exec")
+
+
+def test_how_long_sequences_may_be_is_told_of_a_gpu(trains: Recommendation) -> None:
+    """With what it is within; a CPU's process has more in memory than what is predicted, so that nothing is said of one."""
+    assert trains.payload["longest_tokens"] is None
+    on_gpu = replace(trains, study=replace(trains.study, environment=MACHINES["NVIDIA H200"]))
+    bounded = replace(on_gpu, objective=replace(on_gpu.objective, max_memory_bytes=2**30))
+    for found, within in ((on_gpu, "in 90 % of the device's"), (bounded, "in the 1.0 GiB allowed")):
+        assert found.chosen is not None
+        words = f"by arithmetic, a step of 4 sequences of up to {found.payload['longest_tokens']:,} tokens each fits {within}"
+        assert words in figures_of(found, found.chosen)
 
 
 REFUSED: dict[str, tuple[Path, list[str], str, str]] = {

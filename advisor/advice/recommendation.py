@@ -18,6 +18,8 @@ from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Trial
 from advisor.search.cost import useful_operations
 from advisor.search.prospects import Prospects, needed_bytes
+from advisor.search.room import longest_that_fits
+from advisor.search.space import MEMORY_SHARE
 from advisor.storage.study_record import StudyRecord
 from advisor.terminal import percent
 from advisor.workloads import kind_of
@@ -166,6 +168,25 @@ class Recommendation:
         return f"{text}, counting useful operations"
 
     @property
+    def longest_tokens(self) -> int | None:
+        """How long all sequences of a step of training may be for what is recommended to fit, by what it took of memory.
+
+        Within what is allowed, else within MEMORY_SHARE of the device's. None for work that does not train, where no peak was
+        measured, and on a CPU, whose processes have more in memory than what is predicted.
+        """
+        study, environment = self.study, self.study.environment
+        if (
+            self.chosen is None
+            or not study.workload.trains
+            or not environment.is_cuda
+            or not self.chosen.trial.peak_bytes
+        ):
+            return None
+        allowed = self.objective.max_memory_bytes or MEMORY_SHARE * environment.memory_bytes
+        measured = (self.chosen.configuration, self.chosen.trial.peak_bytes)
+        return longest_that_fits(study.workload, self.facts, environment, *measured, allowed)
+
+    @property
     def with_more_blocks(self) -> str:
         """The command with more blocks where a tie's middle is clear of the default though its interval is not; else ""."""
         if self.verdict is not Conclusion.TIE or self.stale:
@@ -203,6 +224,7 @@ class Recommendation:
             "pareto": [candidate.payload for candidate in self.pareto],
             "ceilings": dict(self.ceilings) if self.ceilings else None,
             "ceiling_share": self.ceiling_share,
+            "longest_tokens": self.longest_tokens,
             "tried": self.tried,
             "admissible": self.admissible,
             "share_tried": self.share_tried,

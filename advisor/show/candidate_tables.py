@@ -15,6 +15,7 @@ from advisor.knobs import tier_of
 from advisor.nouns.metrics import PEAK, Gauge, Metric, head, without_unit
 from advisor.nouns.objective import Objective
 from advisor.nouns.trial import Quality
+from advisor.search.space import MEMORY_SHARE
 from advisor.terminal import gib, many, percent
 from advisor.workloads import kind_of
 
@@ -47,11 +48,25 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
         f" of the {gib(objective.max_memory_bytes)} allowed: it fits" if objective.max_memory_bytes is not None else ""
     )
     parts.append(f"peak {gib(trial.peak_bytes)}{allowed}, weights {gib(trial.weight_bytes)}")
+    parts += [_room_words(recommendation)] if recommendation.longest_tokens is not None else []
     if chosen.quality:
         parts.append(f"{quality_words(chosen.quality)} against {chosen.quality.reference}")
     elif not recommendation.same_weights:
         parts.append("its quality was not measured with these weights")
     return "\n  ".join(parts)
+
+
+def _room_words(recommendation: Recommendation) -> str:
+    """Say how long all sequences of a step may be for it to fit."""
+    tokens, study, allowed = (
+        recommendation.longest_tokens,
+        recommendation.study,
+        recommendation.objective.max_memory_bytes,
+    )
+    of_device = f"{percent(MEMORY_SHARE, 0)} of the device's {gib(study.environment.memory_bytes)}"
+    within = of_device if allowed is None else f"the {gib(allowed)} allowed"
+    most = f"of up to {tokens:,} tokens each fits" if tokens else "of 64 tokens each does not fit"
+    return f"by arithmetic, a step of {many(study.workload.batch or 1, 'sequence')} {most} in {within}"
 
 
 def _is_told(metric: Metric, objective: Objective) -> bool:
