@@ -24,7 +24,7 @@ from made_databases import probed
 
 from advisor.asking.question import question_of
 from advisor.errors import BadInput
-from advisor.faces.arguments import build_parser
+from advisor.faces.arguments import build_parser, kind_in
 from advisor.faces.cli import run
 from advisor.faces.examples import ASKED, EXAMPLES
 from advisor.machine import probe, processors
@@ -272,7 +272,7 @@ def test_every_example_of_the_help_is_a_command() -> None:
         for part in re.split(r" [|<>] ", line.partition("ADVISOR_DATABASE_URL=sqlite:///team.db ")[2] or line):
             words = shlex.split(part)
             if words[0] == "advisor":
-                build_parser().parse_args(words[1:])
+                build_parser(kind_in(words[1:])).parse_args(words[1:])
 
 
 def test_the_help_says_what_each_format_is() -> None:

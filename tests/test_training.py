@@ -116,6 +116,19 @@ def test_what_is_no_training_is_refused(given: dict[str, Any], said: str) -> Non
         advisor.suggest(str(CAUSAL), **asked)
 
 
+def test_adapters_of_no_module_are_refused_before_anything_is_measured() -> None:
+    """A name that the model has nowhere: in a line that says which it has. Of facts without names nothing is said."""
+    asked = {"lengths": 16, "padding": 0.3, "batch": 2, "workload": "train", "device": "cpu", "method": "lora"}
+    with pytest.raises(BadInput, match=r"no module of that name that an adapter could stand beside.*it has .*q_proj"):
+        advisor.tune(str(CAUSAL), targets="q_proj,nope", **asked)  # type: ignore[arg-type]
+
+    work = Training(LENGTHS, 4, "lora", targets=("self_attn.q_proj",))
+    kind_of(work).refuse(work, replace(LLAMA, weighed=("lm_head", "q_proj")), "a model")
+    kind_of(work).refuse(work, LLAMA, "a model")
+    with pytest.raises(BadInput, match=r"targets self_attn\.q_proj: a model has no module"):
+        kind_of(work).refuse(work, replace(LLAMA, weighed=("lm_head", "query")), "a model")
+
+
 # ---------------------------------------------------------------------------------------------------------- the step
 
 
@@ -560,7 +573,7 @@ def test_it_is_tuned_and_suggested(method: str, capsys: pytest.CaptureFixture[st
     asked = [str(CAUSAL), *ASKED, "--method", method]
 
     assert run(["tune", *asked, *EFFORT, "--trials", "3"]) == 0
-    assert run(["suggest", *asked, "--threads", "1"]) == 0
+    assert run(["suggest", *asked, "--threads", "1"]) in (0, 3)  # three of many: the default may be the best of them
     said = capsys.readouterr().out
     with Store.open(os.environ["ADVISOR_DATABASE_URL"], write=False) as store:
         study = max(store.studies(), key=lambda each: each.id)

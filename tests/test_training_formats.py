@@ -282,7 +282,7 @@ def test_what_a_format_does_not_do_is_refused_before_it_is_measured(
 
 def test_adapters_without_peft_are_refused(trains: Recommendation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where peft isn't installed, adapters are refused before a trial, with what installs it; all weights are trained."""
-    monkeypatch.setattr(training, "find_spec", lambda _: None)
+    monkeypatch.setattr("advisor.workloads.train_refused.find_spec", lambda _: None)
     lora, full = (case_of(trains, method).study.workload for method in ("lora", "full"))
 
     with pytest.raises(BadInput, match=r"peft isn't installed .*pip install peft"):

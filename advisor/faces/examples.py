@@ -8,6 +8,7 @@ ASKED = (
     ("what is it, without a GPU", "advisor suggest MODEL --lengths-from prompts.jsonl"),
     ("why not 4-bit", "advisor suggest MODEL --lengths-from prompts.jsonl --why-not nf4"),
     ("does it fit in 24 GiB", "advisor suggest MODEL --lengths-from prompts.jsonl --max-memory 24GiB"),
+    ("the fastest way to fine-tune", "advisor tune MODEL --workload train --method lora --lengths 2048 --batch 8"),
     ("show me the plot", "advisor report"),
     ("give me the code", "advisor suggest MODEL --lengths-from prompts.jsonl --format python"),
 )

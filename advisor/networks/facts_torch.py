@@ -55,6 +55,7 @@ def read_facts(source: ModelFiles, needs: Needs) -> dict[str, Any]:
         **positions,
         **{name: value for knob in KNOBS.values() for name, value in knob.facts(model).items()},
         packed_row=packed,
+        weighed=structure_torch.weighed(model),
         prequantized=_prequantized(source, config),
         is_causal=causal,
         pooling=beside.get("pooling") or ("last" if causal else "mean"),

@@ -35,6 +35,16 @@ _POSITIONS = re.compile(
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|sound|entity|relative")
 
 
+def weighed(model: Any) -> tuple[str, ...]:
+    """Return the last parts of the names of modules with a matrix of weights, sorted."""
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.dim() == 2
+    }
+    return tuple(sorted(found))
+
+
 def of_layers(config: Any, name: str) -> list[Any]:
     """Return an entry's values, layer by layer where layers differ, without None; one where they do not."""
     try:

@@ -199,7 +199,8 @@ class ModelFacts:
     transformers knows to be repeated, which can be compiled one by one; None where nobody looked. `liger`: whether the Liger that
     was installed when this was read has kernels for the type of model, None where none was. `checkpoints`: whether the class can
     compute its layers again on the way back; None where nobody looked. `drops_attention`: whether its configuration has a dropout
-    of attention's scores, which is that of training alone.
+    of attention's scores, which is that of training alone. `weighed`: the last parts of the names of modules with a matrix of
+    weights, beside which adapters can stand; none where nobody looked.
     """
 
     architecture: str
@@ -246,6 +247,7 @@ class ModelFacts:
     liger: bool | None = None
     checkpoints: bool | None = None
     drops_attention: bool = False
+    weighed: tuple[str, ...] = ()
 
     @property
     def carries_state(self) -> bool:

@@ -107,7 +107,8 @@ def _following(seen: Snapshot) -> Configuration | Stop:
     admissible = worth_trying(seen)
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
-    now = opened(admissible, trials, seen.job.objective.aim, seen.usable, seen.space.costs)
+    costs = seen.space.costs_beside(seen.default)
+    now = opened(admissible, trials, seen.job.objective.aim, seen.usable, costs)
     following = _following_among(seen, now)
     return (
         _following_among(seen, admissible) if isinstance(following, Stop) and len(now) < len(admissible) else following

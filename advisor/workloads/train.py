@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, ClassVar, Self, cast
 
 from advisor.errors import BadInput, named
@@ -24,13 +23,11 @@ from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.train_figures import METRICS
 from advisor.workloads.train_memory import bytes_of_step, trained_values
+from advisor.workloads.train_refused import ALL_LINEAR, FULL, LORA, METHODS, QLORA, refuse_untrainable
 from advisor.workloads.work import Head, Needs, Work
 from advisor.workloads.workload import Batches, Workload
 
 NAME = "train"
-
-#: What is trained: all weights; adapters of low rank beside them (peft); the same beside weights in fewer bits.
-FULL, LORA, QLORA = METHODS = ("full", "lora", "qlora")
 
 #: What TRL's ModelConfig has: a rank, and alpha twice as large. Its dropout of adapters (0.05) is left out: a step would be
 #: another one each time, and nothing that is tuned depends on it.
@@ -259,19 +256,6 @@ def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ..
     return Training(lengths, asked["batch"], method, rank, targets)
 
 
-def _refuse(workload: Workload, facts: ModelFacts, name: str) -> None:
-    if workload.trains_adapters and find_spec("peft") is None:
-        raise BadInput(
-            f"{named('method')} {workload.output}: adapters are peft's, and the package peft isn't installed",
-            "pip install peft",
-        )
-    if facts.prequantized and not workload.trains_adapters:
-        raise BadInput(
-            f"{name} is quantised ({facts.prequantized}): Q17 weights in so few bits can't be trained",
-            f"{named('method')} {QLORA} trains adapters beside them",
-        )
-
-
 # ----------------------------------------------------------------------------------------------------------- how it runs
 
 _WITH_TENSORS = "advisor.workloads.train_torch"
@@ -315,7 +299,7 @@ _AS_TRAINED = ("model = model.train()",)
 
 def lora_config(workload: Training) -> str:
     """Return peft's configuration of the adapters as Python source."""
-    named_ = {(): "None", ("all-linear",): "'all-linear'"}.get(workload.targets, repr(list(workload.targets)))
+    named_ = {(): "None", (ALL_LINEAR,): repr(ALL_LINEAR)}.get(workload.targets, repr(list(workload.targets)))
     alpha = ALPHA_OVER_RANK * workload.rank
     return f"LoraConfig(r={workload.rank}, lora_alpha={alpha}, target_modules={named_}, task_type='CAUSAL_LM')"
 
@@ -342,7 +326,7 @@ KIND = Kind(
     parse=_parse,
     running=_running,
     runtime=_runtime,
-    refuse=_refuse,
+    refuse=refuse_untrainable,
     examples=_EXAMPLES,
     preparation=_preparation,
     options=_OPTIONS,
