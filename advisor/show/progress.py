@@ -41,8 +41,8 @@ class _Mute(SafeConsole):
 #: Columns of a trial's line beside its label: its number, its figure, and its ratio or its block.
 _BESIDE = 4 + 1 + 1 + 17 + 1 + 8
 
-#: The longest label that there is room for where there is room enough, and the shortest place for one.
-_LABEL, _LEAST = 48, 20
+#: The place for a label on a screen of 120 columns, and the least of it; columns for the first words of a reason on a wider one.
+_LABEL, _LEAST, _WORDS = 48, 20, 40
 
 #: Characters of a reason where a line has no end.
 _REASON = 200
@@ -141,9 +141,11 @@ class Progress:
 
     def _print_trial(self, trial: Trial, told: str, reason: str, colour: str) -> None:
         """Print a trial in one line, as wide as the screen: what does not fit into it is in `advisor show`."""
-        width = min(_LABEL, max(_LEAST, self.console.width - _BESIDE))
+        room = self.console.width - _BESIDE
+        least = max(_LEAST, min(_LABEL, room))
         label = Text(str(trial.requested))
-        label.truncate(width, overflow="ellipsis", pad=True)
+        label.truncate(max(least, room - _WORDS), overflow="ellipsis")
+        label.pad_right(max(least - label.cell_len, 0))
         line = Text(f"{trial.number:4d} ").append_text(label).append(" ")
         if trial.outcome is Outcome.OK:
             line.append(told).append(f"  {reason[:_REASON]}" if reason else "", style="yellow")
