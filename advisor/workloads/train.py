@@ -78,7 +78,7 @@ class Training(Workload):
         if not 1 <= self.rank <= MOST_RANK:
             raise BadInput(f"{named('rank')} must be at least 1 and at most {MOST_RANK}, not {self.rank}")
         if min(self.lengths) < 2:
-            raise BadInput(f"{named('lengths')} must be at least 2 tokens each: of one token nothing is learned")
+            raise BadInput("of a sequence of one token nothing is learned", "leave out what has not at least 2 tokens")
 
     @property
     def kind(self) -> str:
