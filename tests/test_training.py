@@ -585,6 +585,9 @@ def test_it_is_tuned_and_suggested(method: str, capsys: pytest.CaptureFixture[st
     assert all(trial.quality is not None and trial.quality.steps == 20 for trial in done)
     assert all(trial.quality.gradient < 1e-4 for trial in done if trial.quality is not None)
     assert "first gradients" in said
+    assert run(["suggest", *asked, "--threads", "1", "--why-not", "packed"]) in (0, 3)
+    told = [line for line in capsys.readouterr().out.splitlines() if "packing=packed: rule" in line]
+    assert all(line.startswith("in some of its combinations") for line in told)  # none where it is what is recommended
     assert ("get_peft_model" in said) == (method == "lora")
     assert "model.optimizer = torch.optim.AdamW" in said
     with pytest.raises(BadInput, match="load runs forward passes"):

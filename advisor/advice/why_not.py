@@ -35,14 +35,18 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
     if missing := [knob for knob in sorted(asked) if not _is_turned(knob, recommendation, trials)]:
         hint = "--batch auto makes it one" if missing[0] == "batch" else "leave it out"
         raise BadInput(f"--why-not: {missing[0]} is no knob of this workload", hint)
-    refusals = [_refusal(r) for r in _fitting(recommendation, asked)]
+    refusals = _fitting(recommendation, asked)
     tried = [
         _told(trial, recommendation)
         for trial in trials
         if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
     ]
     untried = _untried(recommendation, trials, asked)
-    found = [*_first(refusals), *_first(tried), *(untried or ())]
+    # What is admissible somewhere is refused, without a word of with what, by what else changes the work: how many share a call.
+    partly = [reason for reason in refusals if not reason.about and untried]
+    told = [_refusal(reason) for reason in refusals if reason not in partly]
+    some = [f"in some of its combinations {_refusal(reason)}" for reason in partly]
+    found = [*_first(told), *_first(tried), *_first(some), *(untried or ())]
     if tried or untried or (found and len(asked) == 1):
         return found
     last = f"no configuration with {_it(asked)} is admissible here"
