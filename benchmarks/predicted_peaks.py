@@ -3,7 +3,7 @@
     python benchmarks/predicted_peaks.py STUDY [--json FILE]
 
 The database is ADVISOR_DATABASE_URL's. What was predicted is of the weights and of a step, and what a process has on a GPU beside
-torch's memory is added to it (`advisor.measure.peak_torch.ASSUMED_BESIDE_BYTES`).
+torch's memory is added to it (`advisor.nouns.metrics.ASSUMED_BESIDE_BYTES`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.knobs import Situation
-from advisor.measure.peak_torch import ASSUMED_BESIDE_BYTES
+from advisor.nouns.metrics import ASSUMED_BESIDE_BYTES
 from advisor.nouns.trial import Trial
 from advisor.search.cost import predicted_bytes
 from advisor.storage.place import default_url

@@ -15,14 +15,22 @@ import pytest
 import torch
 from made_models import LLAMA_1B
 from torch.profiler import ProfilerActivity, profile
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, modeling_flash_attention_utils
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    XLNetLMHeadModel,
+    modeling_flash_attention_utils,
+)
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from advisor.knobs import KNOBS, Reading, compiling_s, function_of
 from advisor.knobs.attention import flash_torch
 from advisor.knobs.attention.own_torch import varlen_attention
-from advisor.knobs.compilation_torch import compiled_as, repeated_layers, uncompile
+from advisor.knobs.compilation_torch import calls_loss, compiled_as, repeated_layers, uncompile
 from advisor.machine import probe
 from advisor.measure.messages import Failure, Timing, TrialAsked, TrialDone
 from advisor.measure.proof_torch import launched_of
@@ -55,7 +63,7 @@ LAYERS = 12
 AIM = METRICS[default_metric()]
 H200 = MACHINES["NVIDIA H200"]
 WAYS = [name for name in KNOB.choices if name != KNOB.implied]
-OF_LOSS = [name for name, choice in KNOB.choices.items() if choice.traits.compiles_loss]
+OF_LOSS = ["compiled-loss", "compiled-regional-with-loss"]
 WORKLOAD = Forward((64, 32, 48, 16), 2)
 
 
@@ -153,6 +161,9 @@ def test_what_a_choice_did_is_read_back(model: Any, name: str) -> None:
     assert KNOB.effective(fused) == name
 
     loss = type(model).loss_function.fget(model)
+    passes = replace(fused, compiled_regions=2 * own["modules"], shapes=(2, 2, 1))
+    assert f"only {2 * own['modules']} of" in str(proof(passes))
+
     KNOB.undo(model)
     assert KNOB.read(model, {})["asked"] == "off"
     assert (model.loss_function is loss) is not with_loss
@@ -288,9 +299,21 @@ def test_a_loss_is_compiled_where_there_is_one() -> None:
         "kernels=liger-loss",
         "kernels=liger-with-loss",
     }
+    own = build_space(replace(facts, calls_loss=False), work, with_liger, Objective(), 2**40)
+    assert not {c["compilation"] for c in own.admissible} & {"compiled-loss", "compiled-regional-with-loss"}
+    assert any("makes its loss by itself" in r.text for r in own.refusals if r.rule == "C17")
     slow = {f"{r.subject} with {r.about}" for r in training.warnings if r.rule == "K4"}
     assert "kernels=liger with compilation=compiled-regional-with-loss" in slow
     assert "kernels=liger with compilation=compiled-loss" not in slow
+
+
+def test_a_class_that_makes_its_loss_by_itself_is_known() -> None:
+    """By the source of its forward pass: a function that it is given in place of its own is called, or is not."""
+    assert [calls_loss(object.__new__(each)) for each in (LlamaForCausalLM, GPT2LMHeadModel, XLNetLMHeadModel)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_way_back_that_is_no_operator_breaks_graphs() -> None:

@@ -152,6 +152,18 @@ def test_a_reading_proves_liger(
     assert stored == ("none (unproven)" if found and ran == "none" else ran)
 
 
+def test_a_loss_that_is_compiled_hides_no_layers() -> None:
+    """What ran of layers is seen beside it: a region proves neither Liger nor autocast, and one of layers does."""
+    shown = ["Torch-Compiled Region: 0/0", "aten::mm"]
+    found = {"kernels": FOUND, "autocast": "torch.bfloat16"}
+    for asked, said in (("compiled-loss", "none of Liger's functions was launched"), ("compiled-regional", None)):
+        own = {**found, "compilation": {"asked": asked, "modules": 1}}
+        reading = Reading({"": "sdpa"}, {"bfloat16": 1}, {"Linear": 1}, shown, {}, own=own, compiled_regions=1)
+
+        assert LIGER.proof(reading) == said
+        assert (KNOBS["autocast"].choices["autocast-bf16"].proof(reading) is None) is (said is None)
+
+
 def test_the_table_of_types_is_read_of_the_source() -> None:
     """The keys of Liger's table are found in its source, with a type in the annotation and without; elsewhere none are."""
     for annotation in ("", ": dict[str, Callable]"):

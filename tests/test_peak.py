@@ -14,9 +14,10 @@ import torch
 from made_models import LLAMA_8B
 
 from advisor.knobs import Situation, baseline_choices
-from advisor.measure.peak_torch import ASSUMED_BESIDE_BYTES, beside_torch, peak_of, reset_peak
+from advisor.measure.peak_torch import beside_torch, peak_of, reset_peak
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
+from advisor.nouns.metrics import ASSUMED_BESIDE_BYTES
 from advisor.nouns.objective import Objective
 from advisor.search.cost import predicted_bytes
 from advisor.search.space import LEAST_BESIDE_BYTES, MEMORY_SHARE, build_space

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,11 @@ import advisor
 from advisor.errors import BadInput
 from advisor.faces.cli import run
 from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of, traits_of
-from advisor.measure.peak_torch import ASSUMED_BESIDE_BYTES
 from advisor.measure.proof_torch import launched_of
 from advisor.networks.call_torch import accepted
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
-from advisor.nouns.metrics import METRICS, default_metric
+from advisor.nouns.metrics import ASSUMED_BESIDE_BYTES, METRICS, default_metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Objective, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
@@ -122,11 +122,12 @@ def test_adapters_of_no_module_are_refused_before_anything_is_measured() -> None
     with pytest.raises(BadInput, match=r"no module of that name that an adapter could stand beside.*it has .*q_proj"):
         advisor.tune(str(CAUSAL), targets="q_proj,nope", **asked)  # type: ignore[arg-type]
 
-    work = Training(LENGTHS, 4, "lora", targets=("self_attn.q_proj",))
-    kind_of(work).refuse(work, replace(LLAMA, weighed=("lm_head", "q_proj")), "a model")
-    kind_of(work).refuse(work, LLAMA, "a model")
-    with pytest.raises(BadInput, match=r"targets self_attn\.q_proj: a model has no module"):
-        kind_of(work).refuse(work, replace(LLAMA, weighed=("lm_head", "query")), "a model")
+    of_class = replace(LLAMA, weighed=("lm_head", "model.layers.*.self_attn.q_proj"))
+    for target, is_there in (("self_attn.q_proj", True), ("layers.3.self_attn.q_proj", True), ("mlp.q_proj", False)):
+        work = Training(LENGTHS, 4, "lora", targets=(target,))
+        kind_of(work).refuse(work, LLAMA, "a model")
+        with nullcontext() if is_there else pytest.raises(BadInput, match=rf"targets {target}: a model has no module"):
+            kind_of(work).refuse(work, of_class, "a model")
 
 
 # ---------------------------------------------------------------------------------------------------------- the step
@@ -473,7 +474,7 @@ def predicted_gib(choices: dict[str, str], work: Training, of: ModelFacts) -> fl
 
 def test_the_longest_sequences_that_fit_are_told() -> None:
     """As many tokens as fit by arithmetic, and no more; scaled by what was measured, and no longer than the model reads."""
-    work, gib = Training(quantiles(2048, 8), 8), 2**30
+    work, gib, beside = Training(quantiles(2048, 8), 8), 2**30, ASSUMED_BESIDE_BYTES
     facts = replace(ONE_B, max_positions=8192)
     loss = {**FLASH, "kernels": "liger-with-loss"}
     default, liger, chosen = (
@@ -484,7 +485,7 @@ def test_the_longest_sequences_that_fit_are_told() -> None:
         return predicted_bytes(Situation(configuration, of.under(configuration), H200, facts))
 
     def longest(configuration: Configuration, peak: float, most: float) -> int:
-        return longest_that_fits(work, facts, H200, configuration, round(peak), most)
+        return longest_that_fits(work, facts, H200, configuration, round(peak + beside), most + beside)
 
     found = longest(default, needed(default), 100 * gib)
     steps = [replace(work, lengths=(tokens,) * 8) for tokens in (found, found + 64)]
@@ -493,6 +494,8 @@ def test_the_longest_sequences_that_fit_are_told() -> None:
     assert longest(default, 1.2 * needed(default), 100 * gib) < found < longest(liger, needed(liger), 100 * gib)
     assert longest(chosen, needed(chosen), 125 * gib) == 8192
     assert longest(default, needed(default), 5 * gib) == 0
+    buffered = replace(facts, max_row=8192)
+    assert longest_that_fits(work, buffered, H200, chosen, round(needed(chosen) + beside), 125 * gib) == 8192 // 8
 
 
 def test_memory_that_is_bounded_prunes_by_prediction() -> None:
@@ -522,8 +525,20 @@ def test_what_spares_memory_is_tried_where_it_has_to_be() -> None:
     assert fastest in first
 
     failed = Trial(1, fastest, fastest, Outcome.OUT_OF_MEMORY)
-    then = set(opened(space.admissible, [failed], aim, costs=space.costs)) - set(first)
-    assert then == {fastest.replaced(micro_batch="micro-4")}
+    figures = (Measurement("tokens_per_s", "tokens/s", (100.0,)),)
+    others = [c for c in space.admissible if c["attention"] != "flash_attention_2" and c["compilation"] == "off"]
+    padded = space.baseline.replaced(attention="flash_attention_2")  # with fewer pads a pass it is predicted faster
+    ran = [Trial(n, c, c, Outcome.OK, measurements=figures) for n, c in enumerate([padded, *others[: BEST - 1]])]
+    late = [c for c in opened(space.admissible, ran, aim, costs=space.costs) if c["compilation"] != "off"]
+    assert padded not in first
+    assert any((c["attention"], c["packing"]) == ("flash_attention_2", "padded") for c in late)
+
+    next_one = {fastest.replaced(micro_batch="micro-4")}
+    assert set(opened(space.admissible, [failed], aim, costs=space.costs)) - set(first) == next_one
+    large = replace(failed, outcome=Outcome.OK, peak_bytes=2**36)
+    bounds = (2**37, 2**35)
+    then = [set(opened(space.admissible, [large], aim, None, space.costs, most)) - set(first) for most in bounds]
+    assert then == [set(), next_one]
 
 
 def test_what_takes_less_memory_late_spares_none() -> None:

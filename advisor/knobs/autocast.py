@@ -72,7 +72,8 @@ def _proof(name: str) -> Any:
         if ran != name:
             return f"products were in {'bf16' if ran == _BF16 else 'the weights’ dtype'}"
         has_cast = any(part in operator for operator in reading.operators for part in ("aten::to", "aten::_to_copy"))
-        return None if name == OFF or has_cast or reading.compiled_regions else "no weight was seen to be rounded"
+        is_hidden = reading.compiled_regions and reading.hides_layers
+        return None if name == OFF or has_cast or is_hidden else "no weight was seen to be rounded"
 
     return proof
 

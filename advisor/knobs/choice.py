@@ -14,7 +14,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Tier
-from advisor.workloads import Workload
+from advisor.workloads import Needs, Workload
 
 
 class Verdict(StrEnum):
@@ -61,6 +61,11 @@ class Situation:
     environment: Environment
     facts: ModelFacts
 
+    @property
+    def needs(self) -> Needs:
+        """What the work asks of a model."""
+        return self.workload.needs
+
     @cached_property
     def traits(self) -> Traits:
         """The traits of the configuration's choices."""
@@ -104,6 +109,13 @@ class Reading:
     compile_limited: bool = False
     shapes: Sequence[int] = ()
     proof_s: float = 0.0
+
+    @property
+    def hides_layers(self) -> bool:
+        """Whether layers ran within what torch compiled, where a profile does not show what of them ran."""
+        asked = (self.own.get("compilation") or {}).get("asked")
+        choice = KNOBS["compilation"].choices.get(str(asked))
+        return choice is None or choice.traits.compiles_model
 
 
 class Term(StrEnum):
@@ -259,8 +271,8 @@ class Knob:
     undo(model): takes back what choices did to a loaded model by `Choice.on_model`; worker only.
     late: its choices but the implied one are tried on the best that was measured without them before anything else of theirs:
     they cost more than they differ in (`advisor.search.late`).
-    spares: its choices give up speed for memory, by as much as arithmetic knows: of what differs by them alone, the predicted
-    best that fits is tried before the others (`advisor.search.late`).
+    spares: its choices are about memory, and what they do to speed is known to arithmetic: of what differs by them alone, the
+    predicted best that fits is tried before the others (`advisor.search.late`).
     of_work(facts, workload): the choice that the work itself asks for, in place of the default; "" where it asks for none.
     """
 

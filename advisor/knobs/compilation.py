@@ -148,6 +148,9 @@ def _loss_why_not(situation: Situation) -> list[Reason]:
     """Rule C17: a loss to compile is of training, and of logits."""
     if not situation.workload.trains:
         return [Reason("C17", Verdict.INVALID, "without labels there is no loss to compile")]
+    if situation.facts.calls_loss is False:
+        text = f"{situation.facts.architecture} makes its loss by itself, where nothing can be put in its place"
+        return [Reason("C17", Verdict.INVALID, text, "choose compiled")]
     if not situation.traits.keeps_logits:
         text = "a loss without logits is kernels of its own: nothing of it is left to compile"
         return [Reason("C17", Verdict.INVALID, text, about=_about(situation, "kernels"))]
@@ -187,12 +190,15 @@ def _rates(
 ) -> Callable[[Situation], Mapping[Term, float]]:
     """Return the rates of one way to compile: on what the device computes beside attention, and on what the CPU launches."""
     of_open_sizes = _OPEN_SIZES if dynamic else 1.0
-    in_training = (1.0 if region == _LOSS else _IN_TRAINING) * (1.0 if region == _LAYERS else _OF_LOSS)
+
+    def in_training(situation: Situation) -> float:
+        of_loss = _OF_LOSS if region != _LAYERS and situation.traits.keeps_logits else 1.0
+        return of_loss * (1.0 if region == _LOSS else _IN_TRAINING)
 
     def rates(situation: Situation) -> Mapping[Term, float]:
         if not situation.environment.is_cuda:
             return {Term.LINEAR: 1.0 if region == _LOSS else _ON_CPU, Term.LAUNCHES: launches}
-        gained = on_gpu * (in_training if situation.workload.trains else 1.0)
+        gained = on_gpu * (in_training(situation) if situation.workload.trains else 1.0)
         return {Term.LINEAR: gained * of_open_sizes, Term.LAUNCHES: launches}
 
     return rates
@@ -212,9 +218,9 @@ def _undo(model: Any) -> None:
 
 
 def _facts(model: Any) -> Mapping[str, Any]:
-    from advisor.knobs.compilation_torch import repeated_layers
+    from advisor.knobs.compilation_torch import calls_loss, repeated_layers
 
-    return {"repeated_layers": len(repeated_layers(model))}
+    return {"repeated_layers": len(repeated_layers(model)), "calls_loss": calls_loss(model)}
 
 
 def _asked(reading: Reading) -> tuple[str, int]:
@@ -226,13 +232,21 @@ def _asked(reading: Reading) -> tuple[str, int]:
 def _effective(reading: Reading) -> str:
     """Where a part of what was compiled ran as it is, as far as its first call shows, that is not what was asked for."""
     asked, modules = _asked(reading)
-    has_run = reading.compiled_regions >= modules and not reading.compile_limited
+    has_run = reading.compiled_regions >= _wanted(reading, modules) and not reading.compile_limited
     return asked if asked == OFF or (has_run and not _has_plain_loss(reading, asked)) else OFF
 
 
+def _wanted(reading: Reading, modules: int) -> int:
+    """Return how many regions are entered where everything that was compiled runs so in every pass of a step."""
+    return modules * max(len(reading.shapes), 1)
+
+
 def _has_plain_loss(reading: Reading, asked: str) -> bool:
-    """Whether a loss ran as it is that was compiled: a class may have a way to its loss that nobody can replace."""
-    with_loss = {choice.name for choice in KNOB.choices.values() if choice.traits.compiles_loss}
+    """Whether a loss ran as it is that was compiled: a class may have a way to its loss that nobody can replace.
+
+    The step that is looked at was run before: while it is traced, a compiled loss launches them too.
+    """
+    with_loss = {_name(region, "", dynamic=False) for region in (_LOSS, _BOTH)}
     return asked in with_loss and any(name.startswith(_PLAIN_LOSS) for name in reading.operators)
 
 
@@ -250,7 +264,9 @@ def _proof(name: str) -> Callable[[Reading], str | None]:
         ran = reading.compiled_regions
         if reading.compile_limited:
             return "torch compiled a function as often as it does, and ran the rest as it is"
-        return f"only {ran} of {modules} layers ran compiled" if ran else "nothing that was compiled ran"
+        return (
+            f"only {ran} of {_wanted(reading, modules)} layers ran compiled" if ran else "nothing that was compiled ran"
+        )
 
     return proof
 
@@ -284,7 +300,7 @@ def _choice(region: str, mode: str, seconds: float, rates: tuple[float, float], 
         traits=Traits(
             compiles_model=region != _LOSS,
             compiles_regions=bool(region),
-            compiles_loss=region not in (_LAYERS, _ALL),
+            compiles_loss=region != _LAYERS,
             replays=mode == _GRAPHS,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -24,6 +25,15 @@ def compile_loss(model: Any, **how: Any) -> None:
     """Compile what makes a loss of a model's logits. how: what `torch.compile` takes."""
     base = getattr(model, "get_base_model", lambda: model)()  # adapters are around it
     base.loss_function = torch.compile(base.loss_function, **how)
+
+
+def calls_loss(model: Any) -> bool | None:
+    """Whether a model's class makes its loss by the function that it can be given; None where its source can't be read."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(model).forward))
+    except (OSError, TypeError):
+        return None
+    return hasattr(type(model), "loss_function") and "self.loss_function" in source
 
 
 def uncompile(model: Any) -> None:

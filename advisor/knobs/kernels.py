@@ -119,7 +119,7 @@ def _effective(reading: Reading) -> str:
     has_forward = any(name.endswith(_FORWARD) for name in replaced)
     # Compiled as a whole, the loss is no operator any more.
     has_loss = any(_FUSED_LOSS in name for name in reading.operators) or (
-        has_forward and bool(reading.compiled_regions)
+        has_forward and reading.hides_layers and bool(reading.compiled_regions)
     )
     has_parts = any(not name.endswith(_FORWARD) for name in replaced)
     return (_WITH_LOSS if has_parts else _LOSS) if has_loss else _LIGER
@@ -138,7 +138,9 @@ def _unproven(reading: Reading) -> str | None:
     if not reading.own.get("kernels"):
         return "Liger replaced nothing in this model, without a word"
     ran = any(
-        name.startswith((_FUNCTIONS, _COMPILED)) or any(part in name for part in _KERNELS) for name in reading.operators
+        name.startswith((_FUNCTIONS, _COMPILED) if reading.hides_layers else _FUNCTIONS)
+        or any(part in name for part in _KERNELS)
+        for name in reading.operators
     )
     return None if ran else "none of Liger's functions was launched"
 

@@ -36,7 +36,7 @@ class Traits:
     trained, 0 where they are two values like it.
 
     How it runs. compiles: attention itself is compiled, anew for every shape of a call. compiles_model: the layers around it
-    are, or the whole model; compiles_regions: parts of it alone; compiles_loss: its loss, beside layers or by itself.
+    are, or the whole model; compiles_regions: parts of it alone; compiles_loss: the loss of its logits.
     pins_kernel: it holds torch to a kernel by a switch that what was compiled does not look at. pays_compiled: it is slower than
     nothing unless the model is compiled; breaks_graphs: a layer with it is no graph of its own any more,
     breaks_backward: where gradients are wanted. replays: kernels are

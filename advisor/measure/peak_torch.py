@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from advisor.machine.device import Gauges
-
-#: What a process is taken to have on a GPU beside torch's memory where nobody can tell (bytes): on an H200 a context with cuBLAS
-#: has 715 million (`benchmarks/nvml_peak.py`, docs/results/2026-11-28-h200-compile.md).
-ASSUMED_BESIDE_BYTES = 700 * 2**20
+from advisor.nouns.metrics import ASSUMED_BESIDE_BYTES
 
 #: By UUID, what everybody had of a GPU before this process had anything of it; None where NVML did not say.
 _BEFORE: dict[str, int | None] = {}

@@ -36,9 +36,9 @@ _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|sound|entity|relati
 
 
 def weighed(model: Any) -> tuple[str, ...]:
-    """Return the last parts of the names of modules with a matrix of weights, sorted."""
+    """Return the names of modules with a matrix of weights, sorted, with * in place of numbers: those of layers are alike."""
     found = {
-        name.rpartition(".")[2]
+        re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", name)
         for name, module in model.named_modules()
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.dim() == 2
     }

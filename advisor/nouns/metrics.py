@@ -39,6 +39,10 @@ COMPILED = {COMPILE: "s", LATER: "s", GRAPHS: "graphs", RECOMPILED: "graphs", BR
 #: The seconds that it took this process to load weights that a trial found loaded.
 LOADED = "found_load_s"
 
+#: What a process is taken to have on a GPU beside torch's memory where nobody can tell (bytes): on an H200 a context with cuBLAS
+#: has 715 million (`benchmarks/nvml_peak.py`, docs/results/2026-11-28-h200-compile.md).
+ASSUMED_BESIDE_BYTES = 700 * 2**20
+
 #: The peak of memory, which a trial has beside its measurements.
 PEAK = "peak_bytes"
 

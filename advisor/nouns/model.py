@@ -199,8 +199,9 @@ class ModelFacts:
     transformers knows to be repeated, which can be compiled one by one; None where nobody looked. `liger`: whether the Liger that
     was installed when this was read has kernels for the type of model, None where none was. `checkpoints`: whether the class can
     compute its layers again on the way back; None where nobody looked. `drops_attention`: whether its configuration has a dropout
-    of attention's scores, which is that of training alone. `weighed`: the last parts of the names of modules with a matrix of
-    weights, beside which adapters can stand; none where nobody looked.
+    of attention's scores, which is that of training alone. `weighed`: the names of modules with a matrix of
+    weights, beside which adapters can stand, with * for numbers; none where nobody looked. `calls_loss`: whether the class makes
+    its loss by a function that can be replaced; None where nobody looked.
     """
 
     architecture: str
@@ -248,6 +249,7 @@ class ModelFacts:
     checkpoints: bool | None = None
     drops_attention: bool = False
     weighed: tuple[str, ...] = ()
+    calls_loss: bool | None = None
 
     @property
     def carries_state(self) -> bool:

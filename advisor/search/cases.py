@@ -20,7 +20,7 @@ from advisor.knobs import KNOBS, Situation, merged
 from advisor.nouns.configuration import IMPLIED, Configuration
 from advisor.nouns.environment import Environment
 from advisor.nouns.model import ModelFacts
-from advisor.workloads import Workload
+from advisor.workloads import Needs, Workload
 
 T = TypeVar("T")
 
@@ -109,6 +109,10 @@ class _Seen:
     @cached_property
     def workload(self) -> Workload:
         return self._workload.under(self.configuration)
+
+    @property
+    def needs(self) -> Needs:
+        return self._workload.needs  # whatever is chosen
 
 
 class _SeenTraits:

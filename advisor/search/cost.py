@@ -14,7 +14,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.metrics import Gauge, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Trial
-from advisor.workloads import Head, Layout, Workload
+from advisor.workloads import Head, Layout, Needs, Workload
 
 #: How much slower than a linear layer's an operation of attention is where its scores are written to memory.
 _ATTENTION = 8.0
@@ -60,20 +60,20 @@ def costs_beside(
 
 def weight_bytes(facts: ModelFacts, workload: Workload, configuration: Configuration) -> float:
     """Return the bytes of the weights: linear layers but the output's in the quantised size, the rest in the precision's."""
-    return _weight_bytes(facts, workload, traits_of(configuration))
+    return _weight_bytes(facts, workload.needs, traits_of(configuration))
 
 
-def _weight_bytes(facts: ModelFacts, workload: Workload, traits: Traits) -> float:
+def _weight_bytes(facts: ModelFacts, needs: Needs, traits: Traits) -> float:
     if traits.as_stored:
         return facts.parameter_bytes
     size = traits.bytes_per_value
-    linear = facts.linear_parameters - min(_output(facts, workload), facts.linear_parameters)
+    linear = facts.linear_parameters - min(_output(facts, needs), facts.linear_parameters)
     return (facts.parameters - linear) * size + linear * (traits.bytes_per_weight or size)
 
 
-def _output(facts: ModelFacts, workload: Workload) -> int:
+def _output(facts: ModelFacts, needs: Needs) -> int:
     """Return how many weights the output layer has; quantizers leave it out, by transformers' custom."""
-    return facts.vocabulary * facts.hidden_size if workload.needs.head is Head.LANGUAGE else 0
+    return facts.vocabulary * facts.hidden_size if needs.head is Head.LANGUAGE else 0
 
 
 def predicted_bytes(situation: Situation) -> float:
@@ -86,7 +86,7 @@ def predicted_bytes(situation: Situation) -> float:
 
 def bytes_of_weights(situation: Situation) -> float:
     """Return the bytes of the weights: see :func:`weight_bytes`."""
-    return _weight_bytes(situation.facts, situation.workload, situation.traits)
+    return _weight_bytes(situation.facts, situation.needs, situation.traits)
 
 
 def bytes_of_call(situation: Situation) -> float:
@@ -169,7 +169,7 @@ def useful_operations(facts: ModelFacts, workload: Workload) -> float:
     work = workload.work(Layout(), facts)
     pairs = work.useful_pairs / (2 if facts.is_causal else 1)
     active = facts.active_linear_parameters or facts.linear_parameters
-    output = min(_output(facts, workload), active)
+    output = min(_output(facts, workload.needs), active)
     body = active - output
     linear = 2.0 * (body * work.tokens + output * work.predictions)
     return work.passes * (linear + 4.0 * pairs * attention_width(facts))

@@ -28,14 +28,14 @@ def opened(
     aim: Metric,
     usable: Usable | None = None,
     costs: Mapping[Configuration, float] | None = None,
+    most_bytes: float | None = None,
 ) -> list[Configuration]:
     """Return what is to be tried now, in its order: what has no late choice, and what differs from the BEST by those alone.
 
     Or by a choice beside that pays with a late one alone, and would not be among the BEST without it. Where nothing is admissible
     without late choices, all of it: --fix left nothing else. costs: what is predicted of each at the aim, less is better; without
-    it nothing is known of what spares memory.
+    it nothing is known of what spares memory. most_bytes: what a peak may be, None where that is not bounded.
     """
-    admissible = _foremost(admissible, trials, costs) if costs else admissible
     late = {knob.name: knob.implied for knob in KNOBS.values() if knob.late}
     early = {c for c in admissible if all(c.get(knob) == implied for knob, implied in late.items())}
     if not early:
@@ -45,6 +45,7 @@ def opened(
     found = _best(early, trials, aim, usable)
     is_soon = len(found) < BEST and early - {trial.requested for trial in trials}
     best = set() if is_soon else {c.replaced(**beside) for c in found}
+    admissible = _foremost(admissible, trials, costs, most_bytes) if costs else admissible
     return [c for c in admissible if c in early or not best.isdisjoint((bare := c.replaced(**beside), _plain(bare)))]
 
 
@@ -61,11 +62,18 @@ def mendable(
 
 
 def _foremost(
-    admissible: Sequence[Configuration], trials: Sequence[Trial], costs: Mapping[Configuration, float]
+    admissible: Sequence[Configuration],
+    trials: Sequence[Trial],
+    costs: Mapping[Configuration, float],
+    most_bytes: float | None,
 ) -> list[Configuration]:
-    """Return, of what differs by choices alone that spare memory, the one predicted best that did not run out of it."""
+    """Return, of what differs by choices alone that spare memory, the one predicted best that did not need too much of it."""
     spares = {knob.name for knob in KNOBS.values() if knob.spares}
-    failed = {trial.requested for trial in trials if trial.outcome is Outcome.OUT_OF_MEMORY}
+    failed = {
+        trial.requested
+        for trial in trials
+        if trial.outcome is Outcome.OUT_OF_MEMORY or (trial.peak_bytes or 0) > (most_bytes or math.inf)
+    }
     first: dict[frozenset[tuple[str, str]], Configuration] = {}
     for configuration in admissible:
         rest = frozenset(item for item in configuration.items() if item[0] not in spares)

@@ -48,7 +48,8 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
         f" of the {gib(objective.max_memory_bytes)} allowed: it fits" if objective.max_memory_bytes is not None else ""
     )
     parts.append(f"peak {gib(trial.peak_bytes)}{allowed}, weights {gib(trial.weight_bytes)}")
-    parts += [_room_words(recommendation)] if recommendation.longest_tokens is not None else []
+    longest = recommendation.longest_tokens
+    parts += [_room_words(recommendation, longest)] if longest is not None else []
     if chosen.quality:
         parts.append(f"{quality_words(chosen.quality)} against {chosen.quality.reference}")
     elif not recommendation.same_weights:
@@ -56,13 +57,9 @@ def figures_of(recommendation: Recommendation, chosen: Candidate) -> str:
     return "\n  ".join(parts)
 
 
-def _room_words(recommendation: Recommendation) -> str:
+def _room_words(recommendation: Recommendation, tokens: int) -> str:
     """Say how long all sequences of a step may be for it to fit."""
-    tokens, study, allowed = (
-        recommendation.longest_tokens,
-        recommendation.study,
-        recommendation.objective.max_memory_bytes,
-    )
+    study, allowed = recommendation.study, recommendation.objective.max_memory_bytes
     of_device = f"{percent(MEMORY_SHARE, 0)} of the device's {gib(study.environment.memory_bytes)}"
     within = of_device if allowed is None else f"the {gib(allowed)} allowed"
     most = f"of up to {tokens:,} tokens each fits" if tokens else "of 64 tokens each does not fit"

@@ -62,8 +62,8 @@ def hinders_sft(configuration: Configuration, recommendation: Recommendation) ->
     known = (
         (bool(added), f"it takes no arguments of every call ({', '.join(added)})"),
         (not traits.keeps_logits, "it has a loss without logits of its own, and refuses Liger's"),
-        (traits.compiles_loss, "it has a loss of its own, and what was compiled of the model's would never run"),
         (traits.compiles_model and not traits.compiles_regions, forward),
+        (traits.compiles_loss, "it has a loss of its own, and what was compiled of the model's would never run"),
         (workload.trains_adapters and quantises, rounds),
         (traits.packs and offset > 0, f"it counts positions in a row from 0, and this model's begin at {offset}"),
         (

@@ -107,8 +107,8 @@ def _following(seen: Snapshot) -> Configuration | Stop:
     admissible = worth_trying(seen)
     if budget.trials is not None and len(searched(trials)) + len(_running(trials)) >= budget.trials:
         return Stop.TRIALS
-    costs = seen.space.costs_beside(seen.default)
-    now = opened(admissible, trials, seen.job.objective.aim, seen.usable, costs)
+    costs, objective = seen.space.costs_beside(seen.default), seen.job.objective
+    now = opened(admissible, trials, objective.aim, seen.usable, costs, objective.max_memory_bytes)
     following = _following_among(seen, now)
     return (
         _following_among(seen, admissible) if isinstance(following, Stop) and len(now) < len(admissible) else following

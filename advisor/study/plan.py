@@ -69,7 +69,10 @@ class Plan:
     @property
     def late(self) -> int:
         """How many are tried last, on the best of the others first; none where everything is tried."""
-        return 0 if self.job.budget.exhaustive else len(self.space.admissible) - len(self._early)
+        from advisor.search.late import opened
+
+        early = opened(self.space.admissible, (), self.job.objective.aim)
+        return 0 if self.job.budget.exhaustive else len(self.space.admissible) - len(early)
 
     @cached_property
     def _early(self) -> list[Configuration]:

@@ -73,12 +73,8 @@ class Numbers(Protocol):
         """Whether layers are compiled."""
 
     @property
-    def compiles_regions(self) -> bool:
-        """Whether parts alone are."""
-
-    @property
     def compiles_loss(self) -> bool:
-        """Whether the loss of the logits is, by itself."""
+        """Whether the loss of the logits is."""
 
     @property
     def keeps_inputs(self) -> bool:
@@ -135,7 +131,7 @@ def bytes_of_step(
     at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), again)
     copies = _HALF * facts.linear_parameters if traits.autocasts and traits.bytes_per_value > _HALF else 0.0
     gradients = trained * size
-    fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits and not _compiles_loss(traits) else _FRAGMENTS
+    fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits and not traits.compiles_loss else _FRAGMENTS
     return states + fragments * max(at_loss + copies + (gradients if accumulates else 0.0), gradients)
 
 
@@ -176,11 +172,6 @@ def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) 
     """
     product = _HALF if traits.autocasts else traits.bytes_per_value
     if traits.keeps_logits:
-        return work.kept * facts.vocabulary * (2 * product if _compiles_loss(traits) else 3 * _FULL)
+        return work.kept * facts.vocabulary * (2 * product if traits.compiles_loss else 3 * _FULL)
     gradient = 0.0 if adapters else product * facts.vocabulary * facts.hidden_size
     return gradient + work.kept * facts.hidden_size * 2 * product
-
-
-def _compiles_loss(traits: Numbers) -> bool:
-    """Whether the loss of the logits is compiled, by itself or with all else."""
-    return traits.compiles_loss or (traits.compiles_model and not traits.compiles_regions)

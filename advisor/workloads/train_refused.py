@@ -34,12 +34,21 @@ def refuse_untrainable(workload: Workload, facts: ModelFacts, name: str) -> None
 
 
 def _refuse_targets(targets: tuple[str, ...], facts: ModelFacts, name: str) -> None:
-    """Refuse modules that no adapter can stand beside: none is called so, by the last parts of names, as peft looks for them."""
-    strange = [target for target in targets if target.rpartition(".")[2] not in facts.weighed]
+    """Refuse modules that no adapter can stand beside, by the last parts of names, as peft looks for them.
+
+    peft is content with one that it finds; a name that is nowhere is a slip all the same.
+    """
+    strange = [target for target in targets if not any(_is_last(target, name_) for name_ in facts.weighed)]
     if strange and facts.weighed and targets != (ALL_LINEAR,):
-        known = [each for each in facts.weighed if not each.isdigit()]
+        known = sorted({each.rpartition(".")[2] for each in facts.weighed} - {"*"})
         told = ", ".join(known[:_NAMES_TOLD]) + (", …" if len(known) > _NAMES_TOLD else "")
         raise BadInput(
             f"{named('targets')} {','.join(strange)}: {name} has no module of that name that an adapter could stand beside",
             f"it has {told}",
         )
+
+
+def _is_last(target: str, name: str) -> bool:
+    """Whether a target is the last parts of a module's name, which has * in place of numbers."""
+    parts = ["*" if part.isdigit() else part for part in target.split(".")]
+    return name.split(".")[-len(parts) :] == parts
