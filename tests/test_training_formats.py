@@ -237,6 +237,16 @@ def test_what_trl_changes_is_not_printed(
     compile(FORMATS["trainer"].write(found, "cpu"), "trainer", "exec")
 
 
+def test_the_lines_for_a_shell_say_what_training_needs(trains: Recommendation) -> None:
+    """What was set of the allocator on a GPU, and peft where adapters are trained."""
+    for method, needs in (("full", False), ("lora", True)):
+        found = case_of(trains, method)
+        on_gpu, on_cpu = (FORMATS["env"].write(found, device) for device in ("cuda", "cpu"))
+        assert f"\nexport PYTORCH_CUDA_ALLOC_CONF={training.ALLOCATOR}\n" in on_gpu
+        assert "ALLOC_CONF" not in on_cpu
+        assert [("peft" in text) for text in (on_gpu, on_cpu)] == [needs, needs]
+
+
 def test_how_long_sequences_may_be_is_told_of_a_gpu(trains: Recommendation) -> None:
     """With what it is within; a CPU's process has more in memory than what is predicted, so that nothing is said of one."""
     assert trains.payload["longest_tokens"] is None

@@ -94,11 +94,16 @@ def _proof(carried: Carried) -> dict[str, Any]:
 def environment_lines(carried: Carried, device: str) -> str:
     """Return lines for a shell: what to export, and the packages to install in the versions that were measured."""
     environment, configuration = carried.recommendation.study.environment, carried.configuration
-    own = [package for choice in choices_of(configuration) for package in choice.packages]
+    facts, work = carried.recommendation.facts, carried.workload
+    kind = kind_of(work)
+    needed = kind.preparation(work, facts, carried.recommendation.source.files, device).packages
+    own = [*needed, *(package for choice in choices_of(configuration) for package in choice.packages)]
     always, pins, told = _pins(environment, own)
     statements = setup_of(configuration).before
     unsaid = [f"no variable says this, it is to be run in Python before loading: {line}" for line in statements]
-    exports = ["CUDA_DEVICE_ORDER=PCI_BUS_ID"] if device != "cpu" else [f"OMP_NUM_THREADS={carried.threads}"]
+    variables = [f"{name}={quote(value)}" for name, value in kind.running(work, facts).variables.items()]
+    on_gpu = ["CUDA_DEVICE_ORDER=PCI_BUS_ID", *variables]
+    exports = on_gpu if device != "cpu" else [f"OMP_NUM_THREADS={carried.threads}"]
     installs = [f"pip install {' '.join(map(quote, always))}"] if always else []
     # Apart and after torch: some are built against the torch that is there.
     installs += [f"pip install --no-build-isolation {' '.join(map(quote, pins))}"] if pins else []

@@ -51,13 +51,15 @@ class Preparation:
     """What is done with a model after it is loaded: the worker executes these statements, and the suggestion prints them.
 
     imports: what the functions' source needs; functions: (module, name) of what the statements call; `model` is there. adapters:
-    peft's configuration of what is trained beside the weights, as an expression, "" where nothing is.
+    peft's configuration of what is trained beside the weights, as an expression, "" where nothing is. packages: distributions
+    that the statements need beside torch and transformers.
     """
 
     imports: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
     statements: tuple[str, ...] = ()
     adapters: str = ""
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

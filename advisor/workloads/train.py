@@ -290,6 +290,7 @@ def _preparation(workload: Workload, _: ModelFacts, __: ModelFiles, ___: str) ->
             *_AS_TRAINED,
         ),
         adapters=adapters,
+        packages=("peft",),
     )
 
 
