@@ -226,7 +226,9 @@ def test_space_and_cost_go_by_its_traits(choices: dict[str, Choice], lossy: int,
     assert {SCHEME} <= {c["quantization"] for c in space.admissible}
     assert {BACKEND} <= {c["attention"] for c in space.admissible}
     assert any(r.rule == "T0" and r.subject == f"quantization={SCHEME}" for r in refused.refusals)
-    quantised = facts.linear_parameters - facts.vocabulary * facts.hidden_size  # the output layer is left out, by custom
+    quantised = (
+        facts.linear_parameters - facts.vocabulary * facts.hidden_size
+    )  # the output layer is left out, by custom
     assert saved == pytest.approx(quantised * (4 - choices[SCHEME].traits.bytes_per_weight))
     assert scores == 2 * 2 * facts.heads * 64**2 * 4
     assert 1 < slower <= 2

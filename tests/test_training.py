@@ -96,10 +96,13 @@ def test_a_step_has_the_same_sequences_however_it_is_computed(name: str, *, by_l
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"batch": "auto"}, "must be a whole number"),
+        ({"batch": "auto"}, "decides what is learned, and is yours to say"),
+        ({"batch": "eight"}, "must be a whole number"),
         ({"lengths": [1, 4]}, "one token nothing is learned.*at least 2 tokens"),
         ({"method": "half"}, "must be one of full, lora, qlora"),
         ({"targets": "q_proj"}, "goes with --method lora or qlora|goes with method lora or qlora"),
+        ({"rank": 8}, "goes with --method lora or qlora|goes with method lora or qlora"),
+        ({"method": "lora", "targets": "all-linear,q_proj"}, "it goes with no other name"),
         ({"method": "lora", "rank": 0}, "must be at least 1"),
         ({"method": "lora", "targets": "q proj"}, "takes names of modules"),
         ({"method": "lora", "rank": 100_000}, "at most 8192"),

@@ -10,7 +10,7 @@ from advisor.advice.labels import choices_in
 from advisor.advice.ranking import Candidate, why_behind
 from advisor.advice.recommendation import Recommendation
 from advisor.errors import BadInput
-from advisor.knobs import KNOBS, Reason, always
+from advisor.knobs import KNOBS, Reason, Verdict, always
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.trial import Outcome, Trial
 from advisor.quality.judge import is_judged
@@ -42,8 +42,9 @@ def why_not(recommendation: Recommendation, trials: Sequence[Trial], text: str) 
         if trial.phase == "search" and (_has(trial.requested, asked) or _has(trial.ran, asked))
     ]
     untried = _untried(recommendation, trials, asked)
-    # What is admissible somewhere is refused, without a word of with what, by what else changes the work: how many share a call.
-    partly = [reason for reason in refusals if not reason.about and untried]
+    # What is admissible somewhere, or ran, is refused, without a word of with what, by what else changes the work: how many share
+    # a call.
+    partly = [r for r in refusals if not r.about and (untried or (tried and r.verdict is Verdict.ALIAS))]
     told = [_refusal(reason) for reason in refusals if reason not in partly]
     some = [f"in some of its combinations {_refusal(reason)}" for reason in partly]
     found = [*_first(told), *_first(tried), *_first(some), *(untried or ())]

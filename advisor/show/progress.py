@@ -58,6 +58,7 @@ class Progress:
         self.began = time.monotonic() if job.began is None else job.began
         self.ledger = Ledger(self.began)
         self.done, self.stage, self.running = 0, "starting", ""
+        self.label = 0  # the longest that was printed
         self.best, self.default_score, self.admissible = "", 0.0, 0
         self._live: Live | None = None
 
@@ -145,7 +146,8 @@ class Progress:
         least = max(_LEAST, min(_LABEL, room))
         label = Text(str(trial.requested))
         label.truncate(max(least, room - _WORDS), overflow="ellipsis")
-        label.pad_right(max(least - label.cell_len, 0))
+        self.label = max(self.label, least, label.cell_len)
+        label.pad_right(self.label - label.cell_len)
         line = Text(f"{trial.number:4d} ").append_text(label).append(" ")
         if trial.outcome is Outcome.OK:
             line.append(told).append(f"  {reason[:_REASON]}" if reason else "", style="yellow")

@@ -34,6 +34,10 @@ _LOSSES = """for entry in trainer.state.log_history:
     if "loss" in entry:
         print(f"step {entry['step']}: loss {entry['loss']:.6f}")"""
 
+#: What is not measured, and a run of one's own needs.
+_YOURS = """# Yours to choose: learning_rate and its schedule, num_train_epochs, train_sampling_strategy; and to keep what was
+# trained: trainer.save_model("trained")"""
+
 _COPIES = "accelerate, on which it stands, makes a copy of logits in fp32 under bf16: more memory than was measured"
 
 
@@ -110,6 +114,7 @@ def trainer_lines(carried: Carried, device: str) -> str:
             "trainer = Trainer(model, arguments, data_collator=collate, train_dataset=samples)",
             "trainer.train()",
             _LOSSES,
+            _YOURS,
         ],
     )
 
@@ -155,6 +160,7 @@ def sft_lines(carried: Carried, device: str) -> str:
             _call("trainer = SFTTrainer", {"model": "model", **made}),
             "trainer.train()",
             _LOSSES,
+            _YOURS,
         ],
     )
 

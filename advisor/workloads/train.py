@@ -69,10 +69,7 @@ class Training(Workload):
         """Refuse what is not a workload."""
         super().__post_init__()
         if self.batch is None:
-            raise BadInput(
-                f"{named('batch')} auto: how many sequences a step has decides what is learned, and is yours to say",
-                "how many of them share a forward pass is tuned: it is the knob micro_batch",
-            )
+            raise _no_step()
         if self.method not in METHODS:
             raise BadInput(f"{named('method')} must be one of {', '.join(METHODS)}, not {self.method!r}")
         if not 1 <= self.rank <= MOST_RANK:
@@ -203,15 +200,32 @@ def _read_targets(value: Any, name: str) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else read_texts(value, name)
     targets = tuple(sorted({each.strip() for each in listed}))
     if not targets or not all(map(matches(r"[\w.-]{1,100}"), targets)):
-        raise BadInput(f"{named(name)} takes names of modules such as q_proj,v_proj, or all-linear")
+        raise BadInput(f"{named(name)} takes names of modules such as q_proj,v_proj, or {ALL_LINEAR}")
+    if ALL_LINEAR in targets and len(targets) > 1:
+        raise BadInput(f"{named(name)} {ALL_LINEAR} is every linear layer but the output's: it goes with no other name")
     return targets
+
+
+def _no_step() -> BadInput:
+    """Return what is said where how many sequences a step has is left to be tuned."""
+    return BadInput(
+        f"{named('batch')} auto: how many sequences a step has decides what is learned, and is yours to say",
+        "how many of them share a forward pass is tuned: it is the knob micro_batch",
+    )
+
+
+def _read_step(value: Any, name: str) -> int:
+    """Return how many sequences a step has. Raises BadInput."""
+    if value == "auto":
+        raise _no_step()
+    return read_whole(value, name)
 
 
 def _own(option: Option) -> Option:
     """Return an option of a list in the words of training."""
     if option.name == "batch":
         return replace(
-            option, help="sequences a step of the optimizer (default: %(default)s)", read=read_whole, word=whole_word
+            option, help="sequences a step of the optimizer (default: %(default)s)", read=_read_step, word=whole_word
         )
     if option.name == "batches":
         return replace(option, help=f"steps in the list (default: {DEFAULT_STEPS})", default=DEFAULT_STEPS)
@@ -222,7 +236,7 @@ _OPTIONS = (
     *map(_own, LIST_OPTIONS),
     Option(
         "method",
-        "what is trained: all weights, LoRA adapters, or these beside weights in 4 bits (default: %(default)s)",
+        "what is trained: all weights, LoRA adapters, or these beside weights in 4 or 8 bits (default: %(default)s)",
         default=FULL,
         choices=METHODS,
     ),
@@ -252,8 +266,9 @@ def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ..
     method, targets = asked["method"], asked["targets"] or OWN_TARGETS
     if method == FULL and targets:
         raise BadInput(f"{named('targets')} goes with {named('method')} {LORA} or {QLORA}: all weights are trained")
-    rank = asked["rank"] if method != FULL else RANK
-    return Training(lengths, asked["batch"], method, rank, targets)
+    if method == FULL and asked["rank"] != RANK:
+        raise BadInput(f"{named('rank')} goes with {named('method')} {LORA} or {QLORA}: all weights are trained")
+    return Training(lengths, asked["batch"], method, asked["rank"], targets)
 
 
 # ----------------------------------------------------------------------------------------------------------- how it runs
