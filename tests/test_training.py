@@ -22,7 +22,13 @@ import advisor
 from advisor.errors import BadInput
 from advisor.faces.cli import run
 from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of, traits_of
-from advisor.measure.proof_torch import launched_of
+from advisor.measure import proof_torch
+from advisor.measure.course_torch import COURSE_STEPS, reference_course
+from advisor.measure.messages import Subject
+from advisor.measure.proof_torch import Profiled, launched_of
+from advisor.measure.session_torch import Session
+from advisor.models.checkpoint import find_model
+from advisor.networks import switches_torch
 from advisor.networks.call_torch import accepted
 from advisor.nouns.configuration import Configuration
 from advisor.nouns.measurement import Measurement
@@ -215,6 +221,65 @@ def test_every_configuration_does_the_same_step_and_all_is_given_back(model: Any
     assert all(weight.grad is None for weight in model.parameters())
     assert not model.optimizer.state
     assert torch.equal(random, torch.get_rng_state())
+
+
+def subject(configuration: Configuration = PLAIN) -> Subject:
+    """Return the shipped model, to be trained."""
+    known = replace(facts(), checkpoints=True, switches_attention=True)
+    return Subject(
+        source=find_model(str(CAUSAL)).files,
+        facts=known,
+        workload=WORK,
+        configuration=configuration,
+        sample=(0, 1, 2, 3),
+    )
+
+
+def test_the_reference_computes_layers_again_where_there_is_no_memory_to_keep_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On an H200 sdpa in fp32 kept 400 GB of scores of 8,192 tokens, and no training was judged. The course is the same."""
+    session = Session(lambda _: None)
+    kept = reference_course(session, subject())
+    own, asked = TrainingRuntime.course, []
+
+    def short_of_memory(self: Any, model: Any, *given: Any, **more: Any) -> Any:
+        asked.append(model.is_gradient_checkpointing)  # memory that ends can't be had on a machine that others use
+        if not model.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError
+        return own(self, model, *given, **more)
+
+    monkeypatch.setattr(TrainingRuntime, "course", short_of_memory)
+    again = reference_course(session, subject())
+
+    assert asked == [False, True]
+    assert kept is not None
+    assert again is not None
+    assert runtime().deviations(again, kept) == dict.fromkeys(("gradient", "loss", "norm"), 0.0)
+    assert len(again["losses"]) == len(kept["losses"]) == COURSE_STEPS
+
+
+def test_what_torch_picks_is_asked_of_the_model_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, with layers computed again: else fp32 has other kernels, and a step may not fit (as on an H200)."""
+    configuration = PLAIN.replaced(
+        attention="sdpa-math", autocast="autocast-bf16", checkpointing="checkpointed", compilation="compiled-loss"
+    )
+    asked, session = subject(configuration), Session(lambda _: None)
+    session.load(asked, configuration)
+    seen = []
+
+    def looked(session: Session, *_: Any, **__: Any) -> Profiled:
+        held, loss = session.model, session.model.loss_function
+        seen.append((held.autocast, held.is_gradient_checkpointing, hasattr(loss, "_torchdynamo_orig_callable")))
+        return Profiled([], 0.0)
+
+    monkeypatch.setattr(proof_torch, "profiled", looked)
+    monkeypatch.setattr(switches_torch, "allowed_kernels", lambda: ["math"])
+    proof_torch.picked_by_torch(session, Call({}, (), ()), asked)
+    proof_torch.operators_uncompiled(session, Call({}, (), ()), asked)
+    looked(session)
+
+    assert seen == [(torch.bfloat16, True, False)] * 2 + [(torch.bfloat16, True, True)]
 
 
 @pytest.mark.parametrize("fault", ["a mean for each pass", "no clipping of pads", "a rate twice as high"])

@@ -86,6 +86,11 @@ class Traits:
     independent: bool = True
     advised: bool = True
 
+    @property
+    def compiles_any(self) -> bool:
+        """Whether something beside attention itself is compiled: the model, parts of it, or its loss."""
+        return self.compiles_model or self.compiles_regions or self.compiles_loss
+
     def __hash__(self) -> int:
         """Hash by value, which is found once: of each choice it is asked for with every configuration that has it."""
         return self._hash

@@ -42,30 +42,39 @@ def reference_course(session: Session, subject: Subject) -> dict[str, Any] | Non
     """Return the reference's course of work that trains: {"why": in words} where it can't be had; None of other work.
 
     Weights are loaded in fp32, with the default's attention: eager attention keeps the scores of every layer for the way back.
+    So does sdpa in fp32, where queries share keys. Where there is no memory for that, layers are computed again: it is the same
+    arithmetic.
     """
     if not subject.workload.trains:
         return None
     session.stage("reference of training")
-    configuration, runtime = (
-        plain_base(subject).replaced(precision=reference_choices()["precision"]),
-        runtime_of(subject),
-    )
     if subject.facts.prequantized:
         return {"why": "the checkpoint's weights are in fewer bits"}
-    try:
-        session.load(subject, configuration)
-        session.keep(runtime)
-        _, tokens = session.sampled(subject)
-        with runtime.mode(), fp32_torch.in_fp32(session.model, session.device):
-            found = runtime.reference_course(session.model, tokens, session.device, steps=steps_of(subject))
-    except fp32_torch.NO_MEMORY as error:
-        error.__traceback__ = None
-        session.unload()
-        return {"why": "a step in fp32 does not fit"}
-    session.give_back(runtime)
-    if "why" in found:
-        session.unload()
-    return found
+    runtime = runtime_of(subject)
+    for configuration in _in_fp32(subject):
+        try:
+            session.load(subject, configuration)
+            session.keep(runtime)
+            _, tokens = session.sampled(subject)
+            with runtime.mode(), fp32_torch.in_fp32(session.model, session.device):
+                found = runtime.reference_course(session.model, tokens, session.device, steps=steps_of(subject))
+        except fp32_torch.NO_MEMORY as error:
+            error.__traceback__ = None  # it holds what the step had computed
+            session.unload()
+            continue
+        session.give_back(runtime)
+        if "why" in found:
+            session.unload()
+        return found
+    return {"why": "a step in fp32 does not fit"}
+
+
+def _in_fp32(subject: Subject) -> list[Configuration]:
+    """Return how the reference's step may be computed: with all kept, and with layers computed again where the class can."""
+    plain = plain_base(subject).replaced(precision=reference_choices()["precision"])
+    every = (choice for knob in KNOBS.values() for choice in knob.choices.values())
+    sparing = {choice.knob: choice.name for choice in every if choice.traits.recomputes}
+    return [plain, plain.replaced(**sparing)] if subject.facts.checkpoints else [plain]
 
 
 def course_figures(

@@ -65,11 +65,12 @@ def _is(event: Any, question: str) -> bool:
 
 
 def operators_uncompiled(session: Session, call: Call, subject: Subject) -> list[str]:
-    """Return the operators of a step of the model as it was loaded: a compiler's own kernels hide by what they were made of.
+    """Return the operators of a step with nothing compiled: a compiler's own kernels hide by what they were made of.
 
-    Not a GPU's kernels: the operators that launch them say as much.
+    Not a GPU's kernels: the operators that launch them say as much. All else is as it was asked for: without autocast a step has
+    other kernels, and one whose layers are not computed again may not fit.
     """
-    with session.unchanged():
+    with session.uncompiled():
         return profiled(session, call, subject, kernels=False).names
 
 
@@ -84,7 +85,7 @@ def picked_by_torch(session: Session, call: Call, subject: Subject, *, kernels: 
         return []
     switches_torch.allow_kernels(switches_torch.KERNELS)
     try:
-        with session.unchanged():
+        with session.uncompiled():
             return profiled(session, call, subject, kernels=kernels).names
     finally:
         switches_torch.allow_kernels(allowed)

@@ -33,8 +33,9 @@ class Session:
         self.loaded_in_s = 0.0
         self.found_load_s: float | None = None
         #: The statements that changed the loaded model as its configuration asks, and that are taken back for another's.
-        #: None amid a change, and where one failed: then nobody knows what the model is like.
+        #: None amid a change, and where one failed: then nobody knows what the model is like. compiling: those that compile.
         self.on_model: tuple[str, ...] | None = ()
+        self.compiling: frozenset[str] = frozenset()
         self.names: dict[str, Any] = {}
         self.tokens_of: tuple[str, list[torch.Tensor]] | None = None
         #: What work that changes the loaded model gives back to it, None where nobody looked at it yet.
@@ -84,6 +85,7 @@ class Session:
             arguments = load_torch.arguments_of(choices, configuration, names)
             self.model.set_attn_implementation(arguments["attn_implementation"])
         self.loaded_attention = configuration["attention"]
+        self.compiling = frozenset(line for choice in choices if choice.traits.compiles_any for line in choice.on_model)
         self._change(tuple(dict.fromkeys(line for choice in choices for line in choice.on_model)))
         synchronize(device)
         took_s = time.perf_counter() - began
@@ -106,13 +108,25 @@ class Session:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Have the loaded model be as it was loaded for a while."""
-        lines = self.on_model
-        assert lines is not None, "a change failed, and the trial went on"
-        self._change(())
+        with self._changed_to(()):
+            yield
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Have the loaded model be as its configuration asks for a while, with nothing of it compiled."""
+        with self._changed_to(tuple(line for line in self.on_model or () if line not in self.compiling)):
+            yield
+
+    @contextmanager
+    def _changed_to(self, lines: tuple[str, ...]) -> Iterator[None]:
+        """Have the loaded model be changed by these statements alone for a while."""
+        own = self.on_model
+        assert own is not None, "a change failed, and the trial went on"
+        self._change(lines)
         try:
             yield
         finally:
-            self._change(lines)
+            self._change(own)
 
     def unload(self) -> None:
         """Free the model. What was changed with it in its class's module is taken back: the next one would have it too."""
