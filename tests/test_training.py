@@ -496,6 +496,7 @@ OF_8B = {
     "qlora": (
         ({}, 66.8),
         ({**IN_BF16, "quantization": "fp4", "micro_batch": "micro-2", "checkpointing": "checkpointed"}, 13.4),
+        ({**IN_BF16, "quantization": "torchao-int8", "checkpointing": "checkpointed"}, 21.7),
         ({"attention": "sdpa-flash", "quantization": "fp4", "micro_batch": "micro-1", "optimizer": "adamw_8bit"}, 20.8),
     ),
 }
@@ -523,6 +524,30 @@ OF_8B = {
 def test_peaks_are_predicted_within_a_tenth(choices: dict[str, str], peak_gib: float) -> None:
     """Beside those that an H200 measured of Llama-3.2-1B, 8 × 2048 (docs/results/2026-11-29-h200-training.md)."""
     work = Training(quantiles(2048, 8), 8)
+    assert predicted_gib(choices, work, ONE_B) == pytest.approx(peak_gib, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "peak_gib"),
+    [
+        ({}, 116.6),
+        ({"attention": "flash_attention_4"}, 116.7),
+        ({"attention": "flash_attention_4", "kernels": "liger-with-loss"}, 46.2),
+        (
+            {
+                "attention": "flash_attention_4",
+                "precision": "fp32",
+                "autocast": "autocast-bf16",
+                "micro_batch": "micro-2",
+            },
+            80.9,
+        ),
+        ({"attention": "eager", "micro_batch": "micro-2", "checkpointing": "checkpointed"}, 88.3),
+    ],
+)
+def test_peaks_of_long_sequences_are_predicted_within_a_tenth(choices: dict[str, str], peak_gib: float) -> None:
+    """The same of 4 × 8192; of eager attention the scores' way back is the most that is held."""
+    work = Training((8192,) * 4, 4)
     assert predicted_gib(choices, work, ONE_B) == pytest.approx(peak_gib, rel=0.1)
 
 

@@ -128,7 +128,8 @@ def bytes_of_step(
     states = trained * (traits.state_bytes or 2 * size)
     layers = facts.layers * _of_layer(work, facts, traits, adapters=adapters, kept=traits.recomputes)
     again = _of_layer(work, facts, traits, adapters=adapters, kept=False) if traits.recomputes else 0.0
-    at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), again)
+    way_back = again + (_of_scores(work, facts, traits)[1] if traits.writes_scores else 0.0)
+    at_loss = layers + max(_of_loss(work, facts, traits, adapters=adapters), way_back)
     copies = _HALF * facts.linear_parameters if traits.autocasts and traits.bytes_per_value > _HALF else 0.0
     gradients = trained * size
     fragments = _FRAGMENTS_WITH_LOGITS if traits.keeps_logits and not traits.compiles_loss else _FRAGMENTS
@@ -156,12 +157,24 @@ def _of_layer(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool,
     else:
         own = 2 * (_FULL + (0 if adapters else size)) * shape.hidden + (3 * product + weighed) * shape.inner
     pairs = float(work.rows) * work.columns**2
-    scores = (_FULL + 2 * product) * facts.heads * pairs if traits.writes_scores else 0.0
+    scores = _of_scores(work, facts, traits)[0] if traits.writes_scores else 0.0
     return (
         tokens * (own + given + attention + inputs + _FULL * facts.heads)
         + scores
         + (product * pairs if is_masked else 0.0)  # each layer makes numbers of a mask of bools
     )
+
+
+def _of_scores(work: Work, facts: ModelFacts, traits: Numbers) -> tuple[float, float]:
+    """Return the bytes of a layer's scores, where they are written: what is kept of them, and what their way back needs beside.
+
+    transformers' eager attention: their softmax in fp32 is kept, and a copy of it in 16 bits; on the way back there are the
+    gradients of that copy, the same in fp32, and those of the softmax.
+    """
+    product = _HALF if traits.autocasts else traits.bytes_per_value
+    pairs = facts.heads * float(work.rows) * work.columns**2
+    copy = product if product < _FULL else 0.0
+    return pairs * (_FULL + copy), pairs * (2 * _FULL + copy)
 
 
 def _of_loss(work: Work, facts: ModelFacts, traits: Numbers, *, adapters: bool) -> float:
