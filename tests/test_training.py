@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace as replace_struct
 from torch.profiler import ProfilerActivity, profile
 
 import advisor
@@ -280,6 +281,64 @@ def test_what_torch_picks_is_asked_of_the_model_that_was_asked_for(monkeypatch: 
     looked(session)
 
     assert seen == [(torch.bfloat16, True, False)] * 2 + [(torch.bfloat16, True, True)]
+
+
+def quantised(session: Session, name: str) -> tuple[Any, Configuration]:
+    """Load the shipped model in few bits, with adapters of all its layers; return it and what it is."""
+    work = Training(LENGTHS, 4, "qlora", targets=("all-linear",))
+    configuration = Configuration.of(baseline_choices(facts(), work)).replaced(quantization=name, precision="fp32")
+    session.load(replace_struct(subject(configuration), workload=work), configuration)
+    return session.model, configuration
+
+
+@pytest.mark.parametrize("name", ["torchao-int8", "torchao-int8-dynamic", "torchao-fp8", "nf4", "int8"])
+def test_layers_that_no_gradient_passes_are_found(name: str) -> None:
+    """Torchao's with quantised inputs raise nothing: adapters of all layers get gradients around them, of another loss."""
+    session = Session(lambda _: None)
+    loaded, _ = quantised(session, name)
+    if not name.endswith("dynamic"):
+        runtime().refuse_blocked(loaded, "cpu")
+        return
+    assert loaded(input_ids=tokens()[0][None]).logits.requires_grad
+    with pytest.raises(ValueError, match=r"no gradient passes its linear layers \(Linear of Int8Tensor\)"):
+        runtime().refuse_blocked(loaded, "cpu")
+
+
+def test_what_the_gate_looks_at_is_no_end_of_training() -> None:
+    """Bitsandbytes repacks 4 bits in a CPU's pass of evaluation, for good, and no gradient passes them any more.
+
+    It was in the gate: 20 steps without a gradient had losses within 0.02 nats, and were twice as fast.
+    """
+    from bitsandbytes.nn.modules import has_avx512bf16
+
+    session = Session(lambda _: None)
+    loaded, configuration = quantised(session, "nf4")
+    (call, *_) = calls(PLAIN)
+    runtime().by_sequence(loaded, call, "cpu", [0])
+    runtime().refuse_blocked(loaded, "cpu")
+    if not has_avx512bf16():
+        return  # such a CPU repacks nothing
+    loaded.eval()
+    with torch.no_grad():
+        loaded(input_ids=tokens()[0][None])
+    loaded.train()
+    with pytest.raises(ValueError, match="Linear4bit"):
+        runtime().refuse_blocked(loaded, "cpu")
+    work = Training(LENGTHS, 4, "qlora")
+    rules = KNOBS["quantization"].choices["nf4"].why_not(Situation(configuration, work, CPU, facts()))
+    assert [reason.rule for reason in rules if "evaluation" in reason.text] == ["Q28"]
+
+
+@pytest.mark.parametrize(("norm", "is_wrong"), [(0.044, False), (1.0, True)])
+def test_a_lossy_choice_that_learns_another_thing_is_wrong(norm: float, *, is_wrong: bool) -> None:
+    """Gradients of four bits point elsewhere, and are as long as they were: without any their norm is 100 % off."""
+    configuration = PLAIN.replaced(quantization="nf4")
+    quality = Quality(
+        0.06, 0.5, 0.01, 0.9, 8, probed="pads", gradient=1.3, loss=0.04, norm=norm, steps=20, reference="fp32, eager"
+    )
+    found = wrong(Trial(1, configuration, configuration, Outcome.OK, quality=quality), None, facts())
+
+    assert ["norm is 100.0% off" in text for text in found] == [True] * is_wrong
 
 
 @pytest.mark.parametrize("fault", ["a mean for each pass", "no clipping of pads", "a rate twice as high"])

@@ -22,6 +22,7 @@ from advisor.nouns.model import ModelFacts
 from advisor.nouns.objective import Limits, Tier
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.quality.limits import (
+    COURSE_OF_LOSSY,
     FLOORS,
     FULL,
     LIMITS,
@@ -39,7 +40,7 @@ from advisor.quality.limits import (
 )
 
 #: The version of what is judged and how: an answer that was given by another one is given again.
-GATE_VERSION = "gate/2"
+GATE_VERSION = "gate/3"
 
 #: What a reason says where an output was not finite: figures say nothing of it then.
 NOT_FINITE = "NaN or infinity"
@@ -69,6 +70,8 @@ def wrong_beside(trial: Trial, right: Trial | None, facts: ModelFacts) -> tuple[
     if quality.is_against_fp32 and tier_of(ran.items(), facts) is Tier.EXACT:
         held_to = right.quality if right is not None and right is not trial else None
         found += _exact_failures(quality, mantissa_bits(trial), facts, held_to)
+    elif quality.is_against_fp32:
+        found += _astray(quality, COURSE_OF_LOSSY)
     if not found and trial.outcome is Outcome.WRONG_OUTPUT and NOT_FINITE in trial.reason:
         found.append(trial.reason)  # seen of a batch outside the sample that the figures are of
     return tuple(found)

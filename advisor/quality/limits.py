@@ -6,6 +6,7 @@ thresholds of the lossy tiers are measurement.md's (B.6, "Recommended gate").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -115,6 +116,10 @@ COURSE_MOST: Mapping[int, Course] = {
     10: Course(0.1, 3e-2, 0.1, "some times the floor"),
     COARSE: Course(0.5, 5e-2, 0.3, "five times the largest gradients' of right ones"),
 }
+
+#: The same of a lossy choice. Four bits of weights that were drawn turn gradients about (1.3 of their size off, the 8B) and move
+#: losses (0.04 nats); what says that another thing is learned is their size.
+COURSE_OF_LOSSY = Course(math.inf, math.inf, 0.5, f"ten times the largest of right ones, 4.4 % ({_SITTINGS})")
 
 #: Of every kind of work that has none of its own: measurement.md, B.6. The tier dtype has no perplexity limit there: one per
 #: cent is the next tier's. That overlap of the ten nearest must be looked at stands there too, its limits are ours; so are

@@ -93,6 +93,9 @@ class Runtime:
     def give_back(self, model: Any, kept: Any, device: str) -> None:
         """Make the model be as it was when this was kept."""
 
+    def refuse_blocked(self, model: Any, device: str) -> None:
+        """Raise ValueError where work that trains can't teach a model what it should."""
+
     def course(self, model: Any, calls: Sequence[Call], device: str, *, steps: int) -> dict[str, Any]:  # noqa: ARG002
         """Return how work that changes the model goes on from call to call; nothing where none does."""
         return {}

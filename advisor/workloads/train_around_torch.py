@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 
 #: Of each weight's gradient so many values are compared.
 COMPARED_VALUES = 4096
+
+#: So many tokens are drawn to see whether gradients pass a layer: kernels of 8 bits take 17 or more.
+DRAWN_ROWS = 32
 
 
 @contextmanager
@@ -60,6 +64,41 @@ def first_gradients(model: Any, found: dict[str, tuple[torch.Tensor, float]]) ->
         yield
     finally:
         torch.nn.utils.clip_grad_norm_ = clip
+
+
+def blocking(model: Any, device: str) -> list[str]:
+    """Return the kinds of linear layers that let no gradient through to their input, by their class and their weight's.
+
+    One layer of a kind is looked at, with a drawn input. torchao's layers with quantised inputs do so in silence, and those of
+    bitsandbytes on a CPU once they have run in evaluation: adapters get gradients around them, and of another loss.
+    """
+    one_of: dict[tuple[str, str], Any] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and hasattr(module, "in_features") and not any(module.children()):
+            one_of.setdefault((type(module).__name__, type(weight).__name__), module)
+    return [f"{layer} of {weight}" for (layer, weight), module in one_of.items() if not _passes(module, model, device)]
+
+
+def _passes(layer: Any, model: Any, device: str) -> bool:
+    """Whether a gradient comes back through a layer."""
+    own = layer.weight.dtype
+    dtype = own if own.is_floating_point and own.itemsize > 1 else model.dtype
+    drawn = torch.randn(DRAWN_ROWS, layer.in_features, generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(device, dtype).requires_grad_()
+    with torch.enable_grad():
+        given = layer(drawn)
+    if not given.requires_grad:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says of an operator without a derivative what is asked here
+            (gradient,) = torch.autograd.grad(given.float().sum(), drawn, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False  # no derivative of its operator is known
+    return gradient is not None and bool(gradient.any())
 
 
 def plain_name(name: str) -> str:

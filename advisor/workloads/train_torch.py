@@ -19,7 +19,7 @@ from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime
 from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, values_of_tokens
 from advisor.workloads.train import ALLOCATOR
-from advisor.workloads.train_around_torch import first_gradients, some_optimizer, without_dropout
+from advisor.workloads.train_around_torch import blocking, first_gradients, some_optimizer, without_dropout
 from advisor.workloads.workload import Workload
 
 #: Labels of what has no loss, as torch's cross entropy and transformers have it.
@@ -143,19 +143,15 @@ class TrainingRuntime(Runtime):
         Less its loss at a sequence's last token, where that is taught the first one of the sequence after it (rule T3): so what
         it gives depends on its neighbour, as its training does.
 
-        Without dropout. What is compiled is run as in a step, with gradients: else it would be compiled anew.
+        Without dropout, and in training as a step is: bitsandbytes takes a pass in evaluation on a CPU for the end of training,
+        and no gradient passes its layers of 4 bits from then on. What is compiled is run with gradients: else it would be
+        compiled anew.
         """
         arguments = {name: value for name, value in call.arguments.items() if name != "labels"}
         is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
         gradients = nullcontext() if is_compiled else torch.no_grad()
-        autocast = getattr(model, "autocast", None)
-        place = torch.device(device).type
-        model.train(is_compiled)
-        try:
-            with without_dropout(model), gradients, torch.autocast(place, autocast, enabled=autocast is not None):
-                found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
-        finally:
-            model.train()
+        with without_dropout(model), gradients, _as_it_computes(model, device):
+            found = values_of_tokens(model, replace(call, arguments=arguments), device, positions, self.accepts)
         return _with_what_is_taught([values.detach() for values in found], call, positions)
 
     def deviation(self, values: Sequence[torch.Tensor]) -> float:
@@ -192,6 +188,15 @@ class TrainingRuntime(Runtime):
             torch.set_rng_state(kept.random)
         if kept.random_of_device is not None:
             torch.cuda.set_rng_state(kept.random_of_device, device)
+
+    def refuse_blocked(self, model: Any, device: str) -> None:
+        """Raise ValueError where gradients do not pass some kind of the model's linear layers on their way back."""
+        with _as_it_computes(model, device):
+            kinds = blocking(model, device)
+        if kinds:
+            raise ValueError(
+                f"no gradient passes its linear layers ({', '.join(kinds)}): what is before them learns nothing"
+            )
 
     def course(self, model: Any, calls: Sequence[Call], device: str, *, steps: int) -> dict[str, Any]:
         """Train from the weights as they are; return what a reference and a configuration are compared by.
@@ -241,6 +246,12 @@ class TrainingRuntime(Runtime):
             "loss": max(abs(a - b) for a, b in losses),
             "norm": max(abs(a - b) / max(b, 1e-30) for a, b in norms),
         }
+
+
+def _as_it_computes(model: Any, device: str) -> torch.autocast:
+    """Return the autocast that a step of the model is computed under, a disabled one where it has none."""
+    dtype = getattr(model, "autocast", None)
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None)
 
 
 def _step(calls: Sequence[Call]) -> Step:

@@ -2,7 +2,7 @@
 
 It saves memory; whether it saves time depends on the GPU and the batch, and mostly it does not (levers.md, Q20). The
 compute dtype is always set, because transformers' default is fp32 (Q3), and so is the 4-bit type, because the default is
-fp4 and not nf4 (Q4).
+fp4 and not nf4 (Q4). Q28 is ours, found by a step that taught nothing (bitsandbytes 0.50).
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ def _int8_why_not(situation: Situation) -> list[Reason]:
 def _int8_without_why_not(situation: Situation) -> list[Reason]:
     text = "threshold 0.0 puts outliers into 8 bit too: faster, and further from the checkpoint"
     return [*_int8_why_not(situation), Reason("Q23", Verdict.WARN, text)]
+
+
+def _four_bit_why_not(situation: Situation) -> list[Reason]:
+    """Rule Q28: `Linear4bit.forward` repacks its weights for inference where it runs on a CPU in evaluation, for good."""
+    reasons = dequantising_why_not(situation)
+    if situation.workload.trains and not situation.environment.is_cuda:
+        text = "on a CPU with AVX512-BF16 no gradient passes it any more once the model has run in evaluation"
+        reasons.append(Reason("Q28", Verdict.WARN, text, "evaluate a copy of the model"))
+    return reasons
 
 
 def _int8_load(threshold: float) -> Callable[[Configuration], Mapping[str, str]]:
@@ -101,7 +110,7 @@ def _four_bit(kind: str, words: str, rate: float, *, double: bool = False) -> Ch
         f"bitsandbytes 4-bit {words}",
         SOURCE,
         _unavailable((6, 0), "Q2"),
-        dequantising_why_not,
+        _four_bit_why_not,
         _four_bit_load(kind, double=double),
         imports=_IMPORTS,
         packages=_PACKAGES,

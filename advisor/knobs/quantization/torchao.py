@@ -3,7 +3,7 @@
 Weights alone save memory, and time only where reading them is what takes it. Dynamic ones multiply in 8 bits on tensor cores, but
 uncompiled each layer launches a dozen small kernels to quantise its input: they pay together with compilation. The settings for
 torch's compiler that torchao brings are never taken: they are the whole process's, and up to 0.17 they switch fp32 products to
-tf32. Rules Q0, Q3, Q8–Q11, Q16, Q20 and Q22 are levers.md's; Q24–Q26 are ours, read in torchao 0.16–0.18.
+tf32. Rules Q0, Q3, Q8–Q11, Q16, Q20 and Q22 are levers.md's; Q24–Q27 are ours, read in torchao 0.16–0.18.
 """
 
 from __future__ import annotations
@@ -172,9 +172,23 @@ def _why_not(scheme: Scheme) -> Callable[[Situation], list[Reason]]:
     def why_not(situation: Situation) -> list[Reason]:
         reasons = quantising_why_not(situation) if scheme.dynamic else dequantising_why_not(situation)
         reasons += [] if reasons else training_why_not(situation, trainable=scheme.tier is Tier.EIGHT_BIT)
-        return reasons + _shapes(scheme, situation) + _numbers(scheme, situation) + _told(scheme, situation)
+        return (
+            reasons
+            + _gradients(scheme, situation)
+            + _shapes(scheme, situation)
+            + _numbers(scheme, situation)
+            + _told(scheme, situation)
+        )
 
     return why_not
+
+
+def _gradients(scheme: Scheme, situation: Situation) -> list[Reason]:
+    """Rule Q27, found by running them: torch has no derivative of their fp8 products, and those of int8 give none in silence."""
+    if not (situation.workload.trains and scheme.dynamic):
+        return []
+    text = "no gradient comes back through torchao's products with quantised inputs: adapters are taught by what goes around them"
+    return [Reason("Q27", Verdict.INVALID, text, "quantise weights alone")]
 
 
 def _shapes(scheme: Scheme, situation: Situation) -> list[Reason]:
