@@ -12,8 +12,10 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_models import LLAMA_1B
@@ -447,24 +449,49 @@ def test_recorded_landscape_says_where_it_is_from(shipped: Landscape) -> None:
     assert any(trial.outcome is Outcome.OK for trial in shipped.trials)
 
 
-#: Of a space of fewer configurations a quarter is the default and hardly anything else.
-OF_SOME_SIZE = {name: landscape for name, landscape in RECORDED.items() if len(landscape.trials) >= 20}
+def default_s(landscape: Landscape) -> float:
+    """Return the seconds of the default's trial, which is always the first one."""
+    return landscape.by_configuration[landscape.baseline].wall_s or math.inf
 
 
-@pytest.mark.parametrize("shipped", OF_SOME_SIZE.values(), ids=OF_SOME_SIZE)
-def test_search_is_near_the_best_of_a_recording(shipped: Landscape) -> None:
-    """On every recording of some size, within 2 % of the best at a quarter of the device seconds, for 19 of 20 seeds."""
+#: Of a space of fewer configurations, and of one whose default takes long with its reference, a quarter is the default and hardly
+#: anything else.
+OF_SOME_SIZE = {
+    name: each
+    for name, each in RECORDED.items()
+    if len(each.trials) >= 20 and default_s(each) <= 0.1 * each.exhaustive_s
+}
+
+
+@pytest.fixture(name="replays")
+def _replays() -> Callable[[Landscape], list[Any]]:
+    """Return what searches a landscape as `advisor tune` does, once for each of 20 seeds."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        from replay import SHARE
         from replay_field import Field, replayed
         from replay_strategies import ours
     finally:
         sys.path.pop(0)
-    shares = [
-        replayed(Field("shipped", shipped), ours, seed, least=1).to_near_best_s / shipped.exhaustive_s
-        for seed in range(20)
-    ]
+    return lambda shipped: [replayed(Field("shipped", shipped), ours, seed, least=1) for seed in range(20)]
+
+
+@pytest.mark.parametrize("shipped", OF_SOME_SIZE.values(), ids=OF_SOME_SIZE)
+def test_search_is_near_the_best_of_a_recording(shipped: Landscape, replays: Callable[[Landscape], list[Any]]) -> None:
+    """On every recording of some size, within 2 % of the best at a quarter of the device seconds, for 19 of 20 seeds."""
+    shares = [found.to_near_best_s / shipped.exhaustive_s for found in replays(shipped)]
 
     assert TIE_ZONE == 0.02
-    assert sum(share <= SHARE for share in shares) >= 19, shares
+    assert sum(share <= 0.25 for share in shares) >= 19, shares
+
+
+TRAINING = {name: each for name, each in RECORDED.items() if each.workload.trains}
+
+
+@pytest.mark.parametrize("shipped", TRAINING.values(), ids=TRAINING)
+def test_search_of_training_is_near_the_best_after_a_quarter_of_the_trials(
+    shipped: Landscape, replays: Callable[[Landscape], list[Any]]
+) -> None:
+    """Of 20 configurations that an H200 trained with, 5 hold one within 2 % of the best, for 19 of 20 seeds."""
+    counts = [next(n for n, regret in enumerate(found.regrets, 1) if regret <= TIE_ZONE) for found in replays(shipped)]
+
+    assert sum(count <= len(shipped.trials) / 4 for count in counts) >= 19, counts
