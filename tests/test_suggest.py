@@ -42,6 +42,7 @@ from advisor.nouns.reading import read_duration
 from advisor.nouns.step import Search
 from advisor.nouns.trial import Outcome, Quality, Trial
 from advisor.search.space import Space, build_space
+from advisor.show.headline import headline
 from advisor.show.refused import counted
 from advisor.show.report import print_recommendation
 from advisor.show.script import recommended_script
@@ -948,6 +949,21 @@ def test_a_faster_one_beside_a_wrong_default_is_faster(store: Store) -> None:
 
     found = answer(store)
     assert (found.configuration, found.verdict, found.exit_status) == (PACKED, "unconfirmed", 3)
+
+
+def test_a_comparison_that_is_open_is_told(store: Store) -> None:
+    """Of a default that needs too much memory too: the blocks that were run are no "not compared"."""
+    attempts = [attempt(DEFAULT, 1000, peak_bytes=60 * GIB), attempt(PACKED, 980, peak_bytes=10 * GIB)]
+    wanted = Objective(Tier.DTYPE, max_memory_bytes=25 * GIB)
+    study = studied(store, attempts, objective=wanted)
+    known = "for now: the best found that may be recommended, "
+    assert f"{known}not compared with the default yet" in headline(answer(store, objective=wanted))
+    store.save_comparisons(study, [Comparison(PACKED.key, DEFAULT.key, (0.975, 0.967, 0.976), 9)])
+
+    words = f"{known}0.97 × the default (95 % interval 0.95–0.99, 3 blocks), which is not clear yet"
+    assert words in headline(answer(store, objective=wanted))
+    store.save_comparisons(study, [Comparison(PACKED.key, DEFAULT.key, (0.975,), 9)])
+    assert f"{known}0.97 × the default (one block), which is not clear yet" in headline(answer(store, objective=wanted))
 
 
 def test_nothing_right_is_an_answer(store: Store) -> None:

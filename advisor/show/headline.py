@@ -50,7 +50,7 @@ def _found(recommendation: Recommendation) -> str:
             hoped = f"[bold]what looked {better} is not confirmed[/]"
             why = hoped if recommendation.verdict is Conclusion.UNCONFIRMED else f"{little} {better}"
             return f"{words}, for now: [bold green]{ratio}; {why}"
-        why = "not compared with the default yet" if recommendation.default else "but little was tried"
+        why = _open_words(chosen) if recommendation.default else "but little was tried"
         return f"{words}, for now: the best found that may be recommended, {why}"
     kept = {
         Conclusion.TIE: f"keep the default, {words}: what looked {better} is a [bold]tie[/]: its interval is not clear of 1",
@@ -59,6 +59,15 @@ def _found(recommendation: Recommendation) -> str:
         Conclusion.DEFAULT: f"keep the default, {words}: {_nothing_better(recommendation, better)}",
     }
     return kept[recommendation.verdict]
+
+
+def _open_words(chosen: Candidate) -> str:
+    """Say how far something was compared with a default that may not be recommended, where that leaves a doubt."""
+    if chosen.comparison is None:
+        return "not compared with the default yet"
+    (low, high), blocks = chosen.comparison.interval, len(chosen.comparison.block_ratios)
+    interval = f"95 % interval {low:.2f}–{high:.2f}, {blocks} blocks" if blocks > 1 else "one block"
+    return f"{chosen.comparison.ratio:.2f} × the default ({interval}), which is not clear yet"
 
 
 def _nothing_better(recommendation: Recommendation, better: str) -> str:
