@@ -304,6 +304,36 @@ def test_failures_in_a_row_end_the_search() -> None:
     assert next_step(replace(snapshot, stored=snapshot.stored[2:])) != step
 
 
+@pytest.mark.parametrize(
+    ("quality", "said"),
+    [
+        (
+            replace(GOOD, course="not compared: a step in fp32 does not fit"),
+            "its training was not compared: a step in fp32",
+        ),
+        (
+            replace(GOOD, reference="not judged: it does not fit"),
+            "its quality is not judged: not judged: it does not fit",
+        ),
+    ],
+)
+def test_a_search_of_what_nobody_could_judge_is_none(quality: Quality, said: str) -> None:
+    """Without a reference nothing may be recommended, whatever is measured: it is said after the default, with the way out.
+
+    A search went on to weights in fp32, as if the default's bf16 were at fault, until its budget was spent.
+    """
+    snapshot = seen(ran(DEFAULT, quality=quality))
+    step = next_step(snapshot)
+    assert isinstance(step, EndSearch)
+    assert (step.stop, step.stop.is_cut) == (Stop.UNJUDGED, True)
+    assert f"of no configuration it is known whether it is right: {said}" in step.text
+    assert "--allow-unjudged is not set" in step.text or "not judged" in said
+
+    allowed = replace(snapshot, job=replace(snapshot.job, objective=replace(OBJECTIVE, allow_unjudged=True)))
+    assert isinstance(next_step(allowed), Search)
+    assert isinstance(next_step(seen(ran(DEFAULT, quality=quality), exhaustive=True)), Search)
+
+
 def test_time_is_set_aside_for_the_blocks_that_are_needed_yet() -> None:
     """While two blocks are lacking, what two take is kept from the search; with all of them run, nothing is."""
     lacking = seen(*ALL[:2], *block(1), **compared(1.5), left_s=45.0)

@@ -966,6 +966,19 @@ def test_a_comparison_that_is_open_is_told(store: Store) -> None:
     assert f"{known}0.97 × the default (one block), which is not clear yet" in headline(answer(store, objective=wanted))
 
 
+def test_what_nobody_could_judge_goes_on_unjudged(store: Store) -> None:
+    """The search ended for want of a reference: the command that goes on says what it takes, or it would end so again."""
+    quality = Quality(
+        0.01, 0.1, 1e-3, 0.99, 64, reference="fp32, eager", course="not compared: a step in fp32 does not fit"
+    )
+    studied(store, [attempt(DEFAULT, 1000, quality=quality)], stop=Stop.UNJUDGED, left=UNTRIED, chance=None)
+    found = answer(store)
+
+    assert "its training was not compared: a step in fp32 does not fit" in shown(found)
+    assert f"to go on: {found.command}" in shown(found)
+    assert found.command.endswith("--allow-unjudged")
+
+
 def test_nothing_right_is_an_answer(store: Store) -> None:
     """Where everything was tried and nothing is right, the answer is whole: no recommendation, what is wrong, the way out."""
     study = studied(store, [reading_its_pads(DEFAULT, 1000), reading_its_pads(SORTED, 1200)])

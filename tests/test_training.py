@@ -239,7 +239,7 @@ def subject(configuration: Configuration = PLAIN) -> Subject:
 def test_the_reference_computes_layers_again_where_there_is_no_memory_to_keep_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On an H200 sdpa in fp32 kept 8 GiB of scores a layer of 8,192 tokens, and no training was judged. The course is the same."""
+    """On an H200 sdpa in fp32 kept 8 GiB of scores a layer of 8,192 tokens: no training was judged. The course is the same."""
     session = Session(lambda _: None)
     kept = reference_course(session, subject())
     own, asked = TrainingRuntime.course, []

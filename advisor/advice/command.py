@@ -54,6 +54,8 @@ def going_on(source: ModelSource, study: StudyRecord, objective: Objective, *, i
         return command
     is_of_job = objective.job_calls is not None
     flags = _longer(study.budget) if study.state == "done" else _again(study.budget, is_of_job=is_of_job)
+    if study.end is not None and study.end.stop is Stop.UNJUDGED:
+        flags.append("--allow-unjudged")  # without, nothing more comes of it
     return " ".join([command, *flags])
 
 

@@ -46,6 +46,7 @@ class Stop(StrEnum):
     BUDGET = "budget"
     TRIALS = "trials"
     FAILURES = "failures"
+    UNJUDGED = "unjudged"
     INTERRUPTED = "interrupted"
 
     @property
@@ -58,13 +59,14 @@ class Stop(StrEnum):
             Stop.BUDGET: "the budget was spent",
             Stop.TRIALS: "the trials asked for were spent",
             Stop.FAILURES: "too many trials failed in a row",
+            Stop.UNJUDGED: "nothing that is measured could be recommended",
             Stop.INTERRUPTED: "it was interrupted",
         }[self]
 
     @property
     def is_cut(self) -> bool:
         """Whether it stopped although nobody had asked for so little, nor was anything else to be expected."""
-        return self in (Stop.BUDGET, Stop.FAILURES, Stop.INTERRUPTED)
+        return self in (Stop.BUDGET, Stop.FAILURES, Stop.UNJUDGED, Stop.INTERRUPTED)
 
 
 @dataclass(frozen=True)

@@ -158,18 +158,18 @@ def _astray(quality: Quality, limits: Course) -> list[str]:
     return [f"training goes astray: {text} (limit {limit:.2g})" for figure, limit, text in said if figure > limit]
 
 
+def has_reference(quality: Quality) -> bool:
+    """Whether there was something to judge by: outputs in fp32, and for work that trains a step in fp32."""
+    return quality.is_against_fp32 and not quality.course
+
+
 def is_judged(quality: Quality, declared: Tier) -> bool:
     """Whether figures say how far from the checkpoint's output a configuration is.
 
     Not where the reference is not in fp32, and not for a lossy choice whose weights were drawn at random: what four bits
     cost random weights says nothing of trained ones.
     """
-    return (
-        quality.is_against_fp32
-        and not quality.lacks_layout
-        and not quality.course
-        and (declared is Tier.EXACT or not quality.drawn)
-    )
+    return has_reference(quality) and not quality.lacks_layout and (declared is Tier.EXACT or not quality.drawn)
 
 
 def tier_reached(

@@ -82,7 +82,7 @@ def _beyond_tier(
     if declared.rank > objective.quality.rank:
         return [f"its quality tier is {declared}, and {objective.quality} was asked for"]
     if trial.quality is None or not is_judged(trial.quality, declared) or not (same_weights or declared is Tier.EXACT):
-        return [] if objective.allow_unjudged else [_unjudged_words(trial.quality, declared)]
+        return [] if objective.allow_unjudged else [unjudged_words(trial.quality, declared)]
     tier = tier_reached(trial.quality, trial.ran, facts, limits)
     if tier is None or tier.rank > objective.quality.rank:
         broken = "; ".join(lossy_failures(trial.quality, limits[objective.quality]))
@@ -91,7 +91,8 @@ def _beyond_tier(
     return []
 
 
-def _unjudged_words(quality: Quality | None, declared: Tier) -> str:
+def unjudged_words(quality: Quality | None, declared: Tier) -> str:
+    """Say why nobody knows whether something is right: it is of this tier, and `is_judged` says no."""
     if quality is not None and quality.lacks_layout:
         return f"its layout was {quality.layout_words}, and --allow-unjudged is not set"
     if quality is not None and not quality.is_against_fp32:

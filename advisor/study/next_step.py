@@ -14,8 +14,11 @@ from dataclasses import replace
 from advisor.knobs import weights_of
 from advisor.nouns.answer import Stop
 from advisor.nouns.configuration import Configuration, stated
+from advisor.nouns.objective import Tier
 from advisor.nouns.step import Baseline, Discard, EndSearch, Probe, Search, Step, Wait
 from advisor.nouns.trial import Outcome, Trial
+from advisor.quality.judge import has_reference
+from advisor.quality.objections import unjudged_words
 from advisor.search.late import mendable, opened
 from advisor.search.prospects import searched
 from advisor.search.search import PAYBACK, UNLIKELY, Knowledge
@@ -59,12 +62,31 @@ def _search_step(seen: Snapshot) -> Step:
         return EndSearch(Stop.BUDGET)
     if (must_be := _must_be(seen)) is not None:
         return must_be
-    if text := in_common(seen.searched):
-        return EndSearch(Stop.FAILURES, text)
+    if (end := _hopeless(seen)) is not None:
+        return end
     following = _following(seen)
     if isinstance(following, Stop):
         return _after_all(seen, following)
     return Search(following, most_s=_available_s(seen))
+
+
+def _hopeless(seen: Snapshot) -> EndSearch | None:
+    """Return the end of a search that nothing can come of: nothing can be judged, or everything fails."""
+    if (text := _why_unjudged(seen)) and not seen.job.budget.exhaustive:
+        return EndSearch(Stop.UNJUDGED, text)
+    text = in_common(seen.searched)
+    return EndSearch(Stop.FAILURES, text) if text else None
+
+
+def _why_unjudged(seen: Snapshot) -> str:
+    """Say why nothing can be judged, where there is no reference to judge by and that is not allowed; else "".
+
+    The default's trial says so of all: without, the search would take the default's precision for the fault, and try others.
+    """
+    quality = seen.default.quality if seen.default is not None else None
+    if quality is None or seen.job.objective.allow_unjudged or has_reference(quality):
+        return ""
+    return f"of no configuration it is known whether it is right: {unjudged_words(quality, Tier.EXACT)}"
 
 
 def _after_all(seen: Snapshot, stop: Stop) -> Step:
