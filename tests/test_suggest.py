@@ -901,6 +901,23 @@ def test_a_generic_name_needs_its_knob(monkeypatch: pytest.MonkeyPatch) -> None:
         choices_in("none,bf16")
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("adamw", "there is adamw_torch_fused and adamw_8bit and paged_adamw_8bit; advisor probe lists them"),
+        ("use_liger_kernel", "there is liger and liger-loss and liger-with-loss"),
+        ("activation_checkpointing", "there is checkpointed"),
+        ("gradient_checkpointing", "the knob checkpointing has off, checkpointed"),
+        ("fp8", "there is torchao-fp8 and torchao-fp8-dynamic-row and torchao-fp8-dynamic-tensor"),
+    ],
+)
+def test_words_of_trainer_are_understood(word: str, said: str) -> None:
+    """Its arguments and parts of names are no choices: what is meant by them is told."""
+    with pytest.raises(BadInput, match="there is no choice") as raised:
+        choices_in(word)
+    assert said in str(raised.value.hint)
+
+
 def test_why_not_names_the_objective(store: Store) -> None:
     """A choice that ran, and fast, but is outside the objective is told what keeps it out."""
     study = studied(store, [attempt(DEFAULT, 1000), attempt(NF4, 2000, peak_bytes=30 * GIB)], {NF4: (2.0, 2.0, 2.01)})

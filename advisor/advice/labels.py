@@ -90,10 +90,20 @@ def _knobs_of(word: str) -> list[str]:
 
 
 def _meant(name: str, knob: str) -> str:
-    """Return what to do about a name that no choice has: a quality tier is none, and those that are written alike are named."""
+    """Return what to do about a name that no choice has: a quality tier is none, and those that are written alike are named.
+
+    So are those that Trainer has an argument of that name for, and those that have it as a part of theirs.
+    """
     if name in {str(tier) for tier in Tier}:
         return f"{name} is a quality tier: name a choice of it, advisor probe lists them"
     own = [each for each in KNOBS.values() if knob in ("", each.name)]
     known = [choice.name for each in own for choice in each.choices.values() if choice.traits.advised]
+    theirs = [choice.name for each in own for choice in each.choices.values() if name in choice.trainer]
+    parts = [each for each in known if name in re.split("[-_]", each)]
+    if theirs or parts:
+        return f"there is {' and '.join(theirs or parts)}; advisor probe lists them"
+    for part in re.split("[-_]", name):
+        if not knob and part in KNOBS:
+            return f"the knob {part} has {', '.join(KNOBS[part].choices)}"
     near = meant(name, [each for each in known if each not in GENERIC], alike=0.7)
     return f"{near} advisor probe lists them".strip()

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from advisor.errors import BadInput
 from advisor.nouns.near import meant, nearest
+from advisor.nouns.option import Option
+from advisor.workloads import kind_named, names
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,4 +44,12 @@ class Parser(argparse.ArgumentParser):
         flags = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
         near = nearest(flags[0], known, most=1, alike=0.75) if flags else []
+        theirs = [kind for kind in map(kind_named, names()) if flags and flags[0] in map(_as_flag, kind.options)]
+        if theirs:
+            return f"--{flags[0]} goes with {' or '.join(f'--workload {kind.name}' for kind in theirs)};"
         return f"did you mean {known[near[0]]}?" if near else ""
+
+
+def _as_flag(option: Option) -> str:
+    """Return an option's name as the command line has it, without dashes."""
+    return option.name.replace("_", "-")

@@ -24,6 +24,7 @@ PACKAGES = (
     "torchao",
     "mslk",
     "liger-kernel",
+    "peft",
 )
 
 #: What a package's version ends with where another's files lie over its own: it is not that version any more.
