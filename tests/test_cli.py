@@ -193,6 +193,10 @@ BAD = {
         ["tune", MODEL, "--bugdet", "5m"],
         "unrecognized arguments: --bugdet 5m (did you mean --budget? see advisor tune --help)",
     ),
+    "a flag of other work": (
+        ["tune", MODEL, "--targets=q_proj"],
+        "unrecognized arguments: --targets=q_proj (--targets goes with --workload train; see advisor tune --help)",
+    ),
     "a flag with its value, nearly": (["suggest", MODEL, "--why_not=nf4"], "(did you mean --why-not? see"),
     "a command, nearly": (
         ["tnue", MODEL],

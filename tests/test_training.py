@@ -84,6 +84,19 @@ def test_the_work_is_a_value() -> None:
     assert lora.key_for("a") != WORK.key_for("a")
 
 
+def test_other_adapters_are_further_than_those_of_another_rank() -> None:
+    """What was measured of rank 8 is nearer to rank 16 than to other modules' or all weights, and differs in its rank."""
+    asked, full = Training(LENGTHS, 4, "lora"), Training(LENGTHS, 4)
+    rank, targets = replace(asked, rank=8), replace(asked, targets=("o_proj",))
+    apart = [asked.distance(other) for other in (asked, rank, targets, full)]
+
+    assert apart == sorted(apart)
+    assert apart[0] == 0.0 < apart[1]
+    assert {name for name, value in asked.described.items() if rank.described[name] != value} == {"rank"}
+    assert {name for name, value in asked.described.items() if targets.described[name] != value} == {"targets"}
+    assert full.described["method"] == "full"
+
+
 @pytest.mark.parametrize("name", ["at-once", "micro-1", "micro-2", "micro-4"])
 @pytest.mark.parametrize("by_length", [False, True])
 def test_a_step_has_the_same_sequences_however_it_is_computed(name: str, *, by_length: bool) -> None:

@@ -62,7 +62,9 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
     for name, words, add in _COMMANDS:
         raw = argparse.RawDescriptionHelpFormatter
         sentence = f"{words[:1].upper()}{words[1:]}."
-        made = commands.add_parser(name, help=words, description=sentence, epilog=epilog(name), formatter_class=raw)
+        made = commands.add_parser(
+            name, help=words, description=sentence, epilog=epilog(name, kind.commands), formatter_class=raw
+        )
         add(made, kind)
     return parser
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+#: By command, command lines, each with what it does.
+Examples = Mapping[str, tuple[tuple[str, str], ...]]
+
 #: A question in the words of people, and the command that answers it.
 ASKED = (
     ("the fastest for my own texts", "advisor tune MODEL --lengths-from prompts.jsonl"),
@@ -14,7 +19,7 @@ ASKED = (
 )
 
 #: Three command lines a command, each with what it does.
-EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+EXAMPLES: Examples = {
     "probe": (
         ("advisor probe", "what can be chosen here, and what is missing for the rest"),
         ("advisor probe --ceilings", "what the device reaches at best, in products and copies"),
@@ -108,11 +113,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def epilog(command: str | None = None) -> str:
-    """Return what stands below the flags of a command; None: of them all."""
+def epilog(command: str | None = None, own: Examples | None = None) -> str:
+    """Return what stands below the flags of a command; None: of them all. own: a kind of work's examples, by command."""
     if command is None:
         lines = [text for question, line in ASKED for text in (f"  {question}:", f"      {line}")]
         return "\n".join(
             ["what people ask:", *lines, "", "advisor COMMAND --help has the flags of a command, and examples"]
         )
-    return "\n".join(["examples:", *(f"  {line}\n      {words}" for line, words in EXAMPLES.get(command, ()))])
+    shown = (own or {}).get(command) or EXAMPLES.get(command, ())
+    return "\n".join(["examples:", *(f"  {line}\n      {words}" for line, words in shown)])

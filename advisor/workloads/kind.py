@@ -100,6 +100,7 @@ class Kind:
     running(workload, facts): the function that runs a call; runtime(workload, facts): the part with tensors;
     refuse(workload, facts, name): raise BadInput where a model of these facts can't do it, before each trial fails for it.
     preparation(workload, facts, source, device): what is done with the model first, source: its `ModelSource.files`.
+    commands: by command, what `--help` shows in the place of its examples: command lines, each with what it does.
     served(library, workload): whether a library's own call does this work: "pipeline" (transformers'), "sentence-transformers".
     """
 
@@ -117,6 +118,7 @@ class Kind:
     preparation: Callable[[Workload, ModelFacts, ModelFiles, str], Preparation] = _unprepared
     served: Callable[[str, Workload], Served] = _unserved
     options: tuple[Option, ...] = LIST_OPTIONS
+    commands: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict, hash=False)
     lengths: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lengths_of
 
     def measured(self, workload: Workload) -> tuple[Metric, ...]:

@@ -8,7 +8,7 @@ a knob *within* the step (`advisor.knobs.micro_batch`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Self, cast
 
@@ -16,31 +16,27 @@ from advisor.errors import BadInput, named
 from advisor.models.declared import is_encoder
 from advisor.nouns.checked import Test, checked, matches
 from advisor.nouns.model import ModelFacts, ModelFiles, ModelSource
-from advisor.nouns.option import Option, whole_word
-from advisor.nouns.reading import read_texts, read_whole
 from advisor.workloads.kind import Kind, Preparation, Running
-from advisor.workloads.options import LIST_OPTIONS
 from advisor.workloads.runtime import Runtime
 from advisor.workloads.train_figures import METRICS
 from advisor.workloads.train_memory import bytes_of_step, trained_values
+from advisor.workloads.train_options import (
+    ALPHA_OVER_RANK,
+    COMMANDS,
+    DEFAULT_STEPS,
+    OPTIONS,
+    OWN_TARGETS,
+    RANK,
+    no_step,
+)
 from advisor.workloads.train_refused import ALL_LINEAR, FULL, LORA, METHODS, QLORA, refuse_untrainable
 from advisor.workloads.work import Head, Needs, Work
 from advisor.workloads.workload import Batches, Workload
 
 NAME = "train"
 
-#: What TRL's ModelConfig has: a rank, and alpha twice as large. Its dropout of adapters (0.05) is left out: a step would be
-#: another one each time, and nothing that is tuned depends on it.
-RANK, ALPHA_OVER_RANK = 16, 2
-
 #: No layer is so wide that more would be of low rank.
 MOST_RANK = 8192
-
-#: peft's own modules for the type of model, where none are named.
-OWN_TARGETS = ()
-
-#: So many steps are in a list of generated lengths: a step takes as long as many forward passes.
-DEFAULT_STEPS = 4
 
 #: A step's passes: forward, and backward, which is worth two; one, where the weights it passes are not trained.
 _PASSES = {FULL: 3.0, LORA: 2.0, QLORA: 2.0}
@@ -69,7 +65,7 @@ class Training(Workload):
         """Refuse what is not a workload."""
         super().__post_init__()
         if self.batch is None:
-            raise _no_step()
+            raise no_step()
         if self.method not in METHODS:
             raise BadInput(f"{named('method')} must be one of {', '.join(METHODS)}, not {self.method!r}")
         if not 1 <= self.rank <= MOST_RANK:
@@ -94,6 +90,23 @@ class Training(Workload):
     def needs(self) -> Needs:
         """A head that predicts the next token."""
         return Needs(Head.LANGUAGE, next_token=True, otherwise="what is fine-tuned here are models of the next token")
+
+    @property
+    def features(self) -> dict[str, float | str]:
+        """What makes two workloads alike or not: what is trained and of which modules are words, the rank is a size."""
+        known: dict[str, float | str] = {**super().features, "output": self.method}
+        return {**known, "rank": self.rank, "targets": str(self.targets)} if self.trains_adapters else known
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What two workloads differ in, by name, for people."""
+        known = {name: value for name, value in super().described.items() if name != "output"}
+        targets = "+".join(self.targets) or "peft's own"
+        return {
+            **known,
+            "method": self.method,
+            **({"rank": self.rank, "targets": targets} if self.trains_adapters else {}),
+        }
 
     @property
     def own_payload(self) -> dict[str, Any]:
@@ -196,67 +209,6 @@ def micro_size(name: str) -> int | None:
 # ------------------------------------------------------------------------------------------------- options and the model
 
 
-def _read_targets(value: Any, name: str) -> tuple[str, ...]:
-    listed = value.split(",") if isinstance(value, str) else read_texts(value, name)
-    targets = tuple(sorted({each.strip() for each in listed}))
-    if not targets or not all(map(matches(r"[\w.-]{1,100}"), targets)):
-        raise BadInput(f"{named(name)} takes names of modules such as q_proj,v_proj, or {ALL_LINEAR}")
-    if ALL_LINEAR in targets and len(targets) > 1:
-        raise BadInput(f"{named(name)} {ALL_LINEAR} is every linear layer but the output's: it goes with no other name")
-    return targets
-
-
-def _no_step() -> BadInput:
-    """Return what is said where how many sequences a step has is left to be tuned."""
-    return BadInput(
-        f"{named('batch')} auto: how many sequences a step has decides what is learned, and is yours to say",
-        "how many of them share a forward pass is tuned: it is the knob micro_batch",
-    )
-
-
-def _read_step(value: Any, name: str) -> int:
-    """Return how many sequences a step has. Raises BadInput."""
-    if value == "auto":
-        raise _no_step()
-    return read_whole(value, name)
-
-
-def _own(option: Option) -> Option:
-    """Return an option of a list in the words of training."""
-    if option.name == "batch":
-        return replace(
-            option, help="sequences a step of the optimizer (default: %(default)s)", read=_read_step, word=whole_word
-        )
-    if option.name == "batches":
-        return replace(option, help=f"steps in the list (default: {DEFAULT_STEPS})", default=DEFAULT_STEPS)
-    return option
-
-
-_OPTIONS = (
-    *map(_own, LIST_OPTIONS),
-    Option(
-        "method",
-        "what is trained: all weights, LoRA adapters, or these beside weights in 4 or 8 bits (default: %(default)s)",
-        default=FULL,
-        choices=METHODS,
-    ),
-    Option(
-        "rank",
-        f"of the adapters; their alpha is {ALPHA_OVER_RANK} times as large (default: %(default)s)",
-        read_whole,
-        default=RANK,
-        metavar="R",
-        word=whole_word,
-    ),
-    Option(
-        "targets",
-        "modules with an adapter, or all-linear (default: peft's own for the type of model)",
-        _read_targets,
-        metavar="NAME[,NAME…]",
-    ),
-)
-
-
 def _parse(asked: Mapping[str, Any], source: ModelSource, lengths: tuple[int, ...]) -> Training:
     if is_encoder(source.config):
         raise BadInput(
@@ -345,5 +297,6 @@ KIND = Kind(
     refuse=refuse_untrainable,
     examples=_EXAMPLES,
     preparation=_preparation,
-    options=_OPTIONS,
+    options=OPTIONS,
+    commands=COMMANDS,
 )
