@@ -980,7 +980,7 @@ def test_a_comparison_that_is_open_is_told(store: Store) -> None:
     words = f"{known}0.97 × the default (95 % interval 0.95–0.99, 3 blocks), which is not clear yet"
     assert words in headline(answer(store, objective=wanted))
     store.save_comparisons(study, [Comparison(PACKED.key, DEFAULT.key, (0.975,), 9)])
-    assert f"{known}0.97 × the default (one block), which is not clear yet" in headline(answer(store, objective=wanted))
+    assert f"{known}0.97 × the default (one block), 3 could confirm it" in headline(answer(store, objective=wanted))
 
 
 def test_what_nobody_could_judge_goes_on_unjudged(store: Store) -> None:

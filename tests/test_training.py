@@ -48,7 +48,7 @@ from advisor.storage.store import Store
 from advisor.workloads import kind_of, workload_of
 from advisor.workloads.runtime import Call
 from advisor.workloads.train import Accumulated, Training
-from advisor.workloads.train_around_torch import without_dropout
+from advisor.workloads.train_around_torch import blocking, without_dropout
 from advisor.workloads.train_torch import IGNORED, TrainingRuntime, with_labels
 
 ROOT = Path(__file__).parent.parent
@@ -84,14 +84,14 @@ def test_the_work_is_a_value() -> None:
     assert lora.key_for("a") != WORK.key_for("a")
 
 
-def test_other_adapters_are_further_than_those_of_another_rank() -> None:
-    """What was measured of rank 8 is nearer to rank 16 than to other modules' or all weights, and differs in its rank."""
-    asked, full = Training(LENGTHS, 4, "lora"), Training(LENGTHS, 4)
-    rank, targets = replace(asked, rank=8), replace(asked, targets=("o_proj",))
-    apart = [asked.distance(other) for other in (asked, rank, targets, full)]
+def test_another_method_is_further_than_another_rank_or_other_modules() -> None:
+    """What was measured of rank 64 is nearer to rank 16 than all weights are, or a base in few bits; it differs in its rank."""
+    asked, full, qlora = Training(LENGTHS, 4, "lora"), Training(LENGTHS, 4), Training(LENGTHS, 4, "qlora")
+    rank, targets = replace(asked, rank=64), replace(asked, targets=("o_proj",))
+    near, far = [asked.distance(each) for each in (rank, targets)], [asked.distance(each) for each in (full, qlora)]
 
-    assert apart == sorted(apart)
-    assert apart[0] == 0.0 < apart[1]
+    assert asked.distance(asked) == 0.0 < min(near)
+    assert max(near) < min(far)
     assert {name for name, value in asked.described.items() if rank.described[name] != value} == {"rank"}
     assert {name for name, value in asked.described.items() if targets.described[name] != value} == {"targets"}
     assert full.described["method"] == "full"
@@ -253,11 +253,12 @@ def test_the_reference_computes_layers_again_where_there_is_no_memory_to_keep_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On an H200 sdpa in fp32 kept 8 GiB of scores a layer of 8,192 tokens: no training was judged. The course is the same."""
-    session = Session(lambda _: None)
+    session, random = Session(lambda _: None), torch.get_rng_state()
     kept = reference_course(session, subject())
     own, asked = TrainingRuntime.course, []
 
     def short_of_memory(self: Any, model: Any, *given: Any, **more: Any) -> Any:
+        torch.rand(3)
         asked.append(model.is_gradient_checkpointing)  # memory that ends can't be had on a machine that others use
         if not model.is_gradient_checkpointing:
             raise torch.OutOfMemoryError
@@ -267,6 +268,7 @@ def test_the_reference_computes_layers_again_where_there_is_no_memory_to_keep_th
     again = reference_course(session, subject())
 
     assert asked == [False, True]
+    assert torch.equal(random, torch.get_rng_state())
     assert kept is not None
     assert again is not None
     assert runtime().deviations(again, kept) == dict.fromkeys(("gradient", "loss", "norm"), 0.0)
@@ -292,6 +294,7 @@ def test_what_torch_picks_is_asked_of_the_model_that_was_asked_for(monkeypatch: 
     proof_torch.picked_by_torch(session, Call({}, (), ()), asked)
     proof_torch.operators_uncompiled(session, Call({}, (), ()), asked)
     looked(session)
+    switches_torch.allow_kernels(switches_torch.KERNELS)  # picked_by_torch gave back what it was told
 
     assert seen == [(torch.bfloat16, True, False)] * 2 + [(torch.bfloat16, True, True)]
 
@@ -315,6 +318,40 @@ def test_layers_that_no_gradient_passes_are_found(name: str) -> None:
     assert loaded(input_ids=tokens()[0][None]).logits.requires_grad
     with pytest.raises(ValueError, match=r"no gradient passes its linear layers \(Linear of Int8Tensor\)"):
         runtime().refuse_blocked(loaded, "cpu")
+
+
+class Router(torch.nn.Linear):
+    """As Llama 4's and PhiMoE's, which are linear layers and give more than one tensor."""
+
+    def forward(self, given: torch.Tensor) -> Any:
+        """Return scores and what was chosen."""
+        scores = super().forward(given)
+        return scores.sigmoid(), scores.argmax(-1)
+
+
+def test_layers_of_floats_and_what_does_not_run_alone_are_no_block() -> None:
+    """A class's own linear layer gives what it likes, zeros among it; what does not run by itself says nothing."""
+
+    class Odd(torch.nn.Linear):
+        def forward(self, given: torch.Tensor, more: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(given) + more
+
+    zeros, odd = torch.nn.Linear(4, 4), Odd(4, 4)
+    torch.nn.init.zeros_(zeros.weight)
+    odd.weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    held = torch.nn.ModuleList([zeros, Router(4, 4), odd])
+    held.dtype = torch.float32  # type: ignore[assignment]
+
+    assert blocking(held, "cpu") == []
+
+
+def test_shares_in_a_configuration_are_dropped_with_the_others(model: Any) -> None:
+    """Falcon reads its dropout from its configuration in every pass: two equal runs differed, and its layout was called wrong."""
+    model.config.hidden_dropout = 0.3
+    with without_dropout(model):
+        assert model.config.hidden_dropout == 0.0
+    assert model.config.hidden_dropout == 0.3
+    del model.config.hidden_dropout
 
 
 def test_what_the_gate_looks_at_is_no_end_of_training() -> None:

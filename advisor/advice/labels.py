@@ -13,6 +13,9 @@ from advisor.nouns.configuration import Configuration
 from advisor.nouns.near import meant
 from advisor.nouns.objective import Tier
 
+#: So many choices of a knob that was meant are named.
+_FEW = 4
+
 
 def choices_in(text: str) -> dict[str, str]:
     """Read what --why-not is about: one choice, several, or a whole configuration, as any of our outputs spells them; by knob.
@@ -102,8 +105,9 @@ def _meant(name: str, knob: str) -> str:
     parts = [each for each in known if name in re.split("[-_]", each)]
     if theirs or parts:
         return f"there is {' and '.join(theirs or parts)}; advisor probe lists them"
-    for part in re.split("[-_]", name):
-        if not knob and part in KNOBS:
-            return f"the knob {part} has {', '.join(KNOBS[part].choices)}"
+    said = [part for part in re.split("[-_]", name) if part in KNOBS and len(part) > 0.4 * len(name)]
+    choices = [choice.name for choice in KNOBS[said[0]].choices.values()] if said and not knob else []
+    if 0 < len(choices) <= _FEW:
+        return f"the knob {said[0]} has {', '.join(choices)}"
     near = meant(name, [each for each in known if each not in GENERIC], alike=0.7)
     return f"{near} advisor probe lists them".strip()

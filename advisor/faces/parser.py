@@ -44,8 +44,9 @@ class Parser(argparse.ArgumentParser):
         flags = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
         near = nearest(flags[0], known, most=1, alike=0.75) if flags else []
+        is_asked = "--workload" in self._option_string_actions
         theirs = [kind for kind in map(kind_named, names()) if flags and flags[0] in map(_as_flag, kind.options)]
-        if theirs:
+        if is_asked and theirs:
             return f"--{flags[0]} goes with {' or '.join(f'--workload {kind.name}' for kind in theirs)};"
         return f"did you mean {known[near[0]]}?" if near else ""
 

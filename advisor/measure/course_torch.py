@@ -60,6 +60,7 @@ def reference_course(session: Session, subject: Subject) -> dict[str, Any] | Non
                 found = runtime.reference_course(session.model, tokens, session.device, steps=steps_of(subject))
         except fp32_torch.NO_MEMORY as error:
             error.__traceback__ = None  # it holds what the step had computed
+            session.give_back(runtime)  # the random state too
             session.unload()
             continue
         session.give_back(runtime)

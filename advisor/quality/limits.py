@@ -119,7 +119,9 @@ COURSE_MOST: Mapping[int, Course] = {
 
 #: The same of a lossy choice. Four bits of weights that were drawn turn gradients about (1.3 of their size off, the 8B) and move
 #: losses (0.04 nats); what says that another thing is learned is their size.
-COURSE_OF_LOSSY = Course(math.inf, math.inf, 0.5, f"ten times the largest of right ones, 4.4 % ({_SITTINGS})")
+COURSE_OF_LOSSY = Course(
+    math.inf, math.inf, 0.5, f"right ones were 4.4 % off at most, and 100 % is no gradient ({_SITTINGS})"
+)
 
 #: Of every kind of work that has none of its own: measurement.md, B.6. The tier dtype has no perplexity limit there: one per
 #: cent is the next tier's. That overlap of the ten nearest must be looked at stands there too, its limits are ours; so are

@@ -8,6 +8,7 @@ from rich.text import Text
 from advisor.advice.ranking import Candidate
 from advisor.advice.recommendation import Recommendation
 from advisor.nouns.answer import Conclusion
+from advisor.nouns.measurement import LEAST_BLOCKS
 from advisor.nouns.metrics import head, is_latency, seconds
 from advisor.terminal import gib, in_a_line
 
@@ -67,7 +68,8 @@ def _open_words(chosen: Candidate) -> str:
         return "not compared with the default yet"
     (low, high), blocks = chosen.comparison.interval, len(chosen.comparison.block_ratios)
     interval = f"95 % interval {low:.2f}–{high:.2f}, {blocks} blocks" if blocks > 1 else "one block"
-    return f"{chosen.comparison.ratio:.2f} × the default ({interval}), which is not clear yet"
+    open_ = "which is not clear yet" if blocks >= LEAST_BLOCKS else f"{LEAST_BLOCKS} could confirm it"
+    return f"{chosen.comparison.ratio:.2f} × the default ({interval}), {open_}"
 
 
 def _nothing_better(recommendation: Recommendation, better: str) -> str:

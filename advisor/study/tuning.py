@@ -17,6 +17,7 @@ from advisor.nouns.model import ModelFacts, ModelSource
 from advisor.nouns.objective import Budget, Objective
 from advisor.nouns.trial import Outcome, Trial, best_laps_s, default_of
 from advisor.quality.amortised import Amortised, over_calls
+from advisor.quality.judge import has_reference
 from advisor.quality.limits import limits_of
 from advisor.quality.objections import objections
 from advisor.search.space import Space
@@ -85,6 +86,7 @@ class Snapshot:
     def trials(self) -> tuple[Trial, ...]:
         """The trials without the failures of earlier tunes; a wrong output stays wrong.
 
+        Nor what those could not judge for want of a reference, which may be had by now, where what is unjudged is not allowed.
         Nor what was cut, or was left behind: nothing is known of it. Their rates are those of the objective's job, where it has
         so many calls.
         """
@@ -105,8 +107,11 @@ class Snapshot:
             return trial.number in self.taken
         if trial.outcome is Outcome.CUT:
             return False
-        is_of_now = trial.number >= self.first or trial.number in self.unfinished
-        return is_of_now or not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
+        if trial.number >= self.first or trial.number in self.unfinished:
+            return True
+        if not self.job.objective.allow_unjudged and trial.quality is not None and not has_reference(trial.quality):
+            return False
+        return not trial.outcome.is_failure or trial.outcome is Outcome.WRONG_OUTPUT
 
     @property
     def begun(self) -> int:

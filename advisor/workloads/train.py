@@ -93,9 +93,10 @@ class Training(Workload):
 
     @property
     def features(self) -> dict[str, float | str]:
-        """What makes two workloads alike or not: what is trained and of which modules are words, the rank is a size."""
-        known: dict[str, float | str] = {**super().features, "output": self.method}
-        return {**known, "rank": self.rank, "targets": str(self.targets)} if self.trains_adapters else known
+        """What makes two workloads alike or not: of what is trained all is words, and another method is two of them."""
+        trained, base = str(self.trains_adapters), str(self.quantises_base)
+        known: dict[str, float | str] = {**super().features, "output": self.method, "adapters": trained, "base": base}
+        return {**known, "rank": str(self.rank), "targets": str(self.targets)} if self.trains_adapters else known
 
     @property
     def described(self) -> dict[str, object]:

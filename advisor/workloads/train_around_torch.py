@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,35 +18,27 @@ DRAWN_ROWS = 32
 
 
 @contextmanager
-def some_optimizer(model: Any) -> Iterator[None]:
-    """Give a model that was left as it was loaded, to see what it launches, an optimizer that keeps and changes nothing."""
-    if getattr(model, "optimizer", None) is not None:
-        yield
-        return
-    model.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    try:
-        yield
-    finally:
-        del model.optimizer
-
-
-@contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Have a model drop and shake nothing for a while: its modules for it, and the shares that others are given."""
+    """Have a model drop and shake nothing for a while: its modules, the shares that others are given, those of configurations.
+
+    Falcon reads its share from the configuration in every forward pass.
+    """
+    modules = list(model.modules())
+    configurations = {id(c): c for module in modules if hasattr(c := getattr(module, "config", None), "__dict__")}
     changed = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            is_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    for holder in (*modules, *configurations.values()):
+        is_dropout = isinstance(holder, torch.nn.modules.dropout._DropoutNd)
+        for name, value in vars(holder).items():
             is_share = name == "p" if is_dropout else "drop" in name or "jitter" in name
             if is_share and isinstance(value, float) and value > 0:
-                changed.append((module, name, value))
-    for module, name, _ in changed:
-        setattr(module, name, 0.0)
+                changed.append((holder, name, value))
+    for holder, name, _ in changed:
+        setattr(holder, name, 0.0)
     try:
         yield
     finally:
-        for module, name, value in changed:
-            setattr(module, name, value)
+        for holder, name, value in changed:
+            setattr(holder, name, value)
 
 
 @contextmanager
@@ -67,35 +60,52 @@ def first_gradients(model: Any, found: dict[str, tuple[torch.Tensor, float]]) ->
 
 
 def blocking(model: Any, device: str) -> list[str]:
-    """Return the kinds of linear layers that let no gradient through to their input, by their class and their weight's.
+    """Return the kinds of quantised linear layers that let no gradient through to their input, by class and weight.
 
     One layer of a kind is looked at, with a drawn input. torchao's layers with quantised inputs do so in silence, and those of
-    bitsandbytes on a CPU once they have run in evaluation: adapters get gradients around them, and of another loss.
+    bitsandbytes on a CPU once they have run in evaluation: adapters get gradients around them, and of another loss. What has
+    floats for weights is torch's own to differentiate.
     """
     one_of: dict[tuple[str, str], Any] = {}
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if weight is not None and hasattr(module, "in_features") and not any(module.children()):
+        is_layer = hasattr(module, "in_features") and not any(module.children())
+        if is_layer and isinstance(weight, torch.Tensor) and _is_quantised(weight):
             one_of.setdefault((type(module).__name__, type(weight).__name__), module)
     return [f"{layer} of {weight}" for (layer, weight), module in one_of.items() if not _passes(module, model, device)]
 
 
+def _is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight is a tensor of its quantiser's own class, or in no floats of 16 bits and more."""
+    own = type(weight) not in (torch.nn.Parameter, torch.Tensor)
+    return own or not weight.dtype.is_floating_point or weight.dtype.itemsize < 2
+
+
 def _passes(layer: Any, model: Any, device: str) -> bool:
-    """Whether a gradient comes back through a layer."""
+    """Whether a gradient comes back through a layer; true where it does not run by itself, for then nothing is known of it."""
     own = layer.weight.dtype
     dtype = own if own.is_floating_point and own.itemsize > 1 else model.dtype
     drawn = torch.randn(DRAWN_ROWS, layer.in_features, generator=torch.Generator().manual_seed(0))
     drawn = drawn.to(device, dtype).requires_grad_()
-    with torch.enable_grad():
-        given = layer(drawn)
+    try:
+        with torch.enable_grad():
+            given = layer(drawn)
+            given = given[0] if isinstance(given, tuple) else given
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001  (a layer that takes more than its input)
+        traceback.print_exc()
+        return True
     if not given.requires_grad:
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says of an operator without a derivative what is asked here
             (gradient,) = torch.autograd.grad(given.float().sum(), drawn, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        if "CUDA" in str(error):
             raise
         return False  # no derivative of its operator is known
     return gradient is not None and bool(gradient.any())

@@ -19,7 +19,7 @@ from advisor.workloads.kind import Running
 from advisor.workloads.runtime import Call, Runtime
 from advisor.workloads.tokens_torch import TokenTally, deviation_at_positions, distances_of, values_of_tokens
 from advisor.workloads.train import ALLOCATOR
-from advisor.workloads.train_around_torch import blocking, first_gradients, some_optimizer, without_dropout
+from advisor.workloads.train_around_torch import blocking, first_gradients, without_dropout
 from advisor.workloads.workload import Workload
 
 #: Labels of what has no loss, as torch's cross entropy and transformers have it.
@@ -127,8 +127,7 @@ class TrainingRuntime(Runtime):
     def run(self, model: Any, call: Call, device: str, positions: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
         """Do a step on the device; return its loss and its gradients' norm. Dropout is as the model's configuration has it."""
         assert isinstance(call, Step), "a step is timed, a forward pass is judged"
-        with some_optimizer(model):
-            values: torch.Tensor = self._function(model, [part.on(device) for part in call.parts])
+        values: torch.Tensor = self._function(model, [part.on(device) for part in call.parts])
         return values
 
     # ------------------------------------------------------------------------------------- what the gate looks at
