@@ -983,6 +983,18 @@ def test_a_comparison_that_is_open_is_told(store: Store) -> None:
     assert f"{known}0.97 × the default (one block), 3 could confirm it" in headline(answer(store, objective=wanted))
 
 
+def test_what_a_block_found_slower_is_not_hoped_for_by_its_search(store: Store) -> None:
+    """One block at 0.64 outweighs 1.05 in the search: what was as fast and met nobody comes first."""
+    wanted = Objective(Tier.DTYPE, max_memory_bytes=25 * GIB)
+    attempts = [attempt(DEFAULT, 1000, peak_bytes=60 * GIB)]
+    attempts += [attempt(each, speed, peak_bytes=10 * GIB) for each, speed in ((PACKED, 1050), (SORTED, 1000))]
+    study = studied(store, attempts, objective=wanted)
+    assert answer(store, objective=wanted).configuration == PACKED
+    store.save_comparisons(study, [Comparison(PACKED.key, DEFAULT.key, (0.64,), 9)])
+
+    assert answer(store, objective=wanted).configuration == SORTED
+
+
 def test_what_nobody_could_judge_goes_on_unjudged(store: Store) -> None:
     """The search ended for want of a reference: the command that goes on says what it takes, or it would end so again."""
     quality = Quality(

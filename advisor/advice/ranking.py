@@ -147,7 +147,15 @@ def ranked(candidates: Sequence[Candidate], aim: Metric) -> list[Candidate]:
     for verdicts in (("faster",), ("tie", None), ("slower",)):
         ordered += _by_ratio([c for c in candidates if c.is_confirmed and c.verdict in verdicts])
     hoped = [c for c in candidates if not c.is_confirmed]
-    return ordered + sorted(hoped, key=lambda c: (-c.trial.score(aim), *_simplicity(c)))
+    return ordered + sorted(hoped, key=lambda c: (-_hope(c, aim), *_simplicity(c)))
+
+
+def _hope(found: Candidate, aim: Metric) -> float:
+    """Return the score of what was not confirmed: no more than blocks say of it, where there were some."""
+    score = found.trial.score(aim)
+    if found.comparison is None or not found.search_ratio:
+        return score
+    return score * min(1.0, found.comparison.ratio / found.search_ratio)
 
 
 def _by_ratio(confirmed: Sequence[Candidate]) -> list[Candidate]:

@@ -106,7 +106,7 @@ def _objective(kind: Kind, wanted: Mapping[str, Any], asked: Mapping[str, Any]) 
         metric=kind.objectives[wanted["objective"]].metric,
         max_latency_s=wanted["max_latency"],
         calls=wanted["calls"],
-        only=_kept(restrictions, is_batch_open=asked.get("batch") is None) if restrictions else (),
+        only=_kept(kind, restrictions, is_batch_open=asked.get("batch") is None) if restrictions else (),
     )
 
 
@@ -126,12 +126,14 @@ def _refuse_unknown_rules(rules: Sequence[str]) -> None:
             )
 
 
-def _kept(restrictions: Iterable[Restriction], *, is_batch_open: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _kept(
+    kind: Kind, restrictions: Iterable[Restriction], *, is_batch_open: bool
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the knobs that are named with the choices that are left of each, in one order for all spellings."""
     from advisor.knobs import KNOBS
 
     kept: dict[str, tuple[str, ...]] = {}
-    for name, knob, choices in _spelled_out(restrictions):
+    for name, knob, choices in _spelled_out(kind, restrictions):
         option = named(name)
         if knob not in KNOBS:
             raise BadInput(
@@ -150,9 +152,12 @@ def _kept(restrictions: Iterable[Restriction], *, is_batch_open: bool) -> tuple[
     return tuple(sorted(kept.items()))
 
 
-def _spelled_out(restrictions: Iterable[Restriction]) -> Iterator[Restriction]:
-    """Yield restrictions of knobs alone: a label is one of every knob, implied choices too. Raises BadInput."""
+def _spelled_out(kind: Kind, restrictions: Iterable[Restriction]) -> Iterator[Restriction]:
+    """Yield restrictions of knobs alone: a label is one of every knob of such work, implied choices too. Raises BadInput."""
     from advisor.advice.labels import labelled
+    from advisor.knobs import KNOBS
+
+    own = [knob.name for knob in KNOBS.values() if any(map(knob.applies, kind.examples))]
 
     for name, knob, choices in restrictions:
         if knob != LABEL:
@@ -163,7 +168,8 @@ def _spelled_out(restrictions: Iterable[Restriction]) -> Iterator[Restriction]:
             several = "" if name == "fix" else "[,CHOICE…]"
             hint = f"KNOB=CHOICE{several}, or a whole configuration as it is printed"
             raise BadInput(f"{named(name)}: {shown(choices[0])} is no configuration's label", hint)
-        yield from ((name, each, (choice,)) for each, choice in found.spelled.items())
+        chosen = {**dict(found.over(own)), **found.spelled}
+        yield from ((name, each, (choice,)) for each, choice in chosen.items())
 
 
 def effort_of(given: Mapping[str, Any], objective: Objective) -> Effort:
