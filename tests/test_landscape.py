@@ -491,7 +491,10 @@ TRAINING = {name: each for name, each in RECORDED.items() if each.workload.train
 def test_search_of_training_is_near_the_best_after_a_quarter_of_the_trials(
     shipped: Landscape, replays: Callable[[Landscape], list[Any]]
 ) -> None:
-    """Of 20 configurations that an H200 trained with, 5 hold one within 2 % of the best, for 19 of 20 seeds."""
+    """Of 20 configurations that an H200 trained with, 5 hold one within 2 % of the best, for 19 of 20 seeds.
+
+    By trials, not by seconds: the default's has the reference in it, and is a fifth of all (the best is held at 34 % of them).
+    """
     counts = [next(n for n, regret in enumerate(found.regrets, 1) if regret <= TIE_ZONE) for found in replays(shipped)]
 
     assert sum(count <= len(shipped.trials) / 4 for count in counts) >= 19, counts

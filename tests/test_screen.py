@@ -32,6 +32,7 @@ from advisor.nouns.configuration import Configuration
 from advisor.show.formats import FORMATS
 from advisor.show.rows import as_csv
 from advisor.storage.store import Store
+from advisor.workloads import Kind, kind_named, names
 
 MODEL = str(Path(__file__).parent / "models" / "causal")
 # three quarters are padding: packing is about three times the default, so a busy machine finds a winner to confirm too
@@ -273,6 +274,22 @@ def test_every_example_of_the_help_is_a_command() -> None:
             words = shlex.split(part)
             if words[0] == "advisor":
                 build_parser(kind_in(words[1:])).parse_args(words[1:])
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in map(kind_named, names()) if kind.commands], ids=lambda kind: kind.name
+)
+def test_every_example_of_a_kind_of_work_is_a_command(kind: Kind) -> None:
+    """Its help shows its own, of that kind, and the parser takes each."""
+    parser = build_parser(kind)
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for name, examples in kind.commands.items():
+        told = commands[name].format_help()
+        for line, _ in examples:
+            words = shlex.split(line)
+            assert line in told
+            assert kind_in(words[1:]) is kind
+            parser.parse_args(words[1:])
 
 
 def test_the_help_says_what_each_format_is() -> None:

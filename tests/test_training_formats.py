@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "full-sorted-micro": ("full", {"packing": "sorted", "micro_batch": "micro-2"}),
     "full-autocast-checkpointed": ("full", {"autocast": "autocast-bf16", "checkpointing": "checkpointed"}),
     "lora-packed-micro": ("lora", {"packing": "packed", "micro_batch": "micro-2"}),
+    "qlora-torchao": ("qlora", {"quantization": "torchao-int8"}),
     "lora-checkpointed-micro": ("lora", {"checkpointing": "checkpointed", "micro_batch": "micro-1"}),
 }
 

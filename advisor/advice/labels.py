@@ -81,7 +81,8 @@ def _knobs_of(word: str) -> list[str]:
     """Return the knobs that have a choice, given as CHOICE or KNOB=CHOICE. Raises BadInput where there is none."""
     knob, _, name = word.rpartition("=")
     if knob and knob not in KNOBS:
-        hint = meant(knob, KNOBS) or f"there are {', '.join(KNOBS)}"
+        theirs = _of_trainer(knob, name)
+        hint = f"there is {' and '.join(theirs)}" if theirs else meant(knob, KNOBS) or f"there are {', '.join(KNOBS)}"
         raise BadInput(f"--why-not: there is no knob {shortened(knob)}", hint)
     found = [each.name for each in KNOBS.values() if name in each.choices and knob in ("", each.name)]
     if not found and word in KNOBS:
@@ -90,6 +91,12 @@ def _knobs_of(word: str) -> list[str]:
         which = f"{knob} has" if knob else "there is"
         raise BadInput(f"--why-not: {which} no choice {shortened(name)}", _meant(name, knob))
     return found
+
+
+def _of_trainer(argument: str, value: str) -> list[str]:
+    """Return the choices that Trainer has this argument with this value for: optim=adamw_8bit, bf16=True."""
+    choices = (choice for knob in KNOBS.values() for choice in knob.choices.values())
+    return [choice.name for choice in choices if choice.trainer.get(argument) in (value, repr(value))]
 
 
 def _meant(name: str, knob: str) -> str:

@@ -24,6 +24,7 @@ class Traits:
     Numbers. dtype: torch's name of what weights and arithmetic are in; bytes_per_value: of each; mantissa_bits: how fine its
     numbers are, 0 where that is not known; rounds: the dtypes of a safetensors file that do not fit into it; float32_matmul:
     torch's mode of 32-bit matrix products. quantises: the weights are no floats, so that they can't be looked at in fp32;
+    loaded_in_bits: transformers marks the model then, as loaded in 4 or 8 bits, by which other libraries know it;
     linear: the class of the linear layers then, as the worker names it; bytes_per_weight: of these layers; as_stored: weights
     take what they take in the checkpoint.
 
@@ -62,6 +63,7 @@ class Traits:
     rounds: tuple[str, ...] = ()
     float32_matmul: str = "highest"
     quantises: bool = False
+    loaded_in_bits: bool = False
     linear: str = ""
     bytes_per_weight: float = 0.0
     as_stored: bool = False

@@ -62,13 +62,13 @@ def hinders_sft(configuration: Configuration, recommendation: Recommendation) ->
     added, offset, takes = call_arguments(configuration), facts.position_offset, {"position_ids", "cu_seq_lens_q"}
     forward = "it puts a forward pass of its own in the model's place, and that is not what was compiled"
     rounds = "it rounds adapters beside quantised weights to bf16, and they were measured in fp32"
-    quantises = traits.quantises or workload.quantises_base
+    is_marked = traits.loaded_in_bits or facts.prequantized
     known = (
         (bool(added), f"it takes no arguments of every call ({', '.join(added)})"),
         (not traits.keeps_logits, "it has a loss without logits of its own, and refuses Liger's"),
         (traits.compiles_model and not traits.compiles_regions, forward),
         (traits.compiles_loss, "it has a loss of its own, and what was compiled of the model's would never run"),
-        (workload.trains_adapters and quantises, rounds),
+        (workload.trains_adapters and bool(is_marked), rounds),
         (traits.packs and offset > 0, f"it counts positions in a row from 0, and this model's begin at {offset}"),
         (
             traits.packs and not takes <= set(facts.accepts),

@@ -92,6 +92,7 @@ def _eight_bit(
         rates=rates(rate, training=0.75 * rate),
         traits=Traits(
             quantises=True,
+            loaded_in_bits=True,
             keeps_inputs=True,
             linear=f"Linear8bitLt:{threshold}",
             bytes_per_weight=1.0,
@@ -119,6 +120,7 @@ def _four_bit(kind: str, words: str, rate: float, *, double: bool = False) -> Ch
         rates=rates(rate, training=1.6 * rate),  # a step of an 8B took 1.03 of the time that it took in bf16 (H200)
         traits=Traits(
             quantises=True,
+            loaded_in_bits=True,
             linear=f"Linear4bit:{kind}" + (":double" if double else ""),
             bytes_per_weight=0.5 + (1 if double else 4) / 64,
         ),
