@@ -193,6 +193,11 @@ BAD = {
         ["tune", MODEL, "--bugdet", "5m"],
         "unrecognized arguments: --bugdet 5m (did you mean --budget? see advisor tune --help)",
     ),
+    "a flag with more than its name": (
+        ["tune", MODEL, "--workload", "train", "--batch-size", "8"],
+        "unrecognized arguments: --batch-size 8 (did you mean --batch? see advisor tune --workload train --help)",
+    ),
+    "a flag of work, of what is no work": (["probe", "--lengths", "5"], "--lengths 5 (see advisor probe --help)"),
     "a flag of other work": (
         ["tune", MODEL, "--targets=q_proj"],
         "unrecognized arguments: --targets=q_proj (--targets goes with --workload train; see advisor tune --help)",

@@ -66,6 +66,7 @@ def build_parser(kind: Kind = DEFAULT_KIND) -> argparse.ArgumentParser:
             name, help=words, description=sentence, epilog=epilog(name, kind.commands), formatter_class=raw
         )
         add(made, kind)
+        made.of_kind = f" --workload {kind.name}" if kind is not DEFAULT_KIND and made.takes_kind else ""
     return parser
 
 
