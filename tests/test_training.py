@@ -660,6 +660,28 @@ def test_peaks_of_long_sequences_are_predicted_within_a_tenth(choices: dict[str,
     assert predicted_gib(choices, work, ONE_B) == pytest.approx(peak_gib, rel=0.1)
 
 
+def test_scores_that_sdpa_writes_in_fp32_are_counted() -> None:
+    """With shared keys and no mask a GPU has the math kernel alone: on an H200 a step of 4 × 8192 kept 8 GiB of scores a layer.
+
+    Not with pads, for which keys are repeated, nor where each query has its own, in 16 bits, or on a CPU.
+    """
+    long, padded = Training((8192,) * 4, 4), Training((8192, 8192, 8192, 4096), 4)
+    scores_gib = ONE_B.layers * 4 * ONE_B.heads * 8192**2 * 4 / 2**30
+    whole = predicted_gib({"precision": "fp32"}, long, ONE_B)
+
+    assert scores_gib == 512
+    assert whole > scores_gib
+    alone = replace(ONE_B, kv_heads=ONE_B.heads)
+    others = [
+        predicted_gib({"precision": "fp32"}, padded, ONE_B),
+        predicted_gib({"precision": "fp32"}, long, alone),
+        predicted_gib({"precision": "fp32", "autocast": "autocast-bf16"}, long, ONE_B),
+        predicted_gib({"precision": "bf16"}, long, ONE_B),
+    ]
+    on_cpu = Situation(Configuration.of({**baseline_choices(ONE_B, long), "precision": "fp32"}), long, CPU, ONE_B)
+    assert max(*others, predicted_bytes(on_cpu) / 2**30) < whole - scores_gib
+
+
 @pytest.mark.parametrize(("method", "choices", "peak_gib"), [(m, *row) for m, rows in OF_8B.items() for row in rows])
 def test_peaks_of_adapters_are_predicted_within_a_tenth(method: str, choices: dict[str, str], peak_gib: float) -> None:
     """The same of Llama-3-8B, 4 × 2048, of which nothing but the adapters is trained."""

@@ -16,8 +16,8 @@ class Traits:
 
     Attention. tells_apart: it keeps packed sequences apart by where they begin, without a mask. masks_by_block: pairs that a
     mask hides cost next to nothing. builds_mask: several sequences in a row get a dense mask. adds_mask: a mask is added to
-    the scores, so that it must be of floats. writes_scores: all T×T scores of a layer are in memory. drops_pads: it takes the
-    pads out by itself.
+    the scores, so that it must be of floats. writes_scores: all T×T scores of a layer are in memory; writes_shared: so they are
+    on a GPU in fp32, where queries share keys and there is no mask. drops_pads: it takes the pads out by itself.
 
     Layout. packs: several sequences share a row; by_length: batches are of neighbours in length.
 
@@ -54,6 +54,7 @@ class Traits:
     builds_mask: bool = False
     adds_mask: bool = False
     writes_scores: bool = False
+    writes_shared: bool = False
     drops_pads: bool = False
     packs: bool = False
     by_length: bool = False

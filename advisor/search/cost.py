@@ -7,6 +7,7 @@ terms that it changes. No GPU time is spent, and no torch is needed. A prior for
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from advisor.knobs import Choice, Situation, Term, Traits, choices_of, traits_of
 from advisor.nouns.configuration import Configuration
@@ -14,7 +15,7 @@ from advisor.nouns.environment import Environment
 from advisor.nouns.metrics import Gauge, Metric
 from advisor.nouns.model import ModelFacts
 from advisor.nouns.trial import Trial
-from advisor.workloads import Head, Layout, Needs, Workload
+from advisor.workloads import Head, Layout, Needs, Work, Workload
 
 #: How much slower than a linear layer's an operation of attention is where its scores are written to memory.
 _ATTENTION = 8.0
@@ -93,6 +94,8 @@ def bytes_of_call(situation: Situation) -> float:
     """Return the bytes that a call needs beside the weights: scores or a mask that are written, the logits asked for."""
     facts, traits = situation.facts, situation.traits
     work, written = situation.workload.work(layout_of(traits), facts), 0.0
+    if traits.writes_shared and _writes_shared(situation, work):
+        traits = cast("Traits", _Writing(traits))
     own = situation.workload.step_bytes(work, facts, traits)
     if own is not None:
         return own
@@ -101,6 +104,32 @@ def bytes_of_call(situation: Situation) -> float:
     elif traits.packs and traits.builds_mask:
         written = work.columns**2 * (1 if facts.is_causal else traits.bytes_per_value)
     return written + work.kept * facts.vocabulary * traits.bytes_per_value
+
+
+class _Writing:
+    """Traits as they are, but that all scores are written: whoever looks at them learns what was looked at (`search.cases`)."""
+
+    writes_scores = True
+
+    def __init__(self, traits: Traits) -> None:
+        """Hold them."""
+        self._traits = traits
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what they say of anything else."""
+        return getattr(self._traits, name)
+
+
+def _writes_shared(situation: Situation, work: Work) -> bool:
+    """Whether torch's kernels leave out what it asks for: in fp32, with keys that queries share, and without a mask.
+
+    torch's efficient kernel takes no shared keys, and the others take 16 bits; with a mask transformers repeats the keys.
+    """
+    facts, traits = situation.facts, situation.traits
+    is_whole = situation.environment.is_cuda and traits.bytes_per_value == 4 and not traits.autocasts
+    window = facts.sliding_window
+    is_masked = traits.packs or work.processed > work.tokens or (window is not None and work.columns >= window)
+    return is_whole and facts.kv_heads < facts.heads and not is_masked
 
 
 def layout_of(traits: Traits) -> Layout:

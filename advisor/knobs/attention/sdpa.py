@@ -255,7 +255,7 @@ CHOICES = (
         proof=ran_as("sdpa"),
         rates=rates(sdpa_rate),
         in_chunks=_in_chunks,
-        traits=Traits(builds_mask=True),
+        traits=Traits(builds_mask=True, writes_shared=True),
     ),
     *map(_choice, KERNELS),
 )
