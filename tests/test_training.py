@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from advisor.faces.cli import run
 from advisor.knobs import KNOBS, Batching, Situation, baseline_choices, collate, function_of, traits_of
 from advisor.measure import proof_torch
 from advisor.measure.course_torch import COURSE_STEPS, reference_course
-from advisor.measure.messages import Subject
+from advisor.measure.figures_torch import figures_of
+from advisor.measure.messages import Gate, Subject
 from advisor.measure.proof_torch import Profiled, launched_of
 from advisor.measure.session_torch import Session
 from advisor.models.checkpoint import find_model
@@ -318,6 +320,22 @@ def test_layers_that_no_gradient_passes_are_found(name: str) -> None:
     assert loaded(input_ids=tokens()[0][None]).logits.requires_grad
     with pytest.raises(ValueError, match=r"no gradient passes its linear layers \(Linear of Int8Tensor\)"):
         runtime().refuse_blocked(loaded, "cpu")
+
+
+def test_gradients_are_asked_for_without_a_reference_too() -> None:
+    """Where --allow-unjudged is the only way, what teaches nothing is wrong all the same."""
+    session = Session(lambda _: None)
+    for name in ("torchao-int8", "torchao-int8-dynamic"):
+        _, configuration = quantised(session, name)
+        asked = replace_struct(subject(configuration), workload=Training(LENGTHS, 4, "qlora", targets=("all-linear",)))
+        found = partial(
+            figures_of, session, asked, Gate(path=None, reference="not judged: it does not fit"), configuration
+        )
+        with (
+            runtime().mode(),
+            pytest.raises(ValueError, match="no gradient passes") if "dyn" in name else nullcontext(),
+        ):
+            assert found()[0].gradient is None
 
 
 class Router(torch.nn.Linear):

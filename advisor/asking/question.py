@@ -158,7 +158,6 @@ def _spelled_out(kind: Kind, restrictions: Iterable[Restriction]) -> Iterator[Re
     from advisor.knobs import KNOBS
 
     own = [knob.name for knob in KNOBS.values() if any(map(knob.applies, kind.examples))]
-
     for name, knob, choices in restrictions:
         if knob != LABEL:
             yield name, knob, choices

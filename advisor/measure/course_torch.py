@@ -83,14 +83,12 @@ def course_figures(
 ) -> dict[str, Figure]:
     """Return {"gradient", "loss", "norm", "steps", "course"} of a `Quality`: see there.
 
-    The loaded model is trained for it, and given back. Raises ValueError where a loss is not finite, and where gradients do not
-    pass its layers.
+    The loaded model is trained for it, and given back. Raises ValueError where a loss is not finite.
     """
-    runtime, steps = runtime_of(subject), steps_of(subject)
-    runtime.refuse_blocked(session.model, session.device)
     if "why" in reference:
         return {"course": f"not compared: {reference['why']}"}
     session.stage("course of training")
+    runtime, steps = runtime_of(subject), steps_of(subject)
     if any(weight.requires_grad and weight.dtype.itemsize < _WHOLE for weight in session.model.parameters()):
         steps = 1
     workload, tokens = session.sampled(subject)

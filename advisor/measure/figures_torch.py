@@ -32,7 +32,8 @@ def figures_of(
 ) -> tuple[Quality, dict[str, float]]:
     """Return the figures of the loaded configuration on the gate's sequences, and the seconds that their parts took.
 
-    Raises ValueError where an output is not finite.
+    Raises ValueError where an output is not finite, and where work that trains gets no gradients through its layers: whatever was
+    run before, and without a reference too.
     """
     began = time.perf_counter()
     session.give_back(runtime_of(subject))
@@ -53,6 +54,7 @@ def figures_of(
         began = time.perf_counter()
         found |= _probed(session, subject, looked, kept, configuration)
         seconds["probe_s"] = time.perf_counter() - began
+    looked.runtime.refuse_blocked(session.model, session.device)
     if reference.get("course") is not None:
         began = time.perf_counter()
         found |= course_figures(session, subject, configuration, reference["course"])
